@@ -1,0 +1,309 @@
+"""A spec is a frozen dataclass that you can call: the stone the house stands on.
+
+    @spec
+    class JumpReLU:
+        kappa: AtLeast0 = 0.0
+
+Specs are compared by value, print as the code that makes them, are read back from that print by
+`parse` (literals only: nothing is ever run), and are named by `key`, a hash of their content.
+So one notation serves code, command line, tables and store, and nothing is registered by hand:
+the decorator knows every spec that has been defined.
+
+Fields settle on construction: where a field is a float, ints and fractions such as "8/255" become
+floats; lists become tuples; NaN, booleans in the place of numbers, and values outside a field's
+`Within` are refused with an error that says what was expected, what came, and what to do.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import difflib
+import hashlib
+import math
+import types
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, dataclass_transform
+
+C = TypeVar("C", bound=type)
+
+
+class SpecError(ValueError):
+    """A spec that cannot be: unknown name, unknown field, or a value that its field refuses."""
+
+
+@dataclass(frozen=True)
+class Within:
+    """The closed interval that a number must lie in; `above=True` leaves out the lower end."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        return (self.low < value if self.above else self.low <= value) and value <= self.high
+
+    def __str__(self) -> str:
+        low = f"{'greater than' if self.above else 'at least'} {self.low:g}"
+        if self.high == math.inf:
+            return low
+        return f"at most {self.high:g}" if self.low == -math.inf else f"{low} and at most {self.high:g}"
+
+
+AtLeast0 = Annotated[float, Within(0.0)]
+Positive = Annotated[float, Within(0.0, above=True)]
+UnitInterval = Annotated[float, Within(0.0, 1.0)]
+Count = Annotated[int, Within(1)]
+
+_known: dict[str, type] = {}
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=False)
+def spec(cls: C) -> C:
+    """Makes `cls` a spec: a frozen dataclass whose fields settle and which prints as its own code.
+
+    A class attribute `version: ClassVar[int]` counts the changes of meaning of its fields and
+    enters the key; it is 1 where the class says nothing.
+    """
+    check = cls.__dict__.get("__post_init__")
+
+    def settle(self: Any) -> None:
+        for field, hint in _hints(cls).items():
+            object.__setattr__(self, field, _settle(getattr(self, field), hint, f"{cls.__name__}.{field}"))
+        if check is not None:
+            check(self)
+
+    cls.__post_init__ = settle
+    cls.__repr__ = show
+    made: C = dataclass(frozen=True, repr=False)(cls)
+    other = _known.get(cls.__name__)
+    if other is not None and other.__module__ != cls.__module__:
+        raise SpecError(
+            f"two specs are called {cls.__name__}: {other.__module__} and {cls.__module__}; "
+            "names are the notation, so rename one"
+        )
+    _known[cls.__name__] = made
+    return made
+
+
+def is_spec(value: object) -> bool:
+    """Whether `value` is an instance of a class made by `spec`."""
+    return _known.get(type(value).__name__) is type(value)
+
+
+def known(*, having: str | None = None) -> Iterator[type]:
+    """All spec classes defined so far, by name; with `having`, those with that class attribute."""
+    for _, cls in sorted(_known.items()):
+        if having is None or hasattr(cls, having):
+            yield cls
+
+
+# ------------------------------------------------------------------------------------------ print
+
+
+def show(value: Any) -> str:
+    """Prints a spec as the code that makes it: the first field always, others where they differ
+    from their default. `parse(show(s)) == s` for every spec."""
+    if is_spec(value):
+        said = ", ".join(f"{f}={show(v)}" for f, v in _said(value))
+        return f"{type(value).__name__}({said})"
+    if isinstance(value, tuple):
+        inner = ", ".join(show(v) for v in value)
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    if isinstance(value, float):
+        return _show_float(value)
+    return repr(value)
+
+
+def _said(value: Any) -> Iterator[tuple[str, Any]]:
+    for i, field in enumerate(dataclasses.fields(value)):
+        v = getattr(value, field.name)
+        default = field.default
+        if i == 0 or default is dataclasses.MISSING or v != _settled_default(type(value), field.name):
+            yield field.name, v
+
+
+def _settled_default(cls: type, name: str) -> Any:
+    field = next(f for f in dataclasses.fields(cls) if f.name == name)
+    return _settle(field.default, _hints(cls)[name], f"{cls.__name__}.{name}")
+
+
+def _show_float(value: float) -> str:
+    # 8/255 is how the field writes a pixel radius; the quotient is exactly this float or is not used.
+    if math.isinf(value):
+        return "1e999" if value > 0 else "-1e999"
+    steps = round(value * 255)
+    if 0 < steps < 255 and steps / 255 == value and len(f"{steps}/255") < len(repr(value)):
+        return f"{steps}/255"
+    return repr(value)
+
+
+# ------------------------------------------------------------------------------------------- read
+
+
+def parse(text: str, *, having: str | None = None) -> Any:
+    """Reads a spec from its print: `parse('PGD(steps=40)')`; a bare name takes its defaults.
+
+    Only literals are read (numbers, fractions of numbers, strings, True, False, None, tuples,
+    lists, other specs); nothing is run and no attribute is looked up.
+
+    `having` restricts the outermost spec to classes with that attribute (`"norms"`: attacks).
+    Raises SpecError for anything else, naming the nearest spec or field.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as e:
+        raise SpecError(f"cannot read {text!r} as a spec, expected Name(field=value, …): {e}") from None
+    value = _read(ast.Call(tree, [], []) if isinstance(tree, ast.Name) else tree, text)
+    if not is_spec(value):
+        raise SpecError(f"expected a spec such as PGD(steps=40), got {text!r}")
+    if having is not None and not hasattr(value, having):
+        choices = ", ".join(c.__name__ for c in known(having=having))
+        raise SpecError(f"{show(value)} does not belong here; expected one of: {choices}")
+    return value
+
+
+def _read(node: ast.AST, text: str) -> Any:
+    match node:
+        case ast.Constant(value=bool() | int() | float() | str() | None as value):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
+            return -value
+        case ast.BinOp(left=left, op=ast.Div(), right=right):
+            over, under = _read(left, text), _read(right, text)
+            if isinstance(over, int | float) and isinstance(under, int | float) and under:
+                return over / under
+        case ast.Tuple(elts=items) | ast.List(elts=items):
+            return tuple(_read(i, text) for i in items)
+        case ast.Name(id=name) if name in _known:
+            return _known[name]()
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=words):
+            values = {str(k.arg): _read(k.value, text) for k in words}
+            return _make(name, [_read(a, text) for a in args], values)
+    if isinstance(node, ast.Name):
+        raise SpecError(_unknown("spec", node.id, list(_known)))
+    raise SpecError(f"{ast.unparse(node)!r} in {text!r} is no literal; write numbers, strings or specs")
+
+
+def _make(name: str, args: list[Any], values: dict[str, Any]) -> Any:
+    if name not in _known:
+        raise SpecError(_unknown("spec", name, list(_known)))
+    cls = _known[name]
+    fields = [f.name for f in dataclasses.fields(cls)]
+    if len(args) > len(fields):
+        raise SpecError(f"{name} takes at most {len(fields)} values ({', '.join(fields)}), got {len(args)}")
+    for word in values:
+        if word not in fields:
+            raise SpecError(f"{name}: {_unknown('field', word, fields)}")
+        if word in fields[: len(args)]:
+            raise SpecError(f"{name}.{word} is given twice; drop one")
+    given = dict(zip(fields, args, strict=False)) | values
+    missing = [
+        f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in given
+    ]
+    if missing:
+        raise SpecError(f"{name} needs {', '.join(missing)}; write {name}({missing[0]}=…)")
+    return cls(**given)
+
+
+def _unknown(what: str, name: str, names: list[str]) -> str:
+    folded = {n.lower(): n for n in names}
+    near = difflib.get_close_matches(name.lower(), list(folded), n=1, cutoff=0.5)
+    hint = f"; did you mean {folded[near[0]]}?" if near else ""
+    return f"unknown {what} {name!r}{hint} (known: {', '.join(sorted(names))})"
+
+
+# ------------------------------------------------------------------------------------------- key
+
+
+def key(value: Any) -> str:
+    """Names a spec by its content: 16 hex digits of a SHA-256 over its print and its versions.
+
+    The same content gives the same key in every process and on every machine; fields at their
+    default do not count, so a new field with a neutral default leaves old keys as they are.
+    """
+    said = f"{show(value)}|{','.join(sorted(set(_versions(value))))}"
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def _versions(value: Any) -> Iterator[str]:
+    if is_spec(value):
+        yield f"{type(value).__name__}={getattr(type(value), 'version', 1)}"
+        for _, inner in _said(value):
+            yield from _versions(inner)
+    elif isinstance(value, tuple):
+        for inner in value:
+            yield from _versions(inner)
+
+
+# --------------------------------------------------------------------------------------- settling
+
+
+def _hints(cls: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(cls, include_extras=True)
+    return {n: h for n, h in hints.items() if typing.get_origin(h) is not ClassVar and h is not ClassVar}
+
+
+def _settle(value: Any, hint: Any, where: str) -> Any:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        value = _settle(value, inner[0], where)
+        for bound in inner[1:]:
+            _check_within(value, bound, where)
+        return value
+    if origin in (typing.Union, types.UnionType):
+        return _settle_union(value, inner, where)
+    if origin is Literal:
+        if value not in inner:
+            raise SpecError(f"{where}: {_unknown('choice', str(value), [str(i) for i in inner])}")
+        return value
+    if origin is tuple and isinstance(value, list | tuple):
+        return tuple(_settle(v, inner[0], f"{where}[{i}]") for i, v in enumerate(value))
+    if hint is float:
+        return _settle_float(value, where)
+    if hint is int:
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise SpecError(f"{where}: expected a whole number, got {value!r}")
+        return value
+    if isinstance(hint, type) and not getattr(hint, "_is_protocol", False) and not isinstance(value, hint):
+        raise SpecError(f"{where}: expected {hint.__name__}, got {value!r}")
+    return value
+
+
+def _settle_union(value: Any, choices: tuple[Any, ...], where: str) -> Any:
+    errors = []
+    for choice in choices:
+        if choice is type(None):
+            if value is None:
+                return None
+            continue
+        try:
+            return _settle(value, choice, where)
+        except SpecError as e:
+            errors.append(e)
+    raise errors[-1]
+
+
+def _settle_float(value: Any, where: str) -> float:
+    if isinstance(value, str):
+        value = _fraction(value, where)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise SpecError(f'{where}: expected a number or a fraction such as "8/255", got {value!r}')
+    if math.isnan(value):
+        raise SpecError(f"{where}: expected a number, got NaN; give a finite value")
+    return float(value) + 0.0  # -0.0 and 0.0 are one value and must be one key
+
+
+def _fraction(text: str, where: str) -> float:
+    try:
+        over, _, under = text.partition("/")
+        return float(over) / float(under) if under else float(over)
+    except (ValueError, ZeroDivisionError):
+        raise SpecError(f'{where}: expected a number or a fraction such as "8/255", got {text!r}') from None
+
+
+def _check_within(value: Any, bound: Any, where: str) -> None:
+    if isinstance(bound, Within) and value is not None and value not in bound:
+        raise SpecError(f"{where}: expected a number {bound}, got {value!r}")
