@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, dataclass_transform
 
-C = TypeVar("C", bound=type)
+C = TypeVar("C")
 
 
 class SpecError(ValueError):
@@ -61,7 +61,7 @@ _known: dict[str, type] = {}
 
 
 @dataclass_transform(frozen_default=True, kw_only_default=False)
-def spec(cls: C) -> C:
+def spec(cls: type[C]) -> type[C]:
     """Makes `cls` a spec: a frozen dataclass whose fields settle and which prints as its own code.
 
     A class attribute `version: ClassVar[int]` counts the changes of meaning of its fields and
@@ -75,9 +75,9 @@ def spec(cls: C) -> C:
         if check is not None:
             check(self)
 
-    cls.__post_init__ = settle
-    cls.__repr__ = show
-    made: C = dataclass(frozen=True, repr=False)(cls)
+    for name, function in (("__post_init__", settle), ("__repr__", show)):
+        setattr(cls, name, function)
+    made = dataclass(frozen=True, repr=False)(cls)
     other = _known.get(cls.__name__)
     if other is not None and other.__module__ != cls.__module__:
         raise SpecError(
