@@ -20,11 +20,13 @@ import ast
 import dataclasses
 import difflib
 import hashlib
+import importlib
 import math
 import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, dataclass_transform
 
 C = TypeVar("C")
@@ -131,12 +133,14 @@ def _settled_default(cls: type, name: str) -> Any:
 
 
 def _show_float(value: float) -> str:
-    # 8/255 is how the field writes a pixel radius; the quotient is exactly this float or is not used.
+    # 8/255 is how the field writes a pixel radius; a quotient is used only where it is exactly this float.
     if math.isinf(value):
         return "1e999" if value > 0 else "-1e999"
-    steps = round(value * 255)
-    if 0 < steps < 255 and steps / 255 == value and len(f"{steps}/255") < len(repr(value)):
-        return f"{steps}/255"
+    if 0 < value < 1 and len(repr(value)) > 8:
+        near = Fraction(value).limit_denominator(255)
+        if near.numerator / near.denominator == value:
+            over = 255 // near.denominator if 255 % near.denominator == 0 else 1
+            return f"{near.numerator * over}/{near.denominator * over}"
     return repr(value)
 
 
@@ -177,18 +181,25 @@ def _read(node: ast.AST, text: str) -> Any:
                 return over / under
         case ast.Tuple(elts=items) | ast.List(elts=items):
             return tuple(_read(i, text) for i in items)
-        case ast.Name(id=name) if name in _known:
-            return _known[name]()
+        case ast.Name(id=name):
+            return _make(name, [], {})
         case ast.Call(func=ast.Name(id=name), args=args, keywords=words):
             values = {str(k.arg): _read(k.value, text) for k in words}
             return _make(name, [_read(a, text) for a in args], values)
-    if isinstance(node, ast.Name):
-        raise SpecError(_unknown("spec", node.id, list(_known)))
     raise SpecError(f"{ast.unparse(node)!r} in {text!r} is no literal; write numbers, strings or specs")
 
 
-def _make(name: str, args: list[Any], values: dict[str, Any]) -> Any:
+def _find(name: str) -> type | None:
+    # The package imports the homes of its public names on first use, and a spec is known once its home is.
     if name not in _known:
+        getattr(importlib.import_module(__package__), name, None)
+    return _known.get(name)
+
+
+def _make(name: str, args: list[Any], values: dict[str, Any]) -> Any:
+    if _find(name) is None:
+        for public in importlib.import_module(__package__).__all__:
+            _find(public)  # so that the error can name the nearest of all
         raise SpecError(_unknown("spec", name, list(_known)))
     cls = _known[name]
     fields = [f.name for f in dataclasses.fields(cls)]
@@ -200,9 +211,7 @@ def _make(name: str, args: list[Any], values: dict[str, Any]) -> Any:
         if word in fields[: len(args)]:
             raise SpecError(f"{name}.{word} is given twice; drop one")
     given = dict(zip(fields, args, strict=False)) | values
-    missing = [
-        f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in given
-    ]
+    missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in given]
     if missing:
         raise SpecError(f"{name} needs {', '.join(missing)}; write {name}({missing[0]}=…)")
     return cls(**given)
@@ -267,7 +276,9 @@ def _settle(value: Any, hint: Any, where: str) -> Any:
         if isinstance(value, bool) or not isinstance(value, int):
             raise SpecError(f"{where}: expected a whole number, got {value!r}")
         return value
-    if isinstance(hint, type) and not getattr(hint, "_is_protocol", False) and not isinstance(value, hint):
+    if hint is Any or getattr(hint, "_is_protocol", False):
+        return value
+    if isinstance(hint, type) and not isinstance(value, hint):
         raise SpecError(f"{where}: expected {hint.__name__}, got {value!r}")
     return value
 

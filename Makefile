@@ -1,0 +1,45 @@
+# make demo   the environment, and the whole walk in two minutes
+# make test   the environment, and all tests     make fast   the tests that take no time
+# make check  lint, format, types                make bench  paired speed ratios     make docs  docs/reference.md
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# One thread a process: two processes with two threads each on two cores are many times slower than either.
+ONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: demo test check fast bench docs clean
+
+demo: $(VENV)/.runtime
+	$(BIN)/retroact demo
+
+test: $(VENV)/.dev
+	$(ONE) $(BIN)/python -m pytest -n 2 --dist loadgroup
+
+fast: $(VENV)/.dev
+	$(ONE) $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(ONE) $(BIN)/python bench/inference.py
+
+docs: $(VENV)/.dev
+	$(BIN)/python docs/make_reference.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e ".[dev]"
+	touch $@ $(VENV)/.runtime
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis

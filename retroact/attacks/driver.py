@@ -1,0 +1,195 @@
+"""Runs an attack over a data set, chunk by chunk: the only loop over examples in the house.
+
+    outcome = craft(PGD(steps=40), net, images, labels, index, Linf(0.1))
+
+A chunk's result depends on its examples, the spec and the seed alone, so chunks may run in any
+order, anywhere, and again after a stop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import ClassVar, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from retroact.attacks.goals import Aim, Goal, Untargeted
+from retroact.attacks.oracle import Network, Oracle, device_of, evaluating
+from retroact.attacks.threat import Access, Norm, ThreatModel, allows
+
+CHUNK = 64  # small chunks stay in a CPU's caches: 1.3-1.4 times faster than one large batch
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """A spec that turns clean images into adversarial ones.
+
+    `norms`: the norms it serves · `needs`: the access it needs · `kind`: "budget" (best within eps)
+    or "minimum-norm" (smallest perturbation) · `paper`: where it comes from · `passes`: how many
+    gradients an example costs at most.
+    """
+
+    norms: ClassVar[tuple[Norm, ...]]
+    needs: ClassVar[Access]
+    kind: ClassVar[str]
+    paper: ClassVar[str]
+
+    @property
+    def passes(self) -> int: ...
+
+    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+        """Adversarial images, shaped as `x` (n, c, h, w), in the threat's ball and in [0, 1].
+
+        `index` (n,) names each example for its noise; row i of the oracle's chunk is row i of `x`.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What crafting left behind, per example: the images and the oracle's counters. All on the CPU."""
+
+    x_adv: Tensor
+    targets: Tensor  # −1 where the goal has none
+    queries: Tensor
+    gradients: Tensor
+    zero_gradients: Tensor
+    nonfinite: Tensor
+
+
+class Standing:
+    """The examples of a chunk that the attack has not beaten yet.
+
+    An attack keeps its tensors for the standing examples only; `drop` files the beaten ones away
+    and returns the tensors of those that remain.
+    """
+
+    def __init__(self, x: Tensor, aim: Aim) -> None:
+        self.x_adv = x.clone()
+        self.rows = torch.arange(len(x), device=x.device)
+        self._all = aim
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def aim(self) -> Aim:
+        return self._all[self.rows]
+
+    def drop(self, x: Tensor, logits: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        """Files away every example whose `x` reaches the goal; returns (x, *others) of the rest."""
+        beaten = self.aim.reached(logits)
+        if beaten.any():
+            self.x_adv[self.rows[beaten]] = x[beaten]
+            self.rows = self.rows[~beaten]
+            x, others = x[~beaten], tuple(o[~beaten] for o in others)
+        return x, *others
+
+    def finish(self, x: Tensor) -> Tensor:
+        """The chunk's adversarial images: the beaten ones, and `x` for those that stand to the end."""
+        self.x_adv[self.rows] = x
+        return self.x_adv
+
+
+def craft(
+    attack: Attack,
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    threat: ThreatModel,
+    goal: Goal | None = None,
+    *,
+    gradients: Network | None = None,
+    seed: int = 0,
+    chunk: int = CHUNK,
+    progress: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Attacks every example of `images` (n, c, h, w) that does not already meet the goal.
+
+    Examples that meet it clean (untargeted: misclassified ones) are returned as they are. With
+    `gradients`, decisions come from `network` and gradients from that other network. `progress` is
+    called with (examples done, examples in all) after each chunk.
+
+    Raises ValueError for a norm or an access that the attack does not serve.
+    """
+    _check(attack, threat, len(images), chunk)
+    goal = Untargeted() if goal is None else goal
+    parts = []
+    with evaluating(network, gradients):
+        for rows in _chunks(len(images), chunk):
+            parts.append(
+                _craft_chunk(attack, network, images[rows], labels[rows], index[rows], threat, goal, gradients, seed)
+            )
+            if progress is not None:
+                progress(rows.stop, len(images))
+    return _join(parts)
+
+
+def _craft_chunk(
+    attack: Attack,
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    threat: ThreatModel,
+    goal: Goal,
+    gradients: Network | None,
+    seed: int,
+) -> Outcome:
+    device = device_of(network)
+    x, y, index = images.to(device), labels.to(device), index.to(device)
+    whole = Oracle(network, len(x), gradients=gradients, access=threat.access)
+    # The look at the clean image is the evaluator's, not the attacker's: it needs no access.
+    clean = whole._forward(x, torch.arange(len(x)))
+    aim = goal(y, clean, index)
+    # A network that overflows on the clean image decides nothing, so there is nothing to change.
+    todo = (~aim.reached(clean) & clean.isfinite().all(1)).nonzero()[:, 0]
+    x_adv = x.clone()
+    if len(todo):
+        inner = Oracle(network, len(todo), gradients=gradients, access=threat.access)
+        x_adv[todo] = attack(inner, x[todo], aim[todo], threat, index=index[todo], seed=seed)
+        _add(whole, inner, todo.cpu())
+    return Outcome(
+        _healed(x_adv, x).cpu(),
+        (torch.full_like(y, -1) if aim.targets is None else aim.targets).cpu(),
+        whole.queries,
+        whole.gradients,
+        whole.zero_gradients,
+        whole.nonfinite,
+    )
+
+
+def _add(whole: Oracle, inner: Oracle, rows: Tensor) -> None:
+    whole.queries[rows] += inner.queries
+    whole.gradients[rows] += inner.gradients
+    whole.zero_gradients[rows] += inner.zero_gradients
+    whole.nonfinite[rows] |= inner.nonfinite
+
+
+def _healed(x_adv: Tensor, x: Tensor) -> Tensor:
+    # An image with a NaN in it is no adversarial example: such an example goes back to its clean image.
+    finite = x_adv.flatten(1).isfinite().all(1)
+    return x_adv if finite.all() else x_adv.where(finite.view(-1, *[1] * (x.dim() - 1)), x)
+
+
+def _join(parts: Sequence[Outcome]) -> Outcome:
+    return Outcome(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Outcome)))
+
+
+def _chunks(n: int, size: int) -> Iterator[slice]:
+    yield from (slice(i, min(i + size, n)) for i in range(0, n, size))
+
+
+def _check(attack: Attack, threat: ThreatModel, n: int, chunk: int) -> None:
+    if threat.norm not in attack.norms:
+        raise ValueError(f"{attack} serves the norms {', '.join(attack.norms)}, got {threat}; choose another")
+    if not allows(threat, attack.needs):
+        raise ValueError(
+            f"{attack} needs {attack.needs} access, got {threat}; "
+            f'give access="{attack.needs}" or choose an attack that needs less'
+        )
+    if n == 0 or chunk < 1:
+        raise ValueError(f"expected at least one example in chunks of at least one, got n={n}, chunk={chunk}")

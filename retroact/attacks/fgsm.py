@@ -1,0 +1,38 @@
+"""FGSM, the fast gradient sign method: one step to the edge of the ball.
+
+x_adv = clip(x + eps · s(∇_x L(f(x), y))), s = sign for L_inf (Goodfellow et al. 2014), s = g/‖g‖₂ for
+L2 (the "fast gradient method" of Miyato et al. 2016). JumpReLU eq. 4; Sloped ReLU eq. 1 and 2.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from retroact.attacks.geometry import project, steepest
+from retroact.attacks.goals import Aim
+from retroact.attacks.losses import Loss, loss_of
+from retroact.attacks.oracle import Oracle
+from retroact.attacks.threat import Access, Norm, ThreatModel
+from retroact.spec import spec
+
+
+@spec
+class FGSM:
+    """One step of length eps along the steepest direction of the loss; no random start."""
+
+    loss: Loss = "cross_entropy"
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    needs: ClassVar[Access] = "gradient"
+    kind: ClassVar[str] = "budget"
+    paper: ClassVar[str] = "Goodfellow et al. 2014, arXiv:1412.6572"
+    passes: ClassVar[int] = 1
+
+    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+        loss = loss_of(self.loss)
+        rows = torch.arange(len(x), device=x.device)
+        _, gradient = oracle.gradient(x, rows, partial(loss, aim=aim))
+        return project(x + threat.eps * steepest(gradient, threat.norm), x, threat)

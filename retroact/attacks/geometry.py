@@ -1,0 +1,63 @@
+"""The shapes of the norms: distances, projections, steepest steps, random points in a ball.
+
+Everything is per example: tensors are (n, c, h, w) or (n, …), and a distance is (n,).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from retroact.attacks.noise import normal, uniform
+from retroact.attacks.threat import Norm, ThreatModel
+
+TINY = 1e-12
+
+
+def norm(d: Tensor, p: Norm) -> Tensor:
+    """‖d‖_p of each example, (n,)."""
+    flat = d.flatten(1)
+    return flat.abs().amax(1) if p == "linf" else flat.norm(dim=1)
+
+
+def project(x: Tensor, centre: Tensor, threat: ThreatModel) -> Tensor:
+    """The point of the ball around `centre`, cut with the box [0, 1], that `x` is pulled back to.
+
+    Exact for L_inf. For L2 first the ball, then the box: since `centre` lies in the box, cutting
+    only shortens the perturbation.
+    """
+    if threat.norm == "linf":
+        return torch.clamp(torch.clamp(x, centre - threat.eps, centre + threat.eps), 0.0, 1.0)
+    d = x - centre
+    shrink = (threat.eps / norm(d, "l2").clamp_min(TINY)).clamp_max(1.0)
+    return (centre + d * _each(shrink, d)).clamp(0.0, 1.0)
+
+
+def steepest(gradient: Tensor, p: Norm) -> Tensor:
+    """The step of unit length in norm p that climbs the linearised loss most; zero where the gradient is.
+
+    sign(g) for L_inf, g/‖g‖₂ for L2.
+    """
+    if p == "linf":
+        return gradient.sign()
+    # Scaled by the largest entry first: squares of gradients below 1e-19 underflow in float32.
+    scaled = gradient / _each(gradient.flatten(1).abs().amax(1).clamp_min(1e-38), gradient)
+    return scaled / _each(norm(scaled, "l2").clamp_min(TINY), scaled)
+
+
+def random_start(x: Tensor, threat: ThreatModel, index: Tensor, seed: int, stream: int = 0) -> Tensor:
+    """A point drawn evenly from the ball around `x`, cut with the box; an example's own in any batch."""
+    shape = tuple(x.shape[1:])
+    if threat.norm == "linf":
+        d = (uniform(shape, index, seed, stream) * 2 - 1) * threat.eps
+    else:
+        direction = steepest(normal(shape, index, seed, stream), "l2")
+        radius = uniform((1,), index, seed, stream + 500_000_009)[:, 0] ** (1 / math.prod(shape))
+        d = direction * _each(radius * threat.eps, direction)
+    return project(x + d, x, threat)
+
+
+def _each(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.dim() - 1))

@@ -1,0 +1,147 @@
+"""The network as the attacker may see it.
+
+Decisions and logits come from the network under attack; gradients may come from another one. That
+is how transfer (another net's gradients), folding (the same function in a kinder parametrisation)
+and smoothed backward passes (BPDA) enter, all three in the same way.
+
+The oracle counts what every example of its chunk costs and what went wrong, refuses more than the
+threat model grants, and never leaves a `.grad` on anybody's parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from retroact.attacks.threat import ACCESS, Access
+
+Network = Callable[[Tensor], Tensor]
+
+
+class AccessError(PermissionError):
+    """An attack asked for more than the threat model grants."""
+
+
+class Oracle:
+    """The network, for a chunk of `n` examples.
+
+    `rows` in every call says which examples of the chunk the tensors stand for. Counters, all (n,):
+    `queries` (forward passes of the network under attack), `gradients` (backward passes),
+    `zero_gradients` (gradients that were exactly zero), `nonfinite` (bool: a NaN or infinite logit
+    or gradient was seen).
+    """
+
+    def __init__(
+        self, network: Network, n: int, *, gradients: Network | None = None, access: Access = "gradient"
+    ) -> None:
+        self._network = network
+        self._guide = network if gradients is None else gradients
+        self.access: Access = access
+        self.queries, self.gradients, self.zero_gradients = (torch.zeros(n, dtype=torch.int64) for _ in range(3))
+        self.nonfinite = torch.zeros(n, dtype=torch.bool)
+
+    def decisions(self, x: Tensor, rows: Tensor) -> Tensor:
+        """The decided class of each example, int64 (m,). Needs access to decisions only."""
+        return self._forward(x, rows).argmax(1)
+
+    def logits(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Logits (m, k) without a graph. Needs access to scores."""
+        self._need("score")
+        return self._forward(x, rows)
+
+    def gradient(self, x: Tensor, rows: Tensor, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Logits (m, k) of the network under attack and d objective / d x, shaped as `x`.
+
+        `objective` takes logits and gives one number per example. Where the gradient is NaN or
+        infinite the example is flagged and its gradient is zero, so that no NaN walks into an image.
+        """
+        self._need("gradient")
+        logits, gradient = self._backward(x, objective)
+        if self._guide is not self._network:
+            logits = self._forward(x, rows)
+        else:
+            self.queries[rows.cpu()] += 1
+            self._flag(rows, logits)
+        return logits, self._account(gradient, rows)
+
+    def _need(self, needed: Access) -> None:
+        if ACCESS.index(needed) > ACCESS.index(self.access):
+            raise AccessError(
+                f"this attack needs {needed} access, the threat model grants {self.access}; "
+                f'use an attack that needs less, or a threat with access="{needed}"'
+            )
+
+    @torch.no_grad()
+    def _forward(self, x: Tensor, rows: Tensor) -> Tensor:
+        logits = in_float(self._network, x)
+        self.queries[rows.cpu()] += 1
+        self._flag(rows, logits)
+        return logits
+
+    def _backward(self, x: Tensor, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            logits = in_float(self._guide, x)
+            if not logits.requires_grad:
+                raise AccessError(
+                    "this network gives no gradient with respect to its input (it detaches, rounds or "
+                    "leaves torch); use an attack on scores or decisions, or pass a differentiable source="
+                )
+            (gradient,) = torch.autograd.grad(objective(logits).sum(), x)
+        return logits.detach(), gradient
+
+    def _account(self, gradient: Tensor, rows: Tensor) -> Tensor:
+        flat, at = gradient.flatten(1), rows.cpu()
+        finite = flat.isfinite().all(1)
+        self.gradients[at] += 1
+        self.zero_gradients[at] += (flat == 0).all(1).cpu()
+        self.nonfinite[at] |= ~finite.cpu()
+        return gradient if finite.all() else gradient.where(finite.view(-1, *[1] * (gradient.dim() - 1)), 0.0)
+
+    def _flag(self, rows: Tensor, logits: Tensor) -> None:
+        self.nonfinite[rows.cpu()] |= ~logits.isfinite().all(1).cpu()
+
+
+def in_float(network: Network, x: Tensor) -> Tensor:
+    """The logits of `network` in float32 or better, whatever dtype its weights have."""
+    wanted = dtype_of(network)
+    logits = network(x if wanted is None else x.to(wanted))
+    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+
+
+def dtype_of(network: Network) -> torch.dtype | None:
+    """The floating dtype of the network's weights, or None where it has none."""
+    weights = network.parameters() if isinstance(network, nn.Module) else iter(())
+    return next((w.dtype for w in weights if w.is_floating_point()), None)
+
+
+def device_of(network: Network) -> torch.device:
+    """The device of the network's weights; the CPU where it has none.
+
+    Raises ValueError where they lie on several devices.
+    """
+    weights = network.parameters() if isinstance(network, nn.Module) else iter(())
+    devices = {w.device for w in weights}
+    if len(devices) > 1:
+        raise ValueError(
+            f"expected a network on one device, got {sorted(map(str, devices))}; call net.to(device) first"
+        )
+    return devices.pop() if devices else torch.device("cpu")
+
+
+@contextmanager
+def evaluating(*networks: Network | None) -> Iterator[None]:
+    """Eval mode for the time of the block; every module's own train/eval flag afterwards as before."""
+    modules = [m for net in networks if isinstance(net, nn.Module) for m in net.modules()]
+    modes = [m.training for m in modules]
+    try:
+        for net in networks:
+            if isinstance(net, nn.Module):
+                net.eval()
+        yield
+    finally:
+        for module, mode in zip(modules, modes, strict=True):
+            module.training = mode

@@ -1,0 +1,50 @@
+"""Threat models: which norm bounds the perturbation, how far, and what the attacker may see.
+
+`eps` is always the radius of the ball, always in pixels of [0, 1] images, whatever normalisation
+the network does inside; fractions such as "8/255" are read as they are written.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Protocol
+
+from retroact.spec import Positive, Within, spec
+
+Access = Literal["decision", "score", "gradient"]
+Norm = Literal["linf", "l2"]
+
+ACCESS: tuple[Access, ...] = ("decision", "score", "gradient")
+
+
+class ThreatModel(Protocol):
+    """A norm, a radius `eps` in pixels, and the attacker's access to the network."""
+
+    norm: ClassVar[Norm]
+
+    @property
+    def eps(self) -> float: ...
+    @property
+    def access(self) -> Access: ...
+
+
+@spec
+class Linf:
+    """‖x_adv − x‖_∞ ≤ eps: each pixel may change by `eps` of the [0, 1] range (0 < eps ≤ 1)."""
+
+    eps: Annotated[float, Within(0.0, 1.0, above=True)]
+    access: Access = "gradient"
+    norm: ClassVar[Norm] = "linf"
+
+
+@spec
+class L2:
+    """‖x_adv − x‖₂ ≤ eps, the Euclidean norm over all pixels and channels of [0, 1] images."""
+
+    eps: Positive
+    access: Access = "gradient"
+    norm: ClassVar[Norm] = "l2"
+
+
+def allows(threat: ThreatModel, needed: Access) -> bool:
+    """Whether the threat model grants `needed`: decision < score < gradient."""
+    return ACCESS.index(threat.access) >= ACCESS.index(needed)

@@ -1,0 +1,157 @@
+"""Networks on disk: one safetensors file with weights, normalisation, architecture and retrofit.
+
+    save(hard, "hard.safetensors"); load("hard.safetensors")
+
+Nothing is unpickled and nothing that a file names is imported: the architecture and the retrofit stand
+in the file's metadata as specs, which are read without running any code. A network of your own is saved
+in the same way and loaded `into=` an instance that you build.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from retroact.nets import zoo
+from retroact.nets.classifier import Classifier
+from retroact.retrofitting.activations import embed_shifts, shift_files
+from retroact.retrofitting.surgery import Retrofit
+from retroact.spec import SpecError, parse, show
+
+FORMAT = "1"
+_SHIFTS = "retrofit.shifts."
+
+
+class CheckpointError(ValueError):
+    """A file that is no saved network, or not the one that was expected."""
+
+
+def save(net: nn.Module, path: str | Path) -> Path:
+    """Writes a network, retrofitted or not, to one safetensors file, whole or not at all.
+
+    Raises ValueError for a plain module (wrap it in a Classifier, which knows its normalisation) and
+    for an `output=` adapter that is a function, which no file can hold.
+    """
+    if not isinstance(net, Classifier):
+        raise ValueError(f"expected a Classifier, got {type(net).__name__}; save(Classifier(net, mean=…, std=…))")
+    if callable(net.output):
+        raise ValueError("an output= that is a function cannot be saved; use a name or a position instead")
+    retrofit: Retrofit | None = getattr(net, "retrofit", None)
+    tensors = {f"module.{k}": v.detach().cpu().contiguous() for k, v in net.module.state_dict().items()}
+    if retrofit is not None:
+        for sha256, content in shift_files(retrofit.activation).items():
+            tensors[_SHIFTS + sha256] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    said = {
+        "format": FORMAT,
+        "name": net.name,
+        "network": net.network,
+        "mean": net.mean.flatten().tolist(),
+        "std": net.std.flatten().tolist(),
+        "shape": net.shape,
+        "output": net.output,
+        "retrofit": None if retrofit is None else show(retrofit),
+    }
+    return _write(tensors, {"retroact": json.dumps(said)}, Path(path))
+
+
+def load(what: str | Path, *, weights: str | Path | None = None, into: nn.Module | None = None) -> nn.Module:
+    """A network by zoo name, by the file that `save` wrote, or as `package.module:function` with `weights`.
+
+    `into`: for a saved network of your own, an untrained instance of its module (retrofitted anew here).
+
+    Raises ZooError or CheckpointError, each saying where it looked and what to do.
+    """
+    text = str(what)
+    if Path(text).suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin"):
+        return _read(Path(text), into)
+    if ":" in text:
+        return zoo.from_user(text, weights)
+    if weights is not None:
+        raise CheckpointError(f"weights= goes with package.module:function, got {text!r} with {weights}")
+    return zoo.load(text)
+
+
+def digest(net: nn.Module) -> str:
+    """The first 16 hex digits of a SHA-256 over names, types, shapes and bits of all weights and buffers,
+    and over the retrofit where there is one."""
+    found = hashlib.sha256(show(getattr(net, "retrofit", None)).encode())
+    for name, tensor in sorted(net.state_dict().items()):
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def _read(path: Path, into: nn.Module | None) -> nn.Module:
+    said, tensors = _opened(path)
+    try:
+        net = _built(said, into, path)
+        net.module.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith("module.")})
+    except (RuntimeError, SpecError, KeyError, TypeError) as e:
+        raise CheckpointError(f"{path} does not fit the network it names: {e}") from None
+    net.name = said["name"] or path.stem
+    for name, tensor in tensors.items():
+        if name.startswith(_SHIFTS):
+            embed_shifts(tensor.numpy().tobytes(), sha256=name.removeprefix(_SHIFTS))
+    if said["retrofit"] is None:
+        return net
+    retrofit: Retrofit = parse(said["retrofit"])
+    return retrofit(net)
+
+
+def _built(said: dict[str, Any], into: nn.Module | None, path: Path) -> Classifier:
+    if into is None and not said["network"]:
+        raise CheckpointError(
+            f"{path} holds a network of your own, whose code it cannot name; "
+            "load(path, into=your_module()) with an instance that you build"
+        )
+    if into is None:
+        network: zoo.Network = parse(said["network"])
+        return network()
+    inner = into.module if isinstance(into, Classifier) else into
+    shape = None if said["shape"] is None else tuple(said["shape"])
+    return Classifier(inner, said["mean"], said["std"], shape=shape, output=said["output"])
+
+
+def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise CheckpointError(f"no file {path}; save(net, path) or `retroact retrofit … --out FILE` writes one")
+    if path.suffix != ".safetensors":
+        raise CheckpointError(
+            f"{path} is no safetensors file, and unpickling one could run its code; bring its weights with "
+            "`package.module:function --weights FILE` (read without running any) and save that"
+        )
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            said = json.loads((file.metadata() or {})["retroact"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+    except KeyError:
+        raise CheckpointError(
+            f"{path} has tensors but does not say of which network; bring it as "
+            f"`package.module:function --weights {path.name}`"
+        ) from None
+    except (safetensors.SafetensorError, OSError, ValueError) as e:
+        raise CheckpointError(f"{path} is truncated or no safetensors file: {e}; make or fetch it again") from None
+    if said.get("format") != FORMAT:
+        raise CheckpointError(f"{path} has format {said.get('format')}, expected {FORMAT}; upgrade retroact")
+    return said, tensors
+
+
+def _write(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> Path:
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    os.close(handle)
+    try:
+        save_file(tensors, draft, metadata=metadata)
+        os.replace(draft, path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
+    return path

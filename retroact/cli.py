@@ -1,0 +1,649 @@
+"""The command line: words to calls, nothing else. torch is imported only by the commands that need it.
+
+The notation is that of the code: `retroact attack lenet-mnist "PGD(steps=40)" --threat "Linf(0.3)"`.
+Results go to stdout, everything else (progress, notes, errors) to stderr.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskProgressColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from retroact.experiments.cell import Cell
+    from retroact.experiments.store import Store
+    from retroact.reports.tables import Line
+
+app = typer.Typer(
+    help="Retrofit the activations of a trained network, attack it, and say honestly what it is worth.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+out = Console()
+err = Console(stderr=True)
+
+NetArgument = Annotated[str, typer.Argument(help="zoo name, saved file, or package.module:function")]
+AttackArgument = Annotated[str, typer.Argument(help='such as "PGD(steps=40)"')]
+ThreatOption = Annotated[str, typer.Option(help='such as "Linf(0.3)" or "L2(1.5)"; eps is a radius in pixels')]
+DataOption = Annotated[str, typer.Option(help='such as "mnist[:1000]", "cifar10/validation", "folder:PATH"')]
+ActivationOption = Annotated[str | None, typer.Option(help='retrofit the network first, such as "JumpReLU(kappa=1.0)"')]
+SitesOption = Annotated[str, typer.Option(help='which activations: names, globs, or order, such as "fc*" or "0:2"')]
+WeightsOption = Annotated[str, typer.Option(help="weights for a package.module:function network (safetensors)")]
+StoreOption = Annotated[Path, typer.Option(envvar="RETROACT_STORE", help="SQLite file with finished cells")]
+SeedOption = Annotated[int, typer.Option(help="fixes all noise")]
+ChunkOption = Annotated[int, typer.Option(min=1, help="images per forward pass")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+DryOption = Annotated[bool, typer.Option("--dry-run", help="say what would run and what it would cost, and stop")]
+
+STORE = Path("retroact.sqlite")
+
+
+def main() -> None:
+    """Runs the command line; every foreseen error is one message with its cure and exit code 2."""
+    try:
+        app(standalone_mode=False)
+    except KeyboardInterrupt:
+        err.print("\nstopped; finished work is kept: run the same command again to go on", style="yellow")
+        sys.exit(130)
+    except typer.Exit as stop:
+        sys.exit(stop.exit_code)
+    except Exception as error:
+        sys.exit(_failed(error))
+
+
+def _failed(error: Exception) -> int:
+    if os.environ.get("RETROACT_DEBUG"):
+        raise error
+    show = getattr(error, "show", None)  # typer's own errors know how to show themselves
+    if callable(show):
+        show()
+        return int(getattr(error, "exit_code", 2))
+    if isinstance(error, ValueError | TypeError | OSError | RuntimeError | KeyError | ArithmeticError):
+        said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        err.print(f"error: {said}", style="red", highlight=False, markup=False, soft_wrap=True)
+        return 2
+    raise error
+
+
+# ------------------------------------------------------------------------------------------- demo
+
+
+@app.command()
+def demo(
+    data: Annotated[str, typer.Option(help="digits (embedded) or mnist")] = "digits",
+    report: Annotated[Path, typer.Option(help="where the report goes")] = Path("retroact-demo.html"),
+    store: StoreOption = Path("retroact-demo.sqlite"),
+    workers: Annotated[int, typer.Option(help="processes; 0: one per core")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Retrofit, tune, attack and report on a small network, from start to end."""
+    from retroact.demo import run
+
+    with _bar("demo") as progress:
+        lines, notes, page = run(data, store, report, workers=workers or _cores(), progress=progress)
+    if as_json:
+        return _print_json([line.numbers() for line in lines])
+    _print_lines(lines)
+    for note in notes:
+        out.print(f"- {note}", highlight=False, markup=False)
+    out.print(f"report: {page}", highlight=False, soft_wrap=True)
+
+
+# ------------------------------------------------------------------------------------------- list
+
+
+@app.command("list")
+def list_(
+    what: Annotated[str, typer.Argument(help="nets, attacks, activations, threats, goals, data, or store")] = "nets",
+    detail: Annotated[bool, typer.Option(help="nets: layers and sites; store: every field")] = False,
+    store: StoreOption = STORE,
+    remove: Annotated[str | None, typer.Option(help="store: remove cells whose key or print matches this glob")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What there is: networks, attacks, activations, data, finished cells."""
+    lists: dict[str, Callable[[], list[dict[str, Any]]]] = {
+        "nets": lambda: _list_nets(detail),
+        "attacks": lambda: _list_specs("norms", ("needs", "kind", "norms", "paper")),
+        "activations": lambda: _list_specs("surrogate", ()),
+        "threats": lambda: _list_specs("norm", ("norm",)),
+        "goals": lambda: _list_goals(),
+        "data": _list_data,
+        "store": lambda: _list_store(store, remove, detail),
+    }
+    if what not in lists:
+        raise ValueError(f"cannot list {what!r}; expected one of: {', '.join(lists)}")
+    rows = lists[what]()
+    if as_json:
+        return _print_json(rows)
+    _print_rows(rows, empty=f"no {what} here")
+
+
+def _list_nets(detail: bool) -> list[dict[str, Any]]:
+    from retroact.nets import zoo
+
+    rows = []
+    for name in zoo.names():
+        page = zoo.entry(name)
+        row: dict[str, Any] = {
+            "name": name,
+            "network": page.network.removeprefix("Network(architecture=").split(", data")[0],
+            "test accuracy": f"{page.accuracy:.2%} of {page.test_n}",
+            "recipe": page.recipe,
+            "command": page.command,
+        }
+        rows.append(row if detail else {k: row[k] for k in ("name", "network", "test accuracy")})
+        if detail:
+            from retroact.checkpoint import load
+            from retroact.retrofitting.sites import sites
+
+            net = load(name)
+            rows[-1]["parameters"] = sum(p.numel() for p in net.parameters())
+            rows[-1]["sites"] = ", ".join(site.name for site in sites(net))
+            rows[-1]["layers"] = str(net.module)
+    return rows
+
+
+def _list_specs(having: str, attributes: Sequence[str]) -> list[dict[str, Any]]:
+    import dataclasses
+
+    from retroact.spec import known
+
+    _import_all()
+    rows = []
+    for cls in known(having=having):
+        fields = ", ".join(f.name for f in dataclasses.fields(cls))
+        about = (cls.__doc__ or "").strip().splitlines()[0]
+        row: dict[str, Any] = {"name": f"{cls.__name__}({fields})"}
+        for attribute in attributes:
+            value = getattr(cls, attribute)
+            row[attribute] = ", ".join(value) if isinstance(value, tuple) else value
+        rows.append(row | {"what": about})
+    return rows
+
+
+def _list_goals() -> list[dict[str, Any]]:
+    from retroact.spec import known
+
+    _import_all()
+    goals = [cls for cls in known() if cls.__module__ == "retroact.attacks.goals"]
+    return [{"name": cls.__name__, "what": (cls.__doc__ or "").strip().splitlines()[0]} for cls in goals]
+
+
+def _list_data() -> list[dict[str, Any]]:
+    from retroact.nets.data import DataError, data
+
+    rows = []
+    for name in ("digits", "mnist", "cifar10"):
+        for split in ("train", "validation", "test"):
+            try:
+                first = data(f"{name}/{split}[:1]")
+                where = first.origin
+            except DataError as e:
+                where = f"not here: {str(e).partition(';')[0]}"
+            rows.append({"name": f"{name}/{split}" if split != "test" else name, "from": where})
+    return rows
+
+
+def _list_store(path: Path, remove: str | None, detail: bool) -> list[dict[str, Any]]:
+    from retroact.experiments.store import Store
+
+    with Store(path, create=False) as store:
+        if remove is not None:
+            err.print(f"removed {store.remove(remove)} cells from {path}", highlight=False)
+        rows = store.rows()
+    short = ("net", "activation", "attack", "threat", "data")
+    return [
+        {
+            "key": r.key,
+            "written": r.written,
+            "n": r.n,
+            **(r.fields if detail else {k: r.fields[k] for k in short}),
+        }
+        for r in rows
+    ]
+
+
+# ------------------------------------------------------------------------------------------ train
+
+
+@app.command()
+def train(
+    name: Annotated[str, typer.Argument(help="a zoo name: `retroact list nets` has those that are trained")],
+    epochs: Annotated[int | None, typer.Option(min=1, help="instead of the recipe's own")] = None,
+    seed: SeedOption = 0,
+    data: Annotated[str | None, typer.Option(help="another training slice")] = None,
+    device: DeviceOption = "cpu",
+    to: Annotated[Path | None, typer.Option("--out", help="folder for weights and provenance (default: zoo/)")] = None,
+    resume: Annotated[bool, typer.Option(help="go on from the last epoch's checkpoint")] = True,
+    as_json: JsonOption = False,
+    dry_run: DryOption = False,
+) -> None:
+    """Train a network of the zoo by its recipe; goes on where it was stopped."""
+    import dataclasses
+
+    from retroact.training.recipes import RECIPES
+    from retroact.training.train import train as run
+
+    if dry_run:
+        if name not in RECIPES:
+            raise ValueError(f"no recipe for {name!r}; expected one of: {', '.join(RECIPES)}")
+        return _print_result({"name": name, "recipe": str(RECIPES[name]), "epochs": epochs}, as_json)
+    with _bar(f"train {name}") as progress:
+        page = run(
+            name,
+            epochs=epochs,
+            seed=seed,
+            data=data,
+            device=device,
+            out=to,
+            resume=resume,
+            progress=lambda p: progress(p.epoch - 1 + p.step / p.steps, p.epochs),
+        )
+    if as_json:
+        return _print_json(dataclasses.asdict(page))
+    out.print(f"{name}: {page.accuracy:.2%} of {page.test_n} test images, {page.seconds:.0f} s", highlight=False)
+
+
+# --------------------------------------------------------------------------------------- retrofit
+
+
+@app.command()
+def retrofit(
+    net: NetArgument,
+    activation: Annotated[str, typer.Argument(help='such as "JumpReLU(kappa=1.0)"')],
+    sites: SitesOption = "*",
+    also: Annotated[list[str] | None, typer.Option(help="replace this kind too, such as gelu")] = None,
+    allow: Annotated[list[str] | None, typer.Option(help="sites (or globs) that may stay as they are")] = None,
+    to: Annotated[Path | None, typer.Option("--out", help="save the retrofitted network here (.safetensors)")] = None,
+    data: Annotated[str | None, typer.Option(help="compare clean accuracies on this data")] = None,
+    weights: WeightsOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Replace the activations of a network; say which were found and replaced."""
+    from retroact import checkpoint
+    from retroact.retrofitting.sites import sites as find
+    from retroact.retrofitting.surgery import retrofit as fit
+
+    plain = checkpoint.load(net, weights=weights or None)
+    hard = fit(plain, _spec(activation, "surrogate"), sites=sites, also=also or (), allow=allow or ())
+    found = find(plain)
+    result: dict[str, Any] = {"net": net, "retrofit": str(hard.retrofit), "sites": [s.name for s in found]}
+    if data is not None:
+        result |= _clean_accuracies({"before": plain, "after": hard}, data)
+    if to is not None:
+        result["saved"] = str(checkpoint.save(hard, to))
+    _print_result(result, as_json)
+
+
+def _clean_accuracies(nets: dict[str, Any], text: str) -> dict[str, float]:
+    from retroact.evaluation.evaluate import decide
+    from retroact.nets.data import data
+
+    images = data(text)
+    right = {k: (decide(net, images.images) == images.labels).float().mean() for k, net in nets.items()}
+    return {f"clean accuracy {k}": round(float(v), 4) for k, v in right.items()}
+
+
+@app.command()
+def tune(
+    net: NetArgument,
+    kind: Annotated[str, typer.Argument(help="the activation to tune: JumpReLU, SReLU, BoundedReLU")],
+    threat: ThreatOption,
+    data: Annotated[str, typer.Option(help='validation data, such as "mnist/validation[:500]"; never test data')],
+    keep: Annotated[float, typer.Option(help="share of clean accuracy to keep")] = 0.99,
+    grid: Annotated[str | None, typer.Option(help='values to try, such as "0,0.5,1.0"')] = None,
+    sites: SitesOption = "*",
+    seed: SeedOption = 0,
+    weights: WeightsOption = "",
+    as_json: JsonOption = False,
+    dry_run: DryOption = False,
+) -> None:
+    """Accuracy against the activation's knob on validation data, and which value to take."""
+    from retroact import checkpoint
+    from retroact.experiments.executors import one_thread
+    from retroact.experiments.tuning import tune as run
+    from retroact.nets.data import data as read
+
+    values = None if grid is None else [float(v) for v in grid.split(",")]
+    cls = type(_spec(kind, "surrogate"))
+    network, images = checkpoint.load(net, weights=weights or None), read(data)
+    if dry_run:
+        n = len(values if values is not None else cls.grid)
+        return _print_result({"values": n, "images": len(images), "gradients at most": n * 120 * len(images)}, as_json)
+    with _bar(f"tune {kind}") as progress, one_thread():
+        tuned = run(
+            network,
+            cls,
+            images,
+            _spec(threat, "norm"),
+            keep=keep,
+            grid=values,
+            sites=sites,
+            seed=seed,
+            progress=progress,
+        )
+    if as_json:
+        points = [
+            {"value": p.knob, "clean": p.clean, "claimed": p.claimed, "verified": p.verified} for p in tuned.points
+        ]
+        chosen = {
+            "recommended": str(tuned.activation),
+            "largest": str(tuned.largest.activation),
+            "gain": tuned.gain,
+        }
+        return _print_json({"knob": tuned.knob, "points": points, **chosen, "data": tuned.data, "threat": tuned.threat})
+    rows = [
+        {
+            tuned.knob: f"{p.knob:g}",
+            **{k: f"{100 * getattr(p, k):.1f}" for k in ("clean", "claimed", "verified")},
+        }
+        for p in tuned.points
+    ]
+    _print_rows(rows, empty="")
+    out.print(str(tuned), highlight=False, markup=False)
+
+
+# -------------------------------------------------------------------------------- attack and sweep
+
+
+@app.command()
+def attack(
+    net: NetArgument,
+    attack: AttackArgument,
+    threat: ThreatOption,
+    data: DataOption,
+    activation: ActivationOption = None,
+    sites: SitesOption = "*",
+    source: Annotated[str | None, typer.Option(help="craft on this network's gradients (gray box)")] = None,
+    source_activation: Annotated[str | None, typer.Option(help="retrofit the source network first")] = None,
+    beta: Annotated[float, typer.Option(help="smooth the activation's backward pass (BPDA): try 8 / kappa")] = 0.0,
+    kernel: Annotated[str, typer.Option(help="of the smoothed backward pass: sigmoid or rectangle")] = "sigmoid",
+    goal: Annotated[str, typer.Option(help="Untargeted, Targeted(3), LeastLikely, Random(seed=0)")] = "Untargeted",
+    seed: SeedOption = 0,
+    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16, float16")] = "float32",
+    chunk: ChunkOption = 64,
+    device: DeviceOption = "cpu",
+    store: StoreOption = STORE,
+    keep: Annotated[int, typer.Option(min=0, help="keep the images of the first so many examples")] = 0,
+    weights: WeightsOption = "",
+    as_json: JsonOption = False,
+    dry_run: DryOption = False,
+) -> None:
+    """Attack a network, retrofitted or not, and say how much of it stands."""
+    from retroact.experiments.cell import Cell, Model
+
+    cell = Cell(
+        Model(net, _maybe(activation), sites, file=weights),
+        data,
+        _spec(attack, "norms"),
+        _spec(threat, "norm"),
+        goal=_spec(goal),
+        source=None if source is None else Model(source, _maybe(source_activation)),
+        beta=beta,
+        kernel=kernel,  # type: ignore[arg-type]
+        seed=seed,
+        dtype=dtype,  # type: ignore[arg-type]
+    )
+    _run([cell], store, 1, keep, chunk, device, as_json, dry_run)
+
+
+@app.command()
+def sweep(
+    net: Annotated[list[str], typer.Option(help="network; may be given several times, as all below")],
+    attack: Annotated[list[str], typer.Option(help='such as "PGD(steps=40)"')],
+    threat: Annotated[list[str], typer.Option(help='such as "Linf(0.1)"')],
+    data: DataOption,
+    activation: Annotated[list[str] | None, typer.Option(help='such as "JumpReLU(kappa=1.0)"; none: as it is')] = None,
+    source: Annotated[list[str] | None, typer.Option(help="gray box from this network, beside white box")] = None,
+    seed: Annotated[list[int] | None, typer.Option(help="seeds")] = None,
+    sites: SitesOption = "*",
+    chunk: ChunkOption = 64,
+    device: DeviceOption = "cpu",
+    workers: Annotated[int, typer.Option(help="processes; 0: one per core")] = 0,
+    store: StoreOption = STORE,
+    keep: Annotated[int, typer.Option(min=0, help="keep the images of the first so many examples")] = 0,
+    as_json: JsonOption = False,
+    dry_run: DryOption = False,
+) -> None:
+    """Every combination of networks, activations, attacks, threats and seeds; resumes by being run again."""
+    from retroact.experiments.cell import Model
+    from retroact.experiments.sweep import grid
+
+    cells = grid(
+        net,
+        [_maybe(a) for a in activation or ["none"]],
+        [_spec(a, "norms") for a in attack],
+        [_spec(t, "norm") for t in threat],
+        data,
+        sources=[None, *(Model(s) for s in source or [])],
+        seeds=seed or [0],
+        sites=sites,
+    )
+    _run(cells, store, workers or _cores(), keep, chunk, device, as_json, dry_run)
+
+
+def _run(
+    cells: Sequence[Cell],
+    path: Path,
+    workers: int,
+    keep: int,
+    chunk: int,
+    device: str,
+    as_json: bool,
+    dry_run: bool,
+) -> None:
+    from retroact.experiments.store import Store
+    from retroact.experiments.sweep import plan
+    from retroact.experiments.sweep import sweep as run
+
+    if dry_run:
+        from retroact.experiments.costs import estimate
+
+        return _print_result(estimate(cells, path, workers=workers, keep=keep, chunk=chunk, device=device), as_json)
+    with Store(path) as store:
+        with _bar(f"{len(cells)} cells" if len(cells) > 1 else "attack") as progress:
+            run(cells, store, workers=workers, keep=keep, chunk=chunk, device=device, progress=progress)
+        found = _lines_of(store, plan(cells, store).cells)
+    if as_json:
+        return _print_json([line.numbers() for line in found])
+    _print_lines(found)
+
+
+def _lines_of(store: Store, keys: Sequence[str] | dict[str, Any]) -> list[Line]:
+    from retroact.reports.tables import lines
+
+    return [line for line in lines(store) if line.key in keys]
+
+
+# -------------------------------------------------------------------------------- report and export
+
+
+@app.command()
+def report(
+    store: StoreOption = STORE,
+    cells: Annotated[str, typer.Option(help="only cells whose key or print matches this glob")] = "*",
+    html: Annotated[Path | None, typer.Option(help="write a self-contained page here")] = None,
+    md: Annotated[Path | None, typer.Option(help="write Markdown tables here")] = None,
+    csv: Annotated[Path | None, typer.Option(help="write one row per cell here")] = None,
+    title: Annotated[str, typer.Option(help="of the page")] = "retroact report",
+    as_json: JsonOption = False,
+) -> None:
+    """Tables, curves and pictures from stored cells; reads records only."""
+    from retroact.experiments.store import Store
+    from retroact.reports import html as pages
+    from retroact.reports.tables import as_csv, lines, markdown
+
+    with Store(store, create=False) as opened:
+        found = lines(opened, cells, images=html is not None)
+    if not found:
+        raise ValueError(f"no cell in {store} matches {cells!r}; `retroact list store` shows what is there")
+    if html is not None:
+        err.print(f"wrote {pages.write(pages.page(found, title=title), html)}", highlight=False, soft_wrap=True)
+    if md is not None:
+        err.print(f"wrote {pages.write(markdown(found) + chr(10), md)}", highlight=False, soft_wrap=True)
+    if csv is not None:
+        err.print(f"wrote {pages.write(as_csv(found), csv)}", highlight=False, soft_wrap=True)
+    if as_json:
+        return _print_json([line.numbers() for line in found])
+    if html is md is csv is None:
+        _print_lines(found)
+
+
+@app.command()
+def export(
+    net: NetArgument,
+    to: Annotated[Path, typer.Argument(help="FILE.onnx or FILE.pt2")],
+    activation: ActivationOption = None,
+    sites: SitesOption = "*",
+    weights: WeightsOption = "",
+    data: Annotated[str | None, typer.Option(help="check the file on these images")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a network, retrofitted or not, as ONNX or torch.export; checked against the original."""
+    from retroact import checkpoint
+    from retroact.nets.data import data as read
+    from retroact.retrofitting.export import export as write
+    from retroact.retrofitting.surgery import retrofit as fit
+
+    model = checkpoint.load(net, weights=weights or None)
+    chosen = _maybe(activation)
+    if chosen is not None:
+        model = fit(model, chosen, sites=sites)
+    example = None if data is None else read(data).images
+    checked = write(model, to, example)
+    _print_result({"file": str(to), **vars(checked)} if hasattr(checked, "__dict__") else {"file": str(to)}, as_json)
+
+
+# ----------------------------------------------------------------------------------- small services
+
+
+def _spec(text: str, having: str | None = None) -> Any:
+    from retroact.spec import parse
+
+    return parse(text, having=having)
+
+
+def _maybe(text: str | None) -> Any:
+    return None if text is None or text.lower() == "none" else _spec(text, "surrogate")
+
+
+def _import_all() -> None:
+    import retroact
+
+    for name in retroact.__all__:
+        getattr(retroact, name)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _bar(what: str) -> Iterator[Callable[[float, int], None]]:
+    """A progress bar with an ETA on stderr, which shows itself once two seconds have passed."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeElapsedColumn())
+    bar = Progress(*columns, TextColumn("left"), TimeRemainingColumn(), console=err, transient=True)
+    task = bar.add_task(what, total=None)
+    began = time.monotonic()
+
+    def progress(done: float, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        if not bar.live.is_started and time.monotonic() - began > 2.0:
+            bar.start()
+
+    try:
+        yield progress
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+def _print_result(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        return _print_json(result)
+    for name, value in result.items():
+        shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+        out.print(f"{name}: {shown}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_rows(rows: Sequence[dict[str, Any]], *, empty: str) -> None:
+    if not rows:
+        out.print(empty)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in rows[0]:
+        table.add_column(name, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if v is None else str(v) for v in row.values()))
+    out.print(table)
+
+
+def _print_lines(found: Sequence[Line]) -> None:
+    from retroact.reports.tables import grouped
+
+    for (data, threat, goal), members in grouped(found):
+        title = f"{threat} on {data}, {goal}, n = {len(members[0].record)}"
+        out.print(f"\n{title}", style="bold", highlight=False, markup=False)
+        out.print(_table_of(members))
+        for line in members:
+            for alarm in line.alarms():
+                said = f"! {line.network}, {line.attack}: {alarm}, so this number is too good"
+                out.print(said, style="yellow", highlight=False, markup=False)
+
+
+def _table_of(members: Sequence[Line]) -> Table:
+    from retroact.evaluation.metrics import clean_accuracy, rho, robust_accuracy
+    from retroact.reports.tables import worst_cases
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("network and attack", "box"):
+        table.add_column(name, overflow="fold")
+    for name in ("clean %", "under attack %", "95 %", "ρ₂ %"):
+        table.add_column(name, justify="right", no_wrap=True)
+    worst = {w.network: w for w in worst_cases(members)}
+    for network in dict.fromkeys(line.network for line in members):
+        table.add_row(network, style="bold cyan")
+        for line in members:
+            if line.network == network:
+                values = (clean_accuracy(line.record), robust_accuracy(line.record), rho(line.record))
+                clean, robust, noise = (f"{100 * v:.1f}" for v in values)
+                box = line.fields["knowledge"]
+                table.add_row(f"  {line.attack}", box, clean, robust, _bounds(line.interval), noise)
+        if network in worst:
+            w = worst[network]
+            label = f"  worst case of these {w.attacks}, image by image"
+            table.add_row(label, "", "", f"{100 * w.accuracy:.1f}", _bounds(w.interval), "", style="bold")
+    return table
+
+
+def _bounds(interval: tuple[float, float]) -> str:
+    return f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""evaluate: attack a network on a data set and write down what happened.
+
+The attack crafts; the judgement is made on the network itself, in a fresh forward pass in eval mode.
+"""
+
+from __future__ import annotations
+
+import platform
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retroact.attacks.driver import CHUNK, Attack, craft
+from retroact.attacks.goals import Goal, Untargeted
+from retroact.attacks.oracle import Network, device_of, evaluating, in_float
+from retroact.attacks.threat import ThreatModel
+from retroact.doors import check_images, check_labels, warn_of_probabilities
+from retroact.evaluation.record import Record
+
+
+class Examples(Protocol):
+    """Labelled images: `images` (n, c, h, w) float32 in [0, 1], `labels` (n,), `index` (n,), `name`."""
+
+    @property
+    def images(self) -> Tensor: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def index(self) -> Tensor: ...
+    @property
+    def name(self) -> str: ...
+
+
+def evaluate(
+    network: Network,
+    data: Examples,
+    attack: Attack,
+    threat: ThreatModel,
+    *,
+    goal: Goal | None = None,
+    source: Network | None = None,
+    seed: int = 0,
+    keep: int = 0,
+    chunk: int = CHUNK,
+    progress: Callable[[int, int], None] | None = None,
+) -> Record:
+    """Attacks `network` on every example of `data` and returns the facts.
+
+    With `source`, the attacker climbs the gradients of that other network (gray box, or a smoothed
+    backward pass) while `network` decides when an example is beaten. `keep` keeps the images
+    of the first so many examples on the record. `seed` and each example's index fix all noise.
+
+    Raises ValueError for images outside [0, 1], labels out of range, and specs that do not fit.
+    """
+    check_images(data.images)
+    started = time.perf_counter()
+    clean = decide(network, data.images, chunk=chunk, labels=data.labels)
+    goal = Untargeted() if goal is None else goal
+    made = craft(
+        attack,
+        network,
+        data.images,
+        data.labels,
+        data.index,
+        threat,
+        goal,
+        gradients=source,
+        seed=seed,
+        chunk=chunk,
+        progress=progress,
+    )
+    adversarial = decide(network, made.x_adv, chunk=chunk)
+    # A network that overflows on an image has not been fooled by it; the flag stays on the record.
+    broken = (adversarial < 0) & (clean >= 0)
+    x_adv = torch.where(broken.view(-1, 1, 1, 1), data.images, made.x_adv)
+    adversarial = torch.where(broken, clean, adversarial)
+    return Record(
+        index=data.index.numpy(),
+        label=data.labels.numpy(),
+        target=made.targets.numpy(),
+        clean=clean.numpy(),
+        adversarial=adversarial.numpy(),
+        distance=_sizes(x_adv - data.images),
+        size=_sizes(data.images),
+        queries=made.queries.numpy(),
+        gradients=made.gradients.numpy(),
+        zero_gradients=made.zero_gradients.numpy(),
+        nonfinite=(made.nonfinite | broken).numpy(),
+        examples=x_adv[:keep].numpy() if keep else None,
+        originals=data.images[:keep].numpy() if keep else None,
+        pedigree=_pedigree(network, data, attack, threat, goal, source, seed, time.perf_counter() - started),
+    )
+
+
+def decide(network: Network, images: Tensor, *, chunk: int = CHUNK, labels: Tensor | None = None) -> Tensor:
+    """The decided class of each image, int64 (n,) on the CPU; −1 where a logit is NaN or infinite.
+
+    With `labels`, checks that they fit the network's classes and warns of probabilities that pose
+    as logits.
+    """
+    device, found = device_of(network), []
+    with evaluating(network), torch.no_grad():
+        for start in range(0, len(images), chunk):
+            logits = in_float(network, images[start : start + chunk].to(device))
+            if labels is not None and start == 0:
+                _check_logits(logits, labels)
+            decision = logits.argmax(1)
+            found.append(torch.where(logits.isfinite().all(1), decision, -1).cpu())
+    return torch.cat(found)
+
+
+def _check_logits(logits: Tensor, labels: Tensor) -> None:
+    if logits.dim() != 2:
+        raise ValueError(f"expected logits of shape (n, classes), got {tuple(logits.shape)}; see Classifier(output=)")
+    check_labels(labels, logits.shape[1])
+    warn_of_probabilities(logits)
+
+
+def _sizes(d: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
+    flat = d.flatten(1).double()
+    columns = ((flat != 0).sum(1), flat.abs().sum(1), flat.norm(dim=1), flat.abs().amax(1))
+    return torch.stack([c.float() for c in columns], dim=1).numpy()
+
+
+def _pedigree(
+    network: Network,
+    data: Examples,
+    attack: Attack,
+    threat: ThreatModel,
+    goal: Goal,
+    source: Network | None,
+    seed: int,
+    seconds: float,
+) -> dict[str, Any]:
+    return {
+        "network": described(network),
+        "source": None if source is None else described(source),
+        "data": data.name,
+        "attack": str(attack),
+        "threat": str(threat),
+        "goal": str(goal),
+        "seed": seed,
+        "seconds": round(seconds, 3),
+        "device": str(device_of(network)),
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.machine()} {platform.system()}",
+        "versions": f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
+    }
+
+
+def described(network: Network) -> str:
+    """What a person calls this network: its name and, where it was retrofitted, how."""
+    name = getattr(network, "name", "") or type(network).__name__
+    retrofit = getattr(network, "retrofit", None)
+    return name if retrofit is None else f"{name} + {retrofit}"

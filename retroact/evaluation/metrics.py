@@ -1,0 +1,137 @@
+"""Numbers from facts: pure functions on records. To add a metric, add a function here.
+
+Shares are in [0, 1]. A metric marked by `@metric` says its bounds and which way is better, so that
+tables and plots need to know no metric by name. No torch here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from retroact.evaluation.record import NORMS, Record
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of one record: its function, what it is called, its bounds, and which way is better."""
+
+    function: Callable[[Record], float]
+    title: str
+    low: float
+    high: float
+    better: str  # "higher" or "lower", from the defender's side
+
+    def __call__(self, record: Record) -> float:
+        return self.function(record)
+
+
+def metric(
+    title: str, *, better: str, low: float = 0.0, high: float = 1.0
+) -> Callable[[Callable[[Record], float]], Metric]:
+    """Marks a function of one record as a metric."""
+    return lambda function: Metric(function, title, low, high, better)
+
+
+@metric("clean accuracy", better="higher")
+def clean_accuracy(record: Record) -> float:
+    """Share of examples that the network decides rightly without an attack."""
+    return float(np.mean(record.clean == record.label))
+
+
+@metric("robust accuracy", better="higher")
+def robust_accuracy(record: Record) -> float:
+    """Share of *all* examples that are decided rightly both clean and under attack."""
+    return float(np.mean(survives(record)))
+
+
+@metric("success rate", better="lower")
+def success_rate(record: Record) -> float:
+    """Share of attackable examples on which the goal was reached (NaN where none was attackable).
+
+    Untargeted: of those decided rightly clean. Targeted: of those not already decided as the target.
+    """
+    targeted = record.target >= 0
+    attackable = np.where(targeted, record.clean != record.target, record.clean == record.label)
+    hit = np.where(targeted, record.adversarial == record.target, record.adversarial != record.label)
+    return float(np.mean(hit[attackable])) if attackable.any() else math.nan
+
+
+@metric("zero gradients", better="lower")
+def zero_gradient_share(record: Record) -> float:
+    """Share of all gradients that were exactly zero: an attack that saw them went nowhere."""
+    asked = int(record.gradients.sum())
+    return int(record.zero_gradients.sum()) / asked if asked else 0.0
+
+
+@metric("non-finite", better="lower")
+def nonfinite_share(record: Record) -> float:
+    """Share of examples on which a NaN or infinite logit or gradient was seen."""
+    return float(np.mean(record.nonfinite))
+
+
+@metric("queries per image", better="higher", high=math.inf)
+def mean_queries(record: Record) -> float:
+    """Forward passes of the attacked network per example, the clean look included."""
+    return float(np.mean(record.queries))
+
+
+@metric("gradients per image", better="higher", high=math.inf)
+def mean_gradients(record: Record) -> float:
+    """Backward passes per example."""
+    return float(np.mean(record.gradients))
+
+
+def survives(record: Record) -> NDArray[np.bool_]:
+    """Bool (n,): decided rightly clean and under attack."""
+    right: NDArray[np.bool_] = (record.clean == record.label) & (record.adversarial == record.label)
+    return right
+
+
+def worst_case(records: Sequence[Record]) -> NDArray[np.bool_]:
+    """Bool (n,): survives every attack of `records`, example by example.
+
+    Its mean is at most the smallest robust accuracy among them. Raises ValueError where the records
+    are not of the same examples in the same order.
+    """
+    if not records:
+        raise ValueError("expected at least one record, got none")
+    for other in records[1:]:
+        if not np.array_equal(other.index, records[0].index):
+            raise ValueError("the worst case is taken example by example: give records of the same examples")
+    stands: NDArray[np.bool_] = np.logical_and.reduce([survives(r) for r in records])
+    return stands
+
+
+def rho(record: Record, norm: str = "l2") -> float:
+    """Mean relative perturbation ρ = (1/n) Σ ‖x_adv − x‖_p / ‖x‖_p over all n examples (JumpReLU eq. 12).
+
+    In pixels of [0, 1] (the paper's own numbers are in normalised units). Examples that were never
+    attacked count with 0, as in the paper; an all-black image counts with 0 as well.
+    """
+    p = NORMS.index(norm)
+    size = record.size[:, p]
+    return float(np.mean(np.divide(record.distance[:, p], size, out=np.zeros_like(size), where=size > 0)))
+
+
+def median_distance(record: Record, norm: str = "l2") -> float:
+    """Median ‖x_adv − x‖_p in pixels over the examples on which the attack succeeded (NaN: none)."""
+    beaten = (record.clean == record.label) & (record.adversarial != record.label)
+    return float(np.median(record.distance[beaten, NORMS.index(norm)])) if beaten.any() else math.nan
+
+
+def wilson(k: int, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's score interval of a share k/n (95 % by default); Wilson 1927.
+
+    (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n).
+    """
+    if not 0 <= k <= n or n == 0:
+        raise ValueError(f"expected 0 ≤ k ≤ n with n > 0, got k={k}, n={n}")
+    p, zz = k / n, z * z / n
+    centre, half = p + zz / 2, z * math.sqrt(p * (1 - p) / n + zz / (4 * n))
+    # p itself always lies within; min and max keep rounding from saying otherwise at 0 and at 1
+    return min(p, (centre - half) / (1 + zz)), max(p, (centre + half) / (1 + zz))

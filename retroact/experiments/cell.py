@@ -1,0 +1,195 @@
+"""A cell: everything that decides a result, as one spec. Called, it gives the Record.
+
+    Cell(Model("lenet-mnist", activation=JumpReLU(kappa=1.0)), data="mnist[:1000]",
+         attack=PGD(steps=40), threat=Linf(eps=0.3))()
+
+`key(cell.locked())` names its result: the locked cell also carries the hashes of the weights and
+of the pixels that stand behind the names, so that a retrained network or another copy of the data
+never passes for the old one.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import nn
+
+from retroact import checkpoint
+from retroact.attacks.driver import CHUNK
+from retroact.attacks.goals import Untargeted
+from retroact.evaluation.evaluate import evaluate
+from retroact.evaluation.record import Record
+from retroact.nets.data import Images, data
+from retroact.retrofitting.activations import PerSite, Surrogate
+from retroact.retrofitting.surgery import retrofit
+from retroact.spec import AtLeast0, SpecError, is_spec, show, spec
+
+DTYPES = ("float32", "float64", "bfloat16", "float16")
+Dtype = Literal["float32", "float64", "bfloat16", "float16"]
+
+
+@spec
+class Model:
+    """A network by its name, file or `package.module:function`, with or without a retrofit.
+
+    `activation` None leaves the network as it is; `sites` selects by name, glob or order; `file` holds
+    the weights of a `package.module:function`. `weights` is the first 16 hex digits of the weights'
+    SHA-256, filled in by `locked`.
+    """
+
+    net: str
+    activation: Any = None
+    sites: str = "*"
+    file: str = ""
+    weights: str = ""
+
+    def __post_init__(self) -> None:
+        _expect(self.activation, "surrogate", "an activation such as JumpReLU(kappa=1.0)", optional=True)
+
+    def __call__(self) -> nn.Module:
+        """The network, retrofitted. Raises ValueError where the weights are not those that were locked."""
+        net = _bare(self.net, self.file)
+        if self.weights and self.weights != checkpoint.digest(net):
+            raise ValueError(
+                f"{self.net} has other weights ({checkpoint.digest(net)}) than this cell was made for "
+                f"({self.weights}); run the command again without the stored cell"
+            )
+        if self.activation is None:
+            return net
+        return retrofit(net, self.activation, sites=self.sites)
+
+    def locked(self) -> Model:
+        """The same model with its weights' hash."""
+        return replace(self, weights=checkpoint.digest(_bare(self.net, self.file)))
+
+
+@spec
+class Cell:
+    """One attack on one network on one slice of data.
+
+    `source` None is white box; another model's gradients make it gray. With `beta` > 0 the attacker
+    climbs through the smoothed backward pass `activation.surrogate(beta, kernel)` of the model (BPDA).
+    """
+
+    model: Model
+    data: str
+    attack: Any
+    threat: Any
+    goal: Any = Untargeted()
+    source: Model | None = None
+    beta: AtLeast0 = 0.0
+    kernel: Literal["sigmoid", "rectangle"] = "sigmoid"
+    seed: int = 0
+    dtype: Dtype = "float32"
+    pixels: str = ""
+    version: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        _expect(self.attack, "norms", "an attack such as PGD(steps=40)")
+        _expect(self.threat, "norm", "a threat model such as Linf(eps=0.1)")
+        if self.beta and (self.source is not None or self.model.activation is None):
+            raise SpecError("beta= smooths the model's own activation: give it without source=, on a retrofit")
+
+    def __call__(
+        self,
+        *,
+        keep: int = 0,
+        chunk: int = CHUNK,
+        device: str = "cpu",
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Record:
+        """Runs the attack and returns the Record; see `evaluate`."""
+        images = data(self.data)
+        if self.pixels and self.pixels != pixels(images):
+            raise ValueError(
+                f"{self.data} has other pixels here ({pixels(images)}) than this cell was made for ({self.pixels})"
+            )
+        dtype = getattr(torch, self.dtype)
+        network, source = _bring(self.model, device, dtype), self.guide()
+        return evaluate(
+            network,
+            images,
+            self.attack,
+            self.threat,
+            goal=self.goal,
+            source=None if source is None else _bring(source, device, dtype),
+            seed=self.seed,
+            keep=keep,
+            chunk=chunk,
+            progress=progress,
+        )
+
+    def guide(self) -> Model | None:
+        """The model whose gradients are climbed where it is not the attacked one itself."""
+        if not self.beta:
+            return self.source
+        return replace(self.model, activation=smoothed(self.model.activation, self.beta, self.kernel))
+
+    def locked(self) -> Cell:
+        """The same cell with the hashes of the weights and pixels behind its names."""
+        source = None if self.source is None else self.source.locked()
+        return replace(self, model=self.model.locked(), source=source, pixels=pixels(data(self.data)))
+
+    def fields(self) -> dict[str, Any]:
+        """The cell for a table: texts by column."""
+        return {
+            "net": self.model.net,
+            "activation": None if self.model.activation is None else show(self.model.activation),
+            "sites": self.model.sites,
+            "source": None if self.source is None else _called(self.source),
+            "knowledge": knowledge(self),
+            "attack": show(self.attack),
+            "threat": show(self.threat),
+            "norm": self.threat.norm,
+            "eps": self.threat.eps,
+            "goal": show(self.goal),
+            "data": self.data,
+            "beta": self.beta,
+            "kernel": self.kernel,
+            "seed": self.seed,
+            "dtype": self.dtype,
+        }
+
+
+def knowledge(cell: Cell) -> str:
+    """white, gray or black: derived, never declared. Another source is gray; no gradients is black."""
+    if cell.source is not None and cell.source != cell.model:
+        return "gray"
+    return "white" if cell.attack.needs == "gradient" else "black"
+
+
+def smoothed(activation: Any, beta: float, kernel: Literal["sigmoid", "rectangle"]) -> Surrogate | PerSite:
+    """`activation` with its smoothed backward pass; site by site where it is a PerSite."""
+    surrogate: Surrogate | PerSite = activation.surrogate(beta, kernel)
+    return surrogate
+
+
+def pixels(images: Images) -> str:
+    """The first 16 hex digits of the SHA-256 of images and labels."""
+    return images.fingerprint[:16]
+
+
+def _called(model: Model) -> str:
+    return model.net if model.activation is None else f"{model.net} + {show(model.activation)}"
+
+
+@lru_cache(maxsize=16)
+def _bring(model: Model, device: str, dtype: torch.dtype) -> nn.Module:
+    return copy.deepcopy(model()).to(device, dtype)  # a copy: the bare network is shared by all models of it
+
+
+@lru_cache(maxsize=16)
+def _bare(net: str, file: str) -> nn.Module:
+    return checkpoint.load(net, weights=file or None)
+
+
+def _expect(value: Any, having: str, what: str, *, optional: bool = False) -> None:
+    if optional and value is None:
+        return
+    if not is_spec(value) or not hasattr(type(value), having):
+        raise SpecError(f"expected {what}, got {value!r}")

@@ -1,0 +1,57 @@
+"""What a sweep would cost, before it runs: passes from the specs, seconds from a short trial of each network."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from retroact.experiments.cell import Cell, Model
+from retroact.experiments.executors import one_thread
+from retroact.experiments.store import Store
+from retroact.experiments.sweep import plan
+from retroact.nets.data import data
+
+
+def estimate(
+    cells: Sequence[Cell], path: Path, *, workers: int = 1, keep: int = 0, chunk: int, device: str = "cpu"
+) -> dict[str, Any]:
+    """How many cells are to run, how many gradients that takes at most, and about how many seconds.
+
+    An upper bound: attacks drop examples as they fall. Opens the store, if there is one, and writes nothing.
+    """
+    with Store(path if path.exists() else ":memory:") as store:
+        planned = plan(cells, store, keep=keep)
+    todo = [planned.cells[k] for k in planned.todo]
+    passes = {cell: cell.attack.passes * len(data(cell.data)) for cell in todo}
+    seconds = sum(n * _seconds_per_gradient(cell.model, cell.data, chunk, device) for cell, n in passes.items())
+    return {
+        "cells": len(planned.cells),
+        "already in the store": len(planned.cells) - len(todo),
+        "to run": [f"{c.model.net} {c.attack} {c.threat}" for c in todo],
+        "gradients at most": sum(passes.values()),
+        "seconds at most, about": round(seconds / max(1, min(workers, len(todo))), 1),
+    }
+
+
+@lru_cache(maxsize=16)
+def _seconds_per_gradient(model: Model, text: str, chunk: int, device: str) -> float:
+    images = data(text)[:chunk].images.to(device)
+    net = model().to(device)
+    with one_thread():
+        _gradient(net, images)  # the first pass also pays for what is paid once
+        began = time.perf_counter()
+        _gradient(net, images)
+        return (time.perf_counter() - began) / len(images)
+
+
+def _gradient(net: nn.Module, images: torch.Tensor) -> None:
+    x = images.clone().requires_grad_()
+    torch.autograd.grad(net(x).sum(), x)
+    if x.is_cuda:
+        torch.cuda.synchronize()

@@ -1,0 +1,85 @@
+"""sweep: run every cell that the store does not have yet. It resumes by being run again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+from retroact.attacks.driver import CHUNK
+from retroact.evaluation.record import Record
+from retroact.experiments.cell import Cell, Model
+from retroact.experiments.executors import processes, serial
+from retroact.experiments.store import Store
+from retroact.spec import key, show
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a sweep by key, and those among them that are still to run."""
+
+    cells: dict[str, Cell]
+    todo: tuple[str, ...]
+
+
+def plan(cells: Iterable[Cell], store: Store, *, keep: int = 0) -> Plan:
+    """Locks the cells, drops doubles, and looks up which the store has (with `keep` images)."""
+    locked = {key(cell): cell for cell in (c.locked() for c in cells)}
+    have = {row.key for row in store.rows() if row.kept >= min(keep, row.n)}
+    return Plan(locked, tuple(k for k in locked if k not in have))
+
+
+def sweep(
+    cells: Iterable[Cell],
+    store: Store,
+    *,
+    workers: int = 1,
+    keep: int = 0,
+    chunk: int = CHUNK,
+    device: str = "cpu",
+    progress: Callable[[float, int], None] | None = None,
+) -> list[Record]:
+    """Runs what is missing, writes each cell as it is done, and returns all records in the order given.
+
+    `progress` is called with (cells done, a fraction for the running one, and cells in all). Any
+    stop, a kill among them, loses at most the cells that were running.
+    """
+    planned = plan(cells, store, keep=keep)
+    todo = [planned.cells[k] for k in planned.todo]
+    done, total = len(planned.cells) - len(todo), len(planned.cells)
+
+    def within(examples: int, of: int) -> None:
+        if progress is not None:
+            progress(done + examples / of, total)
+
+    if workers > 1 and len(todo) > 1:
+        finished = processes(todo, workers, keep=keep, chunk=chunk, device=device)
+    else:
+        finished = serial(todo, keep=keep, chunk=chunk, device=device, progress=within)
+    for cell, record in finished:
+        store.put(key(cell), show(cell), cell.fields(), record)
+        done += 1
+        if progress is not None:
+            progress(float(done), total)
+    return [store.read(k, images=keep > 0) for k in planned.cells]
+
+
+def grid(
+    nets: Iterable[str],
+    activations: Iterable[Any],
+    attacks: Iterable[Any],
+    threats: Iterable[Any],
+    data: str,
+    *,
+    sites: str = "*",
+    sources: Iterable[Model | None] = (None,),
+    seeds: Iterable[int] = (0,),
+    **others: Any,
+) -> list[Cell]:
+    """Every combination, as cells; `others` are further fields of Cell, the same in all."""
+    axes = product(nets, activations, sources, attacks, threats, seeds)
+    return [
+        Cell(Model(net, activation, sites), data, attack, threat, source=source, seed=seed, **others)
+        for net, activation, source, attack, threat, seed in axes
+    ]

@@ -1,0 +1,166 @@
+"""tune: clean, claimed and verified accuracy against an activation's knob, on validation data, and what to take.
+
+*Claimed* is cross-entropy PGD, as the papers ran it. *Verified* is the per-example worst case of that,
+PGD on the margin loss, and, for an activation with a jump, PGD on the margin loss through the smoothed
+backward pass: an upper bound on what the network withstands. Test data is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from retroact.attacks.driver import CHUNK
+from retroact.attacks.pgd import PGD
+from retroact.attacks.threat import ThreatModel
+from retroact.evaluation.evaluate import Examples, evaluate
+from retroact.evaluation.metrics import clean_accuracy, robust_accuracy, worst_case
+from retroact.retrofitting.surgery import retrofit
+from retroact.spec import show
+
+SHARPNESS = 8.0
+"""beta · kappa of the smoothed backward: within [4, 16], where it sees the jump and is not misled by it."""
+
+CLAIMED = PGD(steps=40, relative_step=1 / 30)
+MARGIN = PGD(steps=40, loss="margin")
+
+
+@dataclass(frozen=True)
+class Point:
+    """One value of the knob and the accuracies it gives, in [0, 1]."""
+
+    activation: Any
+    knob: float
+    clean: float
+    claimed: float
+    verified: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """The curve, and two readings of it.
+
+    `activation` has the best verified accuracy among those that keep `keep` of the clean accuracy (the
+    one nearest to the plain network where several are as good): what we recommend. `largest` is the
+    papers' rule: the largest knob that keeps `keep` of the clean accuracy.
+    """
+
+    points: tuple[Point, ...]
+    knob: str
+    keep: float
+    data: str
+    threat: str
+    n: int
+
+    @property
+    def activation(self) -> Any:
+        return self.best.activation
+
+    @property
+    def best(self) -> Point:
+        return max(self.affordable, key=lambda p: (p.verified, -self.points.index(p)))
+
+    @property
+    def largest(self) -> Point:
+        return self.affordable[-1]
+
+    @property
+    def affordable(self) -> list[Point]:
+        """The points that keep enough clean accuracy; the first, the plain network, always does."""
+        return [p for p in self.points if p.clean >= self.keep * self.points[0].clean] or [self.points[0]]
+
+    @property
+    def gain(self) -> float:
+        """Verified accuracy of the recommended value over the plain network's; a gain of noise's size is none."""
+        return self.best.verified - self.points[0].verified
+
+    def __str__(self) -> str:
+        gained = f"{100 * self.gain:+.1f} points verified over the plain network"
+        return (
+            f"recommended: {show(self.activation)} ({gained}, n = {self.n}); "
+            f"the papers' rule, largest {self.knob} that keeps {self.keep:.0%} of clean accuracy: "
+            f"{show(self.largest.activation)}"
+        )
+
+
+def tune(
+    network: nn.Module,
+    kind: Any,
+    data: Examples,
+    threat: ThreatModel,
+    *,
+    keep: float = 0.99,
+    grid: Sequence[float] | None = None,
+    sites: str = "*",
+    seed: int = 0,
+    chunk: int = CHUNK,
+    progress: Callable[[float, int], None] | None = None,
+) -> Tuning:
+    """Tries each value of the first field of `kind` (an activation class) on `data`.
+
+    `grid` None takes the class's own `grid`; the neutral value is put first where it is missing.
+    `progress` is called with (values done, values in all).
+
+    Raises ValueError for test data, for data of unknown split that is named as test, for a kind
+    without a knob, and for `keep` outside (0, 1].
+    """
+    _refuse_test_data(data)
+    if not 0 < keep <= 1:
+        raise ValueError(f"expected keep in (0, 1], the share of clean accuracy to keep, got {keep}")
+    candidates = _candidates(kind, grid)
+    points: list[Point] = []
+    for activation, knob in candidates:
+        points.append(_point(network, activation, knob, data, threat, sites, seed, chunk))
+        if progress is not None:
+            progress(float(len(points)), len(candidates))
+    return Tuning(tuple(points), _knob_of(kind), keep, data.name, show(threat), len(data.labels))
+
+
+def _point(
+    network: nn.Module,
+    activation: Any,
+    knob: float,
+    data: Examples,
+    threat: ThreatModel,
+    sites: str,
+    seed: int,
+    chunk: int,
+) -> Point:
+    fitted = retrofit(network, activation, sites=sites)
+    runs: list[tuple[PGD, nn.Module | None]] = [(CLAIMED, None), (MARGIN, None)]
+    if activation.jump:
+        smooth = activation.surrogate(SHARPNESS / activation.kappa)
+        runs.append((MARGIN, retrofit(network, smooth, sites=sites)))
+    records = [evaluate(fitted, data, attack, threat, source=source, seed=seed, chunk=chunk) for attack, source in runs]
+    verified = float(np.mean(worst_case(records)))
+    return Point(activation, knob, clean_accuracy(records[0]), robust_accuracy(records[0]), verified)
+
+
+def _candidates(kind: Any, grid: Sequence[float] | None) -> list[tuple[Any, float]]:
+    knob = _knob_of(kind)
+    values = list(getattr(kind, "grid", ()) if grid is None else grid)
+    if not values:
+        raise ValueError(f"{kind.__name__} has no values of its own to try; give grid=")
+    neutral = kind().neutral
+    if neutral is not None:
+        values = [getattr(neutral, knob), *(v for v in values if v != getattr(neutral, knob))]
+    return [(kind(**{knob: v}), float(v)) for v in values]
+
+
+def _knob_of(kind: Any) -> str:
+    named = [f.name for f in fields(kind)] if isinstance(kind, type) and is_dataclass(kind) else []
+    if not named or not hasattr(kind, "surrogate"):
+        raise ValueError(f"expected an activation class with a number to tune, such as JumpReLU, got {kind!r}")
+    return named[0]
+
+
+def _refuse_test_data(data: Examples) -> None:
+    if getattr(data, "split", "") == "test":
+        raise ValueError(
+            f"{data.name} is test data, and nothing is tuned on it: the number would not be worth reading; "
+            f"use {data.name.partition('[')[0]}/validation"
+        )

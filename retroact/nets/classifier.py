@@ -1,0 +1,127 @@
+"""The classifier: pixels in [0,1] outside, normalisation inside, logits out.
+
+`Classifier` is the only place of the package that normalises, so every eps elsewhere is a pixel
+radius.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retroact.doors import Shape, check_batch
+
+Output = str | int | Callable[[Any], Tensor] | None
+
+
+class Classifier(nn.Module):
+    """Maps images in [0,1], shape (n, c, h, w), to logits, shape (n, k): `module((x - mean) / std)`.
+
+    `module` is the net as it was trained and stays reachable under that name. `mean` and `std` are in
+    pixel units, one number or one per channel. `shape` is (c, h, w) where it is known. `output` says
+    where the logits are when the net returns something else: an attribute or key, a position, or a
+    function. Is in eval mode from birth. Raises ValueError or TypeError for a std that cannot divide,
+    a batch that cannot be images, and an output that is not (n, k) floats.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        module: nn.Module,
+        mean: float | Sequence[float] = 0.0,
+        std: float | Sequence[float] = 1.0,
+        *,
+        shape: Shape | None = None,
+        output: Output = None,
+        name: str = "",
+    ) -> None:
+        super().__init__()
+        if not isinstance(module, nn.Module) or isinstance(module, Classifier):
+            raise TypeError(f"Classifier: expected a plain nn.Module, got {type(module).__name__}; pass the net")
+        self.module = module
+        self.shape = None if shape is None else _checked_shape(shape)
+        self.output = output
+        self.name = name
+        self.network = ""  # the print of the spec that built it, where one did: what lets it be saved whole
+        self.register_buffer("mean", _per_channel(mean, "mean", self.shape))
+        self.register_buffer("std", _per_channel(std, "std", self.shape))
+        if not bool((self.std > 0).all()):
+            raise ValueError(f"Classifier: std must be greater than 0, got {std}; std=1.0 leaves pixels as they are")
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = _batch_door(images, self.shape)
+        out = self.module((images - self.mean) / self.std)
+        if callable(self.output):
+            out = self.output(out)
+        elif self.output is not None:
+            out = _picked(out, self.output)
+        return _logits_door(out, images)
+
+    def extra_repr(self) -> str:
+        return f"name={self.name!r}, mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+
+
+def _checked_shape(shape: Sequence[int]) -> Shape:
+    sizes = tuple(int(s) for s in shape)
+    if len(sizes) != 3 or min(sizes) < 1:
+        raise ValueError(f"Classifier: expected shape=(channels, height, width), got {tuple(shape)}")
+    return sizes[0], sizes[1], sizes[2]
+
+
+def _per_channel(value: float | Sequence[float], what: str, shape: Shape | None) -> Tensor:
+    numbers = [float(v) for v in ([value] if isinstance(value, int | float) else value)]
+    if not numbers or not all(math.isfinite(v) for v in numbers):
+        raise ValueError(f"Classifier: {what} must be finite numbers, got {value}")
+    if shape is not None and len(numbers) not in (1, shape[0]):
+        raise ValueError(f"Classifier: {what} has {len(numbers)} numbers for {shape[0]} channels; give 1 or {shape[0]}")
+    return torch.tensor(numbers, dtype=torch.float32).view(1, -1, 1, 1)
+
+
+# The two doors read only shapes and dtypes: no synchronisation with the device, nothing that depends on
+# values, so a Classifier exports; `wrap` keeps them whole where torch.fx traces through.
+@torch.fx.wrap
+def _batch_door(images: Tensor, shape: Shape | None) -> Tensor:
+    check_batch(images, shape)
+    return images
+
+
+@torch.fx.wrap
+def _logits_door(logits: Any, images: Tensor) -> Tensor:
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"the net returned {type(logits).__name__}, expected a tensor of logits (n, k); "
+            "say where they are: Classifier(net, output='logits'), output=0, or a function"
+        )
+    if logits.ndim != 2 or logits.shape[0] != images.shape[0] or not logits.is_floating_point():
+        raise ValueError(
+            f"the net returned {logits.dtype} of shape {tuple(logits.shape)} for {images.shape[0]} images, "
+            "expected float logits (n, k); adapt it with Classifier(net, output=function)"
+        )
+    return logits
+
+
+@torch.fx.wrap
+def _picked(out: Any, output: str | int) -> Any:
+    try:
+        if isinstance(output, int) or isinstance(out, Mapping):
+            return out[output]
+        return getattr(out, output)
+    except (AttributeError, KeyError, IndexError, TypeError):
+        raise ValueError(f"the net returned {type(out).__name__}, which has no {output!r}; {_places(out)}") from None
+
+
+def _places(out: Any) -> str:
+    if isinstance(out, Mapping):
+        return f"it has the keys {', '.join(map(repr, out))}"
+    if isinstance(out, Tensor):
+        return "it is a tensor, so drop output="
+    if isinstance(out, Sequence):
+        return f"it has positions 0 to {len(out) - 1}"
+    return f"it has {', '.join(n for n in vars(out) if not n.startswith('_'))}" if hasattr(out, "__dict__") else ""

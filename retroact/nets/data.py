@@ -1,0 +1,184 @@
+"""Data: images in [0,1] as float32, labels as int64, and for each example where it came from.
+
+`data("mnist[:1000]")` reads a `DataSlice` and calls it. A data set is looked for first under
+RETROACT_DATA, then on the hub; `digits` is embedded in scikit-learn and `folder:PATH` is your own.
+Only the rows of the slice are decoded; decoded pixels stay in memory, so that the next call is free.
+
+Three splits, disjoint: `test` (a bare name), `validation` (never trained on) and `train`. MNIST holds
+out train[55000:], CIFAR-10 train[40000:41017]; elsewhere the set's own validation and test splits
+serve, and what is missing is drawn once from train by a fixed shuffle: 2/10 for test, 1/10 for validation.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Annotated, Literal, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from retroact.doors import check_images, check_labels
+from retroact.nets import sources
+from retroact.nets.sources import DataError
+from retroact.spec import Within, spec
+
+Split = Literal["test", "validation", "train"]
+
+
+def data(text: str) -> Images:
+    """Reads `NAME[/SPLIT][START:STOP]`, such as "mnist[:1000]"; a bare name is its test split."""
+    return DataSlice.read(text)()
+
+
+# ------------------------------------------------------------------------------------------- slice
+
+_NOTATION = re.compile(r"(?P<name>.+?)(/(?P<split>train|validation|test))?(\[(?P<a>\d*):(?P<b>\d*)\])?")
+
+
+@spec
+class DataSlice:
+    """Examples `start` to `stop` (not included; None is the end) of a split of the data set `name`.
+
+    `str` gives the notation that `read` reads: "mnist[:1000]", "mnist/train[100:200]", "mnist/validation".
+    """
+
+    name: str
+    split: Split = "test"
+    start: Annotated[int, Within(0)] = 0
+    stop: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_name(self.name)
+        if self.stop is not None and self.stop <= self.start:
+            raise DataError(f"{self}: no example lies in [{self.start}:{self.stop}]; expected start < stop")
+
+    @classmethod
+    def read(cls, text: str) -> DataSlice:
+        """Reads the notation; raises DataError for anything else."""
+        match = _NOTATION.fullmatch(text.strip())
+        if match is None or "[" in match["name"]:
+            raise DataError(f'cannot read {text!r} as data; write "mnist", "mnist/train", or "mnist[100:200]"')
+        stop = int(match["b"]) if match["b"] else None
+        split = cast(Split, match["split"] or "test")
+        return cls(match["name"], split, int(match["a"] or 0), stop)
+
+    def __str__(self) -> str:
+        split = "" if self.split == "test" else f"/{self.split}"
+        if not self.start and self.stop is None:
+            return f"{self.name}{split}"
+        return f"{self.name}{split}[{self.start or ''}:{'' if self.stop is None else self.stop}]"
+
+    def __call__(self) -> Images:
+        """Loads the slice; raises DataError where it is not there, too short, or no images."""
+        source = sources.find(self.name)
+        own_split, rows = sources.rows_of(self.name, self.split, source.sizes)
+        if self.start >= len(rows) or (self.stop or 0) > len(rows):
+            raise DataError(f"{self}: this split has {len(rows)} examples; choose within [0:{len(rows)}]")
+        rows = rows[self.start : self.stop]
+        pixels, labels = sources.decoded(self.name, own_split, rows)
+        return Images(
+            images=torch.from_numpy(pixels.astype(np.float32)).div_(source.white),
+            labels=torch.from_numpy(labels.copy()),
+            index=torch.from_numpy(rows.copy()),
+            name=str(self),
+            split=self.split,
+            classes=len(source.class_names),
+            class_names=source.class_names,
+            origin=f"{source.origin}, {own_split}",
+        )
+
+    def narrow(self, start: int, stop: int) -> DataSlice:
+        """The slice of this slice: examples `start` to `stop` counted from this one's start."""
+        return replace(self, start=self.start + start, stop=self.start + stop)
+
+
+def _check_name(name: str) -> None:
+    if name in ("digits", *sources.HUB) or name.startswith("folder:") or name.count("/") == 1:
+        return
+    near = difflib.get_close_matches(name.lower(), ["digits", *sources.HUB], n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise DataError(
+        f"unknown data set {name!r}{hint} Known: digits, {', '.join(sources.HUB)}, "
+        'any hub id "owner/name", any folder of images "folder:PATH"'
+    )
+
+
+# ------------------------------------------------------------------------------------------ images
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Images:
+    """Images in [0,1], float32 (n, c, h, w), their int64 labels (n,), and where each one came from.
+
+    `index` (n,) is the row in the source's own split and stays with its example under slicing. `name`
+    is the notation that loads the same again; `split` tells test data from validation and train.
+    """
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    name: str = "yours"
+    split: str = ""
+    classes: int = 0
+    class_names: tuple[str, ...] = field(default=())
+    origin: str = "in memory"
+
+    def __post_init__(self) -> None:
+        check_images(self.images)
+        if self.classes == 0:
+            object.__setattr__(self, "classes", int(self.labels.max()) + 1)
+        check_labels(self.labels, self.classes, len(self.images))
+        if self.images.dtype != torch.float32:
+            raise TypeError(f"expected float32 images, got {self.images.dtype}; use images.float()")
+        if self.index.shape != self.labels.shape:
+            raise ValueError(f"expected one index per image, ({len(self)},), got {tuple(self.index.shape)}")
+
+    @classmethod
+    def of(cls, images: Tensor, labels: Tensor, *, name: str = "yours", split: str = "") -> Images:
+        """Images of your own, numbered from 0."""
+        return cls(images, labels, torch.arange(len(labels)), name=name, split=split)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        shape = "x".join(str(s) for s in self.images.shape[1:])
+        return f"Images({self.name!r}, {len(self)} of {shape}, {self.classes} classes, {self.origin})"
+
+    def __getitem__(self, part: slice) -> Images:
+        """The examples of a slice with step 1, named in the same notation."""
+        if not isinstance(part, slice) or part.step not in (None, 1):
+            raise TypeError(f"expected a slice such as images[:10], got {part!r}; use select for chosen rows")
+        start, stop, _ = part.indices(len(self))
+        if stop <= start:
+            raise DataError(f"{self.name}: no example lies in {part.start}:{part.stop} of {len(self)}")
+        return self._at(torch.arange(start, stop), _narrowed(self.name, start, stop))
+
+    def select(self, rows: Tensor) -> Images:
+        """The examples at positions `rows` (int64), in that order, or where a bool `rows` (n,) is True."""
+        rows = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
+        chosen = hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:8]
+        return self._at(rows, f"{self.name} ({len(rows)} chosen, {chosen})")
+
+    def _at(self, rows: Tensor, name: str) -> Images:
+        return replace(self, images=self.images[rows], labels=self.labels[rows], index=self.index[rows], name=name)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 over shape, pixels and labels: the same for the same data, whatever its source."""
+        digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        digest.update(self.images.contiguous().numpy().data)
+        digest.update(self.labels.contiguous().numpy().data)
+        return digest.hexdigest()
+
+
+def _narrowed(name: str, start: int, stop: int) -> str:
+    try:
+        return str(DataSlice.read(name).narrow(start, stop))
+    except DataError:
+        return f"{name}[{start}:{stop}]"

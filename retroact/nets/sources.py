@@ -1,0 +1,252 @@
+"""Sources: where the pixels of a data set come from, which rows make up a split, and their decoding.
+
+A source has its own splits (`sizes`) and reads rows of them. `find` looks under RETROACT_DATA first, then
+on the hub; `rows_of` says which rows are `train`, `validation` and `test`; `decoded` keeps in memory
+what it decoded, and nothing is written beside the data (`datasets` keeps its own cache).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+HUB = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
+"""The hub ids behind the short names."""
+
+HELD_OUT = {"mnist": (55000, 60000), "cifar10": (40000, 41017)}
+"""Rows of the training split that are validation; CIFAR-10's are original pixels in every copy we know."""
+
+THREE_WAYS = (
+    "three ways to data: set RETROACT_DATA to a folder with mnist/ and cifar10/ as parquet files; "
+    "or let `datasets` fetch it from the hub, which needs internet; "
+    'or use "digits" (embedded) or "folder:PATH" (your own images, one sub-folder per class)'
+)
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+Rows = np.ndarray[Any, np.dtype[np.int64]]
+
+
+class DataError(ValueError):
+    """Data that is not there, cannot be read, or is no set of images with labels."""
+
+
+# ------------------------------------------------------------------------------------------ splits
+
+
+def rows_of(name: str, split: str, sizes: Mapping[str, int]) -> tuple[str, Rows]:
+    """Which of the source's own splits, and which of its rows, make up `split`."""
+    own = next((s for s in _ALIASES[split] if s in sizes), None)
+    if split != "train" and own is not None:
+        return own, np.arange(sizes[own])
+    if "train" not in sizes:
+        raise DataError(f"{name} has no {split} split and no train split to draw it from; it has {', '.join(sizes)}")
+    return "train", _drawn(name, sizes)[split]
+
+
+_ALIASES = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
+
+
+def _drawn(name: str, sizes: Mapping[str, int]) -> dict[str, Rows]:
+    n = sizes["train"]
+    # RandomState, because numpy promises that its stream never changes; default_rng may.
+    order = np.random.RandomState(0).permutation(n).astype(np.int64)
+    tests = 0 if "test" in sizes else n // 5
+    held = 0 if any(s in sizes for s in _ALIASES["validation"]) else n // 10
+    validation = order[tests : tests + held]
+    if name in HELD_OUT and n >= HELD_OUT[name][1]:
+        validation = np.arange(*HELD_OUT[name])
+    train = np.setdiff1d(np.arange(n), np.concatenate([order[:tests], validation]))
+    return {"train": train, "validation": np.sort(validation), "test": np.sort(order[:tests])}
+
+
+# ----------------------------------------------------------------------------------------- sources
+
+
+class Source(NamedTuple):
+    """Where pixels come from: `read(own split, rows)` gives uint8 (n, c, h, w) up to `white`, and labels."""
+
+    origin: str
+    class_names: tuple[str, ...]
+    sizes: Mapping[str, int]
+    white: int
+    read: Callable[[str, Rows], tuple[Pixels, Rows]]
+
+
+def _local(name: str) -> str:
+    """The folder of parquet files under RETROACT_DATA, or "" where there is none."""
+    root = os.environ.get("RETROACT_DATA", "")
+    folder = Path(root, name)
+    return str(folder) if root and not name.startswith("folder:") and any(folder.glob("**/*.parquet")) else ""
+
+
+def find(name: str) -> Source:
+    """The source of the data set `name`; raises DataError where there is none."""
+    return _found(name, _local(name))
+
+
+@lru_cache(maxsize=8)
+def _found(name: str, local: str) -> Source:
+    if name == "digits":
+        return _digits()
+    if name.startswith("folder:"):
+        return _from_datasets(*_image_folder(name.removeprefix("folder:")))
+    if local:
+        return _from_datasets(_opened(local), "local parquet")
+    return _from_datasets(_from_hub(HUB.get(name, name)), f"hub {HUB.get(name, name)}")
+
+
+def decoded(name: str, own_split: str, rows: Rows) -> tuple[Pixels, Rows]:
+    """The pixels, uint8 (n, c, h, w), and labels of `rows`, as they were decoded the last time or now."""
+    return _decoded(name, _local(name), own_split, rows.tobytes())
+
+
+@lru_cache(maxsize=4)
+def _decoded(name: str, local: str, own_split: str, rows: bytes) -> tuple[Pixels, Rows]:
+    pixels, labels = _found(name, local).read(own_split, np.frombuffer(rows, dtype=np.int64))
+    if labels.min() < 0:
+        raise DataError(f"{name}, split {own_split}: some labels are {labels.min()}, so it has none; use another")
+    return pixels, labels
+
+
+def _digits() -> Source:
+    from sklearn.datasets import load_digits
+
+    pixels, labels = load_digits(return_X_y=True)
+    images = pixels.reshape(-1, 1, 8, 8).astype(np.uint8)
+    return Source(
+        origin="scikit-learn",
+        class_names=tuple("0123456789"),
+        sizes={"train": len(labels)},
+        white=16,
+        read=lambda _, rows: (images[rows], labels[rows].astype(np.int64)),
+    )
+
+
+def _image_folder(text: str) -> tuple[Any, str]:
+    path = Path(text).expanduser()
+    if not path.is_dir():
+        raise DataError(f"folder:{text}: there is no such folder; expected one with a sub-folder per class")
+    return _opened("imagefolder", data_dir=str(path)), "image folder"
+
+
+def _from_hub(hub_id: str) -> Any:
+    if not _reachable(hub_id):
+        raise DataError(f"{hub_id} is not under RETROACT_DATA and the hub does not answer; {THREE_WAYS}")
+    return _opened(hub_id)
+
+
+def _reachable(hub_id: str) -> bool:
+    """One question with a short limit, because `datasets` itself retries for half a minute."""
+    import datasets
+    from huggingface_hub import HfApi
+
+    if (Path(datasets.config.HF_DATASETS_CACHE) / hub_id.replace("/", "___")).is_dir():
+        return True
+    try:
+        HfApi().dataset_info(hub_id, timeout=5)
+    except Exception as e:
+        if type(e).__name__ in ("RepositoryNotFoundError", "GatedRepoError"):
+            raise DataError(f"the hub has no data set {hub_id!r} that is open to you: {e}; {THREE_WAYS}") from None
+        return False
+    return True
+
+
+def _opened(path: str, **options: Any) -> Any:
+    import datasets
+
+    try:
+        with _quiet():
+            found = datasets.load_dataset(path, **options)
+    except Exception as e:
+        raise DataError(f"cannot read {Path(path).name}: {type(e).__name__}: {_first_line(e)}; {THREE_WAYS}") from e
+    if not isinstance(found, datasets.DatasetDict):
+        raise DataError(f"{path}: expected splits of rows, got {type(found).__name__}; {THREE_WAYS}")
+    return found
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the progress bars of `datasets`, which are left as they were."""
+    import datasets
+
+    shown = datasets.utils.logging.is_progress_bar_enabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
+
+
+def _first_line(e: Exception) -> str:
+    return (str(e).splitlines() or [""])[0][:200]
+
+
+def _from_datasets(found: Any, origin: str) -> Source:
+    import datasets
+
+    features = next(iter(found.values())).features
+    image = _column(features, origin, "image", lambda f: isinstance(f, datasets.Image), ("image", "img"))
+    label = _column(features, origin, "label", lambda f: isinstance(f, datasets.ClassLabel), ("label", "labels"))
+    raw = found.cast_column(image, datasets.Image(decode=False))
+
+    def read(own_split: str, rows: Rows) -> tuple[Pixels, Rows]:
+        part = raw[own_split].select(rows)[:]
+        return _decode(part[image], rows), np.asarray(part[label], dtype=np.int64)
+
+    sizes = {str(k): len(v) for k, v in found.items()}
+    return Source(origin, _class_names(features[label], found, label), sizes, 255, read)
+
+
+def _column(
+    features: Mapping[str, Any], origin: str, what: str, fits: Callable[[Any], bool], usual: tuple[str, ...]
+) -> str:
+    fitting = [name for name, feature in features.items() if fits(feature)]
+    fitting += [name for name in usual if name in features and name not in fitting]
+    if not fitting:
+        raise DataError(f"{origin}: expected a column with one {what} per row, got {', '.join(features)}; {THREE_WAYS}")
+    return fitting[0]
+
+
+def _class_names(feature: Any, found: Any, label: str) -> tuple[str, ...]:
+    if hasattr(feature, "names"):
+        return tuple(feature.names)
+    if "int" not in str(getattr(feature, "dtype", "")):
+        raise DataError(f"expected whole numbers or class names as labels, got {feature}; cast {label!r}")
+    most = max(max(part[label]) for part in found.values())
+    return tuple(str(i) for i in range(int(most) + 1))
+
+
+def _decode(cells: list[Mapping[str, Any]], rows: Rows) -> Pixels:
+    """Decodes to uint8 (n, c, h, w); raises DataError at the first image that differs or does not open."""
+    first = _pixels(cells[0], rows[0])
+    out = np.empty((len(cells), *first.shape), dtype=np.uint8)
+    for i, cell in enumerate(cells):
+        one = _pixels(cell, rows[i])
+        if one.shape != first.shape:
+            raise DataError(
+                f"image {rows[i]} is {one.shape} and image {rows[0]} is {first.shape}, expected one size "
+                "(channels, height, width) for all; resize or convert them first"
+            )
+        out[i] = one
+    return out
+
+
+def _pixels(cell: Mapping[str, Any], row: int) -> Pixels:
+    from PIL import Image
+
+    try:
+        picture = Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"])
+        mode, pixels = picture.mode, np.asarray(picture)
+    except Exception as e:
+        raise DataError(f"image {row} cannot be decoded: {_first_line(e)}; replace the file; {THREE_WAYS}") from e
+    if mode not in ("L", "RGB"):
+        raise DataError(f"image {row} has mode {mode}, expected grey (L) or RGB of 8 bits; convert it first")
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

@@ -1,0 +1,331 @@
+"""The zoo: trained nets by name, as safetensors, each with a page that says where it comes from.
+
+`load("lenet-mnist")` finds NAME.safetensors and NAME.json under RETROACT_ZOO, then in the package's own
+`weights/` (files under 500 kB), then in the repository's `zoo/`, and loads it only where the weights
+have the SHA-256 that the page promises. `from_user` brings a net of your own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib
+import json
+import os
+import pickle
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from retroact.nets.alex_like import AlexLike
+from retroact.nets.cifar10_cnn import Cifar10CNN1
+from retroact.nets.classifier import Classifier, Output, Shape
+from retroact.nets.digits_cnn import DigitsCNN
+from retroact.nets.lenet_like import LeNetLike
+from retroact.nets.mnist_cnn import MnistCNN
+from retroact.nets.mobilenet_v2 import MobileNetV2
+from retroact.nets.resnet20 import ResNet20
+from retroact.nets.wide_resnet import WideResNet
+from retroact.spec import SpecError, parse, show, spec
+
+PACKAGE_LIMIT = 500_000
+"""Bytes of the largest weights file in the wheel; larger ones live in the repository's zoo/, in fp16."""
+
+
+class ZooError(ValueError):
+    """A net that is not there, or weights that are not what they should be."""
+
+
+class Architecture(Protocol):
+    """A spec that builds an untrained net."""
+
+    def __call__(self) -> nn.Module: ...
+
+
+@spec
+class Network:
+    """An architecture with what it expects: its data set, images (c, h, w), mean and std in pixel units."""
+
+    architecture: Architecture
+    data: str
+    shape: tuple[int, ...]
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+    classes: int = 10
+
+    def __call__(self) -> Classifier:
+        """A classifier with untrained weights, drawn from torch's global generator."""
+        channels, height, width = self.shape
+        net = Classifier(self.architecture(), self.mean, self.std, shape=(channels, height, width))
+        net.network = show(self)
+        return net
+
+
+def _digits(architecture: Architecture) -> Network:
+    return Network(architecture, "digits", (1, 8, 8))
+
+
+def _mnist(architecture: Architecture, mean: float, std: float) -> Network:
+    return Network(architecture, "mnist", (1, 28, 28), (mean,), (std,))
+
+
+def _cifar10(architecture: Architecture) -> Network:
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+    return Network(architecture, "cifar10", (3, 32, 32), mean, std)
+
+
+NETWORKS: dict[str, Network] = {
+    "digits-cnn": _digits(DigitsCNN()),
+    "mnist-cnn": _mnist(MnistCNN(), 0.0, 1.0),
+    "lenet-mnist": _mnist(LeNetLike(), 0.1307, 0.3081),
+    "lenet-mnist-robust": _mnist(LeNetLike(), 0.1307, 0.3081),
+    "cifar10-cnn1": Network(Cifar10CNN1(), "cifar10", (3, 32, 32)),
+    "alexlike-cifar10": _cifar10(AlexLike()),
+    "alexlike-cifar10-robust": _cifar10(AlexLike()),
+    "resnet20-cifar10": _cifar10(ResNet20()),
+    "resnet20-cifar10-robust": _cifar10(ResNet20()),
+    "wideresnet-cifar10": _cifar10(WideResNet()),
+    "wideresnet-cifar10-robust": _cifar10(WideResNet()),
+    "mobilenetv2-cifar10": _cifar10(MobileNetV2()),
+    "mobilenetv2-cifar10-robust": _cifar10(MobileNetV2()),
+}
+"""Every net that can be trained by name; mean and std as in the papers (raw pixels for Borji 2020's nets)."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """The page of a net: what it is, how it came to be, and what it was measured to be.
+
+    `accuracy` is clean accuracy on `test` (n examples) and `validation_accuracy` on the held-out part of the
+    training set, both from 0 to 1 and measured with the weights as stored (`dtype`).
+    """
+
+    name: str
+    network: str
+    recipe: str
+    epochs: int
+    seed: int
+    data: str
+    data_origin: str
+    data_fingerprint: str
+    test: str
+    test_n: int
+    accuracy: float
+    validation: str
+    validation_n: int
+    validation_accuracy: float
+    command: str
+    weights_sha256: str
+    dtype: str = "float32"
+    device: str = "cpu"
+    seconds: float = 0.0
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+# ------------------------------------------------------------------------------------------- look
+
+
+def folders() -> list[Path]:
+    """Where nets are looked for, in that order."""
+    here = Path(__file__).resolve().parent
+    named = os.environ.get("RETROACT_ZOO", "")
+    return ([Path(named).expanduser()] if named else []) + [here / "weights", here.parents[1] / "zoo"]
+
+
+def names() -> list[str]:
+    """The names of the nets whose weights are here."""
+    return sorted({p.stem for folder in folders() for p in folder.glob("*.json") if _whole(folder, p.stem)})
+
+
+def _whole(folder: Path, name: str) -> bool:
+    return (folder / f"{name}.json").is_file() and (folder / f"{name}.safetensors").is_file()
+
+
+def entry(name: str) -> Entry:
+    """The page of a net; raises ZooError where there is none."""
+    return _page(_folder(name), name)
+
+
+def load(name: str) -> Classifier:
+    """The net `name`, trained, in eval mode, in float32; raises ZooError where it is missing or damaged."""
+    folder = _folder(name)
+    page = _page(folder, name)
+    path = folder / f"{name}.safetensors"
+    raw = path.read_bytes()
+    if hashlib.sha256(raw).hexdigest() != page.weights_sha256:
+        raise ZooError(f"{path} is not the file its page describes (SHA-256 differs); {_train(name)}")
+    net = _network(page)()
+    net.name = name
+    _fill(net.module, _tensors(raw, str(path)), str(path))
+    return net
+
+
+def _folder(name: str) -> Path:
+    for folder in folders():
+        if _whole(folder, name):
+            return folder
+    looked = ", ".join(str(f) for f in folders())
+    if name in NETWORKS:
+        raise ZooError(f"the weights of {name} are not here; looked in {looked}; {_train(name)}")
+    near = difflib.get_close_matches(name, [*names(), *NETWORKS], n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    known = ", ".join(sorted({*names(), *NETWORKS}))
+    raise ZooError(f"unknown net {name!r}{hint} (known: {known}; your own: package.module:function)")
+
+
+def _train(name: str) -> str:
+    return f"train it with `retroact train {name}`, or point RETROACT_ZOO to a folder that has it"
+
+
+def _page(folder: Path, name: str) -> Entry:
+    path = folder / f"{name}.json"
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+        return Entry(**said)
+    except (OSError, ValueError, TypeError) as e:
+        raise ZooError(f"{path} is no page of a net: {e}; {_train(name)}") from e
+
+
+def _network(page: Entry) -> Network:
+    try:
+        network = parse(page.network)
+    except SpecError as e:
+        raise ZooError(f"{page.name}: its page names a network that is not known here: {e}") from e
+    if not isinstance(network, Network):
+        raise ZooError(f"{page.name}: its page should name a Network, got {page.network}")
+    return network
+
+
+# ------------------------------------------------------------------------------------------- keep
+
+
+def write(net: Classifier, page: Entry, folder: str | Path) -> Entry:
+    """Writes NAME.safetensors and NAME.json into `folder`, each whole or not at all; gives the final page.
+
+    `page.dtype` says how floating-point weights are stored; `weights_sha256` is filled in.
+    """
+    out = Path(folder)
+    out.mkdir(parents=True, exist_ok=True)
+    # one word of metadata only: safetensors writes several in any order, and then the hash is any hash
+    raw = safetensors.torch.save(stored(net, page.dtype), metadata={"network": page.network})
+    page = dataclasses.replace(page, weights_sha256=hashlib.sha256(raw).hexdigest())
+    _replace(out / f"{page.name}.safetensors", raw)
+    _replace(out / f"{page.name}.json", (json.dumps(dataclasses.asdict(page), indent=2) + "\n").encode())
+    return page
+
+
+def stored(net: Classifier, dtype: str) -> dict[str, Tensor]:
+    """The weights of the inner net as they are stored: floating-point ones as `dtype`, on the CPU."""
+    kept: torch.dtype = getattr(torch, dtype)
+    weights = {k: v.detach().cpu() for k, v in net.module.state_dict().items()}
+    return {k: (v.to(kept) if v.is_floating_point() else v).contiguous() for k, v in weights.items()}
+
+
+def _replace(path: Path, raw: bytes) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_bytes(raw)
+    os.replace(part, path)
+
+
+# -------------------------------------------------------------------------------------- your own
+
+
+def from_user(
+    where: str,
+    weights: str | Path | None = None,
+    *,
+    mean: float | tuple[float, ...] = 0.0,
+    std: float | tuple[float, ...] = 1.0,
+    shape: Shape | None = None,
+    output: Output = None,
+) -> Classifier:
+    """A net of your own: calls `package.module:function`, loads `weights` into it, wraps it in a Classifier.
+
+    `weights` is a state dict, as safetensors or as a checkpoint of torch.save, which is read without running
+    any code. A function that gives a Classifier keeps its own mean and std. Raises ZooError, saying which of
+    import, call, and weights went wrong.
+    """
+    net = _called(where)
+    inner = net.module if isinstance(net, Classifier) else net
+    if weights is not None:
+        _fill(inner, _read(Path(weights).expanduser()), str(weights))
+    if isinstance(net, Classifier):
+        return net.eval()
+    return Classifier(net, mean, std, shape=shape, output=output, name=where)
+
+
+def _called(where: str) -> nn.Module:
+    module, _, function = where.partition(":")
+    if not module or not function.isidentifier():
+        raise ZooError(f"cannot read {where!r} as a net; write package.module:function, such as mynets.small:build")
+    try:
+        made = getattr(_imported(module), function)()
+    except Exception as e:
+        raise ZooError(f"{where}: {type(e).__name__}: {e}; it must import and take no arguments") from e
+    if not isinstance(made, nn.Module):
+        raise ZooError(f"{where} gave {type(made).__name__}, expected an nn.Module")
+    return made
+
+
+def _imported(module: str) -> Any:
+    # a console script does not have the folder the user stands in on its path; last, so that it hides nothing
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    return importlib.import_module(module)
+
+
+def _read(path: Path) -> Mapping[str, Tensor]:
+    if not path.is_file():
+        raise ZooError(f"{path}: there is no such file of weights")
+    raw = path.read_bytes()
+    if path.suffix == ".safetensors":
+        return _tensors(raw, str(path))
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
+        raise ZooError(
+            f"{path} was refused: it is truncated, or more than tensors, and reading it would run its code; "
+            "save the weights alone: safetensors.torch.save_file(net.state_dict(), 'net.safetensors')"
+        ) from e
+    for wrapping in ("state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(wrapping), Mapping):
+            found = found[wrapping]
+    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise ZooError(f"{path}: expected a state dict of tensors, got {type(found).__name__}; save net.state_dict()")
+    return found
+
+
+def _tensors(raw: bytes, where: str) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(raw)
+    except (safetensors.SafetensorError, ValueError, KeyError) as e:
+        raise ZooError(f"{where} is truncated or no safetensors file: {e}; fetch or train it again") from e
+
+
+def _fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    own = module.state_dict()
+    wrong = [f"missing {k}" for k in own.keys() - tensors.keys()]
+    wrong += [f"unknown {k}" for k in tensors.keys() - own.keys()]
+    wrong += [
+        f"{k} is {tuple(tensors[k].shape)}, expected {tuple(own[k].shape)}"
+        for k in own.keys() & tensors.keys()
+        if tensors[k].shape != own[k].shape
+    ]
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ZooError(f"{where} does not fit {type(module).__name__}: {', '.join(sorted(wrong)[:5])}{more}")
+    module.load_state_dict(dict(tensors))
+
+
+def describe(name: str) -> str:
+    """One line on a net that can be loaded: its architecture, data, and measured accuracy."""
+    page = entry(name)
+    return f"{name}: {show(_network(page).architecture)} on {page.data}, {page.accuracy:.2%} of {page.test_n}"

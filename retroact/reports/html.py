@@ -1,0 +1,94 @@
+"""The report: one self-contained HTML page from a store. It reads records only, never a network."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from retroact.evaluation.metrics import clean_accuracy, rho, robust_accuracy, zero_gradient_share
+from retroact.experiments.store import Store
+from retroact.reports import plots
+from retroact.reports.tables import Line, grouped, lines, worst_cases
+
+MOST_PICTURES = 8  # a page that loads at once; the store has the rest
+
+
+def page(found: Sequence[Line], *, title: str = "retroact report", notes: Sequence[str] = ()) -> str:
+    """The page as a string. `notes` are sentences for its top. Raises ValueError where there is nothing."""
+    if not found:
+        raise ValueError("nothing to report: the store has no such cell; run an attack or a sweep first")
+    environment = Environment(loader=PackageLoader("retroact.reports", "."), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template("report.html").render(
+        title=title,
+        notes=notes,
+        groups=[_group(group, members) for group, members in grouped(found)],
+        curves=_curves(found),
+        pictures=_pictures(found),
+        runs=[line.numbers() for line in found],
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        clean_accuracy=clean_accuracy,
+        robust_accuracy=robust_accuracy,
+        rho=rho,
+        zero_gradient_share=zero_gradient_share,
+    )
+
+
+def report(found: Store | Sequence[Line], path: str | Path, *, title: str = "retroact report") -> Path:
+    """Writes the page of a store's cells, or of lines taken from one, to `path`; returns the path."""
+    return write(page(lines(found, images=True) if isinstance(found, Store) else found, title=title), path)
+
+
+def write(text: str, path: str | Path) -> Path:
+    """Writes the page whole or not at all."""
+    path = Path(path)
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            out.write(text)
+        os.replace(draft, path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def _group(group: tuple[str, str, str], members: list[Line]) -> dict[str, Any]:
+    data, threat, goal = group
+    return {
+        "data": data,
+        "threat": threat,
+        "goal": goal,
+        "n": len(members[0].record),
+        "networks": _networks(members),
+        "bars": Markup(plots.bars(members)),
+    }
+
+
+def _networks(members: list[Line]) -> list[dict[str, Any]]:
+    worst = {w.network: w for w in worst_cases(members)}
+    names = dict.fromkeys(line.network for line in members)
+    return [
+        {"name": name, "lines": [line for line in members if line.network == name], "worst": worst.get(name)}
+        for name in names
+    ]
+
+
+def _curves(found: Sequence[Line]) -> list[dict[str, Any]]:
+    """Accuracy against eps, where an attack was run at more than one radius."""
+    by_kind: dict[tuple[str, str, str], list[Line]] = {}
+    for line in found:
+        by_kind.setdefault((line.fields["data"], line.fields["norm"], line.fields["goal"]), []).append(line)
+    several = {k: v for k, v in by_kind.items() if len({line.fields["eps"] for line in v}) > 1}
+    return [{"title": f"{d}, {n}, {g}", "figure": Markup(plots.curves(v))} for (d, n, g), v in several.items()]
+
+
+def _pictures(found: Sequence[Line]) -> list[dict[str, Any]]:
+    with_images = [line for line in found if line.record.examples is not None][:MOST_PICTURES]
+    return [{"line": line, "figure": Markup(plots.pictures(line.record))} for line in with_images]

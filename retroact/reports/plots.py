@@ -1,0 +1,146 @@
+"""Figures from stored records, as SVG or PNG text that goes straight into a page."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
+from retroact.evaluation.record import Record
+from retroact.reports.tables import Line
+
+REDS = LinearSegmentedColormap.from_list("white-to-red", ["#ffffff", "#fb6a4a", "#67000d"])
+INK, FAINT = "#1d2733", "#c9d1da"
+CYCLE = ("#2563a8", "#c2410c", "#15803d", "#7c3aed", "#b91c1c", "#0e7490", "#a16207", "#4b5563")
+
+
+def bars(group: Sequence[Line]) -> str:
+    """Robust accuracy per network and attack: Wilson's 95 % interval as a line, clean accuracy as a tick."""
+    rows: list[Line | str] = []
+    for name in dict.fromkeys(line.network for line in group):
+        rows += [name, *(line for line in group if line.network == name)]
+    figure = Figure(figsize=(7.6, 0.6 + 0.27 * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    for i, row in enumerate(rows):
+        if isinstance(row, Line):
+            low, high = row.interval
+            axes.barh(i, 100 * robust_accuracy(row.record), color=CYCLE[0], height=0.6)
+            axes.plot([100 * low, 100 * high], [i, i], color=INK, linewidth=1)
+            axes.plot([100 * clean_accuracy(row.record)] * 2, [i - 0.3, i + 0.3], color=INK, linewidth=2)
+    labels = [row if isinstance(row, str) else _how(row) for row in rows]
+    axes.set_yticks(range(len(rows)), labels, fontsize=8)
+    for row, label in zip(rows, axes.get_yticklabels(), strict=True):
+        label.set_fontweight("bold" if isinstance(row, str) else "normal")
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlim(0, 101)
+    axes.set_xlabel("accuracy under attack, %", fontsize=8)
+    return _svg(_plain(figure, axes))
+
+
+def curves(group: Sequence[Line]) -> str:
+    """Robust accuracy against eps (pixels), one curve per network and attack."""
+    figure = Figure(figsize=(7.6, 3.4), layout="constrained")
+    axes = figure.add_subplot()
+    series: dict[str, list[Line]] = {}
+    for line in group:
+        series.setdefault(f"{line.network} · {_how(line)}", []).append(line)
+    for i, (name, members) in enumerate(series.items()):
+        members = sorted(members, key=lambda line: float(line.fields["eps"]))
+        eps = [0.0, *(float(line.fields["eps"]) for line in members)]
+        values = [clean_accuracy(members[0].record), *(robust_accuracy(line.record) for line in members)]
+        axes.plot(eps, [100 * v for v in values], marker="o", markersize=3, label=name, color=CYCLE[i % len(CYCLE)])
+    axes.set_xlabel("eps, pixels of [0, 1]", fontsize=8)
+    axes.set_ylabel("accuracy, %", fontsize=8)
+    axes.set_ylim(0, 101)
+    axes.legend(fontsize=7, frameon=False)
+    return _svg(_plain(figure, axes))
+
+
+def tuning(points: Sequence[Any], knob: str, chosen: float) -> str:
+    """Clean, claimed and verified accuracy against the knob; `points` have these as attributes."""
+    figure = Figure(figsize=(7.6, 3.0), layout="constrained")
+    axes = figure.add_subplot()
+    values = [p.knob for p in points]
+    for name, colour in (("clean", INK), ("claimed", CYCLE[1]), ("verified", CYCLE[0])):
+        axes.plot(
+            values,
+            [100 * getattr(p, name) for p in points],
+            marker="o",
+            markersize=3,
+            color=colour,
+            label=name,
+        )
+    axes.axvline(chosen, color=FAINT, linewidth=6, zorder=0)
+    axes.set_xlabel(knob, fontsize=8)
+    axes.set_ylabel("accuracy on validation data, %", fontsize=8)
+    axes.set_ylim(0, 101)
+    axes.legend(fontsize=7, frameon=False)
+    return _svg(_plain(figure, axes))
+
+
+def pictures(record: Record, most: int = 6) -> str:
+    """Clean images, adversarial images and |difference| (white to red, one scale), side by side, as PNG."""
+    if record.examples is None or record.originals is None:
+        raise ValueError("this record kept no images; run it again with keep= (--keep on the command line)")
+    shown = _beaten_first(record, min(most, len(record.examples)))
+    figure = Figure(figsize=(1.15 * len(shown), 3.7), layout="constrained")
+    grid = figure.subplots(3, len(shown), squeeze=False)
+    difference = np.abs(record.examples[shown] - record.originals[shown])
+    for column, i in enumerate(shown):
+        _image(grid[0, column], record.originals[i])
+        _image(grid[1, column], record.examples[i])
+        grid[2, column].imshow(difference[column].max(0), cmap=REDS, vmin=0, vmax=max(float(difference.max()), 1e-6))
+        grid[0, column].set_title(f"true {record.label[i]}", fontsize=7)
+        fooled = record.clean[i] == record.label[i] != record.adversarial[i]
+        said = f"seen as {record.adversarial[i]}" + ("" if record.clean[i] == record.label[i] else ", clean too")
+        grid[1, column].set_title(said, fontsize=7, color="#b91c1c" if fooled else INK)
+        grid[2, column].set_title(f"L∞ {record.distance[i, 3]:.3f}  L₂ {record.distance[i, 2]:.2f}", fontsize=6)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    return _png(figure)
+
+
+def _beaten_first(record: Record, most: int) -> list[int]:
+    kept = len(record.examples) if record.examples is not None else 0
+    beaten = [i for i in range(kept) if record.clean[i] == record.label[i] != record.adversarial[i]]
+    others = [i for i in range(kept) if i not in beaten]
+    return (beaten + others)[:most]
+
+
+def _how(line: Line) -> str:
+    source = f" from {line.fields['source']}" if line.fields["source"] else ""
+    return f"{line.attack}{source}"
+
+
+def _image(axes: Any, image: NDArray[np.float32]) -> None:
+    shown = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+    axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+
+
+def _plain(figure: Figure, axes: Any) -> Figure:
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.tick_params(labelsize=8)
+    axes.grid(axis="x", color=FAINT, linewidth=0.5)
+    axes.set_axisbelow(True)
+    return figure
+
+
+def _svg(figure: Figure) -> str:
+    out = io.StringIO()
+    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    text = out.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _png(figure: Figure) -> str:
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=130)
+    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'

@@ -1,0 +1,172 @@
+"""Tables from stored records: one line per cell, numbers computed here and nowhere before.
+
+No torch here, so that a report opens in an instant.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+from retroact.evaluation.metrics import (
+    clean_accuracy,
+    mean_gradients,
+    mean_queries,
+    nonfinite_share,
+    rho,
+    robust_accuracy,
+    success_rate,
+    wilson,
+    worst_case,
+    zero_gradient_share,
+)
+from retroact.evaluation.record import Record
+from retroact.experiments.store import Store
+
+ZERO_GRADIENT_ALARM = 0.01
+"""Above this share of exactly-zero gradients an attack was blind (AutoAttack's own flag has no slack)."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One cell as a line of a table. Accuracies and shares are in [0, 1], `low`/`high` Wilson's 95 %."""
+
+    key: str
+    fields: Mapping[str, Any]
+    record: Record
+
+    @property
+    def network(self) -> str:
+        return network(self.fields)
+
+    @property
+    def attack(self) -> str:
+        """The attack, and what its gradients went through where that is not the network itself."""
+        beta = self.fields["beta"]
+        return f"{self.fields['attack']} through {self.fields['kernel']} {beta:g}" if beta else self.fields["attack"]
+
+    @property
+    def group(self) -> tuple[str, str, str]:
+        """Lines of one group may be compared: same data, threat, and goal."""
+        return self.fields["data"], self.fields["threat"], self.fields["goal"]
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        n = len(self.record)
+        return wilson(round(robust_accuracy(self.record) * n), n)
+
+    def numbers(self) -> dict[str, Any]:
+        """The line as plain data, for JSON and CSV."""
+        low, high = self.interval
+        return {
+            "key": self.key,
+            **self.fields,
+            "n": len(self.record),
+            "clean_accuracy": clean_accuracy(self.record),
+            "robust_accuracy": robust_accuracy(self.record),
+            "robust_accuracy_low": low,
+            "robust_accuracy_high": high,
+            "success_rate": success_rate(self.record),
+            "rho_l2": rho(self.record, "l2"),
+            "rho_linf": rho(self.record, "linf"),
+            "zero_gradients": zero_gradient_share(self.record),
+            "nonfinite": nonfinite_share(self.record),
+            "queries": mean_queries(self.record),
+            "gradients": mean_gradients(self.record),
+            **{k: self.record.pedigree.get(k) for k in ("seconds", "device", "machine", "versions")},
+        }
+
+    def alarms(self) -> list[str]:
+        """What makes this line's number doubtful, each in a few words."""
+        found = []
+        if zero_gradient_share(self.record) > ZERO_GRADIENT_ALARM:
+            found.append(f"{zero_gradient_share(self.record):.0%} of its gradients were exactly zero")
+        if nonfinite_share(self.record) > 0:
+            found.append(f"NaN or infinity on {int(self.record.nonfinite.sum())} of {len(self.record)} images")
+        return found
+
+
+@dataclass(frozen=True)
+class Worst:
+    """The per-example worst case of one network over all attacks of a group."""
+
+    network: str
+    attacks: int
+    accuracy: float
+    interval: tuple[float, float]
+    n: int
+
+
+def network(fields: Mapping[str, Any]) -> str:
+    """A network's name and, where it was retrofitted, its activation and sites."""
+    name = str(fields["net"])
+    if fields.get("activation"):
+        name += f" + {fields['activation']}"
+        if fields.get("sites", "*") != "*":
+            name += f" at {fields['sites']}"
+    return name
+
+
+def lines(store: Store, glob: str = "*", *, images: bool = False) -> list[Line]:
+    """The finished cells of a store whose key or print matches `glob`, oldest first."""
+    return [Line(row.key, row.fields, store.read(row.key, images=images)) for row in store.rows(glob)]
+
+
+def grouped(found: Iterable[Line]) -> list[tuple[tuple[str, str, str], list[Line]]]:
+    """Lines by group, each group ordered as its networks first appear."""
+    ordered = sorted(found, key=lambda line: line.group)
+    return [(group, list(members)) for group, members in groupby(ordered, key=lambda line: line.group)]
+
+
+def worst_cases(group: Sequence[Line]) -> list[Worst]:
+    """One entry per network of a group that was attacked in more than one way, on the same examples."""
+    by_network: dict[str, list[Record]] = {}
+    for line in group:
+        by_network.setdefault(line.network, []).append(line.record)
+    return [_worst(name, records) for name, records in by_network.items() if len(records) > 1]
+
+
+def _worst(name: str, records: list[Record]) -> Worst:
+    stands = worst_case(records)
+    n, k = len(stands), int(stands.sum())
+    return Worst(name, len(records), k / n, wilson(k, n), n)
+
+
+def markdown(found: Sequence[Line]) -> str:
+    """The lines as Markdown tables, one per group, percent with Wilson's 95 % interval."""
+    return "\n\n".join(_markdown_group(group, members) for group, members in grouped(found))
+
+
+def _markdown_group(group: tuple[str, str, str], members: Sequence[Line]) -> str:
+    head = "| network | attack | knowledge | clean % | robust % (95 %) | ρ₂ % | zero gradients % |"
+    rows = [f"**{group[1]}, {group[2]}, {group[0]}, n = {len(members[0].record)}**", "", head]
+    rows.append("|" + "---|" * 7)
+    for line in members:
+        low, high = line.interval
+        rows.append(
+            f"| {line.network} | {line.attack} | {line.fields['knowledge']} "
+            f"| {clean_accuracy(line.record):.1%} | {robust_accuracy(line.record):.1%} ({low:.1%}–{high:.1%}) "
+            f"| {rho(line.record):.1%} | {zero_gradient_share(line.record):.0%} |"
+        )
+    for worst in worst_cases(members):
+        low, high = worst.interval
+        rows.append(
+            f"| {worst.network} | **worst case of {worst.attacks}** | | | "
+            f"**{worst.accuracy:.1%}** ({low:.1%}–{high:.1%}) | | |"
+        )
+    return "\n".join(rows)
+
+
+def as_csv(found: Sequence[Line]) -> str:
+    """The lines as CSV, one row per cell."""
+    rows = [line.numbers() for line in found]
+    out = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(out, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return out.getvalue()

@@ -1,0 +1,59 @@
+"""What a retrofit puts into a net: modules that stand at a site and compute its new activation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from retroact.retrofitting.activations import Activation
+
+if TYPE_CHECKING:
+    from retroact.retrofitting.sites import Site
+
+
+class Installed(nn.Module):
+    """The new activation at one site; does the same in train and in eval mode, and has no state_dict.
+
+    `overwrites`: the call it stands for wrote into its input, and something reads that input later.
+    """
+
+    activation: Activation | nn.Module
+
+    def __init__(self, site: Site, activation: Activation | nn.Module, *, overwrites: bool = False) -> None:
+        super().__init__()
+        self.site = site
+        self.overwrites = overwrites
+        self.become(activation)
+
+    def become(self, activation: Activation | nn.Module) -> None:
+        """Computes another activation from now on."""
+        # torch keeps modules and other attributes apart, and refuses one in the place of the other
+        if hasattr(self, "activation"):
+            del self.activation
+        self.activation = activation
+
+    def forward(self, z: Tensor) -> Tensor:
+        if not self.overwrites:
+            out: Tensor = self.activation(z)
+            return out
+        # the clone is what autograd keeps; z itself is about to change
+        return z.copy_(self.activation(z.clone()))
+
+    def extra_repr(self) -> str:
+        return f"{self.site.name}: {self.activation}" if not isinstance(self.activation, nn.Module) else ""
+
+
+def installed(net: nn.Module) -> dict[str, Installed]:
+    """Every installed activation of a retrofitted net by the name of its site; empty for another net."""
+    return {module.site.name: module for module in _installed(net)}
+
+
+def _installed(net: nn.Module) -> Iterator[Installed]:
+    for module in net.modules():
+        if isinstance(module, Installed):
+            yield module
+        # where a net's functions are rerouted, the hook on its forward pass holds them
+        for hook in module._forward_pre_hooks.values():
+            yield from getattr(getattr(hook, "__self__", None), "installed", {}).values()

@@ -1,0 +1,214 @@
+"""The training loop: epochs of SGD steps, a checkpoint after each, and the same bits after a kill.
+
+Everything random in epoch e comes from (seed, e), and the learning rate from the step's number; so a
+checkpoint is the weights, the momentum and the number of epochs behind, and a run that was killed
+and started again ends with the weights of one that was not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import safetensors
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retroact.nets.data import Images
+from retroact.spec import show
+from retroact.training.recipes import Recipe, Standard
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read or belongs to another run."""
+
+
+class DivergenceError(ArithmeticError):
+    """Training whose loss is no longer a number."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far training is, counted from 1; `loss` is the mean over the epoch's steps so far."""
+
+    epoch: int
+    epochs: int
+    step: int
+    steps: int
+    loss: float
+
+    @property
+    def fraction(self) -> float:
+        """The part of all steps that is behind, from 0 to 1."""
+        return (self.epoch - 1 + self.step / self.steps) / self.epochs
+
+
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def fit(
+    net: Net,
+    train: Images,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    device: str = "cpu",
+    checkpoint_dir: str | Path | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Net:
+    """Trains `net`, which maps pixels in [0,1] to logits, in place by `recipe`; gives it in eval mode.
+
+    With `checkpoint_dir`, goes on from the checkpoint there if there is one and writes one after every
+    epoch; raises CheckpointError where it is another run's. Raises DivergenceError where the loss is NaN.
+    """
+    plan = recipe.standard
+    steps = len(train) // plan.batch
+    if steps == 0:
+        raise ValueError(f"{len(train)} images make no batch of {plan.batch}; give more, or a smaller batch")
+    fingerprint = train.fingerprint
+    run = {"recipe": show(recipe), "seed": str(seed), "data": fingerprint}
+    net.to(device)
+    if plan.channels_last:
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    sgd = torch.optim.SGD(net.parameters(), plan.lr, plan.momentum, weight_decay=plan.weight_decay)
+    folder = None if checkpoint_dir is None else Path(checkpoint_dir)
+    done = 0 if folder is None else _resumed(folder, net, sgd, run)
+    images, labels = train.images.to(device), train.labels.to(device)
+    with torch.random.fork_rng(devices=_cuda_devices(device)):
+        for epoch in range(done, plan.epochs):
+            _epoch(net, images, labels, recipe, sgd, epoch, seed, progress)
+            if folder is not None:
+                _write_checkpoint(folder, net, sgd, run | {"epochs": str(epoch + 1)})
+    return net.eval()
+
+
+def _cuda_devices(device: str) -> list[torch.device]:
+    return [torch.device(device)] if device.startswith("cuda") else []
+
+
+def _epoch(
+    net: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    recipe: Recipe,
+    sgd: torch.optim.SGD,
+    epoch: int,
+    seed: int,
+    progress: Callable[[Progress], None] | None,
+) -> None:
+    plan = recipe.standard
+    steps = len(labels) // plan.batch
+    torch.manual_seed(_seed_of(seed, epoch))
+    net.train()
+    total = torch.zeros((), device=images.device)
+    for step, rows in enumerate(_batches(len(labels), plan.batch, seed, epoch)):
+        rows = rows.to(images.device)
+        x = _laid_out(_augmented(images[rows], plan), plan)
+        sgd.param_groups[0]["lr"] = plan.lr_at(epoch * steps + step, steps)
+        total += _stepped(net, sgd, recipe, x, labels[rows])
+        # .item() waits for the device, so the loss is looked at now and then, not at every step
+        if (step + 1) % 50 == 0 or step + 1 == steps:
+            mean = float(total) / (step + 1)
+            if mean != mean:
+                raise DivergenceError(f"the loss became NaN in epoch {epoch + 1}; lower lr (now {plan.lr:g})")
+            if progress is not None:
+                progress(Progress(epoch + 1, plan.epochs, step + 1, steps, mean))
+
+
+def _seed_of(seed: int, epoch: int) -> int:
+    # a hash, because seed + epoch would make epoch 1 of seed 0 the same as epoch 0 of seed 1
+    return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:7], "big")
+
+
+def _batches(n: int, batch: int, seed: int, epoch: int) -> Iterator[Tensor]:
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(_seed_of(seed, epoch)))
+    for start in range(0, n - batch + 1, batch):
+        yield order[start : start + batch]
+
+
+def _laid_out(x: Tensor, plan: Standard) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last) if plan.channels_last else x
+
+
+def _augmented(x: Tensor, plan: Standard) -> Tensor:
+    """Random crops of the images padded by 4 black pixels, half of them flipped, each image its own."""
+    if not plan.augment:
+        return x
+    n, _, height, width = x.shape
+    padded = F.pad(x, (4, 4, 4, 4))
+    down, right = torch.randint(0, 9, (2, n, 1)).to(x.device)
+    across = torch.arange(width, device=x.device).expand(n, width)
+    flip = (torch.rand(n, 1) < 0.5).to(x.device)
+    columns = right + torch.where(flip, width - 1 - across, across)
+    rows = down + torch.arange(height, device=x.device)
+    which = torch.arange(n, device=x.device)[:, None, None]
+    return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _stepped(net: nn.Module, sgd: torch.optim.SGD, recipe: Recipe, x: Tensor, y: Tensor) -> Tensor:
+    """One step on the images that the recipe makes of `x`; gives the loss."""
+    sgd.zero_grad(set_to_none=True)
+    with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=recipe.standard.bf16):
+        logits = net(recipe(net, x, y))
+    loss = F.cross_entropy(logits.float(), y)
+    loss.backward()
+    sgd.step()
+    return loss.detach()
+
+
+# ------------------------------------------------------------------------------------- checkpoints
+
+FILE = "checkpoint.safetensors"
+_BUFFER = "momentum_buffer"
+
+
+def _write_checkpoint(folder: Path, net: nn.Module, sgd: torch.optim.SGD, facts: dict[str, str]) -> None:
+    """One file, so that there is never a half of a checkpoint; written beside it and then moved over it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {f"net.{k}": v for k, v in net.state_dict().items()}
+    tensors |= {f"momentum.{k}": sgd.state[p][_BUFFER] for k, p in net.named_parameters() if sgd.state[p]}
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    part = folder / f"{FILE}.{os.getpid()}.part"
+    with open(part, "wb") as file:
+        file.write(safetensors.torch.save(tensors, metadata={"run": json.dumps(facts)}))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(part, folder / FILE)
+
+
+def _resumed(folder: Path, net: nn.Module, sgd: torch.optim.SGD, run: dict[str, str]) -> int:
+    """Fills `net` and the momentum of `sgd` from the checkpoint and says how many epochs are behind."""
+    path = folder / FILE
+    if not path.exists():
+        return 0
+    facts, tensors = _read_checkpoint(path)
+    for what, value in run.items():
+        if facts.get(what) != value:
+            raise CheckpointError(
+                f"{path} is of another run: its {what} is {facts.get(what)}, this one's is {value}; "
+                "choose another folder, or start anew without resuming"
+            )
+    try:
+        net.load_state_dict({k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")})
+        for name, p in net.named_parameters():
+            if f"momentum.{name}" in tensors:
+                sgd.state[p][_BUFFER] = torch.empty_like(p).copy_(tensors[f"momentum.{name}"])
+    except (RuntimeError, KeyError) as e:
+        raise CheckpointError(f"{path} does not fit this net: {e}; start anew without resuming") from e
+    return int(facts["epochs"])
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            facts = json.loads(file.metadata()["run"])
+            return facts, {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - no mapping
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
+        raise CheckpointError(f"{path} is no checkpoint: {e}; delete it, or start anew without resuming") from e

@@ -1,0 +1,136 @@
+"""Recipes: how a net is trained, as specs; and the recipe of every net of the zoo.
+
+A recipe says its numbers (`standard`) and, when called with the net and a batch, which images to train
+on: `Standard` leaves the batch alone, `MixedFGSM` puts adversarial images in the place of its first ones.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retroact.spec import AtLeast0, Count, Positive, UnitInterval, spec
+
+
+class Recipe(Protocol):
+    """What `fit` asks of a recipe; `net` maps pixels in [0,1] to logits."""
+
+    @property
+    def standard(self) -> Standard: ...
+
+    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor: ...
+
+
+@spec
+class Standard:
+    """SGD with momentum on the cross-entropy; weight decay on all parameters, no incomplete batches.
+
+    The learning rate is a function of the step alone (`lr_at`), so that a resumed run needs no scheduler.
+    `one-cycle`: linear from lr/25 up to lr over the first quarter of all steps, then half a cosine down to 0.
+    `steps`: lr times `factor` for every epoch of `milestones` that is behind. `constant`: lr.
+    `augment`: random crops with 4 black pixels of padding, and horizontal flips.
+    """
+
+    epochs: Count = 10
+    lr: Positive = 0.02
+    batch: Count = 128
+    momentum: UnitInterval = 0.9
+    weight_decay: AtLeast0 = 5e-4
+    schedule: Literal["one-cycle", "steps", "constant"] = "one-cycle"
+    milestones: tuple[int, ...] = ()
+    factor: UnitInterval = 0.2
+    augment: bool = False
+    bf16: bool = False
+    channels_last: bool = False
+
+    @property
+    def standard(self) -> Standard:
+        return self
+
+    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return images
+
+    def lr_at(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of `step`, counted from 0 over all epochs."""
+        if self.schedule == "constant":
+            return self.lr
+        if self.schedule == "steps":
+            behind = sum(step >= m * steps_per_epoch for m in self.milestones)
+            return self.lr * float(self.factor**behind)
+        at = step / max(1, self.epochs * steps_per_epoch)
+        if at < 0.25:
+            return self.lr * (1 + 24 * at / 0.25) / 25
+        return self.lr * 0.5 * (1 + math.cos(math.pi * (at - 0.25) / 0.75))
+
+
+@spec
+class MixedFGSM:
+    """Erichson et al. 2019: the first int(batch * ratio) images of a batch are replaced by FGSM images.
+
+    x + eps sign(grad of the cross-entropy at the true label), clipped to [0,1], with the net in eval mode and
+    its present weights; the step that follows is in train mode. `eps` is the radius in pixels: the paper's
+    0.3 (MNIST) and 0.031 (CIFAR-10) are in normalised units and become 0.3 * 0.3081 and 0.031 * 0.2.
+    """
+
+    standard: Standard = Standard()
+    ratio: UnitInterval = 0.3
+    eps: Positive = 0.3 * 0.3081
+
+    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        n = int(len(images) * self.ratio)
+        if n == 0:
+            return images
+        return torch.cat([_fgsm(net, images[:n], labels[:n], self.eps), images[n:]])
+
+
+def _fgsm(net: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
+    """x + eps sign(grad), clipped to [0,1] (Goodfellow et al. 2015, sec. 4); leaves flags and grads alone."""
+    was_training = net.training
+    net.eval()
+    try:
+        x = images.detach().clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(net(x).float(), labels), x)
+    finally:
+        net.train(was_training)
+    return (images + eps * gradient.sign()).clamp(0.0, 1.0)
+
+
+# ---------------------------------------------------------------------------------------- the zoo's
+
+_DECAY_90 = Standard(epochs=90, milestones=(30, 60, 80), schedule="steps", augment=True, channels_last=True)
+_DECAY_120 = Standard(
+    epochs=120,
+    lr=0.1,
+    milestones=(30, 60, 90),
+    factor=0.1,
+    schedule="steps",
+    augment=True,
+    channels_last=True,
+)
+_ALEX_ROBUST = Standard(epochs=120, milestones=(30, 60, 90), schedule="steps", augment=True, channels_last=True)
+_LENET = Standard(epochs=45, lr=0.1, channels_last=True)
+_CIFAR_EPS = 0.0062
+"""0.031 in normalised units times 0.2, as pixels: 1.6/255; the channels' std are 0.2023, 0.1994, 0.2010."""
+
+RECIPES: dict[str, Recipe] = {
+    "digits-cnn": Standard(epochs=40, lr=0.1, batch=64),
+    "mnist-cnn": Standard(
+        epochs=8, lr=0.03, batch=64, momentum=0.5, weight_decay=0.0, schedule="constant", channels_last=True
+    ),
+    "lenet-mnist": _LENET,
+    "lenet-mnist-robust": MixedFGSM(_LENET, ratio=0.3, eps=0.3 * 0.3081),
+    "cifar10-cnn1": Standard(epochs=7, lr=0.02, batch=32, weight_decay=0.0, channels_last=True),
+    "alexlike-cifar10": _DECAY_90,
+    "alexlike-cifar10-robust": MixedFGSM(_ALEX_ROBUST, ratio=0.6, eps=_CIFAR_EPS),
+    "resnet20-cifar10": _DECAY_120,
+    "resnet20-cifar10-robust": MixedFGSM(_DECAY_120, ratio=0.6, eps=_CIFAR_EPS),
+    "wideresnet-cifar10": _DECAY_120,
+    "wideresnet-cifar10-robust": MixedFGSM(_DECAY_120, ratio=0.6, eps=_CIFAR_EPS),
+    "mobilenetv2-cifar10": _DECAY_120,
+    "mobilenetv2-cifar10-robust": MixedFGSM(_DECAY_120, ratio=0.6, eps=_CIFAR_EPS),
+}
+"""The recipe of each net of the zoo, by its name in `retroact.nets.zoo.NETWORKS`."""

@@ -1,0 +1,146 @@
+"""Training a net of the zoo by its name: `train("lenet-mnist")` is what `retroact train lenet-mnist` does."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import shutil
+import time
+from collections.abc import Callable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from retroact.doors import check_labels
+from retroact.nets import zoo
+from retroact.nets.classifier import Classifier
+from retroact.nets.data import DataSlice, Images
+from retroact.nets.zoo import Entry, Network, ZooError
+from retroact.spec import show
+from retroact.training.fit import Progress, fit
+from retroact.training.recipes import RECIPES, MixedFGSM, Recipe, Standard
+
+
+def train(
+    name: str,
+    *,
+    epochs: int | None = None,
+    seed: int = 0,
+    data: str | None = None,
+    device: str = "cpu",
+    out: str | Path | None = None,
+    resume: bool = True,
+    progress: Callable[[Progress], None] | None = None,
+) -> Entry:
+    """Trains the net `name` by its recipe, measures it, and writes NAME.safetensors and NAME.json into `out`.
+
+    `data` names another training slice (default: the train split of the net's data set); its data set's
+    validation and test splits measure the result. `out` is RETROACT_ZOO or else zoo/. A run that was
+    killed goes on from its last epoch unless `resume` is False. The weights are the last epoch's; nothing is
+    selected on test data.
+    """
+    network, recipe = _named(name, epochs)
+    part = DataSlice.read(data or f"{network.data}/train")
+    if part.split != "train":
+        raise ValueError(f"{part} is {part.split} data, which nothing is trained on; use {part.name}/train")
+    folder = Path(out or os.environ.get("RETROACT_ZOO") or "zoo")
+    checkpoints = folder / "checkpoints" / f"{name}-seed{seed}"
+    if not resume:
+        shutil.rmtree(checkpoints, ignore_errors=True)
+    # all three are opened before hours are spent
+    images, held, test = part(), DataSlice(part.name, "validation")(), DataSlice(part.name)()
+    for used in (images, held, test):
+        check_labels(used.labels, network.classes)
+    began = time.monotonic()
+    net = _born(network, seed)
+    fit(net, images, recipe, seed=seed, device=device, checkpoint_dir=checkpoints, progress=progress)
+    seconds = round(time.monotonic() - began, 1)
+    net, dtype = _kept(network, net)
+    page = Entry(
+        name=name,
+        network=show(network),
+        recipe=show(recipe),
+        epochs=recipe.standard.epochs,
+        seed=seed,
+        command=_command(name, recipe, images, network, device, seed),
+        weights_sha256="",
+        dtype=dtype,
+        device=device,
+        seconds=seconds,
+        versions=_versions(),
+        **_measured(net.to(device), images, held, test),
+    )
+    page = zoo.write(net, page, folder)
+    shutil.rmtree(checkpoints)
+    return page
+
+
+def _named(name: str, epochs: int | None) -> tuple[Network, Recipe]:
+    if name not in zoo.NETWORKS:
+        raise ZooError(f"there is no recipe for {name!r}; expected one of: {', '.join(zoo.NETWORKS)}")
+    recipe = RECIPES[name]
+    return zoo.NETWORKS[name], recipe if epochs is None else _lasting(recipe, epochs)
+
+
+def _lasting(recipe: Recipe, epochs: int) -> Recipe:
+    if isinstance(recipe, MixedFGSM):
+        return dataclasses.replace(recipe, standard=dataclasses.replace(recipe.standard, epochs=epochs))
+    assert isinstance(recipe, Standard)
+    return dataclasses.replace(recipe, epochs=epochs)
+
+
+def _born(network: Network, seed: int) -> Classifier:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return network()
+
+
+def _kept(network: Network, net: Classifier) -> tuple[Classifier, str]:
+    """The net as `zoo.load` will give it back, rounded to fp16 where it is large: this is what is measured."""
+    size = sum(v.numel() * v.element_size() for v in net.module.state_dict().values())
+    dtype = "float32" if size < 0.98 * zoo.PACKAGE_LIMIT else "float16"
+    kept = network()
+    kept.module.load_state_dict(zoo.stored(net, dtype))
+    return kept, dtype
+
+
+def _measured(net: Classifier, images: Images, held: Images, test: Images) -> dict[str, Any]:
+    return {
+        "data": images.name,
+        "data_origin": images.origin,
+        "data_fingerprint": images.fingerprint,
+        "test": test.name,
+        "test_n": len(test),
+        "accuracy": accuracy(net, test),
+        "validation": held.name,
+        "validation_n": len(held),
+        "validation_accuracy": accuracy(net, held),
+    }
+
+
+def _command(name: str, recipe: Recipe, images: Images, network: Network, device: str, seed: int) -> str:
+    words = ["retroact", "train", name, "--seed", str(seed)]
+    if recipe != RECIPES[name]:
+        words += ["--epochs", str(recipe.standard.epochs)]
+    if images.name != f"{network.data}/train":
+        words += ["--data", images.name]
+    return " ".join(words + (["--device", device] if device != "cpu" else []))
+
+
+def _versions() -> dict[str, str]:
+    packages = ("retroact", "torch", "numpy", "datasets", "safetensors")
+    return {"python": platform.python_version()} | {p: version(p) for p in packages}
+
+
+@torch.no_grad()
+def accuracy(net: Classifier, images: Images, batch: int = 1000) -> float:
+    """The part of `images` that `net` classifies correctly, from 0 to 1."""
+    device = net.mean.device
+    right = 0
+    for start in range(0, len(images), batch):
+        logits = net(images.images[start : start + batch].to(device))
+        right += int((logits.argmax(1).cpu() == images.labels[start : start + batch]).sum())
+    return right / len(images)

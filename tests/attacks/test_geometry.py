@@ -1,0 +1,69 @@
+"""Balls, boxes, steps: bounds hold for every tensor, and the steps are the steepest there are."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from retroact.attacks.geometry import norm, project, random_start, steepest
+from retroact.attacks.threat import L2, Linf
+
+threats = st.one_of(st.builds(Linf, st.floats(1e-4, 1.0)), st.builds(L2, st.floats(1e-3, 20.0)))
+
+
+def images(n: int = 16, seed: int = 0) -> torch.Tensor:
+    return torch.rand(n, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+@settings(max_examples=60, deadline=None)
+@given(threats, st.integers(0, 99), st.floats(0.0, 30.0))
+def test_a_projection_lies_in_ball_and_box_and_stays_put(threat, seed, far):
+    centre = images(seed=seed).round(decimals=1)  # with pixels at 0 and at 1
+    x = centre + far * torch.randn(centre.shape, generator=torch.Generator().manual_seed(seed))
+    pulled = project(x, centre, threat)
+    assert float(norm(pulled - centre, threat.norm).max()) <= threat.eps * (1 + 1e-5) + 1e-6
+    assert pulled.min() >= 0 and pulled.max() <= 1
+    torch.testing.assert_close(project(pulled, centre, threat), pulled, rtol=0, atol=1e-6)
+    assert torch.equal(project(centre, centre, threat), centre)
+
+
+@pytest.mark.parametrize("p", ["linf", "l2"])
+def test_the_steepest_step_beats_every_other_of_unit_length(p):
+    g = torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    best = (g * steepest(g, p)).flatten(1).sum(1)
+    for seed in range(20):
+        d = torch.randn(g.shape, generator=torch.Generator().manual_seed(seed))
+        d = d / norm(d, p).view(-1, 1, 1, 1)
+        assert bool(((g * d).flatten(1).sum(1) <= best + 1e-5).all())
+    torch.testing.assert_close(norm(steepest(g, p), p), torch.ones(8))
+
+
+@pytest.mark.parametrize("p", ["linf", "l2"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e20])
+def test_the_step_does_not_depend_on_the_gradients_scale(p, scale):
+    g = torch.randn(4, 1, 5, 5, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(steepest(g * scale, p), steepest(g, p), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("p", ["linf", "l2"])
+def test_a_zero_gradient_gives_a_zero_step(p):
+    assert torch.equal(steepest(torch.zeros(2, 1, 3, 3), p), torch.zeros(2, 1, 3, 3))
+
+
+@settings(max_examples=40, deadline=None)
+@given(threats, st.integers(0, 2**31))
+def test_a_random_start_is_in_the_ball_and_the_examples_own(threat, seed):
+    x, index = images(), torch.arange(16) + 1000
+    start = random_start(x, threat, index, seed)
+    assert float(norm(start - x, threat.norm).max()) <= threat.eps * (1 + 1e-5) + 1e-6
+    assert start.min() >= 0 and start.max() <= 1
+    assert torch.equal(random_start(x[5:9], threat, index[5:9], seed), start[5:9])
+
+
+def test_random_starts_fill_the_ball():
+    x = torch.full((4000, 1, 1, 2), 0.5)
+    index = torch.arange(4000)
+    square = (random_start(x, Linf(0.25), index, seed=3) - 0.5).flatten(1)
+    assert abs(float(square.var()) - 0.5**2 / 12) < 1e-3
+    disc = norm(random_start(x, L2(0.25), index, seed=3) - x, "l2")
+    assert abs(float((disc < 0.25 / 2**0.5).float().mean()) - 0.5) < 0.03  # half the area lies within r/√2

@@ -1,0 +1,156 @@
+"""Sweeps: killed and run again, in any order, in two processes: the same bits, none lost, none run twice."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from retroact.attacks.fgsm import FGSM
+from retroact.attacks.pgd import PGD
+from retroact.attacks.threat import L2, Linf
+from retroact.experiments.cell import Cell, Model, knowledge
+from retroact.experiments.store import Store
+from retroact.experiments.sweep import grid, plan, sweep
+from retroact.retrofitting.activations import JumpReLU, SReLU
+from retroact.spec import SpecError, key, parse
+
+
+def cells() -> list[Cell]:
+    return grid(
+        ["digits-cnn"],
+        [None, JumpReLU(0.5), SReLU(10.0)],
+        [FGSM(), PGD(steps=10, loss="margin")],
+        [Linf(0.05), L2(0.5)],
+        "digits[:60]",
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    with Store(tmp_path_factory.mktemp("sweep") / "s.sqlite") as store:
+        return sweep(cells(), store)
+
+
+def test_a_second_run_runs_nothing(tmp_path, undisturbed):
+    with Store(tmp_path / "s.sqlite") as store:
+        assert sweep(cells(), store) == undisturbed
+        assert sweep(cells(), store) == undisturbed
+        assert set(store.runs().values()) == {1} and len(store.runs()) == 12
+
+
+def test_any_order_and_two_processes_give_the_same_bits(tmp_path, undisturbed):
+    shuffled = np.random.default_rng(0).permutation(12)
+    with Store(tmp_path / "s.sqlite") as store:
+        found = sweep([cells()[i] for i in shuffled], store, workers=2)
+    assert all(found[k] == undisturbed[i] for k, i in enumerate(shuffled))
+
+
+CHILD = """
+import sys
+sys.path.insert(0, {here!r})
+from test_sweep import cells
+from retroact.experiments.store import Store
+from retroact.experiments.sweep import sweep
+if __name__ == "__main__":
+    sweep(cells(), Store({path!r}), progress=lambda done, total: print(done, flush=True))
+"""
+
+
+def test_a_sweep_killed_in_the_middle_goes_on_where_it_was(tmp_path, undisturbed):
+    path = str(tmp_path / "s.sqlite")
+    code = CHILD.format(here=os.path.dirname(__file__), path=path)
+    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    while float(child.stdout.readline() or 12) < 4.5:
+        pass
+    os.kill(child.pid, signal.SIGKILL)
+    child.wait()
+    with Store(path) as store:
+        before = set(store.runs())
+        assert 4 <= len(before) < 12
+        assert sweep(cells(), store) == undisturbed
+        assert set(store.runs().values()) == {1} and len(store) == 12 and before < set(store.runs())
+
+
+def test_more_images_are_run_for_only_where_they_are_missing(tmp_path):
+    with Store(tmp_path / "s.sqlite") as store:
+        first = cells()[:1]
+        sweep(first, store)
+        (record,) = sweep(first, store, keep=3)
+        assert record.examples.shape == (3, 1, 8, 8)
+        sweep(first, store, keep=2)
+        assert list(store.runs().values()) == [2]
+
+
+def test_progress_ends_at_the_total(tmp_path):
+    told = []
+    with Store(tmp_path / "s.sqlite") as store:
+        sweep(cells()[:2], store, progress=lambda done, total: told.append((done, total)))
+    assert told[-1] == (2.0, 2) and all(a <= b for (a, _), (b, _) in pairwise(told))
+
+
+def test_a_cell_reads_back_from_its_print_and_locks_what_is_behind_its_names():
+    for cell in (*cells(), Cell(Model("digits-cnn", JumpReLU(0.5)), "digits", PGD(), Linf(0.1), beta=8.0)):
+        locked = cell.locked()
+        assert parse(repr(locked)) == locked and key(parse(repr(locked))) == key(locked)
+        assert len(locked.pixels) == len(locked.model.weights) == 16
+        assert key(locked) != key(cell) and locked.locked() == locked
+
+
+def test_other_weights_or_pixels_than_locked_are_refused():
+    cell = cells()[0].locked()
+    with pytest.raises(ValueError, match="other pixels"):
+        dataclasses.replace(cell, pixels="0" * 16)()
+    with pytest.raises(ValueError, match="other weights"):
+        dataclasses.replace(cell, model=dataclasses.replace(cell.model, weights="0" * 16))()
+
+
+def test_knowledge_is_derived():
+    hard, plain = Model("digits-cnn", JumpReLU(0.5)), Model("digits-cnn")
+    white = Cell(hard, "digits", PGD(), Linf(0.1))
+    assert knowledge(white) == "white"
+    assert knowledge(Cell(hard, "digits", PGD(), Linf(0.1), source=hard)) == "white"
+    assert knowledge(Cell(hard, "digits", PGD(), Linf(0.1), source=plain)) == "gray"
+    assert knowledge(Cell(hard, "digits", PGD(), Linf(0.1), beta=8.0)) == "white"
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Cell(Model("digits-cnn"), "digits", Linf(0.1), Linf(0.1)),
+        lambda: Cell(Model("digits-cnn"), "digits", PGD(), PGD()),
+        lambda: Model("digits-cnn", PGD()),
+        lambda: Cell(Model("digits-cnn"), "digits", PGD(), Linf(0.1), beta=8.0),
+        lambda: Cell(Model("digits-cnn"), "digits", PGD(), Linf(0.1), dtype="float8"),
+        lambda: Cell(Model("digits-cnn"), "digits", PGD(), Linf(0.1), beta=float("nan")),
+    ],
+)
+def test_cells_that_cannot_be_are_refused(make):
+    with pytest.raises(SpecError):
+        make()
+
+
+def test_chunks_of_another_size_give_the_same_decisions_but_for_rounding():
+    cell = Cell(Model("digits-cnn"), "digits[:100]", PGD(steps=10), Linf(0.05))
+    first, second = cell(chunk=64), cell(chunk=17)
+    assert int((first.adversarial != second.adversarial).sum()) <= 2
+    assert np.abs(first.distance - second.distance).mean() < 1e-3
+
+
+def test_smoothed_gradients_find_what_autograd_misses():
+    hard = Model("digits-cnn", JumpReLU(1.0))
+    plain = Cell(hard, "digits[:200]", PGD(steps=40, loss="margin"), Linf(0.1))()
+    smooth = Cell(hard, "digits[:200]", PGD(steps=40, loss="margin"), Linf(0.1), beta=8.0)()
+    fell = [(r.adversarial != r.label).sum() for r in (plain, smooth)]
+    assert fell[1] > fell[0] + 5
+
+
+def test_plan_counts_what_is_done(tmp_path):
+    with Store(tmp_path / "s.sqlite") as store:
+        sweep(cells()[:3], store)
+        planned = plan(cells() + cells(), store)
+        assert len(planned.cells) == 12 and len(planned.todo) == 9

@@ -1,0 +1,186 @@
+import pickle
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from retroact.doors import check_images, check_labels, warn_of_probabilities
+from retroact.nets.classifier import Classifier
+from retroact.nets.lenet_like import LeNetLike
+
+X = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+
+
+def _linear() -> nn.Sequential:
+    return nn.Sequential(nn.Flatten(), nn.Linear(48, 5))
+
+
+# ----------------------------------------------------------------------------------------- forward
+
+
+def test_it_normalises_once_and_per_channel() -> None:
+    net = _linear()
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    by_hand = torch.stack([(X[:, c] - mean[c]) / std[c] for c in range(3)], 1)
+    torch.testing.assert_close(Classifier(net, mean, std)(X), net(by_hand))
+
+
+def test_mean_0_and_std_1_leave_every_bit_alone() -> None:
+    net = _linear()
+    assert torch.equal(Classifier(net)(X), net(X))
+
+
+def test_it_is_in_eval_mode_from_birth_and_leaves_the_weights_reachable() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, 5)).train()
+    made = Classifier(net, shape=(3, 4, 4))
+    assert not made.training
+    assert not net.training
+    assert made.module is net
+    assert torch.equal(made(X), made(X))
+    assert list(made.module.state_dict()) == ["2.weight", "2.bias"]
+
+
+def test_it_pickles_and_traces() -> None:
+    made = Classifier(LeNetLike()(), 0.1307, 0.3081, shape=(1, 28, 28), name="lenet")
+    x = torch.rand(2, 1, 28, 28)
+    again = pickle.loads(pickle.dumps(made))
+    assert torch.equal(again(x), made(x))
+    assert (again.shape, again.name) == ((1, 28, 28), "lenet")
+    assert torch.equal(torch.fx.symbolic_trace(made)(x), made(x))
+    exported = torch.export.export(made, (x,)).module()
+    torch.testing.assert_close(exported(x), made(x))
+
+
+def test_gradients_reach_the_pixels_scaled_by_std() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 2, bias=False))
+    x = X.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(Classifier(net, 0.5, 0.25)(x)[:, 0].sum(), x)
+    expected = net[1].weight[0].view(1, 3, 4, 4).expand(3, 3, 4, 4) / 0.25
+    torch.testing.assert_close(gradient, expected)
+
+
+# ------------------------------------------------------------------------------------------ output
+
+
+class _Wrapped(nn.Module):
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind = kind
+        self.inner = _linear()
+
+    def forward(self, x: Tensor) -> object:
+        logits = self.inner(x)
+        match self.kind:
+            case "dict":
+                return {"logits": logits, "loss": None}
+            case "tuple":
+                return None, logits
+            case "object":
+                return SimpleNamespace(logits=logits)
+            case _:
+                return logits[:, :, None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "output"),
+    [("dict", "logits"), ("tuple", 1), ("object", "logits"), ("map", lambda out: out.squeeze(2))],
+)
+def test_it_finds_logits_in_other_outputs(kind: str, output: object) -> None:
+    net = _Wrapped(kind)
+    assert torch.equal(Classifier(net, output=output)(X), net.inner(X))  # type: ignore[arg-type]
+
+
+def test_an_output_that_is_no_logits_says_what_came_and_what_to_do() -> None:
+    with pytest.raises(TypeError, match=r"returned dict.*output='logits'"):
+        Classifier(_Wrapped("dict"))(X)
+    with pytest.raises(ValueError, match=r"shape \(3, 5, 1\) for 3 images"):
+        Classifier(_Wrapped("map"))(X)
+    with pytest.raises(ValueError, match="has the keys 'logits', 'loss'"):
+        Classifier(_Wrapped("dict"), output="scores")(X)
+    with pytest.raises(ValueError, match="positions 0 to 1"):
+        Classifier(_Wrapped("tuple"), output=2)(X)
+    with pytest.raises(ValueError, match="float logits"):
+        Classifier(_linear(), output=lambda out: out.long())(X)
+
+
+# ------------------------------------------------------------------------------------ construction
+
+
+@pytest.mark.parametrize("std", [0.0, -1.0, float("nan"), float("inf"), (0.5, 0.0, 0.5), ()])
+def test_a_std_that_cannot_divide_is_refused(std: object) -> None:
+    with pytest.raises(ValueError, match="std"):
+        Classifier(_linear(), 0.0, std)  # type: ignore[arg-type]
+
+
+def test_bad_construction_is_refused() -> None:
+    with pytest.raises(ValueError, match="2 numbers for 3 channels"):
+        Classifier(_linear(), (0.1, 0.2), shape=(3, 4, 4))
+    with pytest.raises(TypeError, match=r"plain nn\.Module"):
+        Classifier(Classifier(_linear()))
+    with pytest.raises(TypeError, match="got function"):
+        Classifier(lambda x: x)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"\(channels, height, width\)"):
+        Classifier(_linear(), shape=(4, 4))  # type: ignore[arg-type]
+
+
+# ------------------------------------------------------------------------------------------- doors
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (X * 255, "divide by 255"),
+        (X * 2 - 1, r"mean=0\.5, std=0\.5"),
+        ((X - 0.1307) / 0.3081, "leave normalisation to Classifier"),
+        (X.where(X > 0.1, torch.nan), "NaN or infinity"),
+        (X[0], r"images\[None\]"),
+        (X[:0], "at least one image"),
+        (X.clone().fill_(1 + 1e-5), r"clamp\(0, 1\)"),
+    ],
+)
+def test_images_that_are_none_are_refused_with_the_cure(images: Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_images(images)
+
+
+def test_images_of_another_type_or_shape_are_refused_with_the_cure() -> None:
+    with pytest.raises(TypeError, match=r"uint8; use images\.float\(\) / 255"):
+        check_images((X * 255).to(torch.uint8))
+    with pytest.raises(TypeError, match=r"torch\.as_tensor"):
+        check_images(X.numpy())  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="channels first"):
+        check_images(torch.rand(2, 28, 28, 1), (1, 28, 28))
+    with pytest.raises(ValueError, match=r"expected images of shape \(1, 28, 28\), got \(3, 4, 4\)"):
+        Classifier(_linear(), shape=(1, 28, 28))(X)
+
+
+def test_rounding_beyond_the_interval_is_let_through() -> None:
+    check_images(torch.tensor([-9e-7, 1 + 9e-7]).view(1, 1, 1, 2))
+
+
+@pytest.mark.parametrize(
+    ("labels", "error", "message"),
+    [
+        (torch.tensor([0.0, 1.0, 2.0]), TypeError, r"\.long\(\)"),
+        ([0, 1, 2], TypeError, "got list"),
+        (torch.tensor([0, 1]), ValueError, r"shape \(3,\), got \(2,\)"),
+        (torch.tensor([[0, 1, 2]]), ValueError, "one label per image"),
+        (torch.tensor([0, 1, 5]), ValueError, "below 5, got 0 to 5"),
+        (torch.tensor([0, -1, 2]), ValueError, "at least 0"),
+    ],
+)
+def test_labels_that_are_none_are_refused(labels: Tensor, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        check_labels(labels, classes=5, n=3)
+
+
+def test_probabilities_are_warned_of_and_logits_are_not() -> None:
+    logits = torch.randn(8, 10, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="probabilities, not logits"):
+        assert warn_of_probabilities(logits.softmax(1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not warn_of_probabilities(logits)
+        assert not warn_of_probabilities(logits.relu())

@@ -1,0 +1,99 @@
+"""What is exported computes what torch computes, for any batch size."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from retroact.retrofitting.activations import JumpReLU, PerSite, SReLU
+from retroact.retrofitting.export import Exported, export
+from retroact.retrofitting.surgery import retrofit
+
+IMAGES = torch.rand(300, 1, 12, 12, generator=torch.Generator().manual_seed(0))
+
+
+def net(act=nn.ReLU) -> nn.Module:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 8, 3), act(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(200, 32), act(), nn.Linear(32, 10)]
+    made = nn.Sequential(*layers).eval()
+    made.shape = (1, 12, 12)
+    return made
+
+
+JUMP_AND_SLOPE = PerSite((JumpReLU(0.2), SReLU(3.0)))
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+@pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6])
+def test_the_file_agrees_with_torch_on_any_batch(tmp_path, suffix: str, act) -> None:
+    done = export(retrofit(net(act), JUMP_AND_SLOPE), tmp_path / f"net{suffix}", images=IMAGES)
+    assert isinstance(done, Exported)
+    assert (done.n, done.agreement) == (300, 1.0)
+    assert done.max_difference < 1e-4
+    assert [p.name for p in tmp_path.iterdir()] == [f"net{suffix}"]
+
+
+@pytest.mark.parametrize(("activation", "operators"), [(JumpReLU(0.2), {"ThresholdedRelu"}), (SReLU(3.0), {"Relu"})])
+def test_a_jump_is_one_operator(tmp_path, activation, operators: set[str]) -> None:
+    import onnx
+
+    export(retrofit(net(), activation), tmp_path / "net.onnx")
+    nodes = onnx.load(tmp_path / "net.onnx").graph.node
+    kinds = {n.op_type for n in nodes}
+    assert operators <= kinds
+    assert not {"LessOrEqual", "Where"} & kinds
+    alphas = [n.attribute[0].f for n in nodes if n.op_type == "ThresholdedRelu"]
+    assert alphas == ([pytest.approx(0.2)] * 2 if isinstance(activation, JumpReLU) else [])
+
+
+def test_at_kappa_itself_the_file_gives_zero(tmp_path) -> None:
+    import onnxruntime
+
+    bare = nn.Sequential(nn.ReLU())
+    export(retrofit(bare, JumpReLU(0.5), example=torch.rand(2, 3)), tmp_path / "jump.onnx", torch.rand(2, 3))
+    session = onnxruntime.InferenceSession(tmp_path / "jump.onnx")
+    z = torch.tensor([[0.25, 0.5, 0.75]])
+    (out,) = session.run(None, {session.get_inputs()[0].name: z.numpy()})
+    assert out.tolist() == [[0.0, 0.0, 0.75]]
+
+
+def test_a_net_that_does_not_trace(tmp_path) -> None:
+    class Modal(nn.Module):
+        shape = (1, 12, 12)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(144, 10)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = torch.relu(self.fc(x.flatten(1)))
+            return 2.0 * x if self.training else x
+
+    hard = retrofit(Modal(), JumpReLU(0.2))
+    assert export(hard, tmp_path / "modal.onnx", images=IMAGES).agreement == 1.0
+
+
+def test_another_suffix(tmp_path) -> None:
+    with pytest.raises(ValueError, match=r"ends in \.pt2 or \.onnx"):
+        export(net(), tmp_path / "net.pkl")
+
+
+def test_without_onnx_the_cure_is_named(tmp_path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ImportError, match=r'onnxscript: pip install "retroact\[onnx\]"'):
+        export(net(), tmp_path / "net.onnx")
+
+
+def test_nothing_is_left_of_a_failed_export(tmp_path) -> None:
+    class Failing(nn.Module):
+        shape = (3,)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x[torch.randint(0, int(x.sum()) + 1, (1,)).item() :]
+
+    with pytest.raises(Exception, match=r".+"):
+        export(Failing(), tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []

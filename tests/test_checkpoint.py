@@ -1,0 +1,121 @@
+"""Saved networks load back equal, with their retrofit; nothing is unpickled and nothing named is imported."""
+
+import json
+import pickle
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from retroact.checkpoint import CheckpointError, digest, load, save
+from retroact.nets.classifier import Classifier
+from retroact.nets.data import data
+from retroact.retrofitting.activations import JumpReLU, PerSite, ReLU, SReLU, write_shifts
+from retroact.retrofitting.sites import sites
+from retroact.retrofitting.surgery import retrofit
+
+
+@pytest.fixture(scope="module")
+def net():
+    return load("digits-cnn")
+
+
+@pytest.fixture(scope="module")
+def images():
+    return data("digits[:50]").images
+
+
+@pytest.mark.parametrize("activation", [None, JumpReLU(0.7), SReLU(10.0), "per site", "shifts"], ids=str)
+def test_a_saved_network_loads_back_equal(net, images, tmp_path, activation):
+    if activation == "per site":
+        count = len(sites(net))
+        activation = PerSite((JumpReLU(0.3), *[ReLU()] * (count - 1)))
+    if activation == "shifts":
+        torch.manual_seed(0)
+        channels = {
+            s.name: net.get_submodule(f"module.{s.name.replace('_relu', '')}").weight.shape[0] for s in sites(net)
+        }
+        activation = write_shifts(tmp_path / "b.safetensors", {k: 0.3 * torch.randn(c) for k, c in channels.items()})
+    hard = net if activation is None else retrofit(net, activation)
+    again = load(save(hard, tmp_path / "hard.safetensors"))
+    (tmp_path / "b.safetensors").unlink(missing_ok=True)
+    again = load(tmp_path / "hard.safetensors")  # the shifts travelled inside
+    assert torch.equal(again(images), hard(images))
+    assert getattr(again, "retrofit", None) == getattr(hard, "retrofit", None)
+    assert again.name == "digits-cnn" and again.shape == net.shape
+    assert digest(again) == digest(hard)
+    assert (digest(again) == digest(net)) == (activation is None)
+
+
+class Mine(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10))
+
+    def forward(self, x):
+        return {"logits": self.inner(x)}
+
+
+def test_a_network_of_ones_own_needs_an_instance(images, tmp_path):
+    hard = retrofit(Classifier(Mine(), 0.5, 0.25, shape=(1, 8, 8), output="logits", name="mine"), JumpReLU(0.1))
+    path = save(hard, tmp_path / "mine.safetensors")
+    with pytest.raises(CheckpointError, match="whose code it cannot name.*into="):
+        load(path)
+    assert torch.equal(load(path, into=Mine())(images), hard(images))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        load(path, into=nn.Linear(3, 3))
+
+
+def test_what_cannot_be_saved_whole_is_refused_and_nothing_is_written(net, tmp_path):
+    with pytest.raises(ValueError, match="expected a Classifier, got Linear"):
+        save(nn.Linear(2, 2), tmp_path / "a.safetensors")
+    with pytest.raises(ValueError, match="a function cannot be saved"):
+        save(Classifier(nn.Linear(2, 2), output=lambda o: o), tmp_path / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_damaged_and_foreign_files_are_refused_with_the_cure(net, tmp_path):
+    path = save(net, tmp_path / "net.safetensors")
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="truncated or no safetensors file"):
+        load(path)
+    save_file({"weight": torch.zeros(3)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="does not say of which network"):
+        load(tmp_path / "foreign.safetensors")
+    with pytest.raises(CheckpointError, match="no file"):
+        load(tmp_path / "missing.safetensors")
+    with pytest.raises(ValueError, match="did you mean digits-cnn"):
+        load("digit-cnn")
+
+
+class Bomb:
+    def __reduce__(self):
+        return (exec, ("raise SystemExit('the pickle ran')",))
+
+
+def test_a_pickle_that_wants_to_run_code_is_refused(tmp_path):
+    path = tmp_path / "bomb.pt"
+    path.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(CheckpointError, match="unpickling one could run its code"):
+        load(path)
+    torch.save({"state": Bomb()}, path)
+    with pytest.raises(ValueError, match="refused"):
+        load("torch.nn:Identity", weights=path)
+
+
+def test_metadata_runs_nothing(net, tmp_path):
+    path = save(net, tmp_path / "net.safetensors")
+    with safe_open(path, framework="pt") as file:
+        said = json.loads(file.metadata()["retroact"])
+        tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
+    for wish in ("__import__('os').abort()", "subprocess", "Network(__import__('os'))"):
+        evil = {"retroact": json.dumps(said | {"network": wish})}
+        save_file(tensors, tmp_path / "evil.safetensors", metadata=evil)
+        with pytest.raises(CheckpointError, match="does not fit the network it names"):
+            load(tmp_path / "evil.safetensors")
+    newer = {"retroact": json.dumps(said | {"format": "99"})}
+    save_file(tensors, tmp_path / "newer.safetensors", metadata=newer)
+    with pytest.raises(CheckpointError, match="format 99.*upgrade"):
+        load(tmp_path / "newer.safetensors")

@@ -1,0 +1,178 @@
+"""The command line, run as a person runs it: words in, tables or JSON out, errors with their cure."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from retroact import cli
+
+
+def run(*words: str, code: int = 0, cwd=None) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, "-m", "retroact.cli", *words], capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr
+    return done
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Runs a command in this process, in a folder of its own; returns (exit code, stdout, stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def called(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["retroact", *words])
+        monkeypatch.setattr(cli, "out", cli.Console(width=200))
+        monkeypatch.setattr(cli, "err", cli.Console(stderr=True, width=200))
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return called
+
+
+ATTACK = ("attack", "digits-cnn", "PGD(steps=5)", "--threat", "Linf(0.1)", "--data", "digits[:40]")
+
+
+def test_attack_prints_a_table_and_stores_the_cell(call):
+    code, out, _ = call(*ATTACK)
+    assert code == 0 and "digits-cnn" in out and "Linf(eps=0.1) on digits[:40]" in out
+    code, out, _ = call("list", "store", "--json")
+    (row,) = json.loads(out)
+    assert row["attack"] == "PGD(steps=5)" and row["n"] == 40
+    code, out, err = call("list", "store", "--remove", "*PGD*")
+    assert code == 0 and "removed 1 cells" in err
+
+
+def test_the_three_ways_of_the_readme_differ_as_they_should(call):
+    words = ("attack", "digits-cnn", "PGD(steps=40, loss='margin')", "--threat", "Linf(0.1)", "--data", "digits[:150]")
+    hard = ("--activation", "JumpReLU(kappa=0.8)")
+    found = [call(*words, *more, "--json") for more in ((), hard, (*hard, "--source", "digits-cnn"))]
+    plain, white, gray = (json.loads(out)[0] for _, out, _ in found)
+    assert [r["knowledge"] for r in (plain, white, gray)] == ["white", "white", "gray"]
+    assert plain["activation"] is None and white["activation"] == "JumpReLU(kappa=0.8)"
+    assert gray["source"] == "digits-cnn"
+    assert len({r["key"] for r in (plain, white, gray)}) == 3
+    smooth = json.loads(call(*words, *hard, "--beta", "10", "--json")[1])[0]
+    assert smooth["robust_accuracy"] < white["robust_accuracy"]
+
+
+def test_dry_run_says_the_cost_and_writes_nothing(call, tmp_path):
+    code, out, _ = call(*ATTACK, "--dry-run", "--json")
+    told = json.loads(out)
+    assert code == 0 and told["gradients at most"] == 200 and told["cells"] == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sweep_then_report(call, tmp_path):
+    words = ("sweep", "--net", "digits-cnn", "--attack", "FGSM", "--attack", "PGD(steps=3)", "--threat", "Linf(0.05)")
+    more = ("--threat", "Linf(0.1)", "--activation", "none", "--activation", "SReLU(alpha=10)", "--data", "digits[:30]")
+    code, out, _ = call(*words, *more, "--workers", "1", "--keep", "4", "--json")
+    assert code == 0 and len(json.loads(out)) == 8
+    files = ("--html", "r.html", "--md", "r.md", "--csv", "r.csv")
+    code, _, err = call("report", *files)
+    assert code == 0 and err.count("wrote") == 3
+    page = (tmp_path / "r.html").read_text()
+    assert "<script src" not in page and "http" not in page.replace("http://www.w3.org", "")
+    assert page.count("data:image/png;base64") == 8 and "Accuracy against eps" in page
+    assert (tmp_path / "r.md").read_text().count("SReLU(alpha=10.0)") >= 4
+    assert len((tmp_path / "r.csv").read_text().splitlines()) == 9
+    code, out, _ = call("report", "--cells", "*FGSM*", "--json")
+    assert len(json.loads(out)) == 4
+
+
+def test_retrofit_saves_a_network_that_attacks_take(call, tmp_path):
+    code, out, _ = call(
+        "retrofit", "digits-cnn", "JumpReLU(kappa=0.5)", "--out", "h.safetensors", "--data", "digits", "--json"
+    )
+    told = json.loads(out)
+    assert code == 0 and told["clean accuracy after"] > 0.9 and len(told["sites"]) >= 2
+    code, out, _ = call("attack", "h.safetensors", "FGSM", "--threat", "Linf(0.1)", "--data", "digits[:40]", "--json")
+    direct = call("attack", "digits-cnn", "FGSM", "--activation", "JumpReLU(kappa=0.5)", *ATTACK[3:], "--json")
+    assert json.loads(out)[0]["robust_accuracy"] == json.loads(direct[1])[0]["robust_accuracy"]
+
+
+def test_tune_prints_a_curve(call):
+    words = ("tune", "digits-cnn", "JumpReLU", "--threat", "Linf(0.1)", "--data", "digits/validation[:40]")
+    code, out, _ = call(*words, "--grid", "0,0.5", "--json")
+    told = json.loads(out)
+    assert code == 0 and [p["value"] for p in told["points"]] == [0, 0.5] and "recommended" in told
+
+
+MINE = """
+import torch
+from torch import nn
+import retroact as ra
+
+def build():
+    torch.manual_seed(0)
+    return ra.Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU()), 0.5, 0.5, shape=(1, 8, 8))
+"""
+
+
+def test_a_network_of_ones_own(tmp_path):
+    (tmp_path / "mine.py").write_text(MINE)
+    words = ("attack", "mine:build", "FGSM", "--threat", "Linf(0.1)", "--data", "digits[:20]", "--json")
+    told = json.loads(run(*words, cwd=tmp_path).stdout)
+    assert told[0]["net"] == "mine:build" and told[0]["n"] == 20
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("attack", "digit-cnn", *ATTACK[2:]), "did you mean digits-cnn?"),
+        (("attack", "digits-cnn", "PDG(steps=5)", *ATTACK[3:]), "did you mean PGD?"),
+        (("attack", "digits-cnn", "Linf(0.1)", *ATTACK[3:]), "does not belong here"),
+        ((*ATTACK[:4], "Linf(-1)", *ATTACK[5:]), "greater than 0"),
+        ((*ATTACK[:6], "digits[:4000]"), "examples"),
+        ((*ATTACK[:6], "digts"), "did you mean 'digits'?"),
+        ((*ATTACK, "--activation", "JumpReLU(kappa=nan)"), "nan"),
+        ((*ATTACK, "--activation", "JumpReLU(kappa=-1)"), "at least 0"),
+        ((*ATTACK, "--activation", "JumpReLU(kappa=1)", "--sites", "nowhere*"), "nowhere"),
+        ((*ATTACK, "--dtype", "float7"), "float7"),
+        ((*ATTACK, "--goal", "Targeted(77)"), "77"),
+        (("tune", "digits-cnn", "JumpReLU", "--threat", "Linf(0.1)", "--data", "digits"), "nothing is tuned on it"),
+        (("list", "nonsense"), "cannot list 'nonsense'"),
+        (("report", "--store", "none.sqlite"), "no store at none.sqlite"),
+        (("train", "nonesuch"), "nonesuch"),
+        (("retrofit", "torch.nn:Identity", "JumpReLU(1.0)"), "example"),
+        (("attack",), "Missing argument"),
+    ],
+)
+def test_wrong_input_gets_one_message_with_the_cure_and_leaves_nothing(call, tmp_path, words, says):
+    code, _, err = call(*words)
+    assert code == 2
+    assert says in err
+    assert not [p for p in tmp_path.iterdir() if p.suffix != ".sqlite"]
+
+
+def test_control_c_says_how_to_go_on(tmp_path):
+    words = ["sweep", "--net", "digits-cnn", "--threat", "Linf(0.1)", "--data", "digits", "--workers", "1"]
+    attacks = [w for s in range(1, 40) for w in ("--attack", f"PGD(steps=40, restarts={s})")]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "retroact.cli", *words, *attacks], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+    )
+    store = tmp_path / "retroact.sqlite"
+    for _ in range(600):
+        time.sleep(0.1)
+        if store.exists() and store.stat().st_size > 60_000:
+            break
+    os.kill(child.pid, signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 130 and "run the same command again to go on" in err
+    rows = json.loads(run("list", "store", "--json", cwd=tmp_path).stdout)
+    assert len(rows) >= 1
+
+
+@pytest.mark.parametrize("what", ["nets", "attacks", "activations", "threats", "goals", "data"])
+def test_lists(call, what):
+    code, out, _ = call("list", what, "--json")
+    assert code == 0 and len(json.loads(out)) >= 2
+    assert call("list", what)[0] == 0

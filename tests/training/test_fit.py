@@ -1,0 +1,243 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from retroact.nets.classifier import Classifier
+from retroact.nets.data import Images
+from retroact.training import fit as home
+from retroact.training.fit import FILE, CheckpointError, DivergenceError, Progress, fit
+from retroact.training.recipes import MixedFGSM, Recipe, Standard
+
+QUICK = Standard(epochs=3, lr=0.05, batch=32, schedule="one-cycle")
+
+
+def _images(n: int = 200, seed: int = 0) -> Images:
+    """Bright upper halves against bright lower halves, with noise: learnt in a few steps."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % 2
+    x = 0.5 * torch.rand(n, 1, 8, 8, generator=generator)
+    x[labels == 0, :, :4] += 0.3
+    x[labels == 1, :, 4:] += 0.3
+    return Images.of(x, labels, name="halves", split="train")
+
+
+def _net(seed: int = 0) -> Classifier:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inner = nn.Sequential(
+            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(144, 2)
+        )
+        return Classifier(inner, 0.5, 0.25)
+
+
+def _weights(net: nn.Module) -> dict[str, Tensor]:
+    return {k: v.clone() for k, v in net.state_dict().items()}
+
+
+def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+# ---------------------------------------------------------------------------------------- learning
+
+
+@pytest.mark.parametrize("recipe", [QUICK, MixedFGSM(QUICK, ratio=0.5, eps=0.05)], ids=str)
+def test_it_learns_and_ends_in_eval_mode(recipe: Recipe) -> None:
+    net = fit(_net(), _images(), recipe)
+    held = _images(100, seed=1)
+    assert (net(held.images).argmax(1) == held.labels).float().mean() > 0.95
+    assert not any(m.training for m in net.modules())
+
+
+def test_it_is_sgd_with_momentum_and_weight_decay() -> None:
+    recipe = Standard(epochs=2, lr=0.1, batch=100, momentum=0.9, weight_decay=0.01, schedule="constant")
+    images = _images(100)
+    torch.manual_seed(0)
+    by_hand = nn.Linear(64, 2)
+    torch.manual_seed(0)
+    start = nn.Linear(64, 2)
+    net = Classifier(nn.Sequential(nn.Flatten(), start))
+    fit(net, images, recipe)
+    velocity = [torch.zeros_like(p) for p in by_hand.parameters()]
+    for _ in range(2):
+        loss = nn.functional.cross_entropy(by_hand(images.images.flatten(1)), images.labels)
+        gradients = torch.autograd.grad(loss, list(by_hand.parameters()))
+        with torch.no_grad():
+            for p, v, g in zip(by_hand.parameters(), velocity, gradients, strict=True):
+                v.mul_(0.9).add_(g + 0.01 * p)
+                p.sub_(0.1 * v)
+    torch.testing.assert_close(start.weight, by_hand.weight)
+    torch.testing.assert_close(start.bias, by_hand.bias)
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_gives_others() -> None:
+    once, again, other = (_weights(fit(_net(), _images(), QUICK, seed=s)) for s in (0, 0, 1))
+    assert _same(once, again)
+    assert not _same(once, other)
+
+
+def test_the_callers_random_numbers_are_left_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fit(_net(), _images(), replace(QUICK, epochs=1))
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_progress_is_told_to_the_end() -> None:
+    told: list[Progress] = []
+    fit(_net(), _images(), QUICK, progress=told.append)
+    assert [p.epoch for p in told] == [1, 2, 3]
+    assert (told[-1].step, told[-1].steps, told[-1].fraction) == (6, 6, 1.0)
+    assert told[-1].loss < told[0].loss
+
+
+@pytest.mark.parametrize("recipe", [replace(QUICK, bf16=True), replace(QUICK, channels_last=True)], ids=str)
+def test_bf16_and_channels_last_train_to_the_same_end(recipe: Standard) -> None:
+    for variant in (recipe, MixedFGSM(recipe, ratio=0.5, eps=0.05)):
+        net = fit(_net(), _images(), variant)
+        assert next(net.parameters()).dtype == torch.float32
+        held = _images(100, seed=1)
+        assert (net(held.images).argmax(1) == held.labels).float().mean() > 0.95
+
+
+def test_too_few_images_and_a_loss_that_explodes_are_said() -> None:
+    with pytest.raises(ValueError, match="make no batch of 32"):
+        fit(_net(), _images(20), QUICK)
+    with pytest.raises(DivergenceError, match="lower lr"):
+        fit(_net(), _images(), replace(QUICK, lr=1e30, schedule="constant"))
+
+
+# ----------------------------------------------------------------------------------------- batches
+
+
+def test_an_epoch_takes_every_image_at_most_once_and_each_epoch_its_own_order() -> None:
+    first, second = (torch.cat(list(home._batches(100, 32, 0, epoch))) for epoch in (0, 1))
+    assert len(first) == len(set(first.tolist())) == 96
+    assert not torch.equal(first, second)
+    assert home._seed_of(0, 1) != home._seed_of(1, 0)
+
+
+def test_augmented_images_are_crops_of_the_padded_image_or_their_mirrors() -> None:
+    plan = replace(QUICK, augment=True)
+    x = torch.rand(40, 2, 6, 6)
+    out = home._augmented(x, plan)
+    assert out.shape == x.shape
+    padded = nn.functional.pad(x, (4, 4, 4, 4))
+    mirrored = 0
+    for i in range(len(x)):
+        crops = padded[i].unfold(1, 6, 1).unfold(2, 6, 1).permute(1, 2, 0, 3, 4).reshape(-1, 2, 6, 6)
+        plain = bool((crops == out[i]).flatten(1).all(1).any())
+        mirror = bool((crops == out[i].flip(-1)).flatten(1).all(1).any())
+        assert plain or mirror
+        mirrored += not plain
+    assert 5 < mirrored < 35
+    assert home._augmented(x, QUICK) is x
+
+
+# -------------------------------------------------------------------------------- checkpoints, kill
+
+
+def _stop_after(epochs: int) -> Callable[[Progress], None]:
+    def look(progress: Progress) -> None:
+        if progress.epoch > epochs:
+            raise KeyboardInterrupt
+
+    return look
+
+
+@pytest.mark.parametrize("recipe", [QUICK, MixedFGSM(QUICK, ratio=0.5, eps=0.05)], ids=str)
+def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, recipe: Recipe) -> None:
+    whole = _weights(fit(_net(), _images(), recipe))
+    with pytest.raises(KeyboardInterrupt):
+        fit(_net(), _images(), recipe, checkpoint_dir=tmp_path, progress=_stop_after(1))
+    told: list[Progress] = []
+    resumed = fit(_net(seed=9), _images(), recipe, checkpoint_dir=tmp_path, progress=told.append)
+    assert _same(_weights(resumed), whole)
+    assert [p.epoch for p in told] == [2, 3]
+    assert os.listdir(tmp_path) == [FILE]
+
+
+_LONG = MixedFGSM(replace(QUICK, epochs=6), ratio=0.5, eps=0.05)
+_SLOWLY = """
+import sys, time, torch
+sys.path.insert(0, sys.argv[1])
+from test_fit import _LONG, _images, _net, fit
+torch.set_num_threads(1)
+fit(_net(), _images(), _LONG, checkpoint_dir=sys.argv[2], progress=lambda _: time.sleep(0.3))
+"""
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_a_run_killed_with_sigkill_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    killed = subprocess.Popen([sys.executable, "-c", _SLOWLY, str(Path(__file__).parent), str(tmp_path)])
+    checkpoint = tmp_path / FILE
+    deadline = time.monotonic() + 60
+    while not (checkpoint.exists() and _epochs_in(checkpoint) >= 2) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    killed.send_signal(signal.SIGKILL)
+    assert killed.wait() == -signal.SIGKILL
+    assert 2 <= _epochs_in(checkpoint) < 6
+    resumed = fit(_net(seed=9), _images(), _LONG, checkpoint_dir=tmp_path)
+    assert _same(_weights(resumed), _weights(fit(_net(), _images(), _LONG)))
+
+
+def _epochs_in(path: Path) -> int:
+    with safetensors.safe_open(path, framework="pt") as file:
+        return int(json.loads(file.metadata()["run"])["epochs"])
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    whole = _weights(fit(_net(), _images(), QUICK, checkpoint_dir=tmp_path))
+    told: list[Progress] = []
+    assert _same(_weights(fit(_net(), _images(), QUICK, checkpoint_dir=tmp_path, progress=told.append)), whole)
+    assert told == []
+
+
+def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
+    fit(_net(), _images(), QUICK, checkpoint_dir=tmp_path)
+    with pytest.raises(CheckpointError, match=r"its recipe is Standard\(epochs=3"):
+        fit(_net(), _images(), replace(QUICK, epochs=4), checkpoint_dir=tmp_path)
+    with pytest.raises(CheckpointError, match="its seed is 0, this one's is 1"):
+        fit(_net(), _images(), QUICK, seed=1, checkpoint_dir=tmp_path)
+    with pytest.raises(CheckpointError, match="its data is"):
+        fit(_net(), _images(seed=3), QUICK, checkpoint_dir=tmp_path)
+    with pytest.raises(CheckpointError, match="does not fit this net"):
+        fit(
+            Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 2))),
+            _images(),
+            QUICK,
+            checkpoint_dir=tmp_path,
+        )
+
+
+@pytest.mark.parametrize("raw", [b"", b"\x10\x00", b"PK\x03\x04 a foreign file that is long enough"])
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, raw: bytes) -> None:
+    (tmp_path / FILE).write_bytes(raw)
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        fit(_net(), _images(), QUICK, checkpoint_dir=tmp_path)
+
+
+def test_a_safetensors_file_of_something_else_is_no_checkpoint(tmp_path: Path) -> None:
+    safetensors.torch.save_file({"weight": torch.zeros(3)}, tmp_path / FILE)
+    with pytest.raises(CheckpointError, match="is no checkpoint"):
+        fit(_net(), _images(), QUICK, checkpoint_dir=tmp_path)

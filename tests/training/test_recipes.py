@@ -1,0 +1,102 @@
+import pytest
+import torch
+from torch import nn
+
+from retroact.nets.classifier import Classifier
+from retroact.nets.zoo import NETWORKS
+from retroact.spec import SpecError, key, parse, show
+from retroact.training.recipes import RECIPES, MixedFGSM, Recipe, Standard
+
+
+@pytest.mark.parametrize("recipe", [*RECIPES.values(), Standard(), MixedFGSM()], ids=str)
+def test_recipes_print_as_they_are_read(recipe: Recipe) -> None:
+    assert parse(show(recipe)) == recipe
+    assert key(parse(show(recipe))) == key(recipe)
+
+
+def test_every_network_has_its_recipe() -> None:
+    assert RECIPES.keys() == NETWORKS.keys()
+
+
+def test_robust_recipes_are_the_papers_in_pixels() -> None:
+    for name, recipe in RECIPES.items():
+        assert isinstance(recipe, MixedFGSM) == name.endswith("-robust")
+        if isinstance(recipe, MixedFGSM):
+            mnist = name.endswith("mnist-robust")
+            # 0.3 of 0.3081; 0.031 of about 0.2; and 38 or 76 of 128 images
+            assert recipe.eps == pytest.approx(0.0924 if mnist else 1.6 / 255, abs=1e-4)
+            assert int(recipe.standard.batch * recipe.ratio) == (38 if mnist else 76)
+
+
+# ------------------------------------------------------------------------------------------- rates
+
+
+def test_one_cycle_rises_for_a_quarter_and_falls_to_nothing() -> None:
+    recipe = Standard(epochs=4, lr=1.0, schedule="one-cycle")
+    rates = [recipe.lr_at(step, 100) for step in range(400)]
+    assert rates[0] == pytest.approx(1 / 25)
+    assert rates[100] == max(rates) == pytest.approx(1.0)
+    assert rates[250] == pytest.approx(0.5)
+    assert 0 < rates[-1] < 1e-4
+    assert rates[:101] == sorted(rates[:101])
+    assert rates[100:] == sorted(rates[100:], reverse=True)
+
+
+def test_steps_multiply_at_the_end_of_each_milestone() -> None:
+    recipe = Standard(epochs=90, lr=0.02, schedule="steps", milestones=(30, 60, 80), factor=0.2)
+    at = {epoch: recipe.lr_at(epoch * 429, 429) for epoch in (0, 29, 30, 59, 60, 79, 80, 89)}
+    expected = {0: 0.02, 29: 0.02, 30: 4e-3, 59: 4e-3, 60: 8e-4, 79: 8e-4, 80: 1.6e-4, 89: 1.6e-4}
+    assert at == pytest.approx(expected)
+
+
+def test_constant_is_constant() -> None:
+    assert {Standard(lr=0.1, schedule="constant").lr_at(s, 10) for s in range(100)} == {0.1}
+
+
+@pytest.mark.parametrize("field", [{"lr": 0}, {"epochs": 0}, {"batch": -1}, {"lr": float("nan")}, {"momentum": 2}])
+def test_numbers_that_no_recipe_has_are_refused(field: dict[str, float]) -> None:
+    with pytest.raises(SpecError):
+        Standard(**field)  # type: ignore[arg-type]
+
+
+# -------------------------------------------------------------------------------------------- FGSM
+
+
+def _net() -> Classifier:
+    return Classifier(nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(16, 3)), 0.5, 0.25)
+
+
+X = 0.3 + 0.4 * torch.rand(10, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(10) % 3
+
+
+def test_the_first_part_of_a_batch_is_replaced_and_the_rest_is_left() -> None:
+    mixed = MixedFGSM(ratio=0.38, eps=0.1)(_net(), X, Y)
+    assert torch.equal(mixed[3:], X[3:])
+    torch.testing.assert_close((mixed[:3] - X[:3]).abs(), torch.full((3, 1, 4, 4), 0.1))
+
+
+def test_fgsm_steps_along_the_sign_of_the_gradient_that_a_linear_net_has() -> None:
+    net = _net()
+    probabilities = net(X).softmax(1)
+    by_hand = (probabilities - nn.functional.one_hot(Y, 3)) @ net.module[2].weight
+    moved = MixedFGSM(ratio=1.0, eps=0.01)(net, X, Y) - X
+    assert torch.equal(moved.flatten(1).sign(), by_hand.sign())
+
+
+def test_fgsm_stays_in_the_unit_interval() -> None:
+    moved = MixedFGSM(ratio=1.0, eps=0.9)(_net(), X, Y)
+    assert (moved.min(), moved.max()) == (0.0, 1.0)
+
+
+def test_fgsm_is_made_in_eval_mode_and_leaves_flags_and_gradients() -> None:
+    net = _net().train()
+    once, again = (MixedFGSM(ratio=1.0)(net, X, Y) for _ in range(2))
+    assert torch.equal(once, again)
+    assert net.training
+    assert net.module[1].training
+    assert all(p.grad is None for p in net.parameters())
+
+
+def test_a_ratio_of_nothing_is_the_standard_recipe() -> None:
+    assert MixedFGSM(ratio=0.0)(_net(), X, Y) is X

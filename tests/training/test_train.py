@@ -1,0 +1,101 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from retroact.nets import zoo
+from retroact.nets.data import data
+from retroact.training import train as home
+from retroact.training.fit import Progress
+from retroact.training.recipes import RECIPES, MixedFGSM
+from retroact.training.train import accuracy, train
+
+
+@pytest.fixture(autouse=True)
+def _zoo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RETROACT_ZOO", str(tmp_path))
+
+
+def test_training_by_name_writes_a_net_that_loads_with_its_page(tmp_path: Path) -> None:
+    page = train("digits-cnn", epochs=12, seed=3)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "checkpoints",
+        "digits-cnn.json",
+        "digits-cnn.safetensors",
+    ]
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert page == zoo.entry("digits-cnn")
+    assert page.accuracy == accuracy(zoo.load("digits-cnn"), data("digits"))
+    assert page.accuracy > 0.9
+    assert page.command == "retroact train digits-cnn --seed 3 --epochs 12"
+    assert (page.data, page.test_n, page.validation_n) == ("digits/train", 359, 179)
+    assert page.data_fingerprint == data("digits/train").fingerprint
+    assert {"torch", "python", "retroact"} <= page.versions.keys()
+    assert json.loads((tmp_path / "digits-cnn.json").read_text())["weights_sha256"] == page.weights_sha256
+
+
+def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
+    pages = [train("digits-cnn", epochs=1, seed=s, out=tmp_path / str(i)) for i, s in enumerate((0, 0, 1))]
+    assert pages[0].weights_sha256 == pages[1].weights_sha256 != pages[2].weights_sha256
+
+
+def test_a_stopped_training_goes_on_and_a_fresh_one_may_be_asked_for(tmp_path: Path) -> None:
+    def stop(progress: Progress) -> None:
+        if progress.epoch == 3:
+            raise KeyboardInterrupt
+
+    told: list[int] = []
+    whole = train("digits-cnn", epochs=4, out=tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train("digits-cnn", epochs=4, progress=stop)
+    assert not (tmp_path / "digits-cnn.json").exists()
+    resumed = train("digits-cnn", epochs=4, progress=lambda p: told.append(p.epoch))
+    assert resumed.weights_sha256 == whole.weights_sha256
+    assert told == [3, 4]
+    with pytest.raises(KeyboardInterrupt):
+        train("digits-cnn", epochs=4, progress=stop)
+    train("digits-cnn", epochs=4, resume=False, progress=lambda p: told.append(p.epoch))
+    assert told == [3, 4, 1, 2, 3, 4]
+
+
+def test_large_nets_are_measured_as_they_are_kept_in_fp16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "PACKAGE_LIMIT", 1000)
+    page = train("digits-cnn", epochs=2)
+    assert page.dtype == "float16"
+    assert (tmp_path / "digits-cnn.safetensors").stat().st_size < 80_000
+    assert page.accuracy == accuracy(zoo.load("digits-cnn"), data("digits"))
+
+
+def test_nothing_is_trained_on_test_or_validation_data() -> None:
+    for text in ("digits", "digits/test[:100]", "digits/validation"):
+        with pytest.raises(ValueError, match="use digits/train"):
+            train("digits-cnn", data=text)
+
+
+def test_a_part_of_the_training_split_may_be_named() -> None:
+    page = train("digits-cnn", epochs=1, data="digits/train[:640]")
+    assert page.data == "digits/train[:640]"
+    assert page.command == "retroact train digits-cnn --seed 0 --epochs 1 --data digits/train[:640]"
+
+
+def test_a_name_without_a_recipe_is_refused() -> None:
+    with pytest.raises(zoo.ZooError, match="lenet-mnist"):
+        train("lenet-mnst")
+
+
+def test_fewer_epochs_keep_the_rest_of_a_recipe() -> None:
+    for name in ("lenet-mnist", "lenet-mnist-robust"):
+        shorter = home._lasting(RECIPES[name], 2)
+        assert shorter.standard == replace(RECIPES[name].standard, epochs=2)
+        if isinstance(shorter, MixedFGSM):
+            assert (shorter.ratio, shorter.eps) == (0.3, 0.3 * 0.3081)
+
+
+def test_accuracy_counts_right_answers_for_any_batch() -> None:
+    digits = data("digits[:50]")
+    net = zoo.NETWORKS["digits-cnn"]()
+    with torch.no_grad():
+        by_hand = (net(digits.images).argmax(1) == digits.labels).double().mean().item()
+    assert accuracy(net, digits) == accuracy(net, digits, batch=7) == pytest.approx(by_hand)
