@@ -1,6 +1,7 @@
 # The public names, each beside its home. `retroact/__init__.py` reads this list and imports a name's
 # home when the name is first used, so that `import retroact` (and `retroact --help`) need no torch.
 from retroact.attacks.driver import craft as craft
+from retroact.attacks.driver import craft_all as craft_all
 from retroact.attacks.fgsm import FGSM as FGSM
 from retroact.attacks.goals import LeastLikely as LeastLikely
 from retroact.attacks.goals import Random as Random
@@ -13,6 +14,7 @@ from retroact.attacks.threat import Linf as Linf
 from retroact.checkpoint import load as load
 from retroact.checkpoint import save as save
 from retroact.evaluation.evaluate import evaluate as evaluate
+from retroact.evaluation.evaluate import evaluate_all as evaluate_all
 from retroact.evaluation.metrics import clean_accuracy as clean_accuracy
 from retroact.evaluation.metrics import rho as rho
 from retroact.evaluation.metrics import robust_accuracy as robust_accuracy
@@ -40,11 +42,15 @@ from retroact.retrofitting.activations import Sigmoid as Sigmoid
 from retroact.retrofitting.activations import Softplus as Softplus
 from retroact.retrofitting.activations import Softsign as Softsign
 from retroact.retrofitting.activations import SReLU as SReLU
+from retroact.retrofitting.activations import Surrogate as Surrogate
 from retroact.retrofitting.activations import Swish as Swish
 from retroact.retrofitting.activations import Tanh as Tanh
+from retroact.retrofitting.activations import write_shifts as write_shifts
 from retroact.retrofitting.export import export as export
 from retroact.retrofitting.folding import fold as fold
 from retroact.retrofitting.sites import sites as sites
+from retroact.retrofitting.surgery import Retrofit as Retrofit
+from retroact.retrofitting.surgery import refit as refit
 from retroact.retrofitting.surgery import retrofit as retrofit
 from retroact.spec import key as key
 from retroact.spec import parse as parse

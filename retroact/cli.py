@@ -57,19 +57,20 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print the result as JS
 DryOption = Annotated[bool, typer.Option("--dry-run", help="say what would run and what it would cost, and stop")]
 
 STORE = Path("retroact.sqlite")
+STOPPED = 130  # what a shell expects of a program that Ctrl-C ended
 
 
 def main() -> None:
     """Runs the command line; every foreseen error is one message with its cure and exit code 2."""
     try:
-        app(standalone_mode=False)
-    except KeyboardInterrupt:
-        err.print("\nstopped; finished work is kept: run the same command again to go on", style="yellow")
-        sys.exit(130)
-    except typer.Exit as stop:
-        sys.exit(stop.exit_code)
+        code = app(standalone_mode=False)  # typer turns Ctrl-C and Exit into what it returns
+    except (KeyboardInterrupt, typer.Abort):
+        code = STOPPED
     except Exception as error:
-        sys.exit(_failed(error))
+        code = _failed(error)
+    if code == STOPPED:
+        err.print("\nstopped; finished work is kept: run the same command again to go on", style="yellow")
+    sys.exit(code if isinstance(code, int) else 0)
 
 
 def _failed(error: Exception) -> int:
@@ -79,7 +80,7 @@ def _failed(error: Exception) -> int:
     if callable(show):
         show()
         return int(getattr(error, "exit_code", 2))
-    if isinstance(error, ValueError | TypeError | OSError | RuntimeError | KeyError | ArithmeticError):
+    if isinstance(error, ValueError | TypeError | OSError | RuntimeError | KeyError | ArithmeticError | ImportError):
         said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         err.print(f"error: {said}", style="red", highlight=False, markup=False, soft_wrap=True)
         return 2
@@ -530,9 +531,8 @@ def export(
     chosen = _maybe(activation)
     if chosen is not None:
         model = fit(model, chosen, sites=sites)
-    example = None if data is None else read(data).images
-    checked = write(model, to, example)
-    _print_result({"file": str(to), **vars(checked)} if hasattr(checked, "__dict__") else {"file": str(to)}, as_json)
+    checked = write(model, to, images=None if data is None else read(data).images)
+    _print_result(vars(checked), as_json)
 
 
 # ----------------------------------------------------------------------------------- small services

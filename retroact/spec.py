@@ -106,8 +106,8 @@ def known(*, having: str | None = None) -> Iterator[type]:
 
 
 def show(value: Any) -> str:
-    """Prints a spec as the code that makes it: the first field always, others where they differ
-    from their default. `parse(show(s)) == s` for every spec."""
+    """Prints a spec as the code that makes it: the first field (the knob) as a rule, others where they
+    differ from their default. `parse(show(s)) == s` for every spec."""
     if is_spec(value):
         said = ", ".join(f"{f}={show(v)}" for f, v in _said(value))
         return f"{type(value).__name__}({said})"
@@ -123,7 +123,8 @@ def _said(value: Any) -> Iterator[tuple[str, Any]]:
     for i, field in enumerate(dataclasses.fields(value)):
         v = getattr(value, field.name)
         default = field.default
-        if i == 0 or default is dataclasses.MISSING or v != _settled_default(type(value), field.name):
+        plain = default is not dataclasses.MISSING and v == _settled_default(type(value), field.name)
+        if not plain or (i == 0 and v is not None and v != math.inf):  # infinity and None say nothing
             yield field.name, v
 
 

@@ -15,6 +15,7 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from retroact.attacks.geometry import norm
 from retroact.attacks.goals import Aim, Goal, Untargeted
 from retroact.attacks.oracle import Network, Oracle, device_of, evaluating
 from retroact.attacks.threat import Access, Norm, ThreatModel, allows
@@ -40,9 +41,10 @@ class Attack(Protocol):
     def passes(self) -> int: ...
 
     def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
-        """Adversarial images, shaped as `x` (n, c, h, w), in the threat's ball and in [0, 1].
+        """Adversarial images, shaped as `x` (n, c, h, w), in [0, 1] and, for a budget attack, in the ball.
 
-        `index` (n,) names each example for its noise; row i of the oracle's chunk is row i of `x`.
+        A minimum-norm attack returns the smallest perturbation it finds in the threat's norm; the driver
+        puts those beyond eps back to the clean image, so one run serves every eps. `index` (n,) names each example for its noise; row i of the oracle's chunk is row i of `x`.
         """
         ...
 
@@ -109,23 +111,68 @@ def craft(
 ) -> Outcome:
     """Attacks every example of `images` (n, c, h, w) that does not already meet the goal.
 
-    Examples that meet it clean (untargeted: misclassified ones) are returned as they are. With
-    `gradients`, decisions come from `network` and gradients from that other network. `progress` is
-    called with (examples done, examples in all) after each chunk.
+    Examples that meet it clean (untargeted: misclassified ones) are returned as they are, and so are
+    those for which a minimum-norm attack needs more than `threat.eps`. With `gradients`, decisions come
+    from `network` and gradients from that other network. `progress` is called with (examples done,
+    examples in all) after each chunk.
 
     Raises ValueError for a norm or an access that the attack does not serve.
     """
-    _check(attack, threat, len(images), chunk)
+    return craft_all(
+        attack,
+        network,
+        images,
+        labels,
+        index,
+        [threat],
+        goal,
+        gradients=gradients,
+        seed=seed,
+        chunk=chunk,
+        progress=progress,
+    )[0]
+
+
+def craft_all(
+    attack: Attack,
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    threats: Sequence[ThreatModel],
+    goal: Goal | None = None,
+    *,
+    gradients: Network | None = None,
+    seed: int = 0,
+    chunk: int = CHUNK,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Outcome]:
+    """`craft` for several threat models of one norm and access: one Outcome each.
+
+    A minimum-norm attack runs once for all of them, and so does one with a `sweep` method (FGSM: one
+    gradient serves every eps); their counters are those of that one run. Others run once for each.
+    """
+    _check(attack, threats, len(images), chunk)
+    todo: list[list[ThreatModel]] = [list(threats)] if serves_several(attack) else [[t] for t in threats]
     goal = Untargeted() if goal is None else goal
-    parts = []
+    outcomes = []
     with evaluating(network, gradients):
-        for rows in _chunks(len(images), chunk):
-            parts.append(
-                _craft_chunk(attack, network, images[rows], labels[rows], index[rows], threat, goal, gradients, seed)
-            )
-            if progress is not None:
-                progress(rows.stop, len(images))
-    return _join(parts)
+        for turn, together in enumerate(todo):
+            parts: list[list[Outcome]] = [[] for _ in together]
+            for rows in _chunks(len(images), chunk):
+                scene = images[rows], labels[rows], index[rows]
+                made = _craft_chunk(attack, network, *scene, together, goal, gradients, seed)
+                for part, outcome in zip(parts, made, strict=True):
+                    part.append(outcome)
+                if progress is not None:
+                    progress(turn * len(images) + rows.stop, len(todo) * len(images))
+            outcomes += [_join(part) for part in parts]
+    return outcomes
+
+
+def serves_several(attack: Attack) -> bool:
+    """Whether one run of the attack serves several radii."""
+    return attack.kind == "minimum-norm" or hasattr(attack, "sweep")
 
 
 def _craft_chunk(
@@ -134,32 +181,53 @@ def _craft_chunk(
     images: Tensor,
     labels: Tensor,
     index: Tensor,
-    threat: ThreatModel,
+    threats: Sequence[ThreatModel],
     goal: Goal,
     gradients: Network | None,
     seed: int,
-) -> Outcome:
+) -> list[Outcome]:
     device = device_of(network)
     x, y, index = images.to(device), labels.to(device), index.to(device)
-    whole = Oracle(network, len(x), gradients=gradients, access=threat.access)
+    whole = Oracle(network, len(x), gradients=gradients, access=threats[0].access)
     # The look at the clean image is the evaluator's, not the attacker's: it needs no access.
     clean = whole._forward(x, torch.arange(len(x)))
     aim = goal(y, clean, index)
     # A network that overflows on the clean image decides nothing, so there is nothing to change.
     todo = (~aim.reached(clean) & clean.isfinite().all(1)).nonzero()[:, 0]
-    x_adv = x.clone()
+    made = [x.clone() for _ in threats]
     if len(todo):
-        inner = Oracle(network, len(todo), gradients=gradients, access=threat.access)
-        x_adv[todo] = attack(inner, x[todo], aim[todo], threat, index=index[todo], seed=seed)
+        inner = Oracle(network, len(todo), gradients=gradients, access=threats[0].access)
+        found = _attacked(attack, inner, x[todo], aim[todo], threats, index[todo], seed)
+        for x_adv, part in zip(made, found, strict=True):
+            x_adv[todo] = part
         _add(whole, inner, todo.cpu())
-    return Outcome(
-        _healed(x_adv, x).cpu(),
-        (torch.full_like(y, -1) if aim.targets is None else aim.targets).cpu(),
-        whole.queries,
-        whole.gradients,
-        whole.zero_gradients,
-        whole.nonfinite,
-    )
+    targets = torch.full_like(y, -1) if aim.targets is None else aim.targets
+    counts = (whole.queries, whole.gradients, whole.zero_gradients, whole.nonfinite)
+    return [Outcome(_healed(x_adv, x).cpu(), targets.cpu(), *counts) for x_adv in made]
+
+
+def _attacked(
+    attack: Attack,
+    oracle: Oracle,
+    x: Tensor,
+    aim: Aim,
+    threats: Sequence[ThreatModel],
+    index: Tensor,
+    seed: int,
+) -> list[Tensor]:
+    if attack.kind == "minimum-norm":
+        found = attack(oracle, x, aim, max(threats, key=lambda t: t.eps), index=index, seed=seed)
+        return [_within(found, x, threat) for threat in threats]
+    several = getattr(attack, "sweep", None)
+    if several is not None:
+        return list(several(oracle, x, aim, threats, index=index, seed=seed))
+    return [attack(oracle, x, aim, threats[0], index=index, seed=seed)]
+
+
+def _within(found: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
+    """`found` where it lies within the radius (1e-6 of slack for rounding), the clean image elsewhere."""
+    near = norm(found - x, threat.norm) <= threat.eps * (1 + 1e-6) + 1e-7
+    return found.where(near.view(-1, *[1] * (x.dim() - 1)), x)
 
 
 def _add(whole: Oracle, inner: Oracle, rows: Tensor) -> None:
@@ -183,7 +251,15 @@ def _chunks(n: int, size: int) -> Iterator[slice]:
     yield from (slice(i, min(i + size, n)) for i in range(0, n, size))
 
 
-def _check(attack: Attack, threat: ThreatModel, n: int, chunk: int) -> None:
+def _check(attack: Attack, threats: Sequence[ThreatModel], n: int, chunk: int) -> None:
+    if n == 0 or chunk < 1 or not threats:
+        raise ValueError(
+            "expected at least one example, in chunks of at least one, and at least one threat, "
+            f"got n={n}, chunk={chunk}, {len(threats)} threats"
+        )
+    if len({(t.norm, t.access) for t in threats}) > 1:
+        raise ValueError(f"expected threats of one norm and access, got {', '.join(map(str, threats))}")
+    threat = threats[0]
     if threat.norm not in attack.norms:
         raise ValueError(f"{attack} serves the norms {', '.join(attack.norms)}, got {threat}; choose another")
     if not allows(threat, attack.needs):
@@ -191,5 +267,3 @@ def _check(attack: Attack, threat: ThreatModel, n: int, chunk: int) -> None:
             f"{attack} needs {attack.needs} access, got {threat}; "
             f'give access="{attack.needs}" or choose an attack that needs less'
         )
-    if n == 0 or chunk < 1:
-        raise ValueError(f"expected at least one example in chunks of at least one, got n={n}, chunk={chunk}")

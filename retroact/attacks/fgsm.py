@@ -6,6 +6,7 @@ L2 (the "fast gradient method" of Miyato et al. 2016). JumpReLU eq. 4; Sloped Re
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
@@ -32,7 +33,12 @@ class FGSM:
     passes: ClassVar[int] = 1
 
     def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
-        loss = loss_of(self.loss)
+        return self.sweep(oracle, x, aim, [threat], index=index, seed=seed)[0]
+
+    def sweep(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threats: Sequence[ThreatModel], *, index: Tensor, seed: int
+    ) -> list[Tensor]:
+        """One gradient serves every eps."""
         rows = torch.arange(len(x), device=x.device)
-        _, gradient = oracle.gradient(x, rows, partial(loss, aim=aim))
-        return project(x + threat.eps * steepest(gradient, threat.norm), x, threat)
+        _, gradient = oracle.gradient(x, rows, partial(loss_of(self.loss), aim=aim))
+        return [project(x + t.eps * steepest(gradient, t.norm), x, t) for t in threats]

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from retroact.attacks.driver import CHUNK, Attack, craft
+from retroact.attacks.driver import CHUNK, Attack, Outcome, craft_all
 from retroact.attacks.goals import Goal, Untargeted
 from retroact.attacks.oracle import Network, device_of, evaluating, in_float
 from retroact.attacks.threat import ThreatModel
@@ -56,23 +57,61 @@ def evaluate(
 
     Raises ValueError for images outside [0, 1], labels out of range, and specs that do not fit.
     """
+    return evaluate_all(
+        network,
+        data,
+        attack,
+        [threat],
+        goal=goal,
+        source=source,
+        seed=seed,
+        keep=keep,
+        chunk=chunk,
+        progress=progress,
+    )[0]
+
+
+def evaluate_all(
+    network: Network,
+    data: Examples,
+    attack: Attack,
+    threats: Sequence[ThreatModel],
+    *,
+    goal: Goal | None = None,
+    source: Network | None = None,
+    seed: int = 0,
+    keep: int = 0,
+    chunk: int = CHUNK,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Record]:
+    """`evaluate` for several threat models of one norm: one Record each, at the cost of one where one run
+    of the attack serves several eps (FGSM, every minimum-norm attack)."""
     check_images(data.images)
     started = time.perf_counter()
     clean = decide(network, data.images, chunk=chunk, labels=data.labels)
     goal = Untargeted() if goal is None else goal
-    made = craft(
+    outcomes = craft_all(
         attack,
         network,
         data.images,
         data.labels,
         data.index,
-        threat,
+        threats,
         goal,
         gradients=source,
         seed=seed,
         chunk=chunk,
         progress=progress,
     )
+    records = [_judged(network, data, clean, made, keep, chunk) for made in outcomes]
+    seconds = (time.perf_counter() - started) / len(threats)
+    return [
+        replace(r, pedigree=_pedigree(network, data, attack, threat, goal, source, seed, seconds))
+        for r, threat in zip(records, threats, strict=True)
+    ]
+
+
+def _judged(network: Network, data: Examples, clean: Tensor, made: Outcome, keep: int, chunk: int) -> Record:
     adversarial = decide(network, made.x_adv, chunk=chunk)
     # A network that overflows on an image has not been fooled by it; the flag stays on the record.
     broken = (adversarial < 0) & (clean >= 0)
@@ -92,7 +131,6 @@ def evaluate(
         nonfinite=(made.nonfinite | broken).numpy(),
         examples=x_adv[:keep].numpy() if keep else None,
         originals=data.images[:keep].numpy() if keep else None,
-        pedigree=_pedigree(network, data, attack, threat, goal, source, seed, time.perf_counter() - started),
     )
 
 
