@@ -44,7 +44,8 @@ class Attack(Protocol):
         """Adversarial images, shaped as `x` (n, c, h, w), in [0, 1] and, for a budget attack, in the ball.
 
         A minimum-norm attack returns the smallest perturbation it finds in the threat's norm; the driver
-        puts those beyond eps back to the clean image, so one run serves every eps. `index` (n,) names each example for its noise; row i of the oracle's chunk is row i of `x`.
+        puts those beyond eps back to the clean image, so one run serves every eps. `index` (n,) names
+        each example for its noise; row i of the oracle's chunk is row i of `x`.
         """
         ...
 
