@@ -15,7 +15,6 @@ from typing import ClassVar, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from retroact.attacks.geometry import norm
 from retroact.attacks.goals import Aim, Goal, Untargeted
 from retroact.attacks.oracle import Network, Oracle, device_of, evaluating
 from retroact.attacks.threat import Access, Norm, ThreatModel, allows
@@ -226,9 +225,8 @@ def _attacked(
 
 
 def _within(found: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
-    """`found` where it lies within the radius (1e-6 of slack for rounding), the clean image elsewhere."""
-    near = norm(found - x, threat.norm) <= threat.eps * (1 + 1e-6) + 1e-7
-    return found.where(near.view(-1, *[1] * (x.dim() - 1)), x)
+    """`found` where it lies within the radius, the clean image elsewhere."""
+    return found.where(threat(found, x).view(-1, *[1] * (x.dim() - 1)), x)
 
 
 def _add(whole: Oracle, inner: Oracle, rows: Tensor) -> None:

@@ -22,6 +22,19 @@ def norm(d: Tensor, p: Norm) -> Tensor:
     return flat.abs().amax(1) if p == "linf" else flat.norm(dim=1)
 
 
+def dual_norm(g: Tensor, p: Norm) -> Tensor:
+    """‖g‖_q of each example, (n,), with 1/p + 1/q = 1: how much a step of unit length in norm p can gain.
+
+    ‖g‖₁ for L_inf, ‖g‖₂ for L2: so a linear f reaches zero |f| / ‖∇f‖_q away.
+    """
+    return g.flatten(1).abs().sum(1) if p == "linf" else norm(g, "l2")
+
+
+def inward(g: Tensor, x: Tensor) -> Tensor:
+    """`g` without the entries that push a pixel of `x` out of the box [0, 1] it is at the edge of."""
+    return g.masked_fill(((x <= 0) & (g < 0)) | ((x >= 1) & (g > 0)), 0.0)
+
+
 def project(x: Tensor, centre: Tensor, threat: ThreatModel) -> Tensor:
     """The point of the ball around `centre`, cut with the box [0, 1], that `x` is pulled back to.
 
@@ -32,7 +45,7 @@ def project(x: Tensor, centre: Tensor, threat: ThreatModel) -> Tensor:
         return torch.clamp(torch.clamp(x, centre - threat.eps, centre + threat.eps), 0.0, 1.0)
     d = x - centre
     shrink = (threat.eps / norm(d, "l2").clamp_min(TINY)).clamp_max(1.0)
-    return (centre + d * _each(shrink, d)).clamp(0.0, 1.0)
+    return (centre + d * each(shrink, d)).clamp(0.0, 1.0)
 
 
 def steepest(gradient: Tensor, p: Norm) -> Tensor:
@@ -43,8 +56,8 @@ def steepest(gradient: Tensor, p: Norm) -> Tensor:
     if p == "linf":
         return gradient.sign()
     # Scaled by the largest entry first: squares of gradients below 1e-19 underflow in float32.
-    scaled = gradient / _each(gradient.flatten(1).abs().amax(1).clamp_min(1e-38), gradient)
-    return scaled / _each(norm(scaled, "l2").clamp_min(TINY), scaled)
+    scaled = gradient / each(gradient.flatten(1).abs().amax(1).clamp_min(1e-38), gradient)
+    return scaled / each(norm(scaled, "l2").clamp_min(TINY), scaled)
 
 
 def random_start(x: Tensor, threat: ThreatModel, index: Tensor, seed: int, stream: int = 0) -> Tensor:
@@ -55,9 +68,10 @@ def random_start(x: Tensor, threat: ThreatModel, index: Tensor, seed: int, strea
     else:
         direction = steepest(normal(shape, index, seed, stream), "l2")
         radius = uniform((1,), index, seed, stream + 500_000_009)[:, 0] ** (1 / math.prod(shape))
-        d = direction * _each(radius * threat.eps, direction)
+        d = direction * each(radius * threat.eps, direction)
     return project(x + d, x, threat)
 
 
-def _each(values: Tensor, like: Tensor) -> Tensor:
+def each(values: Tensor, like: Tensor) -> Tensor:
+    """`values` (n,) shaped to multiply `like` (n, …) example by example."""
     return values.view(-1, *[1] * (like.dim() - 1))

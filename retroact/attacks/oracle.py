@@ -58,14 +58,24 @@ class Oracle:
         `objective` takes logits and gives one number per example. Where the gradient is NaN or
         infinite the example is flagged and its gradient is zero, so that no NaN walks into an image.
         """
+        logits, _, gradient = self.tangent(x, rows, objective)
+        return logits, gradient
+
+    def tangent(self, x: Tensor, rows: Tensor, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """`gradient`, and between its two results the logits (m, k) of the network that gave the gradient.
+
+        A linear model of a network needs its values and its slopes from the same network; decisions
+        still belong to the network under attack.
+        """
         self._need("gradient")
-        logits, gradient = self._backward(x, objective)
+        seen, gradient = self._backward(x, objective)
+        logits = seen
         if self._guide is not self._network:
             logits = self._forward(x, rows)
         else:
             self.queries[rows.cpu()] += 1
             self._flag(rows, logits)
-        return logits, self._account(gradient, rows)
+        return logits, seen, self._account(gradient, rows)
 
     def _need(self, needed: Access) -> None:
         if ACCESS.index(needed) > ACCESS.index(self.access):

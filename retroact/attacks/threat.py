@@ -8,7 +8,12 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal, Protocol
 
+from torch import Tensor
+
 from retroact.spec import Positive, Within, spec
+
+SLACK = 1e-6
+"""What float32 rounding may add to a perturbation, as a share of eps and in pixels."""
 
 Access = Literal["decision", "score", "gradient"]
 Norm = Literal["linf", "l2"]
@@ -26,6 +31,10 @@ class ThreatModel(Protocol):
     @property
     def access(self) -> Access: ...
 
+    def __call__(self, found: Tensor, x: Tensor) -> Tensor:
+        """Bool (n,): whether each image of `found` lies in the ball around that of `x`, but for rounding."""
+        ...
+
 
 @spec
 class Linf:
@@ -35,6 +44,9 @@ class Linf:
     access: Access = "gradient"
     norm: ClassVar[Norm] = "linf"
 
+    def __call__(self, found: Tensor, x: Tensor) -> Tensor:
+        return (found - x).flatten(1).abs().amax(1) <= self.eps * (1 + SLACK) + SLACK
+
 
 @spec
 class L2:
@@ -43,6 +55,9 @@ class L2:
     eps: Positive
     access: Access = "gradient"
     norm: ClassVar[Norm] = "l2"
+
+    def __call__(self, found: Tensor, x: Tensor) -> Tensor:
+        return (found - x).flatten(1).norm(dim=1) <= self.eps * (1 + SLACK) + SLACK
 
 
 def allows(threat: ThreatModel, needed: Access) -> bool:

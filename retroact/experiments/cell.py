@@ -24,7 +24,7 @@ from retroact.attacks.driver import CHUNK
 from retroact.attacks.goals import Untargeted
 from retroact.evaluation.evaluate import evaluate
 from retroact.evaluation.record import Record
-from retroact.nets.data import Images, data
+from retroact.nets.data import DataSlice, Images, data
 from retroact.retrofitting.activations import PerSite, Surrogate
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import AtLeast0, SpecError, is_spec, show, spec
@@ -92,6 +92,8 @@ class Cell:
     def __post_init__(self) -> None:
         _expect(self.attack, "norms", "an attack such as PGD(steps=40)")
         _expect(self.threat, "norm", "a threat model such as Linf(eps=0.1)")
+        # One slice, one key: "mnist[0:10]" is "mnist[:10]".
+        object.__setattr__(self, "data", str(DataSlice.read(self.data)))
         if self.beta and (self.source is not None or self.model.activation is None):
             raise SpecError("beta= smooths the model's own activation: give it without source=, on a retrofit")
 
