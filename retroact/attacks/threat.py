@@ -45,7 +45,8 @@ class Linf:
     norm: ClassVar[Norm] = "linf"
 
     def __call__(self, found: Tensor, x: Tensor) -> Tensor:
-        return (found - x).flatten(1).abs().amax(1) <= self.eps * (1 + SLACK) + SLACK
+        inside: Tensor = (found - x).flatten(1).abs().amax(1) <= self.eps * (1 + SLACK) + SLACK
+        return inside
 
 
 @spec
@@ -57,7 +58,8 @@ class L2:
     norm: ClassVar[Norm] = "l2"
 
     def __call__(self, found: Tensor, x: Tensor) -> Tensor:
-        return (found - x).flatten(1).norm(dim=1) <= self.eps * (1 + SLACK) + SLACK
+        inside: Tensor = (found - x).flatten(1).norm(dim=1) <= self.eps * (1 + SLACK) + SLACK
+        return inside
 
 
 def allows(threat: ThreatModel, needed: Access) -> bool:
