@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -146,12 +145,10 @@ def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _write(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> Path:
-    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    os.close(handle)
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         save_file(tensors, draft, metadata=metadata)
         os.replace(draft, path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
+    finally:
+        draft.unlink(missing_ok=True)
     return path

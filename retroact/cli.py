@@ -636,7 +636,7 @@ def _table_of(members: Sequence[Line]) -> Table:
                 table.add_row(f"  {line.attack}", box, clean, robust, _bounds(line.interval), noise)
         if network in worst:
             w = worst[network]
-            label = f"  worst case of these {w.attacks}, image by image"
+            label = f"  worst case of these {w.attacks}"
             table.add_row(label, "", "", f"{100 * w.accuracy:.1f}", _bounds(w.interval), "", style="bold")
     return table
 
