@@ -11,7 +11,7 @@ never passes for the old one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
@@ -20,9 +20,9 @@ import torch
 from torch import nn
 
 from retroact import checkpoint
-from retroact.attacks.driver import CHUNK
+from retroact.attacks.driver import CHUNK, serves_several
 from retroact.attacks.goals import Untargeted
-from retroact.evaluation.evaluate import evaluate
+from retroact.evaluation.evaluate import evaluate_all
 from retroact.evaluation.record import Record
 from retroact.nets.data import DataSlice, Images, data
 from retroact.retrofitting.activations import PerSite, Surrogate
@@ -106,25 +106,7 @@ class Cell:
         progress: Callable[[int, int], None] | None = None,
     ) -> Record:
         """Runs the attack and returns the Record; see `evaluate`."""
-        images = data(self.data)
-        if self.pixels and self.pixels != pixels(images):
-            raise ValueError(
-                f"{self.data} has other pixels here ({pixels(images)}) than this cell was made for ({self.pixels})"
-            )
-        dtype = getattr(torch, self.dtype)
-        network, source = _bring(self.model, device, dtype), self.guide()
-        return evaluate(
-            network,
-            images,
-            self.attack,
-            self.threat,
-            goal=self.goal,
-            source=None if source is None else _bring(source, device, dtype),
-            seed=self.seed,
-            keep=keep,
-            chunk=chunk,
-            progress=progress,
-        )
+        return run_together([self], keep=keep, chunk=chunk, device=device, progress=progress)[0]
 
     def guide(self) -> Model | None:
         """The model whose gradients are climbed where it is not the attacked one itself."""
@@ -156,6 +138,48 @@ class Cell:
             "seed": self.seed,
             "dtype": self.dtype,
         }
+
+
+def run_together(
+    cells: Sequence[Cell],
+    *,
+    keep: int = 0,
+    chunk: int = CHUNK,
+    device: str = "cpu",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Record]:
+    """Runs cells that differ in their threat alone (as `alike` groups them): one Record each.
+
+    Raises ValueError where the weights or the pixels are not those that a cell was locked to.
+    """
+    cell = cells[0]
+    images = data(cell.data)
+    if cell.pixels and cell.pixels != pixels(images):
+        raise ValueError(
+            f"{cell.data} has other pixels here ({pixels(images)}) than this cell was made for ({cell.pixels})"
+        )
+    dtype, guide = getattr(torch, cell.dtype), cell.guide()
+    return evaluate_all(
+        _bring(cell.model, device, dtype),
+        images,
+        cell.attack,
+        [c.threat for c in cells],
+        goal=cell.goal,
+        source=None if guide is None else _bring(guide, device, dtype),
+        seed=cell.seed,
+        keep=keep,
+        chunk=chunk,
+        progress=progress,
+    )
+
+
+def alike(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells in groups that one run of their attack serves: they differ in eps alone, and it can do several."""
+    groups: dict[Cell, list[Cell]] = {}
+    for cell in cells:
+        first = replace(cell, threat=replace(cell.threat, eps=1.0)) if serves_several(cell.attack) else cell
+        groups.setdefault(first, []).append(cell)
+    return list(groups.values())
 
 
 def knowledge(cell: Cell) -> str:

@@ -14,38 +14,43 @@ from contextlib import contextmanager
 import torch
 
 from retroact.evaluation.record import Record
-from retroact.experiments.cell import Cell
+from retroact.experiments.cell import Cell, run_together
 
 Progress = Callable[[int, int], None]
 
 
 def serial(
-    cells: Sequence[Cell], *, keep: int = 0, chunk: int, device: str, progress: Progress | None = None
-) -> Iterator[tuple[Cell, Record]]:
-    """Runs the cells one after the other; `progress` is called within each with (done, all examples)."""
-    for cell in cells:
+    groups: Sequence[Sequence[Cell]],
+    *,
+    keep: int = 0,
+    chunk: int,
+    device: str,
+    progress: Progress | None = None,
+) -> Iterator[list[tuple[Cell, Record]]]:
+    """Runs groups of alike cells one after the other; `progress` is called within each (done, all examples)."""
+    for group in groups:
         with one_thread():
-            record = cell(keep=keep, chunk=chunk, device=device, progress=progress)
-        yield cell, record
+            records = run_together(group, keep=keep, chunk=chunk, device=device, progress=progress)
+        yield list(zip(group, records, strict=True))
 
 
 def processes(
-    cells: Sequence[Cell], workers: int, *, keep: int = 0, chunk: int, device: str
-) -> Iterator[tuple[Cell, Record]]:
-    """Runs the cells in `workers` processes; yields each as it is done, in any order."""
+    groups: Sequence[Sequence[Cell]], workers: int, *, keep: int = 0, chunk: int, device: str
+) -> Iterator[list[tuple[Cell, Record]]]:
+    """Runs groups of alike cells in `workers` processes; yields each group as it is done, in any order."""
     context = multiprocessing.get_context("spawn")  # fork and torch's threads do not go together
     pool = ProcessPoolExecutor(workers, mp_context=context)
     try:
-        waiting = {pool.submit(_run, cell, keep, chunk, device): cell for cell in cells}
+        waiting = {pool.submit(_run, group, keep, chunk, device): group for group in groups}
         for future in as_completed(waiting):
-            yield waiting[future], future.result()
+            yield list(zip(waiting[future], future.result(), strict=True))
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _run(cell: Cell, keep: int, chunk: int, device: str) -> Record:
+def _run(group: Sequence[Cell], keep: int, chunk: int, device: str) -> list[Record]:
     with one_thread():
-        return cell(keep=keep, chunk=chunk, device=device)
+        return run_together(group, keep=keep, chunk=chunk, device=device)
 
 
 @contextmanager

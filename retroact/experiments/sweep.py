@@ -9,7 +9,7 @@ from typing import Any
 
 from retroact.attacks.driver import CHUNK
 from retroact.evaluation.record import Record
-from retroact.experiments.cell import Cell, Model
+from retroact.experiments.cell import Cell, Model, alike
 from retroact.experiments.executors import processes, serial
 from retroact.experiments.store import Store
 from retroact.spec import key, show
@@ -46,20 +46,23 @@ def sweep(
     stop, a kill among them, loses at most the cells that were running.
     """
     planned = plan(cells, store, keep=keep)
-    todo = [planned.cells[k] for k in planned.todo]
-    done, total = len(planned.cells) - len(todo), len(planned.cells)
+    todo = alike(planned.cells[k] for k in planned.todo)
+    done, total = len(planned.cells) - len(planned.todo), len(planned.cells)
+    running = iter(todo)
 
     def within(examples: int, of: int) -> None:
         if progress is not None:
-            progress(done + examples / of, total)
+            progress(done + size * examples / of, total)
 
     if workers > 1 and len(todo) > 1:
         finished = processes(todo, workers, keep=keep, chunk=chunk, device=device)
     else:
         finished = serial(todo, keep=keep, chunk=chunk, device=device, progress=within)
-    for cell, record in finished:
-        store.put(key(cell), show(cell), cell.fields(), record)
-        done += 1
+    size = len(next(running, ()))
+    for group in finished:
+        for cell, record in group:
+            store.put(key(cell), show(cell), cell.fields(), record)
+        done, size = done + len(group), len(next(running, ()))
         if progress is not None:
             progress(float(done), total)
     return [store.read(k, images=keep > 0) for k in planned.cells]

@@ -13,7 +13,7 @@ import pytest
 from retroact.attacks.fgsm import FGSM
 from retroact.attacks.pgd import PGD
 from retroact.attacks.threat import L2, Linf
-from retroact.experiments.cell import Cell, Model, knowledge
+from retroact.experiments.cell import Cell, Model, alike, knowledge, run_together
 from retroact.experiments.store import Store
 from retroact.experiments.sweep import grid, plan, sweep
 from retroact.retrofitting.activations import JumpReLU, SReLU
@@ -84,6 +84,15 @@ def test_more_images_are_run_for_only_where_they_are_missing(tmp_path):
         assert record.examples.shape == (3, 1, 8, 8)
         sweep(first, store, keep=2)
         assert list(store.runs().values()) == [2]
+
+
+def test_cells_that_differ_in_eps_alone_share_a_run_where_the_attack_can():
+    groups = alike(cells())
+    assert sorted(len(g) for g in groups) == [1] * 12  # two norms never share
+    one_norm = grid(["digits-cnn"], [None], [FGSM(), PGD(steps=2)], [Linf(0.05), Linf(0.1), Linf(0.2)], "digits[:40]")
+    assert sorted(len(g) for g in alike(one_norm)) == [1, 1, 1, 3]
+    together = run_together(one_norm[:3])
+    assert together == [cell() for cell in one_norm[:3]]
 
 
 def test_progress_ends_at_the_total(tmp_path):
