@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from retroact.experiments.cell import Cell, Model
+from retroact.experiments.cell import Cell, Model, alike
 from retroact.experiments.executors import one_thread
 from retroact.experiments.store import Store
 from retroact.experiments.sweep import plan
@@ -28,7 +28,7 @@ def estimate(
     with Store(path if path.exists() else ":memory:") as store:
         planned = plan(cells, store, keep=keep)
     todo = [planned.cells[k] for k in planned.todo]
-    passes = {cell: cell.attack.passes * len(data(cell.data)) for cell in todo}
+    passes = {group[0]: group[0].attack.passes * len(data(group[0].data)) for group in alike(todo)}
     seconds = sum(n * _seconds_per_gradient(cell.model, cell.data, chunk, device) for cell, n in passes.items())
     return {
         "cells": len(planned.cells),
