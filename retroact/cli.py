@@ -26,6 +26,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 from rich.table import Table
+from rich.text import Text
 
 if TYPE_CHECKING:
     from retroact.experiments.cell import Cell
@@ -283,13 +284,20 @@ def retrofit(
 ) -> None:
     """Replace the activations of a network; say which were found and replaced."""
     from retroact import checkpoint
+    from retroact.retrofitting.installed import installed
     from retroact.retrofitting.sites import sites as find
     from retroact.retrofitting.surgery import retrofit as fit
 
     plain = checkpoint.load(net, weights=weights or None)
     hard = fit(plain, _spec(activation, "surrogate"), sites=sites, also=also or (), allow=allow or ())
-    found = find(plain)
-    result: dict[str, Any] = {"net": net, "retrofit": str(hard.retrofit), "sites": [s.name for s in found]}
+    found, replaced = find(plain), installed(hard)
+    result: dict[str, Any] = {
+        "net": net,
+        "retrofit": str(hard.retrofit),
+        "found": len(found),
+        "replaced": len(replaced),
+        "sites": list(replaced),
+    }
     if data is not None:
         result |= _clean_accuracies({"before": plain, "after": hard}, data)
     if to is not None:
@@ -599,7 +607,7 @@ def _print_rows(rows: Sequence[dict[str, Any]], *, empty: str) -> None:
     for name in rows[0]:
         table.add_column(name, overflow="fold")
     for row in rows:
-        table.add_row(*("" if v is None else str(v) for v in row.values()))
+        table.add_row(*("" if v is None else Text(str(v)) for v in row.values()))  # Text: brackets are no markup
     out.print(table)
 
 
@@ -627,13 +635,13 @@ def _table_of(members: Sequence[Line]) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     worst = {w.network: w for w in worst_cases(members)}
     for network in dict.fromkeys(line.network for line in members):
-        table.add_row(network, style="bold cyan")
+        table.add_row(Text(network), style="bold cyan")
         for line in members:
             if line.network == network:
                 values = (clean_accuracy(line.record), robust_accuracy(line.record), rho(line.record))
                 clean, robust, noise = (f"{100 * v:.1f}" for v in values)
                 box = line.fields["knowledge"]
-                table.add_row(f"  {line.attack}", box, clean, robust, _bounds(line.interval), noise)
+                table.add_row(Text(f"  {line.attack}"), box, clean, robust, _bounds(line.interval), noise)
         if network in worst:
             w = worst[network]
             label = f"  worst case of these {w.attacks}"
