@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retroact.attacks.driver import CHUNK, Attack, Outcome, craft_all
+from retroact.attacks.driver import CHUNK, Attack, Outcome, chunks, craft_all, in_halves
 from retroact.attacks.goals import Goal, Untargeted
 from retroact.attacks.oracle import Network, device_of, evaluating, in_float
 from retroact.attacks.threat import ThreatModel
@@ -140,14 +140,16 @@ def decide(network: Network, images: Tensor, *, chunk: int = CHUNK, labels: Tens
     With `labels`, checks that they fit the network's classes and warns of probabilities that pose
     as logits.
     """
-    device, found = device_of(network), []
+    device = device_of(network)
+
+    def run(rows: slice) -> Tensor:
+        logits = in_float(network, images[rows].to(device))
+        if labels is not None and rows.start == 0:
+            _check_logits(logits, labels)
+        return torch.where(logits.isfinite().all(1), logits.argmax(1), -1).cpu()
+
     with evaluating(network), torch.no_grad():
-        for start in range(0, len(images), chunk):
-            logits = in_float(network, images[start : start + chunk].to(device))
-            if labels is not None and start == 0:
-                _check_logits(logits, labels)
-            decision = logits.argmax(1)
-            found.append(torch.where(logits.isfinite().all(1), decision, -1).cpu())
+        found = [part for rows in chunks(len(images), chunk) for part in in_halves(run, rows)]
     return torch.cat(found)
 
 

@@ -98,6 +98,34 @@ def test_logits_that_overflow_are_flagged_and_decide_nothing(scene):
     assert (record.distance == 0).all()
 
 
+class Cramped(nn.Module):
+    """A network on a device with room for so many images."""
+
+    def __init__(self, inner: nn.Module, room: int, error: Exception) -> None:
+        super().__init__()
+        self.inner, self.room, self.error = inner, room, error
+
+    def forward(self, x: Tensor) -> Tensor:
+        if len(x) > self.room:
+            raise self.error
+        return self.inner(x)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    ids=str,
+)
+def test_without_memory_the_chunk_halves_and_the_run_goes_on(scene, error):
+    net, few = scene
+    record = evaluate(Cramped(net, 4, error), few, PGD(steps=5), Linf(0.02))
+    assert (record.adversarial == evaluate(net, few, PGD(steps=5), Linf(0.02), chunk=4).adversarial).mean() > 0.95
+    with pytest.raises(type(error), match="memory"):
+        evaluate(Cramped(net, 0, error), few, PGD(steps=5), Linf(0.02))
+    with pytest.raises(RuntimeError, match="shapes"):
+        evaluate(Cramped(net, 4, RuntimeError("shapes do not fit")), few, PGD(steps=5), Linf(0.02))
+
+
 class Scaled(nn.Module):
     def __init__(self, by: float) -> None:
         super().__init__()
