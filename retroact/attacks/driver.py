@@ -30,7 +30,8 @@ class Attack(Protocol):
 
     `norms`: the norms it serves · `needs`: the access it needs · `kind`: "budget" (best within eps)
     or "minimum-norm" (smallest perturbation) · `paper`: where it comes from · `passes`: how many
-    gradients an example costs at most.
+    gradients an example costs at most. An attack whose first gradient is at the clean images themselves
+    may say `starts_clean = True` and gets it for the price of the backward pass.
     """
 
     norms: ClassVar[tuple[Norm, ...]]
@@ -195,15 +196,15 @@ def _craft_chunk(
     device = device_of(network)
     x, y, index = images.to(device), labels.to(device), index.to(device)
     whole = Oracle(network, len(x), gradients=gradients, access=threats[0].access)
-    # The look at the clean image is the evaluator's, not the attacker's: it needs no access.
-    clean = whole._forward(x, torch.arange(len(x)))
+    clean = whole.look(x, for_gradient=getattr(attack, "starts_clean", False))
     aim = goal(y, clean, index)
     # A network that overflows on the clean image decides nothing, so there is nothing to change.
     todo = (~aim.reached(clean) & clean.isfinite().all(1)).nonzero()[:, 0]
     made = [x.clone() for _ in threats]
     if len(todo):
-        inner = Oracle(network, len(todo), gradients=gradients, access=threats[0].access)
-        found = _attacked(attack, inner, x[todo], aim[todo], threats, index[todo], seed)
+        start = x[todo]
+        inner = whole.narrowed(todo, start)
+        found = _attacked(attack, inner, start, aim[todo], threats, index[todo], seed)
         for x_adv, part in zip(made, found, strict=True):
             x_adv[todo] = part
         _add(whole, inner, todo.cpu())

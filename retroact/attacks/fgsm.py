@@ -31,6 +31,7 @@ class FGSM:
     kind: ClassVar[str] = "budget"
     paper: ClassVar[str] = "Goodfellow et al. 2014, arXiv:1412.6572"
     passes: ClassVar[int] = 1
+    starts_clean: ClassVar[bool] = True
 
     def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
         return self.sweep(oracle, x, aim, [threat], index=index, seed=seed)[0]

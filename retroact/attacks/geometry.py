@@ -42,7 +42,7 @@ def project(x: Tensor, centre: Tensor, threat: ThreatModel) -> Tensor:
     only shortens the perturbation.
     """
     if threat.norm == "linf":
-        return torch.clamp(torch.clamp(x, centre - threat.eps, centre + threat.eps), 0.0, 1.0)
+        return torch.clamp(x, (centre - threat.eps).clamp_(min=0.0), (centre + threat.eps).clamp_(max=1.0))
     d = x - centre
     shrink = (threat.eps / norm(d, "l2").clamp_min(TINY)).clamp_max(1.0)
     return (centre + d * each(shrink, d)).clamp(0.0, 1.0)

@@ -10,6 +10,7 @@ from __future__ import annotations
 from functools import partial
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from retroact.attacks.driver import Standing
@@ -65,5 +66,5 @@ class PGD:
                 break
             logits, gradient = oracle.gradient(x, standing.rows, partial(loss, aim=standing.aim))
             x, centre, gradient = standing.drop(x, logits, centre, gradient)
-            x = project(x + step * steepest(gradient, threat.norm), centre, threat)
+            x = project(torch.add(x, steepest(gradient, threat.norm), alpha=step), centre, threat)
         return x

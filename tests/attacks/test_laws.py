@@ -213,6 +213,13 @@ def test_access_is_refused_and_the_cure_named(scene):
     assert oracle.queries.tolist() == [1, 1]
 
 
+def test_the_clean_looks_graph_gives_the_same_gradient(scene):
+    net, x, y, index = scene
+    by_look = craft(FGSM(), net, x, y, index, Linf(0.02)).x_adv
+    by_hand = craft(FGSM(), net, x, y, index, Linf(0.02), gradients=lambda z: net(z)).x_adv
+    assert float((by_look - by_hand).abs().max()) < 1e-6 or float((by_look != by_hand).float().mean()) < 1e-3
+
+
 def test_a_network_without_gradients_is_told_apart(scene):
     net, x, y, index = scene
     with pytest.raises(AccessError, match="gives no gradient"):
@@ -256,6 +263,7 @@ def test_one_gradient_of_fgsm_serves_every_eps(scene):
     for made, threat in zip(together, threats, strict=True):
         assert torch.equal(made.x_adv, craft(FGSM(), net, x, y, index, threat).x_adv)
         assert int(made.gradients.max()) == 1
+        assert int(made.queries.max()) == 1  # the clean look's graph gives the gradient
     apart = craft_all(PGD(steps=3), net, x, y, index, threats)
     assert torch.equal(apart[2].x_adv, craft(PGD(steps=3), net, x, y, index, threats[2]).x_adv)
     with pytest.raises(ValueError, match="threats of one norm"):
