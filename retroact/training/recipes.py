@@ -10,9 +10,12 @@ import math
 from typing import Literal, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from retroact.attacks.fgsm import FGSM
+from retroact.attacks.goals import Aim
+from retroact.attacks.oracle import Oracle, evaluating
+from retroact.attacks.threat import Linf
 from retroact.spec import AtLeast0, Count, Positive, UnitInterval, spec
 
 
@@ -84,19 +87,10 @@ class MixedFGSM:
         n = int(len(images) * self.ratio)
         if n == 0:
             return images
-        return torch.cat([_fgsm(net, images[:n], labels[:n], self.eps), images[n:]])
-
-
-def _fgsm(net: nn.Module, images: Tensor, labels: Tensor, eps: float) -> Tensor:
-    """x + eps sign(grad), clipped to [0,1] (Goodfellow et al. 2015, sec. 4); leaves flags and grads alone."""
-    was_training = net.training
-    net.eval()
-    try:
-        x = images.detach().clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(F.cross_entropy(net(x).float(), labels), x)
-    finally:
-        net.train(was_training)
-    return (images + eps * gradient.sign()).clamp(0.0, 1.0)
+        with evaluating(net):
+            index = torch.arange(n, device=images.device)
+            x_adv = FGSM()(Oracle(net, n), images[:n], Aim(labels[:n]), Linf(self.eps), index=index, seed=0)
+        return torch.cat([x_adv, images[n:]])
 
 
 # ---------------------------------------------------------------------------------------- the zoo's
