@@ -20,7 +20,7 @@ from retroact.experiments.cell import Cell, Model
 from retroact.experiments.executors import one_thread
 from retroact.experiments.store import Store
 from retroact.experiments.sweep import plan, sweep
-from retroact.experiments.tuning import CLAIMED, MARGIN, SHARPNESS, Tuning, tune
+from retroact.experiments.tuning import CLAIMED, MARGIN, SHARPNESS, tune
 from retroact.nets.data import data as read
 from retroact.reports import html
 from retroact.reports.tables import Line, lines
@@ -81,7 +81,7 @@ def run(
         mine = plan(cells, opened, keep=KEPT).cells
         found = [line for line in lines(opened, images=True) if line.key in mine]
     found.sort(key=lambda line: list(mine).index(line.key))
-    notes = [_tuned(tuned), *_findings(found)]
+    notes = [f"Tuned on {tuned.data}: {tuned}. Shown here: {show(jump)}.", *_findings(found)]
     return found, notes, html.write(html.page(found, title=f"retroact demo: {scene.net}", notes=notes), page)
 
 
@@ -93,10 +93,6 @@ def _cells(scene: Scene, activation: Any) -> list[Cell]:
         if activation.jump:
             cells.append(Cell(model, scene.test, MARGIN, threat, beta=SHARPNESS / activation.kappa))
     return cells
-
-
-def _tuned(tuned: Tuning) -> str:
-    return f"Tuned on {tuned.data}: {tuned}."
 
 
 def _findings(found: list[Line]) -> list[str]:
