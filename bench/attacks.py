@@ -194,9 +194,8 @@ def _norms(row: Row, net: nn.Module, x: Tensor, y: Tensor, found: dict[str, Tens
     said = {}
     for name, x_adv in found.items():
         norms = (x_adv - x).flatten(1).norm(p=p, dim=1)[common]
-        said[name] = (
-            f"{float(norms.mean()):.4f} (median {float(norms.median()):.4f}, {int(fooled[name].sum())} of {int(right.sum())})"
-        )
+        count = f"{int(fooled[name].sum())} of {int(right.sum())}"
+        said[name] = f"{float(norms.mean()):.4f} (median {float(norms.median()):.4f}, {count})"
     return said
 
 

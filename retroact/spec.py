@@ -206,6 +206,11 @@ def _make(name: str, args: list[Any], values: dict[str, Any]) -> Any:
     fields = [f.name for f in dataclasses.fields(cls)]
     if len(args) > len(fields):
         raise SpecError(f"{name} takes at most {len(fields)} values ({', '.join(fields)}), got {len(args)}")
+    if "options" in fields:  # a spec that wraps somebody else's takes that one's own words, too
+        others = tuple((w, v) for w, v in values.items() if w not in fields)
+        if others:
+            values = {w: v for w, v in values.items() if w in fields}
+            values["options"] = (*values.get("options", ()), *others)
     for word in values:
         if word not in fields:
             raise SpecError(f"{name}: {_unknown('field', word, fields)}")

@@ -83,6 +83,7 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "Model": models,
     "Cell": st.builds(Cell, models, st.just("digits[:9]"), st.builds(PGD, st.integers(1, 9)), st.just(Linf("8/255"))),
     "DataSlice": st.builds(DataSlice, st.just("mnist"), start=st.integers(0, 9), stop=st.integers(10, 99)),
+    "Foolbox": st.builds(retroact.Foolbox, st.just("LinfPGD"), steps=st.integers(1, 9)),
     "MixedFGSM": st.builds(MixedFGSM, st.builds(Standard, st.integers(1, 99)), st.floats(0, 1)),
     "Network": st.builds(Network, st.just(LeNetLike()), st.just("mnist"), st.just((1, 28, 28))),
     "PerSite": st.lists(activations, min_size=1, max_size=3).map(lambda a: PerSite(tuple(a))),

@@ -155,6 +155,7 @@ def test_wrong_input_gets_one_message_with_the_cure_and_leaves_nothing(call, tmp
     assert not [p for p in tmp_path.iterdir() if p.suffix != ".sqlite"]
 
 
+@pytest.mark.slow
 def test_control_c_says_how_to_go_on(tmp_path):
     words = ["sweep", "--net", "digits-cnn", "--threat", "Linf(0.1)", "--data", "digits", "--workers", "1"]
     attacks = [w for s in range(1, 40) for w in ("--attack", f"PGD(steps=40, restarts={s})")]

@@ -10,18 +10,20 @@ those that seem farther than `_HOPELESS` times the best are not asked at all.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
 
-from retroact.attacks.geometry import dual_norm, each, inward, steepest
+from retroact.attacks.geometry import dual_norm, each, norm, steepest
 from retroact.attacks.goals import Aim
 from retroact.attacks.oracle import Oracle
 from retroact.attacks.smallest import Smallest
 from retroact.attacks.threat import Access, Norm, ThreatModel
 from retroact.spec import AtLeast0, Count, Within, spec
 
+_NUDGE = 1e-3  # of the perturbation so far, added to each step: steps from inside never quite arrive
 _HOPELESS = 1.5  # a class that seems this much farther than the best is not asked for its slope
 
 
@@ -30,67 +32,102 @@ class DeepFool:
     """At most `steps` steps to the nearest linearised boundary among the `candidates` likeliest classes.
 
     `overshoot` is added to the whole perturbation, so that it ends beyond the boundary; `probes` forward
-    passes then draw the result back to it (0: the plain algorithm). Pixels at an edge of the box that
-    the step would push out of it do not count in its slope.
+    passes then draw the result back to it (0: the plain algorithm).
     """
 
     steps: Count = 50
     candidates: Annotated[int, Within(2)] = 10
     overshoot: AtLeast0 = 0.02
-    probes: Annotated[int, Within(0)] = 3
+    probes: Annotated[int, Within(0)] = 2
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "minimum-norm"
     paper: ClassVar[str] = "Moosavi-Dezfooli et al. 2016, arXiv:1511.04599"
+    starts_clean: ClassVar[bool] = True
 
     @property
     def passes(self) -> int:
         return self.steps * (self.candidates - 1)
 
     def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
-        found = Smallest(x, aim, threat.norm)
-        rows, at, r = torch.arange(len(x), device=x.device), x, torch.zeros_like(x)
-        lengths: Tensor | None = None
+        found, p = Smallest(x, aim, threat.norm), threat.norm
+        rows, at, r, lengths = torch.arange(len(x), device=x.device), x, torch.zeros_like(x), None
         for _ in range(self.steps):
-            near = _Nearest(oracle, at, rows, aim[rows], threat.norm, self.candidates, lengths)
+            near = _Nearest(oracle, at, rows, aim[rows], p, self.candidates, lengths)
             go = near.search(~found.keep(at, near.logits, rows))
-            rows, r, lengths = rows[go], r[go] + near.step(go), near.lengths[go]
-            if not len(rows):
-                break
+            rows, r, lengths = rows[go], r[go], near.lengths[go]
+            if len(rows) == 0:
+                return found.pull(oracle, self.probes)
+            step = near.distance[go] + _NUDGE * norm(r, p) + 1e-6
+            r = r + each(step, r) * steepest(near.slope[go], p)
             at = (x[rows] + (1 + self.overshoot) * r).clamp(0.0, 1.0)
-        else:
-            found.keep(at, oracle.logits(at, rows), rows)
+        found.keep(at, oracle.logits(at, rows), rows)
         return found.pull(oracle, self.probes)
 
 
 class _Nearest:
-    """The nearest linearised boundary of each of m examples: `distance` (m,) and `slope`, shaped as `x`.
-
-    `lengths` (m, k) remembers ‖w_j‖_q of every class whose slope has been seen, 0 of the others.
-    """
+    """The nearest linearised boundary of each of m examples: its `distance` (m,), infinite where there is
+    none, and its `slope`, shaped as `x`; `lengths` (m, k) keeps ‖w_j‖_q as last seen, 0 where never."""
 
     def __init__(
         self, oracle: Oracle, x: Tensor, rows: Tensor, aim: Aim, p: Norm, candidates: int, lengths: Tensor | None
     ) -> None:
-        self._oracle, self._x, self._rows, self._aim, self._p, self._lengths = oracle, x, rows, aim, p, lengths
+        self._oracle, self._x, self._rows, self._aim, self._p = oracle, x, rows, aim, p
         self._candidates = candidates
-        self.logits, seen, self.slope = oracle.tangent(x, rows, self._first)
+        self._known = lengths
+        self.logits, seen, slope = oracle.tangent(x, rows, self._first)
         self.lengths = torch.zeros_like(seen) if lengths is None else lengths
-        self._gaps = self._open(seen)
-        self.distance = torch.full_like(seen[:, 0], torch.inf)
-        every = torch.arange(len(x), device=x.device)
-        self._learn(every, self._rank(self._gaps).argmin(1), self.slope)
+        self._gaps = _gaps(seen, aim, candidates)  # of the classes not asked yet; infinite once asked
+        self.distance, self.slope = torch.full_like(seen[:, 0], torch.inf), torch.zeros_like(x)
+        self._learn(torch.arange(len(x), device=x.device), _rank(self._gaps, self.lengths).argmin(1), slope)
 
     def search(self, alive: Tensor) -> Tensor:
-        """Asks for the slopes of further classes until those left seem hopeless; returns the examples,
-        bool (m,), that are `alive` and have a boundary to go to."""
+        """Asks for further slopes until the classes left seem hopeless; returns which examples are
+        `alive` and have a boundary to go to, bool (m,)."""
         while True:
-            rank = self._rank(self._gaps)
+            rank = _rank(self._gaps, self.lengths)
             ask = (alive & (rank.amin(1) < _HOPELESS * self.distance)).nonzero()[:, 0]
-            if not len(ask):
+            if len(ask) == 0:
                 return alive & self.distance.isfinite()
             classes = rank[ask].argmin(1)
-            _, _, slope = self._oracle.tangent(
-                self._x[ask], self._rows[ask], lambda z, c=classes, a=ask: self._gain(z, c, self._aim[a])
-            )
-            self._learn(ask, classes, slope)
+            gain = partial(_gain, classes=classes, aim=self._aim[ask])
+            self._learn(ask, classes, self._oracle.gradient(self._x[ask], self._rows[ask], gain)[1])
+
+    def _first(self, seen: Tensor) -> Tensor:
+        gaps = _gaps(seen.detach(), self._aim, self._candidates)
+        lengths = torch.zeros_like(gaps) if self._known is None else self._known
+        return _gain(seen, _rank(gaps, lengths).argmin(1), self._aim)
+
+    def _learn(self, rows: Tensor, classes: Tensor, slope: Tensor) -> None:
+        length = dual_norm(slope, self._p)
+        distance = self._gaps[rows, classes] / length
+        better = (length > 0) & (distance < self.distance[rows])
+        self.distance[rows[better]], self.slope[rows[better]] = distance[better], slope[better]
+        self.lengths[rows, classes], self._gaps[rows, classes] = length, torch.inf
+
+
+def _gaps(logits: Tensor, aim: Aim, candidates: int) -> Tensor:
+    """|f_y − f_j| for each class j that may be stepped to, (m, k); infinite for the others."""
+    gaps = (logits.gather(1, _leader(logits, aim)[:, None]) - logits).abs()
+    if aim.targets is not None:
+        return torch.full_like(gaps, torch.inf).scatter(1, aim.targets[:, None], gaps.gather(1, aim.targets[:, None]))
+    gaps = gaps.scatter(1, aim.labels[:, None], torch.inf)
+    if candidates - 1 < gaps.shape[1]:
+        gaps = gaps.masked_fill(gaps > gaps.kthvalue(candidates - 1, dim=1).values[:, None], torch.inf)
+    return gaps
+
+
+def _gain(logits: Tensor, classes: Tensor, aim: Aim) -> Tensor:
+    return (logits.gather(1, classes[:, None]) - logits.gather(1, _leader(logits, aim)[:, None]))[:, 0]
+
+
+def _leader(logits: Tensor, aim: Aim) -> Tensor:
+    """The class to overtake: the true one untargeted, the best but the target otherwise, (m,)."""
+    return aim.labels if aim.targets is None else logits.scatter(1, aim.targets[:, None], -torch.inf).argmax(1)
+
+
+def _rank(gaps: Tensor, lengths: Tensor) -> Tensor:
+    """Estimated distances (m, k): where no slope has been seen, its length is taken to be the mean of those seen."""
+    seen = lengths > 0
+    mean = lengths.sum(1) / seen.sum(1)
+    return gaps / lengths.where(seen, mean.nan_to_num(1.0)[:, None])

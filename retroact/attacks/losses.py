@@ -13,7 +13,7 @@ from torch import Tensor
 
 from retroact.attacks.goals import Aim
 
-Loss = Literal["cross_entropy", "margin", "dlr"]
+Loss = Literal["cross_entropy", "log_odds", "margin", "dlr"]
 
 
 class LossFunction(Protocol):
@@ -36,6 +36,16 @@ def cross_entropy(logits: Tensor, aim: Aim) -> Tensor:
     if aim.targets is None:
         return F.cross_entropy(logits, aim.labels, reduction="none")
     return -F.cross_entropy(logits, aim.targets, reduction="none")
+
+
+def log_odds(logits: Tensor, aim: Aim) -> Tensor:
+    """−log(p_y / (1 − p_y)) untargeted, log(p_t / (1 − p_t)) targeted, p = softmax(z): log Σ_{j≠y} e^{z_j} − z_y.
+
+    Its gradient is the cross-entropy's over 1 − p_y: the same direction, but it does not vanish as p_y reaches 1.
+    """
+    if aim.targets is None:
+        return _all_others(logits, aim.labels) - _at(logits, aim.labels)
+    return _at(logits, aim.targets) - _all_others(logits, aim.targets)
 
 
 def margin(logits: Tensor, aim: Aim) -> Tensor:
@@ -70,3 +80,7 @@ def _at(logits: Tensor, classes: Tensor) -> Tensor:
 
 def _best_other(logits: Tensor, classes: Tensor) -> Tensor:
     return logits.scatter(1, classes[:, None], -float("inf")).amax(1)
+
+
+def _all_others(logits: Tensor, classes: Tensor) -> Tensor:
+    return logits.scatter(1, classes[:, None], -float("inf")).logsumexp(1)

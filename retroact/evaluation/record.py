@@ -79,7 +79,8 @@ class Record:
 
 def to_bytes(record: Record) -> bytes:
     """The record's facts and pedigree as safetensors bytes; kept images travel on their own."""
-    said = {"format": FORMAT, "pedigree": json.dumps(dict(record.pedigree), sort_keys=True)}
+    # One key: safetensors writes several in random order, and the same record should be the same bytes.
+    said = {"record": json.dumps({"format": FORMAT, "pedigree": dict(record.pedigree)}, sort_keys=True)}
     return save({k: np.ascontiguousarray(v) for k, v in record.facts().items()}, metadata=said)
 
 
@@ -88,7 +89,7 @@ def from_bytes(data: bytes, images: bytes | None = None) -> Record:
     try:
         facts = load(data)
         head = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-        pedigree = json.loads(head["__metadata__"]["pedigree"])
+        pedigree = json.loads(head["__metadata__"]["record"])["pedigree"]
         kept = {} if images is None else load(images)
         return Record(**facts, **kept, pedigree=pedigree)
     except (SafetensorError, ValueError, KeyError, TypeError) as e:

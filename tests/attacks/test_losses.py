@@ -27,7 +27,7 @@ def test_cross_entropy():
     torch.testing.assert_close(cross_entropy(LOGITS, TARGET), p[[0, 1], [1, 2]].log())
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "margin", "dlr"])
+@pytest.mark.parametrize("name", ["cross_entropy", "margin", "dlr", "log_odds"])
 @pytest.mark.parametrize("aim", [RIGHT, TARGET])
 def test_climbing_a_loss_leads_to_the_goal(name, aim):
     z = LOGITS.clone()

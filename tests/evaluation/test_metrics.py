@@ -113,6 +113,11 @@ def test_a_record_survives_its_bytes():
     assert from_bytes(to_bytes(kept)).examples is None
 
 
+def test_the_same_record_is_the_same_bytes():
+    made = [to_bytes(record([0, 1], [1, 1], pedigree={"seed": 3, "attack": "PGD"})) for _ in range(20)]
+    assert len(set(made)) == 1
+
+
 def test_equality_is_bit_for_bit_and_leaves_the_pedigree_out():
     r = record(clean=[0, 1], adversarial=[1, 1], pedigree={"seconds": 1})
     assert r == dataclasses.replace(r, pedigree={"seconds": 2})
@@ -121,7 +126,7 @@ def test_equality_is_bit_for_bit_and_leaves_the_pedigree_out():
     assert r != dataclasses.replace(r, distance=nudged)
 
 
-@pytest.mark.parametrize("junk", [b"", b"junk", to_bytes(record([0], [0]))[:60]])
+@pytest.mark.parametrize("junk", [b"", b"junk", to_bytes(record([0], [0]))[:60]], ids=["none", "junk", "cut"])
 def test_foreign_bytes_are_refused(junk):
     with pytest.raises(RecordError, match="expected the bytes of a record"):
         from_bytes(junk)

@@ -112,6 +112,7 @@ for i in range(100_000):
 """
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_every_finished_cell(tmp_path):
     path = str(tmp_path / "s.sqlite")
     code = textwrap.dedent(WRITER).format(here=os.path.dirname(__file__), path=path)

@@ -43,6 +43,7 @@ def test_a_second_run_runs_nothing(tmp_path, undisturbed):
         assert set(store.runs().values()) == {1} and len(store.runs()) == 12
 
 
+@pytest.mark.slow
 def test_any_order_and_two_processes_give_the_same_bits(tmp_path, undisturbed):
     shuffled = np.random.default_rng(0).permutation(12)
     with Store(tmp_path / "s.sqlite") as store:
@@ -61,6 +62,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_in_the_middle_goes_on_where_it_was(tmp_path, undisturbed):
     path = str(tmp_path / "s.sqlite")
     code = CHILD.format(here=os.path.dirname(__file__), path=path)

@@ -1,0 +1,178 @@
+"""APGD, projected gradient descent that sets its own step size.
+
+z = Π(x_k + η s(∇L(x_k))), x_{k+1} = Π(x_k + 0.75 (z − x_k) + 0.25 (x_k − x_{k−1})), η = 2 eps at first
+(Croce & Hein 2020, algorithm 1). At checkpoints, ever closer to each other, η is halved and the climb goes
+back to its best point, where too few of the last steps went up or where neither η nor the best has moved.
+
+Progress is judged on the network under attack, wherever the gradients come from. Examples whose goal is
+reached leave the climb at once; those that stand to the end return their best point.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from functools import partial
+from typing import Annotated, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from retroact.attacks.driver import Standing
+from retroact.attacks.geometry import each, project, random_start, steepest
+from retroact.attacks.goals import Aim
+from retroact.attacks.losses import Loss, loss_of, margin
+from retroact.attacks.oracle import Oracle
+from retroact.attacks.threat import Access, Norm, ThreatModel
+from retroact.spec import Count, Within, spec
+
+RHO = 0.75  # the share of steps that must go up between two checkpoints for the step size to stay
+MOMENTUM = 0.75
+
+
+class _Climb(NamedTuple):
+    """Where each standing example is: images (m, c, h, w), the rest (m,)."""
+
+    x: Tensor
+    previous: Tensor
+    centre: Tensor
+    best: Tensor
+    uphill: Tensor  # the gradient at the best point
+    score: Tensor  # the loss at the best point
+    margin: Tensor  # the margin at the best point, which compares runs of different losses
+    last: Tensor  # the loss at the point before
+    rises: Tensor  # steps that went up since the last checkpoint
+    anchor: Tensor  # `score` at the last checkpoint
+    halved: Tensor  # whether the last checkpoint halved the step
+    step: Tensor
+
+
+@spec
+class APGD:
+    """`steps` gradients, `restarts` times from random points of the ball (L_inf and L2).
+
+    `targets=k` climbs towards each of the k classes that the clean logits rank next after the true one, one
+    run each, for an untargeted goal (APGD-T: loss="dlr", targets=9); 0 climbs away from the true class.
+    """
+
+    steps: Count = 50
+    restarts: Count = 1
+    loss: Loss = "cross_entropy"
+    targets: Annotated[int, Within(0)] = 0
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    needs: ClassVar[Access] = "gradient"
+    kind: ClassVar[str] = "budget"
+    paper: ClassVar[str] = "Croce & Hein 2020, arXiv:2003.01690"
+
+    @property
+    def passes(self) -> int:
+        return self.steps * self.restarts * max(1, self.targets)
+
+    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+        standing, kept = Standing(x, aim), x.clone()
+        record = x.new_full((len(x),), -math.inf)
+        for run, towards in enumerate(self._aims(oracle, x, aim)):
+            rows = standing.rows
+            if not len(rows):
+                break
+            start = random_start(x[rows], threat, index[rows], seed, stream=run)
+            end = self._climb(oracle, standing, start, x[rows], threat, towards)
+            rows = standing.rows
+            better = end.margin > record[rows]
+            record[rows[better]], kept[rows[better]] = end.margin[better], end.best[better]
+        return standing.finish(kept[standing.rows])
+
+    def _aims(self, oracle: Oracle, x: Tensor, aim: Aim) -> Iterator[Aim]:
+        """What each run climbs towards, for the whole chunk."""
+        if not self.targets:
+            yield from [aim] * self.restarts
+            return
+        if aim.targets is not None:
+            raise ValueError(f"{self} chooses its targets itself, so it serves Untargeted() only; set targets=0")
+        logits = oracle.logits(x, torch.arange(len(x), device=x.device))
+        if self.targets >= logits.shape[1]:
+            raise ValueError(f"APGD.targets: expected at most {logits.shape[1] - 1} wrong classes, got {self.targets}")
+        ranked = logits.scatter(1, aim.labels[:, None], -math.inf).topk(self.targets, dim=1).indices
+        for _ in range(self.restarts):
+            yield from (Aim(aim.labels, towards) for towards in ranked.T)
+
+    def _climb(
+        self, oracle: Oracle, standing: Standing, start: Tensor, centre: Tensor, threat: ThreatModel, aim: Aim
+    ) -> _Climb:
+        """`steps` steps for the standing examples; where the rest of them is at the end."""
+        loss, checkpoints = loss_of(self.loss), _checkpoints(self.steps)
+        check, width = next(checkpoints)
+        at = _outset(start, centre, threat)
+        for k in range(self.steps):
+            logits, gradient = oracle.gradient(at.x, standing.rows, partial(loss, aim=aim[standing.rows]))
+            at, logits, gradient = _remaining(standing, at, logits, gradient)
+            if not len(standing):
+                return at
+            at = _judged(at, loss(logits, aim[standing.rows]), margin(logits, standing.aim), gradient)
+            if k == check:
+                at, gradient = _checked(at, gradient, width)
+                check, width = next(checkpoints)
+            at = _stepped(at, gradient, threat, MOMENTUM if k else 1.0)
+        logits = oracle.logits(at.x, standing.rows)
+        at, logits, _ = _remaining(standing, at, logits, at.x)
+        return _judged(at, loss(logits, aim[standing.rows]), margin(logits, standing.aim), at.uphill)
+
+
+def _checkpoints(steps: int) -> Iterator[tuple[int, int]]:
+    """The steps at which the step size is judged, each with how many steps lie behind it (eq. 5).
+
+    p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06) from p_1 = 0.22, as shares of `steps`.
+    """
+    before, share, stride = 0, 0.22, 0.22
+    while True:
+        check = math.ceil(share * steps)
+        yield check, check - before
+        stride = max(stride - 0.03, 0.06)
+        before, share = check, share + stride
+
+
+def _outset(start: Tensor, centre: Tensor, threat: ThreatModel) -> _Climb:
+    low, zero = start.new_full((len(start),), -math.inf), start.new_zeros(len(start))
+    never = torch.zeros(len(start), dtype=torch.bool, device=start.device)
+    step = torch.full_like(zero, 2 * threat.eps)
+    return _Climb(start, start, centre, start, torch.zeros_like(start), low, low, -low, zero, low, ~never, step)
+
+
+def _remaining(standing: Standing, at: _Climb, logits: Tensor, gradient: Tensor) -> tuple[_Climb, Tensor, Tensor]:
+    x, *rest, logits, gradient = standing.drop(at.x, logits, *at[1:], logits, gradient)
+    return _Climb(x, *rest), logits, gradient
+
+
+def _judged(at: _Climb, loss: Tensor, margins: Tensor, gradient: Tensor) -> _Climb:
+    """Notes whether the last step went up, and keeps the point where it is the best so far."""
+    better = loss > at.score  # false for a NaN, so a broken point is never kept
+    wide = each(better, at.x)
+    return at._replace(
+        best=at.x.where(wide, at.best),
+        uphill=gradient.where(wide, at.uphill),
+        score=loss.where(better, at.score),
+        margin=margins.where(better, at.margin),
+        last=loss,
+        rises=at.rises + (loss > at.last),
+    )
+
+
+def _checked(at: _Climb, gradient: Tensor, width: int) -> tuple[_Climb, Tensor]:
+    """Halves the step and goes back to the best point where the climb stalls (conditions 1 and 2)."""
+    stalled = (at.rises < RHO * width) | (~at.halved & (at.anchor >= at.score))
+    wide = each(stalled, at.x)
+    back = at._replace(
+        x=at.best.where(wide, at.x),
+        last=at.score.where(stalled, at.last),
+        step=at.step.where(~stalled, at.step / 2),
+        rises=torch.zeros_like(at.rises),
+        anchor=at.score,
+        halved=stalled,
+    )
+    return back, at.uphill.where(wide, gradient)
+
+
+def _stepped(at: _Climb, gradient: Tensor, threat: ThreatModel, momentum: float) -> _Climb:
+    z = project(at.x + each(at.step, at.x) * steepest(gradient, threat.norm), at.centre, threat)
+    moved = at.x + momentum * (z - at.x) + (1 - momentum) * (at.x - at.previous)
+    return at._replace(x=project(moved, at.centre, threat), previous=at.x)

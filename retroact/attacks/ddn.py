@@ -1,0 +1,62 @@
+"""DDN: the direction and the norm of the perturbation are found apart.
+
+δ ← δ + α_i · ∇L / ‖∇L‖₂, then ε ← (1 ∓ γ) ε as the last point was adversarial or not, then δ ← ε · δ / ‖δ‖₂
+and a cut with the box; α_i falls from 1 to 0.01 along a cosine (Rony et al. 2019, Algorithm 1).
+Unlike there, the image is not rounded to 256 grey levels, and L is the log-odds: the direction of the
+cross-entropy's gradient, which does not vanish where the network is sure.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Annotated, ClassVar
+
+import torch
+from torch import Tensor
+
+from retroact.attacks.geometry import TINY, each, norm, steepest
+from retroact.attacks.goals import Aim
+from retroact.attacks.losses import Loss, loss_of
+from retroact.attacks.oracle import Oracle
+from retroact.attacks.smallest import Smallest, cosine
+from retroact.attacks.threat import Access, Norm, ThreatModel
+from retroact.spec import Count, Positive, Within, spec
+
+
+@spec
+class DDN:
+    """`steps` gradients from a first norm `init` (L2, pixels), which changes by the part `gamma` at each step.
+
+    `probes` forward passes then draw the result towards the clean image (0: the published algorithm).
+    """
+
+    steps: Count = 100
+    gamma: Annotated[float, Within(0.0, 1.0, above=True)] = 0.05
+    init: Positive = 1.0
+    loss: Loss = "log_odds"
+    probes: Annotated[int, Within(0)] = 2
+    norms: ClassVar[tuple[Norm, ...]] = ("l2",)
+    needs: ClassVar[Access] = "gradient"
+    kind: ClassVar[str] = "minimum-norm"
+    paper: ClassVar[str] = "Rony et al. 2019, arXiv:1811.09600"
+
+    @property
+    def passes(self) -> int:
+        return self.steps
+
+    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+        found, loss = Smallest(x, aim, "l2"), loss_of(self.loss)
+        rows, at = torch.arange(len(x), device=x.device), x
+        size = x.new_full((len(x),), self.init)
+        for i in range(self.steps):
+            logits, gradient = oracle.gradient(at, rows, partial(loss, aim=aim[rows]))
+            hit = found.keep(at, logits, rows)
+            size = size * (1 + self.gamma - 2 * self.gamma * hit)
+            d = at - x[rows] + cosine(i, self.steps, 1.0, 0.01) * steepest(gradient, "l2")
+            moved = norm(d, "l2") > 0
+            if not moved.all():  # no gradient at the clean image: there never will be one
+                rows, d, size = rows[moved], d[moved], size[moved]
+            if len(rows) == 0:
+                break
+            at = (x[rows] + each(size / norm(d, "l2").clamp_min(TINY), d) * d).clamp(0.0, 1.0)
+        return found.pull(oracle, self.probes)

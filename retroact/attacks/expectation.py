@@ -1,0 +1,38 @@
+"""Expectation over transformation: a randomised net, averaged over its own draws.
+
+    craft(attack, net, ..., gradients=Expectation(net, draws=20))
+
+Gradients of one draw of a randomised net are mostly noise; those of the mean of its logits are not (Athalye et
+al. 2018, section 3). Given as `network` too, it also decides by the mean, which is how such a net should be judged.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from retroact.attacks.oracle import Network
+
+
+class Expectation(nn.Module):
+    """f(x) = 1/draws · Σ_i net_i(x), net_i the net with its randomness drawn from torch's generator.
+
+    Maps (n, c, h, w) to mean logits (n, k). The draws depend on `seed` and on the images, so every step draws
+    anew and yet a run repeats; torch's generators are as they were afterwards. A net that draws from elsewhere
+    (numpy, a generator of its own) is averaged but not repeated. Raises ValueError for draws < 1.
+    """
+
+    def __init__(self, net: Network, draws: int = 20, seed: int = 0) -> None:
+        super().__init__()
+        if draws < 1:
+            raise ValueError(f"Expectation.draws: expected at least 1, got {draws}; 20 is usual")
+        self.net, self.draws, self.seed = net, draws, seed
+
+    def forward(self, x: Tensor) -> Tensor:
+        devices = [x.device] if x.device.type == "cuda" else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(hash((self.seed, float(x.detach().double().sum()))) % 2**63)
+            total = self.net(x)
+            for _ in range(self.draws - 1):
+                total = total + self.net(x)
+        return total / self.draws

@@ -1,0 +1,200 @@
+"""Other people's attacks as specs, judged, stored and reported like our own.
+
+    Foolbox("LinfDeepFoolAttack", steps=50)      # any attack of foolbox.attacks, by its name
+    AutoAttack(version="standard")               # the ensemble of Croce & Hein 2020, through pyautoattack
+
+They see the network through the oracle, so all they cost is counted, and gradients may come from elsewhere here
+too (transfer, BPDA): the loss at the logits of the network under attack, the slopes of the other. Their
+randomness is their own: it repeats with the seed and the chunk, but unlike ours it changes with the chunk's
+make-up. Where such an attack looks at only some examples of the chunk, it does not say which, and the counters
+are right in total only.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from retroact.attacks.geometry import project
+from retroact.attacks.goals import Aim
+from retroact.attacks.oracle import Oracle
+from retroact.attacks.threat import Access, Norm, ThreatModel
+from retroact.spec import SpecError, spec
+
+Version = Literal["standard", "plus", "rand"]
+
+
+@spec
+class Foolbox:
+    """The attack `name` of foolbox.attacks with its `options`, also as keywords: Foolbox("DDNAttack", steps=50).
+
+    A minimum-norm attack of foolbox runs once for every eps, and what it finds is cut back to the ball, as
+    foolbox does. "l2" or "linf" as the option `distance` is foolbox's distance of that name; where an attack
+    leaves it open, it is the threat's. Raises ModuleNotFoundError without foolbox, and ValueError for a name
+    that foolbox does not know or a norm that the attack does not serve.
+    """
+
+    name: str
+    options: tuple[Any, ...] = ()
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    needs: ClassVar[Access] = "gradient"
+    kind: ClassVar[str] = "budget"
+    paper: ClassVar[str] = "Rauber et al. 2020, doi:10.21105/joss.02607"
+
+    def __init__(self, name: str, options: Sequence[tuple[str, Any]] = (), **more: Any) -> None:
+        pairs = tuple(options) + tuple(more.items())
+        if not all(isinstance(p, tuple | list) and len(p) == 2 and isinstance(p[0], str) for p in pairs):
+            raise SpecError(f'Foolbox.options: expected pairs such as (("steps", 50),), got {options!r}')
+        object.__setattr__(self, "name", name)
+        object.__setattr__(self, "options", tuple(sorted((str(key), value) for key, value in pairs)))
+        self.__post_init__()
+
+    def __post_init__(self) -> None:
+        """Replaced by the decorator, which settles the fields here."""
+
+    @property
+    def passes(self) -> int:
+        """The option `steps`, where it is given: foolbox does not say what its attacks cost."""
+        return int(dict(self.options).get("steps", 50))
+
+    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+        return self.sweep(oracle, x, aim, [threat], index=index, seed=seed)[0]
+
+    def sweep(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threats: Sequence[ThreatModel], *, index: Tensor, seed: int
+    ) -> list[Tensor]:
+        """All eps in one call, as foolbox takes them."""
+        foolbox = _module("foolbox", "foolbox")
+        attack = self._attack(foolbox, threats[0])
+        net = foolbox.PyTorchModel(_Seen(oracle, len(x)).eval(), bounds=(0, 1), device=x.device)
+        if aim.targets is None:
+            criterion = foolbox.criteria.Misclassification(aim.labels)
+        else:
+            criterion = foolbox.criteria.TargetedMisclassification(aim.targets)
+        with _seeded(seed, index):
+            _, clipped, _ = attack(net, x, criterion, epsilons=[t.eps for t in threats])
+        return [project(found.detach(), x, t) for found, t in zip(clipped, threats, strict=True)]
+
+    def _attack(self, foolbox: Any, threat: ThreatModel) -> Any:
+        made: Callable[..., Any] | None = getattr(foolbox.attacks, self.name, None)
+        if made is None:
+            known = ", ".join(n for n in dir(foolbox.attacks) if n.endswith("Attack"))
+            raise ValueError(f"foolbox {foolbox.__version__} has no attack {self.name!r}; it has {known}")
+        options = dict(self.options)
+        if "distance" in inspect.signature(made).parameters:
+            options["distance"] = getattr(foolbox.distances, options.get("distance", threat.norm))
+        attack = made(**options)
+        wanted = getattr(foolbox.distances, threat.norm).p
+        if attack.distance.p != wanted:
+            raise ValueError(f"{self} measures in {attack.distance}, got {threat}; choose a threat of its norm")
+        return attack
+
+
+@spec
+class AutoAttack:
+    """AutoAttack of pyautoattack: "standard" (APGD-CE, APGD-T, FAB-T, Square-5000), "plus", or "rand" for
+    randomised nets. Untargeted only; for 3 classes or more. Raises ModuleNotFoundError without pyautoattack.
+    """
+
+    version: Version = "standard"
+    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    needs: ClassVar[Access] = "gradient"
+    kind: ClassVar[str] = "budget"
+    paper: ClassVar[str] = "Croce & Hein 2020, arXiv:2003.01690"
+
+    @property
+    def passes(self) -> int:
+        """Gradients and queries of the published settings for 10 classes, counted together."""
+        return {"standard": 100 + 900 + 1800 + 5000, "plus": 8900 + 5 * 1000, "rand": 2 * 20 * 100}[self.version]
+
+    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+        if aim.targets is not None:
+            raise ValueError("AutoAttack chooses its targets itself, so it serves Untargeted() only; use APGD")
+        pyautoattack = _module("pyautoattack", "autoattack")
+        net = _Seen(oracle, len(x)).eval()
+        with _seeded(seed, index) as own, _quiet():
+            ensemble = pyautoattack.AutoAttack(
+                net,
+                norm={"linf": "Linf", "l2": "L2"}[threat.norm],
+                eps=threat.eps,
+                seed=own,
+                version=self.version,
+                device=x.device,
+            )
+            wrong = net(x[:1]).shape[1] - 1
+            for targeted in (ensemble.apgd_targeted, ensemble.fab):
+                targeted.n_target_classes = min(targeted.n_target_classes, wrong)
+            x_adv, _ = ensemble.run_standard_evaluation(x, aim.labels, batch_size=len(x))
+        return project(x_adv.detach(), x, threat)
+
+
+class _Seen(nn.Module):
+    """The oracle as a module with a gradient: what a foreign attack is given in place of the network."""
+
+    def __init__(self, oracle: Oracle, n: int) -> None:
+        super().__init__()
+        self.oracle, self.n = oracle, n
+
+    def forward(self, x: Tensor) -> Tensor:
+        parts = [_Look.apply(part, self.oracle) for part in x.split(self.n)]
+        return torch.cat(parts)
+
+
+class _Look(torch.autograd.Function):
+    """Logits forward; backward the oracle's own gradient of ⟨logits, what came back⟩."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, oracle: Oracle) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.oracle = oracle
+        return oracle.logits(x, torch.arange(len(x), device=x.device))
+
+    @staticmethod
+    def backward(ctx: Any, *weights: Tensor) -> tuple[Tensor, None]:
+        (x,), (weight,) = ctx.saved_tensors, weights
+        rows = torch.arange(len(x), device=x.device)
+        _, gradient = ctx.oracle.gradient(x, rows, lambda logits: (logits * weight).sum(1))
+        return gradient, None
+
+
+def _module(name: str, extra: str) -> Any:
+    try:
+        return __import__(name)
+    except ModuleNotFoundError as e:
+        raise ModuleNotFoundError(
+            f'this attack needs {name}, which is not installed (no module {e.name!r}); pip install "retroact[{extra}]"',
+            name=e.name,
+        ) from e
+
+
+@contextmanager
+def _seeded(seed: int, index: Tensor) -> Iterator[int]:
+    """Torch's and numpy's own generators seeded for the block by the seed and the chunk, and restored after."""
+    import numpy as np
+
+    own = hash((seed, *index.tolist())) % 2**32
+    devices = [index.device] if index.device.type == "cuda" else []
+    state = np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(own)
+            np.random.seed(own)
+            yield own
+    finally:
+        np.random.set_state(state)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    log = logging.getLogger("auto-attack")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before

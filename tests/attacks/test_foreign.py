@@ -1,0 +1,110 @@
+"""Foreign attacks through our oracle: they read back, keep the ball, count, repeat, and say what is missing."""
+
+import importlib.util
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+import retroact as ra
+from retroact import spec as specs
+from retroact.attacks.driver import craft
+from retroact.attacks.geometry import norm
+
+needs_foolbox = pytest.mark.skipif(not importlib.util.find_spec("foolbox"), reason="no foolbox")
+needs_autoattack = pytest.mark.skipif(not importlib.util.find_spec("pyautoattack"), reason="no pyautoattack")
+
+FOOLBOX = [
+    (ra.Foolbox("LinfDeepFoolAttack", steps=5), ra.Linf(0.05)),
+    (ra.Foolbox("LinfPGD", steps=4), ra.Linf(0.02)),
+    (ra.Foolbox("L2AdditiveGaussianNoiseAttack"), ra.L2(0.5)),
+    (ra.Foolbox("DDNAttack", steps=5), ra.L2(0.5)),
+    (ra.Foolbox("InversionAttack"), ra.L2(20.0)),
+    (ra.Foolbox("GaussianBlurAttack", steps=5, distance="linf"), ra.Linf(0.5)),
+]
+
+
+def scene(classes: int = 10):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(6 * 9, classes)).eval()
+    x = torch.rand(12, 3, 16, 16)
+    return net, x, net(x).argmax(1), torch.arange(12)
+
+
+def test_options_are_keywords_or_pairs_and_read_back():
+    attack = ra.Foolbox("LinfDeepFoolAttack", steps=50, overshoot=0.02)
+    assert attack == ra.Foolbox("LinfDeepFoolAttack", (("steps", 50), ("overshoot", 0.02)))
+    assert str(attack) == "Foolbox(name='LinfDeepFoolAttack', options=(('overshoot', 0.02), ('steps', 50)))"
+    assert specs.parse(str(attack)) == attack and specs.key(specs.parse(str(attack))) == specs.key(attack)
+    assert len({attack, specs.parse(str(attack))}) == 1 and attack.passes == 50
+    assert specs.parse(str(ra.AutoAttack())) == ra.AutoAttack()
+    with pytest.raises(specs.SpecError, match="expected pairs"):
+        ra.Foolbox("LinfPGD", ("steps", 50))
+
+
+@needs_foolbox
+@pytest.mark.parametrize(("attack", "threat"), FOOLBOX, ids=str)
+def test_foolbox_keeps_the_ball_counts_repeats_and_leaves_no_trace(attack, threat):
+    net, x, y, index = scene()
+    state = torch.get_rng_state()
+    made = craft(attack, net, x, y, index, threat, seed=3)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert float(norm(made.x_adv - x, threat.norm).max()) <= threat.eps * (1 + 1e-5) + 1e-6
+    assert made.x_adv.min() >= 0 and made.x_adv.max() <= 1
+    assert int(made.queries.min()) > 1 and all(p.grad is None for p in net.parameters())
+    assert torch.equal(craft(attack, net, x, y, index, threat, seed=3).x_adv, made.x_adv)
+
+
+@needs_foolbox
+def test_foolbox_gets_its_gradients_from_the_source():
+    net, x, y, index = scene()
+    torch.manual_seed(9)
+    other = nn.Sequential(nn.Flatten(), nn.Linear(768, 10)).eval()
+    made = craft(ra.Foolbox("LinfFastGradientAttack"), net, x, y, index, ra.Linf(0.1), gradients=other)
+    with torch.no_grad():  # the slopes of the source, weighted by the loss at the logits of the network under attack
+        slope = (net(x).softmax(1) - nn.functional.one_hot(y, 10)) @ other[1].weight
+        expected = (x + 0.1 * slope.view_as(x).sign()).clamp(0, 1)
+    assert float(((made.x_adv - expected).abs() < 1e-5).float().mean()) > 0.999  # a slope near zero may round over
+    assert set(made.gradients.tolist()) == {1}
+
+
+@needs_foolbox
+def test_foolbox_says_what_it_does_not_have():
+    net, x, y, index = scene()
+    with pytest.raises(ValueError, match=r"has no attack 'LinfDeepFool'; it has .*LinfDeepFoolAttack"):
+        craft(ra.Foolbox("LinfDeepFool"), net, x, y, index, ra.Linf(0.1))
+    with pytest.raises(ValueError, match="choose a threat of its norm"):
+        craft(ra.Foolbox("LinfDeepFoolAttack"), net, x, y, index, ra.L2(0.1))
+    two = craft(ra.Foolbox("LinfPGD", steps=3), net, x, y, index, ra.Linf(0.3), ra.Targeted(2))
+    hit = net(two.x_adv).argmax(1) == 2
+    assert int(hit.sum()) >= 6
+
+
+@needs_autoattack
+@pytest.mark.slow
+def test_autoattack_is_not_weaker_than_a_plain_attack_and_serves_few_classes():
+    net, *rest = scene(classes=4)
+    x, y, index = (part[:3] for part in rest)
+    ours = craft(ra.PGD(steps=10), net, x, y, index, ra.Linf(0.01)).x_adv
+    made = craft(ra.AutoAttack(version="rand"), net, x, y, index, ra.Linf(0.01))
+    assert int((net(made.x_adv).argmax(1) == y).sum()) <= int((net(ours).argmax(1) == y).sum())
+    assert float(norm(made.x_adv - x, "linf").max()) <= 0.01 + 1e-6 and int(made.gradients.max()) > 0
+    assert torch.equal(craft(ra.AutoAttack(version="rand"), net, x, y, index, ra.Linf(0.01)).x_adv, made.x_adv)
+    with pytest.raises(ValueError, match="serves Untargeted"):
+        craft(ra.AutoAttack(), net, x, y, index, ra.Linf(0.1), ra.LeastLikely())
+
+
+@pytest.mark.parametrize(
+    ("attack", "module", "cure"),
+    [
+        (ra.Foolbox("LinfPGD"), "foolbox", r'pip install "retroact\[foolbox\]"'),
+        (ra.AutoAttack(), "pyautoattack", r'pip install "retroact\[autoattack\]"'),
+    ],
+    ids=str,
+)
+def test_a_missing_package_is_named_with_its_extra(monkeypatch, attack, module, cure):
+    monkeypatch.setitem(sys.modules, module, None)
+    net, x, y, index = scene()
+    with pytest.raises(ModuleNotFoundError, match=cure):
+        craft(attack, net, x, y, index, ra.Linf(0.1))
