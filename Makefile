@@ -26,6 +26,8 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(ONE) $(BIN)/python bench/inference.py
+	$(BIN)/python -m pip install --quiet --no-deps torchattacks
+	$(ONE) $(BIN)/python bench/attacks.py
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make_reference.py
