@@ -22,7 +22,7 @@ from retroact.experiments.store import Store
 from retroact.experiments.sweep import plan, sweep
 from retroact.experiments.tuning import CLAIMED, MARGIN, SHARPNESS, tune
 from retroact.nets.data import data as read
-from retroact.reports import html
+from retroact.reports import html, plots
 from retroact.reports.tables import Line, lines
 from retroact.retrofitting.activations import JumpReLU, SReLU
 from retroact.spec import show
@@ -82,7 +82,10 @@ def run(
         found = [line for line in lines(opened, images=True) if line.key in mine]
     found.sort(key=lambda line: list(mine).index(line.key))
     notes = [f"Tuned on {tuned.data}: {tuned}. Shown here: {show(jump)}.", *_findings(found)]
-    return found, notes, html.write(html.page(found, title=f"retroact demo: {scene.net}", notes=notes), page)
+    curve = plots.tuning(tuned.points, tuned.knob, jump.kappa)
+    caption = f"Tuning on {tuned.data}, {tuned.threat}; the bar marks the value shown below."
+    text = html.page(found, title=f"retroact demo: {scene.net}", notes=notes, figures=[(caption, curve)])
+    return found, notes, html.write(text, page)
 
 
 def _cells(scene: Scene, activation: Any) -> list[Cell]:

@@ -19,14 +19,22 @@ from retroact.reports.tables import Line, grouped, lines, worst_cases
 MOST_PICTURES = 8  # a page that loads at once; the store has the rest
 
 
-def page(found: Sequence[Line], *, title: str = "retroact report", notes: Sequence[str] = ()) -> str:
-    """The page as a string. `notes` are sentences for its top. Raises ValueError where there is nothing."""
+def page(
+    found: Sequence[Line],
+    *,
+    title: str = "retroact report",
+    notes: Sequence[str] = (),
+    figures: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The page as a string. `notes` are sentences for its top, `figures` further ones of `plots` with their
+    captions. Raises ValueError where there is nothing."""
     if not found:
         raise ValueError("nothing to report: the store has no such cell; run an attack or a sweep first")
     environment = Environment(loader=PackageLoader("retroact.reports", "."), autoescape=True, undefined=StrictUndefined)
     return environment.get_template("report.html").render(
         title=title,
         notes=notes,
+        figures=[(caption, Markup(figure)) for caption, figure in figures],
         groups=[_group(group, members) for group, members in grouped(found)],
         curves=_curves(found),
         pictures=_pictures(found),

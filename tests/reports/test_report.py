@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -90,6 +91,14 @@ def test_the_page_stands_on_its_own_and_says_what_was_run(store, tmp_path):
     for said in ("<code>a</code>", "python 3, torch 2", "worst case of these 2"):
         assert said in text
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".part"] == []
+
+
+def test_notes_and_further_figures_stand_at_the_top(store):
+    points = [SimpleNamespace(knob=k, clean=1.0, claimed=0.9, verified=0.4) for k in (0.0, 0.5, 1.0)]
+    figure = plots.tuning(points, "kappa", 0.5)
+    text = html.page(lines(store), notes=["a <note>"], figures=[("the curve", figure)])
+    assert "a &lt;note&gt;" in text and "<figcaption>the curve</figcaption>" in text
+    assert text.index("the curve") < text.index("network and attack")
 
 
 def test_an_empty_report_is_refused_and_a_failed_write_leaves_the_old_page(store, tmp_path, monkeypatch):
