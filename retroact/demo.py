@@ -44,7 +44,7 @@ SCENES = {
     "mnist": Scene("lenet-mnist", "mnist[:500]", "mnist/validation[:200]", 0.1, 0.99),
 }
 KEPT = 12
-CELLS = 9
+CELLS = 9  # what the progress bar reckons with until tuning has said whether there is a jump to smooth
 
 
 def run(

@@ -21,6 +21,7 @@ import dataclasses
 import difflib
 import hashlib
 import importlib
+import inspect
 import math
 import types
 import typing
@@ -206,13 +207,10 @@ def _make(name: str, args: list[Any], values: dict[str, Any]) -> Any:
     fields = [f.name for f in dataclasses.fields(cls)]
     if len(args) > len(fields):
         raise SpecError(f"{name} takes at most {len(fields)} values ({', '.join(fields)}), got {len(args)}")
-    if "options" in fields:  # a spec that wraps somebody else's takes that one's own words, too
-        others = tuple((w, v) for w, v in values.items() if w not in fields)
-        if others:
-            values = {w: v for w, v in values.items() if w in fields}
-            values["options"] = (*values.get("options", ()), *others)
+    # A spec that wraps somebody else's takes that one's own words, too, by a constructor of its own.
+    takes_more = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(cls).parameters.values())
     for word in values:
-        if word not in fields:
+        if word not in fields and not takes_more:
             raise SpecError(f"{name}: {_unknown('field', word, fields)}")
         if word in fields[: len(args)]:
             raise SpecError(f"{name}.{word} is given twice; drop one")

@@ -25,11 +25,9 @@ from retroact.attacks.goals import Untargeted
 from retroact.evaluation.evaluate import evaluate_all
 from retroact.evaluation.record import Record
 from retroact.nets.data import DataSlice, Images, data
-from retroact.retrofitting.activations import PerSite, Surrogate
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import AtLeast0, SpecError, is_spec, show, spec
 
-DTYPES = ("float32", "float64", "bfloat16", "float16")
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 
 
@@ -112,7 +110,7 @@ class Cell:
         """The model whose gradients are climbed where it is not the attacked one itself."""
         if not self.beta:
             return self.source
-        return replace(self.model, activation=smoothed(self.model.activation, self.beta, self.kernel))
+        return replace(self.model, activation=self.model.activation.surrogate(self.beta, self.kernel))
 
     def locked(self) -> Cell:
         """The same cell with the hashes of the weights and pixels behind its names."""
@@ -187,12 +185,6 @@ def knowledge(cell: Cell) -> str:
     if cell.source is not None and cell.source != cell.model:
         return "gray"
     return "white" if cell.attack.needs == "gradient" else "black"
-
-
-def smoothed(activation: Any, beta: float, kernel: Literal["sigmoid", "rectangle"]) -> Surrogate | PerSite:
-    """`activation` with its smoothed backward pass; site by site where it is a PerSite."""
-    surrogate: Surrogate | PerSite = activation.surrogate(beta, kernel)
-    return surrogate
 
 
 def pixels(images: Images) -> str:

@@ -38,6 +38,7 @@ def test_options_are_keywords_or_pairs_and_read_back():
     assert str(attack) == "Foolbox(name='LinfDeepFoolAttack', options=(('overshoot', 0.02), ('steps', 50)))"
     assert specs.parse(str(attack)) == attack and specs.key(specs.parse(str(attack))) == specs.key(attack)
     assert len({attack, specs.parse(str(attack))}) == 1 and attack.passes == 50
+    assert specs.parse('Foolbox("LinfPGD", steps=50)') == ra.Foolbox("LinfPGD", steps=50)  # as typed in a shell
     assert specs.parse(str(ra.AutoAttack())) == ra.AutoAttack()
     with pytest.raises(specs.SpecError, match="expected pairs"):
         ra.Foolbox("LinfPGD", ("steps", 50))

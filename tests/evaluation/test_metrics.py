@@ -59,6 +59,14 @@ def test_rho_is_the_mean_relative_perturbation():
     assert rho(black, "l2") == 0.125
 
 
+def test_the_median_is_taken_over_the_beaten_alone():
+    r = record(
+        clean=[0, 0, 0, 1], adversarial=[1, 1, 0, 1], distance=np.array([[1] * 4, [3] * 4, [9] * 4, [9] * 4], "f")
+    )
+    assert metrics.median_distance(r, "l2") == 2.0
+    assert math.isnan(metrics.median_distance(record(clean=[0], adversarial=[0])))
+
+
 def test_shares_of_passes():
     r = record(clean=[0] * 5, adversarial=[0] * 5)
     assert metrics.zero_gradient_share(r) == 4 / 10
