@@ -16,7 +16,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doors": set(),
     "nets": set(),
     "retrofitting": set(),
-    "attacks": set(),
+    "attacks": {"retrofitting.lean"},
     "evaluation": {"attacks"},
     "checkpoint": {"nets", "retrofitting"},
     "training": {"nets", "retrofitting", "attacks", "evaluation"},

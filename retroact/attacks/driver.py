@@ -13,11 +13,12 @@ from dataclasses import dataclass, fields
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from retroact.attacks.goals import Aim, Goal, Untargeted
 from retroact.attacks.oracle import Network, Oracle, device_of, evaluating
 from retroact.attacks.threat import Access, Norm, ThreatModel, allows
+from retroact.retrofitting.lean import lean
 
 T = TypeVar("T")
 
@@ -160,6 +161,7 @@ def craft_all(
     goal = Untargeted() if goal is None else goal
     outcomes = []
     with evaluating(network, gradients):
+        network, gradients = _lean(network, gradients)
         for turn, together in enumerate(todo):
             parts: list[list[Outcome]] = [[] for _ in together]
 
@@ -175,6 +177,14 @@ def craft_all(
                     progress(turn * len(images) + rows.stop, len(todo) * len(images))
             outcomes += [_join(part) for part in parts]
     return outcomes
+
+
+def _lean(network: Network, gradients: Network | None) -> tuple[Network, Network | None]:
+    """Both as lean copies: the attacker may compute as cheaply as he can; the judge asks the network itself."""
+    cheap = lean(network) if isinstance(network, nn.Module) else network
+    if gradients is network:
+        return cheap, cheap
+    return cheap, lean(gradients) if isinstance(gradients, nn.Module) else gradients
 
 
 def serves_several(attack: Attack) -> bool:
