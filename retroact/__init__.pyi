@@ -1,5 +1,6 @@
 # The public names, each beside its home. `retroact/__init__.py` reads this list and imports a name's
 # home when the name is first used, so that `import retroact` (and `retroact --help`) need no torch.
+from retroact.attacks.annealed import Annealed as Annealed
 from retroact.attacks.apgd import APGD as APGD
 from retroact.attacks.bim import BIM as BIM
 from retroact.attacks.carlini_wagner import CarliniWagner as CarliniWagner
@@ -24,6 +25,7 @@ from retroact.attacks.goals import LeastLikely as LeastLikely
 from retroact.attacks.goals import Random as Random
 from retroact.attacks.goals import Targeted as Targeted
 from retroact.attacks.goals import Untargeted as Untargeted
+from retroact.attacks.momentum import Momentum as Momentum
 from retroact.attacks.oracle import Oracle as Oracle
 from retroact.attacks.pgd import PGD as PGD
 from retroact.attacks.published import ErichsonDeepFool as ErichsonDeepFool

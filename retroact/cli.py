@@ -52,7 +52,7 @@ SitesOption = Annotated[str, typer.Option(help='which activations: names, globs,
 WeightsOption = Annotated[str, typer.Option(help="weights for a package.module:function network (safetensors)")]
 StoreOption = Annotated[Path, typer.Option(envvar="RETROACT_STORE", help="SQLite file with finished cells")]
 SeedOption = Annotated[int, typer.Option(help="fixes all noise")]
-ChunkOption = Annotated[int, typer.Option(min=1, help="images per forward pass")]
+ChunkOption = Annotated[int | None, typer.Option(min=1, help="images per forward pass (default: the attack's own)")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="say what would run and what it would cost, and stop")]
@@ -391,7 +391,7 @@ def attack(
     goal: Annotated[str, typer.Option(help="Untargeted, Targeted(3), LeastLikely, Random(seed=0)")] = "Untargeted",
     seed: SeedOption = 0,
     dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16, float16")] = "float32",
-    chunk: ChunkOption = 64,
+    chunk: ChunkOption = None,
     device: DeviceOption = "cpu",
     store: StoreOption = STORE,
     keep: Annotated[int, typer.Option(min=0, help="keep the images of the first so many examples")] = 0,
@@ -427,7 +427,7 @@ def sweep(
     source: Annotated[list[str] | None, typer.Option(help="gray box from this network, beside white box")] = None,
     seed: Annotated[list[int] | None, typer.Option(help="seeds")] = None,
     sites: SitesOption = "*",
-    chunk: ChunkOption = 64,
+    chunk: ChunkOption = None,
     device: DeviceOption = "cpu",
     workers: Annotated[int, typer.Option(help="processes; 0: one per core")] = 0,
     store: StoreOption = STORE,
@@ -457,7 +457,7 @@ def _run(
     path: Path,
     workers: int,
     keep: int,
-    chunk: int,
+    chunk: int | None,
     device: str,
     as_json: bool,
     dry_run: bool,

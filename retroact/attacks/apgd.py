@@ -71,7 +71,7 @@ class APGD:
     def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
         standing, kept = Standing(x, aim), x.clone()
         record = x.new_full((len(x),), -math.inf)
-        for run, towards in enumerate(self._aims(oracle, x, aim)):
+        for run, towards in enumerate(likeliest(oracle, x, aim, self.targets, self.restarts)):
             rows = standing.rows
             if not len(rows):
                 break
@@ -81,20 +81,6 @@ class APGD:
             better = end.margin > record[rows]
             record[rows[better]], kept[rows[better]] = end.margin[better], end.best[better]
         return standing.finish(kept[standing.rows])
-
-    def _aims(self, oracle: Oracle, x: Tensor, aim: Aim) -> Iterator[Aim]:
-        """What each run climbs towards, for the whole chunk."""
-        if not self.targets:
-            yield from [aim] * self.restarts
-            return
-        if aim.targets is not None:
-            raise ValueError(f"{self} chooses its targets itself, so it serves Untargeted() only; set targets=0")
-        logits = oracle.logits(x, torch.arange(len(x), device=x.device))
-        if self.targets >= logits.shape[1]:
-            raise ValueError(f"APGD.targets: expected at most {logits.shape[1] - 1} wrong classes, got {self.targets}")
-        ranked = logits.scatter(1, aim.labels[:, None], -math.inf).topk(self.targets, dim=1).indices
-        for _ in range(self.restarts):
-            yield from (Aim(aim.labels, towards) for towards in ranked.T)
 
     def _climb(
         self, oracle: Oracle, standing: Standing, start: Tensor, centre: Tensor, threat: ThreatModel, aim: Aim
@@ -116,6 +102,25 @@ class APGD:
         logits = oracle.logits(at.x, standing.rows)
         at, logits, _ = _remaining(standing, at, logits, at.x)
         return _judged(at, loss(logits, aim[standing.rows]), margin(logits, standing.aim), at.uphill)
+
+
+def likeliest(oracle: Oracle, x: Tensor, aim: Aim, targets: int, restarts: int) -> Iterator[Aim]:
+    """What each run climbs towards, for the whole chunk: as `aim` says, or each of the `targets` classes that the
+    clean logits rank next after the true one.
+
+    Raises ValueError for a goal that has targets of its own, and for more targets than there are wrong classes.
+    """
+    if not targets:
+        yield from [aim] * restarts
+        return
+    if aim.targets is not None:
+        raise ValueError(f"targets={targets} chooses targets itself, so it serves Untargeted() only; set targets=0")
+    logits = oracle.logits(x, torch.arange(len(x), device=x.device))
+    if targets >= logits.shape[1]:
+        raise ValueError(f"targets: expected at most {logits.shape[1] - 1} wrong classes, got {targets}")
+    ranked = logits.scatter(1, aim.labels[:, None], -math.inf).topk(targets, dim=1).indices
+    for _ in range(restarts):
+        yield from (Aim(aim.labels, towards) for towards in ranked.T)
 
 
 def _checkpoints(steps: int) -> Iterator[tuple[int, int]]:

@@ -5,7 +5,9 @@ is reached), by Adam, and c by search: the smallest that still succeeds (Carlini
 
 What makes few steps enough: where the perturbation is smallest, 2‖δ‖ = c‖∇m‖, and a linear network
 has ‖δ‖ = |m| / ‖∇m‖; so the search starts at c = 2|m| / ‖∇m‖², whatever the scale of the logits, and each
-round goes on from the best point so far.
+round goes on from the best point so far. Beyond the smallest c that succeeds a larger one only makes Adam
+swing wider around the boundary, so c falls gently; and the last gradient goes to the nearest point of the
+boundary's tangent, where Adam, which never stands quite still, does not arrive by itself.
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ from retroact.attacks.geometry import dual_norm, each, inward
 from retroact.attacks.goals import Aim
 from retroact.attacks.losses import margin
 from retroact.attacks.oracle import Oracle
-from retroact.attacks.smallest import Smallest
+from retroact.attacks.smallest import Smallest, cosine
 from retroact.attacks.threat import Access, Norm, ThreatModel
 from retroact.spec import AtLeast0, Count, Positive, Within, spec
 
-_FACTOR = 4.0  # between one c and the next, until it is known from both sides
+_DOWN, _UP = 1.5, 10.0  # between one c and the next, until it is known from both sides
 _INNER = 0.999  # tanh reaches the edges of the box at infinity, and is too flat to leave them from nearby
 
 
@@ -35,7 +37,7 @@ class CarliniWagner:
     `probes` forward passes then draw the result towards the clean image (0: the published end).
     """
 
-    steps: Count = 49
+    steps: Annotated[int, Within(2)] = 49
     search_steps: Count = 3
     confidence: AtLeast0 = 0.0
     learning_rate: Positive = 0.2
@@ -44,6 +46,7 @@ class CarliniWagner:
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "minimum-norm"
     paper: ClassVar[str] = "Carlini & Wagner 2017, arXiv:1608.04644"
+    version: ClassVar[int] = 2
     starts_clean: ClassVar[bool] = True
 
     @property
@@ -53,27 +56,34 @@ class CarliniWagner:
     def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
         found = Smallest(x, aim, "l2", self.confidence)
         rows = torch.arange(len(x), device=x.device)
-        _, seen, slope = oracle.tangent(x, rows, partial(margin, aim=aim))
+        logits, seen, slope = oracle.tangent(x, rows, partial(margin, aim=aim))
+        found.keep(x, logits, rows)
         c = 2 * (margin(seen, aim).abs() + self.confidence) / dual_norm(inward(slope, x), "l2") ** 2
         rows = rows[c.isfinite()]  # a dead gradient at the clean image leads nowhere
         c, low, high = c[rows], torch.zeros_like(c[rows]), torch.full_like(c[rows], torch.inf)
-        for _ in range(self.search_steps if len(rows) else 0):
-            reached = self._descend(oracle, found, x, aim[rows], rows, c)
+        for left in range(self.search_steps if len(rows) else 0, 0, -1):
+            reached = self._descend(oracle, found, x, aim[rows], rows, c, last=left == 1)
             low, high = c.where(~reached, low), c.where(reached, high)
-            c = torch.where(low == 0, high / _FACTOR, torch.where(high.isinf(), low * _FACTOR, (low * high).sqrt()))
-        return found.pull(oracle, self.probes)
+            c = torch.where(low == 0, high / _DOWN, torch.where(high.isinf(), low * _UP, (low * high).sqrt()))
+        found.pull(oracle, self.probes)
+        return found.polish(oracle, self.probes)
 
-    def _descend(self, oracle: Oracle, found: Smallest, x: Tensor, aim: Aim, rows: Tensor, c: Tensor) -> Tensor:
-        """One round of Adam from the best points so far; returns which examples reached the goal in it, bool (m,)."""
+    def _descend(
+        self, oracle: Oracle, found: Smallest, x: Tensor, aim: Aim, rows: Tensor, c: Tensor, *, last: bool
+    ) -> Tensor:
+        """One round of Adam from the best points so far; returns which examples reached the goal in it, bool (m,).
+
+        In the last round the steps grow shorter, and one gradient is left over for the polish.
+        """
         clean, w = x[rows], _unbounded(found.x_adv[rows])
-        adam, reached = _Adam(w, self.learning_rate), torch.zeros_like(c, dtype=torch.bool)
-        for _ in range(self.steps):
+        adam, reached, steps = _Adam(w), torch.zeros_like(c, dtype=torch.bool), self.steps - last
+        for i in range(steps):
             at = _in_box(w)
             logits, seen, slope = oracle.tangent(at, rows, partial(margin, aim=aim))
             reached |= found.keep(at, logits, rows)
-            short = margin(seen, aim) < self.confidence
-            pull = 2 * (at - clean) - each(c * short, at) * slope
-            w = w - adam(pull * 2 * at * (1 - at))
+            pull = slope.mul_(each(-c * (margin(seen, aim) < self.confidence), at)).add_(at - clean, alpha=2)
+            rate = self.learning_rate * (cosine(i, steps, 1.0, 0.01) if last else 1.0)
+            w.sub_(adam(pull.mul_(2 * at * (1 - at))), alpha=rate)
         return reached
 
 
@@ -82,18 +92,18 @@ def _unbounded(x: Tensor) -> Tensor:
 
 
 def _in_box(w: Tensor) -> Tensor:
-    return (torch.tanh(w) + 1) / 2
+    return torch.tanh(w).add_(1).div_(2)
 
 
 class _Adam:
-    """Adam's step (Kingma & Ba 2015, Algorithm 1), each example for itself."""
+    """The direction of Adam's step (Kingma & Ba 2015, Algorithm 1), each example for itself."""
 
-    def __init__(self, like: Tensor, rate: float) -> None:
-        self._mean, self._square, self._rate, self._t = torch.zeros_like(like), torch.zeros_like(like), rate, 0
+    def __init__(self, like: Tensor) -> None:
+        self._mean, self._square, self._t = torch.zeros_like(like), torch.zeros_like(like), 0
 
     def __call__(self, gradient: Tensor) -> Tensor:
         self._t += 1
-        self._mean = 0.9 * self._mean + 0.1 * gradient
-        self._square = 0.999 * self._square + 0.001 * gradient**2
-        mean, square = self._mean / (1 - 0.9**self._t), self._square / (1 - 0.999**self._t)
-        return self._rate * mean / (square.sqrt() + 1e-8)
+        self._mean.lerp_(gradient, 0.1)
+        self._square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+        spread = (self._square / (1 - 0.999**self._t)).sqrt_().add_(1e-8)
+        return self._mean.div(spread).div_(1 - 0.9**self._t)

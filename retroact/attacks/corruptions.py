@@ -190,7 +190,7 @@ class BlendedNoise:
         for stream in range(self.draws):
             noise = uniform(tuple(x.shape[1:]), index[rows], seed, stream)
             fooled = _fooled(oracle, noise, rows, aim)
-            far[rows[fooled]] = noise[fooled]
+            far[rows[fooled]] = noise[fooled].to(x)
             rows = rows[~fooled]
             if not len(rows):
                 break

@@ -39,10 +39,12 @@ class DDN:
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "minimum-norm"
     paper: ClassVar[str] = "Rony et al. 2019, arXiv:1811.09600"
+    version: ClassVar[int] = 2
+    starts_clean: ClassVar[bool] = True
 
     @property
     def passes(self) -> int:
-        return self.steps
+        return self.steps + (self.probes > 0)  # the polish takes one
 
     def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
         found, loss = Smallest(x, aim, "l2"), loss_of(self.loss)
@@ -59,4 +61,5 @@ class DDN:
             if len(rows) == 0:
                 break
             at = (x[rows] + each(size / norm(d, "l2").clamp_min(TINY), d) * d).clamp(0.0, 1.0)
-        return found.pull(oracle, self.probes)
+        found.pull(oracle, self.probes)
+        return found.polish(oracle, self.probes)

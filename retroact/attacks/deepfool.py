@@ -3,9 +3,9 @@
 At x, with gaps g_j = f_y − f_j and slopes w_j = ∇(f_j − f_y), the nearest linearised boundary is that of
 l = argmin_j g_j / ‖w_j‖_q; r ← r + (g_l / ‖w_l‖_q) · s(w_l) and x ← clip(x_0 + (1 + overshoot) r).
 
-Two things make it cheap. Examples leave as soon as they are beaten. And not every class is asked for
-its slope: classes are ranked by g_j over the length that their slope had when it was last seen, and
-those that seem farther than `_HOPELESS` times the best are not asked at all.
+Three things make it cheap. Examples leave as soon as they are beaten. Several slopes at one point cost one
+forward pass. And not every class is asked for its slope: classes are ranked by g_j over the length that their
+slope had when it was last seen, and those that seem much farther than the best are not asked at all.
 """
 
 from __future__ import annotations
@@ -18,13 +18,15 @@ from torch import Tensor
 
 from retroact.attacks.geometry import dual_norm, each, norm, steepest
 from retroact.attacks.goals import Aim
-from retroact.attacks.oracle import Oracle
+from retroact.attacks.oracle import Graph, Oracle
 from retroact.attacks.smallest import Smallest
 from retroact.attacks.threat import Access, Norm, ThreatModel
 from retroact.spec import AtLeast0, Count, Within, spec
 
-_NUDGE = 1e-3  # of the perturbation so far, added to each step: steps from inside never quite arrive
-_HOPELESS = 1.5  # a class that seems this much farther than the best is not asked for its slope
+_NUDGE = 0.03  # of the perturbation so far, added to each step: steps from inside never quite arrive
+_HOPELESS = 1.25  # a class that seems this much farther than the best is not asked for its slope
+_SURE = 1.1  # the same, where its slope has been seen at the point before
+_FEW = 0.5  # a smaller part of the points gets a graph of its own: a backward pass costs about two forward passes
 
 
 @spec
@@ -43,60 +45,67 @@ class DeepFool:
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "minimum-norm"
     paper: ClassVar[str] = "Moosavi-Dezfooli et al. 2016, arXiv:1511.04599"
+    version: ClassVar[int] = 2
     starts_clean: ClassVar[bool] = True
+    chunk: ClassVar[int] = 128  # examples leave one by one: a larger chunk stays full enough for longer
 
     @property
     def passes(self) -> int:
-        return self.steps * (self.candidates - 1)
+        return self.steps * (self.candidates - 1) + (self.probes > 0)  # the polish takes one
 
     def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
         found, p = Smallest(x, aim, threat.norm), threat.norm
         rows, at, r, lengths = torch.arange(len(x), device=x.device), x, torch.zeros_like(x), None
         for _ in range(self.steps):
-            near = _Nearest(oracle, at, rows, aim[rows], p, self.candidates, lengths)
+            near = _Nearest(oracle.graph(at, rows), at, aim[rows], p, self.candidates, lengths)
             go = near.search(~found.keep(at, near.logits, rows))
             rows, r, lengths = rows[go], r[go], near.lengths[go]
             if len(rows) == 0:
-                return found.pull(oracle, self.probes)
+                break
             step = near.distance[go] + _NUDGE * norm(r, p) + 1e-6
             r = r + each(step, r) * steepest(near.slope[go], p)
             at = (x[rows] + (1 + self.overshoot) * r).clamp(0.0, 1.0)
-        found.keep(at, oracle.logits(at, rows), rows)
-        return found.pull(oracle, self.probes)
+        else:
+            found.keep(at, oracle.logits(at, rows), rows)
+        found.pull(oracle, self.probes)
+        return found.polish(oracle, self.probes)
 
 
 class _Nearest:
     """The nearest linearised boundary of each of m examples: its `distance` (m,), infinite where there is
     none, and its `slope`, shaped as `x`; `lengths` (m, k) keeps ‖w_j‖_q as last seen, 0 where never."""
 
-    def __init__(
-        self, oracle: Oracle, x: Tensor, rows: Tensor, aim: Aim, p: Norm, candidates: int, lengths: Tensor | None
-    ) -> None:
-        self._oracle, self._x, self._rows, self._aim, self._p = oracle, x, rows, aim, p
-        self._candidates = candidates
-        self._known = lengths
-        self.logits, seen, slope = oracle.tangent(x, rows, self._first)
-        self.lengths = torch.zeros_like(seen) if lengths is None else lengths
-        self._gaps = _gaps(seen, aim, candidates)  # of the classes not asked yet; infinite once asked
-        self.distance, self.slope = torch.full_like(seen[:, 0], torch.inf), torch.zeros_like(x)
-        self._learn(torch.arange(len(x), device=x.device), _rank(self._gaps, self.lengths).argmin(1), slope)
+    def __init__(self, graph: Graph, x: Tensor, aim: Aim, p: Norm, candidates: int, lengths: Tensor | None) -> None:
+        self._graph, self._aim, self._p = graph, aim, p
+        self.logits = graph.logits
+        self.lengths = torch.zeros_like(self.logits) if lengths is None else lengths
+        self._gaps = _gaps(graph.seen, aim, candidates)  # of the classes not asked yet; infinite once asked
+        self.distance = torch.full_like(self._gaps[:, 0], torch.inf)
+        self.slope = torch.zeros_like(x)
 
     def search(self, alive: Tensor) -> Tensor:
-        """Asks for further slopes until the classes left seem hopeless; returns which examples are
-        `alive` and have a boundary to go to, bool (m,)."""
+        """Asks for slopes until the classes left seem hopeless; returns which examples are `alive` and have
+        a boundary to go to, bool (m,)."""
+        graph, among = self._graph, torch.arange(len(alive), device=alive.device)  # the points of the graph
         while True:
-            rank = _rank(self._gaps, self.lengths)
-            ask = (alive & (rank.amin(1) < _HOPELESS * self.distance)).nonzero()[:, 0]
+            classes, ask = self._worth_asking(among, alive)
             if len(ask) == 0:
                 return alive & self.distance.isfinite()
-            classes = rank[ask].argmin(1)
-            gain = partial(_gain, classes=classes, aim=self._aim[ask])
-            self._learn(ask, classes, self._oracle.gradient(self._x[ask], self._rows[ask], gain)[1])
+            if len(ask) < _FEW * len(among):
+                graph, among, classes = graph.narrowed(ask), among[ask], classes[ask]
+                ask = torch.arange(len(among), device=among.device)
+            rows, classes = among[ask], classes[ask]
+            gain = partial(_gain, classes=classes, aim=self._aim[rows])
+            self._learn(rows, classes, graph.gradient(ask, gain))
 
-    def _first(self, seen: Tensor) -> Tensor:
-        gaps = _gaps(seen.detach(), self._aim, self._candidates)
-        lengths = torch.zeros_like(gaps) if self._known is None else self._known
-        return _gain(seen, _rank(gaps, lengths).argmin(1), self._aim)
+    def _worth_asking(self, among: Tensor, alive: Tensor) -> tuple[Tensor, Tensor]:
+        """The class that seems nearest to each of the examples `among`, and the places in `among` of those
+        whose class may yet turn out to be the nearest."""
+        lengths = self.lengths[among]
+        best, classes = _rank(self._gaps[among], lengths).min(1)
+        seen = lengths.gather(1, classes[:, None])[:, 0] > 0
+        far = torch.where(seen, _SURE, _HOPELESS) * self.distance[among]
+        return classes, (alive[among] & best.isfinite() & (best < far)).nonzero()[:, 0]
 
     def _learn(self, rows: Tensor, classes: Tensor, slope: Tensor) -> None:
         length = dual_norm(slope, self._p)

@@ -8,6 +8,7 @@ order, anywhere, and again after a stop.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
@@ -16,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from retroact.attacks.goals import Aim, Goal, Untargeted
-from retroact.attacks.oracle import Network, Oracle, device_of, evaluating
-from retroact.attacks.threat import Access, Norm, ThreatModel, allows
+from retroact.attacks.oracle import Network, Oracle, device_of, dtype_of, evaluating
+from retroact.attacks.threat import SLACK, Access, Norm, ThreatModel, allows
 from retroact.retrofitting.lean import lean
 
 T = TypeVar("T")
@@ -32,7 +33,8 @@ class Attack(Protocol):
     `norms`: the norms it serves · `needs`: the access it needs · `kind`: "budget" (best within eps)
     or "minimum-norm" (smallest perturbation) · `paper`: where it comes from · `passes`: how many
     gradients an example costs at most. An attack whose first gradient is at the clean images themselves
-    may say `starts_clean = True` and gets it for the price of the backward pass.
+    may say `starts_clean = True` and gets it for the price of the backward pass; one that likes other chunks
+    than CHUNK names its own as `chunk`.
     """
 
     norms: ClassVar[tuple[Norm, ...]]
@@ -75,22 +77,19 @@ class Standing:
     def __init__(self, x: Tensor, aim: Aim) -> None:
         self.x_adv = x.clone()
         self.rows = torch.arange(len(x), device=x.device)
-        self._all = aim
+        self.aim = aim
 
     def __len__(self) -> int:
         return len(self.rows)
-
-    @property
-    def aim(self) -> Aim:
-        return self._all[self.rows]
 
     def drop(self, x: Tensor, logits: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """Files away every example whose `x` reaches the goal; returns (x, *others) of the rest."""
         beaten = self.aim.reached(logits)
         if beaten.any():
             self.x_adv[self.rows[beaten]] = x[beaten]
-            self.rows = self.rows[~beaten]
-            x, others = x[~beaten], tuple(o[~beaten] for o in others)
+            left = (~beaten).nonzero()[:, 0]
+            self.rows, self.aim = self.rows[left], self.aim[left]
+            x, others = x[left], tuple(o[left] for o in others)
         return x, *others
 
     def finish(self, x: Tensor) -> Tensor:
@@ -110,7 +109,7 @@ def craft(
     *,
     gradients: Network | None = None,
     seed: int = 0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Outcome:
     """Attacks every example of `images` (n, c, h, w) that does not already meet the goal.
@@ -120,7 +119,8 @@ def craft(
     from `network` and gradients from that other network. `progress` is called with (examples done,
     examples in all) after each chunk.
 
-    Raises ValueError for a norm or an access that the attack does not serve.
+    Raises ValueError for a norm or an access that the attack does not serve, and for an L2 radius beyond the
+    diagonal of the box, unless the attack is minimum-norm.
     """
     return craft_all(
         attack,
@@ -148,7 +148,7 @@ def craft_all(
     *,
     gradients: Network | None = None,
     seed: int = 0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Outcome]:
     """`craft` for several threat models of one norm and access: one Outcome each.
@@ -156,7 +156,8 @@ def craft_all(
     A minimum-norm attack runs once for all of them, and so does one with a `sweep` method (FGSM: one
     gradient serves every eps); their counters are those of that one run. Others run once for each.
     """
-    _check(attack, threats, len(images), chunk)
+    chunk = getattr(attack, "chunk", CHUNK) if chunk is None else chunk
+    _check(attack, threats, images, chunk)
     todo: list[list[ThreatModel]] = [list(threats)] if serves_several(attack) else [[t] for t in threats]
     goal = Untargeted() if goal is None else goal
     outcomes = []
@@ -204,7 +205,9 @@ def _craft_chunk(
     seed: int,
 ) -> list[Outcome]:
     device = device_of(network)
-    x, y, index = images.to(device), labels.to(device), index.to(device)
+    # A float64 network is attacked in float64 throughout; half floats keep their images in float32.
+    wide = torch.float64 if dtype_of(network) == torch.float64 else images.dtype
+    x, y, index = images.to(device, wide), labels.to(device), index.to(device)
     whole = Oracle(network, len(x), gradients=gradients, access=threats[0].access)
     clean = whole.look(x, for_gradient=getattr(attack, "starts_clean", False))
     aim = goal(y, clean, index)
@@ -220,7 +223,7 @@ def _craft_chunk(
         _add(whole, inner, todo.cpu())
     targets = torch.full_like(y, -1) if aim.targets is None else aim.targets
     counts = (whole.queries, whole.gradients, whole.zero_gradients, whole.nonfinite)
-    return [Outcome(_healed(x_adv, x).cpu(), targets.cpu(), *counts) for x_adv in made]
+    return [Outcome(_healed(x_adv, x).to("cpu", images.dtype), targets.cpu(), *counts) for x_adv in made]
 
 
 def _attacked(
@@ -289,7 +292,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
     return named or "not enough memory" in str(error) or "can't allocate memory" in str(error)
 
 
-def _check(attack: Attack, threats: Sequence[ThreatModel], n: int, chunk: int) -> None:
+def _check(attack: Attack, threats: Sequence[ThreatModel], images: Tensor, chunk: int) -> None:
+    n = len(images)
     if n == 0 or chunk < 1 or not threats:
         raise ValueError(
             "expected at least one example, in chunks of at least one, and at least one threat, "
@@ -304,4 +308,16 @@ def _check(attack: Attack, threats: Sequence[ThreatModel], n: int, chunk: int) -
         raise ValueError(
             f"{attack} needs {attack.needs} access, got {threat}; "
             f'give access="{attack.needs}" or choose an attack that needs less'
+        )
+    if attack.kind == "budget" and threat.norm == "l2":
+        _check_radius(max(t.eps for t in threats), tuple(images.shape[1:]))
+
+
+def _check_radius(eps: float, shape: tuple[int, ...]) -> None:
+    # To a minimum-norm attack a huge radius means no limit; a budget attack would steer by it.
+    diagonal = math.sqrt(math.prod(shape))
+    if eps > diagonal * (1 + SLACK):
+        raise ValueError(
+            f"expected an L2 radius of at most {diagonal:.4g}, the diagonal of the box [0,1] for images {shape}, "
+            f"got {eps:g}; eps is in pixels of [0,1], so divide a radius for [0,255] by 255"
         )

@@ -44,10 +44,12 @@ class FMN:
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "minimum-norm"
     paper: ClassVar[str] = "Pintor et al. 2021, arXiv:2102.12827"
+    version: ClassVar[int] = 2
+    starts_clean: ClassVar[bool] = True
 
     @property
     def passes(self) -> int:
-        return self.steps
+        return self.steps + (self.probes > 0)  # the polish takes one
 
     def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
         found, p = Smallest(x, aim, threat.norm), threat.norm
@@ -62,6 +64,7 @@ class FMN:
             gamma = cosine(i, self.steps, self.gamma, 0.001)
             inside = torch.minimum(radius * (1 - gamma), best)
             radius = inside.where(hit, (edge.where(best.isinf(), radius) * (1 + gamma))).nan_to_num(torch.inf)
+            d = torch.where(each(edge.isfinite(), d), d, (1 + gamma) * d)  # a dead place is left along the ray
             d = d + cosine(i, self.steps, first, first / 100) * steepest(gradient, "l2")
             moved = norm(d, p) > 0
             if not moved.all():  # no gradient at the clean image: there never will be one
@@ -69,7 +72,8 @@ class FMN:
             if len(rows) == 0:
                 break
             at = (x[rows] + _cut(d, radius, p)).clamp(0.0, 1.0)
-        return found.pull(oracle, self.probes)
+        found.pull(oracle, self.probes)
+        return found.polish(oracle, self.probes)
 
 
 def _cut(d: Tensor, radius: Tensor, p: Norm) -> Tensor:

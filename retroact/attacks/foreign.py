@@ -99,7 +99,8 @@ class Foolbox:
 @spec
 class AutoAttack:
     """AutoAttack of pyautoattack: "standard" (APGD-CE, APGD-T, FAB-T, Square-5000), "plus", or "rand" for
-    randomised nets. Untargeted only; for 3 classes or more. Raises ModuleNotFoundError without pyautoattack.
+    randomised nets. Untargeted only. Raises ModuleNotFoundError without pyautoattack, and ValueError for fewer
+    than 4 classes ("rand": 3), since its DLR losses compare so many logits.
     """
 
     version: Version = "standard"
@@ -118,6 +119,7 @@ class AutoAttack:
             raise ValueError("AutoAttack chooses its targets itself, so it serves Untargeted() only; use APGD")
         pyautoattack = _module("pyautoattack", "autoattack")
         net = _Seen(oracle, len(x)).eval()
+        classes = self._classes(net(x[:1]))
         with _seeded(seed, index) as own, _quiet():
             ensemble = pyautoattack.AutoAttack(
                 net,
@@ -127,11 +129,18 @@ class AutoAttack:
                 version=self.version,
                 device=x.device,
             )
-            wrong = net(x[:1]).shape[1] - 1
             for targeted in (ensemble.apgd_targeted, ensemble.fab):
-                targeted.n_target_classes = min(targeted.n_target_classes, wrong)
+                targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
             x_adv, _ = ensemble.run_standard_evaluation(x, aim.labels, batch_size=len(x))
         return project(x_adv.detach(), x, threat)
+
+    def _classes(self, logits: Tensor) -> int:
+        needs, found = 3 if self.version == "rand" else 4, logits.shape[1]
+        if found < needs:
+            raise ValueError(
+                f'{self} needs at least {needs} classes, got {found}; use APGD(loss="margin") and Square() instead'
+            )
+        return found
 
 
 class _Seen(nn.Module):

@@ -53,7 +53,13 @@ class Untargeted:
 
 @spec
 class Targeted:
-    """The decision `target` for every example; examples of that class count as ineligible."""
+    """The decision `target` for every example. Examples of that class, or already decided so, count as ineligible.
+
+    Those already decided so are not attacked. An example of that class that is decided wrongly is, since a
+    goal asks for a decision and knows no right or wrong, but `success_rate` leaves it out: to be led to its own
+    class is no success. Where no example is eligible, `success_rate` is NaN. Raises ValueError for a target
+    that the network does not have.
+    """
 
     target: Annotated[int, Within(0)]
 

@@ -1,7 +1,9 @@
 """What an attack climbs: `loss(logits, aim) -> (n,)`, larger is nearer to the attacker's goal.
 
 The sign lives in the aim: an untargeted loss raises the true class's error, a targeted one the
-target's score. To add a loss, add a function here and its name to `Loss`.
+target's score, the true class's error (`away_from_true`), or both (`towards_and_away`, `dlr`). Whatever
+is climbed, a targeted attack has won only where the target is decided. To add a loss, add a function here
+and its name to `Loss`.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from retroact.attacks.goals import Aim
 
-Loss = Literal["cross_entropy", "log_odds", "margin", "dlr"]
+Loss = Literal["cross_entropy", "away_from_true", "towards_and_away", "logit", "log_odds", "margin", "dlr"]
 
 
 class LossFunction(Protocol):
@@ -36,6 +38,35 @@ def cross_entropy(logits: Tensor, aim: Aim) -> Tensor:
     if aim.targets is None:
         return F.cross_entropy(logits, aim.labels, reduction="none")
     return -F.cross_entropy(logits, aim.targets, reduction="none")
+
+
+def away_from_true(logits: Tensor, aim: Aim) -> Tensor:
+    """CE(z, y) = −log softmax(z)_y, targeted too; untargeted it is `cross_entropy`.
+
+    A targeted attack that raises the true class's loss and leaves it to chance where that leads
+    (Borji 2020, arXiv:2004.13013, section on targeted FGSM: the other of its two choices).
+    """
+    return F.cross_entropy(logits, aim.labels, reduction="none")
+
+
+def towards_and_away(logits: Tensor, aim: Aim) -> Tensor:
+    """CE(z, y) − CE(z, t) = z_t − z_y targeted, and so without a softmax to vanish in; untargeted `cross_entropy`.
+
+    Lowers the target's loss and raises the true class's at once (Borji 2020, arXiv:2004.13013, section on
+    targeted FGSM: "both"). Exactly zero, with a zero gradient, where the target is the true class.
+    """
+    if aim.targets is None:
+        return cross_entropy(logits, aim)
+    return _at(logits, aim.targets) - _at(logits, aim.labels)
+
+
+def logit(logits: Tensor, aim: Aim) -> Tensor:
+    """−z_y untargeted, z_t targeted: the score of one class alone, whatever the others do.
+
+    What becomes of the cross-entropy where a negative log-likelihood is taken of raw logits, without the
+    log-softmax: so the stored targeted results of Borji 2020 (arXiv:2004.13013, Figs. 5 and 6) were made.
+    """
+    return -_at(logits, aim.labels) if aim.targets is None else _at(logits, aim.targets)
 
 
 def log_odds(logits: Tensor, aim: Aim) -> Tensor:

@@ -30,7 +30,7 @@ class Oracle:
     """The network, for a chunk of `n` examples.
 
     `rows` in every call says which examples of the chunk the tensors stand for. Counters, all (n,):
-    `queries` (forward passes of the network under attack), `gradients` (backward passes),
+    `queries` (points that the network under attack was shown), `gradients` (backward passes),
     `zero_gradients` (gradients that were exactly zero), `nonfinite` (bool: a NaN or infinite logit
     or gradient was seen).
     """
@@ -94,21 +94,36 @@ class Oracle:
         A linear model of a network needs its values and its slopes from the same network; decisions
         still belong to the network under attack.
         """
+        graph = self.graph(x, rows)
+        gradient = graph.gradient(None, objective, last=True)
+        return graph.logits, graph.seen, gradient
+
+    def progress(self, share: float) -> None:
+        """Says how much of a run is behind, from 0 to 1, to a network that wants to know: see `Annealed`."""
+        for network in {id(n): n for n in (self._network, self._guide)}.values():
+            told = getattr(network, "progress", None)
+            if told is not None:
+                told(share)
+
+    def graph(self, x: Tensor, rows: Tensor) -> Graph:
+        """A forward pass whose graph is kept, for several gradients at the same points.
+
+        Costs each example a query; every gradient that is asked of it counts as a gradient.
+        """
         self._need("gradient")
-        look, self._look = self._look, None  # its graph serves once
+        look, self._look = self._look, None  # its graph serves one asker
         if look is not None and look.x is x:
-            with torch.enable_grad():
-                (gradient,) = torch.autograd.grad(objective(look.logits[look.rows]).sum(), look.leaf)
-            seen = look.logits.detach()[look.rows]
-            return seen, seen, self._account(gradient[look.rows], rows)
-        seen, gradient = self._backward(x, objective)
-        logits = seen
+            seen = look.logits.detach()
+            seen = seen if look.rows is None else seen[look.rows]
+            return Graph(self, x, rows, look, seen, seen)
+        leaf, traced = self._traced(x)
+        seen = logits = traced.detach()
         if self._guide is not self._network:
             logits = self._forward(x, rows)
         else:
             self.queries[rows.cpu()] += 1
             self._flag(rows, logits)
-        return logits, seen, self._account(gradient, rows)
+        return Graph(self, x, rows, _Look(x, leaf, traced, None), logits, seen)
 
     def _need(self, needed: Access) -> None:
         if ACCESS.index(needed) > ACCESS.index(self.access):
@@ -124,17 +139,16 @@ class Oracle:
         self._flag(rows, logits)
         return logits
 
-    def _backward(self, x: Tensor, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def _traced(self, x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            logits = in_float(self._guide, x)
-            if not logits.requires_grad:
-                raise AccessError(
-                    "this network gives no gradient with respect to its input (it detaches, rounds or "
-                    "leaves torch); use an attack on scores or decisions, or pass a differentiable source="
-                )
-            (gradient,) = torch.autograd.grad(objective(logits).sum(), x)
-        return logits.detach(), gradient
+            leaf = x.detach().requires_grad_()
+            logits = in_float(self._guide, leaf)
+        if not logits.requires_grad:
+            raise AccessError(
+                "this network gives no gradient with respect to its input (it detaches, rounds or "
+                "leaves torch); use an attack on scores or decisions, or pass a differentiable source="
+            )
+        return leaf, logits
 
     def _account(self, gradient: Tensor, rows: Tensor) -> Tensor:
         at = rows.cpu()
@@ -149,13 +163,50 @@ class Oracle:
         self.nonfinite[rows.cpu()] |= ~logits.isfinite().all(1).cpu()
 
 
+class Graph:
+    """The forward pass at m points, kept, so that a further gradient costs a backward pass alone.
+
+    `logits` (m, k) are those of the network under attack, `seen` (m, k) those of the network that gives gradients.
+    """
+
+    def __init__(self, oracle: Oracle, x: Tensor, rows: Tensor, look: _Look, logits: Tensor, seen: Tensor) -> None:
+        self._oracle, self._x, self._rows, self._look = oracle, x, rows, look
+        self.logits, self.seen = logits, seen
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def gradient(self, some: Tensor | None, objective: Callable[[Tensor], Tensor], *, last: bool = False) -> Tensor:
+        """d objective / d x at the points `some` (s,; None: all), shaped (s, …); the pass runs through all m points.
+
+        `objective` takes the logits (s, k) and gives one number per point. `last` frees the graph.
+        """
+        look, rows = self._look, self._rows if some is None else self._rows[some]
+        at = some if look.rows is None else look.rows if some is None else look.rows[some]
+        with torch.enable_grad():
+            value = objective(look.logits if at is None else look.logits[at]).sum()
+        (gradient,) = torch.autograd.grad(value, look.leaf, retain_graph=not last)
+        return self._oracle._account(gradient if at is None else gradient[at], rows)
+
+    def narrowed(self, some: Tensor) -> Graph:
+        """The graph of the points `some` alone: a forward pass, and cheaper backward passes from then on.
+
+        It tells the attacker nothing that `logits` has not told, so it is no query: counters do not depend on
+        who shares a chunk.
+        """
+        x = self._x[some]
+        leaf, traced = self._oracle._traced(x)
+        look = _Look(x, leaf, traced, None)
+        return Graph(self._oracle, x, self._rows[some], look, self.logits[some], self.seen[some])
+
+
 class _Look(NamedTuple):
-    """The graph of the look at the clean images: `x` as the attack knows them, rows `rows` of `leaf`."""
+    """The graph of a look at images: `x` as the attack knows them, rows `rows` (None: all) of `leaf`."""
 
     x: Tensor
     leaf: Tensor
     logits: Tensor
-    rows: Tensor
+    rows: Tensor | None
 
 
 def in_float(network: Network, x: Tensor) -> Tensor:

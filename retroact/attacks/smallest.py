@@ -9,11 +9,12 @@ forward passes.
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from retroact.attacks.geometry import each, norm
+from retroact.attacks.geometry import dual_norm, each, inward, norm, steepest
 from retroact.attacks.goals import Aim
 from retroact.attacks.losses import margin
 from retroact.attacks.oracle import Oracle
@@ -21,6 +22,8 @@ from retroact.attacks.threat import Norm
 
 _GUARD = 0.02  # no probe lands nearer to an end of its interval than this part of it
 _CLEAR = 1e-6  # of the largest logit: nearer to the boundary, another batch size could round to another decision
+_SAFE = 3.0  # times that: where to aim for, so that rounding does not fall short of it
+_NEWTON = 6  # of its steps find where a line meets the box exactly, unless the box cuts it in very many places
 
 
 class Smallest:
@@ -32,13 +35,16 @@ class Smallest:
         self.x, self.x_adv = x, x.clone()
         self.size = x.new_full((len(x),), torch.inf)
         self._margin = torch.zeros_like(self.size)
+        self._clean: Tensor | None = None  # the logits of x, once they have been seen
         self._aim, self._p, self._confidence = aim, p, confidence
 
     def keep(self, x_adv: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
         """Keeps the points (m, …) that reach the goal nearer than before; returns which reach it, bool (m,)."""
+        if x_adv is self.x:
+            self._clean = logits
         aim = self._aim[rows]
         beyond = margin(logits, aim)
-        hit = aim.reached(logits) & (beyond >= self._confidence + _CLEAR * logits.abs().amax(1))
+        hit = aim.reached(logits) & (beyond >= self._enough(logits))
         self._file(x_adv, beyond, hit, rows)
         return hit
 
@@ -52,8 +58,7 @@ class Smallest:
         if probes == 0 or len(rows) == 0:
             return self.x_adv
         x, d, aim = self.x[rows], self.x_adv[rows] - self.x[rows], self._aim[rows]
-        logits = oracle.logits(x, rows)
-        clean, enough = margin(logits, aim), self._confidence + _CLEAR * logits.abs().amax(1)
+        clean, enough = self._at_clean(oracle, rows)
         below, above = clean - enough, self._margin[rows] - enough
         low, high = torch.zeros_like(clean), torch.ones_like(clean)
         was = torch.zeros_like(clean)  # +1 where the last probe hit, −1 where it missed
@@ -71,11 +76,64 @@ class Smallest:
             low, high, was = t.where(~hit, low), t.where(hit, high), hit * 2.0 - 1.0
         return self.x_adv
 
+    def polish(self, oracle: Oracle, probes: int) -> Tensor:
+        """`x_adv`, moved to the nearest point of the linearised boundary in the box, where that is nearer.
+
+        min ‖δ‖_p with ∇m·δ ≥ ∇m·δ₀ − m(δ₀) and x + δ in [0, 1]: δ = clip(t · s(∇m)), exact where the network is
+        linear. One gradient; `probes` forward passes then look for the boundary on the ray through x + δ.
+        """
+        rows = self.size.isfinite().nonzero()[:, 0]
+        if probes == 0 or len(rows) == 0:
+            return self.x_adv
+        x, at, aim = self.x[rows], self.x_adv[rows], self._aim[rows]
+        _, seen, slope = oracle.tangent(at, rows, partial(margin, aim=aim))
+        wanted = (slope * (at - x)).flatten(1).sum(1) - (margin(seen, aim) - self._enough(seen, _SAFE))
+        d = _shortest(slope, wanted, x, self._p)
+        (clean, enough), goal = self._at_clean(oracle, rows), self._enough(self._logits(oracle)[rows], _SAFE)
+        t = torch.ones_like(clean)
+        for _ in range(probes):
+            point = (x + each(t, d) * d).clamp(0.0, 1.0)
+            logits = oracle.logits(point, rows)
+            here = margin(logits, aim)
+            self._file(point, here, aim.reached(logits) & (here >= enough), rows)
+            t = t * ((clean - goal) / (clean - here)).nan_to_num(1.0).clamp(0.5, 2.0)
+        return self.x_adv
+
+    def _enough(self, logits: Tensor, clearance: float = 1.0) -> Tensor:
+        """The margin from which on a point counts, (m,)."""
+        return self._confidence + clearance * _CLEAR * logits.abs().amax(1)
+
+    def _at_clean(self, oracle: Oracle, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """The margin of the clean images and the one that is enough, (m,) each."""
+        logits = self._logits(oracle)[rows]
+        return margin(logits, self._aim[rows]), self._enough(logits)
+
+    def _logits(self, oracle: Oracle) -> Tensor:
+        """The logits of all clean images, from the first look at them."""
+        if self._clean is None:
+            self._clean = oracle.logits(self.x, torch.arange(len(self.x), device=self.x.device))
+        return self._clean
+
     def _file(self, x_adv: Tensor, beyond: Tensor, hit: Tensor, rows: Tensor) -> None:
         size = norm(x_adv - self.x[rows], self._p)
         better = hit & (size < self.size[rows])
         self.x_adv[rows[better]] = x_adv[better]
         self.size[rows[better]], self._margin[rows[better]] = size[better], beyond[better]
+
+
+def _shortest(w: Tensor, wanted: Tensor, x: Tensor, p: Norm) -> Tensor:
+    """The shortest d (m, …) in norm p with w·d = `wanted` (m,) and x + d in the box [0, 1].
+
+    d = clip(t · s(w)): w·d grows with t ever more slowly, so that Newton's method nears t from below. Where the box
+    holds no such point, d is cut short.
+    """
+    w = inward(w, x)
+    s, low, high, t = steepest(w, p), -x, 1 - x, wanted / dual_norm(w, p)
+    for _ in range(_NEWTON):
+        d = torch.clamp(each(t, s) * s, low, high)
+        rate = (w * s * ((d > low) & (d < high))).flatten(1).sum(1)
+        t = t + ((wanted - (w * d).flatten(1).sum(1)) / rate).nan_to_num(0.0, 0.0, 0.0)
+    return torch.clamp(each(t, s) * s, low, high).nan_to_num(0.0)
 
 
 def cosine(i: int, steps: int, first: float, last: float) -> float:

@@ -51,7 +51,11 @@ class Linf:
 
 @spec
 class L2:
-    """‖x_adv − x‖₂ ≤ eps, the Euclidean norm over all pixels and channels of [0, 1] images."""
+    """‖x_adv − x‖₂ ≤ eps, the Euclidean norm over all pixels and channels of [0, 1] images.
+
+    A budget attack refuses a radius beyond the diagonal √(c·h·w) of the box; to a minimum-norm attack a large
+    one means no limit.
+    """
 
     eps: Positive
     access: Access = "gradient"

@@ -17,7 +17,7 @@ from torch import Tensor
 from retroact.attacks.geometry import dual_norm, each, steepest
 from retroact.attacks.goals import Aim
 from retroact.attacks.losses import margin
-from retroact.attacks.oracle import Oracle
+from retroact.attacks.oracle import Graph, Oracle
 from retroact.attacks.smallest import Smallest
 from retroact.attacks.threat import Access, Norm, ThreatModel
 from retroact.spec import AtLeast0, Count, Positive, Within, spec
@@ -48,6 +48,7 @@ class TrustRegion:
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "minimum-norm"
     paper: ClassVar[str] = "Yao et al. 2018, arXiv:1812.06371"
+    starts_clean: ClassVar[bool] = True
 
     @property
     def passes(self) -> int:
@@ -79,16 +80,17 @@ class TrustRegion:
         if aim.targets is not None:
             return aim.targets
         rows = torch.arange(len(x), device=x.device)
-        others = oracle.logits(x, rows).scatter(1, aim.labels[:, None], -torch.inf)
+        graph = oracle.graph(x, rows)
+        others = graph.logits.scatter(1, aim.labels[:, None], -torch.inf)
         likely = others.topk(min(self.candidates, others.shape[1]) - 1, dim=1).indices
-        distances = torch.stack([_distance(oracle, x, rows, Aim(aim.labels, c), p) for c in likely.T], dim=1)
+        distances = torch.stack([_distance(graph, rows, Aim(aim.labels, c), p) for c in likely.T], dim=1)
         chosen = distances.argmin(1) if self.classes == "best" else distances.argmax(1)
         return likely.gather(1, chosen[:, None])[:, 0]
 
 
-def _distance(oracle: Oracle, x: Tensor, rows: Tensor, towards: Aim, p: Norm) -> Tensor:
-    _, seen, slope = oracle.tangent(x, rows, partial(margin, aim=towards))
-    return margin(seen, towards).abs() / dual_norm(slope, p)
+def _distance(graph: Graph, rows: Tensor, towards: Aim, p: Norm) -> Tensor:
+    slope = graph.gradient(rows, partial(margin, aim=towards))
+    return margin(graph.seen, towards).abs() / dual_norm(slope, p)
 
 
 def _trusted(radius: Tensor, ratio: Tensor, first: float) -> Tensor:

@@ -46,7 +46,7 @@ def evaluate(
     source: Network | None = None,
     seed: int = 0,
     keep: int = 0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Record:
     """Attacks `network` on every example of `data` and returns the facts.
@@ -81,12 +81,13 @@ def evaluate_all(
     source: Network | None = None,
     seed: int = 0,
     keep: int = 0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Record]:
     """`evaluate` for several threat models of one norm: one Record each, at the cost of one where one run
     of the attack serves several eps (FGSM, every minimum-norm attack)."""
     check_images(data.images)
+    check_labels(data.labels, n=len(data.images))
     started = time.perf_counter()
     clean = decide(network, data.images, chunk=chunk, labels=data.labels)
     goal = Untargeted() if goal is None else goal
@@ -111,7 +112,7 @@ def evaluate_all(
     ]
 
 
-def _judged(network: Network, data: Examples, clean: Tensor, made: Outcome, keep: int, chunk: int) -> Record:
+def _judged(network: Network, data: Examples, clean: Tensor, made: Outcome, keep: int, chunk: int | None) -> Record:
     adversarial = decide(network, made.x_adv, chunk=chunk)
     # A network that overflows on an image has not been fooled by it; the flag stays on the record.
     broken = (adversarial < 0) & (clean >= 0)
@@ -134,7 +135,7 @@ def _judged(network: Network, data: Examples, clean: Tensor, made: Outcome, keep
     )
 
 
-def decide(network: Network, images: Tensor, *, chunk: int = CHUNK, labels: Tensor | None = None) -> Tensor:
+def decide(network: Network, images: Tensor, *, chunk: int | None = None, labels: Tensor | None = None) -> Tensor:
     """The decided class of each image, int64 (n,) on the CPU; −1 where a logit is NaN or infinite.
 
     With `labels`, checks that they fit the network's classes and warns of probabilities that pose
@@ -149,7 +150,7 @@ def decide(network: Network, images: Tensor, *, chunk: int = CHUNK, labels: Tens
         return torch.where(logits.isfinite().all(1), logits.argmax(1), -1).cpu()
 
     with evaluating(network), torch.no_grad():
-        found = [part for rows in chunks(len(images), chunk) for part in in_halves(run, rows)]
+        found = [part for rows in chunks(len(images), chunk or CHUNK) for part in in_halves(run, rows)]
     return torch.cat(found)
 
 

@@ -53,10 +53,12 @@ def robust_accuracy(record: Record) -> float:
 def success_rate(record: Record) -> float:
     """Share of attackable examples on which the goal was reached (NaN where none was attackable).
 
-    Untargeted: of those decided rightly clean. Targeted: of those not already decided as the target.
+    Untargeted: of those decided rightly clean. Targeted: of those of another class than the target and not
+    already decided as it.
     """
     targeted = record.target >= 0
-    attackable = np.where(targeted, record.clean != record.target, record.clean == record.label)
+    elsewhere = (record.clean != record.target) & (record.label != record.target)
+    attackable = np.where(targeted, elsewhere, record.clean == record.label)
     hit = np.where(targeted, record.adversarial == record.target, record.adversarial != record.label)
     return float(np.mean(hit[attackable])) if attackable.any() else math.nan
 

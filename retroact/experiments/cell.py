@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from retroact import checkpoint
-from retroact.attacks.driver import CHUNK, serves_several
+from retroact.attacks.driver import serves_several
 from retroact.attacks.goals import Untargeted
 from retroact.evaluation.evaluate import evaluate_all
 from retroact.evaluation.record import Record
@@ -99,7 +99,7 @@ class Cell:
         self,
         *,
         keep: int = 0,
-        chunk: int = CHUNK,
+        chunk: int | None = None,
         device: str = "cpu",
         progress: Callable[[int, int], None] | None = None,
     ) -> Record:
@@ -142,7 +142,7 @@ def run_together(
     cells: Sequence[Cell],
     *,
     keep: int = 0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Record]:

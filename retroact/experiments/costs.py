@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from retroact.attacks.driver import CHUNK
 from retroact.experiments.cell import Cell, Model, alike
 from retroact.experiments.executors import one_thread
 from retroact.experiments.store import Store
@@ -19,7 +20,7 @@ from retroact.nets.data import data
 
 
 def estimate(
-    cells: Sequence[Cell], path: Path, *, workers: int = 1, keep: int = 0, chunk: int, device: str = "cpu"
+    cells: Sequence[Cell], path: Path, *, workers: int = 1, keep: int = 0, chunk: int | None, device: str = "cpu"
 ) -> dict[str, Any]:
     """How many cells are to run, how many gradients that takes at most, and about how many seconds.
 
@@ -40,8 +41,8 @@ def estimate(
 
 
 @lru_cache(maxsize=16)
-def _seconds_per_gradient(model: Model, text: str, chunk: int, device: str) -> float:
-    images = data(text)[:chunk].images.to(device)
+def _seconds_per_gradient(model: Model, text: str, chunk: int | None, device: str) -> float:
+    images = data(text)[: chunk or CHUNK].images.to(device)
     net = model().to(device)
     with one_thread():
         _gradient(net, images)  # the first pass also pays for what is paid once

@@ -23,7 +23,7 @@ def serial(
     groups: Sequence[Sequence[Cell]],
     *,
     keep: int = 0,
-    chunk: int,
+    chunk: int | None,
     device: str,
     progress: Progress | None = None,
 ) -> Iterator[list[tuple[Cell, Record]]]:
@@ -35,7 +35,7 @@ def serial(
 
 
 def processes(
-    groups: Sequence[Sequence[Cell]], workers: int, *, keep: int = 0, chunk: int, device: str
+    groups: Sequence[Sequence[Cell]], workers: int, *, keep: int = 0, chunk: int | None, device: str
 ) -> Iterator[list[tuple[Cell, Record]]]:
     """Runs groups of alike cells in `workers` processes; yields each group as it is done, in any order."""
     context = multiprocessing.get_context("spawn")  # fork and torch's threads do not go together
@@ -48,7 +48,7 @@ def processes(
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _run(group: Sequence[Cell], keep: int, chunk: int, device: str) -> list[Record]:
+def _run(group: Sequence[Cell], keep: int, chunk: int | None, device: str) -> list[Record]:
     with one_thread():
         return run_together(group, keep=keep, chunk=chunk, device=device)
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from retroact.attacks.driver import CHUNK
 from retroact.evaluation.record import Record
 from retroact.experiments.cell import Cell, Model, alike
 from retroact.experiments.executors import processes, serial
@@ -36,7 +35,7 @@ def sweep(
     *,
     workers: int = 1,
     keep: int = 0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     device: str = "cpu",
     progress: Callable[[float, int], None] | None = None,
 ) -> list[Record]:

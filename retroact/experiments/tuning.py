@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from retroact.attacks.driver import CHUNK
 from retroact.attacks.pgd import PGD
 from retroact.attacks.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples, evaluate
@@ -97,7 +96,7 @@ def tune(
     grid: Sequence[float] | None = None,
     sites: str = "*",
     seed: int = 0,
-    chunk: int = CHUNK,
+    chunk: int | None = None,
     progress: Callable[[float, int], None] | None = None,
 ) -> Tuning:
     """Tries each value of the first field of `kind` (an activation class) on `data`.
@@ -128,7 +127,7 @@ def _point(
     threat: ThreatModel,
     sites: str,
     seed: int,
-    chunk: int,
+    chunk: int | None,
 ) -> Point:
     fitted = retrofit(network, activation, sites=sites)
     runs: list[tuple[PGD, nn.Module | None]] = [(CLAIMED, None), (MARGIN, None)]

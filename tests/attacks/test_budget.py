@@ -173,11 +173,18 @@ def test_apgd_refuses_targets_it_cannot_have(scene):
         craft(ra.APGD(steps=2, loss="dlr"), two, image, two(image).argmax(1), torch.arange(4), ra.Linf(0.1))
 
 
-def test_squares_shrink_as_published():
+@pytest.mark.parametrize("p", ["linf", "l2"])
+def test_squares_shrink_as_published(p):
     attack = ra.Square(queries=10_000, p_init=0.8)
-    shares = [attack._share(q) for q in (1, 10, 11, 50, 51, 8001, 10_000)]
+    shares = [attack._share(q, p) for q in (1, 10, 11, 50, 51, 8001, 10_000)]
     assert shares == pytest.approx([0.8, 0.8, 0.4, 0.4, 0.2, 0.8 / 512, 0.8 / 512])
-    assert ra.Square(queries=100)._share(50) == ra.Square(queries=10_000)._share(5000)  # scaled to the budget
+
+
+def test_a_short_search_of_square_shrinks_faster_but_less_than_in_proportion():
+    short = ra.Square(queries=100, p_init=0.8)
+    # 100 queries pass through the schedule (10,000 / 100)^0.75 = 31.6 and (10,000 / 100)^0.5 = 10 times as fast
+    assert [short._share(q, "linf") for q in (1, 2, 6, 7, 100)] == pytest.approx([0.4, 0.2, 0.2, 0.1, 0.8 / 64])
+    assert [short._share(q, "l2") for q in (1, 2, 5, 6, 100)] == pytest.approx([0.8, 0.4, 0.4, 0.2, 0.05])
 
 
 def test_the_bump_of_square_is_that_of_the_paper():
@@ -194,15 +201,68 @@ def test_a_repaint_stays_within_its_windows_and_keeps_to_the_budget(threat):
     x = 0.4 + 0.2 * torch.rand(8, 3, 20, 20)  # far from the edges of the box
     best = square._outset(x, threat, torch.arange(8), 0)
     assert torch.allclose(norm(best - x, threat.norm), torch.tensor(threat.eps), rtol=1e-4)
-    repaint = square._repainted_linf if threat.norm == "linf" else square._repainted_l2
-    tried = repaint(best, x, threat, 0.04, torch.rand(8, 8))
+    repaint, side, windows = (
+        (square._repainted_linf, square._side(0.04, 20, 20), 1)
+        if threat.norm == "linf"
+        else (square._repainted_l2, square._odd_side(0.04, 20, 20), 2)
+    )
+    assert side == (4 if threat.norm == "linf" else 5)
+    corners, signs = square._drawn(x, [side], torch.arange(8), 0, stream=1)
+    tried = repaint(best, x, threat.eps, side, corners[:, 0], signs[:, 0])
     touched = (tried - best).abs().amax(1) > 1e-6
-    side = 4 if threat.norm == "linf" else 5
-    windows = 1 if threat.norm == "linf" else 2
     assert bool((touched.flatten(1).sum(1) > 0).all()) and int(touched.flatten(1).sum(1).max()) <= windows * side**2
     assert bool((norm(tried - x, threat.norm) <= threat.eps * (1 + 1e-5)).all())
     if threat.norm == "l2":  # what the box does not cut is spent again
         assert torch.allclose(norm(tried - x, "l2"), torch.tensor(2.0), rtol=1e-3)
+
+
+def test_a_window_that_a_repaint_would_not_change_takes_the_other_sign():
+    x, signs = torch.full((2, 1, 6, 6), 0.5), torch.tensor([[1.0, 1.0], [1.0, -1.0]])
+    best = x + 0.1  # so the first image's repaint with + changes nothing
+    tried = square._repainted_linf(best, x, 0.1, 2, torch.tensor([[7, 0], [0, 0]]), signs)
+    changed = (tried - best).abs() > 1e-6
+    assert changed[0, 0].nonzero().tolist() == [[1, 1], [1, 2], [2, 1], [2, 2]]
+    assert changed[1, 0].nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert torch.allclose(tried[changed], torch.tensor(0.4))
+
+
+@pytest.mark.parametrize("side", [1, 3, 20])
+def test_windows_of_square_lie_evenly_in_the_image(side):
+    x, n = torch.zeros(1, 1, 20, 24), 4000
+    corners, signs = square._drawn(x, [side], torch.arange(n), 0, stream=1)
+    down, across = corners // 24, corners % 24
+    for place, last in ((down, 20 - side), (across, 24 - side)):
+        assert place.min() == 0 and place.max() == last  # both edges are reached
+        # five standard errors of the mean of an even draw
+        error = 5 * ((last + 1) ** 2 / 12 / n) ** 0.5 + 1e-6
+        assert bool(((place.double().mean(0) - last / 2).abs() < error).all())
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+
+
+def test_square_takes_larger_chunks_unless_told():
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.largest = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.largest = max(self.largest, len(x))
+            return x.flatten(1)[:, :3]
+
+    x = torch.zeros(300, 1, 2, 2)
+    x[:, 0, 0, 0] = 1.0
+    for chunk, most in ((None, ra.Square.chunk), (10, 10)):
+        net = Counting()
+        craft(
+            ra.Square(queries=2),
+            lambda z, net=net: net(z),
+            x,
+            torch.zeros(300).long(),
+            torch.arange(300),
+            ra.Linf(0.01),
+            chunk=chunk,
+        )
+        assert net.largest == most
 
 
 def test_rfgsm_is_fgsm_where_it_does_not_start_elsewhere(scene):

@@ -1,6 +1,7 @@
 """Foreign attacks through our oracle: they read back, keep the ball, count, repeat, and say what is missing."""
 
 import importlib.util
+import os
 import sys
 
 import pytest
@@ -13,6 +14,8 @@ from retroact.attacks.driver import craft
 from retroact.attacks.geometry import norm
 
 needs_foolbox = pytest.mark.skipif(not importlib.util.find_spec("foolbox"), reason="no foolbox")
+has_data = os.path.isdir(os.path.join(os.environ.get("RETROACT_DATA", ""), "mnist"))
+needs_mnist = pytest.mark.skipif(not has_data, reason="no MNIST: set RETROACT_DATA to a folder that has mnist/")
 needs_autoattack = pytest.mark.skipif(not importlib.util.find_spec("pyautoattack"), reason="no pyautoattack")
 
 FOOLBOX = [
@@ -94,6 +97,32 @@ def test_autoattack_is_not_weaker_than_a_plain_attack_and_serves_few_classes():
     assert torch.equal(craft(ra.AutoAttack(version="rand"), net, x, y, index, ra.Linf(0.01)).x_adv, made.x_adv)
     with pytest.raises(ValueError, match="serves Untargeted"):
         craft(ra.AutoAttack(), net, x, y, index, ra.Linf(0.1), ra.LeastLikely())
+
+
+@needs_autoattack
+@needs_mnist
+@pytest.mark.parametrize(
+    ("data", "eps", "right", "looks"),
+    [
+        ("mnist[:8]", 0.3, 0.0, 500),  # all fall to APGD-CE, the first of four parts
+        pytest.param("mnist[2:4]", 0.1, 0.5, 6000, marks=pytest.mark.slow),  # one stands through all, Square's 5000 too
+    ],
+)
+def test_the_standard_autoattack_goes_through_evaluate(data, eps, right, looks):
+    record = ra.evaluate(ra.load("lenet-mnist"), ra.data(data), ra.AutoAttack(version="standard"), ra.Linf(eps))
+    assert ra.clean_accuracy(record) == 1.0 and ra.robust_accuracy(record) == right
+    fallen = record.adversarial != record.label
+    assert float(record.distance[:, 3].max()) <= eps * (1 + 1e-6) and bool((record.distance[fallen, 3] > 0).all())
+    assert looks / 3 < int(record.queries.max()) < 2 * looks and int(record.gradients.min()) > 100
+    assert not record.nonfinite.any()
+
+
+@needs_autoattack
+@pytest.mark.parametrize(("version", "classes"), [("standard", 3), ("plus", 3), ("rand", 2)])
+def test_autoattack_refuses_too_few_classes_for_its_dlr(version, classes):
+    net, x, y, index = scene(classes)
+    with pytest.raises(ValueError, match=rf"needs at least {classes + 1} classes, got {classes}; use APGD"):
+        craft(ra.AutoAttack(version=version), net, x, y, index, ra.Linf(0.1))
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,27 @@
 """Losses against hand-computed values, and the goals that carry their sign."""
 
+from typing import get_args
+
 import pytest
 import torch
+from torch import nn
 
+from retroact.attacks.driver import craft
+from retroact.attacks.fgsm import FGSM
 from retroact.attacks.goals import Aim, LeastLikely, Random, Targeted, Untargeted
-from retroact.attacks.losses import cross_entropy, dlr, loss_of, margin
+from retroact.attacks.losses import (
+    Loss,
+    away_from_true,
+    cross_entropy,
+    dlr,
+    log_odds,
+    logit,
+    loss_of,
+    margin,
+    towards_and_away,
+)
+from retroact.attacks.pgd import PGD
+from retroact.attacks.threat import Linf
 
 LOGITS = torch.tensor([[4.0, 1.0, 0.0, -1.0], [0.0, 2.0, 3.0, 1.0]])
 RIGHT = Aim(torch.tensor([0, 1]))
@@ -27,7 +44,87 @@ def test_cross_entropy():
     torch.testing.assert_close(cross_entropy(LOGITS, TARGET), p[[0, 1], [1, 2]].log())
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "margin", "dlr", "log_odds"])
+def test_away_from_true_raises_the_true_classs_loss_whatever_the_goal():
+    p = LOGITS.softmax(1)
+    for aim in (RIGHT, TARGET):
+        torch.testing.assert_close(away_from_true(LOGITS, aim), -p[[0, 1], [0, 1]].log())
+    assert torch.equal(away_from_true(LOGITS, RIGHT), cross_entropy(LOGITS, RIGHT))
+
+
+def test_towards_and_away_is_the_difference_of_the_two_losses():
+    assert towards_and_away(LOGITS, TARGET).tolist() == [1.0 - 4.0, 3.0 - 2.0]
+    apart = cross_entropy(LOGITS, RIGHT) + cross_entropy(LOGITS, TARGET)  # CE(z, y) − CE(z, t)
+    torch.testing.assert_close(towards_and_away(LOGITS, TARGET), apart)
+    assert torch.equal(towards_and_away(LOGITS, RIGHT), cross_entropy(LOGITS, RIGHT))
+
+
+def test_logit_is_the_score_of_one_class_alone():
+    assert logit(LOGITS, RIGHT).tolist() == [-4.0, -2.0]
+    assert logit(LOGITS, TARGET).tolist() == [1.0, 3.0]
+    assert logit(LOGITS + 5, TARGET).tolist() == [6.0, 8.0]  # no softmax: a shift of all logits is seen
+
+
+def test_log_odds():
+    p = LOGITS.softmax(1)
+    torch.testing.assert_close(log_odds(LOGITS, RIGHT), -torch.logit(p[[0, 1], [0, 1]]))
+    torch.testing.assert_close(log_odds(LOGITS, TARGET), torch.logit(p[[0, 1], [1, 2]]))
+
+
+# What the gradient of each loss is, over the logits, as weights of the gradients of single logits; p = softmax(z).
+SLOPES = {
+    "cross_entropy": lambda p, y, t: t - p,
+    "away_from_true": lambda p, y, t: p - y,
+    "towards_and_away": lambda p, y, t: t - y,
+    "logit": lambda p, y, t: t,
+}
+
+
+@pytest.mark.parametrize("name", SLOPES)
+def test_targeted_fgsm_moves_as_its_loss_says(name):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 6))
+    x = 0.3 + 0.4 * torch.rand(16, 3, 8, 8)
+    y, one = net(x).argmax(1), torch.eye(6)
+    with torch.no_grad():
+        slope = (SLOPES[name](net(x).softmax(1), one[y], one[[2] * 16]) @ net[1].weight).view_as(x)
+    made = craft(FGSM(loss=name), net, x, y, torch.arange(16), Linf(0.1), Targeted(2)).x_adv
+    todo = y != 2
+    assert int(todo.sum()) > 8 and torch.equal(made[~todo], x[~todo])
+    sure = slope.abs() > 1e-6  # a slope of zero may round to either side
+    torch.testing.assert_close(made[todo][sure[todo]], (x + 0.1 * slope.sign())[todo][sure[todo]])
+
+
+@pytest.mark.parametrize("name", ["away_from_true", "towards_and_away"])
+def test_a_targeted_attack_has_won_only_at_its_target_whatever_it_climbs(name):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 6))
+    x = 0.3 + 0.4 * torch.rand(16, 3, 8, 8)
+    y, index, attack = net(x).argmax(1), torch.arange(16), PGD(steps=10, random_start=False, loss=name)
+    made = craft(attack, net, x, y, index, Linf(0.1), LeastLikely())
+    decided, target = net(made.x_adv).argmax(1), net(x).argmin(1)
+    elsewhere = (decided != y) & (decided != target)
+    assert bool(elsewhere.any()) and bool((made.gradients[elsewhere] == 10).all())  # a wrong class is not enough
+    assert bool((decided == target)[made.gradients < 10].all())
+
+
+def test_the_targeted_losses_are_ways_of_their_own():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(192, 6))
+    x = 0.3 + 0.4 * torch.rand(16, 3, 8, 8)
+    y = net(x).argmax(1)
+    least = Aim(y, net(x).argmin(1))
+    made = [craft(FGSM(loss=n), net, x, y, torch.arange(16), Linf(0.02), LeastLikely()).x_adv for n in SLOPES]
+    assert not any(torch.equal(a, b) for i, a in enumerate(made) for b in made[:i])
+    lead = {n: margin(net(m), least).mean().item() for n, m in zip(SLOPES, made, strict=True)}
+    assert min(lead, key=lambda n: lead[n]) == "away_from_true"  # it leaves the target to chance
+
+
+def test_every_loss_is_a_function_of_its_name():
+    for name in get_args(Loss):
+        assert loss_of(name).__name__ == name and loss_of(name)(LOGITS, RIGHT).shape == (2,)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "margin", "dlr", "log_odds", "towards_and_away"])
 @pytest.mark.parametrize("aim", [RIGHT, TARGET])
 def test_climbing_a_loss_leads_to_the_goal(name, aim):
     z = LOGITS.clone()
@@ -35,7 +132,9 @@ def test_climbing_a_loss_leads_to_the_goal(name, aim):
         z.requires_grad_()
         (g,) = torch.autograd.grad(loss_of(name)(z, aim).sum(), z)
         z = (z + 0.1 * g.sign()).detach()
-    if name == "dlr" and aim.targets is not None:  # it sets the target against the true class, not against all
+    if (
+        name in ("dlr", "towards_and_away") and aim.targets is not None
+    ):  # it sets the target against the true class, not against all
         assert bool((z.gather(1, aim.targets[:, None]) > z.gather(1, aim.labels[:, None])).all())
     else:
         assert bool(aim.reached(z).all())
@@ -53,13 +152,6 @@ def test_the_sign_tells_whether_the_goal_is_reached(name):
 def test_dlr_does_not_change_with_scale_or_shift_and_margin_scales():
     torch.testing.assert_close(dlr(1e4 * LOGITS + 7, RIGHT), dlr(LOGITS, RIGHT), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(margin(5 * LOGITS, RIGHT), 5 * margin(LOGITS, RIGHT))
-
-
-def test_dlr_refuses_a_binary_classifier_and_names_the_cure():
-    with pytest.raises(ValueError, match='at least 3 classes, got 2; use loss="margin"'):
-        dlr(LOGITS[:, :2], RIGHT)
-    with pytest.raises(ValueError, match="at least 4 classes"):
-        dlr(LOGITS[:, :3], TARGET)
 
 
 def test_nothing_is_reached_where_a_logit_is_not_finite():

@@ -22,6 +22,10 @@ from retroact.attacks.threat import L2, Linf
 from retroact.attacks.trust_region import TrustRegion
 from retroact.spec import parse
 
+needs_mnist = pytest.mark.skipif(
+    not (Path(os.environ.get("RETROACT_DATA", "")) / "mnist").is_dir(), reason="needs MNIST under RETROACT_DATA"
+)
+
 FAR = {"l2": L2(100.0), "linf": Linf(1.0)}
 ATTACKS = [
     DeepFool(steps=20),
@@ -153,23 +157,49 @@ def test_a_linear_network_gives_its_nearest_point(attack, p):
     torch.testing.assert_close(size, nearest, rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("attack", "p", "rtol"),
-    [
-        (DDN(steps=300, probes=5), "l2", 1e-4),
-        (FMN(probes=5), "l2", 1e-4),
-        (FMN(steps=200, probes=5), "linf", 1e-4),
-        (CarliniWagner(steps=300, learning_rate=0.01, probes=5), "l2", 5e-3),  # Adam never stands quite still
-    ],
-    ids=str,
-)
-def test_gradual_attacks_find_the_nearest_point_of_a_plane(attack, p, rtol):
+PLANE = [
+    (DeepFool(probes=5), "l2"),
+    (DeepFool(probes=5), "linf"),
+    (DDN(steps=300, probes=5), "l2"),
+    (FMN(probes=5), "l2"),
+    (FMN(steps=200, probes=5), "linf"),
+    (CarliniWagner(), "l2"),
+    (CarliniWagner(steps=300, learning_rate=0.01, probes=5), "l2"),
+]
+
+
+@pytest.mark.parametrize(("attack", "p"), PLANE, ids=str)
+def test_gradual_attacks_find_the_nearest_point_of_a_plane(attack, p):
     torch.manual_seed(4)
     net, x = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2)), 0.3 + 0.4 * torch.rand(32, 3, 32, 32)
     y = net(x).argmax(1).detach()
     size = norm(craft(attack, net, x, y, torch.arange(32), FAR[p]).x_adv - x, p)
     nearest = linear_distances(net, x, y, p).amin(1)
-    torch.testing.assert_close(size, nearest, rtol=rtol, atol=1e-6)
+    torch.testing.assert_close(size, nearest, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("attack", "p"), PLANE, ids=str)
+def test_the_nearest_point_of_a_plane_in_a_box_that_cuts(attack, p):
+    torch.manual_seed(5)
+    net, x = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2)), torch.rand(32, 3, 8, 8)
+    x = torch.where(torch.rand(x.shape) < 0.3, x.round(), x)  # many pixels stand at an edge
+    with torch.no_grad():
+        net[1].bias += 1.0  # far enough for the box to matter
+        net[1].bias[0] += 2.0
+        z, y = net(x), net(x).argmax(1)
+        w = net[1].weight[1 - y] - net[1].weight[y]
+        gap, flat = (z.amax(1) - z.amin(1)).double(), x.flatten(1).double()
+        way = w.double() if p == "l2" else w.double().sign()
+        low, high = torch.zeros_like(gap), torch.full_like(gap, 100.0)
+        for _ in range(60):  # the shortest perturbation is clip(t w) or clip(t sign(w)): bisection in t
+            t = (low + high) / 2
+            short = (w * ((flat + t[:, None] * way).clamp(0, 1) - flat)).sum(1) < gap
+            low, high = t.where(short, low), t.where(~short, high)
+        nearest = norm((flat + high[:, None] * way).clamp(0, 1) - flat, p).float()
+        cut = (flat + high[:, None] * way - (flat + high[:, None] * way).clamp(0, 1)).abs().gt(0).double().mean()
+    assert float(cut) > 0.1
+    size = norm(craft(attack, net, x, y, torch.arange(32), FAR[p]).x_adv - x, p)
+    torch.testing.assert_close(size, nearest, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("p", ["l2", "linf"])
@@ -299,6 +329,31 @@ def test_pull_finds_the_boundary_on_the_line_and_never_leaves_the_goal():
     torch.testing.assert_close(norm(pulled - x, "l2") * 1.02, norm(d, "l2"), rtol=2e-3, atol=1e-5)
 
 
+def test_a_kept_graph_gives_the_gradients_of_fresh_passes_for_one_query(scene):
+    net, x, _, _ = scene
+    net.eval()
+    kept, fresh, rows, some = Oracle(net, 24), Oracle(net, 24), torch.arange(24), torch.arange(0, 24, 2)
+    graph = kept.graph(x, rows)
+    small = graph.narrowed(some)
+    for c in (1, 4):
+        wanted = fresh.gradient(x[some], some, lambda z, c=c: z[:, c])[1]
+        torch.testing.assert_close(graph.gradient(some, lambda z, c=c: z[:, c]), wanted)
+        torch.testing.assert_close(small.gradient(torch.arange(12), lambda z, c=c: z[:, c]), wanted)
+    net.train()
+    assert kept.gradients.tolist() == [4, 0] * 12 and kept.queries.tolist() == [1, 1] * 12
+    assert fresh.gradients.tolist() == [2, 0] * 12
+
+
+@needs_mnist
+@pytest.mark.parametrize(("attack", "p"), [(FMN(), "l2"), (FMN(), "linf"), (DDN(), "l2")], ids=str)
+def test_a_dead_place_behind_jumps_is_left_again(attack, p):
+    import retroact as ra
+
+    net, data = ra.retrofit(ra.load("lenet-mnist"), ra.JumpReLU(1.0)).eval(), ra.data("mnist/validation[:32]")
+    made = craft(attack, net, data.images, data.labels, data.index, FAR[p])
+    assert bool(sizes(net, made, data.images, data.labels, p).isfinite().all())
+
+
 def test_only_points_with_the_confidence_asked_for_count(scene):
     net, x, y, index = scene
     attack = CarliniWagner(confidence=0.5)
@@ -313,10 +368,6 @@ def test_only_points_with_the_confidence_asked_for_count(scene):
 
 
 # ---------------------------------------------------------------------------------------- foolbox
-
-needs_mnist = pytest.mark.skipif(
-    not (Path(os.environ.get("RETROACT_DATA", "")) / "mnist").is_dir(), reason="needs MNIST under RETROACT_DATA"
-)
 
 
 def retrofits() -> dict[str, Callable[[], nn.Module]]:
