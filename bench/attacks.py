@@ -8,7 +8,8 @@ else happens on the machine meets all. Peers get the images as one batch, as a c
 go through `craft` with its own chunks. Strength comes first: `robust` is the accuracy left within eps (budget
 attacks), `norm` the mean perturbation over the images that all of them fool (minimum-norm attacks), judged by
 one function. `passes` is our mean number of gradients per image; `of limit` is our time over that of as many
-bare passes (forward, and backward to the input). A ratio counts where our robust or norm is no larger.
+bare passes (forward, and backward to the input; for an attack on scores its
+queries, forward only) of the lean copy that attacks run on. A ratio counts where our robust or norm is no larger.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 import retroact as ra
 from retroact.attacks.driver import Attack, craft
+from retroact.retrofitting.lean import lean
 
 Run = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -163,7 +165,9 @@ def _line(row: Row, net: nn.Module, data: Any, rounds: int) -> str:
     strong = strength(row, net, x, y, {name: m.x_adv for name, m in found.items()})
     ours = statistics.median(found["ours"].seconds)
     passes = float(made.gradients.float().mean())
-    limit = ours / (passes * len(x) * _bare(net, x)) if passes else float("nan")
+    cheap = lean(net)
+    queries = float(made.queries.float().mean())
+    limit = ours / (len(x) * (passes * _bare(cheap, x) if passes else queries * _bare(cheap, x, backward=False)))
     ratios = {
         name: statistics.median(p / o for p, o in zip(found[name].seconds, found["ours"].seconds, strict=True))
         for name in row.peers
@@ -204,13 +208,15 @@ def _decisions(net: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([net(part).argmax(1) for part in x.split(64)])
 
 
-def _bare(net: nn.Module, x: Tensor, passes: int = 20) -> float:
-    """CPU seconds per image of a forward and a backward pass to the input, in chunks of 64."""
-    part = x[:64].clone().requires_grad_()
+def _bare(net: nn.Module, x: Tensor, passes: int = 20, *, backward: bool = True) -> float:
+    """CPU seconds per image of a forward (and a backward pass to the input), in chunks of 64."""
+    part = x[:64].clone().requires_grad_(backward)
     seconds = []
     for _ in range(passes):
         began = time.process_time()
-        torch.autograd.grad(net(part).sum(), part)
+        out = net(part)
+        if backward:
+            torch.autograd.grad(out.sum(), part)
         seconds.append(time.process_time() - began)
     return statistics.median(seconds) / len(part)
 
