@@ -44,6 +44,7 @@ from retroact.attacks.threat import Linf as Linf
 from retroact.attacks.trust_region import TrustRegion as TrustRegion
 from retroact.checkpoint import load as load
 from retroact.checkpoint import save as save
+from retroact.auditing.audit import audit as audit
 from retroact.evaluation.evaluate import evaluate as evaluate
 from retroact.evaluation.evaluate import evaluate_all as evaluate_all
 from retroact.evaluation.metrics import clean_accuracy as clean_accuracy
@@ -86,6 +87,8 @@ from retroact.retrofitting.surgery import retrofit as retrofit
 from retroact.spec import key as key
 from retroact.spec import parse as parse
 from retroact.spec import show as show
+from retroact.training.hardening import Hardening as Hardening
+from retroact.training.hardening import harden as harden
 from retroact.training.train import train as train
 
 __all__: list[str]

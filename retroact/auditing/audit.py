@@ -1,0 +1,382 @@
+"""audit: what a retrofit is worth, claimed beside verified, with the mechanism and a verdict.
+
+The order of the procedure is that of `audit`: the doors, the indicators on points that both networks decide
+rightly, the same battery on both, the doubts, and the verdict. *Verified* is the worst case over every
+attack that was run, example by example: an upper bound on what the network withstands, never a certificate.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from retroact.attacks.driver import CHUNK, Attack
+from retroact.attacks.expectation import Expectation
+from retroact.attacks.oracle import Network, device_of, evaluating, in_float
+from retroact.attacks.pgd import PGD
+from retroact.attacks.threat import ThreatModel
+from retroact.auditing.battery import (
+    QUICK,
+    STAGES,
+    Battery,
+    Party,
+    Schedule,
+    Side,
+    Siege,
+    besiege,
+    chosen_guide,
+    parties,
+)
+from retroact.auditing.indicators import Glance, Reading, indicators
+from retroact.auditing.verdict import MARGIN, Verdict, counted, judge
+from retroact.doors import check_images, check_labels, warn_of_probabilities
+from retroact.evaluation.evaluate import Examples, described
+from retroact.spec import show
+
+CLAIMED = PGD(steps=40, relative_step=1 / 30)
+"""The protocol that both papers share: cross-entropy, 40 steps of eps/30 from a random start."""
+
+POINTS = 200
+"""How many points the indicators look at."""
+
+
+@dataclass(frozen=True, eq=False)
+class Audit:
+    """The outcome of an audit: `verdict`, the two `sides` (twin, retrofit), the `readings`, and what was run."""
+
+    verdict: Verdict
+    sides: tuple[Side, Side]
+    readings: tuple[Reading, ...]
+    names: tuple[str, str]
+    data: str
+    threat: str
+    claimed_attack: str
+    battery: Battery
+    curves: dict[str, Any] = field(default_factory=dict)
+    pedigree: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def twin(self) -> Side:
+        return self.sides[0]
+
+    @property
+    def retrofit(self) -> Side:
+        return self.sides[1]
+
+    @property
+    def alarms(self) -> tuple[Reading, ...]:
+        """The indicators that fired."""
+        return tuple(r for r in self.readings if r.fired)
+
+    def __str__(self) -> str:
+        return str(self.verdict)
+
+    def numbers(self) -> dict[str, Any]:
+        """The audit as plain numbers and texts, for JSON."""
+        c, v = self.verdict.counts, self.verdict
+        return {
+            "twin": self.names[0],
+            "network": self.names[1],
+            "data": self.data,
+            "threat": self.threat,
+            "n": c.n,
+            "effect": v.effect,
+            "claim": v.claim,
+            "verdict": str(v),
+            "plainly": v.plainly(),
+            "mechanism": v.mechanism,
+            "clean": c.clean[1],
+            "clean_twin": c.clean[0],
+            "claimed": c.claimed[1],
+            "claimed_twin": c.claimed[0],
+            "verified": c.verified[1],
+            "verified_twin": c.verified[0],
+            "gained": c.gained,
+            "lost": c.lost,
+            "p": c.p,
+            "interval": list(c.interval),
+            "doubts": list(v.doubts),
+            "needs": v.needs,
+            "claimed_attack": self.claimed_attack,
+            "battery": show(self.battery),
+            "indicators": [vars(r) for r in self.readings],
+            "attacks": {"twin": [vars(r) for r in self.twin.runs], "network": [vars(r) for r in self.retrofit.runs]},
+            "curves": self.curves,
+            "pedigree": self.pedigree,
+        }
+
+
+def audit(
+    twin: Network,
+    defended: Network,
+    data: Examples,
+    threat: ThreatModel,
+    *,
+    claimed: Attack = CLAIMED,
+    surrogate: Network | None = None,
+    battery: Battery | Literal["quick"] | None = None,
+    kernels: Sequence[Schedule] | None = None,
+    draws: int = 0,
+    margin: float = MARGIN,
+    seed: int = 0,
+    chunk: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Audit:
+    """What `defended` is worth beside `twin`, the network before the change, on the examples of `data`.
+
+    Any two networks with the same inputs and classes will do; where `defended` is a retrofit, the attacks that
+    know it are derived from its spec. `claimed` is the attack behind the claim; `surrogate` a network to climb
+    in the place of `defended`, if it has no spec. `battery` "quick" runs the decisive attacks only.
+    `draws` averages randomised networks over so many draws. `margin` is the accuracy difference that matters.
+
+    Raises ValueError for networks that do not fit each other or the data, that decide at chance or at random
+    (without `draws`), for a threat without gradient access, and for an L_inf radius at which nothing can survive.
+    """
+    spent = QUICK if battery == "quick" else Battery() if battery is None else battery
+    if draws:
+        twin, defended = Expectation(twin, draws), Expectation(defended, draws)
+    classes = _check(twin, defended, data, threat)
+    stage = _Stages(progress, 2 * STAGES + 2)
+    readings, curves = _look(twin, defended, data, threat, seed)
+    stage()
+    both = parties(twin, defended, surrogate, **({} if kernels is None else {"kernels": kernels}))
+    how: dict[str, Any] = {"classes": classes, "seed": seed, "chunk": chunk, "progress": stage}
+    sides = tuple(besiege(party, data, threat, claimed, spent, **how) for party in both)
+    before, after = sides
+    counts = counted(*((getattr(before, w), getattr(after, w)) for w in ("clean", "claimed", "verified")))
+    doubter = _Doubter(both[1], after, data, threat, spent, classes, seed, chunk)
+    doubts = doubter.doubts(readings, counts.verified_gain)
+    stage()
+    alarms = [r.mechanism for r in readings if r.fired]
+    verdict = judge(counts, alarms, doubts, margin)
+    return Audit(
+        verdict=verdict,
+        sides=(before, after),
+        readings=tuple(readings),
+        names=(described(twin), described(defended)),
+        data=data.name,
+        threat=show(threat),
+        claimed_attack=show(claimed),
+        battery=spent,
+        curves=curves,
+        pedigree=_pedigree(twin, seed, before, after),
+    )
+
+
+class _Stages:
+    """Counts the stages of an audit for whoever watches."""
+
+    def __init__(self, progress: Callable[[int, int], None] | None, total: int) -> None:
+        self._progress, self._done, self._total = progress, 0, total
+
+    def __call__(self) -> None:
+        self._done += 1
+        if self._progress is not None:
+            self._progress(self._done, self._total)
+
+
+# ---------------------------------------------------------------------------------------- the doors
+
+
+def _check(twin: Network, defended: Network, data: Examples, threat: ThreatModel) -> int:
+    """The number of classes; raises where the audit would mean nothing."""
+    check_images(data.images)
+    if threat.access != "gradient":
+        raise ValueError(f"an audit attacks with gradients, got {threat}; leave out access=")
+    if threat.norm == "linf" and threat.eps >= 0.5:
+        raise ValueError(
+            f"at {show(threat)} every image can be turned into the same grey one, so nothing can survive; "
+            "expected eps below 0.5"
+        )
+    x = data.images[:32]
+    logits = [_settled(net, x, name) for net, name in ((twin, "the twin"), (defended, "the defended network"))]
+    if logits[0].shape != logits[1].shape:
+        raise ValueError(
+            f"the twin gives {logits[0].shape[1]} classes and the defended network {logits[1].shape[1]}; "
+            "an audit compares two networks for the same task"
+        )
+    classes = int(logits[0].shape[1])
+    check_labels(data.labels, classes)
+    warn_of_probabilities(logits[1])
+    return classes
+
+
+def _settled(net: Network, x: Tensor, name: str) -> Tensor:
+    """Logits of a net that gives the same ones twice. ValueError for one that does not, or fails on these images."""
+    try:
+        with torch.no_grad(), evaluating(net):
+            first, second = (in_float(net, x.to(device_of(net))) for _ in range(2))
+    except RuntimeError as e:
+        raise ValueError(f"{name} fails on images of shape {tuple(x.shape[1:])}: {e}") from e
+    if first.dim() != 2:
+        raise ValueError(f"{name}: expected logits of shape (n, classes), got {tuple(first.shape)}")
+    if not torch.allclose(first, second, rtol=1e-3, atol=1e-4, equal_nan=True):
+        raise ValueError(
+            f"{name} gives other logits each time it is asked; pass draws=20 to audit its mean over 20 draws "
+            "(expectation over transformation), or fix its randomness"
+        )
+    return first
+
+
+# ----------------------------------------------------------------------------------- the indicators
+
+
+def _look(
+    twin: Network, defended: Network, data: Examples, threat: ThreatModel, seed: int
+) -> tuple[list[Reading], dict[str, Any]]:
+    """The readings on the first points that both decide rightly, and the curves behind them for a picture."""
+    right = torch.ones(len(data.labels), dtype=torch.bool)
+    x, y = data.images, data.labels
+    accuracies = []
+    for net in (twin, defended):
+        with torch.no_grad(), evaluating(net):
+            device = device_of(net)
+            decided = torch.cat([in_float(net, part.to(device)).argmax(1).cpu() for part in x.split(CHUNK)])
+        accuracies.append(float((decided == y).float().mean()))
+        right &= decided == y
+    _refuse_chance(accuracies, y)
+    rows = right.nonzero()[:POINTS, 0]
+    glances = [Glance(net, x[rows], y[rows], data.index[rows], threat, seed) for net in (defended, twin)]
+    readings = [ask(*glances) for ask in indicators()]
+    return readings, {name: _curves(g) for name, g in zip(("network", "twin"), glances, strict=True)}
+
+
+def _refuse_chance(accuracies: list[float], y: Tensor) -> None:
+    most = float(y.bincount().max()) / len(y)
+    for accuracy, name in zip(accuracies, ("the twin", "the defended network"), strict=True):
+        if len(y) >= 20 and accuracy <= most + 0.02:
+            raise ValueError(
+                f"{name} decides {accuracy:.0%} of these images rightly, and always naming the commonest class would "
+                f"get {most:.0%}: there is nothing to audit; check labels, normalisation and the retrofit's size"
+            )
+
+
+def _curves(glance: Glance) -> dict[str, Any]:
+    """What the report draws: mean loss along PGD, sorted prediction ratios, median margin."""
+    losses, _ = glance.climb
+    errors = glance.prediction_errors
+    return {
+        "loss": [float(v) for v in losses.mean(1)],
+        "fidelity": [float(v) for v in errors[~errors.isnan()].sort().values],
+        "margin": float(glance.margins.median()),
+    }
+
+
+# --------------------------------------------------------------------------------------- the doubts
+
+
+@dataclass(frozen=True)
+class _Doubter:
+    """Looks for reasons to abstain: the attacks on the defended network may have missed something."""
+
+    party: Party
+    side: Side
+    data: Examples
+    threat: ThreatModel
+    battery: Battery
+    classes: int
+    seed: int
+    chunk: int | None
+
+    def doubts(self, readings: Sequence[Reading], gain: float) -> list[str]:
+        """The reasons, each as a clause."""
+        found = [*self._controls(), *self._unanswered(readings, gain)]
+        if self.battery.queries:
+            found += [*self._doubling(), *self._rising()]
+        return [*found, *self._unbounded()]
+
+    def _controls(self) -> Iterator[str]:
+        n = len(self.side.clean)
+        for run in self.side.runs:
+            if run.role != "control" or run.felled < 2:
+                continue  # one example is no sign of anything
+            standing = float(np.mean(self.side.verified)) + run.felled / n
+            if run.felled / run.asked * standing > _POINT:
+                yield f"{run.title}, a control, felled {run.felled} of {run.asked} that the white-box attacks left"
+
+    def _unanswered(self, readings: Sequence[Reading], gain: float) -> Iterator[str]:
+        """A gain beside an alarm counts only where the alarm's remedy was run."""
+        jumps = [r.title for r in readings if r.fired and r.mechanism == "jump"]
+        if jumps and not self.party.guides and gain > 0:
+            yield f"{' and '.join(jumps)} fired and no kernel answers it: give surrogate="
+
+    def _doubling(self) -> Iterator[str]:
+        sample = self._some(self.side.verified, self.battery.sample)
+        if sample is None:
+            return
+        stands = self._besieged(sample, self.threat, self.battery.doubled(), seed=self.seed + 1)
+        felled = int((~stands).sum())
+        moved = felled / len(stands) * float(np.mean(self.side.verified))
+        if felled > 1 and moved > _POINT:
+            yield f"twice the steps and starts fell {felled} of {len(stands)} more, about {100 * moved:.1f} points"
+
+    def _rising(self) -> Iterator[str]:
+        """What falls at eps must fall at a larger one, or the attack is steered by something else than the loss."""
+        sample = self._some(self.side.clean & ~self.side.verified, self.battery.sample // 2)
+        if sample is None or (self.threat.eps > 0.3 and self.threat.norm == "linf"):
+            return
+        stands = self._besieged(sample, replace(self.threat, eps=1.5 * self.threat.eps), self.battery)  # type: ignore[type-var]
+        if stands.sum() > 1 and float(stands.mean()) > _RISING:
+            yield f"{int(stands.sum())} of {len(stands)} that fall at eps stand at 1.5 eps"
+
+    def _unbounded(self) -> Iterator[str]:
+        sample = self._some(self.side.verified, self.battery.sample // 2)
+        if sample is None:
+            return
+        whole = 1.0 if self.threat.norm == "linf" else float(np.sqrt(self.data.images[0].numel()))
+        stands = self._besieged(sample, replace(self.threat, eps=whole), self.battery)  # type: ignore[type-var]
+        if float(stands.mean()) > 1 / self.classes + 0.05:
+            yield f"{int(stands.sum())} of {len(stands)} stand at any eps, so the attacks do not bite"
+
+    def _besieged(
+        self, sample: Examples, threat: ThreatModel, battery: Battery, seed: int | None = None
+    ) -> NDArray[np.bool_]:
+        """Which of `sample` stand under the decisive attacks."""
+        siege = Siege(self.party.net, sample, threat, self.seed if seed is None else seed, self.chunk)
+        guide = chosen_guide(self.party, self.side)
+        if guide is None:
+            siege.attack("again", "white box", battery.untargeted(), self.party.folded)
+            siege.attack("again, targeted", "white box", battery.targeted(self.classes), self.party.folded)
+        else:
+            siege.attack("again", "white box", battery.through_kernel(), guide)
+            siege.attack("again, targeted", "white box", battery.targeted_through_kernel(self.classes), guide)
+        return siege.stands
+
+    def _some(self, which: NDArray[np.bool_], at_most: int) -> Examples | None:
+        rows = torch.from_numpy(np.flatnonzero(which)[:at_most])
+        if not len(rows):
+            return None
+        return _Some(self.data.images[rows], self.data.labels[rows], self.data.index[rows], self.data.name)
+
+
+_POINT = 0.01  # of accuracy: what controls and doubled attacks may move
+_RISING = 0.10
+
+
+@dataclass(frozen=True)
+class _Some:
+    """Some rows of a data set."""
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    name: str
+
+
+def _pedigree(net: Network, seed: int, *sides: Side) -> dict[str, Any]:
+    return {
+        "seed": seed,
+        "device": str(device_of(net)),
+        "threads": torch.get_num_threads(),
+        "machine": f"{platform.machine()} {platform.system()}",
+        "versions": f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
+        "gradients_per_image": [round(s.gradients / len(s.clean), 1) for s in sides],
+        "seconds": [round(s.seconds, 2) for s in sides],
+    }

@@ -1,0 +1,373 @@
+"""The battery: the attacks that stand behind "verified", the same on the twin and on the retrofit.
+
+One after the other on the examples that still stand; what counts is the union. The claimed attack comes first,
+on all. Then the margin loss on the network, or on its folded copy where slopes would saturate it, untargeted and
+targeted. Where the activation has a jump, the same through a backward pass with a kernel at the jump; which kernel
+and how wide is tried out on a few standing examples. Last the controls, which should find nothing new.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Annotated, Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from retroact.attacks.annealed import Annealed
+from retroact.attacks.apgd import APGD
+from retroact.attacks.driver import Attack, craft
+from retroact.attacks.momentum import Momentum
+from retroact.attacks.oracle import Network
+from retroact.attacks.square import Square
+from retroact.attacks.threat import ThreatModel
+from retroact.evaluation.evaluate import Examples, decide
+from retroact.retrofitting.activations import Kernel, PerSite
+from retroact.retrofitting.folding import FoldError, fold
+from retroact.retrofitting.surgery import refit
+from retroact.spec import Count, Within, show, spec
+
+Role = Literal["claimed", "white box", "control"]
+
+Schedule = tuple[Kernel, tuple[float, ...]]
+KERNELS: tuple[Schedule, ...] = (
+    ("sigmoid", (4.0, 8.0, 16.0)),
+    ("sigmoid", (2.0, 4.0, 8.0)),
+    ("sigmoid", (8.0, 16.0, 32.0)),
+    ("rectangle", (0.5, 1.0, 2.0)),
+)
+"""Kernels with their beta · kappa from the first steps of an attack to its last: wide, then narrow."""
+
+KEPT = 6  # fallen examples per network that are kept for the report
+
+
+@spec
+class Battery:
+    """How much is spent: APGD `steps` untargeted, `targeted_steps` on each of the likeliest classes.
+
+    `targets` classes on the network, `jump_targets` through the kernel; kernels are tried for `trial_steps` on
+    `sample` standing examples; the Square control takes `queries` on as many. Gradients per standing example:
+    steps + targets · targeted_steps, and once more with `jump_targets` for a jump; the transfer control `steps`.
+    Chosen on validation images: docs/audit.md.
+    """
+
+    steps: Count = 50
+    targets: Count = 3
+    jump_targets: Count = 9
+    targeted_steps: Count = 30
+    restarts: Count = 1
+    trial_steps: Count = 15
+    sample: Count = 64
+    queries: Annotated[int, Within(0)] = 1000
+
+    def doubled(self) -> Battery:
+        """Twice the steps and twice the starts."""
+        twice = {"steps": 2 * self.steps, "targeted_steps": 2 * self.targeted_steps}
+        return replace(self, restarts=2 * self.restarts, **twice)
+
+    def untargeted(self) -> APGD:
+        return APGD(self.steps, self.restarts, loss="margin")
+
+    def targeted(self, classes: int) -> APGD:
+        return APGD(self.targeted_steps, self.restarts, loss="margin", targets=min(self.targets, classes - 1))
+
+    def through_kernel(self) -> Momentum:
+        return Momentum(self.steps, self.restarts)
+
+    def targeted_through_kernel(self, classes: int) -> Momentum:
+        return Momentum(self.targeted_steps, self.restarts, targets=min(self.jump_targets, classes - 1))
+
+
+QUICK = Battery(steps=30, targets=2, jump_targets=4, targeted_steps=15, trial_steps=8, sample=24, queries=0)
+"""The decisive attacks alone, for a first answer."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one attack of the battery did: on `asked` standing examples it felled `felled`."""
+
+    title: str
+    attack: str
+    role: Role
+    asked: int
+    felled: int
+    gradients: int
+    zero_gradients: int
+    queries: int
+    seconds: float
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One network under the battery, example by example, all (n,): `clean` right, standing under the claimed
+    attack (`claimed`), under all of them (`verified`), and which run felled it first (`felled_by`, −1: none).
+
+    `fallen` keeps some rows with their adversarial images; `broken` counts examples without finite logits.
+    """
+
+    clean: NDArray[np.bool_]
+    claimed: NDArray[np.bool_]
+    verified: NDArray[np.bool_]
+    felled_by: NDArray[np.int64]
+    runs: tuple[Run, ...]
+    fallen: tuple[Fallen, ...]
+
+    @property
+    def gradients(self) -> int:
+        """Gradient passes of all runs."""
+        return sum(run.gradients for run in self.runs)
+
+    @property
+    def seconds(self) -> float:
+        return sum(run.seconds for run in self.runs)
+
+
+@dataclass(frozen=True, eq=False)
+class Fallen:
+    """An example that fell: its row, the images (c, h, w) before and after, the class decided, and the run's title."""
+
+    row: int
+    label: int
+    decided: int
+    image: NDArray[np.float32]
+    x_adv: NDArray[np.float32]
+    by: str
+
+
+Guide = tuple[str, Callable[[], Network]]
+"""What a kernel is called, and the network with that kernel in its backward pass."""
+
+
+@dataclass(frozen=True)
+class Party:
+    """A network under audit, `net`, with what the battery may climb instead of it.
+
+    `folded` computes the same without slopes (the net itself where there are none or it does not fold); `other`
+    is the network it is compared with; `guides` compute the same and see a jump in their backward pass.
+    """
+
+    net: Network
+    folded: Network
+    other: Network
+    guides: tuple[Guide, ...] = ()
+
+
+def parties(
+    twin: Network,
+    defended: Network,
+    surrogate: Network | None = None,
+    kernels: Sequence[Schedule] = KERNELS,
+) -> tuple[Party, Party]:
+    """The two sides of an audit, (twin, defended), with kernels and folds derived from the retrofit's own spec.
+
+    `surrogate` is a user's own network to climb in the place of `defended`, for a defence without a spec.
+    """
+    plain, hard = Party(twin, _folded(twin), defended), Party(defended, _folded(defended), twin)
+    if surrogate is not None:
+        return plain, replace(hard, guides=(("your surrogate", lambda: surrogate),))
+    made = getattr(defended, "retrofit", None)
+    if made is None or not made.activation.jump:
+        return plain, hard
+    inner = getattr(hard.folded, "retrofit", made).activation
+    same = getattr(twin, "retrofit", None)
+
+    def bend(kernel: Kernel, sharpness: float) -> nn.Module:
+        return refit(hard.folded, smoothed(inner, sharpness, kernel))  # type: ignore[arg-type]
+
+    def bend_twin(kernel: Kernel, sharpness: float) -> nn.Module:
+        neutral = smoothed(made.activation, sharpness, kernel, plain=True)
+        fitted: nn.Module = replace(made, activation=neutral)(twin) if same is None else refit(twin, neutral)  # type: ignore[arg-type]
+        return fitted
+
+    def guides(make: Callable[[Kernel, float], nn.Module]) -> tuple[Guide, ...]:
+        return tuple((_called(kernel, widths), partial(_annealed, make, kernel, widths)) for kernel, widths in kernels)
+
+    return replace(plain, guides=guides(bend_twin)), replace(hard, guides=guides(bend))
+
+
+def _called(kernel: Kernel, widths: tuple[float, ...]) -> str:
+    return f"{kernel} kernel, beta kappa = {', '.join(f'{w:g}' for w in widths)}"
+
+
+def _annealed(make: Callable[[Kernel, float], nn.Module], kernel: Kernel, widths: tuple[float, ...]) -> Network:
+    return Annealed([make(kernel, width) for width in widths])
+
+
+def smoothed(activation: Any, sharpness: float, kernel: Kernel, *, plain: bool = False) -> Any:
+    """The activation with a kernel of bandwidth sharpness/kappa at its jump; `plain`: at its neutral value.
+
+    The neutral one gets the same bandwidth, so that both networks are attacked alike.
+    """
+    if isinstance(activation, PerSite):
+        return PerSite(tuple(smoothed(a, sharpness, kernel, plain=plain) for a in activation.activations))
+    shape = activation.neutral if plain and activation.neutral is not None else activation
+    if not activation.jump:
+        return shape
+    kappa = activation.ramp.kappa if hasattr(activation, "ramp") else 1.0
+    return shape.surrogate(sharpness / kappa, kernel)
+
+
+def _folded(net: Network) -> Network:
+    """The net without its slopes; itself where it has none or does not fold."""
+    if getattr(net, "retrofit", None) is None or not isinstance(net, nn.Module):
+        return net
+    try:
+        made = fold(net, scaled=False)
+    except FoldError:
+        return net
+    return made if made.logit_scale != 1.0 else net
+
+
+# --------------------------------------------------------------------------------------- the run
+
+
+class Siege:
+    """A network's examples under one attack after the other; `stands` (n,) are those that none has felled."""
+
+    def __init__(self, net: Network, data: Examples, threat: ThreatModel, seed: int, chunk: int | None = None) -> None:
+        self._net, self._data, self._threat, self._seed, self._chunk = net, data, threat, seed, chunk
+        self.clean = (decide(net, data.images, chunk=chunk) == data.labels).numpy()
+        self.stands = self.clean.copy()
+        self.felled_by = np.full(len(self.stands), -1, dtype=np.int64)
+        self.runs: list[Run] = []
+        self.fallen: list[Fallen] = []
+
+    def attack(
+        self,
+        title: str,
+        role: Role,
+        attack: Attack,
+        network: Network,
+        *,
+        gradients: Network | None = None,
+        among: int | None = None,
+    ) -> int:
+        """Attacks the first `among` (None: all) standing examples on `network`; the net itself judges what falls.
+
+        Returns how many fell.
+        """
+        return self.file(self.attempt(title, role, attack, network, gradients=gradients, among=among))
+
+    def attempt(
+        self,
+        title: str,
+        role: Role,
+        attack: Attack,
+        network: Network,
+        *,
+        gradients: Network | None = None,
+        among: int | None = None,
+    ) -> Attempt:
+        """What the attack would fell; nothing is filed yet."""
+        rows, began = torch.from_numpy(np.flatnonzero(self.stands)[:among]), time.perf_counter()
+        if not len(rows):
+            return Attempt(Run(title, show(attack), role, 0, 0, 0, 0, 0, 0.0), rows, rows, None)
+        x, y, index = self._data.images[rows], self._data.labels[rows], self._data.index[rows]
+        how = {"gradients": gradients, "seed": self._seed, "chunk": self._chunk}
+        made = craft(attack, network, x, y, index, self._threat, **how)  # type: ignore[arg-type]
+        decided = decide(self._net, made.x_adv, chunk=self._chunk)
+        hit = (decided != y) & (decided >= 0)  # −1: the network overflowed, which is no success
+        passes, dead, queries = (int(c.sum()) for c in (made.gradients, made.zero_gradients, made.queries))
+        seconds = time.perf_counter() - began
+        run = Run(title, show(attack), role, len(rows), int(hit.sum()), passes, dead, queries, seconds)
+        return Attempt(run, rows[hit], decided[hit], made.x_adv[hit])
+
+    def file(self, attempt: Attempt) -> int:
+        """Counts what an attempt felled, where nothing else has; returns how many."""
+        new = self.stands[attempt.rows.numpy()]
+        rows = attempt.rows.numpy()[new]
+        self.felled_by[rows] = len(self.runs)
+        self.stands[rows] = False
+        self.runs.append(replace(attempt.run, felled=len(rows)))
+        for i in np.flatnonzero(new)[: KEPT - len(self.fallen)]:
+            self.fallen.append(self._fallen(attempt, int(i)))
+        return len(rows)
+
+    def _fallen(self, attempt: Attempt, i: int) -> Fallen:
+        row = int(attempt.rows[i])
+        assert attempt.x_adv is not None
+        before, after = self._data.images[row].numpy(), attempt.x_adv[i].numpy()
+        return Fallen(row, int(self._data.labels[row]), int(attempt.decided[i]), before, after, attempt.run.title)
+
+    def ended(self, claimed: NDArray[np.bool_]) -> Side:
+        """What came out of it."""
+        felled = self.felled_by.copy()
+        return Side(self.clean, claimed, self.stands.copy(), felled, tuple(self.runs), tuple(self.fallen))
+
+
+class Attempt(NamedTuple):
+    """A run, the rows (m,) it felled, their new decisions (m,) and images (m, c, h, w)."""
+
+    run: Run
+    rows: Tensor
+    decided: Tensor
+    x_adv: Tensor | None
+
+
+def besiege(
+    party: Party,
+    data: Examples,
+    threat: ThreatModel,
+    claimed: Attack,
+    battery: Battery,
+    *,
+    classes: int,
+    seed: int = 0,
+    chunk: int | None = None,
+    progress: Callable[[], None] = lambda: None,
+) -> Side:
+    """Runs the battery on one side; `progress` is called after each of its `STAGES`."""
+    siege = Siege(party.net, data, threat, seed, chunk)
+    siege.attack("claimed", "claimed", claimed, party.net)
+    under_claim = siege.stands.copy()
+    progress()
+    siege.attack("APGD, margin", "white box", battery.untargeted(), party.folded)
+    progress()
+    siege.attack("APGD, margin, targeted", "white box", battery.targeted(classes), party.folded)
+    progress()
+    if party.guides:
+        _through_kernels(siege, party.guides, battery, classes)
+    progress()
+    if battery.queries:
+        _controls(siege, party, battery)
+    progress()
+    return siege.ended(under_claim)
+
+
+STAGES = 5
+
+
+def _through_kernels(siege: Siege, guides: Sequence[Guide], battery: Battery, classes: int) -> None:
+    """Tries every kernel on a few standing examples, and attacks all that stand through the best."""
+    ranked = [(name, make()) for name, make in guides]
+    if len(ranked) > 1:
+        trial = Momentum(battery.trial_steps)
+        tried = [
+            siege.attempt(f"trial of a {name}", "white box", trial, net, among=battery.sample) for name, net in ranked
+        ]
+        order = sorted(range(len(ranked)), key=lambda i: -tried[i].run.felled)
+        for attempt in tried:
+            siege.file(attempt)
+        ranked = [ranked[i] for i in order]
+    name, net = ranked[0]
+    siege.attack(f"through a {name}", "white box", battery.through_kernel(), net)
+    siege.attack(f"through a {name}, targeted", "white box", battery.targeted_through_kernel(classes), net)
+
+
+def chosen_guide(party: Party, side: Side) -> Network | None:
+    """The kernel that the battery chose; None where it needed none."""
+    titles = {run.title for run in side.runs}
+    return next((make() for name, make in party.guides if f"through a {name}" in titles), None)
+
+
+def _controls(siege: Siege, party: Party, battery: Battery) -> None:
+    """Attacks that should be weaker: where they are not, the white-box ones have missed something."""
+    if party.folded is not party.net:
+        siege.attack("APGD on the net as it is", "control", battery.untargeted(), party.net)
+    siege.attack("APGD, transfer", "control", battery.untargeted(), party.net, gradients=party.other)
+    siege.attack("Square", "control", Square(battery.queries), party.net, among=battery.sample)

@@ -1,0 +1,269 @@
+"""Indicators: what a few dozen gradient passes say about why an attack on a network may fail.
+
+Each is a function of two glances, one at the retrofit and one at its twin, and gives a value for both; it fires
+where the difference (or the ratio) passes its threshold. *Saturation*: the loss is flat because logits are huge.
+*Jump*: the gradient is finite, well scaled and wrong. To add an indicator, add a function here.
+
+Thresholds: docs/audit.md says on which networks they were calibrated, and what they miss there.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from retroact.attacks.geometry import project, random_start, steepest
+from retroact.attacks.goals import Aim
+from retroact.attacks.losses import LossFunction, cross_entropy, margin
+from retroact.attacks.oracle import Network, Oracle, device_of, evaluating, in_float
+from retroact.attacks.threat import L2, Linf, ThreatModel
+
+Mechanism = Literal["saturation", "jump"]
+
+STEPS = 10
+SHARE = 1 / 30
+"""Of eps: how long a step is over which a first-order prediction should hold."""
+
+_CHUNK = 64
+
+
+class Glance:
+    """A network seen on points that it and its twin decide rightly: `x` (m, c, h, w), `y` (m,), `index` (m,).
+
+    What is looked at is computed once, when it is first asked for; `gradients` counts the passes per point.
+    """
+
+    def __init__(
+        self, network: Network, x: Tensor, y: Tensor, index: Tensor, threat: ThreatModel, seed: int = 0
+    ) -> None:
+        device = device_of(network)
+        self.network, self.threat, self.seed = network, threat, seed
+        self.x, self.y, self.index = x.to(device), y.to(device), index.to(device)
+        self.gradients = 0
+
+    @cached_property
+    def margins(self) -> Tensor:
+        """z_y − max_{j≠y} z_j of each point, (m,): positive."""
+        return -self._value(self.x, margin)
+
+    @cached_property
+    def cross_entropy(self) -> tuple[Tensor, Tensor]:
+        """The cross-entropy (m,) and its gradient at the clean points."""
+        return self._gradient(self.x, cross_entropy)
+
+    @cached_property
+    def prediction_errors(self) -> Tensor:
+        """How far a step of `SHARE` · eps up the margin loss changes it, over the first-order prediction, (m,).
+
+        NaN where nothing is predicted, which is another indicator's business.
+        """
+        before, gradient = self._gradient(self.x, margin)
+        step = project(self.x + SHARE * self.threat.eps * steepest(gradient, self.threat.norm), self.x, self.threat)
+        predicted = (gradient * (step - self.x)).flatten(1).sum(1)
+        change = self._value(step, margin) - before
+        return torch.where(predicted > 0, change / predicted, torch.nan)
+
+    @cached_property
+    def climb(self) -> tuple[Tensor, Tensor]:
+        """Cross-entropy PGD, `STEPS` steps of eps/4: losses (STEPS + 1, m), and who was fooled on the way (m,)."""
+        return self._climb(self.threat, cross_entropy)
+
+    @cached_property
+    def rescaled_climb(self) -> tuple[Tensor, Tensor]:
+        """The same with the logits divided by the median margin."""
+        scale = self.margins.median().clamp_min(1e-30)
+        return self._climb(self.threat, lambda logits, aim: cross_entropy(logits / scale, aim))
+
+    @cached_property
+    def standing_far(self) -> tuple[float, float]:
+        """Share that stands at the largest eps there is, under the cross-entropy and under the margin loss."""
+        far = Linf(1.0) if self.threat.norm == "linf" else L2(math.sqrt(math.prod(self.x.shape[1:])))
+        return tuple(_share(~self._climb(far, loss)[1]) for loss in (cross_entropy, margin))  # type: ignore[return-value]
+
+    @cached_property
+    def broken(self) -> float:
+        """Share of points with a NaN or infinite logit or gradient, in float32, bfloat16 or float16."""
+        bad = ~self.cross_entropy[1].flatten(1).isfinite().all(1) | ~self.margins.isfinite()
+        return max(_share(bad), *(self._broken_in(dtype) for dtype in (torch.bfloat16, torch.float16)))
+
+    def _broken_in(self, dtype: torch.dtype) -> float:
+        if not isinstance(self.network, nn.Module):
+            return 0.0
+        try:
+            rounded = copy.deepcopy(self.network).to(dtype)
+            with torch.no_grad(), evaluating(rounded):
+                logits = torch.cat([in_float(rounded, part) for part in self.x.split(_CHUNK)])
+        except (RuntimeError, TypeError):  # no copies, or no such kernels on this device: nothing is seen
+            return 0.0
+        return _share(~logits.isfinite().all(1))
+
+    def _value(self, x: Tensor, loss: LossFunction) -> Tensor:
+        with torch.no_grad(), evaluating(self.network):
+            parts = zip(x.split(_CHUNK), self.y.split(_CHUNK), strict=True)
+            return torch.cat([loss(in_float(self.network, part), Aim(y)) for part, y in parts])
+
+    def _gradient(self, x: Tensor, loss: LossFunction) -> tuple[Tensor, Tensor]:
+        """The loss and its gradient with respect to the images."""
+        self.gradients += 1
+        values, gradients = [], []
+        with evaluating(self.network):
+            for part, y in zip(x.split(_CHUNK), self.y.split(_CHUNK), strict=True):
+                aim, rows = Aim(y), torch.arange(len(y))
+                logits, gradient = Oracle(self.network, len(y)).gradient(part, rows, partial(loss, aim=aim))
+                values.append(loss(logits, aim))
+                gradients.append(gradient)
+        return torch.cat(values), torch.cat(gradients)
+
+    def _climb(self, threat: ThreatModel, loss: LossFunction) -> tuple[Tensor, Tensor]:
+        x, losses = random_start(self.x, threat, self.index, self.seed), []
+        fooled = torch.zeros_like(self.y, dtype=torch.bool)
+        for _ in range(STEPS):
+            value, gradient = self._gradient(x, loss)
+            losses.append(value)
+            x = project(x + threat.eps / 4 * steepest(gradient, threat.norm), self.x, threat)
+            fooled |= self._value(x, margin) > 0
+        losses.append(self._value(x, loss))
+        return torch.stack(losses), fooled
+
+
+@dataclass(frozen=True)
+class Indicator:
+    """A question to two glances: `function(retrofit, twin)` gives the value of each."""
+
+    function: Callable[[Glance, Glance], tuple[float, float]]
+    title: str
+    mechanism: Mechanism
+    threshold: float
+    source: str
+    ratio: bool = False
+
+    def __call__(self, retrofit: Glance, twin: Glance) -> Reading:
+        """What the indicator shows on this pair."""
+        value, reference = self.function(retrofit, twin)
+        return Reading(self.title, self.mechanism, value, reference, self.threshold, self._passes(value, reference))
+
+    def _passes(self, value: float, reference: float) -> bool:
+        if self.ratio:
+            return value > self.threshold * reference
+        return value - reference > self.threshold
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an indicator showed: its value on the retrofit and on the twin, and whether it fired."""
+
+    title: str
+    mechanism: Mechanism
+    value: float
+    twin: float
+    threshold: float
+    fired: bool
+
+    def __str__(self) -> str:
+        state = "FIRED" if self.fired else "silent"
+        return f"{self.title} ({self.mechanism}): {self.value:.3g}, twin {self.twin:.3g}: {state}"
+
+
+def indicator(
+    title: str, mechanism: Mechanism, threshold: float, source: str, *, ratio: bool = False
+) -> Callable[[Callable[[Glance, Glance], tuple[float, float]]], Indicator]:
+    """Marks a function of two glances as an indicator; it fires `threshold` above the twin (or times it)."""
+    return lambda function: Indicator(function, title, mechanism, threshold, source, ratio)
+
+
+def indicators() -> list[Indicator]:
+    """All indicators, in the order of this file."""
+    return [value for value in globals().values() if isinstance(value, Indicator)]
+
+
+# ------------------------------------------------------------------------------------ saturation
+
+
+@indicator("zero gradient", "saturation", 0.01, "Croce & Hein 2020; Carlini & Wagner 2016, arXiv:1607.04311")
+def zero_gradient(retrofit: Glance, twin: Glance) -> tuple[float, float]:
+    """Share of points whose cross-entropy has a gradient of exactly zero."""
+    shares = (_share(g.cross_entropy[1].flatten(1).abs().amax(1) == 0) for g in (retrofit, twin))
+    return tuple(shares)  # type: ignore[return-value]
+
+
+@indicator("zero loss", "saturation", 0.20, "Pintor et al. 2022, arXiv:2106.09947")
+def zero_loss(retrofit: Glance, twin: Glance) -> tuple[float, float]:
+    """Share of points whose cross-entropy is exactly zero: softmax has reached 1."""
+    return _share(retrofit.cross_entropy[0] == 0), _share(twin.cross_entropy[0] == 0)
+
+
+@indicator("logit scale", "saturation", 5.0, "Carlini & Wagner 2016, arXiv:1607.04311", ratio=True)
+def logit_scale(retrofit: Glance, twin: Glance) -> tuple[float, float]:
+    """The median margin, against five times the twin's."""
+    return float(retrofit.margins.median()), float(twin.margins.median())
+
+
+@indicator("rescaled logits", "saturation", 0.05, "Croce & Hein 2020, arXiv:2003.01690, section 4.1")
+def rescaled_logits(retrofit: Glance, twin: Glance) -> tuple[float, float]:
+    """Accuracy that cross-entropy PGD loses when the logits are divided by their median margin."""
+    lost = (_share(~g.climb[1]) - _share(~g.rescaled_climb[1]) for g in (retrofit, twin))
+    return tuple(lost)  # type: ignore[return-value]
+
+
+@indicator("unbounded", "saturation", 0.10, "Athalye et al. 2018, arXiv:1802.00420, section 3.1")
+def unbounded(retrofit: Glance, twin: Glance) -> tuple[float, float]:
+    """What stands without a bound under the cross-entropy and not under the margin loss."""
+    (ce, plain), (twins_ce, twins_plain) = retrofit.standing_far, twin.standing_far
+    return ce - plain, twins_ce - twins_plain
+
+
+@indicator("flat loss", "saturation", 0.50, "Pintor et al. 2022, arXiv:2106.09947")
+def flat_loss(retrofit: Glance, twin: Glance) -> tuple[float, float]:
+    """Share of never-fooled points whose cross-entropy does not move at all along PGD."""
+    return _flat(*retrofit.climb), _flat(*twin.climb)
+
+
+@indicator("non-finite", "saturation", 0.0, "Carlini et al. 2019, arXiv:1902.06705")
+def non_finite(retrofit: Glance, twin: Glance) -> tuple[float, float]:
+    """Share of points with a NaN or infinite logit or gradient, in float32, bfloat16 or float16."""
+    return retrofit.broken, twin.broken
+
+
+# ------------------------------------------------------------------------------------------ jump
+
+
+@indicator("gradient fidelity", "jump", 0.03, "Athalye et al. 2018, arXiv:1802.00420 (shattered gradients)")
+def gradient_fidelity(retrofit: Glance, twin: Glance) -> tuple[float, float]:
+    """Share of points where a step of eps/30 changes the margin by less than half or more than twice of what
+    its gradient predicts."""
+    return _wrong(retrofit.prediction_errors), _wrong(twin.prediction_errors)
+
+
+@indicator("falling loss", "jump", 0.05, "Pintor et al. 2022, arXiv:2106.09947")
+def falling_loss(retrofit: Glance, twin: Glance) -> tuple[float, float]:
+    """Share of PGD steps on never-fooled points after which the loss has fallen."""
+    return _falling(*retrofit.climb), _falling(*twin.climb)
+
+
+# ----------------------------------------------------------------------------------------- shares
+
+
+def _share(hit: Tensor) -> float:
+    return float(hit.float().mean()) if hit.numel() else 0.0
+
+
+def _flat(losses: Tensor, fooled: Tensor) -> float:
+    stands = losses[:, ~fooled]
+    return _share((stands == stands[:1]).all(0))
+
+
+def _falling(losses: Tensor, fooled: Tensor) -> float:
+    stands = losses[:, ~fooled]
+    return _share(stands[1:] < stands[:-1] - 1e-6 * stands[:-1].abs())
+
+
+def _wrong(ratio: Tensor) -> float:
+    known = ratio[~ratio.isnan()]
+    return _share((known < 0.5) | (known > 2.0))

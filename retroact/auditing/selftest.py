@@ -1,0 +1,119 @@
+"""The audit's own test: fakes and controls with known answers, run on a network that is given.
+
+Fakes must come out with their mechanism and with no gain; a network against itself must show nothing; an
+adversarially trained one must be GENUINE. An audit that damns everything, or nothing, or cannot see a jump, fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from retroact.attacks.threat import ThreatModel
+from retroact.auditing.audit import Audit, audit
+from retroact.auditing.battery import KERNELS, Battery, Schedule
+from retroact.evaluation.evaluate import Examples
+from retroact.retrofitting.activations import JumpReLU, SReLU
+from retroact.retrofitting.folding import fold
+from retroact.retrofitting.surgery import retrofit
+
+NEAR = 0.02
+"""How far from 0 the verified gain of a fake may lie."""
+OVER = 0.03
+"""How far above its twin's a jump's verified accuracy may lie."""
+
+
+@dataclass(frozen=True, eq=False)
+class Check:
+    """One case of the self-test: what was expected of the audit, what it said, and whether that passes."""
+
+    title: str
+    expected: str
+    audit: Audit
+    passed: bool
+
+    def __str__(self) -> str:
+        return f"{'passed' if self.passed else 'FAILED'}: {self.title}: expected {self.expected}; {self.audit}"
+
+
+class Louder(nn.Module):
+    """The net with its logits times `factor`, a power of two: decides exactly as the net does."""
+
+    def __init__(self, net: nn.Module, factor: float = 2.0**14) -> None:
+        super().__init__()
+        self.net, self.factor = net, factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x) * self.factor
+        return out
+
+
+def selftest(
+    net: nn.Module,
+    data: Examples,
+    threat: ThreatModel,
+    *,
+    robust: nn.Module | None = None,
+    battery: Battery | None = None,
+    kernels: Sequence[Schedule] = KERNELS,
+    seed: int = 0,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Check]:
+    """Audits of fakes of `net` and of controls; `robust` is the same network trained adversarially, if there is one.
+
+    `kernels` empty switches the kernel attacks off, as a test that the self-test can fail.
+    """
+    cases = list(_cases(net, robust))
+    checks = []
+    for done, (title, expected, twin, defended, holds) in enumerate(cases, start=1):
+        made = audit(twin, defended, data, threat, battery=battery, kernels=kernels, seed=seed)
+        checks.append(Check(title, expected, made, holds(made)))
+        if progress is not None:
+            progress(done, len(cases))
+    return checks
+
+
+_Case = tuple[str, str, nn.Module, nn.Module, Callable[[Audit], bool]]
+
+
+def _cases(net: nn.Module, robust: nn.Module | None) -> Iterator[_Case]:
+    yield "itself", "NO EFFECT, not masked", net, net, _nothing
+    yield "logits times 2^14", "masked by saturation, no gain", net, Louder(net), _fake("saturation")
+    sloped: Any = retrofit(net, SReLU(10.0))
+    yield (
+        "SReLU(10) beside its folded net",
+        "masked by saturation, no gain",
+        fold(sloped, scaled=False),
+        sloped,
+        _fake("saturation"),
+    )
+    small = retrofit(net, JumpReLU(1e-3))
+    yield "a jump of 0.001", "no gain", net, small, lambda a: abs(a.verdict.counts.verified_gain) <= NEAR
+    jump = retrofit(net, JumpReLU(1.0))
+    yield "JumpReLU(1)", "masked by its jump, at most 3 points above its twin", net, jump, _jumped
+    if robust is not None:
+        yield "adversarial training", "GENUINE", net, robust, lambda a: a.verdict.effect == "GENUINE"
+        jump = retrofit(robust, JumpReLU(1.0))
+        yield "JumpReLU(1), adversarially trained", "at most 3 points above its twin", robust, jump, _jumped
+
+
+def _nothing(made: Audit) -> bool:
+    return made.verdict.effect == "NO EFFECT" and "MASKED" not in made.verdict.claim
+
+
+def _fake(mechanism: str) -> Callable[[Audit], bool]:
+    def holds(made: Audit) -> bool:
+        verdict = made.verdict
+        masked = "MASKED" in verdict.claim and mechanism in verdict.mechanism
+        return masked and abs(verdict.counts.verified_gain) <= NEAR and verdict.effect != "GENUINE"
+
+    return holds
+
+
+def _jumped(made: Audit) -> bool:
+    """Never GENUINE, and the verified accuracy is not above the twin's."""
+    fired = "jump" in {r.mechanism for r in made.alarms}
+    return fired and made.verdict.effect != "GENUINE" and made.verdict.counts.verified_gain <= OVER

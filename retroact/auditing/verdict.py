@@ -1,0 +1,198 @@
+"""The verdict: what four accuracies, counted example by example, allow to say. No torch here.
+
+C0, C1 are the claimed accuracies of the twin and of the retrofit, V0, V1 the verified ones. Two answers,
+independent of each other: the *effect* is about V1 − V0, the *claim* about what the claimed attack missed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Effect = Literal["GENUINE", "HARMFUL", "NO EFFECT", "INCONCLUSIVE", "ABSTAINED"]
+Claim = Literal["MASKED", "MASKED, WEAK PROTOCOL", "WEAK PROTOCOL", "HONEST"]
+
+MARGIN = 0.05
+"""Differences of accuracy smaller than this do not matter, unless the user says otherwise."""
+
+_DRAWS = 10_000
+_Z = 1.959964
+
+
+@dataclass(frozen=True)
+class Counts:
+    """How n examples fare, right under the claimed attack and under all attacks: the facts of a verdict.
+
+    `gained` stand on the retrofit alone, `lost` on the twin alone, both as verified; accuracies in [0, 1].
+    """
+
+    n: int
+    clean: tuple[float, float]
+    claimed: tuple[float, float]
+    verified: tuple[float, float]
+    gained: int
+    lost: int
+
+    @property
+    def claimed_gain(self) -> float:
+        """C1 − C0."""
+        return self.claimed[1] - self.claimed[0]
+
+    @property
+    def verified_gain(self) -> float:
+        """V1 − V0."""
+        return (self.gained - self.lost) / self.n
+
+    @property
+    def mirage(self) -> float:
+        """What the claim promises beyond the truth: (C1 − C0) − (V1 − V0)."""
+        return self.claimed_gain - self.verified_gain
+
+    @property
+    def overestimate(self) -> float:
+        """What the claimed attack misses on the undefended twin: C0 − V0."""
+        return self.claimed[0] - self.verified[0]
+
+    @property
+    def p(self) -> float:
+        """McNemar's exact two-sided p."""
+        return mcnemar(self.gained, self.lost)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The bootstrap's 95 % interval of V1 − V0."""
+        return bootstrap(self.gained, self.lost, self.n)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The two answers, and the sentence that says them."""
+
+    effect: Effect
+    claim: Claim
+    mechanism: str  # "saturation", "jump", "saturation and jump", or "" where nothing is masked
+    counts: Counts
+    doubts: tuple[str, ...] = ()
+    needs: int = 0  # examples that would settle an INCONCLUSIVE; 0 elsewhere
+
+    def __str__(self) -> str:
+        c = self.counts
+        by = f" by {self.mechanism}" if self.mechanism else ""
+        claim = {
+            "MASKED": f"its claim is MASKED{by}",
+            "MASKED, WEAK PROTOCOL": f"its claim is MASKED{by}, and the claimed attack is weak on the twin too",
+            "WEAK PROTOCOL": "the claimed attack is too weak to tell (WEAK PROTOCOL)",
+            "HONEST": "its claim is HONEST",
+        }[self.claim]
+        low, high = (100 * v for v in c.interval)
+        said = (
+            f"{self.effect}; {claim}: claimed {100 * c.claimed_gain:+.1f}, verified {100 * c.verified_gain:+.1f} "
+            f"points [{low:+.1f}, {high:+.1f}] (p = {c.p:.2g}, n = {c.n})"
+        )
+        if self.needs:
+            said += f"; about n = {self.needs} would settle it"
+        return said + "".join(f"; {doubt}" for doubt in self.doubts)
+
+    def plainly(self) -> str:
+        """The verdict for somebody who is no expert."""
+        c = self.counts
+        v0, v1 = (f"{100 * v:.1f} %" for v in c.verified)
+        c0, c1 = (f"{100 * v:.1f} %" for v in c.claimed)
+        withstand = f"{v1} of the images withstand every attack, {v0} before."
+        effect = {
+            "GENUINE": f"The change makes this network harder to fool: {withstand}",
+            "HARMFUL": f"The change makes this network easier to fool: {withstand}",
+            "NO EFFECT": f"The change does not make this network harder to fool: {withstand}",
+            "INCONCLUSIVE": f"{c.n} images are too few to tell whether the change does anything "
+            f"(about {self.needs} would): {withstand}",
+            "ABSTAINED": f"No verdict, for the attacks at hand may have missed something: {withstand}",
+        }[self.effect]
+        if self.claim.startswith("MASKED"):
+            return (
+                f"{effect} The usual attack suggests otherwise ({c1} against {c0}) because the change blinds it, not "
+                "because the network became safer."
+            )
+        if self.claim == "WEAK PROTOCOL":
+            return f"{effect} The usual attack ({c1} against {c0}) is too weak on both networks to be a measure."
+        return f"{effect} The usual attack says much the same ({c1} against {c0})."
+
+
+def judge(counts: Counts, alarms: Sequence[str], doubts: Sequence[str] = (), margin: float = MARGIN) -> Verdict:
+    """The verdict from the counts, the mechanisms whose alarms fired, and the reasons to abstain.
+
+    GENUINE: the interval of V1 − V0 lies above 0. HARMFUL: below. NO EFFECT: within ± `margin`. INCONCLUSIVE: none
+    of these. Any doubt makes it ABSTAINED. MASKED: the mirage exceeds `margin` and an alarm fired. WEAK PROTOCOL:
+    the claimed attack overestimates the twin by more than `margin`, or the retrofit where no alarm says why.
+    """
+    low, high = counts.interval
+    effect: Effect = "INCONCLUSIVE"
+    if doubts:
+        effect = "ABSTAINED"
+    elif low > 0:
+        effect = "GENUINE"
+    elif high < 0:
+        effect = "HARMFUL"
+    elif -margin <= low and high <= margin and counts.n >= _smallest(margin):
+        effect = "NO EFFECT"
+    masked = counts.mirage > margin and bool(alarms)
+    weak = counts.overestimate > margin or (counts.mirage > margin and not alarms)
+    claim: Claim = "HONEST"
+    if masked:
+        claim = "MASKED, WEAK PROTOCOL" if weak else "MASKED"
+    elif weak:
+        claim = "WEAK PROTOCOL"
+    mechanism = " and ".join(dict.fromkeys(alarms)) if masked else ""
+    needs = settling(counts, margin) if effect == "INCONCLUSIVE" else 0
+    return Verdict(effect, claim, mechanism, counts, tuple(doubts), needs)
+
+
+def _smallest(margin: float) -> int:
+    """Fewer examples than this cannot show that nothing happens: a change on none of n may be one on 3/n of all."""
+    return math.ceil(3 / margin)
+
+
+def settling(counts: Counts, margin: float = MARGIN) -> int:
+    """The n at which an interval of this spread would exclude 0 or lie within ± `margin`, whichever comes first."""
+    share, gain = (counts.gained + counts.lost) / counts.n, counts.verified_gain
+    variance = max(share - gain**2, 1 / counts.n)
+    room = max(abs(gain), margin - abs(gain))
+    return max(counts.n + 1, _smallest(margin), math.ceil(_Z**2 * variance / room**2))
+
+
+def mcnemar(gained: int, lost: int) -> float:
+    """Exact two-sided p of McNemar's test: min(1, 2 P[Binomial(b + c, 1/2) ≤ min(b, c)]) (McNemar 1947)."""
+    n, least = gained + lost, min(gained, lost)
+    tail = sum(math.comb(n, i) for i in range(least + 1))
+    return float(min(1.0, 2 * tail / 2**n))
+
+
+def bootstrap(gained: int, lost: int, n: int, draws: int = _DRAWS) -> tuple[float, float]:
+    """The 2.5 % and 97.5 % quantiles of (gained − lost)/n when n examples are drawn anew, with a fixed seed."""
+    if n < 1 or gained < 0 or lost < 0 or gained + lost > n:
+        raise ValueError(f"expected gained + lost ≤ n with n > 0, got {gained}, {lost}, n = {n}")
+    drawn = np.random.default_rng(0).multinomial(n, [gained / n, lost / n, 1 - (gained + lost) / n], size=draws)
+    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def counted(
+    clean: tuple[NDArray[np.bool_], NDArray[np.bool_]],
+    claimed: tuple[NDArray[np.bool_], NDArray[np.bool_]],
+    verified: tuple[NDArray[np.bool_], NDArray[np.bool_]],
+) -> Counts:
+    """The counts of (twin, retrofit) pairs of bool (n,), the examples in the same order."""
+    sizes = {len(side) for pair in (clean, claimed, verified) for side in pair}
+    if len(sizes) != 1 or 0 in sizes:
+        raise ValueError(f"expected the same examples, at least one, on both networks, got {sorted(sizes)} of them")
+    v0, v1 = verified
+
+    def shares(pair: tuple[NDArray[np.bool_], NDArray[np.bool_]]) -> tuple[float, float]:
+        return float(np.mean(pair[0])), float(np.mean(pair[1]))
+
+    lost, gained = int(np.sum(v0 & ~v1)), int(np.sum(v1 & ~v0))
+    return Counts(sizes.pop(), shares(clean), shares(claimed), shares(verified), gained, lost)
