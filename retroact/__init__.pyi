@@ -42,9 +42,9 @@ from retroact.attacks.step_ll import StepLL as StepLL
 from retroact.attacks.threat import L2 as L2
 from retroact.attacks.threat import Linf as Linf
 from retroact.attacks.trust_region import TrustRegion as TrustRegion
+from retroact.auditing.audit import audit as audit
 from retroact.checkpoint import load as load
 from retroact.checkpoint import save as save
-from retroact.auditing.audit import audit as audit
 from retroact.evaluation.evaluate import evaluate as evaluate
 from retroact.evaluation.evaluate import evaluate_all as evaluate_all
 from retroact.evaluation.metrics import clean_accuracy as clean_accuracy
@@ -63,7 +63,7 @@ from retroact.experiments.tuning import tune as tune
 from retroact.nets.classifier import Classifier as Classifier
 from retroact.nets.data import Images as Images
 from retroact.nets.data import data as data
-from retroact.reports.html import report as report
+from retroact.reports.report import report as report
 from retroact.retrofitting.activations import CELU as CELU
 from retroact.retrofitting.activations import BoundedReLU as BoundedReLU
 from retroact.retrofitting.activations import JumpReLU as JumpReLU

@@ -373,6 +373,200 @@ def tune(
     out.print(str(tuned), highlight=False, markup=False)
 
 
+# -------------------------------------------------------------------------------- audit and harden
+
+
+@app.command()
+def audit(
+    net: Annotated[
+        str | None, typer.Argument(help="the network before the change: zoo name, file, module:function")
+    ] = None,
+    activation: Annotated[str | None, typer.Argument(help='what was changed, such as "JumpReLU(kappa=1.0)"')] = None,
+    threat: Annotated[
+        str | None, typer.Option(help='such as "Linf(0.1)" or "L2(1.5)"; eps is a radius in pixels')
+    ] = None,
+    data: Annotated[str | None, typer.Option(help='test data, such as "mnist[:300]"')] = None,
+    against: Annotated[str | None, typer.Option(help="audit this changed network instead of an activation")] = None,
+    sites: SitesOption = "*",
+    claimed: Annotated[str | None, typer.Option(help="the attack behind the claim (default: the papers' PGD)")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="the decisive attacks only, for a first answer")] = False,
+    draws: Annotated[int, typer.Option(min=0, help="average a randomised network over so many draws")] = 0,
+    margin: Annotated[float, typer.Option(min=0.001, max=1, help="the difference of accuracy that matters")] = 0.05,
+    seed: SeedOption = 0,
+    weights: WeightsOption = "",
+    against_weights: Annotated[str, typer.Option(help="weights of --against, likewise")] = "",
+    html: Annotated[Path | None, typer.Option(help="write a self-contained page here")] = None,
+    md: Annotated[Path | None, typer.Option(help="write Markdown here")] = None,
+    json_: Annotated[Path | None, typer.Option("--json", help="write all numbers here")] = None,
+    fail_on: Annotated[str, typer.Option(help='exit with 1 on these answers, such as "MASKED,HARMFUL"')] = "",
+    selftest: Annotated[
+        bool, typer.Option("--selftest", help="audit fakes with known answers; takes no network")
+    ] = False,
+) -> None:
+    """What a changed network is worth beside the one before: claimed, verified, and why they differ."""
+    if selftest:
+        if net is not None:
+            raise ValueError(f"--selftest brings its own networks and takes none, got {net!r}")
+        return _selftest()
+    missing = [name for name, v in (("NET", net), ("--threat", threat), ("--data", data)) if v is None]
+    if missing:
+        raise ValueError(f"an audit needs {' and '.join(missing)}; `retroact audit --help` shows how they are written")
+    assert net is not None and threat is not None and data is not None
+    if (activation is None) == (against is None):
+        raise ValueError('expected either an ACTIVATION, such as "JumpReLU(1.0)", or --against NETWORK')
+    wanted = _answers(fail_on)
+    writers = {"page": html, "markdown": md, "as_json": json_}
+    for path in writers.values():
+        _check_folder(path)
+
+    from retroact import checkpoint
+    from retroact.auditing.audit import CLAIMED
+    from retroact.auditing.audit import audit as run
+    from retroact.nets.data import data as read
+    from retroact.reports import audited
+    from retroact.reports.html import write
+    from retroact.retrofitting.surgery import retrofit as fit
+
+    twin = checkpoint.load(net, weights=weights or None)
+    if against is None:
+        assert activation is not None
+        changed: Any = fit(twin, _spec(activation, "surrogate"), sites=sites)
+    else:
+        changed = checkpoint.load(against, weights=against_weights or None)
+    images, attack, radius = read(data), CLAIMED if claimed is None else _spec(claimed, "norms"), _spec(threat, "norm")
+    with _bar("audit") as progress:
+        made = run(
+            twin,
+            changed,
+            images,
+            radius,
+            claimed=attack,
+            battery="quick" if quick else None,
+            draws=draws,
+            margin=margin,
+            seed=seed,
+            progress=progress,
+        )
+    _print_audit(made.numbers())
+    for writer, path in writers.items():
+        if path is not None:
+            err.print(f"wrote {write(getattr(audited, writer)(made), path)}", highlight=False, soft_wrap=True)
+    if wanted & {made.verdict.effect, *made.verdict.claim.split(", ")}:
+        raise typer.Exit(1)
+
+
+def _answers(text: str) -> set[str]:
+    """The words of --fail-on, each an effect or a claim."""
+    from typing import get_args
+
+    from retroact.auditing.verdict import Claim, Effect
+
+    known = list(dict.fromkeys(word for said in (*get_args(Effect), *get_args(Claim)) for word in said.split(", ")))
+    words = {word.strip().upper() for word in text.split(",") if word.strip()}
+    if words - set(known):
+        raise ValueError(
+            f"--fail-on knows no {', '.join(sorted(words - set(known)))}; expected some of: {', '.join(known)}"
+        )
+    return words
+
+
+def _check_folder(path: Path | None) -> None:
+    """Says before the work, not after it, that a file cannot be written."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise ValueError(f"no folder {path.absolute().parent} to write {path.name} into; make it first")
+
+
+def _print_audit(found: dict[str, Any]) -> None:
+    low, high = (f"{100 * v:+.1f}" for v in found["interval"])
+    claim = found["claim"].replace("MASKED", f"MASKED by {found['mechanism']}")
+    said = f"{found['effect']}; {claim} (verified {100 * (found['verified'] - found['verified_twin']):+.1f} points "
+    said += f"[{low}, {high}], p = {found['p']:.2g}, n = {found['n']})"
+    out.print(said, style="bold", highlight=False, markup=False)
+    out.print(found["plainly"], highlight=False, markup=False)
+    rows = []
+    for name, suffix in ((found["twin"], "_twin"), (found["network"], "")):
+        row = {f"{what} %": f"{100 * found[what + suffix]:.1f}" for what in ("clean", "claimed", "verified")}
+        rows.append({f"{found['threat']} on {found['data']}": name, **row})
+    _print_rows(rows, empty="")
+    for r in found["indicators"]:
+        if r["fired"]:
+            seen = f"! {r['title']}, a sign of {r['mechanism']}: {r['value']:.3g}, twin {r['twin']:.3g}"
+            out.print(seen, style="yellow", highlight=False, markup=False)
+    for doubt in found["doubts"]:
+        out.print(f"? {doubt}", style="yellow", highlight=False, markup=False)
+
+
+def _selftest() -> None:
+    """The audit's own test on a network and data that come with the package."""
+    from retroact import checkpoint
+    from retroact.attacks.threat import Linf
+    from retroact.auditing.battery import QUICK
+    from retroact.auditing.selftest import selftest
+    from retroact.experiments.executors import one_thread
+    from retroact.nets.data import data
+    from retroact.training.hardening import Hardening, harden
+
+    net, threat = checkpoint.load("digits-cnn"), Linf(0.1)
+    with one_thread(), _bar("self-test") as progress:
+        trained = Hardening(learn="all", steps=80, batch=128, lr=0.003)  # adversarial training: it is genuine
+        robust = harden(net, data("digits/train"), threat, trained).net
+        checks = selftest(net, data("digits[:120]"), threat, robust=robust, kappa=0.5, battery=QUICK, progress=progress)
+    for check in checks:
+        out.print(str(check), style=None if check.passed else "red", highlight=False, markup=False, soft_wrap=True)
+    if not all(check.passed for check in checks):
+        raise typer.Exit(1)
+
+
+@app.command()
+def harden(
+    net: NetArgument,
+    threat: ThreatOption,
+    data: Annotated[str, typer.Option(help='training data, such as "mnist/train[:5000]"; never test data')],
+    held: Annotated[
+        str | None, typer.Option(help='what --keep is measured on, such as "mnist/validation[:1000]"')
+    ] = None,
+    keep: Annotated[float | None, typer.Option(help="share of clean accuracy to keep (with --held: 0.99)")] = None,
+    learn: Annotated[str, typer.Option(help="shifts, kappa, slopes, norms, or all")] = "shifts",
+    steps: Annotated[int | None, typer.Option(min=1, help="of the optimiser (default: the recipe's)")] = None,
+    batch: Annotated[int | None, typer.Option(min=1, help="images per step (default: the recipe's)")] = None,
+    seed: SeedOption = 0,
+    to: Annotated[Path | None, typer.Option("--out", help="save the hardened network here (.safetensors)")] = None,
+    weights: WeightsOption = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Learn very little of a trained network, such as its activations' shifts, so that it is harder to fool."""
+    _check_folder(to)
+    if to is not None and to.suffix != ".safetensors":
+        raise ValueError(f"expected a name that ends in .safetensors, got --out {to}")
+
+    from retroact import checkpoint
+    from retroact.nets.data import data as read
+    from retroact.training.hardening import Hardening
+    from retroact.training.hardening import harden as run
+
+    given = {"learn": learn, "steps": steps, "batch": batch}
+    recipe = Hardening(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+    share = keep if keep is not None else 0.0 if held is None else 0.99
+    plain, kept, radius = checkpoint.load(net, weights=weights or None), held and read(held), _spec(threat, "norm")
+    with _bar(f"harden {net}") as progress:
+        made = run(plain, read(data), radius, recipe, keep=share, held=kept or None, seed=seed, progress=progress)
+    if not as_json:
+        rows = [{"dose": f"{p.dose:.2f}", "clean % on held-out": f"{100 * p.clean:.1f}"} for p in made.curve]
+        if held is not None:
+            _print_rows(rows, empty="")
+    told: dict[str, Any] = {
+        "learned": f"{made.learned} of {made.parameters} numbers ({made.recipe.learn})",
+        "dose": made.dose,
+        "seconds": round(made.seconds, 1),
+        "data": made.data,
+    }
+    if as_json:
+        told |= {"learned": made.learned, "parameters": made.parameters, "curve": [vars(p) for p in made.curve]}
+    if to is not None:
+        told["saved"] = str(checkpoint.save(made.net, to))
+    _print_result(told, as_json)
+
+
 # -------------------------------------------------------------------------------- attack and sweep
 
 

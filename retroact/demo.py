@@ -2,7 +2,8 @@
 
 The network, retrofitted with SReLU(100) and with a tuned JumpReLU, is attacked white-box with the
 cross-entropy and with the margin loss, gray-box from the undefended twin, and, where there is a
-jump, through a smoothed backward pass.
+jump, through a smoothed backward pass. Both retrofits are audited, and beside them the same network
+hardened by learned shifts.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from retroact.attacks.pgd import PGD
 from retroact.attacks.threat import Linf
+from retroact.auditing.audit import Audit, audit
 from retroact.checkpoint import load
 from retroact.evaluation.metrics import worst_case
 from retroact.experiments.cell import Cell, Model
@@ -25,26 +27,30 @@ from retroact.nets.data import data as read
 from retroact.reports import html, plots
 from retroact.reports.tables import Line, lines
 from retroact.retrofitting.activations import JumpReLU, SReLU
+from retroact.retrofitting.surgery import retrofit
 from retroact.spec import show
+from retroact.training.hardening import harden
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What the demo runs on: a network, its data, a radius in pixels, and the values of kappa to try."""
+    """What the demo runs on: a network, its data, a radius in pixels, and the clean accuracy to keep."""
 
     net: str
     test: str
     validation: str
+    train: str
     eps: float
     keep: float
 
 
 SCENES = {
-    "digits": Scene("digits-cnn", "digits", "digits/validation", 0.1, 0.97),
-    "mnist": Scene("lenet-mnist", "mnist[:500]", "mnist/validation[:200]", 0.1, 0.99),
+    "digits": Scene("digits-cnn", "digits", "digits/validation", "digits/train", 0.1, 0.97),
+    "mnist": Scene("lenet-mnist", "mnist[:500]", "mnist/validation[:200]", "mnist/train[:5000]", 0.1, 0.99),
 }
 KEPT = 12
 CELLS = 9  # what the progress bar reckons with until tuning has said whether there is a jump to smooth
+AUDITS = 20  # hardening and three audits, in the time of a cell
 
 
 def run(
@@ -63,7 +69,7 @@ def run(
 
     def tell(done: float, total: int) -> None:
         if progress is not None:
-            progress(done, values + total)
+            progress(done, values + total + AUDITS)
 
     with one_thread():
         tuned = tune(
@@ -81,11 +87,35 @@ def run(
         mine = plan(cells, opened, keep=KEPT).cells
         found = [line for line in lines(opened, images=True) if line.key in mine]
     found.sort(key=lambda line: list(mine).index(line.key))
+    with one_thread():
+        audits = _audits(scene, jump, lambda done: tell(values + len(cells) + done, len(cells)))
     notes = [f"Tuned on {tuned.data}: {tuned}. Shown here: {show(jump)}.", *_findings(found)]
+    notes += [f"Audit of {what}: {made}." for what, made in audits]
     curve = plots.tuning(tuned.points, tuned.knob, jump.kappa)
     caption = f"Tuning on {tuned.data}, {tuned.threat}; the bar marks the value shown below."
-    text = html.page(found, title=f"retroact demo: {scene.net}", notes=notes, figures=[(caption, curve)])
+    told = [(what, made.numbers()) for what, made in audits]
+    text = html.page(found, title=f"retroact demo: {scene.net}", notes=notes, figures=[(caption, curve)], audits=told)
     return found, notes, html.write(text, page)
+
+
+def _audits(scene: Scene, jump: Any, tell: Callable[[float], None]) -> list[tuple[str, Audit]]:
+    """Both retrofits and the hardened network, each beside the plain one on the test split."""
+    net, threat = load(scene.net), Linf(scene.eps)
+    part = AUDITS / 4
+    hardened = harden(
+        net,
+        read(scene.train),
+        threat,
+        keep=scene.keep,
+        held=read(scene.validation),
+        progress=lambda done, total: tell(part * done / total),
+    )
+    changed = {show(a): retrofit(net, a) for a in (SReLU(100.0), jump)} | {f"hardened ({hardened})": hardened.net}
+    audits = []
+    for i, (what, defended) in enumerate(changed.items(), start=1):
+        audits.append((what, audit(net, defended, read(scene.test), threat, battery="quick")))
+        tell(part * (i + 1))
+    return audits
 
 
 def _cells(scene: Scene, activation: Any) -> list[Cell]:

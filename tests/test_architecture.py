@@ -23,7 +23,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "auditing": {"retrofitting", "attacks", "evaluation"},
     "experiments": {"checkpoint", "nets", "retrofitting", "attacks", "evaluation", "training"},
     "reports": {"evaluation.metrics", "evaluation.record", "experiments.store"},
-    "demo": {"checkpoint", "nets", "retrofitting", "attacks", "evaluation", "training", "auditing", "experiments", "reports"},
+    "demo": {
+        "checkpoint",
+        "nets",
+        "retrofitting",
+        "attacks",
+        "evaluation",
+        "training",
+        "auditing",
+        "experiments",
+        "reports",
+    },
     "cli": {
         "checkpoint",
         "nets",
@@ -99,7 +109,9 @@ def test_forbidden_words_do_not_occur_as_names():
 
 
 @pytest.mark.parametrize(
-    "words", [["--help"], ["attack", "--help"], ["report", "--help"]], ids=lambda words: " ".join(words)
+    "words",
+    [["--help"], ["attack", "--help"], ["report", "--help"], ["audit", "--help"], ["harden", "--help"]],
+    ids=lambda words: " ".join(words),
 )
 def test_help_needs_no_torch(words):
     code = (
@@ -115,7 +127,8 @@ def test_help_needs_no_torch(words):
 
 def test_reports_need_no_torch(tmp_path):
     code = (
-        "import sys\nfrom retroact.reports import html, tables\nfrom retroact.experiments.store import Store\n"
+        "import sys\nfrom retroact.reports import audited, html, report, tables\n"
+        "from retroact.experiments.store import Store\n"
         "assert tables.lines(Store(sys.argv[1])) == []\nassert 'torch' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "s.sqlite")], capture_output=True, text=True)

@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -9,12 +11,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from retroact.attacks.threat import Linf
 from retroact.checkpoint import CheckpointError, digest, load, save
 from retroact.nets.classifier import Classifier
 from retroact.nets.data import data
 from retroact.retrofitting.activations import JumpReLU, PerSite, ReLU, SReLU, write_shifts
+from retroact.retrofitting.installed import installed
 from retroact.retrofitting.sites import sites
 from retroact.retrofitting.surgery import retrofit
+from retroact.training.hardening import Hardening, harden
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +124,22 @@ def test_metadata_runs_nothing(net, tmp_path):
     save_file(tensors, tmp_path / "newer.safetensors", metadata=newer)
     with pytest.raises(CheckpointError, match="format 99.*upgrade"):
         load(tmp_path / "newer.safetensors")
+
+
+def test_a_hardened_network_is_the_same_bit_for_bit_where_nothing_but_its_file_is_known(net, images, tmp_path):
+    recipe = Hardening(steps=4, batch=50)
+    made = harden(net, data("digits/train[:200]"), Linf(0.1), recipe).net
+    path = save(made, tmp_path / "hard.safetensors")
+    changed = [k for k, v in net.module.state_dict().items() if not torch.equal(v, made.module.state_dict()[k])]
+    assert len(changed) == 1 and changed[0].endswith("bias")  # the logits' own; the shifts lie in the retrofit
+    assert all(bool(site.activation.shift.abs().max() > 0) for site in installed(made).values())
+    code = (  # another process, which has never seen these shifts
+        "import sys, torch; import retroact as ra\n"
+        "net, x = ra.load(sys.argv[1]), ra.data('digits[:50]').images\n"
+        "with torch.no_grad(): torch.save(net(x), sys.argv[2])"
+    )
+    there = tmp_path / "logits.pt"
+    subprocess.run([sys.executable, "-c", code, str(path), str(there)], check=True)
+    with torch.no_grad():
+        assert torch.equal(torch.load(there, weights_only=True), made(images))
+        assert not torch.equal(net(images), made(images))

@@ -108,6 +108,74 @@ def test_tune_prints_a_curve(call):
     assert code == 0 and [p["value"] for p in told["points"]] == [0, 0.5] and "recommended" in told
 
 
+AUDIT = ("audit", "digits-cnn", "SReLU(100)", "--threat", "Linf(0.1)", "--data", "digits[:60]", "--quick")
+
+
+def test_audit_prints_the_verdict_and_writes_its_files(call, tmp_path):
+    files = ("--html", "a.html", "--md", "a.md", "--json", "a.json")
+    code, out, err = call(*AUDIT, *files, "--claimed", "PGD(steps=9)", "--seed", "4")
+    told = json.loads((tmp_path / "a.json").read_text())
+    assert code == 0 and err.count("wrote") == 3
+    assert "MASKED by saturation" in out and told["plainly"] in " ".join(out.split())
+    shares = [f"{100 * told[k]:.1f}" for k in ("clean", "claimed", "verified")]
+    assert re.search(r"digits-cnn \+ \S*SReLU\S+ +" + " +".join(shares), out)
+    assert "! logit scale, a sign of saturation" in out and "! gradient fidelity" not in out
+    assert told["claimed_attack"] == "PGD(steps=9)" and told["pedigree"]["seed"] == 4 and told["n"] == 60
+    assert told["claimed"] > 0.9 > told["verified"] and told["effect"] in out
+    assert told["plainly"] in (tmp_path / "a.md").read_text() and "<svg" in (tmp_path / "a.html").read_text()
+
+
+def test_audit_fails_on_the_answers_that_are_named(call, tmp_path):
+    words = ("audit", "digits-cnn", "--threat", "Linf(0.1)", "--data", "digits[:60]", "--quick")
+    code, out, _ = call(*words, "SReLU(100)", "--fail-on", "harmful, Masked", "--json", "a.json")
+    assert code == 1 and "MASKED" in out and (tmp_path / "a.json").exists()  # the files are there all the same
+    code, out, _ = call(*words, "--against", "digits-cnn", "--fail-on", "MASKED,HARMFUL,GENUINE")
+    assert code == 0 and "NO EFFECT" in out
+
+
+def test_audit_selftest_fails_where_a_check_fails(call, monkeypatch):
+    from types import SimpleNamespace
+
+    from retroact.auditing import selftest
+    from retroact.training import hardening
+
+    made = SimpleNamespace(verdict="as it should be")
+    checks = [selftest.Check("one", "that", made, True), selftest.Check("two", "this", made, True)]
+    monkeypatch.setattr(hardening, "harden", lambda *_: SimpleNamespace(net=None))
+    monkeypatch.setattr(selftest, "selftest", lambda *_, **__: checks)
+    code, out, _ = call("audit", "--selftest")
+    assert code == 0 and out.count("passed: ") == 2
+    checks[1] = selftest.Check("two", "this", made, False)
+    code, out, _ = call("audit", "--selftest")
+    assert code == 1 and "FAILED: two: expected this" in out
+
+
+HARDEN = ("harden", "digits-cnn", "--threat", "Linf(0.1)", "--data", "digits/train[:200]")
+
+
+def test_harden_saves_a_network_that_an_audit_takes(call, tmp_path):
+    small = (
+        "--steps",
+        "4",
+        "--batch",
+        "50",
+        "--held",
+        "digits/validation[:80]",
+        "--out",
+        "h.safetensors",
+        "--seed",
+        "2",
+    )
+    code, out, _ = call(*HARDEN, *small, "--keep", "0.5")
+    assert code == 0 and re.search(r"0\.00 +9\d\.\d", out) and re.search(r"1\.00 +\d\d\.\d", out)
+    assert "learned: 122 of 38282 numbers (shifts)" in out and "saved: h.safetensors" in out
+    code, out, _ = call(*HARDEN, *small, "--json")
+    told = json.loads(out)
+    assert [p["dose"] for p in told["curve"]] == [0.0, 1.0] and told["dose"] == 1.0 and told["learned"] == 122
+    code, out, _ = call(*AUDIT[:2], "--against", "h.safetensors", *AUDIT[3:])
+    assert code == 0 and "ShiftedReLU" in out
+
+
 MINE = """
 import torch
 from torch import nn
@@ -146,6 +214,19 @@ def test_a_network_of_ones_own(tmp_path):
         (("train", "nonesuch"), "nonesuch"),
         (("retrofit", "torch.nn:Identity", "JumpReLU(1.0)"), "example"),
         (("attack",), "Missing argument"),
+        (("audit",), "an audit needs NET and --threat and --data"),
+        ((*AUDIT[:2], *AUDIT[3:]), "either an ACTIVATION"),
+        ((*AUDIT, "--against", "digits-cnn"), "either an ACTIVATION"),
+        ((*AUDIT, "--fail-on", "MASKED,DANGEROUS"), "DANGEROUS; expected some of: GENUINE, HARMFUL, NO EFFECT"),
+        ((*AUDIT, "--claimed", "PDG(steps=5)"), "did you mean PGD?"),
+        ((*AUDIT, "--html", "nowhere/a.html"), "make it first"),
+        ((*AUDIT, "--margin", "0"), "--margin"),
+        ((*AUDIT[:4], "Linf(0.6)", *AUDIT[5:]), "expected eps below 0.5"),
+        (("audit", "digits-cnn", "--selftest"), "takes none"),
+        ((*HARDEN[:-1], "digits"), "is test data"),
+        ((*HARDEN, "--keep", "0.9"), "give held="),
+        ((*HARDEN, "--learn", "everything"), "everything"),
+        ((*HARDEN, "--out", "h.pt"), "ends in .safetensors"),
     ],
 )
 def test_wrong_input_gets_one_message_with_the_cure_and_leaves_nothing(call, tmp_path, words, says):

@@ -7,6 +7,8 @@ attack that was run, example by example: an upper bound on what the network with
 
 from __future__ import annotations
 
+import inspect
+import math
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,6 +25,7 @@ from retroact.attacks.oracle import Network, device_of, evaluating, in_float
 from retroact.attacks.pgd import PGD
 from retroact.attacks.threat import ThreatModel
 from retroact.auditing.battery import (
+    KERNELS,
     QUICK,
     STAGES,
     Battery,
@@ -30,7 +33,6 @@ from retroact.auditing.battery import (
     Schedule,
     Side,
     Siege,
-    besiege,
     chosen_guide,
     parties,
 )
@@ -79,8 +81,12 @@ class Audit:
         return str(self.verdict)
 
     def numbers(self) -> dict[str, Any]:
-        """The audit as plain numbers and texts, for JSON."""
+        """The audit as plain numbers and texts, for JSON and the report; what an indicator asks stands beside it."""
         c, v = self.verdict.counts, self.verdict
+        asked = {
+            i.title: {"about": inspect.getdoc(i.function) or "", "source": i.source, "ratio": i.ratio}
+            for i in indicators()
+        }
         return {
             "twin": self.names[0],
             "network": self.names[1],
@@ -106,7 +112,7 @@ class Audit:
             "needs": v.needs,
             "claimed_attack": self.claimed_attack,
             "battery": show(self.battery),
-            "indicators": [vars(r) for r in self.readings],
+            "indicators": [vars(r) | asked.get(r.title, {}) for r in self.readings],
             "attacks": {"twin": [vars(r) for r in self.twin.runs], "network": [vars(r) for r in self.retrofit.runs]},
             "curves": self.curves,
             "pedigree": self.pedigree,
@@ -146,9 +152,9 @@ def audit(
     stage = _Stages(progress, 2 * STAGES + 2)
     readings, curves = _look(twin, defended, data, threat, seed)
     stage()
-    both = parties(twin, defended, surrogate, **({} if kernels is None else {"kernels": kernels}))
+    both = parties(twin, defended, surrogate, KERNELS if kernels is None else kernels, data.images[:2])
     how: dict[str, Any] = {"classes": classes, "seed": seed, "chunk": chunk, "progress": stage}
-    sides = tuple(besiege(party, data, threat, claimed, spent, **how) for party in both)
+    sides = tuple(spent(party, data, threat, claimed, **how) for party in both)
     before, after = sides
     counts = counted(*((getattr(before, w), getattr(after, w)) for w in ("clean", "claimed", "verified")))
     doubter = _Doubter(both[1], after, data, threat, spent, classes, seed, chunk)
@@ -190,10 +196,11 @@ def _check(twin: Network, defended: Network, data: Examples, threat: ThreatModel
     check_images(data.images)
     if threat.access != "gradient":
         raise ValueError(f"an audit attacks with gradients, got {threat}; leave out access=")
-    if threat.norm == "linf" and threat.eps >= 0.5:
+    grey = _diagonal(threat, data.images) / 2
+    if threat.eps >= grey:
         raise ValueError(
             f"at {show(threat)} every image can be turned into the same grey one, so nothing can survive; "
-            "expected eps below 0.5"
+            f"expected eps below {grey:g}"
         )
     x = data.images[:32]
     logits = [_settled(net, x, name) for net, name in ((twin, "the twin"), (defended, "the defended network"))]
@@ -223,6 +230,11 @@ def _settled(net: Network, x: Tensor, name: str) -> Tensor:
             "(expectation over transformation), or fix its randomness"
         )
     return first
+
+
+def _diagonal(threat: ThreatModel, images: Tensor) -> float:
+    """The greatest distance between two images, in the threat's norm."""
+    return 1.0 if threat.norm == "linf" else math.sqrt(images[0].numel())
 
 
 # ----------------------------------------------------------------------------------- the indicators
@@ -320,7 +332,7 @@ class _Doubter:
     def _rising(self) -> Iterator[str]:
         """What falls at eps must fall at a larger one, or the attack is steered by something else than the loss."""
         sample = self._some(self.side.clean & ~self.side.verified, self.battery.sample // 2)
-        if sample is None or (self.threat.eps > 0.3 and self.threat.norm == "linf"):
+        if sample is None:
             return
         stands = self._besieged(sample, replace(self.threat, eps=1.5 * self.threat.eps), self.battery)  # type: ignore[type-var]
         if stands.sum() > 1 and float(stands.mean()) > _RISING:
@@ -330,7 +342,7 @@ class _Doubter:
         sample = self._some(self.side.verified, self.battery.sample // 2)
         if sample is None:
             return
-        whole = 1.0 if self.threat.norm == "linf" else float(np.sqrt(self.data.images[0].numel()))
+        whole = _diagonal(self.threat, self.data.images)
         stands = self._besieged(sample, replace(self.threat, eps=whole), self.battery)  # type: ignore[type-var]
         if float(stands.mean()) > 1 / self.classes + 0.05:
             yield f"{int(stands.sum())} of {len(stands)} stand at any eps, so the attacks do not bite"
@@ -341,12 +353,9 @@ class _Doubter:
         """Which of `sample` stand under the decisive attacks."""
         siege = Siege(self.party.net, sample, threat, self.seed if seed is None else seed, self.chunk)
         guide = chosen_guide(self.party, self.side)
-        if guide is None:
-            siege.attack("again", "white box", battery.untargeted(), self.party.folded)
-            siege.attack("again, targeted", "white box", battery.targeted(self.classes), self.party.folded)
-        else:
-            siege.attack("again", "white box", battery.through_kernel(), guide)
-            siege.attack("again, targeted", "white box", battery.targeted_through_kernel(self.classes), guide)
+        net = self.party.folded if guide is None else guide
+        siege.attack("again", "white box", battery.untargeted(), self.party.folded)
+        siege.attack("again, targeted", "white box", battery.targeted(self.classes), net)
         return siege.stands
 
     def _some(self, which: NDArray[np.bool_], at_most: int) -> Examples | None:

@@ -23,22 +23,22 @@ from retroact.attacks.annealed import Annealed
 from retroact.attacks.apgd import APGD
 from retroact.attacks.driver import Attack, craft
 from retroact.attacks.momentum import Momentum
-from retroact.attacks.oracle import Network
+from retroact.attacks.oracle import Network, device_of, evaluating, in_float
 from retroact.attacks.square import Square
 from retroact.attacks.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples, decide
 from retroact.retrofitting.activations import Kernel, PerSite
 from retroact.retrofitting.folding import FoldError, fold
-from retroact.retrofitting.surgery import refit
+from retroact.retrofitting.lean import lean
+from retroact.retrofitting.surgery import Retrofit, refit
 from retroact.spec import Count, Within, show, spec
 
 Role = Literal["claimed", "white box", "control"]
 
 Schedule = tuple[Kernel, tuple[float, ...]]
 KERNELS: tuple[Schedule, ...] = (
-    ("sigmoid", (4.0, 8.0, 16.0)),
-    ("sigmoid", (2.0, 4.0, 8.0)),
-    ("sigmoid", (8.0, 16.0, 32.0)),
+    ("sigmoid", (3.0, 5.0, 8.0, 12.0, 20.0)),
+    ("sigmoid", (1.5, 2.5, 4.0, 6.0, 10.0)),
     ("rectangle", (0.5, 1.0, 2.0)),
 )
 """Kernels with their beta · kappa from the first steps of an attack to its last: wide, then narrow."""
@@ -48,22 +48,51 @@ KEPT = 6  # fallen examples per network that are kept for the report
 
 @spec
 class Battery:
-    """How much is spent: APGD `steps` untargeted, `targeted_steps` on each of the likeliest classes.
+    """How much is spent: APGD `steps` untargeted, then `targeted_steps` towards each of the `targets` likeliest
+    classes, through the kernel where there is a jump.
 
-    `targets` classes on the network, `jump_targets` through the kernel; kernels are tried for `trial_steps` on
-    `sample` standing examples; the Square control takes `queries` on as many. Gradients per standing example:
-    steps + targets · targeted_steps, and once more with `jump_targets` for a jump; the transfer control `steps`.
-    Chosen on validation images: docs/audit.md.
+    Kernels are tried for `trial_steps` on `sample` standing examples; the Square control takes `queries` on as
+    many. Gradients per standing example: steps + targets · targeted_steps; the transfer control `steps` more.
+    Chosen on validation images: LOG.md.
     """
 
     steps: Count = 50
-    targets: Count = 3
-    jump_targets: Count = 9
-    targeted_steps: Count = 30
+    targets: Count = 5
+    targeted_steps: Count = 100
     restarts: Count = 1
     trial_steps: Count = 15
     sample: Count = 64
     queries: Annotated[int, Within(0)] = 1000
+
+    def __call__(
+        self,
+        party: Party,
+        data: Examples,
+        threat: ThreatModel,
+        claimed: Attack,
+        *,
+        classes: int,
+        seed: int = 0,
+        chunk: int | None = None,
+        progress: Callable[[], None] = lambda: None,
+    ) -> Side:
+        """Runs on one side of an audit; `progress` is called after each of its `STAGES`."""
+        siege = Siege(party.net, data, threat, seed, chunk)
+        siege.attack(_CLAIMED, "claimed", claimed, party.net)
+        under_claim = siege.stands.copy()
+        if party.folded is not party.net:  # where slopes blinded it: the twin, which it saw, has had its chance
+            siege.attack("claimed, on the folded net", "white box", claimed, party.folded)
+        progress()
+        siege.attack("APGD, margin", "white box", self.untargeted(), party.folded)
+        progress()
+        name, guide = _best_guide(siege, party, self)
+        progress()
+        siege.attack(f"targeted{name}", "white box", self.targeted(classes), guide)
+        progress()
+        if self.queries:
+            _controls(siege, party, self)
+        progress()
+        return siege.ended(under_claim)
 
     def doubled(self) -> Battery:
         """Twice the steps and twice the starts."""
@@ -73,17 +102,11 @@ class Battery:
     def untargeted(self) -> APGD:
         return APGD(self.steps, self.restarts, loss="margin")
 
-    def targeted(self, classes: int) -> APGD:
-        return APGD(self.targeted_steps, self.restarts, loss="margin", targets=min(self.targets, classes - 1))
-
-    def through_kernel(self) -> Momentum:
-        return Momentum(self.steps, self.restarts)
-
-    def targeted_through_kernel(self, classes: int) -> Momentum:
-        return Momentum(self.targeted_steps, self.restarts, targets=min(self.jump_targets, classes - 1))
+    def targeted(self, classes: int) -> Momentum:
+        return Momentum(self.targeted_steps, self.restarts, targets=min(self.targets, classes - 1))
 
 
-QUICK = Battery(steps=30, targets=2, jump_targets=4, targeted_steps=15, trial_steps=8, sample=24, queries=0)
+QUICK = Battery(steps=20, targets=3, targeted_steps=30, trial_steps=10, sample=24, queries=0)
 """The decisive attacks alone, for a first answer."""
 
 
@@ -162,32 +185,59 @@ def parties(
     defended: Network,
     surrogate: Network | None = None,
     kernels: Sequence[Schedule] = KERNELS,
+    example: Tensor | None = None,
 ) -> tuple[Party, Party]:
-    """The two sides of an audit, (twin, defended), with kernels and folds derived from the retrofit's own spec.
+    """The two sides of an audit, (twin, defended), with kernels and folds derived from their own specs.
 
-    `surrogate` is a user's own network to climb in the place of `defended`, for a defence without a spec.
+    `surrogate` is a user's own network to climb in the place of `defended`, for a defence without a spec. `example`
+    is a batch of images, for networks without a `shape`.
     """
-    plain, hard = Party(twin, _folded(twin), defended), Party(defended, _folded(defended), twin)
+    folded = _folded(twin), _folded(defended)
+    one, other = Party(twin, folded[0], defended), Party(defended, folded[1], twin)
     if surrogate is not None:
-        return plain, replace(hard, guides=(("your surrogate", lambda: surrogate),))
-    made = getattr(defended, "retrofit", None)
-    if made is None or not made.activation.jump:
-        return plain, hard
-    inner = getattr(hard.folded, "retrofit", made).activation
-    same = getattr(twin, "retrofit", None)
+        return one, replace(other, guides=(("your surrogate", lambda: surrogate),))
+    return (
+        replace(one, guides=_guides(folded[0], folded[1], kernels, example)),
+        replace(other, guides=_guides(folded[1], folded[0], kernels, example)),
+    )
 
-    def bend(kernel: Kernel, sharpness: float) -> nn.Module:
-        return refit(hard.folded, smoothed(inner, sharpness, kernel))  # type: ignore[arg-type]
 
-    def bend_twin(kernel: Kernel, sharpness: float) -> nn.Module:
-        neutral = smoothed(made.activation, sharpness, kernel, plain=True)
-        fitted: nn.Module = replace(made, activation=neutral)(twin) if same is None else refit(twin, neutral)  # type: ignore[arg-type]
-        return fitted
+def _guides(net: Network, other: Network, kernels: Sequence[Schedule], example: Tensor | None) -> tuple[Guide, ...]:
+    """Kernels at the jumps of `net`; where it has none and `other` has, kernels of the same bandwidth at its kinks."""
+    own, others = getattr(net, "retrofit", None), getattr(other, "retrofit", None)
+    if not isinstance(net, nn.Module):
+        return ()
+    if own is not None and own.activation.jump:
+        bend: Callable[[Kernel, float], nn.Module] = partial(_bent, net, own.activation)
+    elif others is not None and others.activation.jump:
+        bend = partial(_softened, net, others, example)
+        kernel, widths = KERNELS[0]
+        if example is not None and not _alike(net, bend(kernel, widths[0]), example):
+            return ()
+    else:
+        return ()
+    return tuple((_called(kernel, widths), partial(_annealed, bend, kernel, widths)) for kernel, widths in kernels)
 
-    def guides(make: Callable[[Kernel, float], nn.Module]) -> tuple[Guide, ...]:
-        return tuple((_called(kernel, widths), partial(_annealed, make, kernel, widths)) for kernel, widths in kernels)
 
-    return replace(plain, guides=guides(bend_twin)), replace(hard, guides=guides(bend))
+def _bent(net: nn.Module, activation: Any, kernel: Kernel, sharpness: float) -> nn.Module:
+    return refit(net, smoothed(activation, sharpness, kernel))
+
+
+def _softened(net: nn.Module, others: Retrofit, example: Tensor | None, kernel: Kernel, sharpness: float) -> nn.Module:
+    """The net with the other one's kernels at kappa = 0, where its own activation has its kink."""
+    neutral = smoothed(others.activation, sharpness, kernel, plain=True)
+    if getattr(net, "retrofit", None) is not None:
+        return refit(net, neutral)
+    given = None if getattr(net, "shape", None) is not None else example
+    return replace(others, activation=neutral)(net, given)
+
+
+def _alike(net: nn.Module, guide: nn.Module, example: Tensor) -> bool:
+    """Whether the guide computes what the net computes: shifts and slopes that did not fold would be lost."""
+    device = device_of(net)
+    with torch.no_grad(), evaluating(net, guide):
+        one, other = (in_float(n, example.to(device)) for n in (net, guide))
+    return torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
 
 
 def _called(kernel: Kernel, widths: tuple[float, ...]) -> str:
@@ -195,7 +245,7 @@ def _called(kernel: Kernel, widths: tuple[float, ...]) -> str:
 
 
 def _annealed(make: Callable[[Kernel, float], nn.Module], kernel: Kernel, widths: tuple[float, ...]) -> Network:
-    return Annealed([make(kernel, width) for width in widths])
+    return Annealed([lean(make(kernel, width)) for width in widths])
 
 
 def smoothed(activation: Any, sharpness: float, kernel: Kernel, *, plain: bool = False) -> Any:
@@ -284,8 +334,8 @@ class Siege:
         self.felled_by[rows] = len(self.runs)
         self.stands[rows] = False
         self.runs.append(replace(attempt.run, felled=len(rows)))
-        for i in np.flatnonzero(new)[: KEPT - len(self.fallen)]:
-            self.fallen.append(self._fallen(attempt, int(i)))
+        kept = sum(f.by == attempt.run.title for f in self.fallen)
+        self.fallen += [self._fallen(attempt, int(i)) for i in np.flatnonzero(new)[: KEPT - kept]]
         return len(rows)
 
     def _fallen(self, attempt: Attempt, i: int) -> Fallen:
@@ -297,7 +347,9 @@ class Siege:
     def ended(self, claimed: NDArray[np.bool_]) -> Side:
         """What came out of it."""
         felled = self.felled_by.copy()
-        return Side(self.clean, claimed, self.stands.copy(), felled, tuple(self.runs), tuple(self.fallen))
+        # what the claimed attack did not find says more than what it found
+        fallen = tuple(sorted(self.fallen, key=lambda f: f.by == _CLAIMED)[:KEPT])
+        return Side(self.clean, claimed, self.stands.copy(), felled, tuple(self.runs), fallen)
 
 
 class Attempt(NamedTuple):
@@ -309,60 +361,27 @@ class Attempt(NamedTuple):
     x_adv: Tensor | None
 
 
-def besiege(
-    party: Party,
-    data: Examples,
-    threat: ThreatModel,
-    claimed: Attack,
-    battery: Battery,
-    *,
-    classes: int,
-    seed: int = 0,
-    chunk: int | None = None,
-    progress: Callable[[], None] = lambda: None,
-) -> Side:
-    """Runs the battery on one side; `progress` is called after each of its `STAGES`."""
-    siege = Siege(party.net, data, threat, seed, chunk)
-    siege.attack("claimed", "claimed", claimed, party.net)
-    under_claim = siege.stands.copy()
-    progress()
-    siege.attack("APGD, margin", "white box", battery.untargeted(), party.folded)
-    progress()
-    siege.attack("APGD, margin, targeted", "white box", battery.targeted(classes), party.folded)
-    progress()
-    if party.guides:
-        _through_kernels(siege, party.guides, battery, classes)
-    progress()
-    if battery.queries:
-        _controls(siege, party, battery)
-    progress()
-    return siege.ended(under_claim)
-
-
 STAGES = 5
+_CLAIMED = "claimed"
 
 
-def _through_kernels(siege: Siege, guides: Sequence[Guide], battery: Battery, classes: int) -> None:
-    """Tries every kernel on a few standing examples, and attacks all that stand through the best."""
-    ranked = [(name, make()) for name, make in guides]
-    if len(ranked) > 1:
-        trial = Momentum(battery.trial_steps)
-        tried = [
-            siege.attempt(f"trial of a {name}", "white box", trial, net, among=battery.sample) for name, net in ranked
-        ]
-        order = sorted(range(len(ranked)), key=lambda i: -tried[i].run.felled)
-        for attempt in tried:
-            siege.file(attempt)
-        ranked = [ranked[i] for i in order]
-    name, net = ranked[0]
-    siege.attack(f"through a {name}", "white box", battery.through_kernel(), net)
-    siege.attack(f"through a {name}, targeted", "white box", battery.targeted_through_kernel(classes), net)
+def _best_guide(siege: Siege, party: Party, battery: Battery) -> tuple[str, Network]:
+    """The kernel that fells most of a few standing examples, with its name; the folded net where there is no jump."""
+    guides = [(name, make()) for name, make in party.guides]
+    if not guides:
+        return "", party.folded
+    trial = Momentum(battery.trial_steps)
+    tried = [siege.attempt(f"trial of a {name}", "white box", trial, net, among=battery.sample) for name, net in guides]
+    best = max(range(len(guides)), key=lambda i: tried[i].run.felled)  # the first of those that fell as many
+    for attempt in tried:
+        siege.file(attempt)
+    return f" through a {guides[best][0]}", guides[best][1]
 
 
 def chosen_guide(party: Party, side: Side) -> Network | None:
     """The kernel that the battery chose; None where it needed none."""
     titles = {run.title for run in side.runs}
-    return next((make() for name, make in party.guides if f"through a {name}" in titles), None)
+    return next((make() for name, make in party.guides if f"targeted through a {name}" in titles), None)
 
 
 def _controls(siege: Siege, party: Party, battery: Battery) -> None:

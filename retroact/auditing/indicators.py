@@ -4,7 +4,7 @@ Each is a function of two glances, one at the retrofit and one at its twin, and 
 where the difference (or the ratio) passes its threshold. *Saturation*: the loss is flat because logits are huge.
 *Jump*: the gradient is finite, well scaled and wrong. To add an indicator, add a function here.
 
-Thresholds: docs/audit.md says on which networks they were calibrated, and what they miss there.
+Thresholds: docs/calibration.md says on which networks they were calibrated, and what they miss there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,11 +51,11 @@ class Glance:
     @cached_property
     def margins(self) -> Tensor:
         """z_y − max_{j≠y} z_j of each point, (m,): positive."""
-        return -self._value(self.x, margin)
+        return -margin(self._logits(self.x), Aim(self.y))
 
     @cached_property
-    def cross_entropy(self) -> tuple[Tensor, Tensor]:
-        """The cross-entropy (m,) and its gradient at the clean points."""
+    def cross_entropy(self) -> _Pass:
+        """The cross-entropy and its gradient at the clean points."""
         return self._gradient(self.x, cross_entropy)
 
     @cached_property
@@ -64,33 +64,43 @@ class Glance:
 
         NaN where nothing is predicted, which is another indicator's business.
         """
-        before, gradient = self._gradient(self.x, margin)
+        before, gradient, *_ = self._gradient(self.x, margin)
         step = project(self.x + SHARE * self.threat.eps * steepest(gradient, self.threat.norm), self.x, self.threat)
         predicted = (gradient * (step - self.x)).flatten(1).sum(1)
-        change = self._value(step, margin) - before
+        change = margin(self._logits(step), Aim(self.y)) - before
         return torch.where(predicted > 0, change / predicted, torch.nan)
 
     @cached_property
     def climb(self) -> tuple[Tensor, Tensor]:
         """Cross-entropy PGD, `STEPS` steps of eps/4: losses (STEPS + 1, m), and who was fooled on the way (m,)."""
-        return self._climb(self.threat, cross_entropy)
+        x, losses = random_start(self.x, self.threat, self.index, self.seed), []
+        fooled = torch.zeros_like(self.y, dtype=torch.bool)
+        for step in range(STEPS):
+            seen = self._gradient(x, cross_entropy)
+            losses.append(seen.loss)
+            if step:  # a start that fools is luck, not a climb
+                fooled |= seen.fooled
+            x = self._stepped(x, seen.gradient, self.x, self.threat)
+        logits = self._logits(x)
+        losses.append(cross_entropy(logits, Aim(self.y)))
+        return torch.stack(losses), fooled | Aim(self.y).reached(logits)
 
     @cached_property
-    def rescaled_climb(self) -> tuple[Tensor, Tensor]:
-        """The same with the logits divided by the median margin."""
+    def rescaled_standing(self) -> float:
+        """Share that stands under the same climb with the logits divided by the median margin."""
         scale = self.margins.median().clamp_min(1e-30)
-        return self._climb(self.threat, lambda logits, aim: cross_entropy(logits / scale, aim))
+        return self._standing(self.threat, lambda logits, aim: cross_entropy(logits / scale, aim))
 
     @cached_property
     def standing_far(self) -> tuple[float, float]:
         """Share that stands at the largest eps there is, under the cross-entropy and under the margin loss."""
         far = Linf(1.0) if self.threat.norm == "linf" else L2(math.sqrt(math.prod(self.x.shape[1:])))
-        return tuple(_share(~self._climb(far, loss)[1]) for loss in (cross_entropy, margin))  # type: ignore[return-value]
+        return self._standing(far, cross_entropy), self._standing(far, margin)
 
     @cached_property
     def broken(self) -> float:
         """Share of points with a NaN or infinite logit or gradient, in float32, bfloat16 or float16."""
-        bad = ~self.cross_entropy[1].flatten(1).isfinite().all(1) | ~self.margins.isfinite()
+        bad = self.cross_entropy.broken | ~self.margins.isfinite()
         return max(_share(bad), *(self._broken_in(dtype) for dtype in (torch.bfloat16, torch.float16)))
 
     def _broken_in(self, dtype: torch.dtype) -> float:
@@ -104,33 +114,48 @@ class Glance:
             return 0.0
         return _share(~logits.isfinite().all(1))
 
-    def _value(self, x: Tensor, loss: LossFunction) -> Tensor:
+    def _logits(self, x: Tensor) -> Tensor:
         with torch.no_grad(), evaluating(self.network):
-            parts = zip(x.split(_CHUNK), self.y.split(_CHUNK), strict=True)
-            return torch.cat([loss(in_float(self.network, part), Aim(y)) for part, y in parts])
+            return torch.cat([in_float(self.network, part) for part in x.split(_CHUNK)])
 
-    def _gradient(self, x: Tensor, loss: LossFunction) -> tuple[Tensor, Tensor]:
-        """The loss and its gradient with respect to the images."""
+    def _gradient(self, x: Tensor, loss: LossFunction, rows: Tensor | None = None) -> _Pass:
+        """A pass at the images `x`, which belong to the points `rows` (None: all)."""
         self.gradients += 1
-        values, gradients = [], []
+        parts, labels = [], self.y if rows is None else self.y[rows]
         with evaluating(self.network):
-            for part, y in zip(x.split(_CHUNK), self.y.split(_CHUNK), strict=True):
-                aim, rows = Aim(y), torch.arange(len(y))
-                logits, gradient = Oracle(self.network, len(y)).gradient(part, rows, partial(loss, aim=aim))
-                values.append(loss(logits, aim))
-                gradients.append(gradient)
-        return torch.cat(values), torch.cat(gradients)
+            for part, y in zip(x.split(_CHUNK), labels.split(_CHUNK), strict=True):
+                aim, oracle = Aim(y), Oracle(self.network, len(y))
+                logits, gradient = oracle.gradient(part, torch.arange(len(y)), partial(loss, aim=aim))
+                parts.append((loss(logits, aim), gradient, aim.reached(logits), oracle.nonfinite.to(x.device)))
+        return _Pass(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
-    def _climb(self, threat: ThreatModel, loss: LossFunction) -> tuple[Tensor, Tensor]:
-        x, losses = random_start(self.x, threat, self.index, self.seed), []
-        fooled = torch.zeros_like(self.y, dtype=torch.bool)
-        for _ in range(STEPS):
-            value, gradient = self._gradient(x, loss)
-            losses.append(value)
-            x = project(x + threat.eps / 4 * steepest(gradient, threat.norm), self.x, threat)
-            fooled |= self._value(x, margin) > 0
-        losses.append(self._value(x, loss))
-        return torch.stack(losses), fooled
+    def _stepped(self, x: Tensor, gradient: Tensor, centre: Tensor, threat: ThreatModel) -> Tensor:
+        return project(x + threat.eps / 4 * steepest(gradient, threat.norm), centre, threat)
+
+    def _standing(self, threat: ThreatModel, loss: LossFunction) -> float:
+        """Share that `STEPS` steps of eps/4 up the loss do not fool; those that are fooled are left out at once."""
+        if not len(self.x):
+            return 0.0
+        x, rows = random_start(self.x, threat, self.index, self.seed), torch.arange(len(self.x), device=self.x.device)
+        for step in range(STEPS):
+            seen = self._gradient(x, loss, rows)
+            left = ~seen.fooled if step else torch.ones_like(seen.fooled)
+            x, gradient, rows = x[left], seen.gradient[left], rows[left]
+            if not len(rows):
+                return 0.0
+            x = self._stepped(x, gradient, self.x[rows], threat)
+        stands = ~Aim(self.y[rows]).reached(self._logits(x))
+        return int(stands.sum()) / len(self.x)
+
+
+class _Pass(NamedTuple):
+    """A forward and a backward pass at m images: the loss (m,), its gradient (m, c, h, w), which of them fool, and
+    at which a logit or the gradient is NaN or infinite (there the gradient is given as zero)."""
+
+    loss: Tensor
+    gradient: Tensor
+    fooled: Tensor
+    broken: Tensor
 
 
 @dataclass(frozen=True)
@@ -189,37 +214,38 @@ def indicators() -> list[Indicator]:
 @indicator("zero gradient", "saturation", 0.01, "Croce & Hein 2020; Carlini & Wagner 2016, arXiv:1607.04311")
 def zero_gradient(retrofit: Glance, twin: Glance) -> tuple[float, float]:
     """Share of points whose cross-entropy has a gradient of exactly zero."""
-    shares = (_share(g.cross_entropy[1].flatten(1).abs().amax(1) == 0) for g in (retrofit, twin))
+    shares = (_share((g.cross_entropy.gradient == 0).flatten(1).all(1)) for g in (retrofit, twin))
     return tuple(shares)  # type: ignore[return-value]
 
 
 @indicator("zero loss", "saturation", 0.20, "Pintor et al. 2022, arXiv:2106.09947")
 def zero_loss(retrofit: Glance, twin: Glance) -> tuple[float, float]:
     """Share of points whose cross-entropy is exactly zero: softmax has reached 1."""
-    return _share(retrofit.cross_entropy[0] == 0), _share(twin.cross_entropy[0] == 0)
+    return _share(retrofit.cross_entropy.loss == 0), _share(twin.cross_entropy.loss == 0)
 
 
-@indicator("logit scale", "saturation", 5.0, "Carlini & Wagner 2016, arXiv:1607.04311", ratio=True)
+@indicator("logit scale", "saturation", 3.0, "Carlini & Wagner 2016, arXiv:1607.04311", ratio=True)
 def logit_scale(retrofit: Glance, twin: Glance) -> tuple[float, float]:
-    """The median margin, against five times the twin's."""
+    """The median margin, against three times the twin's."""
     return float(retrofit.margins.median()), float(twin.margins.median())
 
 
 @indicator("rescaled logits", "saturation", 0.05, "Croce & Hein 2020, arXiv:2003.01690, section 4.1")
 def rescaled_logits(retrofit: Glance, twin: Glance) -> tuple[float, float]:
-    """Accuracy that cross-entropy PGD loses when the logits are divided by their median margin."""
-    lost = (_share(~g.climb[1]) - _share(~g.rescaled_climb[1]) for g in (retrofit, twin))
+    """Accuracy that falls to cross-entropy PGD only when the logits are divided by their median margin, or 0."""
+    # 0 where rescaling weakens the attack: a twin on which it does so makes nobody else suspect
+    lost = (max(0.0, _share(~g.climb[1]) - g.rescaled_standing) for g in (retrofit, twin))
     return tuple(lost)  # type: ignore[return-value]
 
 
-@indicator("unbounded", "saturation", 0.10, "Athalye et al. 2018, arXiv:1802.00420, section 3.1")
+@indicator("unbounded", "saturation", 0.05, "Athalye et al. 2018, arXiv:1802.00420, section 3.1")
 def unbounded(retrofit: Glance, twin: Glance) -> tuple[float, float]:
     """What stands without a bound under the cross-entropy and not under the margin loss."""
     (ce, plain), (twins_ce, twins_plain) = retrofit.standing_far, twin.standing_far
     return ce - plain, twins_ce - twins_plain
 
 
-@indicator("flat loss", "saturation", 0.50, "Pintor et al. 2022, arXiv:2106.09947")
+@indicator("flat loss", "saturation", 0.35, "Pintor et al. 2022, arXiv:2106.09947")
 def flat_loss(retrofit: Glance, twin: Glance) -> tuple[float, float]:
     """Share of never-fooled points whose cross-entropy does not move at all along PGD."""
     return _flat(*retrofit.climb), _flat(*twin.climb)

@@ -57,6 +57,7 @@ def selftest(
     threat: ThreatModel,
     *,
     robust: nn.Module | None = None,
+    kappa: float = 1.0,
     battery: Battery | None = None,
     kernels: Sequence[Schedule] = KERNELS,
     seed: int = 0,
@@ -64,9 +65,10 @@ def selftest(
 ) -> list[Check]:
     """Audits of fakes of `net` and of controls; `robust` is the same network trained adversarially, if there is one.
 
-    `kernels` empty switches the kernel attacks off, as a test that the self-test can fail.
+    `kappa` is the size of the jump that must not pass, one that the network can bear. `kernels` empty switches the
+    kernel attacks off, as a test that the self-test can fail.
     """
-    cases = list(_cases(net, robust))
+    cases = list(_cases(net, robust, kappa))
     checks = []
     for done, (title, expected, twin, defended, holds) in enumerate(cases, start=1):
         made = audit(twin, defended, data, threat, battery=battery, kernels=kernels, seed=seed)
@@ -79,7 +81,7 @@ def selftest(
 _Case = tuple[str, str, nn.Module, nn.Module, Callable[[Audit], bool]]
 
 
-def _cases(net: nn.Module, robust: nn.Module | None) -> Iterator[_Case]:
+def _cases(net: nn.Module, robust: nn.Module | None, kappa: float) -> Iterator[_Case]:
     yield "itself", "NO EFFECT, not masked", net, net, _nothing
     yield "logits times 2^14", "masked by saturation, no gain", net, Louder(net), _fake("saturation")
     sloped: Any = retrofit(net, SReLU(10.0))
@@ -92,12 +94,12 @@ def _cases(net: nn.Module, robust: nn.Module | None) -> Iterator[_Case]:
     )
     small = retrofit(net, JumpReLU(1e-3))
     yield "a jump of 0.001", "no gain", net, small, lambda a: abs(a.verdict.counts.verified_gain) <= NEAR
-    jump = retrofit(net, JumpReLU(1.0))
-    yield "JumpReLU(1)", "masked by its jump, at most 3 points above its twin", net, jump, _jumped
+    jump, title = retrofit(net, JumpReLU(kappa)), f"JumpReLU({kappa:g})"
+    yield title, "a jump alarm, at most 3 points above its twin", net, jump, _jumped
     if robust is not None:
         yield "adversarial training", "GENUINE", net, robust, lambda a: a.verdict.effect == "GENUINE"
-        jump = retrofit(robust, JumpReLU(1.0))
-        yield "JumpReLU(1), adversarially trained", "at most 3 points above its twin", robust, jump, _jumped
+        jump = retrofit(robust, JumpReLU(kappa))
+        yield f"{title}, adversarially trained", "a jump alarm, at most 3 points above its twin", robust, jump, _jumped
 
 
 def _nothing(made: Audit) -> bool:

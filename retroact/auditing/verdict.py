@@ -112,11 +112,13 @@ class Verdict:
             f"(about {self.needs} would): {withstand}",
             "ABSTAINED": f"No verdict, for the attacks at hand may have missed something: {withstand}",
         }[self.effect]
-        if self.claim.startswith("MASKED"):
+        if self.claim.startswith("MASKED") and c.claimed_gain > 0:
             return (
                 f"{effect} The usual attack suggests otherwise ({c1} against {c0}) because the change blinds it, not "
                 "because the network became safer."
             )
+        if self.claim.startswith("MASKED"):
+            return f"{effect} The usual attack shows less of it ({c1} against {c0}) because the change blinds it."
         if self.claim == "WEAK PROTOCOL":
             return f"{effect} The usual attack ({c1} against {c0}) is too weak on both networks to be a measure."
         return f"{effect} The usual attack says much the same ({c1} against {c0})."
@@ -126,19 +128,16 @@ def judge(counts: Counts, alarms: Sequence[str], doubts: Sequence[str] = (), mar
     """The verdict from the counts, the mechanisms whose alarms fired, and the reasons to abstain.
 
     GENUINE: the interval of V1 − V0 lies above 0. HARMFUL: below. NO EFFECT: within ± `margin`. INCONCLUSIVE: none
-    of these. Any doubt makes it ABSTAINED. MASKED: the mirage exceeds `margin` and an alarm fired. WEAK PROTOCOL:
+    of these. Any doubt makes it ABSTAINED but for HARMFUL: what attacks missed on the retrofit could only add to
+    the harm. MASKED: the mirage exceeds `margin` and an alarm fired. WEAK PROTOCOL:
     the claimed attack overestimates the twin by more than `margin`, or the retrofit where no alarm says why.
+    Raises ValueError for a margin outside (0, 1).
     """
-    low, high = counts.interval
-    effect: Effect = "INCONCLUSIVE"
-    if doubts:
+    if not 0 < margin < 1:
+        raise ValueError(f"expected a margin in (0, 1), the accuracy difference that matters, got {margin}")
+    effect = _effect(counts.interval, margin)
+    if doubts and effect != "HARMFUL":
         effect = "ABSTAINED"
-    elif low > 0:
-        effect = "GENUINE"
-    elif high < 0:
-        effect = "HARMFUL"
-    elif -margin <= low and high <= margin and counts.n >= _smallest(margin):
-        effect = "NO EFFECT"
     masked = counts.mirage > margin and bool(alarms)
     weak = counts.overestimate > margin or (counts.mirage > margin and not alarms)
     claim: Claim = "HONEST"
@@ -151,32 +150,51 @@ def judge(counts: Counts, alarms: Sequence[str], doubts: Sequence[str] = (), mar
     return Verdict(effect, claim, mechanism, counts, tuple(doubts), needs)
 
 
-def _smallest(margin: float) -> int:
-    """Fewer examples than this cannot show that nothing happens: a change on none of n may be one on 3/n of all."""
-    return math.ceil(3 / margin)
+def _effect(interval: tuple[float, float], margin: float) -> Effect:
+    low, high = interval
+    if low > 0:
+        return "GENUINE"
+    if high < 0:
+        return "HARMFUL"
+    return "NO EFFECT" if -margin <= low and high <= margin else "INCONCLUSIVE"
 
 
 def settling(counts: Counts, margin: float = MARGIN) -> int:
-    """The n at which an interval of this spread would exclude 0 or lie within ± `margin`, whichever comes first."""
-    share, gain = (counts.gained + counts.lost) / counts.n, counts.verified_gain
-    variance = max(share - gain**2, 1 / counts.n)
-    room = max(abs(gain), margin - abs(gain))
-    return max(counts.n + 1, _smallest(margin), math.ceil(_Z**2 * variance / room**2))
+    """About the n at which an interval of this spread would exclude 0 or lie within ± `margin`, whichever is sooner.
+
+    Found by growing n until the interval of as many gained and lost in proportion is conclusive; rounded up to two
+    digits, as more of them would promise too much.
+    """
+    gained, lost = counts.gained / counts.n, counts.lost / counts.n
+    gain, variance = gained - lost, gained + lost - (gained - lost) ** 2
+    n = max(counts.n + 1, math.ceil(_Z**2 * variance / max(abs(gain), margin - abs(gain)) ** 2))
+    while _effect(bootstrap(gained * n, lost * n, n), margin) == "INCONCLUSIVE":
+        n = math.ceil(1.05 * n)
+    unit = int(10 ** max(0, math.floor(math.log10(n)) - 1))
+    return unit * math.ceil(n / unit)
 
 
 def mcnemar(gained: int, lost: int) -> float:
     """Exact two-sided p of McNemar's test: min(1, 2 P[Binomial(b + c, 1/2) ≤ min(b, c)]) (McNemar 1947)."""
-    n, least = gained + lost, min(gained, lost)
+    n, least = int(gained + lost), int(min(gained, lost))  # 2**n overflows in numpy's integers
+    if least < 0:
+        raise ValueError(f"expected counts of at least 0, got {gained} and {lost}")
     tail = sum(math.comb(n, i) for i in range(least + 1))
     return float(min(1.0, 2 * tail / 2**n))
 
 
-def bootstrap(gained: int, lost: int, n: int, draws: int = _DRAWS) -> tuple[float, float]:
-    """The 2.5 % and 97.5 % quantiles of (gained − lost)/n when n examples are drawn anew, with a fixed seed."""
-    if n < 1 or gained < 0 or lost < 0 or gained + lost > n:
+def bootstrap(gained: float, lost: float, n: int, draws: int = _DRAWS) -> tuple[float, float]:
+    """The 95 % interval of V1 − V0 when n examples are drawn anew, with a fixed seed: two quantiles.
+
+    One example is added to the gained and one to the lost before drawing (Bonett & Price 2012, J. Educ. Behav.
+    Stat. 37(4), who do so for a normal interval), as plain draws never show what no example of n has shown.
+    """
+    if n < 1 or gained < 0 or lost < 0 or gained + lost > n * (1 + 1e-12):
         raise ValueError(f"expected gained + lost ≤ n with n > 0, got {gained}, {lost}, n = {n}")
-    drawn = np.random.default_rng(0).multinomial(n, [gained / n, lost / n, 1 - (gained + lost) / n], size=draws)
-    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / n, [0.025, 0.975])
+    whole, rest = n + 2, max(0.0, n - gained - lost)
+    shares = [(gained + 1) / whole, (lost + 1) / whole, rest / whole]
+    drawn = np.random.default_rng(0).multinomial(whole, shares, size=draws)
+    low, high = np.quantile((drawn[:, 0] - drawn[:, 1]) / whole, [0.025, 0.975])
     return float(low), float(high)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from retroact.evaluation.metrics import clean_accuracy, rho, robust_accuracy, zero_gradient_share
-from retroact.experiments.store import Store
 from retroact.reports import plots
-from retroact.reports.tables import Line, grouped, lines, worst_cases
+from retroact.reports.tables import Line, grouped, worst_cases
 
 MOST_PICTURES = 8  # a page that loads at once; the store has the rest
 
@@ -25,16 +24,18 @@ def page(
     title: str = "retroact report",
     notes: Sequence[str] = (),
     figures: Sequence[tuple[str, str]] = (),
+    audits: Sequence[tuple[str, Mapping[str, Any]]] = (),
 ) -> str:
     """The page as a string. `notes` are sentences for its top, `figures` further ones of `plots` with their
-    captions. Raises ValueError where there is nothing."""
+    captions, `audits` what was audited with the audit's numbers. Raises ValueError where there is nothing."""
     if not found:
         raise ValueError("nothing to report: the store has no such cell; run an attack or a sweep first")
-    environment = Environment(loader=PackageLoader("retroact.reports", "."), autoescape=True, undefined=StrictUndefined)
-    return environment.get_template("report.html").render(
+    return rendered(
+        "report.html",
         title=title,
         notes=notes,
         figures=[(caption, Markup(figure)) for caption, figure in figures],
+        audits=audits,
         groups=[_group(group, members) for group, members in grouped(found)],
         curves=_curves(found),
         pictures=_pictures(found),
@@ -47,9 +48,10 @@ def page(
     )
 
 
-def report(found: Store | Sequence[Line], path: str | Path, *, title: str = "retroact report") -> Path:
-    """Writes the page of a store's cells, or of lines taken from one, to `path`; returns the path."""
-    return write(page(lines(found, images=True) if isinstance(found, Store) else found, title=title), path)
+def rendered(template: str, **values: Any) -> str:
+    """A template of this room with its values, all text escaped."""
+    environment = Environment(loader=PackageLoader("retroact.reports", "."), autoescape=True, undefined=StrictUndefined)
+    return environment.get_template(template).render(**values)
 
 
 def write(text: str, path: str | Path) -> Path:

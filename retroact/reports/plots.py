@@ -10,14 +10,23 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 from numpy.typing import NDArray
 
-from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
+from retroact.evaluation.metrics import clean_accuracy, robust_accuracy, wilson
 from retroact.evaluation.record import Record
 from retroact.reports.tables import Line
 
 REDS = LinearSegmentedColormap.from_list("white-to-red", ["#ffffff", "#fb6a4a", "#67000d"])
-INK, FAINT = "#1d2733", "#c9d1da"
+INK, FAINT, BEFORE, AFTER = "#1d2733", "#c9d1da", "#8a94a3", "#2563a8"
+THEMED = {
+    "#000000": "currentColor",
+    INK: "currentColor",
+    FAINT: "var(--line)",
+    BEFORE: "var(--grey)",
+    AFTER: "var(--blue)",
+}
+"""Colours that follow the page's style sheet, and so the reader's choice of light or dark."""
 CYCLE = ("#2563a8", "#c2410c", "#15803d", "#7c3aed", "#b91c1c", "#0e7490", "#a16207", "#4b5563")
 
 
@@ -85,6 +94,77 @@ def tuning(points: Sequence[Any], knob: str, chosen: float) -> str:
     return _svg(_plain(figure, axes))
 
 
+def claims(pairs: Sequence[tuple[str, tuple[float, float]]], n: int) -> str:
+    """Accuracies before (grey) and after (blue) a change, a pair of bars per title; Wilson's 95 % as a line."""
+    figure = Figure(figsize=(4.4, 0.5 + 0.85 * len(pairs)), layout="constrained")
+    axes = figure.add_subplot()
+    for i, (_, pair) in enumerate(pairs):
+        for shift, value, colour, name in ((-0.2, pair[0], BEFORE, "before"), (0.2, pair[1], AFTER, "after")):
+            low, high = (100 * v for v in wilson(round(value * n), n))
+            axes.barh(i + shift, 100 * value, color=colour, height=0.36, label=name if i == 0 else None)
+            axes.plot([low, high], [i + shift] * 2, color=INK, linewidth=1)
+            axes.text(max(high, 100 * value) + 1.5, i + shift, f"{100 * value:.1f}", va="center", fontsize=8)
+    axes.set_yticks(range(len(pairs)), [title for title, _ in pairs], fontsize=9)
+    axes.set_ylim(len(pairs) - 0.5, -0.5)
+    axes.set_xlim(0, 113)
+    axes.set_xticks(range(0, 101, 20))
+    axes.set_xlabel("images decided rightly, %", fontsize=8)
+    axes.legend(fontsize=8, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
+    return _svg(_plain(figure, axes))
+
+
+def climb(before: Sequence[float], after: Sequence[float]) -> str:
+    """The mean loss along the usual attack's steps; on a symmetric log axis where it spans more than two decades."""
+    figure, axes = _panel()
+    for values, colour, name in ((before, BEFORE, "before"), (after, AFTER, "after")):
+        axes.plot(range(len(values)), values, color=colour, linewidth=2, marker="o", markersize=2.5, label=name)
+    highest = [max((v for v in values if np.isfinite(v)), default=0.0) for values in (before, after)]
+    if max(highest) > 100 * max(min(highest), 0.1):
+        axes.set_yscale("symlog", linthresh=1)
+    axes.set_xlabel("step of the attack", fontsize=8)
+    axes.set_ylabel("mean cross-entropy", fontsize=8)
+    axes.legend(fontsize=8, frameon=False)
+    return _svg(_plain(figure, axes))
+
+
+def fidelity(before: Sequence[float], after: Sequence[float]) -> str:
+    """What a small step changed over what the gradient predicted, sorted; the band is 1/2 to 2, outliers are cut."""
+    figure, axes = _panel()
+    axes.axhspan(0.5, 2, color=FAINT, alpha=0.45, linewidth=0)
+    for values, colour, name in ((before, BEFORE, "before"), (after, AFTER, "after")):
+        if len(values):
+            axes.plot(np.linspace(0, 100, len(values)), np.clip(values, -2, 5), color=colour, linewidth=2, label=name)
+    axes.set_ylim(-2, 5)
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("images, sorted, %", fontsize=8)
+    axes.set_ylabel("actual / predicted change", fontsize=8)
+    axes.legend(fontsize=8, frameon=False, loc="upper left")
+    return _svg(_plain(figure, axes))
+
+
+def scale(before: float, after: float) -> str:
+    """The median margin of the logits before and after, on a log axis; no bar for what is not finite."""
+    figure, axes = _panel()
+    drawn = [v if np.isfinite(v) and v > 0 else 0.1 for v in (before, after)]
+    for i, (value, length, colour) in enumerate(zip((before, after), drawn, (BEFORE, AFTER), strict=True)):
+        axes.barh(i, length, color=colour, height=0.55)
+        axes.text(length, i, f"  {value:.3g}", va="center", fontsize=9)
+    axes.set_xscale("log")
+    axes.set_xlim(min(0.1, *(v / 3 for v in drawn)), 30 * max(1.0, *drawn))
+    axes.set_yticks([0, 1], ["before", "after"], fontsize=9)
+    axes.set_ylim(1.6, -0.6)
+    axes.set_xlabel("median margin of the logits", fontsize=8)
+    return _svg(_plain(figure, axes))
+
+
+def image(pixels: NDArray[np.float32]) -> str:
+    """One image (c, h, w) as a PNG in a data address, pixel by pixel."""
+    out = io.BytesIO()
+    shown = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+    imsave(out, np.clip(shown, 0, 1), cmap="gray", vmin=0, vmax=1, format="png")
+    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
 def pictures(record: Record, most: int = 6) -> str:
     """Clean images, adversarial images and |difference| (white to red, one scale), side by side, as PNG."""
     if record.examples is None or record.originals is None:
@@ -124,6 +204,11 @@ def _image(axes: Any, image: NDArray[np.float32]) -> None:
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
 
 
+def _panel() -> tuple[Figure, Any]:
+    figure = Figure(figsize=(3.6, 2.6), layout="constrained")
+    return figure, figure.add_subplot()
+
+
 def _plain(figure: Figure, axes: Any) -> Figure:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
@@ -135,8 +220,10 @@ def _plain(figure: Figure, axes: Any) -> Figure:
 
 def _svg(figure: Figure) -> str:
     out = io.StringIO()
-    figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = out.getvalue()
+    for colour, themed in THEMED.items():
+        text = text.replace(colour, themed)
     return text[text.index("<svg") :]
 
 

@@ -64,6 +64,10 @@ class Hardening:
     eps_factor: Positive = 1.0
     clean_weight: UnitInterval = 0.5
 
+    def __call__(self, net: nn.Module, train: Images, threat: ThreatModel, **how: Any) -> Hardened:
+        """`harden` by this recipe."""
+        return harden(net, train, threat, self, **how)
+
 
 @dataclass(frozen=True)
 class Dose:
@@ -167,7 +171,7 @@ class _Learner:
     def __init__(self, net: nn.Module, recipe: Hardening, example: Tensor) -> None:
         self._net, self._recipe = net, recipe
         self.work = copied(net) if recipe.learn in ("norms", "all") else retrofit(net, ReLU())
-        self.work.eval().requires_grad_(False)
+        self.work.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.activations: dict[str, _Learned] = {}
         if recipe.learn in ("shifts", "kappa", "slopes"):
             self.activations = _install(self.work, recipe.learn, example)

@@ -10,6 +10,7 @@ import pytest
 from retroact.evaluation.record import Record
 from retroact.experiments.store import Store
 from retroact.reports import html, plots, tables
+from retroact.reports.report import report
 from retroact.reports.tables import lines
 
 
@@ -82,7 +83,7 @@ def test_markdown_and_csv_hold_every_cell(store):
 
 
 def test_the_page_stands_on_its_own_and_says_what_was_run(store, tmp_path):
-    path = html.report(store, tmp_path / "page.html", title="A & B <ok>")
+    path = report(store, tmp_path / "page.html", title="A & B <ok>")
     text = path.read_text()
     assert not re.search(r"<(script|link|iframe)|(src|href)=.(?!data:|#)", text)
     assert "A &amp; B &lt;ok&gt;" in text

@@ -1,0 +1,38 @@
+"""report: what was found, written to a file of the kind that its name ends in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from retroact.experiments.store import Store
+from retroact.reports import audited, html
+from retroact.reports.audited import Audited
+from retroact.reports.tables import Line, as_csv, lines, markdown
+
+
+def report(found: Store | Sequence[Line] | Audited, path: str | Path, *, title: str | None = None) -> Path:
+    """Writes an audit, or a store's cells (or lines taken from one), to `path`: .html, .md, .json, cells also .csv.
+
+    `title` heads the page. Returns the path. Raises ValueError for another suffix and for a store without cells.
+    """
+    writers: dict[str, Callable[[], str]]
+    if isinstance(found, Store | Sequence):
+        cells = lines(found, images=True) if isinstance(found, Store) else found
+        writers = {
+            ".html": lambda: html.page(cells, title=title or "retroact report"),
+            ".md": lambda: markdown(cells) + "\n",
+            ".csv": lambda: as_csv(cells),
+            ".json": lambda: json.dumps([line.numbers() for line in cells], indent=2, default=str) + "\n",
+        }
+    else:
+        writers = {
+            ".html": lambda: audited.page(found, title=title or "retroact audit"),
+            ".md": lambda: audited.markdown(found, title=title or "retroact audit"),
+            ".json": lambda: audited.as_json(found),
+        }
+    suffix = Path(path).suffix.lower()
+    if suffix not in writers:
+        raise ValueError(f"cannot write {str(path)!r}; expected a name that ends in one of: {', '.join(writers)}")
+    return html.write(writers[suffix](), path)

@@ -1,0 +1,260 @@
+"""audit(): what it refuses, what it makes of odd input, and the verdicts that are known."""
+
+import dataclasses
+from functools import cache
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import retroact as ra
+from retroact.attacks.threat import L2, Linf
+from retroact.auditing.audit import Audit, audit
+from retroact.auditing.battery import Battery
+
+SMALL = Battery(steps=12, targets=3, targeted_steps=15, trial_steps=8, sample=20, queries=0)
+EPS = Linf(0.12)
+
+
+@cache
+def plain() -> nn.Module:
+    return ra.load("digits-cnn")
+
+
+@cache
+def data(n: int = 80) -> ra.Images:
+    return ra.data(f"digits[:{n}]")
+
+
+def jump(kappa: float = 0.5) -> nn.Module:
+    return ra.retrofit(plain(), ra.JumpReLU(kappa))
+
+
+def run(hard: object, n: int = 80, threat: object = EPS, twin: object = None, **how: object) -> Audit:
+    return audit(plain() if twin is None else twin, hard, data(n), threat, **{"battery": SMALL} | how)
+
+
+@cache
+def of_the_jump() -> Audit:
+    return run(jump())
+
+
+class Handmade(nn.Module):
+    """The digits net with a jump that somebody else wrote: no spec tells of it."""
+
+    def __init__(self, kappa: float) -> None:
+        super().__init__()
+        self.net, self.kappa = plain(), kappa
+
+    def forward(self, x: Tensor) -> Tensor:
+        inside = self.net.module
+        x = F.threshold(inside.conv1(x), self.kappa, 0.0)
+        x = inside.pool(F.threshold(inside.conv2(x), self.kappa, 0.0))
+        out: Tensor = inside.fc2(F.threshold(inside.fc1(x.flatten(1)), self.kappa, 0.0))
+        return out
+
+
+class Noisy(nn.Module):
+    """The digits net on images with noise of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = plain()(x + 0.1 * torch.randn_like(x))
+        return out
+
+
+# -------------------------------------------------------------------------------- known verdicts
+
+
+def test_a_slope_is_masked_by_saturation():
+    made = run(ra.retrofit(plain(), ra.SReLU(10.0)))
+    assert made.verdict.claim.startswith("MASKED") and made.verdict.mechanism == "saturation"
+    assert made.verdict.effect != "GENUINE" and made.verdict.counts.claimed_gain > 0.3
+
+
+def test_a_jump_is_masked_by_its_jump():
+    made = of_the_jump()
+    assert made.verdict.claim.startswith("MASKED") and made.verdict.mechanism == "jump"
+    assert made.verdict.effect != "GENUINE" and made.verdict.counts.mirage > 0.05
+    assert {r.title for r in made.alarms} >= {"gradient fidelity"}
+
+
+def test_the_numbers_are_plain_and_repeat():
+    first, again = of_the_jump().numbers(), run(jump()).numbers()
+    for numbers in (first, again):
+        numbers["pedigree"] = {k: v for k, v in numbers["pedigree"].items() if k != "seconds"}
+        for side in numbers["attacks"].values():
+            for one in side:
+                one.pop("seconds", None)
+    assert first == again
+    assert first["n"] == 80 and first["verdict"] == str(of_the_jump())
+    assert first["verified"] == of_the_jump().retrofit.verified.mean()
+
+
+def test_a_jump_that_no_spec_tells_of_is_never_genuine():
+    blind = run(Handmade(0.5))
+    assert "gradient fidelity" in {r.title for r in blind.alarms}
+    assert not any("kernel" in r.title for r in blind.retrofit.runs)
+    assert blind.verdict.effect != "GENUINE"
+    if blind.verdict.counts.verified_gain > 0:
+        assert blind.verdict.effect == "ABSTAINED" and "surrogate=" in str(blind)
+
+
+def test_a_surrogate_answers_a_jump_without_a_spec():
+    guide = ra.refit(jump(), ra.JumpReLU(0.5).surrogate(8 / 0.5))
+    blind, seeing = run(Handmade(0.5)), run(Handmade(0.5), surrogate=guide)
+    assert any("your surrogate" in r.title for r in seeing.retrofit.runs)
+    assert seeing.retrofit.verified.sum() < blind.retrofit.verified.sum()
+
+
+def test_any_two_networks_will_do():
+    tuned = ra.load("digits-cnn")
+    with torch.no_grad():
+        for p in tuned.parameters():
+            p += 0.01 * p.std() * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
+    made = run(tuned)
+    assert "MASKED" not in made.verdict.claim and made.verdict.effect in ("NO EFFECT", "INCONCLUSIVE")
+    assert made.alarms == ()
+
+
+def test_the_claimed_attack_is_the_users():
+    made = run(plain(), claimed=ra.FGSM())
+    assert made.claimed_attack == "FGSM(loss='cross_entropy')" or made.claimed_attack.startswith("FGSM(")
+    assert made.twin.runs[0].attack == made.claimed_attack
+    assert made.verdict.claim == "WEAK PROTOCOL"  # one step leaves many that fall
+
+
+def test_too_few_examples_say_how_many_it_takes():
+    made = run(plain(), 25)
+    assert made.verdict.effect == "INCONCLUSIVE" and made.verdict.needs > 25
+    assert f"about n = {made.verdict.needs} would settle it" in str(made)
+
+
+def test_an_l2_radius_works_too():
+    made = run(jump(), 40, L2(1.0))
+    assert made.verdict.effect != "GENUINE" and made.threat == "L2(eps=1.0)"
+
+
+def test_the_networks_stay_as_they_were():
+    hard = jump().train()
+    before = {k: v.clone() for k, v in hard.state_dict().items()}
+    run(hard, 30)
+    assert hard.training and all(torch.equal(v, before[k]) for k, v in hard.state_dict().items())
+    assert all(p.grad is None for p in [*hard.parameters(), *plain().parameters()])
+
+
+def test_progress_ends_where_it_says():
+    seen = []
+    run(plain(), 25, progress=lambda *at: seen.append(at))
+    assert [done for done, _ in seen] == list(range(1, seen[-1][1] + 1))
+
+
+# ------------------------------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize("eps", [0.5, 0.7, 1.0])
+def test_a_radius_at_which_nothing_can_survive_is_refused(eps):
+    with pytest.raises(ValueError, match="nothing can survive"):
+        run(plain(), 25, Linf(eps))
+
+
+def test_a_threat_without_gradients_is_refused():
+    for access in ("score", "decision"):
+        with pytest.raises(ValueError, match="attacks with gradients"):
+            run(plain(), 25, Linf(0.1, access=access))
+
+
+def other_classes() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 7))
+
+
+def other_shape() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (other_classes, "10 classes and the defended network 7"),
+        (other_shape, "defended network fails on images of shape"),
+        (lambda: nn.Sequential(nn.Conv2d(1, 10, 3)), "expected logits of shape"),
+    ],
+)
+def test_networks_for_other_tasks_are_refused(make, words):
+    with pytest.raises(ValueError, match=words):
+        run(make(), 25)
+
+
+def test_labels_and_images_pass_the_doors():
+    part = data(25)
+    for change, words in (
+        ({"labels": part.labels + 10}, "labels at least 0 and below 10"),
+        ({"labels": torch.full_like(part.labels, -1)}, "labels at least 0"),
+        ({"images": 255 * part.images}, "divide by 255"),
+    ):
+        given = {"images": part.images, "labels": part.labels, "index": part.index, "name": "bad"} | change
+        with pytest.raises(ValueError, match=words):
+            audit(plain(), plain(), SimpleNamespace(**given), EPS, battery=SMALL)
+
+
+def test_a_network_at_chance_is_refused_by_name():
+    torch.manual_seed(0)
+    lost = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    nn.init.zeros_(lost[1].weight)
+    with pytest.raises(ValueError, match="the defended network decides .* nothing to audit"):
+        run(lost)
+    with pytest.raises(ValueError, match="the twin decides"):
+        run(plain(), twin=lost)
+
+
+def test_a_randomised_network_needs_draws():
+    with pytest.raises(ValueError, match="draws=20"):
+        run(Noisy(), 25)
+    made = run(Noisy(), 25, draws=3)
+    assert made.verdict.counts.n == 25 and made.verdict.effect != "GENUINE"
+
+
+def test_a_margin_that_is_none_is_refused():
+    with pytest.raises(ValueError, match="margin in"):
+        run(plain(), 25, margin=0.0)
+
+
+# ----------------------------------------------------------------------------------- the doubts
+
+
+def test_an_attack_that_does_not_bite_makes_it_abstain():
+    """A network that rounds its images away: no gradient reaches them, and nothing falls at any eps."""
+
+    class Deaf(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = plain()((x * 4).round() / 4 + 0.0 * x)
+            return out
+
+    made = run(Deaf(), 40)
+    assert made.verdict.effect != "GENUINE"
+    assert made.verdict.effect == "ABSTAINED" and "the attacks do not bite" in str(made)
+    assert "zero gradient" in {r.title for r in made.alarms}
+
+
+def test_controls_run_with_a_whole_battery_only():
+    whole = dataclasses.replace(SMALL, queries=30)
+    roles = {r.role for side in run(plain(), 25, battery=whole).sides for r in side.runs}
+    assert roles == {"claimed", "white box", "control"}
+    assert {r.role for side in run(plain(), 25).sides for r in side.runs} == {"claimed", "white box"}
+
+
+def test_a_wide_l2_radius_is_audited_and_half_the_diagonal_refused():
+    """Half the diagonal of the box (8 here) reaches one grey image from all others."""
+    made = run(plain(), 25, L2(3.0), battery=dataclasses.replace(SMALL, queries=20))
+    assert np.mean(made.retrofit.verified) < 0.1
+    with pytest.raises(ValueError, match="expected eps below 4"):
+        run(plain(), 25, L2(4.0))
+
+
+def test_a_retrofit_made_with_an_example_needs_no_shape():
+    bare = ra.Classifier(plain().module)
+    hard = ra.retrofit(bare, ra.JumpReLU(0.5), example=data(25).images[:2])
+    made = run(hard, 25, twin=bare)
+    assert any("kernel" in r.title for r in made.retrofit.runs)

@@ -1,0 +1,122 @@
+"""The audit's own test passes on the digits net, and fails for an audit that is blind, damns everything or nothing."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+
+import retroact as ra
+from retroact.auditing import selftest as selftesting
+from retroact.auditing.audit import Audit
+from retroact.auditing.battery import Battery
+from retroact.auditing.selftest import Check, selftest
+from retroact.nets.zoo import NETWORKS
+from retroact.training.fit import fit
+from retroact.training.recipes import MixedFGSM, Standard
+
+# Small enough for seconds, and enough for what is asked here: 100 images, a few dozen gradients each.
+SMALL = Battery(steps=15, targets=3, targeted_steps=20, trial_steps=10, sample=24, queries=0)
+EPS = ra.Linf(0.12)
+
+
+@cache
+def scaled() -> nn.Module:
+    """The digits net with all pre-activations twice as large: the same function, bit for bit.
+
+    A jump of 1 is one of 0.5 here. The net as it is has pre-activations so small that a jump of 1 wrecks it.
+    """
+    net = ra.load("digits-cnn")
+    inside = net.module
+    with torch.no_grad():
+        inside.conv1.weight *= 2
+        for layer in (inside.conv1, inside.conv2, inside.fc1):
+            layer.bias *= 2
+        inside.fc2.weight /= 2
+    return net
+
+
+@cache
+def robust() -> nn.Module:
+    torch.manual_seed(0)
+    recipe = MixedFGSM(Standard(epochs=15, lr=0.1, batch=64), ratio=0.6, eps=0.12)
+    return fit(NETWORKS["digits-cnn"](), ra.data("digits/train"), recipe)
+
+
+@cache
+def data() -> ra.Images:
+    return ra.data("digits[:100]")
+
+
+def run(**how: object) -> dict[str, Check]:
+    return {check.title: check for check in selftest(scaled(), data(), EPS, battery=SMALL, **how)}
+
+
+@cache
+def honest_run() -> dict[str, Check]:
+    return run(robust=robust())
+
+
+def test_the_scaled_net_is_the_net():
+    x = ra.data("digits[:40]").images
+    with torch.no_grad():
+        assert torch.equal(scaled()(x), ra.load("digits-cnn")(x))
+
+
+def test_all_checks_pass():
+    checks = honest_run()
+    assert len(checks) == 7
+    assert all(check.passed for check in checks.values()), [str(c) for c in checks.values() if not c.passed]
+    assert all(str(check).startswith(f"passed: {title}: expected ") for title, check in checks.items())
+    jump = checks["JumpReLU(1)"].audit.verdict
+    assert jump.mechanism == "jump" and "MASKED" in jump.claim
+    assert checks["adversarial training"].audit.verdict.counts.verified_gain > 0.1
+
+
+def test_a_fake_that_decides_as_the_net_does_has_the_very_same_verified_accuracy():
+    made = honest_run()["logits times 2^14"].audit
+    assert made.twin.verified.tolist() == made.retrofit.verified.tolist()
+    assert made.retrofit.claimed.mean() > made.twin.claimed.mean() + 0.3
+
+
+def test_without_kernels_it_fails():
+    checks = run(kernels=())
+    assert not checks["JumpReLU(1)"].passed and checks["itself"].passed
+    assert str(checks["JumpReLU(1)"]).startswith("FAILED: JumpReLU(1): expected ")
+    assert checks["JumpReLU(1)"].audit.verdict.counts.verified_gain > 0.03
+
+
+def wrongly(monkeypatch: pytest.MonkeyPatch, **said: object) -> dict[str, Check]:
+    """The self-test of an audit that finds the same facts and always says the same of them."""
+    made = iter([check.audit for check in honest_run().values()])
+    monkeypatch.setattr(selftesting, "audit", lambda *a, **k: with_verdict(next(made), **said))
+    done: list[tuple[int, int]] = []
+    checks = run(robust=robust(), progress=lambda *at: done.append(at))
+    assert done == [(k, 7) for k in range(1, 8)]
+    return checks
+
+
+def with_verdict(made: Audit, **said: object) -> Audit:
+    return replace(made, verdict=replace(made.verdict, **said))
+
+
+def test_the_replay_of_the_facts_alone_passes(monkeypatch):
+    assert all(check.passed for check in wrongly(monkeypatch).values())
+
+
+def test_an_audit_that_damns_everything_fails(monkeypatch):
+    checks = wrongly(monkeypatch, effect="HARMFUL", claim="MASKED", mechanism="saturation and jump")
+    assert not checks["itself"].passed and not checks["adversarial training"].passed
+
+
+def test_an_audit_that_passes_everything_fails(monkeypatch):
+    checks = wrongly(monkeypatch, effect="GENUINE", claim="HONEST", mechanism="")
+    failed = {title for title, check in checks.items() if not check.passed}
+    assert failed >= {"itself", "logits times 2^14", "SReLU(10) beside its folded net", "JumpReLU(1)"}
+
+
+def test_an_audit_that_never_commits_itself_fails(monkeypatch):
+    checks = wrongly(monkeypatch, effect="ABSTAINED", claim="HONEST", mechanism="")
+    failed = {title for title, check in checks.items() if not check.passed}
+    assert failed >= {"itself", "logits times 2^14", "adversarial training"}

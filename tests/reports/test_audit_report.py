@@ -1,0 +1,213 @@
+"""The report of an audit: every number is the audit's, the page stands on its own, and nothing is hidden."""
+
+import base64
+import io
+import json
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import retroact as ra
+from retroact.experiments.store import Store
+from retroact.reports import audited, plots
+from retroact.reports.html import rendered
+from retroact.reports.report import report
+
+PNG = r'src="data:image/png;base64,([^"]+)"'
+
+
+@dataclass
+class Fell:
+    row: int
+    label: int
+    decided: int
+    image: Any
+    x_adv: Any
+    by: str
+
+
+@dataclass
+class Half:
+    fallen: list[Fell]
+
+
+@dataclass
+class Told:
+    """What a report asks of an audit, with numbers of one's own."""
+
+    found: dict[str, Any]
+    sides: tuple[Half, Half]
+
+    def numbers(self) -> dict[str, Any]:
+        return self.found
+
+
+def reading(title: str, mechanism: str, value: float, twin: float, fired: bool, **more: Any) -> dict[str, Any]:
+    said = {"about": f"What {title} asks.", "source": "Somebody 2020", "ratio": False, "threshold": 0.05}
+    return {"title": title, "mechanism": mechanism, "value": value, "twin": twin, "fired": fired} | said | more
+
+
+def ran(title: str, felled: int, **more: Any) -> dict[str, Any]:
+    plain = {"title": title, "attack": f"{title}(steps=7)", "role": "white box", "asked": 80, "felled": felled}
+    return plain | {"gradients": 560, "zero_gradients": 0, "queries": 640, "seconds": 1.25} | more
+
+
+def numbers(**changed: Any) -> dict[str, Any]:
+    shared = {"twin": "net", "network": "net + <JumpReLU>", "data": "d[:80]", "threat": "Linf(eps=0.1)", "n": 80}
+    said = {"effect": "NO EFFECT", "claim": "MASKED, WEAK PROTOCOL", "mechanism": "jump", "doubts": [], "needs": 0}
+    texts = {"verdict": "NO EFFECT; whole sentence", "plainly": "The change does not make it harder & safer."}
+    shares = {"clean": 0.95, "clean_twin": 1.0, "claimed": 0.8, "claimed_twin": 0.5, "verified": 0.3}
+    counts = {"verified_twin": 0.25, "gained": 6, "lost": 2, "p": 0.289, "interval": [-0.0125, 0.1125]}
+    curve = {"loss": [0.1, 0.5, 0.9], "fidelity": [-30.0, 0.9, 1.0, 40.0], "margin": 9.5}
+    run = {
+        "claimed_attack": "PGD(steps=40)",
+        "battery": "Battery(steps=30)",
+        "indicators": [
+            reading("gradient fidelity", "jump", 0.475, 0.0, True),
+            reading("logit scale", "saturation", 12.0, 11.0, False, ratio=True, threshold=5.0),
+        ],
+        "attacks": {"network": [ran("PGD", 10), ran("APGD", 40, zero_gradients=560)], "twin": [ran("FGSM", 11)]},
+        "curves": {"network": curve, "twin": curve | {"fidelity": [1.0, 1.01]}},
+        "pedigree": {
+            "seed": 3,
+            "device": "cpu",
+            "machine": "m",
+            "versions": "python 3, torch 2",
+            "gradients_per_image": [7.0, 14.0],
+            "seconds": [1.25, 2.5],
+        },
+    }
+    return shared | said | texts | shares | counts | run | changed
+
+
+@pytest.fixture
+def told() -> Told:
+    image = np.linspace(0, 1, 16, dtype=np.float32).reshape(1, 4, 4)
+    fell = Fell(5, 7, 1, image, np.clip(image + 0.1, 0, 1), "APGD <margin>")
+    return Told(numbers(), (Half([]), Half([fell])))
+
+
+def test_the_page_stands_on_its_own_for_phones_and_for_the_dark(told, tmp_path):
+    text = report(told, tmp_path / "a.html", title="A & B").read_text()
+    assert not re.search(r"<(script|link|iframe)|(src|href)=.(?!data:|#)|@import|url\((?!#)", text)
+    assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text
+    assert "<h1>A &amp; B</h1>" in text and "net + &lt;JumpReLU&gt;" in text and "<JumpReLU>" not in text
+    drawn = "".join(re.findall(r"<svg.*?</svg>", text, re.S))
+    assert text.count("<svg") == 4 and "var(--blue)" in drawn and "currentColor" in drawn
+    assert not re.search(r"#(000000|ffffff|2563a8|1d2733)", drawn)  # nothing that would vanish on the other ground
+    assert [p.name for p in tmp_path.iterdir()] == ["a.html"]
+
+
+def test_the_page_says_what_the_audit_says(told):
+    text = audited.page(told)
+    assert "The change does not make it harder &amp; safer." in text and "NO EFFECT; whole sentence" in text
+    for badge in ("NO EFFECT", "MASKED by jump", "WEAK PROTOCOL"):
+        assert re.search(rf'class="badge[^"]*">{badge}</span>', text)
+    for said in (
+        "McNemar&#39;s exact p = 0.29",
+        "-1.2 to +11.2",
+        "6 of 80 images",
+        "2 only before",
+        "n = 80",
+        "Seed 3",
+    ):
+        assert said in text, said
+    for said in ("PGD(steps=7)", "APGD(steps=7)", "FGSM(steps=7)", "What gradient fidelity asks.", "python 3, torch 2"):
+        assert said in text, said
+    assert text.count('class="fired">fired') == 1 and text.count('class="silent">silent') == 1
+    assert '<td class="number fired">560</td>' in text and "&gt; before × 5" in text
+
+
+def test_the_table_has_both_networks_and_wilsons_intervals():
+    clean, claimed, verified = audited.table(numbers())
+    assert [r["what"] for r in (clean, claimed, verified)] == ["clean", "claimed", "verified"]
+    assert (verified["before"], verified["after"], verified["difference"]) == (0.25, 0.3, "+5.0")
+    assert verified["before_bounds"] == ra.wilson(20, 80) and verified["after_bounds"] == ra.wilson(24, 80)
+    assert claimed["difference"] == "+30.0" and clean["difference"] == "-5.0"
+
+
+def test_the_images_that_fell_are_shown_pixel_by_pixel(told):
+    text = audited.page(told)
+    before, after = (np.array(Image.open(io.BytesIO(base64.b64decode(p))).convert("L")) for p in re.findall(PNG, text))
+    fell = told.sides[1].fallen[0]
+    assert np.abs(before / 255 - fell.image[0]).max() < 0.005 and np.abs(after / 255 - fell.x_adv[0]).max() < 0.005
+    assert re.search(r"7 → <span class=\"wrong\">1</span> by APGD &lt;margin&gt;, 0\.100", text)
+    colours = plots.image(np.stack([np.full((2, 2), v, np.float32) for v in (1.0, 0.5, 0.0)]))
+    pixel = Image.open(io.BytesIO(base64.b64decode(colours.split(",")[1]))).convert("RGB").getpixel((0, 0))
+    assert pixel == (255, 127, 0)
+
+
+def test_doubts_and_what_was_not_masked_are_said(told):
+    told.found |= {"doubts": ["Square felled 9 of 10"], "effect": "ABSTAINED", "claim": "HONEST", "mechanism": ""}
+    assert "Doubt: Square felled 9 of 10." in audited.page(told)
+    assert "- Doubt: Square felled 9 of 10" in audited.markdown(told)
+    assert "promises no more than what was verified" in audited.why(told.found)
+    silent = [r | {"fired": False} for r in told.found["indicators"]]
+    assert audited.why(told.found | {"indicators": silent}).startswith("No indicator fired")
+    assert "jumps" in audited.why(numbers()) and "rounded flat" not in audited.why(numbers())
+
+
+def test_markdown_holds_every_run_and_every_indicator(told):
+    text = audited.markdown(told)
+    assert "| verified | 25.0 % | 30.0 % | +5.0 |" in text
+    assert "| gradient fidelity | jump | 0.475 | 0 | > before + 0.05 | fired |" in text
+    assert "| APGD | `APGD(steps=7)` | white box | 80 | 40 | 560 | 1.2 |" in text
+    assert "| FGSM |" in text and text.count("\n| --- |") == 4
+
+
+def test_json_is_strict_and_equal_to_the_numbers(told):
+    told.found["curves"]["network"] = {"loss": [0.5, math.inf], "fidelity": [], "margin": math.nan}
+    read = json.loads(audited.as_json(told), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    assert read["curves"]["network"] == {"loss": [0.5, None], "fidelity": [], "margin": None}
+    assert {k: v for k, v in read.items() if k != "curves"} == {k: v for k, v in told.found.items() if k != "curves"}
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("margin", [math.nan, math.inf, 0.0, 1e38])
+def test_a_broken_network_still_gets_its_page(told, margin):
+    broken = {"loss": [0.1, math.inf, math.nan], "fidelity": [], "margin": margin}
+    told.found["curves"]["network"] = broken
+    text = audited.page(told)
+    assert text.count("<svg") == 4
+    told.found["curves"] = {}
+    assert audited.page(told).count("<svg") == 1
+
+
+def test_the_files_suffix_says_its_kind(told, tmp_path):
+    assert report(told, tmp_path / "a.md").read_text().startswith("# retroact audit\n")
+    assert json.loads(report(told, tmp_path / "a.JSON").read_text())["effect"] == "NO EFFECT"
+    for name in ("a.pdf", "a", "a.csv"):
+        with pytest.raises(ValueError, match=r"ends in one of: \.html, \.md, \.json"):
+            report(told, tmp_path / name)
+    with Store(tmp_path / "s.sqlite") as store:
+        assert json.loads(report(store, tmp_path / "s.json").read_text()) == []
+        with pytest.raises(ValueError, match=r"\.csv"):
+            report(store, tmp_path / "s.pdf")
+    assert sorted(p.suffix for p in tmp_path.iterdir() if p.suffix != ".sqlite") == [".JSON", ".json", ".md"]
+
+
+def test_a_real_audit_reports_itself(tmp_path):
+    net = ra.load("digits-cnn")
+    made = ra.audit(net, ra.retrofit(net, ra.JumpReLU(1.0)), ra.data("digits[:60]"), ra.Linf(0.1), battery="quick")
+    text = ra.report(made, tmp_path / "audit.html").read_text()
+    found = json.loads(ra.report(made, tmp_path / "audit.json").read_text())
+    counts = made.verdict.counts
+    assert (found["claimed_twin"], found["claimed"]) == counts.claimed
+    assert (found["verified_twin"], found["verified"]) == counts.verified
+    assert [r["title"] for r in found["indicators"] if r["fired"]] == [r.title for r in made.alarms]
+    assert all(r["about"] and r["source"] for r in found["indicators"])
+    assert len(re.findall(PNG, text)) == 2 * sum(len(side.fallen) for side in made.sides) > 0
+    for side in made.sides:
+        assert all(f"<td>{run.title}<div" in text for run in side.runs)
+
+
+def test_the_page_of_a_store_can_hold_audits():
+    shown = {"title": "t", "notes": [], "figures": [], "groups": [], "curves": [], "pictures": [], "runs": []}
+    text = rendered("report.html", **shown, audits=[("SReLU <100>", numbers())], written="now")
+    assert "SReLU &lt;100&gt;" in text and "25.0 → 30.0" in text and "NO EFFECT; MASKED by jump, WEAK PROTOCOL" in text
+    assert "What the audits say" not in rendered("report.html", **shown, audits=[], written="now")

@@ -1,0 +1,119 @@
+"""Hardening learns what it says and nothing else, keeps what it is told to keep, and makes a network harder to fool."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import retroact as ra
+from retroact.attacks.driver import craft
+from retroact.evaluation.evaluate import decide
+from retroact.retrofitting.activations import JumpReLU, PerSite, SReLU
+from retroact.training.hardening import Hardening, _jumped, harden
+
+THREAT = ra.Linf(0.1)
+BRIEF = Hardening(steps=6, batch=64, attack_steps=2)
+
+
+@pytest.fixture(scope="module")
+def net():
+    return ra.load("digits-cnn")
+
+
+@pytest.fixture(scope="module")
+def train():
+    return ra.data("digits/train")
+
+
+@pytest.fixture(scope="module")
+def held():
+    return ra.data("digits/validation")
+
+
+def robust(net, data, threat):
+    made = craft(ra.PGD(20, loss="margin"), net, data.images, data.labels, data.index, threat)
+    return float(((decide(net, made.x_adv) == data.labels) & (decide(net, data.images) == data.labels)).float().mean())
+
+
+def test_learned_shifts_make_the_network_harder_to_fool(net, train, held):
+    made = harden(net, train, THREAT, Hardening(steps=100, batch=128, lr=0.1), seed=0)
+    assert robust(made.net, held, THREAT) > robust(net, held, THREAT) + 0.03
+    assert made.net.retrofit.activation.sha256 and made.dose == 1.0
+
+
+def test_the_net_itself_stays_as_it_was(net, train):
+    before = copy.deepcopy(net.state_dict())
+    harden(net, train, THREAT, BRIEF)
+    assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
+    assert all(p.requires_grad for p in net.parameters())
+
+
+def test_only_shifts_and_the_logits_biases_are_learned(net, train):
+    made = harden(net, train, THREAT, BRIEF)
+    last = [m for m in net.modules() if isinstance(m, nn.Linear)][-1]
+    before, after = dict(net.named_parameters()), dict(made.net.named_parameters())
+    changed = [name for name in before if not torch.equal(before[name], after[name])]
+    assert [before[name] is last.bias for name in changed] == [True]
+    assert made.learned < made.parameters and made.share == made.learned / made.parameters
+
+
+@pytest.mark.parametrize(("learn", "kind"), [("kappa", JumpReLU), ("slopes", SReLU)])
+def test_kappa_and_slopes_come_out_as_an_activation_for_each_site(net, train, learn, kind):
+    made = harden(net, train, THREAT, Hardening(learn=learn, steps=10, batch=64, attack_steps=2, lr=0.05))
+    activation = made.net.retrofit.activation
+    assert isinstance(activation, PerSite) and all(isinstance(a, kind) for a in activation.activations)
+    assert any(a != a.neutral for a in activation.activations)
+
+
+def test_all_learns_every_weight_and_norms_only_norms_and_logits(train):
+    plain = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10))
+    plain(train.images[:2])
+    net = ra.Classifier(plain, shape=tuple(train.images.shape[1:]))
+    every = harden(net, train, THREAT, Hardening(learn="all", steps=2, batch=32, attack_steps=1))
+    assert every.learned == every.parameters
+    made = harden(net, train, THREAT, Hardening(learn="norms", steps=2, batch=32, attack_steps=1))
+    assert made.learned == 6 + 6 + 10
+    before, after = net.state_dict(), made.net.state_dict()
+    moved = {k for k in before if not torch.equal(before[k], after[k])}
+    assert moved == {"module.1.weight", "module.1.bias", "module.4.bias"}
+
+
+def test_the_dose_keeps_what_was_asked_for(net, train, held):
+    recipe = Hardening(steps=40, batch=64, lr=0.1)  # at a radius that costs far too much, on purpose
+    made = harden(net, train, ra.Linf(0.3), recipe, keep=0.9, held=held)
+    assert made.curve[0].dose == 0.0 and made.curve[-1].dose == made.dose < 1.0
+    assert made.curve[-1].clean >= 0.9 * made.curve[0].clean > made.curve[1].clean
+    kept = float((decide(made.net, held.images) == held.labels).float().mean())
+    assert kept == pytest.approx(made.curve[-1].clean)
+
+
+def test_the_same_seed_learns_the_same(net, train):
+    one, other = (harden(net, train, THREAT, BRIEF, seed=3).net for _ in range(2))
+    assert one.retrofit == other.retrofit
+    assert one.retrofit != harden(net, train, THREAT, BRIEF, seed=4).net.retrofit
+
+
+def test_the_gradient_of_a_jump_for_kappa_is_that_of_the_smooth_step():
+    z, kappa = torch.linspace(-1, 2, 50), torch.tensor([0.5], requires_grad=True)
+    out = _jumped(z, kappa)
+    assert torch.equal(out.detach(), JumpReLU(0.5)(z))
+    (gradient,) = torch.autograd.grad(out.sum(), kappa)
+    beta = 8.0 / 0.5
+    s = torch.sigmoid(beta * (z - 0.5))
+    torch.testing.assert_close(gradient, -(beta * z * s * (1 - s)).sum()[None])
+
+
+def test_bad_input_is_refused(net, train, held):
+    with pytest.raises(ValueError, match="test data"):
+        harden(net, ra.data("digits"), THREAT, BRIEF)
+    with pytest.raises(ValueError, match="test data"):
+        harden(net, train, THREAT, BRIEF, keep=0.9, held=ra.data("digits"))
+    with pytest.raises(ValueError, match="give held="):
+        harden(net, train, THREAT, BRIEF, keep=0.9)
+    with pytest.raises(ValueError, match="keep in"):
+        harden(net, train, THREAT, BRIEF, keep=1.5, held=held)
+    with pytest.raises(ValueError, match="already carries"):
+        harden(ra.retrofit(net, ra.JumpReLU(0.4)), train, THREAT, BRIEF)
+    with pytest.raises(ValueError, match="no dose keeps"):
+        harden(net, train, ra.Linf(0.4), Hardening(steps=20, lr=5.0), keep=1.0, held=held, doses=(1.0,))
