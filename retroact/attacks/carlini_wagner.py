@@ -18,7 +18,7 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from retroact.attacks.geometry import dual_norm, each, inward
+from retroact.attacks.geometry import TINY, dual_norm, each, inward, norm
 from retroact.attacks.goals import Aim
 from retroact.attacks.losses import margin
 from retroact.attacks.oracle import Oracle
@@ -27,6 +27,7 @@ from retroact.attacks.threat import Access, Norm, ThreatModel
 from retroact.spec import AtLeast0, Count, Positive, Within, spec
 
 _DOWN, _UP = 1.5, 10.0  # between one c and the next, until it is known from both sides
+_REACH = 1.0
 _INNER = 0.999  # tanh reaches the edges of the box at infinity, and is too flat to leave them from nearby
 
 
@@ -58,18 +59,30 @@ class CarliniWagner:
         rows = torch.arange(len(x), device=x.device)
         logits, seen, slope = oracle.tangent(x, rows, partial(margin, aim=aim))
         found.keep(x, logits, rows)
-        c = 2 * (margin(seen, aim).abs() + self.confidence) / dual_norm(inward(slope, x), "l2") ** 2
+        away = (margin(seen, aim).abs() + self.confidence) / dual_norm(inward(slope, x), "l2")
+        c = 2 * away / dual_norm(inward(slope, x), "l2")
         rows = rows[c.isfinite()]  # a dead gradient at the clean image leads nowhere
+        # Adam's first steps move all of w alike: no farther than a share of the way to the linearised boundary
+        rates = (_REACH * away / norm(2 * x * (1 - x), "l2").clamp_min(TINY)).clamp_max(self.learning_rate)
         c, low, high = c[rows], torch.zeros_like(c[rows]), torch.full_like(c[rows], torch.inf)
         for left in range(self.search_steps if len(rows) else 0, 0, -1):
-            reached = self._descend(oracle, found, x, aim[rows], rows, c, last=left == 1)
+            reached = self._descend(oracle, found, x, aim[rows], rows, c, rates[rows], last=left == 1)
             low, high = c.where(~reached, low), c.where(reached, high)
             c = torch.where(low == 0, high / _DOWN, torch.where(high.isinf(), low * _UP, (low * high).sqrt()))
         found.pull(oracle, self.probes)
         return found.polish(oracle, self.probes)
 
     def _descend(
-        self, oracle: Oracle, found: Smallest, x: Tensor, aim: Aim, rows: Tensor, c: Tensor, *, last: bool
+        self,
+        oracle: Oracle,
+        found: Smallest,
+        x: Tensor,
+        aim: Aim,
+        rows: Tensor,
+        c: Tensor,
+        rates: Tensor,
+        *,
+        last: bool,
     ) -> Tensor:
         """One round of Adam from the best points so far; returns which examples reached the goal in it, bool (m,).
 
@@ -82,8 +95,8 @@ class CarliniWagner:
             logits, seen, slope = oracle.tangent(at, rows, partial(margin, aim=aim))
             reached |= found.keep(at, logits, rows)
             pull = slope.mul_(each(-c * (margin(seen, aim) < self.confidence), at)).add_(at - clean, alpha=2)
-            rate = self.learning_rate * (cosine(i, steps, 1.0, 0.01) if last else 1.0)
-            w.sub_(adam(pull.mul_(2 * at * (1 - at))), alpha=rate)
+            rate = rates * (cosine(i, steps, 1.0, 0.01) if last else 1.0)
+            w.sub_(adam(pull.mul_(2 * at * (1 - at))).mul_(each(rate, at)))
         return reached
 
 

@@ -24,8 +24,8 @@ from retroact.attacks.threat import Access, Norm, ThreatModel
 from retroact.spec import AtLeast0, Count, Within, spec
 
 _NUDGE = 0.03  # of the perturbation so far, added to each step: steps from inside never quite arrive
-_HOPELESS = 1.25  # a class that seems this much farther than the best is not asked for its slope
-_SURE = 1.1  # the same, where its slope has been seen at the point before
+_HOPELESS = 1.5  # a class that seems this much farther than the best is not asked for its slope
+_SURE = 1.25  # the same, where its slope has been seen at the point before
 _FEW = 0.5  # a smaller part of the points gets a graph of its own: a backward pass costs about two forward passes
 
 

@@ -408,6 +408,29 @@ def test_the_gradient_attacks_are_not_weaker_than_foolboxs(name, ours, theirs, t
 
 
 @needs_mnist
+@needs_foolbox
+@needs_autoattack
+@pytest.mark.slow
+def test_on_a_residual_network_none_is_weaker_than_its_peer():
+    from pyautoattack.autopgd_base import APGDAttack
+
+    net, images, eps = ra.load("resnet20-cifar10"), ra.data("cifar10[:40]"), 1 / 255
+    x, y, index = images.images, images.labels, images.index
+    clean = right(net, x, y)
+    peers = [
+        (ra.FGSM(), ra.Foolbox("LinfFastGradientAttack")),
+        (ra.BIM(steps=5), ra.Foolbox("LinfBasicIterativeAttack", steps=5)),
+        (ra.PGD(steps=5, relative_step=0.25), ra.Foolbox("LinfPGD", steps=5, rel_stepsize=0.25)),
+    ]
+    for ours, theirs in peers:
+        made = [right(net, craft(a, net, x, y, index, ra.Linf(eps)).x_adv, y) for a in (ours, theirs)]
+        assert made[0] <= made[1] + (1 if isinstance(ours, ra.PGD) else 0) and made[1] < clean, (ours, made)
+    peer = APGDAttack(net, n_iter=10, norm="Linf", eps=eps, loss="dlr", device="cpu", logger=logging.getLogger("quiet"))
+    ours = right(net, craft(ra.APGD(steps=10, loss="dlr"), net, x, y, index, ra.Linf(eps)).x_adv, y)
+    assert ours <= right(net, peer.perturb(x, y), y) + 1  # random starts
+
+
+@needs_mnist
 def test_a_slope_of_100_masks_cross_entropy_and_falls_to_margins_as_the_plain_net_does():
     plain, x, y, index = mnist("lenet-mnist")
     steep = mnist("SReLU(alpha=100.0)")[0]

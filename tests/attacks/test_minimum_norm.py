@@ -378,6 +378,7 @@ def retrofits() -> dict[str, Callable[[], nn.Module]]:
         "robust": lambda: ra.load("lenet-mnist-robust"),
         "jump": lambda: ra.retrofit(ra.load("lenet-mnist"), ra.JumpReLU(1.0)),
         "sloped": lambda: ra.retrofit(ra.load("lenet-mnist"), ra.SReLU(10.0)),
+        "resnet": lambda: ra.load("resnet20-cifar10"),
     }
 
 
@@ -406,7 +407,7 @@ PEERS = [
 
 
 @needs_mnist
-@pytest.mark.parametrize("which", ["base", "robust", "jump", "sloped"])
+@pytest.mark.parametrize("which", ["base", "robust", "jump", "sloped", "resnet"])
 @pytest.mark.parametrize(
     ("attack", "p", "peer", "options"), PEERS, ids=lambda v: str(v) if not isinstance(v, dict) else ""
 )
@@ -415,7 +416,7 @@ def test_no_weaker_than_foolbox(which, attack, p, peer, options):
     foolbox = pytest.importorskip("foolbox")
     import retroact as ra
 
-    net, data = retrofits()[which]().eval(), ra.data("mnist[:50]")
+    net, data = retrofits()[which]().eval(), ra.data("cifar10[:10]" if which == "resnet" else "mnist[:50]")
     torch.manual_seed(0)
     model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
     theirs, _, _ = getattr(foolbox.attacks, peer)(**options)(model, data.images, data.labels, epsilons=None)
