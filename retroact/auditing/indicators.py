@@ -24,6 +24,7 @@ from retroact.attacks.goals import Aim
 from retroact.attacks.losses import LossFunction, cross_entropy, margin
 from retroact.attacks.oracle import Network, Oracle, device_of, evaluating, in_float
 from retroact.attacks.threat import L2, Linf, ThreatModel
+from retroact.retrofitting.lean import lean
 
 Mechanism = Literal["saturation", "jump"]
 
@@ -45,6 +46,7 @@ class Glance:
     ) -> None:
         device = device_of(network)
         self.network, self.threat, self.seed = network, threat, seed
+        self._cheap = lean(network) if isinstance(network, nn.Module) else network
         self.x, self.y, self.index = x.to(device), y.to(device), index.to(device)
         self.gradients = 0
 
@@ -115,16 +117,16 @@ class Glance:
         return _share(~logits.isfinite().all(1))
 
     def _logits(self, x: Tensor) -> Tensor:
-        with torch.no_grad(), evaluating(self.network):
-            return torch.cat([in_float(self.network, part) for part in x.split(_CHUNK)])
+        with torch.no_grad(), evaluating(self._cheap):
+            return torch.cat([in_float(self._cheap, part) for part in x.split(_CHUNK)])
 
     def _gradient(self, x: Tensor, loss: LossFunction, rows: Tensor | None = None) -> _Pass:
         """A pass at the images `x`, which belong to the points `rows` (None: all)."""
         self.gradients += 1
         parts, labels = [], self.y if rows is None else self.y[rows]
-        with evaluating(self.network):
+        with evaluating(self._cheap):
             for part, y in zip(x.split(_CHUNK), labels.split(_CHUNK), strict=True):
-                aim, oracle = Aim(y), Oracle(self.network, len(y))
+                aim, oracle = Aim(y), Oracle(self._cheap, len(y))
                 logits, gradient = oracle.gradient(part, torch.arange(len(y)), partial(loss, aim=aim))
                 parts.append((loss(logits, aim), gradient, aim.reached(logits), oracle.nonfinite.to(x.device)))
         return _Pass(*(torch.cat(column) for column in zip(*parts, strict=True)))
