@@ -29,7 +29,7 @@ from retroact.evaluation.evaluate import decide
 from retroact.spec import show
 from retroact.training.hardening import Hardening
 
-FOOLBOX = ("LinfPGD", "LinfBasicIterativeAttack", "LinfDeepFoolAttack", "LinfFMNAttack")
+FOOLBOX = ("LinfPGD", "LinfBasicIterativeAttack", "LinfDeepFoolAttack", "LInfFMNAttack")
 
 
 def main() -> None:
