@@ -197,4 +197,7 @@ def described(network: Network) -> str:
     """What a person calls this network: its name and, where it was retrofitted, how."""
     name = getattr(network, "name", "") or type(network).__name__
     retrofit = getattr(network, "retrofit", None)
-    return name if retrofit is None else f"{name} + {retrofit}"
+    if retrofit is None:
+        return name
+    # on all sites, which is what a person means who does not name them
+    return f"{name} + {retrofit.activation if getattr(retrofit, 'sites', '') == '*' else retrofit}"
