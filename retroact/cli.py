@@ -422,6 +422,7 @@ def audit(
     from retroact import checkpoint
     from retroact.auditing.audit import CLAIMED
     from retroact.auditing.audit import audit as run
+    from retroact.experiments.executors import one_thread
     from retroact.nets.data import data as read
     from retroact.reports import audited
     from retroact.reports.html import write
@@ -434,7 +435,7 @@ def audit(
     else:
         changed = checkpoint.load(against, weights=against_weights or None)
     images, attack, radius = read(data), CLAIMED if claimed is None else _spec(claimed, "norms"), _spec(threat, "norm")
-    with _bar("audit") as progress:
+    with _bar("audit") as progress, one_thread():
         made = run(
             twin,
             changed,
