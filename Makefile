@@ -27,7 +27,8 @@ check: $(VENV)/.dev
 bench: $(VENV)/.dev
 	$(ONE) $(BIN)/python bench/inference.py
 	$(BIN)/python -m pip install --quiet --no-deps torchattacks
-	$(ONE) $(BIN)/python bench/attacks.py
+	$(ONE) $(BIN)/python bench/attacks.py --net lenet-mnist --n 200
+	$(ONE) $(BIN)/python bench/attacks.py --net resnet20-cifar10 --n 32
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make_reference.py

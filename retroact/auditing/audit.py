@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retroact.attacks.driver import CHUNK, Attack
+from retroact.attacks.driver import Attack
 from retroact.attacks.expectation import Expectation
 from retroact.attacks.oracle import Network, device_of, evaluating, in_float
 from retroact.attacks.pgd import PGD
@@ -39,7 +39,7 @@ from retroact.auditing.battery import (
 from retroact.auditing.indicators import Glance, Reading, indicators
 from retroact.auditing.verdict import MARGIN, Verdict, counted, judge
 from retroact.doors import check_images, check_labels, warn_of_probabilities
-from retroact.evaluation.evaluate import Examples, described
+from retroact.evaluation.evaluate import Examples, decide, described
 from retroact.spec import show
 
 CLAIMED = PGD(steps=40, relative_step=1 / 30)
@@ -143,7 +143,7 @@ def audit(
     `draws` averages randomised networks over so many draws. `margin` is the accuracy difference that matters.
 
     Raises ValueError for networks that do not fit each other or the data, that decide at chance or at random
-    (without `draws`), for a threat without gradient access, and for an L_inf radius at which nothing can survive.
+    (without `draws`), for a threat without gradient access, and for a radius at which nothing can survive.
     """
     spent = QUICK if battery == "quick" else Battery() if battery is None else battery
     if draws:
@@ -244,17 +244,10 @@ def _look(
     twin: Network, defended: Network, data: Examples, threat: ThreatModel, seed: int
 ) -> tuple[list[Reading], dict[str, Any]]:
     """The readings on the first points that both decide rightly, and the curves behind them for a picture."""
-    right = torch.ones(len(data.labels), dtype=torch.bool)
     x, y = data.images, data.labels
-    accuracies = []
-    for net in (twin, defended):
-        with torch.no_grad(), evaluating(net):
-            device = device_of(net)
-            decided = torch.cat([in_float(net, part.to(device)).argmax(1).cpu() for part in x.split(CHUNK)])
-        accuracies.append(float((decided == y).float().mean()))
-        right &= decided == y
-    _refuse_chance(accuracies, y)
-    rows = right.nonzero()[:POINTS, 0]
+    right = [decide(net, x) == y for net in (twin, defended)]
+    _refuse_chance([float(r.float().mean()) for r in right], y)
+    rows = (right[0] & right[1]).nonzero()[:POINTS, 0]
     glances = [Glance(net, x[rows], y[rows], data.index[rows], threat, seed) for net in (defended, twin)]
     readings = [ask(*glances) for ask in indicators()]
     return readings, {name: _curves(g) for name, g in zip(("network", "twin"), glances, strict=True)}

@@ -130,7 +130,7 @@ class Side:
     """One network under the battery, example by example, all (n,): `clean` right, standing under the claimed
     attack (`claimed`), under all of them (`verified`), and which run felled it first (`felled_by`, −1: none).
 
-    `fallen` keeps some rows with their adversarial images; `broken` counts examples without finite logits.
+    `fallen` keeps some rows with their adversarial images.
     """
 
     clean: NDArray[np.bool_]

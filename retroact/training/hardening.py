@@ -27,6 +27,7 @@ from retroact.attacks.geometry import project, random_start, steepest
 from retroact.attacks.goals import Aim
 from retroact.attacks.losses import margin
 from retroact.attacks.threat import ThreatModel
+from retroact.evaluation.evaluate import decide
 from retroact.nets.data import Images
 from retroact.retrofitting.activations import (
     Activation,
@@ -81,7 +82,8 @@ class Dose:
 class Hardened:
     """The hardened network, what was learned of it (`learned` of `parameters` numbers), and at which cost.
 
-    `curve` has the doses that were tried, from the plain network (0) to all of what was learned (1).
+    `curve` has the doses that were tried, from the plain network (0) to all of what was learned (1);
+    it is empty where there were no held-out images to try them on.
     """
 
     net: nn.Module
@@ -129,7 +131,7 @@ def harden(
     began = time.monotonic()
     learner = _Learner(net, recipe, train.images[:2])
     _learn(learner, train, threat, recipe, seed, progress)
-    curve = [Dose(0.0, 1.0)]
+    curve: list[Dose] = []
     dose, made = 1.0, learner.made(1.0)
     if held is not None:
         base = _accuracy(net, held)
@@ -354,9 +356,5 @@ def _frozen(net: nn.Module) -> Iterator[None]:
             p.requires_grad_(True)
 
 
-@torch.no_grad()
 def _accuracy(net: nn.Module, images: Images) -> float:
-    device = next(net.parameters()).device
-    pairs = zip(images.images.split(200), images.labels.split(200), strict=True)
-    right = sum(int((net(x.to(device)).argmax(1).cpu() == y).sum()) for x, y in pairs)
-    return right / len(images)
+    return float((decide(net, images.images) == images.labels).float().mean())
