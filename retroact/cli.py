@@ -715,6 +715,38 @@ def report(
 
 
 @app.command()
+def study(
+    paper: Annotated[str, typer.Argument(help="jumprelu or srelu")],
+    only: Annotated[
+        list[str] | None, typer.Option(help="one item, such as figure_2; may be given several times")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="a few hundred images, minutes in all")] = False,
+    out_: Annotated[Path, typer.Option("--out", help="folder for PAPER.html, PAPER.md and the figures")] = Path(
+        "studies"
+    ),
+    store: StoreOption = Path("retroact-studies.sqlite"),
+    workers: Annotated[int, typer.Option(help="processes; 0: one per core")] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a paper's tables and figures anew, beside the published numbers, with a verdict on each claim."""
+    import warnings
+
+    from retroact.experiments.store import Store
+    from retroact.studies.study import study as made_of
+    from retroact.studies.study import written
+
+    warnings.filterwarnings("ignore")  # of the libraries beneath; alarms of ours stand in the tables
+    with Store(store) as opened, _bar(f"study {paper}") as progress:
+        found = made_of(paper, opened, only=only or (), quick=quick, workers=workers or _cores(), progress=progress)
+    if as_json:
+        return _print_json([{"claim": said, "answer": c.answer, "because": c.because} for said, c, _ in found.claims])
+    for said, claim, _ in found.claims:
+        out.print(f"{claim.answer}: {said} ({claim.because})", highlight=False, markup=False, soft_wrap=True)
+    for path in written(found, out_):
+        err.print(f"wrote {path}", highlight=False, soft_wrap=True)
+
+
+@app.command()
 def export(
     net: NetArgument,
     to: Annotated[Path, typer.Argument(help="FILE.onnx or FILE.pt2")],

@@ -35,7 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "reports",
     },
 }
-MAY_IMPORT["cli"] = MAY_IMPORT["demo"] | {"demo"}
+MAY_IMPORT["studies"] = MAY_IMPORT["demo"]
+MAY_IMPORT["cli"] = MAY_IMPORT["demo"] | {"demo", "studies"}
 FILES = sorted(p for p in HOUSE.rglob("*.py") if p != HOUSE / "__init__.py")
 
 

@@ -28,6 +28,9 @@ CREATE TABLE IF NOT EXISTS cells (
   written TEXT NOT NULL, record BLOB NOT NULL,
   kept INTEGER NOT NULL, images BLOB
 );
+CREATE TABLE IF NOT EXISTS facts (
+  key TEXT PRIMARY KEY, what TEXT NOT NULL, written TEXT NOT NULL, seconds REAL NOT NULL, facts TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY, key TEXT NOT NULL, written TEXT NOT NULL);
 """
 
@@ -104,6 +107,18 @@ class Store:
         if found is None:
             raise KeyError(f"no cell {key} in {self.path}; `retroact list store` shows those that are there")
         return from_bytes(*found)
+
+    def put_facts(self, key: str, what: str, facts: Mapping[str, Any], seconds: float) -> None:
+        """Writes plain numbers that are no record (see `facts`), and how long they took."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        with self._transaction():
+            row = (key, what, now, seconds, json.dumps(dict(facts)))
+            self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?, ?)", row)
+
+    def read_facts(self, key: str) -> tuple[dict[str, Any], float] | None:
+        """Stored plain numbers and their seconds; None where there are none."""
+        found = self._db.execute("SELECT facts, seconds FROM facts WHERE key = ?", (key,)).fetchone()
+        return None if found is None else (json.loads(found[0]), float(found[1]))
 
     def rows(self, glob: str = "*") -> list[Row]:
         """The finished cells whose key or print matches `glob`, oldest first."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,63 @@ def curves(group: Sequence[Line]) -> str:
     axes.set_ylim(0, 101)
     axes.legend(fontsize=7, frameon=False)
     return _svg(_plain(figure, axes))
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve: its name, y over x, whether it was measured (thick) or published (thin), and which colour it has."""
+
+    name: str
+    x: Sequence[float | str]
+    y: Sequence[float]
+    published: bool = False
+    colour: int = 0
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set of axes. `x` values that are texts stand equally spaced."""
+
+    title: str
+    series: Sequence[Series]
+    xlabel: str = ""
+    ylabel: str = ""
+    ylim: tuple[float, float] | None = (0, 101)
+
+
+def panels(made: Sequence[Panel], *, columns: int = 3, height: float = 2.5) -> str:
+    """Curves side by side under one legend: measured ones thick with dots, published ones thin and dashed."""
+    columns = min(columns, len(made))
+    rows = -(-len(made) // columns)
+    figure = Figure(figsize=(9.6 if columns > 1 else 6.4, 0.4 + height * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes, panel in zip(grid.flat, made, strict=False):
+        for one in panel.series:
+            style = {"linewidth": 0.8, "linestyle": "--"} if one.published else {"linewidth": 1.8, "marker": "o"}
+            axes.plot(one.x, one.y, markersize=3, color=CYCLE[one.colour % len(CYCLE)], label=one.name, **style)
+        axes.set_title(panel.title, fontsize=9)
+        axes.set_xlabel(panel.xlabel, fontsize=8)
+        axes.set_ylabel(panel.ylabel, fontsize=8)
+        if panel.ylim is not None:
+            axes.set_ylim(*panel.ylim)
+        _plain(figure, axes)
+    for axes in grid.flat[len(made) :]:
+        axes.set_axis_off()
+    named: dict[str, Any] = {}
+    for axes in grid.flat:
+        named |= {name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
+    where: dict[str, Any] = {"loc": "outside lower center", "ncols": min(7, len(named)), "fontsize": 7}
+    figure.legend(list(named.values()), list(named), frameon=False, **where)
+    return _svg(figure)
+
+
+def standalone(svg: str) -> str:
+    """The figure with colours of its own, for a file that no style sheet reaches."""
+    for colour, themed in THEMED.items():
+        svg = svg.replace(themed, colour if themed != "currentColor" else INK)
+    return (
+        svg if "xmlns=" in svg.split(">", 1)[0] else svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+    )
 
 
 def tuning(points: Sequence[Any], knob: str, chosen: float) -> str:

@@ -34,6 +34,9 @@ class Standard:
 
     The learning rate is a function of the step alone (`lr_at`), so that a resumed run needs no scheduler.
     `one-cycle`: linear from lr/25 up to lr over the first quarter of all steps, then half a cosine down to 0.
+    `restarts` (one-cycle only): after each of these epochs the rate jumps to lr times `factor` (squared after
+    the second, ...) and falls by half a cosine again (Loshchilov and Hutter 2017), so that a finished net
+    can be trained on.
     `steps`: lr times `factor` for every epoch of `milestones` that is behind. `constant`: lr.
     `augment`: random crops with 4 black pixels of padding, and horizontal flips.
     """
@@ -46,6 +49,7 @@ class Standard:
     schedule: Literal["one-cycle", "steps", "constant"] = "one-cycle"
     milestones: tuple[int, ...] = ()
     factor: UnitInterval = 0.2
+    restarts: tuple[int, ...] = ()
     augment: bool = False
     bf16: bool = False
     channels_last: bool = False
@@ -64,10 +68,14 @@ class Standard:
         if self.schedule == "steps":
             behind = sum(step >= m * steps_per_epoch for m in self.milestones)
             return self.lr * float(self.factor**behind)
-        at = step / max(1, self.epochs * steps_per_epoch)
-        if at < 0.25:
+        bounds = [0, *self.restarts, self.epochs]
+        cycle = sum(step >= r * steps_per_epoch for r in self.restarts)
+        first, last = bounds[cycle], bounds[cycle + 1]
+        at = (step / max(1, steps_per_epoch) - first) / max(1, last - first)
+        if cycle == 0 and at < 0.25:
             return self.lr * (1 + 24 * at / 0.25) / 25
-        return self.lr * 0.5 * (1 + math.cos(math.pi * (at - 0.25) / 0.75))
+        peak, warm = self.lr * float(self.factor**cycle), 0.25 if cycle == 0 else 0.0
+        return peak * 0.5 * (1 + math.cos(math.pi * (at - warm) / (1 - warm)))
 
 
 @spec

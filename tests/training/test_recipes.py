@@ -100,3 +100,13 @@ def test_fgsm_is_made_in_eval_mode_and_leaves_flags_and_gradients() -> None:
 
 def test_a_ratio_of_nothing_is_the_standard_recipe() -> None:
     assert MixedFGSM(ratio=0.0)(_net(), X, Y) is X
+
+
+def test_a_restart_begins_a_new_cosine_at_a_lower_peak():
+    recipe = Standard(epochs=30, lr=0.2, factor=0.5, restarts=(10, 20))
+    at = {epoch: recipe.lr_at(epoch * 100, 100) for epoch in (2.5, 10, 15, 20, 25)}
+    assert at == pytest.approx({2.5: 0.2, 10: 0.1, 15: 0.05, 20: 0.05, 25: 0.025})
+    assert [recipe.lr_at(s, 100) for s in range(1000)] == [
+        Standard(epochs=10, lr=0.2).lr_at(s, 100) for s in range(1000)
+    ]
+    assert recipe.lr_at(2999, 100) < 1e-6 < 0.01 > recipe.lr_at(999, 100)

@@ -1,0 +1,194 @@
+"""A study as a page and as Markdown: tables, figures and claims, each measured number beside the published one.
+
+What a study yields are these parts. Published numbers stand in columns called "published" and in thin lines, nowhere
+else.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Literal
+
+from markupsafe import Markup
+
+from retroact.reports import plots
+from retroact.reports.html import rendered
+
+Answer = Literal["holds", "holds under the paper's protocol only", "does not hold", "not tested"]
+TONES: dict[str, str] = {
+    "holds": "good",
+    "holds under the paper's protocol only": "warn",
+    "does not hold": "bad",
+    "not tested": "plain",
+}
+
+Value = str | float | None
+"""What stands in a table: a text, a number, or nothing (None)."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """A paragraph; `code` between backticks, **strong** between pairs of stars."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a head; numbers are printed with `digits`. A `folded` one opens when it is clicked."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[Value, ...], ...]
+    digits: int = 1
+    folded: bool = False
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.head):
+                raise ValueError(f"{self.title}: expected {len(self.head)} values in each row, got {row}")
+
+    def texts(self) -> list[list[str]]:
+        """The rows as they are printed."""
+        return [[self._text(name, v) for name, v in zip(self.head, row, strict=True)] for row in self.rows]
+
+    def _text(self, name: str, value: Value) -> str:
+        if value is None or value != value:
+            return "–"
+        if isinstance(value, str):
+            return value
+        if isinstance(value, int):
+            return str(value)
+        return f"{value:{'+' if name.startswith('difference') else ''}.{self.digits}f}"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of `plots` (SVG, or an img element) and what it shows."""
+
+    caption: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a measurement says of the claim filed under `about` in published.json."""
+
+    about: str
+    answer: Answer
+    because: str
+
+
+Part = Text | Table | Figure | Claim
+
+
+@dataclass(frozen=True)
+class Item:
+    """One table or figure of the paper, made anew: its parts, and what they were made from."""
+
+    name: str
+    title: str
+    parts: tuple[Part, ...]
+    command: str
+    used: tuple[str, ...] = ()
+    seconds: float = 0.0
+
+    @property
+    def shown(self) -> tuple[Part, ...]:
+        """Everything but the claims, which have a table of their own."""
+        return tuple(p for p in self.parts if not isinstance(p, Claim))
+
+    @property
+    def footnote(self) -> str:
+        """The command, data, seeds and minutes of computing behind the numbers."""
+        made = [*self.used, f"{self.seconds / 60:.1f} minutes"]
+        return f"`{self.command}` · {' · '.join(made)}"
+
+
+@dataclass(frozen=True)
+class Study:
+    """A whole paper: its items in order, and what it claims, by the name of the claim."""
+
+    name: str
+    title: str
+    source: str
+    items: tuple[Item, ...]
+    said: dict[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def claims(self) -> list[tuple[str, Claim, str]]:
+        """What was said, the answer, and the item that gives it."""
+        given = [(c, item.name) for item in self.items for c in item.parts if isinstance(c, Claim)]
+        unknown = [c.about for c, _ in given if c.about not in self.said]
+        if unknown:
+            raise ValueError(f"no claim in published.json is called {unknown}; it has {sorted(self.said)}")
+        return [(self.said[c.about], c, name) for c, name in given]
+
+    @property
+    def unanswered(self) -> list[str]:
+        """Claims that no item of these answers."""
+        given = {c.about for _, c, _ in self.claims}
+        return [name for name in self.said if name not in given]
+
+
+def markdown(study: Study, folder: str) -> tuple[str, dict[str, str]]:
+    """The study as Markdown, and its figures by file name; the text links them under `folder`."""
+    figures: dict[str, str] = {}
+    parts = [f"# {study.title}", study.source, *study.notes, "## Claims", _claims_table(study)]
+    for item in study.items:
+        parts += [f"## {item.title}", *_markdown_parts(item, folder, figures), f"<sub>{item.footnote}</sub>"]
+    return "\n\n".join(parts) + "\n", figures
+
+
+def page(study: Study) -> str:
+    """The study as one self-contained page."""
+    return rendered(
+        "study.html",
+        title=study.title,
+        study=study,
+        tones=TONES,
+        kind=lambda part: type(part).__name__,
+        rich=_rich,
+        markup=Markup,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def _claims_table(study: Study) -> str:
+    rows = [(said, f"**{c.answer}**", c.because, name) for said, c, name in study.claims]
+    rows += [(study.said[name], "not answered by these items", "", "") for name in study.unanswered]
+    return _table(("the paper says", "verdict", "because", "see"), rows)
+
+
+def _markdown_parts(item: Item, folder: str, figures: dict[str, str]) -> Iterable[str]:
+    for part in item.shown:
+        if isinstance(part, Text):
+            yield part.text
+        elif isinstance(part, Figure):
+            drawn = part.svg.startswith("<svg")
+            if drawn:
+                name = f"{item.name}-{1 + sum(n.startswith(f'{item.name}-') for n in figures)}.svg"
+                figures[name] = plots.standalone(part.svg)
+            yield f"![{part.caption}]({folder}/{name})\n\n{part.caption}" if drawn else f"{part.caption}: see the page"
+        elif isinstance(part, Table):
+            made = _table(part.head, part.texts())
+            heading = f"**{part.title}**"
+            yield f"<details><summary>{part.title}</summary>\n\n{made}\n\n</details>" if part.folded else heading
+            if not part.folded:
+                yield made
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in rows])
+
+
+def _rich(text: str) -> Markup:
+    """The few signs of Markdown that a `Text` knows, as HTML; everything else escaped."""
+    safe = str(Markup.escape(text))
+    safe = re.sub(r"`([^`]+)`", r"<code>\1</code>", safe)
+    return Markup(re.sub(r"\*\*([^*]+)\*\*", r"<strong>\1</strong>", safe))

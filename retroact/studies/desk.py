@@ -1,0 +1,71 @@
+"""The desk of a study: where its items get their numbers, from the store or made now, and what they used."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeVar
+
+from retroact.evaluation.record import Record
+from retroact.experiments.cell import Cell
+from retroact.experiments.facts import Measurement, measured
+from retroact.experiments.store import Store
+from retroact.experiments.sweep import sweep
+
+T = TypeVar("T")
+
+
+class Desk:
+    """Gives items their numbers; `quick` asks for a few hundred images instead of thousands.
+
+    `used` and `seconds` grow with what an item asks for, whether it was stored or made now: they are its footnote.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        quick: bool = False,
+        workers: int = 1,
+        progress: Callable[[float], None] = lambda part: None,
+    ) -> None:
+        self.store, self.quick, self._workers, self._progress = store, quick, workers, progress
+        self.used: dict[str, None] = {}
+        self.seconds = 0.0
+
+    def pick(self, quick: T, full: T) -> T:
+        """`quick` or `full`, as the study was asked for."""
+        return quick if self.quick else full
+
+    def records(self, cells: Iterable[Cell], *, keep: int = 0) -> list[Record]:
+        """The record of each cell, in order: missing ones are run, all at once where several workers are there."""
+        asked = list(cells)
+        found = sweep(
+            asked,
+            self.store,
+            workers=self._workers,
+            keep=keep,
+            progress=lambda done, total: self._progress(done / max(1, total)),
+        )
+        by_cell = dict(zip(dict.fromkeys(asked), found, strict=True))
+        for cell in by_cell:
+            self._note(cell.data, cell.seed)
+        self.seconds += sum(float(r.pedigree.get("seconds", 0.0)) for r in by_cell.values())
+        return [by_cell[cell] for cell in asked]
+
+    def facts(self, what: Measurement) -> dict[str, Any]:
+        """Plain numbers of any other measurement."""
+        found = measured(what, self.store)
+        self.seconds += found.seconds
+        self._note(getattr(what, "data", ""), getattr(what, "seed", 0))
+        return found.facts
+
+    def all_facts(self, asked: Sequence[Measurement]) -> list[dict[str, Any]]:
+        """`facts` of several measurements, with progress."""
+        found = []
+        for i, what in enumerate(asked):
+            self._progress(i / len(asked))
+            found.append(self.facts(what))
+        return found
+
+    def _note(self, data: str, seed: int) -> None:
+        self.used |= dict.fromkeys([part for part in (data, f"seed {seed}") if part])

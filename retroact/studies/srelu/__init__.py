@@ -1,0 +1,1 @@
+"""Borji 2020, Sloped ReLU: figures 1 to 10."""

@@ -1,0 +1,60 @@
+"""The three networks of Borji 2020, their eps grids and slices, and how their cells are written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from retroact.attacks.threat import Linf
+from retroact.experiments.cell import Cell, Model
+from retroact.retrofitting.activations import SReLU
+
+SLOPES = (0.5, 1.0, 2.0, 5.0, 10.0, 100.0)
+
+
+@dataclass(frozen=True)
+class Net:
+    """A network of the paper: its name there and in published.json, its zoo name, which sites get the slope,
+    the pixel radii of its figures, and its data set."""
+
+    title: str
+    key: str
+    net: str
+    sites: str
+    eps: tuple[float, ...]
+    data: str
+    original: int
+
+    def model(self, activation: Any) -> Model:
+        """The network with `activation` at the paper's sites."""
+        return Model(self.net, activation, self.sites)
+
+    def sloped(self, alpha: float) -> Model:
+        """The network at slope `alpha`."""
+        return self.model(SReLU(alpha))
+
+    def slice(self, n: int) -> str:
+        """The first `n` test images."""
+        return f"{self.data}[:{n}]"
+
+    def cells(
+        self, model: Model, attack: Any, n: int, *, eps: tuple[float, ...] | None = None, **others: Any
+    ) -> list[Cell]:
+        """One cell for each radius above 0."""
+        return [Cell(model, self.slice(n), attack, Linf(e), **others) for e in eps or self.eps if e > 0]
+
+
+MNIST_EPS = (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3)
+CIFAR_EPS = (0.0, 0.003, 0.007, 0.01, 0.05, 0.1)
+
+MNIST = Net("MNIST CNN", "mnist", "mnist-cnn", "*", MNIST_EPS, "mnist", 10_000)
+CNN1 = Net("CIFAR10-CNN1", "cifar10_cnn1", "cifar10-cnn1", "*", CIFAR_EPS, "cifar10", 1017)
+CNN2 = Net("CIFAR10-CNN2", "cifar10_cnn2", "cifar10-cnn1", "fc*", CIFAR_EPS, "cifar10", 1017)
+"""CNN1's weights with the slope after the first two fully connected layers alone."""
+
+NETS = (MNIST, CNN1, CNN2)
+
+
+def said(number: float) -> str:
+    """A slope or radius as published.json names it: 0.5, 1, 100."""
+    return f"{number:g}"

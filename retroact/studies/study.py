@@ -1,0 +1,109 @@
+"""study("srelu"): every item of a paper, made from the store, as one `Study` that reports can print.
+
+An item is a module of the paper's folder called figure_… or table_… or truth…; the first line of its docstring is its
+title, and its `make(desk)` yields the parts. Nothing else has to be told about it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from retroact.experiments.store import Store
+from retroact.reports import studied
+from retroact.reports.html import write
+from retroact.reports.studied import Item, Study
+from retroact.studies.desk import Desk
+from retroact.studies.published import claims, published
+
+PAPERS = {
+    "jumprelu": "JumpReLU, made anew and audited",
+    "srelu": "Sloped ReLU, made anew and audited",
+}
+PUBLISHED = "Published numbers stand in columns called “published” and in thin lines."
+KINDS = ("table", "figure", "truth", "question")
+"""What an item's file may be called after, in the order of the page."""
+
+
+def items(paper: str) -> list[str]:
+    """The names of a paper's items, in the order of the page. Raises ValueError for another paper."""
+    if paper not in PAPERS:
+        raise ValueError(f"there is no study of {paper!r}; expected one of: {', '.join(PAPERS)}")
+    package = importlib.import_module(f"retroact.studies.{paper}")
+    names = [m.name for m in pkgutil.iter_modules(package.__path__) if m.name.split("_")[0] in KINDS]
+    return sorted(names, key=_place)
+
+
+def study(
+    paper: str,
+    store: Store,
+    *,
+    only: Sequence[str] = (),
+    quick: bool = False,
+    workers: int = 1,
+    progress: Callable[[float, int], None] = lambda done, total: None,
+) -> Study:
+    """Makes the items `only` (all where it is empty) of `paper`; what the store has is not run again.
+
+    Raises ValueError for an item that is not there.
+    """
+    known = items(paper)
+    unknown = [name for name in only if name not in known]
+    if unknown:
+        raise ValueError(f"{paper} has no item {unknown[0]!r}; expected some of: {', '.join(known)}")
+    made: list[Item] = []
+    names = [name for name in known if not only or name in only]
+
+    def within(part: float) -> None:
+        progress(len(made) + part, len(names))
+
+    for name in names:
+        made.append(_item(paper, name, Desk(store, quick=quick, workers=workers, progress=within)))
+        within(0.0)
+    return Study(
+        name=paper,
+        title=PAPERS[paper],
+        source=f"{published(paper, 'source')}. {PUBLISHED}",
+        items=tuple(made),
+        said=claims(paper),
+        notes=(_scale(quick),),
+    )
+
+
+def written(made: Study, folder: str | Path) -> list[Path]:
+    """Writes the study into `folder`: NAME.html, NAME.md and its figures beside it in NAME/."""
+    folder = Path(folder)
+    text, figures = studied.markdown(made, made.name)
+    (folder / made.name).mkdir(parents=True, exist_ok=True)
+    for name, svg in figures.items():
+        write(svg, folder / made.name / name)
+    return [write(studied.page(made), folder / f"{made.name}.html"), write(text, folder / f"{made.name}.md")]
+
+
+def _item(paper: str, name: str, desk: Desk) -> Item:
+    module = importlib.import_module(f"retroact.studies.{paper}.{name}")
+    parts = tuple(module.make(desk))
+    command = f"retroact study {paper} --only {name}" + (" --quick" if desk.quick else "")
+    return Item(name, _title(module), parts, command, tuple(desk.used), desk.seconds)
+
+
+def _title(module: ModuleType) -> str:
+    return (module.__doc__ or module.__name__).strip().splitlines()[0].removesuffix(".")
+
+
+def _place(name: str) -> tuple[int, list[int | str]]:
+    """table_2 before figure_1 before figure_10."""
+    words = re.split(r"(\d+)", name)
+    return KINDS.index(name.split("_")[0]), [int(w) if w.isdigit() else w for w in words]
+
+
+def _scale(quick: bool) -> str:
+    return (
+        "A quick run: a few hundred images each, enough to see the pattern and no more."
+        if quick
+        else "How many images each number rests on stands under every item."
+    )

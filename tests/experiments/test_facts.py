@@ -1,0 +1,53 @@
+"""Measurements that are no record: stored once, under what they depend on."""
+
+from typing import Any, ClassVar
+
+import pytest
+
+from retroact.experiments.cell import Model
+from retroact.experiments.facts import locked_key, measured
+from retroact.experiments.store import Store
+from retroact.spec import spec
+
+calls: list[str] = []
+
+
+@spec
+class CountedForATest:
+    model: Model = Model("digits-cnn")
+    data: str = "digits[:5]"
+    again: tuple[str, ...] = ()
+    version: ClassVar[int] = 1
+
+    def __call__(self) -> dict[str, Any]:
+        calls.append(self.data)
+        return {"pair": (1, 2.5), 3: float("nan")}
+
+
+def test_facts_are_measured_once_and_read_as_they_were_the_first_time(tmp_path):
+    calls.clear()
+    with Store(tmp_path / "s.sqlite") as store:
+        first, second = measured(CountedForATest(), store), measured(CountedForATest(), store)
+    assert calls == ["digits[:5]"] and not first.stored and second.stored
+    assert first.facts["pair"] == second.facts["pair"] == [1, 2.5] and second.facts["3"] != second.facts["3"]
+    assert first.seconds == second.seconds >= 0
+
+
+def test_the_key_knows_weights_and_pixels(monkeypatch):
+    plain = locked_key(CountedForATest())
+    assert plain != locked_key(CountedForATest(data="digits[:6]"))
+    assert plain != locked_key(CountedForATest(again=("digits[:6]",)))
+    monkeypatch.setattr(CountedForATest, "version", 2)
+    assert plain != locked_key(CountedForATest())
+
+
+@pytest.mark.parametrize("what", ["weights", "pixels"])
+def test_other_weights_or_pixels_are_another_key(monkeypatch, what):
+    from retroact.experiments import facts
+
+    before = locked_key(CountedForATest())
+    if what == "weights":
+        monkeypatch.setattr(Model, "locked", lambda self: Model(self.net, weights="0123456789abcdef"))
+    else:
+        monkeypatch.setattr(facts, "pixels", lambda images: "other")
+    assert locked_key(CountedForATest()) != before

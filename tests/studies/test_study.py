@@ -1,0 +1,95 @@
+"""A study: its items are found, its parts are printed, its numbers come from the store."""
+
+import pytest
+
+from retroact.experiments.store import Store
+from retroact.reports import studied
+from retroact.reports.studied import Claim, Figure, Item, Study, Table, Text
+from retroact.studies import study as studies
+from retroact.studies.desk import Desk
+from retroact.studies.published import claims, published
+from retroact.studies.truth import answered
+
+SVG = '<svg xmlns="http://www.w3.org/2000/svg"><path fill="var(--blue)"/></svg>'
+
+
+def made(*parts, said=None):
+    item = Item("figure_1", "Figure 1", parts, "retroact study x --only figure_1", ("mnist[:10]", "seed 0"), 90.0)
+    return Study("x", "X", "A source.", (item,), said={"a": "it <helps>"} if said is None else said)
+
+
+def test_published_numbers_carry_their_source_and_unknown_ones_are_none():
+    assert published("jumprelu", "table1.graybox", "lenet_mnist", "kappa") == 1.0
+    assert published("srelu", "figure2_3.mnist", "accuracy", "FGSM", "1", "0.3") == 8.69
+    assert published("srelu", "no such figure", "x") is None
+    assert claims("srelu")["mechanism"] == "signal-to-noise; gradient explosion"
+    assert claims("jumprelu")["time.7_iterations.wideresnet_minutes.jumprelu"] == "5"
+
+
+@pytest.mark.parametrize("paper", studies.PAPERS)
+def test_every_item_has_a_title_and_makes_parts(paper):
+    for name in studies.items(paper):
+        module = studies.importlib.import_module(f"retroact.studies.{paper}.{name}")
+        assert callable(module.make), name
+        assert studies._title(module)[:5].lower() == name[:5], name
+
+
+def test_items_stand_in_the_papers_order(monkeypatch):
+    names = ["figure_10", "figure_9", "truth", "table_1"]
+    assert sorted(names, key=studies._place) == ["table_1", "figure_9", "figure_10", "truth"]
+
+
+def test_an_unknown_paper_or_item_is_refused_by_name(tmp_path):
+    with pytest.raises(ValueError, match="expected one of: jumprelu, srelu"):
+        studies.items("madry")
+    with Store(tmp_path / "s.sqlite") as store, pytest.raises(ValueError, match="no item 'figure_99'"):
+        studies.study("srelu", store, only=["figure_99"])
+
+
+def test_a_page_escapes_what_is_said_and_shows_every_part():
+    table = Table("T", ("what", "measured", "difference"), (("<b>", 1.26, 1.26), ("x", None, float("nan"))))
+    page = studied.page(made(Text("a `code` & **bold**"), table, Figure("F", SVG), Claim("a", "holds", "because")))
+    assert "it &lt;helps&gt;" in page and "it <helps>" not in page
+    assert "<code>code</code> &amp; <strong>bold</strong>" in page
+    assert "&lt;b&gt;" in page and "+1.3" in page and "–" in page
+    assert SVG in page and "holds" in page
+
+
+def test_markdown_links_figures_that_stand_alone():
+    text, figures = studied.markdown(made(Figure("F", SVG), Figure("G", SVG)), "x")
+    assert "![F](x/figure_1-1.svg)" in text and set(figures) == {"figure_1-1.svg", "figure_1-2.svg"}
+    assert "var(" not in figures["figure_1-1.svg"]
+    assert "1.5 minutes" in text and "mnist[:10] · seed 0" in text
+
+
+def test_a_claim_that_nothing_answers_is_listed_as_such_and_an_unknown_one_is_refused():
+    assert made().unanswered == ["a"]
+    assert "not answered" in studied.markdown(made(), "x")[0]
+    with pytest.raises(ValueError, match="no claim"):
+        made(Claim("b", "holds", "")).claims  # noqa: B018
+
+
+def test_a_row_that_does_not_fit_its_head_is_refused():
+    with pytest.raises(ValueError, match="expected 2 values"):
+        Table("T", ("a", "b"), (("x",),))
+
+
+def test_an_answer_follows_from_the_protocol_and_the_truth():
+    assert answered(False) == answered(False, True) == "does not hold"
+    assert answered(True) == answered(True, True) == "holds"
+    assert answered(True, False) == "holds under the paper's protocol only"
+
+
+def test_a_study_resumes_from_its_store_and_says_what_it_used(tmp_path, monkeypatch):
+    from retroact.attacks.fgsm import FGSM
+    from retroact.attacks.threat import Linf
+    from retroact.experiments.cell import Cell, Model
+
+    cells = [Cell(Model("digits-cnn"), "digits[:20]", FGSM(), Linf(e)) for e in (0.1, 0.2)]
+    with Store(tmp_path / "s.sqlite") as store:
+        first, second = Desk(store), Desk(store)
+        once = first.records([*cells, cells[0]])
+        again = second.records(cells)
+        assert store.runs() == {row.key: 1 for row in store.rows()}
+    assert len(once) == 3 and once[0] == once[2] == again[0]
+    assert list(first.used) == ["digits[:20]", "seed 0"] and first.seconds == second.seconds > 0
