@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "checkpoint": {"nets", "retrofitting"},
     "training": {"nets", "retrofitting", "attacks", "evaluation"},
     "auditing": {"retrofitting", "attacks", "evaluation"},
+    "detection": {"attacks", "evaluation"},
     "experiments": {"checkpoint", "nets", "retrofitting", "attacks", "evaluation", "training"},
     "reports": {"evaluation.metrics", "evaluation.record", "experiments.store"},
     "demo": {
@@ -31,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "evaluation",
         "training",
         "auditing",
+        "detection",
         "experiments",
         "reports",
     },
