@@ -30,7 +30,7 @@ class Audited:
         return {k: v for k, v in found.items() if k not in ("curves", "attacks", "indicators")}
 
 
-HEAD = ("network", "threat", "n", "clean", "claimed", "verified", "difference, 95 %", "verdict")
+HEAD = ("network", "threat", "n", "clean", "claimed", "verified", "difference, 95 %", "p", "verdict")
 
 
 def audits(desk: Desk, title: str, asked: list[tuple[str, Audited]]) -> Table:
@@ -45,7 +45,13 @@ def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
     ]
     low, high = (100 * v for v in found["interval"])
     difference = f"{100 * (found['verified'] - found['verified_twin']):+.1f} ({low:+.1f} to {high:+.1f})"
-    return (name, f"`{found['threat']}`", str(found["n"]), *pairs, difference, found["verdict"])
+    return (name, f"`{found['threat']}`", str(found["n"]), *pairs, difference, f"{found['p']:.2g}", verdict(found))
+
+
+def verdict(found: dict[str, Any]) -> str:
+    """An audit's verdict in a few words: what the change does, and what its claim was."""
+    claim = f"MASKED by {found['mechanism']}" if found["claim"] == "MASKED" else found["claim"]
+    return f"{found['effect']} · {claim}"
 
 
 def answered(protocol: bool, truth: bool | None = None) -> Answer:

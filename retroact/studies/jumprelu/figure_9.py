@@ -1,0 +1,216 @@
+"""Figure 9: accuracy against the number of PGD iterations, and what an iteration costs
+
+The whole curve is read off one run for each network: an image that was given up after k gradients fell at step k − 1,
+so the accuracy with any smaller budget is known. Steps of 0.01 in normalised space, frozen, as in Table 2; the paper's
+panels for WideResNet and MobileNetV2 have the robust weights. Adaptive: the retrofit under the same steps along its own
+gradients, those of the network before the change, or those of a kernel at the jump, whichever fells an image first.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from retroact.evaluation.record import Record
+from retroact.experiments.cell import Cell, Model
+from retroact.nets.data import data
+from retroact.reports.plots import Panel, Series, panels
+from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
+from retroact.spec import Count, spec
+from retroact.studies.desk import Desk
+from retroact.studies.jumprelu.crafted import crafted
+from retroact.studies.jumprelu.networks import (
+    ALEX,
+    LENET,
+    LENET_ROBUST,
+    MOBILE_ROBUST,
+    PAPERS,
+    RESNET,
+    RESNET_ROBUST,
+    WIDE,
+    WIDE_ROBUST,
+    Net,
+    available,
+    untested,
+)
+from retroact.studies.truth import answered
+
+PANELS = (LENET, ALEX, WIDE_ROBUST, MOBILE_ROBUST)
+BESIDE = (LENET_ROBUST, RESNET, RESNET_ROBUST)
+WIDTH = 3.0  # beta · kappa
+LONGER = 1.1
+NOT_AFFECTED = 1.1
+"""A forward pass may take so many times the ReLU network's."""
+
+
+@spec
+class InferenceTime:
+    """CPU seconds of a forward pass of `jumped` over those of `plain`, and of `plain` over its own: medians."""
+
+    plain: Model
+    jumped: Model
+    data: str
+    rounds: Count = 40
+
+    def __call__(self) -> dict[str, Any]:
+        images, plain, jumped = data(self.data).images, self.plain(), self.jumped()
+        ratios, again = [], []
+        with torch.no_grad():
+            for _ in range(self.rounds + 2):
+                first, second, third = (_seconds(net, images) for net in (plain, jumped, plain))
+                ratios.append(2 * second / (first + third))
+                again.append(third / first)
+        return {"ratio": statistics.median(ratios[2:]), "again": statistics.median(again[2:])}
+
+
+def make(desk: Desk) -> Iterator[Part]:
+    nets = available((*PANELS, *BESIDE))
+    runs = {net.name: [desk.records(cells(desk, net, how))[0] for how in HOW] for net in nets}
+    if nets:
+        caption = "White-box PGD: accuracy, %, with a budget of so many steps of 0.01."
+        yield Figure(caption, panels([_panel(desk, net, runs[net.name]) for net in nets], columns=2))
+    if untested(PANELS):
+        yield Text(f"Not drawn{untested(PANELS)}.")
+    counts, times = ("iterations, kappa 0", "at kappa", "adaptive"), ("ms, kappa 0", "ms, kappa")
+    rows = tuple(_row(desk, net, runs[net.name]) for net in nets)
+    title = "Iterations for the same fool rate, and milliseconds (wall clock) of an image and iteration"
+    yield Table(title, ("network", "n", "kappa", "fool rate, %", *counts, *times), rows, digits=2)
+    yield Text(
+        "An image that has fallen costs nothing more, so the same number of iterations takes longer where more images "
+        "stand: this, and no slower network, is what the paper's 4 and 5 minutes for WideResNet may show."
+    )
+    yield _iterations(desk, {net.title: runs[net.name] for net in nets if net in PANELS})
+    yield from _inference(desk)
+    yield from _minutes(desk)
+
+
+# ----------------------------------------------------------------------------------------- curves
+
+HOW = ("kappa 0", "kappa", "from kappa 0", "kernel")
+
+
+def budget(desk: Desk, net: Net) -> int:
+    """The last number of iterations that is drawn."""
+    return desk.pick(100, 200) if net.data == "mnist" else desk.pick(20, 40)
+
+
+def cells(desk: Desk, net: Net, how: str) -> list[Cell]:
+    """PGD on `net` in one of the ways of HOW; two steps more than drawn, see `fallen`."""
+    attack, threat = net.attack("pgd")
+    attack = replace(attack, steps=budget(desk, net) + 2)
+    slice_ = net.slice(net.n(desk, per=desk.pick(2, 5)))
+    if how == "kappa 0":
+        return [Cell(net.model(0), slice_, attack, threat)]
+    others: dict[str, Any] = {"from kappa 0": {"source": net.model(0)}, "kernel": {"beta": WIDTH / net.kappa}}
+    return [Cell(net.model(net.kappa), slice_, attack, threat, **others.get(how, {}))]
+
+
+def fallen(record: Record) -> NDArray[np.float64]:
+    """After how many steps each image fell: 0 where it is wrong clean, infinite where it stands.
+
+    An image is given up when its gradient is taken at the point that fools, so it saw one gradient more than steps. Of
+    those that saw all gradients of the run the last step or the one before did it: curves end two steps before.
+    """
+    steps = np.where(record.adversarial != record.label, record.gradients - 1.0, np.inf)
+    return np.where(record.clean != record.label, 0.0, steps)
+
+
+def accuracies(steps: NDArray[np.float64], last: int) -> list[float]:
+    """Accuracy (%) with a budget of 0, 1, …, `last` steps."""
+    return [100 * float(np.mean(steps > t)) for t in range(last + 1)]
+
+
+def adaptive(runs: list[Record]) -> NDArray[np.float64]:
+    """The fewest steps by any of the retrofit's runs."""
+    found: NDArray[np.float64] = np.min([fallen(r) for r in runs[1:]], axis=0)
+    return found
+
+
+def _panel(desk: Desk, net: Net, runs: list[Record]) -> Panel:
+    last = budget(desk, net)
+    x = list(range(last + 1))[:: max(1, last // 20)]
+    curves = (("kappa 0", fallen(runs[0])), ("the paper's kappa", fallen(runs[1])))
+    made = [Series(name, x, [accuracies(s, last)[t] for t in x], colour=i) for i, (name, s) in enumerate(curves)]
+    known = [accuracies(adaptive(runs), last)[t] for t in x]
+    made.append(Series("the paper's kappa, adaptive", x, known, colour=2))
+    return Panel(f"{net.title}, kappa {net.kappa:g}", made, "iterations", "accuracy, %")
+
+
+def _row(desk: Desk, net: Net, runs: list[Record]) -> tuple[Value, ...]:
+    rate, counts = same_rate([fallen(runs[0]), fallen(runs[1]), adaptive(runs)], budget(desk, net))
+    times = [milliseconds(r) for r in runs[:2]]
+    return net.title, len(runs[0]), f"{net.kappa:g}", 100 * rate, *counts, *times
+
+
+def same_rate(steps: list[NDArray[np.float64]], last: int) -> tuple[float, list[int]]:
+    """The fool rate that all reach, half of the images or less, and after how many steps each reaches it."""
+    reached = [[float(np.mean(s <= t)) for t in range(last + 1)] for s in steps]
+    rate = min(0.5, *(r[-1] for r in reached))
+    return rate, [next(t for t, v in enumerate(r) if v >= rate) for r in reached]
+
+
+def milliseconds(record: Record) -> float:
+    """Milliseconds (wall clock) of an image and iteration; the looks before and after the attack are in it."""
+    return 1000 * float(record.pedigree.get("seconds", 0.0)) / max(1, int(record.gradients.sum()))
+
+
+# ------------------------------------------------------------------------------------------ claims
+
+
+def _iterations(desk: Desk, runs: dict[str, list[Record]]) -> Claim:
+    """More: the retrofit reaches the same fool rate later on every network; truly: adaptive steps take 10 % more."""
+    if not runs:
+        return Claim("iterations", "not tested", f"none of its networks is here{untested(PANELS)}")
+    by_title = {net.title: net for net in PANELS}
+    protocol, truth, said = [], [], []
+    for title, records in runs.items():
+        last = budget(desk, by_title[title])
+        rate, (low, high, best) = same_rate([fallen(records[0]), fallen(records[1]), adaptive(records)], last)
+        protocol.append(high > low)
+        truth.append(best >= 1.1 * low)
+        counts = f"{low} iterations at kappa 0, {high} at kappa, {best} adaptive"
+        said.append(f"{title}, fool rate {100 * rate:.0f} %: {counts}")
+    return Claim("iterations", answered(all(protocol), all(truth)), "; ".join(said) + untested(PANELS))
+
+
+def _inference(desk: Desk) -> Iterator[Part]:
+    """Forward passes, alternating; the ReLU network against itself shows the noise."""
+    found = {net: desk.facts(_timed(net)) for net in available((*PAPERS, RESNET, RESNET_ROBUST)) if not net.robust}
+    rows = [(net.title, f["ratio"], f["again"]) for net, f in found.items()]
+    head = ("network", "JumpReLU / ReLU", "ReLU / itself")
+    yield Table("CPU time of a forward pass, median ratio of alternating rounds", head, tuple(rows), digits=3)
+    said = ", ".join(f"{net.title} × {f['ratio']:.3f}" for net, f in found.items())
+    if not found:
+        yield Claim("inference_time", "not tested", f"none of its networks is here{untested(PAPERS)}")
+        return
+    answer = answered(max(f["ratio"] for f in found.values()) <= NOT_AFFECTED)
+    yield Claim("inference_time", answer, f"a forward pass on a CPU, over the ReLU network's: {said}{untested(PAPERS)}")
+
+
+def _minutes(desk: Desk) -> Iterator[Claim]:
+    """The paper's 4 and 5 minutes, as a ratio: seven iterations on the retrofit take LONGER times as long at least."""
+    names = [f"time.7_iterations.wideresnet_minutes.{which}" for which in ("relu", "jumprelu")]
+    net = WIDE if WIDE.here else WIDE_ROBUST
+    if not net.here:
+        yield from (Claim(name, "not tested", f"{WIDE.title}, {WIDE.missing}") for name in names)
+        return
+    low, high = (desk.facts(crafted(net, net.n(desk), "pgd", k))["seconds"] for k in (0.0, net.kappa))
+    because = f"minutes of {net.steps} iterations on {net.title}; here {low:.0f} s and {high:.0f} s, × {high / low:.2f}"
+    yield from (Claim(name, answered(high >= LONGER * low), because) for name in names)
+
+
+def _timed(net: Net) -> InferenceTime:
+    return InferenceTime(net.model(0), net.model(net.kappa), net.slice(128 if net.data == "mnist" else 16))
+
+
+def _seconds(net: torch.nn.Module, images: torch.Tensor) -> float:
+    began = time.process_time()
+    net(images)
+    return time.process_time() - began

@@ -1,0 +1,141 @@
+"""The paper's four networks, base and robust, and ResNet-20 of its authors' code: jump sizes, budgets, attacks, slices.
+
+Switches of the protocol, all of them fields of a spec, with their defaults:
+
+* lengths in normalised space: `std` of the attacks is the network's own; `std=(1.0,)` would mean pixels.
+* frozen iterates: `Crafted(frozen=True)`: an image is never touched again once it fools the source.
+* gray-box PGD: steps of .031 on the base WideResNet, MobileNetV2 and ResNet-20 (`Net.gray_step`), .01 elsewhere, as in
+  the authors' code; the paper says .01 throughout.
+* the radius of TR: 0.5, which gives the paper's numbers on MNIST; for CIFAR-10 it is not known, and 0.5 is used.
+* dead networks: an image that switched every hidden unit off is left alone and counted ("leave"); `Crafted` also
+  says what painting it white would give ("white"), as the paper's numbers have it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from retroact.attacks.published import MNIST_STD, ErichsonDeepFool, ErichsonPGD, ErichsonTrustRegion
+from retroact.attacks.threat import L2, Linf
+from retroact.experiments.cell import Model
+from retroact.nets import zoo
+from retroact.retrofitting.activations import JumpReLU
+from retroact.studies.desk import Desk
+from retroact.studies.published import published
+
+CIFAR_STD = (0.2023, 0.1994, 0.2010)
+ATTACKS = {"pgd": "PGD", "deepfool_linf": "DF∞", "deepfool_l2": "DF₂", "trust_region": "TR"}
+"""The columns of Tables 1 and 2, by their names in published.json."""
+FAR_INF, FAR_2 = Linf(1.0), L2(1000.0)
+"""No limit: these attacks end where an image is fooled, or with their steps."""
+
+
+@dataclass(frozen=True)
+class Net:
+    """A trained network: its name in the zoo and in published.json, the paper's kappa, the kappas of its figure, the
+    steps of PGD and DeepFool, how many images it is attacked on (quick, full), and the pixel radius of its audit."""
+
+    title: str
+    name: str
+    key: str
+    kappa: float
+    kappas: tuple[float, ...]
+    data: str
+    std: tuple[float, ...]
+    steps: int
+    sizes: tuple[int, int]
+    eps: float
+    gray_step: float = 0.01
+
+    @property
+    def robust(self) -> bool:
+        """Whether it was trained on clean and FGSM images."""
+        return self.name.endswith("-robust")
+
+    @property
+    def here(self) -> bool:
+        """Whether its weights have been trained and are in the zoo."""
+        return self.name in zoo.names()
+
+    @property
+    def missing(self) -> str:
+        """What stands in the place of numbers where there are no weights."""
+        return f"no weights yet: `retroact train {self.name}`"
+
+    def model(self, kappa: float) -> Model:
+        """The network with its ReLUs for kappa 0, retrofitted otherwise."""
+        return Model(self.name, JumpReLU(kappa) if kappa else None)
+
+    def slice(self, n: int) -> str:
+        """The first `n` test images."""
+        return f"{self.data}[:{n}]"
+
+    def n(self, desk: Desk, *, per: int = 1) -> int:
+        """How many images the tables use; `per` asks for that part of them, and for eight at least."""
+        return max(8, desk.pick(*self.sizes) // per)
+
+    def attack(self, name: str, *, gray: bool = False) -> tuple[Any, Any]:
+        """The paper's attack of that name, and a threat model that does not limit it."""
+        if name == "pgd":
+            return ErichsonPGD(self.gray_step if gray else 0.01, self.steps, self.std), FAR_INF
+        if name == "trust_region":
+            return ErichsonTrustRegion(radius=0.5, steps=1000, std=self.std), FAR_2
+        return ErichsonDeepFool(self.steps, std=self.std), FAR_INF if name == "deepfool_linf" else FAR_2
+
+    def published(self, table: str, column: str, kappa: float) -> float | None:
+        """The paper's number: table "1" or "2", a column of it, kappa 0 or the paper's own."""
+        where = f"{'robust' if self.robust else 'base'}.{'jumprelu' if kappa else 'relu'}"
+        found = published("jumprelu", TABLES[table], self.key, where, column)
+        return None if found is None else float(found)
+
+
+TABLES = {"1": "table1.graybox", "2": "table2.whitebox"}
+TENTHS = tuple(round(0.1 * i, 1) for i in range(9))
+HUNDREDTHS = tuple(round(0.01 * i, 2) for i in range(10))
+
+
+def _mnist(title: str, name: str, key: str, eps: float) -> Net:
+    return Net(title, name, key, 1.0, (0.0, 0.5, 1.0, 1.5), "mnist", MNIST_STD, 40, (300, 10_000), eps)
+
+
+def _cifar(
+    title: str,
+    name: str,
+    key: str,
+    kappa: float,
+    sizes: tuple[int, int],
+    *,
+    kappas: tuple[float, ...] = HUNDREDTHS,
+    gray_step: float = 0.01,
+) -> Net:
+    return Net(title, name, key, kappa, kappas, "cifar10", CIFAR_STD, 7, sizes, 2 / 255, gray_step)
+
+
+LENET = _mnist("LeNet-like", "lenet-mnist", "lenet_mnist", 0.1)
+LENET_ROBUST = _mnist("robust LeNet-like", "lenet-mnist-robust", "lenet_mnist", 0.2)
+ALEX = _cifar("AlexLike", "alexlike-cifar10", "alexlike_cifar10", 0.4, (100, 1000), kappas=TENTHS)
+ALEX_ROBUST = _cifar("robust AlexLike", "alexlike-cifar10-robust", "alexlike_cifar10", 0.4, (100, 1000), kappas=TENTHS)
+WIDE = _cifar("WideResNet", "wideresnet-cifar10", "wideresnet_cifar10", 0.07, (16, 200), gray_step=0.031)
+WIDE_ROBUST = _cifar("robust WideResNet", "wideresnet-cifar10-robust", "wideresnet_cifar10", 0.07, (16, 200))
+MOBILE = _cifar("MobileNetV2", "mobilenetv2-cifar10", "mobilenetv2_cifar10", 0.06, (48, 400), gray_step=0.031)
+MOBILE_ROBUST = _cifar("robust MobileNetV2", "mobilenetv2-cifar10-robust", "mobilenetv2_cifar10", 0.06, (48, 400))
+RESNET = _cifar("ResNet-20", "resnet20-cifar10", "resnet20_cifar10", 0.07, (100, 1000), gray_step=0.031)
+RESNET_ROBUST = _cifar("robust ResNet-20", "resnet20-cifar10-robust", "resnet20_cifar10", 0.07, (100, 1000))
+
+PAPERS = (LENET, LENET_ROBUST, ALEX, ALEX_ROBUST, WIDE, WIDE_ROBUST, MOBILE, MOBILE_ROBUST)
+NETS = (*PAPERS, RESNET, RESNET_ROBUST)
+"""ResNet-20 is in the authors' code and not in the paper, so it answers no claim in the place of the others."""
+
+
+def available(among: tuple[Net, ...] = NETS) -> list[Net]:
+    """Those whose weights are in the zoo."""
+    return [net for net in among if net.here]
+
+
+def untested(among: tuple[Net, ...] = NETS) -> str:
+    """What to say where some of them are missing: the verdict then rests on the others."""
+    missing = [net.title for net in among if not net.here]
+    if len(missing) < 4:
+        return f"; no weights yet: {', '.join(missing)}" if missing else ""
+    return f"; no weights yet for {len(missing)} of its {len(among)} networks"

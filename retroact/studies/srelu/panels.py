@@ -1,0 +1,61 @@
+"""How a curve is shown in this paper's figures: a thick line with the published one thin, and rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from retroact.reports.plots import Panel, Series
+from retroact.reports.studied import Table, Value
+
+COLOURS = (6, 7, 2, 3, 4, 0)
+"""Six that are easy to tell apart, grey for the second, which is slope 1: no defence."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Numbers over the columns x; what was published, by column; those of the original images alone, if they differ."""
+
+    name: str
+    y: Sequence[float]
+    published: Mapping[str, float] = field(default_factory=dict)
+    original: Sequence[float] | None = None
+
+
+def panel(
+    title: str,
+    x: Sequence[str],
+    curves: Sequence[Curve],
+    xlabel: str = "eps, pixels",
+    ylabel: str = "accuracy, %",
+    ylim: tuple[float, float] | None = (0, 101),
+) -> Panel:
+    """Measured curves over equally spaced columns, as the paper draws them; published ones have the same colours."""
+    made = [Series(c.name, x, c.y, colour=i) for i, c in zip(COLOURS, curves, strict=False)]
+    for i, c in zip(COLOURS, curves, strict=False):
+        there = [name for name in x if name in c.published]
+        if there:
+            made.append(Series("published", there, [c.published[v] for v in there], published=True, colour=i))
+    return Panel(title, made, xlabel, ylabel, ylim)
+
+
+def table(title: str, what: str, column: str, x: Sequence[str], curves: Sequence[Curve], original: int = 0) -> Table:
+    """Every number of the curves as a row, folded; `what` names the curves, `column` the columns."""
+    own = any(c.original is not None for c in curves)
+    head = (what, column, "measured", *([f"first {original}, original"] if own else []), "published", "difference")
+    return Table(title, head, tuple(row for c in curves for row in _rows(what, x, c, own)), folded=True)
+
+
+def _rows(what: str, x: Sequence[str], curve: Curve, own: bool) -> list[tuple[Value, ...]]:
+    made: list[tuple[Value, ...]] = []
+    title = curve.name.removeprefix(f"{what} ")
+    for i, (name, value) in enumerate(zip(x, curve.y, strict=True)):
+        known = curve.published.get(name)
+        beside = [None if curve.original is None else curve.original[i]] if own else []
+        made.append((title, name, value, *beside, known, None if known is None else value - known))
+    return made
+
+
+def mean(values: Sequence[float]) -> float:
+    """Their mean; every column of the paper's averages counts alike."""
+    return sum(values) / len(values)

@@ -1,0 +1,298 @@
+"""Question: is raising the slope the same as scaling the image, and why does it work?
+
+The algebra in float64, where α^L up to 1e8 leaves eight digits; the attacks in float32 as everywhere.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from retroact.attacks.corruptions import AdditiveUniformNoise
+from retroact.attacks.driver import CHUNK, chunks
+from retroact.attacks.fgsm import FGSM
+from retroact.attacks.goals import Aim
+from retroact.attacks.losses import cross_entropy
+from retroact.attacks.oracle import Oracle, evaluating
+from retroact.evaluation.evaluate import decide
+from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
+from retroact.experiments.cell import Model
+from retroact.nets.data import data
+from retroact.reports.studied import Claim, Part, Table, Text, Value
+from retroact.retrofitting.folding import fold
+from retroact.retrofitting.installed import installed
+from retroact.spec import spec
+from retroact.studies.desk import Desk
+from retroact.studies.srelu.figure_7 import ScaledPixels
+from retroact.studies.srelu.networks import CNN1, MNIST, NETS, SLOPES, Net, images, many, said
+from retroact.studies.truth import answered
+
+STEEP = (10.0, 100.0)
+UNDER = {"noise": AdditiveUniformNoise(), "margin step": FGSM(loss="margin")}
+NEAR_98, NEAR_60 = 1.0, 3.0
+"""Percentage points that "around" allows."""
+BETTER = 5.0
+"""Percentage points that a better signal-to-noise ratio has to win, in noise or under an attack that sees."""
+
+
+Gradients = dict[tuple[Net, float], dict[str, Any]]
+"""Facts of `CleanGradients` by network and slope."""
+
+
+@spec
+class SlopeAlgebra:
+    """How far the logits of a net whose activations are SReLU(α) are from three others, in float64 on `data`.
+
+    `folded`: from α^L times the ReLU net with biases b_k/α^(k−1). `bias_free`: both without biases, from the ReLU net
+    on the image times α^L. `scaled`: with biases, from the ReLU net on the image times α^L; `same_decisions` of those
+    two. Each is the largest |difference| over the largest |logit|. `negative`: the share of weights below 0.
+    """
+
+    model: Model
+    data: str
+
+    def __call__(self) -> dict[str, Any]:
+        sloped, plain = (copy.deepcopy(m()).double() for m in (self.model, replace(self.model, activation=None)))
+        x, sites = data(self.data).images.double(), installed(sloped)
+        factor = self.model.activation.alpha ** len(sites)
+        with evaluating(sloped, plain), torch.no_grad():
+            ours, scaled = sloped(x), plain(factor * x)
+            folded = factor * fold(sloped, scaled=False)(x)
+            bare, bare_scaled = without_biases(sloped)(x), without_biases(plain)(factor * x)
+        weights = torch.cat([p.flatten() for p in plain.parameters() if p.dim() > 1])
+        return {
+            "sites": len(sites),
+            "negative": float((weights < 0).double().mean()),
+            "folded": apart(ours, folded),
+            "bias_free": apart(bare, bare_scaled),
+            "scaled": apart(ours, scaled),
+            "same_decisions": float((ours.argmax(1) == scaled.argmax(1)).double().mean()),
+        }
+
+
+@spec
+class CleanGradients:
+    """The gradient of the cross-entropy of the true class at clean images, apart for right and wrong decisions.
+
+    `right` and `wrong` images; `zero32` and `zero64`, how many right ones have a gradient of exactly zero in each
+    precision; `size_right` and `size_wrong`, the median of its largest entry in float64.
+    """
+
+    model: Model
+    data: str
+
+    def __call__(self) -> dict[str, Any]:
+        images = data(self.data)
+        net = copy.deepcopy(self.model())
+        right = decide(net, images.images) == images.labels
+        zeros = {}
+        for name, dtype in (("zero32", torch.float32), ("zero64", torch.float64)):
+            sizes = largest_entries(net.to(dtype), images.images.to(dtype), images.labels)
+            zeros[name] = int((sizes[right] == 0).sum())
+        return {
+            "right": int(right.sum()),
+            "wrong": int((~right).sum()),
+            **zeros,
+            "size_right": float(sizes[right].median()),
+            "size_wrong": float(sizes[~right].median()),
+        }
+
+
+def without_biases(net: nn.Module) -> nn.Module:
+    """A copy with every bias set to zero."""
+    bare = copy.deepcopy(net)
+    with torch.no_grad():
+        for name, values in bare.named_parameters():
+            if name.endswith("bias"):
+                values.zero_()
+    return bare
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """The largest difference over the largest entry."""
+    return float((a - b).detach().abs().max() / a.detach().abs().max())
+
+
+def largest_entries(net: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """max |∇CE| of each image, (n,)."""
+    found = []
+    with evaluating(net):
+        for rows in chunks(len(x), CHUNK):
+            aim, oracle = Aim(labels[rows]), Oracle(net, rows.stop - rows.start)
+            _, gradient = oracle.gradient(x[rows], torch.arange(len(aim)), partial(cross_entropy, aim=aim))
+            found.append(gradient.flatten(1).abs().amax(1))
+    return torch.cat(found)
+
+
+def make(desk: Desk) -> Iterator[Part]:
+    yield from _algebra(desk)
+    yield from _scaled_down(desk)
+    yield from _mechanism(desk)
+    yield from _clean(desk)
+
+
+# ------------------------------------------------------------------------------------------- algebra
+
+
+def _algebra(desk: Desk) -> Iterator[Part]:
+    n = desk.pick(200, 1000)
+    yield Text(
+        "**Is raising the slope the same as scaling the image?** α max(0, s z) = α s max(0, z) for s > 0, so factors "
+        "move through a ReLU net, whatever the signs of its weights. With L sloped activations in a row the logits are "
+        "α^L times those of the ReLU net whose k-th bias is divided by α^(k−1). An image times s gives s times those "
+        "of the ReLU net all of whose biases are divided by s, the first too. So without biases slope α and scale α^L "
+        "are the same, and the paper's condition (a linear network with positive weights) is too narrow; with biases "
+        f"they are not, and it is the biases that tell them apart. On {n} test images, in float64; differences are the "
+        "largest one over the largest logit."
+    )
+    keys = [(net, s) for net in (MNIST, CNN1) for s in (2.0, *STEEP)]
+    found = desk.all_facts([SlopeAlgebra(net.sloped(s), net.slice(n)) for net, s in keys])
+    head = (
+        *("network", "slope α", "weights below 0", "α^L", "folding identity"),
+        *("no biases: slope α, scale α^L", "with biases: the same", "same decisions"),
+    )
+    rows = [
+        (
+            *(net.title, said(s), f"{100 * f['negative']:.0f} %", f"{s ** f['sites']:g}", f"{f['folded']:.0e}"),
+            *(f"{f['bias_free']:.0e}", f"{f['scaled']:.2g}", f"{100 * f['same_decisions']:.1f} %"),
+        )
+        for (net, s), f in zip(keys, found, strict=True)
+    ]
+    yield Table("Slope and scale: relative differences of logits", head, tuple(rows))
+
+
+# -------------------------------------------------------------------------------- the scaled-down image
+
+
+def _scaled_down(desk: Desk) -> Iterator[Part]:
+    n = images(desk, "FGSM", MNIST)
+    yield Text(
+        "**Does submitting a scaled-down image counter the defence?** Two readings. *Submitted*: the network is given "
+        "x/s, and attacked there with eps/s, the same share of the contrast; without biases and with s = α^L that is "
+        "exactly FGSM on the undefended network. *Looked at*: the gradient is taken at x/s, the step eps is made on x "
+        "itself and judged there. “Fooled” is the share of images that are right before the step and wrong after it. "
+        "The attack counters the defence where, for the best s of α, α², …, α^L, it fools at least half as many as on "
+        "slope 1 and leaves at least half of the images right before the step. "
+        f"n = {n}, eps {MNIST.eps[-1]:g} (MNIST) and {CNN1.eps[-1]:g} (CIFAR-10)."
+    )
+    made = {(net, slope): _counters(desk, net, slope, n) for net in (MNIST, CNN1) for slope in STEEP}
+    head = ("network", "slope", "image / s", "right before: submitted", "fooled", "right before: looked at", "fooled ")
+    rows: list[tuple[Value, ...]] = []
+    for (net, slope), found in made.items():
+        undefended = _fooled(desk, net, 1.0, 1.0, n, submitted=True)
+        rows.append((net.title, "1", "–", *undefended, *undefended))
+        rows += [(net.title, said(slope), said(s), *sub, *look) for s, (sub, look) in found.items()]
+    yield Table("FGSM at a scaled-down image (%)", head, tuple(dict.fromkeys(rows)))
+    yield _counter_claim(desk, made, n)
+
+
+def _counters(desk: Desk, net: Net, slope: float, n: int) -> dict[float, tuple[tuple[float, float], ...]]:
+    """By s, the two readings: right before and fooled, in percent."""
+    downs = [slope**k for k in range(1 + len(installed(net.sloped(slope)())))]
+    return {s: tuple(_fooled(desk, net, slope, s, n, submitted=one) for one in (True, False)) for s in downs}
+
+
+def _fooled(desk: Desk, net: Net, slope: float, down: float, n: int, *, submitted: bool) -> tuple[float, float]:
+    eps, where = net.eps[-1], "scaled" if submitted else "original"
+    step = eps / down if submitted else eps
+    asked = ScaledPixels(net.sloped(slope), net.slice(n), 1 / down, (step,), step_on=where)  # type: ignore[arg-type]
+    f = desk.facts(asked)
+    return 100 * f["right"] / f["n"], 100 * (1 - f["left"][0] / max(1, f["right"]))
+
+
+def _counter_claim(
+    desk: Desk, made: dict[tuple[Net, float], dict[float, tuple[tuple[float, float], ...]]], n: int
+) -> Claim:
+    """Counters: the best s fools half as many as at slope 1, at every steep slope; truly: judged at full size."""
+    told, submitted, looked = [], [], []
+    for (net, slope), found in made.items():
+        _, bare = _fooled(desk, net, 1.0, 1.0, n, submitted=True)
+        kept = found[1.0][0][0] / 2  # an image that is scaled beyond recognition is no attack
+        sub, look = (max((f[i][1] for s, f in found.items() if s > 1 and f[i][0] >= kept), default=0.0) for i in (0, 1))
+        submitted.append(sub >= bare / 2)
+        looked.append(look >= bare / 2)
+        told.append(f"{net.title} slope {said(slope)}: {found[1.0][0][1]:.0f} → {sub:.0f} and {look:.0f} of {bare:.0f}")
+    because = f"fooled (%) directly → by the scaled-down image submitted and looked at, of slope 1's: {'; '.join(told)}"
+    return Claim("scaled_down_input", answered(all(submitted), all(looked)), because)
+
+
+# ------------------------------------------------------------------------------------------ mechanism
+
+
+def _mechanism(desk: Desk) -> Iterator[Part]:
+    n = desk.pick(500, 2000)
+    yield Text(
+        "**Signal-to-noise, or vanishing gradients?** The paper offers a better signal-to-noise ratio or exploding "
+        "gradients. The cross-entropy of an image that is decided rightly has the gradient Σ (p − 1[y]) ∇z: raising "
+        "the slope drives 1 − p_y below what float32 holds, and the gradient is exactly zero. That is the opposite of "
+        "an explosion, which is what images that are decided wrongly see; and those are never attacked. Sizes are "
+        f"medians of the largest entry of the gradient, in float64, where zero comes later. n = {n}."
+    )
+    keys = [(net, s) for net in NETS for s in SLOPES]
+    gradients = dict(
+        zip(keys, desk.all_facts([CleanGradients(net.sloped(s), net.slice(n)) for net, s in keys]), strict=True)
+    )
+    head = ("network", "slope", "zero, float32 (%)", "zero, float64 (%)", "size, right", "size, wrong")
+    rows = [(net.title, said(s), *_gradient_row(gradients[net, s])) for net, s in keys]
+    yield Table(
+        "Gradients of the cross-entropy at clean images: exactly zero among right ones, and sizes", head, tuple(rows)
+    )
+    seen = _seen(desk)
+    yield Text(
+        "A better signal-to-noise ratio would show in random noise, and under an attack that does not need the "
+        "cross-entropy: one step on the margin of the logits."
+    )
+    under = ("network", "under", *(f"slope {said(s)}" for s in SLOPES))
+    yield Table(
+        "Accuracy at the largest eps (%)",
+        under,
+        tuple((net.title, name, *(seen[net, name, s] for s in SLOPES)) for net in NETS for name in UNDER),
+    )
+    yield _mechanism_claim(gradients, seen)
+
+
+def _gradient_row(f: dict[str, Any]) -> tuple[Value, ...]:
+    zeros = (100 * f[name] / max(1, f["right"]) for name in ("zero32", "zero64"))
+    return (*zeros, f"{f['size_right']:.1e}", f"{f['size_wrong']:.1e}")
+
+
+def _seen(desk: Desk) -> dict[tuple[Net, str, float], float]:
+    n = images(desk, "FGSM", MNIST)
+    keys = [(net, name, s) for net in NETS for name in UNDER for s in SLOPES]
+    found = many(desk, {k: k[0].cells(k[0].sloped(k[2]), UNDER[k[1]], n, eps=k[0].eps[-1:]) for k in keys})
+    return {k: 100 * robust_accuracy(r) for k, (r,) in found.items()}
+
+
+def _mechanism_claim(
+    gradients: dict[tuple[Net, float], dict[str, Any]], seen: dict[tuple[Net, str, float], float]
+) -> Claim:
+    """Signal-to-noise: `BETTER` points more than at slope 1, in noise or on the margin. Explosion: larger gradients."""
+    gained = {name: max(seen[net, name, 100.0] - seen[net, name, 1.0] for net in NETS) for name in UNDER}
+    sizes = {net: (gradients[net, 1.0]["size_right"], gradients[net, 100.0]["size_right"]) for net in NETS}
+    exploded = any(steep > plain for plain, steep in sizes.values())
+    zeros = ", ".join(f"{_gradient_row(gradients[net, 100.0])[0]:.0f} %" for net in NETS)
+    told = ", ".join(f"{value:+.1f} {name}" for name, value in gained.items())
+    return Claim(
+        "mechanism",
+        answered(exploded or max(gained.values()) > BETTER),
+        f"slope 100 against 1: most accuracy gained, points: {told}; exactly zero gradients of right images in float32 "
+        f"at slope 100: {zeros}; their median size {'grows' if exploded else 'grows on no network'}",
+    )
+
+
+# ------------------------------------------------------------------------------------- clean accuracy
+
+
+def _clean(desk: Desk) -> Iterator[Part]:
+    n = images(desk, "FGSM", MNIST)
+    found = many(desk, {net: net.cells(net.sloped(1.0), FGSM(), n) for net in (MNIST, CNN1)})
+    clean = {net: 100 * clean_accuracy(records[0]) for net, records in found.items()}
+    for name, net, around, near in (("mnist_clean", MNIST, 98.0, NEAR_98), ("cifar_clean", CNN1, 60.0, NEAR_60)):
+        because = f"{clean[net]:.2f} % of {n} test images at slope 1 (allowed: {near:g} points from {around:g})"
+        yield Claim(name, answered(abs(clean[net] - around) <= near), because)

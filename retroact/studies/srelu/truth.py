@@ -1,0 +1,137 @@
+"""Truth: the same networks under attacks that do not care how large the logits are
+
+A slope multiplies the logits by alpha per sloped layer, and the cross-entropy of a sure decision has no gradient left
+in float32. Four ways round it, all with the paper's attacks and eps: the margin of the logits as the loss; the
+cross-entropy of the folded network, which computes the same without the factor; the gradients of the slope-1 twin; and
+the audit, which attacks twin and sloped network alike and takes the worst case, example by example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from retroact.attacks.threat import Linf
+from retroact.evaluation.evaluate import evaluate_all
+from retroact.evaluation.metrics import clean_accuracy, robust_accuracy, zero_gradient_share
+from retroact.evaluation.record import Record
+from retroact.experiments.cell import Cell, Model
+from retroact.nets.data import data
+from retroact.reports.plots import Panel, Series, panels
+from retroact.reports.studied import Figure, Part, Table
+from retroact.retrofitting.folding import fold
+from retroact.spec import spec
+from retroact.studies.desk import Desk
+from retroact.studies.srelu.figure_8 import attack
+from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, said
+from retroact.studies.truth import Audited, audits
+
+Curves = dict[float, list[float]]
+"""Accuracy in percent over the net's eps grid, by slope."""
+
+
+def make(desk: Desk) -> Iterator[Part]:
+    slopes = desk.pick((1.0, 10.0, 100.0), SLOPES)
+    found = {(name, net.key): _ways(desk, net, slopes, name) for name in ("FGSM", "PGD") for net in NETS}
+    yield Table(
+        "PGD at the largest eps, accuracy (%): the slope blinds one loss and nothing else",
+        ("network", "slope", "clean", *found["PGD", MNIST.key]),
+        tuple((net.title, said(s), *_ends(found["PGD", net.key], s)) for net in NETS for s in slopes),
+    )
+    for name in ("FGSM", "PGD"):
+        yield Figure(f"{name}: accuracy (%) against eps, by slope, in four ways.", _drawn(found, name))
+    yield Table(
+        "Gradients of the cross-entropy at clean, rightly decided images that are exactly zero in float32 (%)",
+        ("network", *(f"slope {s:g}" for s in SLOPES)),
+        tuple((net.title, *_dead(desk, net)) for net in NETS),
+    )
+    yield audits(desk, "Audits: twin → sloped network, accuracies in %", _audited(desk))
+
+
+# -------------------------------------------------------------------------------------- four ways
+
+
+@spec
+class OnFolded:
+    """`model` under the gradients of its folded copy, whose logits lack the factor: accuracies (%) at each eps."""
+
+    model: Model
+    data: str
+    attack: str
+    eps: tuple[float, ...]
+    seed: int = 0
+
+    def __call__(self) -> dict[str, Any]:
+        net, images = self.model().eval(), data(self.data)
+        guide = fold(net, scaled=False)
+        found: list[float] = []
+        for eps in self.eps:
+            (record,) = evaluate_all(net, images, attack(self.attack, eps), [Linf(eps)], source=guide, seed=self.seed)
+            found = found or [100 * clean_accuracy(record)]
+            found.append(100 * robust_accuracy(record))
+        return {"accuracy": found}
+
+
+def _ways(desk: Desk, net: Net, slopes: tuple[float, ...], name: str) -> dict[str, Curves]:
+    images = net.slice(desk.pick(500, 10_000) if name == "FGSM" else desk.pick(40, min(2000, net.original)))
+    eps = tuple(e for e in net.eps if e > 0)
+
+    def curve(make: Callable[[float, float], Cell]) -> Curves:
+        return {s: _accuracies(desk.records([make(s, e) for e in eps])) for s in slopes}
+
+    def direct(slope: float, e: float) -> Cell:
+        return Cell(net.sloped(slope), images, attack(name, e), Linf(e))
+
+    folded = {s: desk.facts(OnFolded(net.sloped(s), images, name, eps))["accuracy"] for s in slopes}
+    return {
+        "cross-entropy, as published": curve(direct),
+        "margin": curve(lambda s, e: replace(direct(s, e), attack=attack(name, e, "margin"))),
+        "cross-entropy, folded": folded,
+        "slope-1 twin's gradients": curve(lambda s, e: replace(direct(s, e), source=net.sloped(1.0))),
+    }
+
+
+def _accuracies(found: list[Record]) -> list[float]:
+    return [100 * v for v in (clean_accuracy(found[0]), *map(robust_accuracy, found))]
+
+
+def _drawn(found: dict[tuple[str, str], dict[str, Curves]], name: str) -> str:
+    made = []
+    for way in found[name, MNIST.key]:
+        made += [_panel(net, found[name, net.key][way], way) for net in NETS]
+    return panels(made)
+
+
+def _panel(net: Net, curves: Curves, way: str) -> Panel:
+    x = [said(e) for e in net.eps]
+    made = [Series(f"slope {s:g}", x, y, colour=i) for i, (s, y) in enumerate(curves.items())]
+    return Panel(f"{net.title}: {way}", made, "eps, pixels", "accuracy, %")
+
+
+def _ends(ways: dict[str, Curves], slope: float) -> list[float]:
+    """The clean accuracy, and that at the largest eps in each way."""
+    curves = [of[slope] for of in ways.values()]
+    return [curves[0][0], *(values[-1] for values in curves)]
+
+
+# ------------------------------------------------------------------------------ zeros, and audits
+
+
+def _dead(desk: Desk, net: Net) -> list[float]:
+    """The share of one FGSM's gradients that are exactly zero, in percent, per slope."""
+    images = net.slice(desk.pick(500, 10_000))
+    cells = [Cell(net.sloped(s), images, attack("FGSM", net.eps[-1]), Linf(net.eps[-1])) for s in SLOPES]
+    return [100 * zero_gradient_share(r) for r in desk.records(cells)]
+
+
+def _audited(desk: Desk) -> list[tuple[str, Audited]]:
+    made = []
+    for net in NETS:
+        images = net.slice(desk.pick(200, 1000 if net is MNIST else 500))
+        threat = Linf(0.3) if net is MNIST else Linf(2 / 255)
+        battery = desk.pick("quick", "whole")
+        for slope in desk.pick((10.0, 100.0), (0.5, 2.0, 5.0, 10.0, 100.0)):
+            what = Audited(net.sloped(1.0), net.sloped(slope), images, threat, battery)  # type: ignore[arg-type]
+            made.append((f"{net.title}, slope {slope:g}", what))
+    return made

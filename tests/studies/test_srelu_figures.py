@@ -1,0 +1,282 @@
+"""The SReLU figures: published variants and the scaling protocol on nets with known answers; the algebra."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from retroact.attacks.published import Torchattacks13BIM, Torchattacks13DeepFool
+from retroact.attacks.threat import Linf
+from retroact.evaluation.evaluate import decide
+from retroact.evaluation.metrics import robust_accuracy, survives
+from retroact.experiments.cell import Cell, Model
+from retroact.nets.data import data
+from retroact.retrofitting.activations import SReLU
+from retroact.retrofitting.surgery import retrofit
+from retroact.studies.srelu import figure_2, figure_3, figure_5, question_scaling
+from retroact.studies.srelu.figure_5 import TargetedRates
+from retroact.studies.srelu.figure_7 import ScaledPixels
+from retroact.studies.srelu.networks import (
+    ABOVE_1,
+    CNN2,
+    MNIST,
+    NETS,
+    SLOPES,
+    Net,
+    accuracies,
+    as_published,
+    attack_cells,
+    columns,
+    first,
+)
+from retroact.studies.srelu.panels import Curve, table
+from retroact.studies.srelu.question_scaling import CleanGradients, SlopeAlgebra, apart, without_biases
+
+DIGITS = Net("digits", "digits", "digits-cnn", "*", (0.0, 0.05, 0.1), "digits", 20)
+PLAIN = Model("digits-cnn")
+
+
+def tiny() -> nn.Sequential:
+    """Three activations in a row, weights of both signs, float64."""
+    torch.manual_seed(0)
+    layers = (nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 8), nn.ReLU())
+    return nn.Sequential(*layers, nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4)).double()
+
+
+def pictures() -> torch.Tensor:
+    return torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()
+
+
+# ------------------------------------------------------------------------------------------- algebra
+
+
+def with_slope(net: nn.Module, alpha: float) -> nn.Module:
+    return retrofit(net, SReLU(alpha), example=pictures()) if alpha != 1 else net
+
+
+@pytest.mark.parametrize("alpha", [0.5, 10.0, 100.0])
+def test_logits_are_those_of_a_relu_net_with_smaller_biases_times_the_slopes(alpha):
+    folded = copy.deepcopy(tiny())
+    with torch.no_grad():
+        for k, layer in enumerate(m for m in folded if isinstance(m, nn.Conv2d | nn.Linear)):
+            layer.bias /= alpha**k
+    x, sloped = pictures(), with_slope(tiny(), alpha)
+    assert apart(sloped(x), alpha**3 * folded(x)) < 1e-13
+    assert apart(sloped(x), alpha**3 * tiny()(x)) > 1e-2  # the biases do matter
+
+
+@pytest.mark.parametrize("alpha", [2.0, 100.0])
+def test_without_biases_slope_and_scale_are_the_same_whatever_the_signs_of_weights(alpha):
+    net, x = tiny(), pictures()
+    assert all((p < 0).any() and (p > 0).any() for p in net.parameters() if p.dim() > 1)
+    sloped = with_slope(net, alpha)
+    assert apart(without_biases(sloped)(x), without_biases(net)(alpha**3 * x)) < 1e-13
+    assert apart(without_biases(sloped)(x), without_biases(net)(alpha**2 * x)) > 0.1
+    assert apart(sloped(x), net(alpha**3 * x)) > 1e-2
+
+
+def test_the_measured_algebra_says_the_same_of_a_trained_net():
+    found = SlopeAlgebra(DIGITS.sloped(10.0), "digits[:30]")()
+    assert found["sites"] == 3 and 0.2 < found["negative"] < 0.8
+    assert found["folded"] < 1e-12 and found["bias_free"] < 1e-12 < 1e-3 < found["scaled"]
+
+
+def test_gradients_of_right_images_vanish_and_those_of_wrong_ones_grow():
+    plain, steep = (CleanGradients(DIGITS.sloped(s), "digits")() for s in (1.0, 100.0))
+    assert plain["right"] + plain["wrong"] == 359 and plain["zero32"] < 0.2 * plain["right"]
+    assert steep["zero32"] > 0.9 * steep["right"] and steep["zero64"] <= steep["zero32"]
+    assert steep["size_right"] < plain["size_right"] and steep["size_wrong"] > 1e3 * plain["size_wrong"]
+
+
+# ----------------------------------------------------------------------------------- published attacks
+
+
+def published_pgd(net: nn.Module, x: torch.Tensor, y: torch.Tensor, eps: float) -> torch.Tensor:
+    """Forty steps of 2/255 from the image itself, clamped to the ball and to the box; nothing freezes."""
+    moved = x
+    for _ in range(40):
+        moved = moved.detach().requires_grad_()
+        (g,) = torch.autograd.grad(F.cross_entropy(net(moved), y), moved)
+        moved = (x + (moved + 2 / 255 * g.sign() - x).clamp(-eps, eps)).clamp(0, 1)
+    return moved.detach()
+
+
+def test_our_pgd_fells_what_the_published_one_fells():
+    part, net = data("digits[:60]"), PLAIN()
+    for cell in attack_cells(DIGITS, "PGD", PLAIN, 60):
+        assert cell.attack.relative_step * cell.threat.eps == pytest.approx(2 / 255)
+        theirs = decide(net, published_pgd(net, part.images, part.labels, cell.threat.eps)) == part.labels
+        ours = torch.from_numpy(survives(cell()))
+        assert (ours & ~theirs).sum() == 0 and (theirs & ~ours).sum() <= 1  # one may have come back in their loop
+    assert 0 < ours.double().mean() < 0.9
+
+
+def test_deepfools_columns_from_one_run_are_those_of_separate_runs():
+    (cell,) = attack_cells(DIGITS, "DeepFool", DIGITS.sloped(10.0), 60)
+    alone = [Cell(cell.model, cell.data, Torchattacks13DeepFool(k), cell.threat)() for k in (1, 2, 3)]
+    assert cell.attack.steps == 5 and columns(DIGITS, "DeepFool") == ["1", "2", "3"]
+    made = accuracies(DIGITS, "DeepFool", [cell()])
+    assert made == pytest.approx([100 * robust_accuracy(r) for r in alone]) and made[0] > made[2]
+
+
+def test_every_attack_has_a_number_for_every_column():
+    for attack in ("FGSM", "BIM", "StepLL", "RFGSM", "PGD", "DeepFool"):
+        cells = attack_cells(DIGITS, attack, PLAIN, 20)
+        assert len(accuracies(DIGITS, attack, [c() for c in cells])) == len(columns(DIGITS, attack)) == 3
+    bim = attack_cells(DIGITS, "BIM", PLAIN, 20)[-1]
+    assert bim.attack == Torchattacks13BIM(0.1) and bim.threat == Linf(1.0)  # it leaves the ball of its name
+
+
+def test_published_deepfool_is_filed_by_its_steps():
+    assert as_published(MNIST, "DeepFool", 0.5)["1"] == 88.67 and as_published(MNIST, "DeepFool", 0.5)["2"] == 2.98
+    assert as_published(MNIST, "FGSM", 1.0)["0.3"] == 8.69
+    assert len(as_published(CNN2, "FGSM", 1.0)) == 3  # cut short in the paper's notebook
+
+
+def test_the_original_images_are_the_first_ones():
+    record = attack_cells(DIGITS, "FGSM", PLAIN, 30)[0]()
+    (cut,) = first(20, [record])
+    assert len(cut) == 20 and (cut.adversarial == record.adversarial[:20]).all()
+    assert DIGITS.mixed(30) and not DIGITS.mixed(20)
+
+
+# -------------------------------------------------------------------------------------------- scaling
+
+
+class Threshold(nn.Module):
+    """Class 0 where the pixel is above `at`; `steep` logits saturate the softmax."""
+
+    def __init__(self, at: float, steep: float = 1.0) -> None:
+        super().__init__()
+        self.at, self.steep = at, steep
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        z = self.steep * (x.flatten(1) - self.at)
+        return torch.cat([z, -z], 1)
+
+
+def counted(net: nn.Module, pixel: float, label: int, **how: object) -> list[int]:
+    """right, zero, left at each eps, of one image of one pixel."""
+    what = ScaledPixels(PLAIN, "digits", **how)  # type: ignore[arg-type]
+    return what.counts(net, torch.full((1, 1, 1, 1), pixel), torch.tensor([label]))
+
+
+def test_the_step_starts_at_the_scaled_image():
+    eps = (0.0, 0.2, 0.31)
+    assert counted(Threshold(0.5), 0.4, 0, scale=2.0, eps=eps) == [1, 0, 1, 1, 0]  # 0.8 - 0.31 is below 0.5
+    assert counted(Threshold(0.5), 0.2, 0, scale=2.0, eps=eps) == [0, 0, 0, 0, 0]  # wrong: dropped
+    assert counted(Threshold(0.5), 0.2, 1, scale=2.0, eps=eps) == [1, 0, 1, 0, 0]  # 0.4 + 0.2 is above
+
+
+def test_clipping_before_the_step_and_after_it():
+    eps = (0.0, 0.6)
+    assert counted(Threshold(0.5), 0.9, 0, scale=2.0, eps=eps, clipped=True) == [1, 0, 1, 0]  # 1 - 0.6
+    assert counted(Threshold(0.5), 0.9, 0, scale=2.0, eps=eps) == [1, 0, 1, 1]  # 1.8 - 0.6, clipped to 1
+    # right at 1.8, and wrong at eps 0 already, since the last clip puts it to 1
+    assert counted(Threshold(1.5), 0.9, 0, scale=2.0, eps=eps) == [1, 0, 0, 0]
+    # wrong at 1.8, and dropped, although the last clip would put it right
+    assert counted(Threshold(1.5), 0.9, 1, scale=2.0, eps=eps) == [0, 0, 0, 0]
+
+
+def test_a_gradient_that_is_zero_is_counted_and_moves_nothing():
+    eps = (0.9,)
+    assert counted(Threshold(0.5, 1e4), 0.9, 0, scale=1.0, eps=eps) == [1, 1, 1]
+    assert counted(Threshold(0.5, 1e4), 0.9, 0, scale=1.0, eps=eps, loss="margin") == [1, 0, 0]
+    # seen a thousandth as large, the image is decided wrongly there and shows its gradient
+    assert counted(Threshold(0.5, 1e4), 0.9, 0, scale=1e-3, eps=eps, step_on="original") == [1, 0, 0]
+
+
+def test_scale_1_is_fgsm():
+    found = ScaledPixels(PLAIN, "digits[:50]", 1.0, (0.0, 0.05, 0.1))()
+    ours = accuracies(DIGITS, "FGSM", [c() for c in attack_cells(DIGITS, "FGSM", PLAIN, 50)])
+    assert [100 * v / 50 for v in found["left"]] == pytest.approx(ours)
+
+
+# ------------------------------------------------------------------------------------------- targeted
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "logit"])
+def test_targeted_successes_are_counted_as_published(loss):
+    part, net, eps = data("digits[:50]"), PLAIN(), 0.2
+    found = TargetedRates(PLAIN, "digits[:50]", (0.1, eps), loss)()
+    clean = decide(net, part.images)
+    for t in (0, 7):
+        x = part.images.clone().requires_grad_()
+        z = net(x)
+        towards = F.log_softmax(z, 1) if loss == "cross_entropy" else z  # nll_loss of raw logits: the published slip
+        (g,) = torch.autograd.grad(F.nll_loss(towards, torch.full((50,), t), reduction="sum"), x)
+        made = decide(net, (part.images - eps * g.sign()).clamp(0, 1))
+        assert found["led"][t][1] == ((made == t) & (clean != t)).sum()
+        assert found["asked"][t] == (clean != t).sum()
+    assert sum(map(sum, found["led"])) > 0 and found["n"] == 50
+
+
+# ------------------------------------------------------------------------------- numbers and verdicts
+
+
+def test_recovery_is_0_at_slope_1_and_100_where_all_is_back():
+    means = {("x", "FGSM", 1.0): 40.0, ("x", "FGSM", 10.0): 90.0, ("x", "FGSM", 0.5): 20.0}
+    recovered = [figure_2._recovered(90.0, means, ("x", "FGSM", s)) for s in (1.0, 10.0, 0.5)]
+    assert recovered == [0.0, 100.0, -40.0]
+
+
+def test_a_table_names_its_curves_and_shows_original_images_and_differences():
+    curve = Curve("slope 2", [90.0, 50.0], {"0.1": 47.0}, [91.0, 52.0])
+    made = table("T", "slope", "eps", ["0", "0.1"], [curve], 1017)
+    assert made.head[3] == "first 1017, original"
+    assert made.texts() == [["2", "0", "90.0", "91.0", "–", "–"], ["2", "0.1", "50.0", "52.0", "47.0", "+3.0"]]
+
+
+@pytest.mark.parametrize(("harm", "answer"), [(4.0, "holds"), (6.0, "does not hold"), (-6.0, "does not hold")])
+def test_neither_helped_nor_harmed_follows_from_the_curves(harm, answer):
+    made = {(net.key, a, s): Curve("", [50.0]) for net in NETS for a in ("StepLL", "DeepFool") for s in SLOPES}
+    made[CNN2.key, "StepLL", 5.0] = Curve("", [50.0 - harm])
+    assert figure_3._stepll_deepfool(made).answer == answer
+
+
+def rates(**by_net: list[float]) -> figure_5.Rates:
+    """Rates with, per network, ten successes at slopes above 1; all are 10 at slope 1."""
+    made = {}
+    for net in NETS:
+        for s in SLOPES:
+            values = by_net[net.key] if s in ABOVE_1 else [10.0] * 10
+            made[net.key, s] = [[0.0, v, v] for v in values]
+    return made
+
+
+def helping(k: int) -> list[float]:
+    return [9.0] * k + [11.0] * (10 - k)
+
+
+def test_targeted_claims_follow_from_the_rates():
+    good = rates(mnist=helping(6), cifar10_cnn1=helping(7), cifar10_cnn2=helping(3))
+    assert figure_5._classes_helped(good).answer == "holds"
+    bad = rates(mnist=helping(6), cifar10_cnn1=helping(6), cifar10_cnn2=helping(7))
+    claim = figure_5._classes_helped(bad)
+    assert claim.answer == "does not hold" and "7 (CIFAR10-CNN2" in claim.because
+    assert figure_5._slopes_above_1(good).answer == "holds"
+    good["mnist", 2.0] = [[0.0, 30.0, 30.0]] * 10
+    assert figure_5._slopes_above_1(good).answer == "does not hold"
+
+
+def test_the_mechanism_is_neither_where_gradients_vanish_and_nothing_is_won():
+    def said(**changed: float) -> str:
+        gradients = {
+            (n, s): {"right": 9, "zero32": 9, "zero64": 9, "size_right": 1 / s, "size_wrong": s}
+            for n in NETS
+            for s in SLOPES
+        }
+        seen = {
+            (n, name, s): 50.0 + changed.get(name, 0.0) * (s == 100)
+            for n in NETS
+            for name in ("noise", "margin step")
+            for s in SLOPES
+        }
+        if "exploded" in changed:
+            gradients[NETS[0], 100.0]["size_right"] = 9.0
+        return question_scaling._mechanism_claim(gradients, seen).answer
+
+    assert said() == "does not hold" and said(noise=4.0) == "does not hold"
+    assert said(noise=6.0) == said(exploded=1.0) == "holds"

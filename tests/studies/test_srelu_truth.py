@@ -1,0 +1,193 @@
+"""The Sloped ReLU study's battery, transfer, clusters and defences: what their numbers rest on, on tiny networks."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from retroact.attacks.goals import Aim
+from retroact.attacks.oracle import Oracle
+from retroact.attacks.threat import L2, Linf
+from retroact.evaluation.evaluate import decide, evaluate, evaluate_all
+from retroact.evaluation.metrics import robust_accuracy, survives
+from retroact.experiments.cell import Model
+from retroact.nets.data import Images, data
+from retroact.retrofitting.activations import JumpReLU, SReLU
+from retroact.retrofitting.folding import fold
+from retroact.retrofitting.surgery import refit, retrofit
+from retroact.studies.published import published
+from retroact.studies.srelu import figure_4, figure_8, figure_9, question_defences, question_saliency
+from retroact.studies.srelu.battery import BATTERY, Cut, PlainDeepFool, Straight
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data("digits[:24]")
+
+
+@pytest.fixture(scope="module")
+def net():
+    return Model("digits-cnn")().eval()
+
+
+def steep(alpha=100.0):
+    return Model("digits-cnn", SReLU(alpha))
+
+
+# ------------------------------------------------------------------------------------- the battery
+
+
+def test_the_published_list_has_25_attacks_and_21_of_them_are_distinct():
+    assert len(BATTERY) == 21 and sum(e.times for e in BATTERY) == 25
+    assert len({str(e.foolbox) + e.norm for e in BATTERY}) == 21
+    for figure in ("figure4.mnist", "figure4.cifar10_cnn1"):
+        names = [name.split("Attack(")[0] for name, _ in published("srelu", figure)[0]["attacks"][:-1]]
+        assert {e.name: e.times for e in BATTERY} == {name: names.count(name) for name in names}
+
+
+@pytest.mark.parametrize("entry", [e for e in BATTERY if not e.random], ids=lambda e: e.name)
+def test_a_deterministic_attack_decides_as_foolbox_does(entry, net, digits):
+    foolbox = pytest.importorskip("foolbox")
+    digits = digits[:10]
+    # blur treats the edges in its own way, which larger radii than the published ones would show
+    eps = (0.1, 0.3) if entry.norm == "linf" or "Blur" in entry.name else (0.3, 1.0, 2.0)
+    attack = entry.foolbox._attack(foolbox, entry.threat(eps[0]))
+    seen = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
+    _, _, success = attack(seen, digits.images, digits.labels, epsilons=list(eps))
+    ours = [survives(r) for r in evaluate_all(net, digits, entry.attack, [entry.threat(e) for e in eps])]
+    assert np.array_equal(np.array(ours), ~success.numpy())
+
+
+def test_plain_deepfool_finds_the_boundary_of_a_linear_net():
+    torch.manual_seed(0)
+    linear = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    x = torch.rand(6, 1, 4, 4) * 0.2 + 0.4
+    y = linear(x).argmax(1)
+    aim, index = Aim(y), torch.arange(6)
+    found = PlainDeepFool()(Oracle(linear, 6), x, aim, L2(9.0), index=index, seed=0)
+    w, z = linear[1].weight.detach(), linear(x).detach()
+    for i in range(6):
+        nearest = min(float((z[i, y[i]] - z[i, k]) / (w[y[i]] - w[k]).norm()) for k in range(3) if k != y[i])
+        assert nearest < float((found[i] - x[i]).norm()) < 1.03 * nearest + 2e-4
+    cut = Cut(PlainDeepFool()).sweep(Oracle(linear, 6), x, aim, [L2(1e-3)], index=index, seed=0)[0]
+    assert torch.allclose((cut - x).flatten(1).norm(dim=1), torch.full((6,), 1e-3), atol=1e-6)
+
+
+def test_a_straight_line_stops_at_its_first_level_that_fools_and_is_cut_at_eps():
+    bright = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(1, 2))
+    with torch.no_grad():  # class 1 above a mean of 0.2
+        bright[2].weight.copy_(torch.tensor([[0.0], [1.0]]))
+        bright[2].bias.copy_(torch.tensor([0.2, 0.0]))
+    x, aim = torch.zeros(1, 1, 4, 4), Aim(torch.tensor([0]))
+    near, far = Straight("grey")(Oracle(bright, 1), x, aim, L2(0.4), index=torch.arange(1), seed=0), 4 * 0.2
+    assert math.isclose(float(near.norm()), 0.4, rel_tol=1e-5)
+    found = Straight("grey")(Oracle(bright, 1), x, aim, L2(2.0), index=torch.arange(1), seed=0)
+    assert far < float(found.norm()) < far + 4 * 0.5 / 1000 + 1e-6
+    inverse = Straight("negative", steps=1)(Oracle(bright, 1), x, aim, L2(0.1), index=torch.arange(1), seed=0)
+    assert math.isclose(float(inverse.norm()), 0.1, rel_tol=1e-5)
+
+
+def test_an_image_that_foolbox_turned_into_nan_never_counts_as_fooled(digits):
+    pytest.importorskip("foolbox")
+    what = figure_4.RuinedImages(steep(), "digits[:24]", (0.0, 0.5))
+    found = what()
+    clean = 100 * float((decide(what.model(), digits.images) == digits.labels).float().mean())
+    assert found["nan"] >= 20 and found["as_class_0"] == found["nan"]
+    assert found["counted"][0] < clean - 50  # at eps 0!
+    assert found["kept_out"][0] == pytest.approx(clean)
+    record = evaluate(what.model(), digits, figure_4.VAT.attack, L2(0.5))
+    assert 100 * robust_accuracy(record) >= found["kept_out"][1] - 1e-9 and record.nonfinite.sum() >= 20
+
+
+def test_around_is_judged_by_its_span_and_by_the_truth():
+    span, net = (15.0, 15.0), figure_4.MNIST
+    assert figure_4._around("a", span, [(net, 16.0, 14.0)]).answer == "holds"
+    assert figure_4._around("a", span, [(net, 16.0, 1.0)]).answer == "holds under the paper's protocol only"
+    assert figure_4._around("a", span, [(net, 20.0, 14.0)]).answer == "does not hold"
+
+
+# ------------------------------------------------------------------------------ transfer, clusters
+
+
+def test_a_surrogate_learns_its_targets_outputs():
+    torch.manual_seed(0)
+    x = torch.rand(256, 1, 2, 2)
+    train = Images.of(x, torch.zeros(256, dtype=torch.int64))  # labels that say nothing: only outputs can teach
+    target, pupil = (nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(2))
+    with torch.no_grad():
+        target[1].weight.mul_(8)
+    before = float((pupil(x).argmax(1) == target(x).argmax(1)).float().mean())
+    figure_8.distilled(target, pupil, train, epochs=150)
+    after = float((pupil(x).argmax(1) == target(x).argmax(1)).float().mean())
+    assert before < 0.8 and after > 0.9 and not pupil.training
+
+
+def test_figure_8_asks_for_a_hindered_net_that_stands_above_the_direct_attack():
+    def curves(surrogate, twin):
+        ways = {"direct, slope 1": [98, 10], "direct, this slope": [98, 98], "direct, margin loss": [98, 10]}
+        ways |= {"surrogate": [98, surrogate], "slope-1 twin": [98, twin]}
+        return {"mnist": {("PGD", 100.0, way): v for way, v in ways.items()}}
+
+    assert figure_8._claim(curves(40, 30), (100.0,)).answer == "holds"
+    assert figure_8._claim(curves(40, 10.5), (100.0,)).answer == "holds under the paper's protocol only"
+    assert figure_8._claim(curves(90, 30), (100.0,)).answer == "does not hold"
+
+
+def test_the_ratio_between_to_within_knows_no_scale_and_falls_as_clusters_spread():
+    random = np.random.default_rng(0)
+    labels = np.repeat(np.arange(4), 30)
+    centres, noise = random.normal(size=(4, 6))[labels] * 9, random.normal(size=(120, 6))
+
+    def ratio(points):
+        between, within = figure_9.spread(points, labels)
+        return between / within
+
+    assert ratio(1e6 * (centres + noise)) == pytest.approx(ratio(centres + noise))
+    assert ratio(centres + 3 * noise) < 0.5 * ratio(centres + noise)
+    assert figure_9.spread(2 * centres, labels)[0] == pytest.approx(2 * figure_9.spread(centres, labels)[0])
+
+
+def test_the_last_layers_are_those_of_the_sloped_net(digits):
+    made = steep(3.0)()
+    hidden, logits = figure_9.last_layers(made, digits.images)
+    assert hidden.min() >= 0 and hidden.shape[0] == 24 and hidden.ndim == 2
+    assert np.allclose(logits, made(digits.images).detach().double().numpy())
+
+
+# -------------------------------------------------------------------------------- other defences
+
+
+def test_a_sloped_jump_is_a_jump_times_a_slope_and_folds_to_a_jump(net, digits):
+    both = retrofit(net, question_defences.SlopedJump(4.0, 0.3))
+    with torch.no_grad():
+        sites = len(fold(retrofit(net, SReLU(4.0)), scaled=False).retrofit.activation.ramp)
+        assert sites == 3
+        folded = fold(both)
+        assert torch.allclose(folded(digits.images), both(digits.images), rtol=1e-4, atol=1e-2)
+        one = question_defences.SlopedJump(1.0, 0.3)
+        assert torch.equal(refit(both, one)(digits.images), retrofit(net, JumpReLU(0.3))(digits.images))
+
+
+def test_a_raised_bias_is_a_bias_raised(net, digits):
+    with torch.no_grad():
+        assert torch.equal(question_defences.raised(net, 0.0)(digits.images), net(digits.images))
+        up = fold(question_defences.raised(net, 0.25))
+    before, after = (dict(n.named_parameters()) for n in (net, up))
+    moved = {name: float((after[name] - p).detach().mean()) for name, p in before.items() if name.endswith("bias")}
+    assert sum(abs(v - 0.25) < 1e-5 for v in moved.values()) >= 2  # all but the logits' own
+    assert sum(abs(v) < 1e-6 for v in moved.values()) == 1
+
+
+def test_saliency_counts_exact_zeros_alone(digits):
+    blind, seeing = (question_saliency.Saliency(steep(a), steep(1.0), "digits[:24]")() for a in (100.0, 1.0))
+    assert blind["zero"]["cross_entropy"] > 90 > 10 > seeing["zero"]["cross_entropy"]
+    assert blind["zero"]["margin"] == seeing["zero"]["margin"] == 0
+    assert len(blind["shown"]) == 4 and np.abs(blind["shown"][0]["margin"]).max() == 1
+    assert seeing["alike"] == pytest.approx(1) and 0 < blind["alike"] < 0.999
+
+
+def test_the_battery_serves_its_threats():
+    assert all(e.norm in e.attack.norms for e in BATTERY)
+    assert {type(e.threat(0.1)) for e in BATTERY} == {Linf, L2}
