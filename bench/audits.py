@@ -4,10 +4,10 @@
     python bench/audits.py lenet-mnist --harden shifts --eps 0.1 --n 500 --autoattack 100
 
 Prints a row of the table of docs/audit.md, and what each run of the battery did. `--beyond` attacks every image that
-the audit calls robust with the battery at twice the steps and starts, with AutoAttack's standard version and with
-Foolbox's attacks, and prints how many fall to each. `--autoattack N` runs AutoAttack's standard version on the first
-N images, on both networks, and prints its accuracies, McNemar's p and its CPU seconds beside the audit's on the same
-images. CPU seconds of one process on one thread.
+the audit calls robust with its battery, rounds included, at twice the steps and starts, with AutoAttack's standard
+version and with Foolbox's attacks, and prints how many fall to each. `--autoattack N` runs AutoAttack's standard
+version on the first N images, on both networks, and prints its accuracies, McNemar's p and its CPU seconds beside the
+audit's on the same images. CPU seconds of one process on one thread.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import time
 import warnings
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -40,7 +40,7 @@ def main() -> None:
     defended, made_by = _defended(twin, args)
     data, threat = ra.data(f"{_data_of(args.net)}[:{args.n}]"), ra.Linf(args.eps)
     began = time.process_time()
-    made = ra.audit(twin, defended, data, threat, battery="quick" if args.quick else None, seed=args.seed)
+    made = ra.audit(twin, defended, data, threat, battery=_battery(args), seed=args.seed)
     spent = time.process_time() - began
     c = made.verdict.counts
     shares = " | ".join(f"{100 * a:.1f} / {100 * b:.1f}" for a, b in (c.clean, c.claimed, c.verified))
@@ -71,9 +71,15 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--thorough", action="store_true")
+    parser.add_argument("--only-doubled", action="store_true", help="with --beyond: the doubled battery alone")
     parser.add_argument("--beyond", action="store_true")
     parser.add_argument("--autoattack", type=int, default=0)
     return parser.parse_args()
+
+
+def _battery(args: argparse.Namespace) -> Literal["quick", "thorough"] | None:
+    return "quick" if args.quick else "thorough" if args.thorough else None
 
 
 def _data_of(net: str) -> str:
@@ -102,15 +108,21 @@ def _beyond(twin: Any, defended: Any, data: Any, threat: Any, made: Audit, args:
     net = chosen_guide(party, made.retrofit) or party.folded
     siege, twice = Siege(defended, stands, threat, args.seed + 1), made.battery.doubled()
     siege.attack("doubled", "white box", twice.untargeted(), party.folded)
-    siege.attack("doubled, targeted", "white box", twice.targeted(data.classes), net)
-    print(f"    the battery at twice the steps and starts: {int((~siege.stands).sum())} of {len(rows)}", flush=True)
+    siege.attack("doubled, targeted", "white box", twice.targeted(data.classes), **party.seen_through(net))
+    twice.again(siege, party, net, "", data.classes)
+    spent = sum(run.gradients for run in siege.runs) / len(rows)
+    each = ", ".join(f"{run.title} {run.felled}" for run in siege.runs)
+    fell = int((~siege.stands).sum())
+    print(f"    {show(twice)}: {fell} of {len(rows)}, {spent:.0f} gradients an image ({each})", flush=True)
+    if args.only_doubled:
+        return
     for attack in (*(ra.Foolbox(name) for name in FOOLBOX), ra.AutoAttack()):
         began = time.process_time()
         found = craft(attack, defended, stands.images, stands.labels, stands.index, threat)
         inside = threat(found.x_adv, stands.images)
-        fell = (decide(defended, found.x_adv) != stands.labels) & inside
+        hit = (decide(defended, found.x_adv) != stands.labels) & inside
         seconds = time.process_time() - began
-        print(f"    {show(attack)}: {int(fell.sum())} of {len(rows)}, {seconds:.0f} CPU s", flush=True)
+        print(f"    {show(attack)}: {int(hit.sum())} of {len(rows)}, {seconds:.0f} CPU s", flush=True)
 
 
 def _beside_autoattack(twin: Any, defended: Any, data: Any, threat: Any, args: argparse.Namespace) -> None:
@@ -121,7 +133,7 @@ def _beside_autoattack(twin: Any, defended: Any, data: Any, threat: Any, args: a
         seconds.append(time.process_time() - began)
         standing.append(((decide(net, data.images) == data.labels) & (decide(net, found.x_adv) == data.labels)).numpy())
     began = time.process_time()
-    made = ra.audit(twin, defended, data, threat, seed=args.seed)
+    made = ra.audit(twin, defended, data, threat, battery=_battery(args), seed=args.seed)
     ours = time.process_time() - began
     v0, v1 = standing
     gained, lost = int((v1 & ~v0).sum()), int((v0 & ~v1).sum())

@@ -138,6 +138,8 @@ def list_(
     rows = lists[what]()
     if as_json:
         return _print_json(rows)
+    if what == "nets" and detail:
+        return _print_nets(rows)
     _print_rows(rows, empty=f"no {what} here")
 
 
@@ -164,6 +166,16 @@ def _list_nets(detail: bool) -> list[dict[str, Any]]:
             rows[-1]["sites"] = ", ".join(site.name for site in sites(net))
             rows[-1]["layers"] = str(net.module)
     return rows
+
+
+def _print_nets(rows: Sequence[dict[str, Any]]) -> None:
+    """A block for each network: its name, what is known of it, its layers. A table would squeeze them all."""
+    for row in rows:
+        out.print(f"\n{row['name']}", style="bold", highlight=False, markup=False)
+        for name in ("network", "test accuracy", "parameters", "sites", "recipe", "command"):
+            out.print(f"{name}: {row[name]}", highlight=False, markup=False)
+        for line in row["layers"].splitlines():
+            out.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _list_specs(having: str, attributes: Sequence[str]) -> list[dict[str, Any]]:
@@ -390,6 +402,9 @@ def audit(
     sites: SitesOption = "*",
     claimed: Annotated[str | None, typer.Option(help="the attack behind the claim (default: the papers' PGD)")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="the decisive attacks only, for a first answer")] = False,
+    thorough: Annotated[
+        bool, typer.Option("--thorough", help="begin anew, with ever more steps, until nothing more falls")
+    ] = False,
     draws: Annotated[int, typer.Option(min=0, help="average a randomised network over so many draws")] = 0,
     margin: Annotated[float, typer.Option(min=0.001, max=1, help="the difference of accuracy that matters")] = 0.05,
     seed: SeedOption = 0,
@@ -414,6 +429,8 @@ def audit(
     assert net is not None and threat is not None and data is not None
     if (activation is None) == (against is None):
         raise ValueError('expected either an ACTIVATION, such as "JumpReLU(1.0)", or --against NETWORK')
+    if quick and thorough:
+        raise ValueError("expected --quick or --thorough, got both")
     wanted = _answers(fail_on)
     writers = {"page": html, "markdown": md, "as_json": json_}
     for path in writers.values():
@@ -442,7 +459,7 @@ def audit(
             images,
             radius,
             claimed=attack,
-            battery="quick" if quick else None,
+            battery="quick" if quick else "thorough" if thorough else None,
             draws=draws,
             margin=margin,
             seed=seed,

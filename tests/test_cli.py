@@ -262,5 +262,12 @@ def test_lists(call, what):
     assert call("list", what)[0] == 0
 
 
+def test_nets_in_detail_are_blocks_that_a_narrow_terminal_holds():
+    lines = run("list", "nets", "--detail").stdout.splitlines()  # no terminal: 80 columns
+    block = lines[lines.index("digits-cnn") :]
+    assert "parameters: 38282" in block[:7] and "sites: conv1_relu, conv2_relu, fc1_relu" in block[:7]
+    assert "    (fc2): Linear(in_features=64, out_features=10, bias=True)" in block[:20]
+
+
 def test_brackets_are_no_markup(call):
     assert "z · 1[z > kappa]" in call("list", "activations")[1]

@@ -2,13 +2,15 @@
 
 g ← μ g + ∇m / mean|∇m|, x ← Π(x + η_k s(g)), η_k falling from eps to eps/50 along half a cosine. The mean of
 normalised gradients is Dong et al.'s; they keep the step, Croce & Hein's APGD sets it by what the loss does. Where
-gradients are only a guide to a loss with jumps, the loss says little about the step, and a plan does better.
+gradients are only a guide to a loss with jumps, the loss says little about the step, and a plan does better. There
+`noise` helps too: gradients at points around the one that is judged, whose mean over the steps smooths the jumps.
 """
 
 from __future__ import annotations
 
+import math
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,12 +20,16 @@ from retroact.attacks.driver import Standing
 from retroact.attacks.geometry import TINY, each, project, random_start, steepest
 from retroact.attacks.goals import Aim
 from retroact.attacks.losses import Loss, loss_of, margin
+from retroact.attacks.noise import uniform
 from retroact.attacks.oracle import Oracle
 from retroact.attacks.smallest import cosine
 from retroact.attacks.threat import Access, Norm, ThreatModel
-from retroact.spec import Count, UnitInterval, Within, spec
+from retroact.spec import AtLeast0, Count, UnitInterval, Within, spec
 
 _LAST = 0.02  # of eps: the length of the last step
+_LOOK = 5  # steps from one look at the point itself to the next, where gradients are taken around it
+_TURN = 10_007  # pixels from the noise of one step to that of the next; a prime, to come round late
+_NOISE = 600_000_011  # streams of their own, so that starts do not move with the noise
 
 
 @spec
@@ -31,7 +37,9 @@ class Momentum:
     """`steps` gradients from each of `restarts` random starts, the running mean keeping `mu` of itself.
 
     `targets=k` climbs towards each of the k classes that the clean logits rank next after the true one, for an
-    untargeted goal, each from the best point of those before; 0 climbs as the goal says.
+    untargeted goal, each from the best point of those before; 0 climbs as the goal says. `finish` more gradients
+    from the best point of all climb towards the class that is nearest there. With `noise`, gradients are taken at a
+    point drawn around the one that moves, up to so many times the step away.
     """
 
     steps: Count = 30
@@ -39,6 +47,8 @@ class Momentum:
     targets: Annotated[int, Within(0)] = 0
     mu: UnitInterval = 0.5
     loss: Loss = "margin"
+    finish: Annotated[int, Within(0)] = 0
+    noise: AtLeast0 = 0.0
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "budget"
@@ -46,45 +56,82 @@ class Momentum:
 
     @property
     def passes(self) -> int:
-        return self.steps * self.restarts * max(1, self.targets)
+        return self.restarts * (self.steps * max(1, self.targets) + self.finish)
 
     def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
-        standing, best = Standing(x, aim), _Best(x)
+        at, runs = _Chunk(oracle, x, Standing(x, aim), _Best(x), threat, index, seed), max(1, self.targets)
         for run, towards in enumerate(likeliest(oracle, x, aim, self.targets, self.restarts)):
-            rows = standing.rows
+            rows = at.standing.rows
             if not len(rows):
                 break
-            start = best.x[rows]
-            if run % max(1, self.targets) == 0:
+            start = at.best.x[rows]
+            if run % runs == 0:
                 start = random_start(x[rows], threat, index[rows], seed, stream=run)
-            self._climb(oracle, standing, best, start, x[rows], threat, towards)
-        return standing.finish(best.x[standing.rows])
+            self._climb(at, start, towards, self.steps, run)
+            if self.finish and run % runs == runs - 1 and len(at.standing):
+                start = at.best.x[at.standing.rows]
+                self._climb(at, start, at.nearest(aim), self.finish, run + runs * self.restarts)
+        return at.standing.finish(at.best.x[at.standing.rows])
 
-    def _climb(
-        self,
-        oracle: Oracle,
-        standing: Standing,
-        best: _Best,
-        x: Tensor,
-        centre: Tensor,
-        threat: ThreatModel,
-        towards: Aim,
-    ) -> None:
-        loss, mean = loss_of(self.loss), torch.zeros_like(x)
-        for k in range(self.steps):
-            oracle.progress(k / self.steps)
+    def _climb(self, at: _Chunk, x: Tensor, towards: Aim, steps: int, run: int) -> None:
+        loss, mean, standing = loss_of(self.loss), torch.zeros_like(x), at.standing
+        centre, drawn = at.centre[standing.rows], at.noise(run) if self.noise else x
+        for k in range(steps):
+            at.oracle.progress(k / steps)
+            step = at.threat.eps * cosine(k, steps, 1.0, _LAST)
             climbed = partial(loss, aim=towards[standing.rows])
-            logits, gradient = oracle.gradient(x, standing.rows, climbed)
-            best.keep(x, margin(logits, standing.aim), standing.rows)
-            x, centre, gradient, mean = standing.drop(x, logits, centre, gradient, mean)
+            if not self.noise:
+                logits, gradient = at.oracle.gradient(x, standing.rows, climbed)
+                x, centre, gradient, mean = at.judged(x, logits, centre, gradient, mean)
+            else:
+                around = x + self.noise * step * _turned(drawn, k)
+                _, gradient = at.oracle.gradient(around, standing.rows, climbed)
+                if k % _LOOK == 0:
+                    logits = at.oracle.logits(x, standing.rows)
+                    x, centre, gradient, mean, drawn = at.judged(x, logits, centre, gradient, mean, drawn)
             if not len(standing):
                 return
             mean = self.mu * mean + gradient / each(gradient.flatten(1).abs().mean(1).clamp_min(TINY), gradient)
-            step = threat.eps * cosine(k, self.steps, 1.0, _LAST)
-            x = project(x + step * steepest(mean, threat.norm), centre, threat)
-        logits = oracle.logits(x, standing.rows)
-        best.keep(x, margin(logits, standing.aim), standing.rows)
-        standing.drop(x, logits)
+            x = project(x + step * steepest(mean, at.threat.norm), centre, at.threat)
+        at.judged(x, at.oracle.logits(x, standing.rows))
+
+
+class _Chunk(NamedTuple):
+    """What the runs of an attack share: the chunk's clean images `centre`, who stands, and the best points."""
+
+    oracle: Oracle
+    centre: Tensor
+    standing: Standing
+    best: _Best
+    threat: ThreatModel
+    named: Tensor  # the index of each example
+    seed: int
+
+    def judged(self, x: Tensor, logits: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        """Keeps the best points and files the fallen away; (x, *others) of those that still stand."""
+        self.best.keep(x, margin(logits, self.standing.aim), self.standing.rows)
+        return self.standing.drop(x, logits, *others)
+
+    def nearest(self, aim: Aim) -> Aim:
+        """Towards the class that each best point's logits rank next after the true one, if the goal lets us choose."""
+        if aim.targets is not None:
+            return aim
+        rows = self.standing.rows
+        logits = self.oracle.logits(self.best.x[rows], rows).scatter(1, aim.labels[rows, None], -torch.inf)
+        towards = aim.labels.clone()
+        towards[rows] = logits.argmax(1)
+        return Aim(aim.labels, towards)
+
+    def noise(self, run: int) -> Tensor:
+        """For each standing example, shaped as its image: from [-1, 1) for L_inf, for L2 of length 1 or so."""
+        shape = tuple(self.centre.shape[1:])
+        drawn = uniform(shape, self.named[self.standing.rows], self.seed, _NOISE + run) * 2 - 1
+        return drawn if self.threat.norm == "linf" else drawn * math.sqrt(3 / math.prod(shape))
+
+
+def _turned(noise: Tensor, k: int) -> Tensor:
+    """The noise of step `k`: the run's own with its pixels shifted, as new draws at each step would cost much."""
+    return noise.flatten(1).roll(_TURN * k, 1).view_as(noise)
 
 
 class _Best:

@@ -314,10 +314,11 @@ def _gap(logits: Tensor, aim: Aim) -> Tensor:
 
 
 def _all_slopes(oracle: Oracle, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits (m, k) and the gradient of each of them (m, k, c, h, w)."""
-    logits, first = oracle.gradient(x, rows, _column(0))
-    others = [oracle.gradient(x, rows, _column(k))[1] for k in range(1, logits.shape[1])]
-    return logits, torch.stack([first, *others], dim=1)
+    """Logits (m, k) and the gradient of each of them (m, k, c, h, w): one forward pass, k backward."""
+    graph = oracle.graph(x, rows)
+    last = graph.logits.shape[1] - 1
+    slopes = [graph.gradient(None, _column(k), last=k == last) for k in range(last + 1)]
+    return graph.logits, torch.stack(slopes, dim=1)
 
 
 def _column(k: int) -> Callable[[Tensor], Tensor]:

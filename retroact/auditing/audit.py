@@ -28,6 +28,7 @@ from retroact.auditing.battery import (
     KERNELS,
     QUICK,
     STAGES,
+    THOROUGH,
     Battery,
     Party,
     Schedule,
@@ -44,9 +45,6 @@ from retroact.spec import show
 
 CLAIMED = PGD(steps=40, relative_step=1 / 30)
 """The protocol that both papers share: cross-entropy, 40 steps of eps/30 from a random start."""
-
-POINTS = 200
-"""How many points the indicators look at."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,7 +125,7 @@ def audit(
     *,
     claimed: Attack = CLAIMED,
     surrogate: Network | None = None,
-    battery: Battery | Literal["quick"] | None = None,
+    battery: Battery | Literal["quick", "thorough"] | None = None,
     kernels: Sequence[Schedule] | None = None,
     draws: int = 0,
     margin: float = MARGIN,
@@ -139,18 +137,19 @@ def audit(
 
     Any two networks with the same inputs and classes will do; where `defended` is a retrofit, the attacks that
     know it are derived from its spec. `claimed` is the attack behind the claim; `surrogate` a network to climb
-    in the place of `defended`, if it has no spec. `battery` "quick" runs the decisive attacks only.
-    `draws` averages randomised networks over so many draws. `margin` is the accuracy difference that matters.
+    in the place of `defended`, if it has no spec. `battery` "quick" runs the decisive attacks only, "thorough" begins
+    anew until nothing more falls. `draws` averages randomised networks over so many draws. `margin` is the accuracy
+    difference that matters.
 
     Raises ValueError for networks that do not fit each other or the data, that decide at chance or at random
     (without `draws`), for a threat without gradient access, and for a radius at which nothing can survive.
     """
-    spent = QUICK if battery == "quick" else Battery() if battery is None else battery
+    spent = _spent(battery)
     if draws:
         twin, defended = Expectation(twin, draws), Expectation(defended, draws)
     classes = _check(twin, defended, data, threat)
     stage = _Stages(progress, 2 * STAGES + 2)
-    readings, curves = _look(twin, defended, data, threat, seed)
+    readings, curves = _look(twin, defended, data, threat, seed, spent.points)
     stage()
     both = parties(twin, defended, surrogate, KERNELS if kernels is None else kernels, data.images[:2])
     how: dict[str, Any] = {"classes": classes, "seed": seed, "chunk": chunk, "progress": stage}
@@ -174,6 +173,15 @@ def audit(
         curves=curves,
         pedigree=_pedigree(twin, seed, before, after),
     )
+
+
+def _spent(battery: Battery | Literal["quick", "thorough"] | None) -> Battery:
+    if isinstance(battery, str):
+        named = {"quick": QUICK, "thorough": THOROUGH}
+        if battery not in named:
+            raise ValueError(f'battery: expected a Battery, "quick" or "thorough", got {battery!r}')
+        return named[battery]
+    return Battery() if battery is None else battery
 
 
 class _Stages:
@@ -241,13 +249,13 @@ def _diagonal(threat: ThreatModel, images: Tensor) -> float:
 
 
 def _look(
-    twin: Network, defended: Network, data: Examples, threat: ThreatModel, seed: int
+    twin: Network, defended: Network, data: Examples, threat: ThreatModel, seed: int, points: int
 ) -> tuple[list[Reading], dict[str, Any]]:
-    """The readings on the first points that both decide rightly, and the curves behind them for a picture."""
+    """The readings on the first `points` that both decide rightly, and the curves behind them for a picture."""
     x, y = data.images, data.labels
     right = [decide(net, x) == y for net in (twin, defended)]
     _refuse_chance([float(r.float().mean()) for r in right], y)
-    rows = (right[0] & right[1]).nonzero()[:POINTS, 0]
+    rows = (right[0] & right[1]).nonzero()[:points, 0]
     glances = [Glance(net, x[rows], y[rows], data.index[rows], threat, seed) for net in (defended, twin)]
     readings = [ask(*glances) for ask in indicators()]
     return readings, {name: _curves(g) for name, g in zip(("network", "twin"), glances, strict=True)}
@@ -316,11 +324,11 @@ class _Doubter:
         sample = self._some(self.side.verified, self.battery.sample)
         if sample is None:
             return
-        stands = self._besieged(sample, self.threat, self.battery.doubled(), seed=self.seed + 1)
+        stands = self._besieged(sample, self.threat, self.battery.longer(2), seed=self.seed + 1)
         felled = int((~stands).sum())
         moved = felled / len(stands) * float(np.mean(self.side.verified))
         if felled > 1 and moved > _POINT:
-            yield f"twice the steps and starts fell {felled} of {len(stands)} more, about {100 * moved:.1f} points"
+            yield f"twice the steps, begun anew, fell {felled} of {len(stands)} more, about {100 * moved:.1f} points"
 
     def _rising(self) -> Iterator[str]:
         """What falls at eps must fall at a larger one, or the attack is steered by something else than the loss."""
@@ -348,7 +356,7 @@ class _Doubter:
         guide = chosen_guide(self.party, self.side)
         net = self.party.folded if guide is None else guide
         siege.attack("again", "white box", battery.untargeted(), self.party.folded)
-        siege.attack("again, targeted", "white box", battery.targeted(self.classes), net)
+        siege.attack("again, targeted", "white box", battery.targeted(self.classes), **self.party.seen_through(net))
         return siege.stands
 
     def _some(self, which: NDArray[np.bool_], at_most: int) -> Examples | None:

@@ -31,13 +31,13 @@ from retroact.retrofitting.activations import Kernel, PerSite
 from retroact.retrofitting.folding import FoldError, fold
 from retroact.retrofitting.lean import lean
 from retroact.retrofitting.surgery import Retrofit, refit
-from retroact.spec import Count, Within, show, spec
+from retroact.spec import AtLeast0, Count, Within, show, spec
 
 Role = Literal["claimed", "white box", "control"]
 
 Schedule = tuple[Kernel, tuple[float, ...]]
 KERNELS: tuple[Schedule, ...] = (
-    ("sigmoid", (3.0, 5.0, 8.0, 12.0, 20.0)),
+    ("sigmoid", (2.0, 3.0, 4.0, 5.0, 7.0, 9.0, 12.0, 16.0, 22.0, 30.0)),
     ("sigmoid", (1.5, 2.5, 4.0, 6.0, 10.0)),
     ("rectangle", (0.5, 1.0, 2.0)),
 )
@@ -49,20 +49,26 @@ KEPT = 6  # fallen examples per network that are kept for the report
 @spec
 class Battery:
     """How much is spent: APGD `steps` untargeted, then `targeted_steps` towards each of the `targets` likeliest
-    classes, through the kernel where there is a jump.
+    classes and `finish` towards the nearest, through the kernel where there is a jump, gradients taken within `noise`.
 
-    Kernels are tried for `trial_steps` on `sample` standing examples; the Square control takes `queries` on as
-    many. Gradients per standing example: steps + targets · targeted_steps; the transfer control `steps` more.
-    Chosen on validation images: LOG.md.
+    Then up to `rounds` of the targeted attack from fresh starts, the first with 3 times the steps, the next with 4
+    times, and so on until one of them fells nothing. Kernels are tried for `trial_steps` (0: the first is taken) on
+    `sample` standing examples; the Square control takes `queries` on half as many; the indicators look at `points`.
+    Gradients per example that stands to the end: (steps + targets · targeted_steps + finish) · restarts and those
+    of the rounds; the transfer control `steps` more. Chosen on validation images: docs/audit.md.
     """
 
-    steps: Count = 50
+    steps: Count = 30
     targets: Count = 5
-    targeted_steps: Count = 100
+    targeted_steps: Count = 30
+    finish: Annotated[int, Within(0)] = 150
+    noise: AtLeast0 = 0.7
+    rounds: Annotated[int, Within(0)] = 0
     restarts: Count = 1
-    trial_steps: Count = 15
+    trial_steps: Annotated[int, Within(0)] = 10
     sample: Count = 64
-    queries: Annotated[int, Within(0)] = 1000
+    queries: Annotated[int, Within(0)] = 500
+    points: Count = 200
 
     def __call__(
         self,
@@ -87,27 +93,45 @@ class Battery:
         progress()
         name, guide = _best_guide(siege, party, self)
         progress()
-        siege.attack(f"targeted{name}", "white box", self.targeted(classes), guide)
+        siege.attack(f"targeted{name}", "white box", self.targeted(classes), **party.seen_through(guide))
         progress()
+        self.again(siege, party, guide, name, classes)
         if self.queries:
             _controls(siege, party, self)
         progress()
         return siege.ended(under_claim)
 
+    def again(self, siege: Siege, party: Party, guide: Network, name: str, classes: int) -> None:
+        """The rounds, until one fells nothing: so to spend more still would find next to nothing."""
+        for turn in range(1, self.rounds + 1):
+            attack = self.longer(_FIRST_ROUND + turn - 1).targeted(classes)
+            if not siege.attack(f"round {turn}{name}", "white box", attack, **party.seen_through(guide), fresh=turn):
+                return
+
     def doubled(self) -> Battery:
         """Twice the steps and twice the starts."""
-        twice = {"steps": 2 * self.steps, "targeted_steps": 2 * self.targeted_steps}
-        return replace(self, restarts=2 * self.restarts, **twice)
+        return replace(self.longer(2), restarts=2 * self.restarts)
+
+    def longer(self, times: int) -> Battery:
+        """So many times the steps."""
+        steps, targeted, finish = (times * n for n in (self.steps, self.targeted_steps, self.finish))
+        return replace(self, steps=steps, targeted_steps=targeted, finish=finish)
 
     def untargeted(self) -> APGD:
         return APGD(self.steps, self.restarts, loss="margin")
 
     def targeted(self, classes: int) -> Momentum:
-        return Momentum(self.targeted_steps, self.restarts, targets=min(self.targets, classes - 1))
+        targets = min(self.targets, classes - 1)
+        return Momentum(self.targeted_steps, self.restarts, targets, finish=self.finish, noise=self.noise)
 
 
-QUICK = Battery(steps=20, targets=3, targeted_steps=30, trial_steps=10, sample=24, queries=0)
+QUICK = Battery(steps=10, targets=3, targeted_steps=15, finish=45, trial_steps=0, sample=24, queries=0, points=100)
 """The decisive attacks alone, for a first answer."""
+
+THOROUGH = Battery(rounds=8)
+"""Begins anew until a round fells nothing, so that more of the same would find little."""
+
+_FIRST_ROUND = 3  # times the steps of the main attack
 
 
 @dataclass(frozen=True)
@@ -171,13 +195,22 @@ class Party:
     """A network under audit, `net`, with what the battery may climb instead of it.
 
     `folded` computes the same without slopes (the net itself where there are none or it does not fold); `other`
-    is the network it is compared with; `guides` compute the same and see a jump in their backward pass.
+    is the network it is compared with; `guides` see a jump in their backward pass. They compute the same, unless they
+    are `foreign`: a user's surrogate.
     """
 
     net: Network
     folded: Network
     other: Network
     guides: tuple[Guide, ...] = ()
+    foreign: bool = False
+
+    def seen_through(self, guide: Network) -> dict[str, Any]:
+        """What an attack along `guide` is run on: a guide that computes the same decides too, which is cheaper; of a
+        `foreign` one only the gradients are taken."""
+        if self.foreign and guide is not self.folded:
+            return {"network": self.net, "gradients": guide}
+        return {"network": guide}
 
 
 def parties(
@@ -195,7 +228,7 @@ def parties(
     folded = _folded(twin), _folded(defended)
     one, other = Party(twin, folded[0], defended), Party(defended, folded[1], twin)
     if surrogate is not None:
-        return one, replace(other, guides=(("your surrogate", lambda: surrogate),))
+        return one, replace(other, guides=(("your surrogate", lambda: surrogate),), foreign=True)
     return (
         replace(one, guides=_guides(folded[0], folded[1], kernels, example)),
         replace(other, guides=_guides(folded[1], folded[0], kernels, example)),
@@ -210,10 +243,12 @@ def _guides(net: Network, other: Network, kernels: Sequence[Schedule], example: 
     if own is not None and own.activation.jump:
         bend: Callable[[Kernel, float], nn.Module] = partial(_bent, net, own.activation)
     elif others is not None and others.activation.jump:
-        bend = partial(_softened, net, others, example)
         kernel, widths = KERNELS[0]
-        if example is not None and not _alike(net, bend(kernel, widths[0]), example):
+        soft = _softened(net, others, example, kernel, widths[0])
+        if example is not None and not _alike(net, soft, example):
             return ()
+        neutral = partial(smoothed, others.activation, plain=True)
+        bend = partial(_resoftened, soft, neutral)
     else:
         return ()
     return tuple((_called(kernel, widths), partial(_annealed, bend, kernel, widths)) for kernel, widths in kernels)
@@ -230,6 +265,11 @@ def _softened(net: nn.Module, others: Retrofit, example: Tensor | None, kernel: 
         return refit(net, neutral)
     given = None if getattr(net, "shape", None) is not None else example
     return replace(others, activation=neutral)(net, given)
+
+
+def _resoftened(soft: nn.Module, neutral: Callable[..., Any], kernel: Kernel, sharpness: float) -> nn.Module:
+    """`soft` with another kernel: its sites are known, so this costs a copy and no survey."""
+    return refit(soft, neutral(sharpness=sharpness, kernel=kernel))
 
 
 def _alike(net: nn.Module, guide: nn.Module, example: Tensor) -> bool:
@@ -296,12 +336,13 @@ class Siege:
         *,
         gradients: Network | None = None,
         among: int | None = None,
+        fresh: int = 0,
     ) -> int:
         """Attacks the first `among` (None: all) standing examples on `network`; the net itself judges what falls.
 
-        Returns how many fell.
+        `fresh` counts how often the attack has begun anew, from other random starts. Returns how many fell.
         """
-        return self.file(self.attempt(title, role, attack, network, gradients=gradients, among=among))
+        return self.file(self.attempt(title, role, attack, network, gradients=gradients, among=among, fresh=fresh))
 
     def attempt(
         self,
@@ -312,13 +353,14 @@ class Siege:
         *,
         gradients: Network | None = None,
         among: int | None = None,
+        fresh: int = 0,
     ) -> Attempt:
         """What the attack would fell; nothing is filed yet."""
         rows, began = torch.from_numpy(np.flatnonzero(self.stands)[:among]), time.perf_counter()
         if not len(rows):
             return Attempt(Run(title, show(attack), role, 0, 0, 0, 0, 0, 0.0), rows, rows, None)
         x, y, index = self._data.images[rows], self._data.labels[rows], self._data.index[rows]
-        how = {"gradients": gradients, "seed": self._seed, "chunk": self._chunk}
+        how = {"gradients": gradients, "seed": self._seed + _APART * fresh, "chunk": self._chunk}
         made = craft(attack, network, x, y, index, self._threat, **how)  # type: ignore[arg-type]
         decided = decide(self._net, made.x_adv, chunk=self._chunk)
         hit = (decided != y) & (decided >= 0)  # −1: the network overflowed, which is no success
@@ -362,16 +404,23 @@ class Attempt(NamedTuple):
 
 
 STAGES = 5
+_APART = 1_000_003  # seeds of fresh starts, out of the way of a user's own
 _CLAIMED = "claimed"
 
 
 def _best_guide(siege: Siege, party: Party, battery: Battery) -> tuple[str, Network]:
     """The kernel that fells most of a few standing examples, with its name; the folded net where there is no jump."""
-    guides = [(name, make()) for name, make in party.guides]
-    if not guides:
+    if not party.guides:
         return "", party.folded
+    if not battery.trial_steps:
+        name, make = party.guides[0]
+        return f" through a {name}", make()
+    guides = [(name, make()) for name, make in party.guides]
     trial = Momentum(battery.trial_steps)
-    tried = [siege.attempt(f"trial of a {name}", "white box", trial, net, among=battery.sample) for name, net in guides]
+    tried = [
+        siege.attempt(f"trial of a {name}", "white box", trial, **party.seen_through(net), among=battery.sample)
+        for name, net in guides
+    ]
     best = max(range(len(guides)), key=lambda i: tried[i].run.felled)  # the first of those that fell as many
     for attempt in tried:
         siege.file(attempt)
@@ -389,4 +438,4 @@ def _controls(siege: Siege, party: Party, battery: Battery) -> None:
     if party.folded is not party.net:
         siege.attack("APGD on the net as it is", "control", battery.untargeted(), party.net)
     siege.attack("APGD, transfer", "control", battery.untargeted(), party.net, gradients=party.other)
-    siege.attack("Square", "control", Square(battery.queries), party.net, among=battery.sample)
+    siege.attack("Square", "control", Square(battery.queries), party.net, among=max(1, battery.sample // 2))

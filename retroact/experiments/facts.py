@@ -16,7 +16,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import multiprocessing
 import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -45,18 +48,55 @@ class Measured:
 
 def measured(what: Measurement, store: Store) -> Measured:
     """The facts of `what`: from the store, or measured now on one thread and stored."""
-    name = locked_key(what)
-    found = store.read_facts(name)
-    if found is not None:
-        return Measured(*found, stored=True)
+    return measured_all([what], store)[0]
+
+
+def measured_all(
+    asked: Sequence[Measurement],
+    store: Store,
+    *,
+    workers: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Measured]:
+    """The facts of several measurements, in order; what the store lacks is measured in `workers` processes.
+
+    Each is stored as it is done, so a stop loses those that were running.
+    """
+    names = [locked_key(what) for what in asked]
+    missing = {name: what for name, what in zip(names, asked, strict=True) if store.read_facts(name) is None}
+    progress(len(asked) - len(missing), len(asked))
+    for name, facts, seconds in _made(missing, workers):
+        store.put_facts(name, show(missing[name]), facts, seconds)
+        missing_now = sum(store.read_facts(n) is None for n in missing)
+        progress(len(asked) - missing_now, len(asked))
+    return [_read(store, name, name not in missing) for name in names]
+
+
+def _made(missing: Mapping[str, Measurement], workers: int) -> Iterator[tuple[str, dict[str, Any], float]]:
+    if workers < 2 or len(missing) < 2:
+        yield from ((name, *_measure(what)) for name, what in missing.items())
+        return
+    context = multiprocessing.get_context("spawn")  # fork and torch's threads do not go together
+    pool = ProcessPoolExecutor(workers, mp_context=context)
+    try:
+        waiting = {pool.submit(_measure, what): name for name, what in missing.items()}
+        for future in as_completed(waiting):
+            yield (waiting[future], *future.result())
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _measure(what: Measurement) -> tuple[dict[str, Any], float]:
     began = time.process_time()
     with one_thread():
         facts = what()
-    seconds = time.process_time() - began
-    store.put_facts(name, show(what), facts, seconds)
-    again = store.read_facts(name)  # as it will be read next time: lists for tuples, texts for keys
-    assert again is not None
-    return Measured(*again, stored=False)
+    return facts, time.process_time() - began
+
+
+def _read(store: Store, name: str, stored: bool) -> Measured:
+    found = store.read_facts(name)  # as it will be read next time: lists for tuples, texts for keys
+    assert found is not None
+    return Measured(*found, stored=stored)
 
 
 def locked_key(what: Measurement) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
@@ -51,7 +52,7 @@ def bars(group: Sequence[Line]) -> str:
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set_xlim(0, 101)
     axes.set_xlabel("accuracy under attack, %", fontsize=8)
-    return _svg(_plain(figure, axes))
+    return svg(plain(figure, axes))
 
 
 def curves(group: Sequence[Line]) -> str:
@@ -70,7 +71,7 @@ def curves(group: Sequence[Line]) -> str:
     axes.set_ylabel("accuracy, %", fontsize=8)
     axes.set_ylim(0, 101)
     axes.legend(fontsize=7, frameon=False)
-    return _svg(_plain(figure, axes))
+    return svg(plain(figure, axes))
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ def panels(made: Sequence[Panel], *, columns: int = 3, height: float = 2.5) -> s
         axes.set_ylabel(panel.ylabel, fontsize=8)
         if panel.ylim is not None:
             axes.set_ylim(*panel.ylim)
-        _plain(figure, axes)
+        plain(figure, axes)
     for axes in grid.flat[len(made) :]:
         axes.set_axis_off()
     named: dict[str, Any] = {}
@@ -118,7 +119,7 @@ def panels(made: Sequence[Panel], *, columns: int = 3, height: float = 2.5) -> s
         named |= {name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
     where: dict[str, Any] = {"loc": "outside lower center", "ncols": min(7, len(named)), "fontsize": 7}
     figure.legend(list(named.values()), list(named), frameon=False, **where)
-    return _svg(figure)
+    return svg(figure)
 
 
 def standalone(svg: str) -> str:
@@ -149,7 +150,7 @@ def tuning(points: Sequence[Any], knob: str, chosen: float) -> str:
     axes.set_ylabel("accuracy on validation data, %", fontsize=8)
     axes.set_ylim(0, 101)
     axes.legend(fontsize=7, frameon=False)
-    return _svg(_plain(figure, axes))
+    return svg(plain(figure, axes))
 
 
 def claims(pairs: Sequence[tuple[str, tuple[float, float]]], n: int) -> str:
@@ -168,7 +169,7 @@ def claims(pairs: Sequence[tuple[str, tuple[float, float]]], n: int) -> str:
     axes.set_xticks(range(0, 101, 20))
     axes.set_xlabel("images decided rightly, %", fontsize=8)
     axes.legend(fontsize=8, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
-    return _svg(_plain(figure, axes))
+    return svg(plain(figure, axes))
 
 
 def climb(before: Sequence[float], after: Sequence[float]) -> str:
@@ -182,7 +183,7 @@ def climb(before: Sequence[float], after: Sequence[float]) -> str:
     axes.set_xlabel("step of the attack", fontsize=8)
     axes.set_ylabel("mean cross-entropy", fontsize=8)
     axes.legend(fontsize=8, frameon=False)
-    return _svg(_plain(figure, axes))
+    return svg(plain(figure, axes))
 
 
 def fidelity(before: Sequence[float], after: Sequence[float]) -> str:
@@ -197,7 +198,7 @@ def fidelity(before: Sequence[float], after: Sequence[float]) -> str:
     axes.set_xlabel("images, sorted, %", fontsize=8)
     axes.set_ylabel("actual / predicted change", fontsize=8)
     axes.legend(fontsize=8, frameon=False, loc="upper left")
-    return _svg(_plain(figure, axes))
+    return svg(plain(figure, axes))
 
 
 def scale(before: float, after: float) -> str:
@@ -212,7 +213,7 @@ def scale(before: float, after: float) -> str:
     axes.set_yticks([0, 1], ["before", "after"], fontsize=9)
     axes.set_ylim(1.6, -0.6)
     axes.set_xlabel("median margin of the logits", fontsize=8)
-    return _svg(_plain(figure, axes))
+    return svg(plain(figure, axes))
 
 
 def image(pixels: NDArray[np.float32]) -> str:
@@ -232,8 +233,8 @@ def pictures(record: Record, most: int = 6) -> str:
     grid = figure.subplots(3, len(shown), squeeze=False)
     difference = np.abs(record.examples[shown] - record.originals[shown])
     for column, i in enumerate(shown):
-        _image(grid[0, column], record.originals[i])
-        _image(grid[1, column], record.examples[i])
+        shown_in(grid[0, column], record.originals[i])
+        shown_in(grid[1, column], record.examples[i])
         grid[2, column].imshow(difference[column].max(0), cmap=REDS, vmin=0, vmax=max(float(difference.max()), 1e-6))
         grid[0, column].set_title(f"true {record.label[i]}", fontsize=7)
         fooled = record.clean[i] == record.label[i] != record.adversarial[i]
@@ -257,7 +258,8 @@ def _how(line: Line) -> str:
     return f"{line.attack}{source}"
 
 
-def _image(axes: Any, image: NDArray[np.float32]) -> None:
+def shown_in(axes: Any, image: NDArray[np.float32]) -> None:
+    """Draws an image (c, h, w) into axes, pixel by pixel."""
     shown = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
 
@@ -267,7 +269,8 @@ def _panel() -> tuple[Figure, Any]:
     return figure, figure.add_subplot()
 
 
-def _plain(figure: Figure, axes: Any) -> Figure:
+def plain(figure: Figure, axes: Any) -> Figure:
+    """Axes as all figures here have them."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     axes.tick_params(labelsize=8)
@@ -276,9 +279,11 @@ def _plain(figure: Figure, axes: Any) -> Figure:
     return figure
 
 
-def _svg(figure: Figure) -> str:
+def svg(figure: Figure) -> str:
+    """The figure as text for a page, in colours that follow its style sheet."""
     out = io.StringIO()
-    figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    with rc_context({"svg.hashsalt": "retroact", "svg.fonttype": "none"}):  # the same figure, the same file
+        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = out.getvalue()
     for colour, themed in THEMED.items():
         text = text.replace(colour, themed)

@@ -384,6 +384,10 @@ class Probe(TorchDispatchMode):
         super().__init__()
         self.note = note
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled in here, and torch would import its compiler to say so: a second and a half
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = func.overloadpacket.__name__

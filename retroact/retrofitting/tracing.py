@@ -46,6 +46,10 @@ class Tracer(fx.Tracer):
 
 
 class _NothingRuns(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # as in `Probe`
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         raise WouldBakeError(f"{func} ran while tracing: its result would be fixed")
 

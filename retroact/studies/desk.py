@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 from retroact.evaluation.record import Record
 from retroact.experiments.cell import Cell
-from retroact.experiments.facts import Measurement, measured
+from retroact.experiments.facts import Measurement, measured_all
 from retroact.experiments.store import Store
 from retroact.experiments.sweep import sweep
 
@@ -54,18 +54,17 @@ class Desk:
 
     def facts(self, what: Measurement) -> dict[str, Any]:
         """Plain numbers of any other measurement."""
-        found = measured(what, self.store)
-        self.seconds += found.seconds
-        self._note(getattr(what, "data", ""), getattr(what, "seed", 0))
-        return found.facts
+        return self.all_facts([what])[0]
 
     def all_facts(self, asked: Sequence[Measurement]) -> list[dict[str, Any]]:
-        """`facts` of several measurements, with progress."""
-        found = []
-        for i, what in enumerate(asked):
-            self._progress(i / len(asked))
-            found.append(self.facts(what))
-        return found
+        """`facts` of several measurements, side by side where several workers are there."""
+        found = measured_all(
+            asked, self.store, workers=self._workers, progress=lambda done, total: self._progress(done / max(1, total))
+        )
+        for what, made in zip(asked, found, strict=True):
+            self.seconds += made.seconds
+            self._note(getattr(what, "data", ""), getattr(what, "seed", 0))
+        return [made.facts for made in found]
 
     def _note(self, data: str, seed: int) -> None:
         self.used |= dict.fromkeys([part for part in (data, f"seed {seed}") if part])

@@ -109,6 +109,19 @@ def test_a_surrogate_answers_a_jump_without_a_spec():
     assert seeing.retrofit.verified.sum() < blind.retrofit.verified.sum()
 
 
+def test_a_surrogate_gives_gradients_and_decides_nothing():
+    """One whose every decision is wrong would end the attack before its first step if it were asked."""
+    guide = ra.refit(jump(), ra.JumpReLU(0.5).surrogate(8 / 0.5))
+
+    class Turned(torch.nn.Module):
+        def forward(self, x):
+            return guide(x) - 1e4 * torch.nn.functional.one_hot(guide(x).argmax(1), 10)
+
+    made = run(Handmade(0.5), surrogate=Turned())
+    asked = next(r for r in made.retrofit.runs if r.title.startswith("targeted"))
+    assert asked.felled > 0 and asked.gradients > 0
+
+
 def test_any_two_networks_will_do():
     tuned = ra.load("digits-cnn")
     with torch.no_grad():

@@ -41,4 +41,4 @@ def drawn(shot: Shot, net: Net) -> str:
         reds(row[1], differences[j], top, f"+ noise, {shot.noise[j]:.1f} %")
         show(row[2], shot.adversarial[j], f"= “{shot.decided[j]}”")
         row[0].set_ylabel(f"kappa {kappa:g}", fontsize=9)
-    return plots._svg(figure)
+    return plots.svg(figure)

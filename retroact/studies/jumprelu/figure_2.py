@@ -81,7 +81,7 @@ def schematic() -> str:
     axes.set_xlim(-0.2, at)
     axes.set_ylim(-0.35, 2.3)
     axes.set_axis_off()
-    return plots._svg(figure)
+    return plots.svg(figure)
 
 
 def _box(axes: Any, at: float, y: float, name: str, colour: str, *, last: bool) -> float:

@@ -60,9 +60,9 @@ def drawn() -> str:
     for axes, title in ((left, "(a) R(z) and S(z)"), (middle, "(b) J(z)"), (right, "(c) ∂J(z)")):
         axes.set_title(title, fontsize=9)
         axes.set_xlabel("z", fontsize=8)
-        plots._plain(figure, axes)
+        plots.plain(figure, axes)
     right.set_ylim(-0.1, 1.4)
-    return plots._svg(figure)
+    return plots.svg(figure)
 
 
 def _ends(axes: Any, heights: list[float]) -> None:

@@ -93,7 +93,7 @@ def heatmaps(nets: list[Net], matrices: dict[str, NDArray[np.float64]]) -> str:
         axes.set_xlabel("kappa of the target", fontsize=8)
         axes.set_ylabel("kappa of the source", fontsize=8)
         axes.set_title(net.title, fontsize=9)
-    return plots._svg(figure)
+    return plots.svg(figure)
 
 
 def both_ways(values: NDArray[np.float64]) -> tuple[float, float, bool]:

@@ -94,7 +94,7 @@ def rows_of_five(made: Sequence[Shot], kappa: float) -> str:
             show(row[1 + 2 * j], shot.adversarial[j], f"kappa {kappa_here:g}: seen as {shot.decided[j]}")
             noise = f"noise {shot.noise[j]:.2g} %, L∞ {shot.largest[j]:.2g}"
             reds(row[2 + 2 * j], differences[j], top, noise)
-    return plots._svg(figure)
+    return plots.svg(figure)
 
 
 def show(axes: Any, image: NDArray[np.float32], title: str) -> None:

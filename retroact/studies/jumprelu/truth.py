@@ -55,9 +55,14 @@ def make(desk: Desk) -> Iterator[Part]:
     yield Text(
         "Claimed is PGD with 40 steps and a random start in this ball; verified is what withstands every attack of the "
         "battery. A verdict is about the difference between the two networks under the same attacks."
-        + (f" Not here yet: {', '.join(net.missing for net in NETS if not net.here)}." if untested() else "")
+        + (f" No weights yet: {', '.join(net.title for net in NETS if not net.here)}." if untested() else "")
     )
     yield norms(desk)
+    yield Text(
+        "At kappa 0 the smallest is that of three attacks (DDN, FMN, Carlini and Wagner), at kappa that of eight: the "
+        "same three, kernels of two widths, and the gradients of kappa 0. Plain DDN is one attack on either side, and "
+        "blind to the jump."
+    )
     head = ("network", "kappa", "PGD, frozen", "PGD, all steps", *table_1.SCALED)
     title = "Transfer from the ReLU network, carried on, as under Table 1: accuracy of the retrofit, %"
     yield Table(title, head, table_1.longer(desk), folded=True)

@@ -133,7 +133,7 @@ def _maps(found: dict[float, dict[str, Any]]) -> str:
         grid[row, 0].set_ylabel(said, fontsize=8)
     handles, names = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, names, loc="outside lower center", ncols=10, fontsize=8, frameon=False, markerscale=3)
-    return plots._svg(figure)
+    return plots.svg(figure)
 
 
 def _scatter(axes: Any, points: NDArray[np.float64], labels: NDArray[np.int64]) -> None:

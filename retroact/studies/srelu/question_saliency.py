@@ -134,7 +134,7 @@ def _drawn(found: list[tuple[Net, list[dict[str, Any]]]]) -> str:
     for block, (net, pair) in enumerate(found):
         for i, one in enumerate(pair[0]["shown"]):
             column = block * SHOWN + i
-            plots._image(grid[0, column], np.array(one["image"], dtype=np.float32))
+            plots.shown_in(grid[0, column], np.array(one["image"], dtype=np.float32))
             for row, (slope, loss) in enumerate(rows, start=1):
                 _map(grid[row, column], np.array(pair[slope]["shown"][i][loss]))
         grid[0, block * SHOWN].set_title(net.title, fontsize=9, loc="left")
@@ -146,7 +146,7 @@ def _drawn(found: list[tuple[Net, list[dict[str, Any]]]]) -> str:
         axes.set_yticks([])
         for side in axes.spines.values():
             side.set_visible(False)
-    return plots._svg(figure)
+    return plots.svg(figure)
 
 
 def _map(axes: Any, values: NDArray[np.float64]) -> None:
