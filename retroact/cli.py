@@ -752,8 +752,8 @@ def study(
     from retroact.studies.study import study as made_of
     from retroact.studies.study import written
 
-    warnings.filterwarnings("ignore")  # of the libraries beneath; alarms of ours stand in the tables
-    with Store(store) as opened, _bar(f"study {paper}") as progress:
+    with Store(store) as opened, _bar(f"study {paper}") as progress, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the libraries beneath; our own alarms stand in the tables
         found = made_of(paper, opened, only=only or (), quick=quick, workers=workers or _cores(), progress=progress)
     if as_json:
         return _print_json([{"claim": said, "answer": c.answer, "because": c.because} for said, c, _ in found.claims])

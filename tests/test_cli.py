@@ -226,6 +226,8 @@ def test_a_network_of_ones_own(tmp_path):
         ((*HARDEN[:-1], "digits"), "is test data"),
         ((*HARDEN, "--keep", "0.9"), "give held="),
         ((*HARDEN, "--learn", "everything"), "everything"),
+        (("study", "madry"), "expected one of: jumprelu, srelu"),
+        (("study", "srelu", "--only", "figure_99"), "expected some of: figure_1, figure_2"),
         ((*HARDEN, "--out", "h.pt"), "ends in .safetensors"),
     ],
 )
@@ -271,3 +273,16 @@ def test_nets_in_detail_are_blocks_that_a_narrow_terminal_holds():
 
 def test_brackets_are_no_markup(call):
     assert "z · 1[z > kappa]" in call("list", "activations")[1]
+
+
+def test_study_writes_a_page_markdown_and_figures_and_resumes(call, tmp_path):
+    words = ("study", "srelu", "--only", "figure_1", "--out", "made", "--workers", "1")
+    code, _, err = call(*words)
+    assert code == 0 and "srelu.html" in err
+    page, text = ((tmp_path / "made" / name).read_text() for name in ("srelu.html", "srelu.md"))
+    assert "Figure 1" in page and "<script" not in page and "not answered by these items" in page
+    figures = list((tmp_path / "made" / "srelu").glob("*.svg"))
+    assert figures and all(f"srelu/{f.name}" in text for f in figures)
+    assert call(*words)[0] == 0 and (tmp_path / "made" / "srelu.md").read_text() == text
+    code, out, _ = call(*words, "--json")
+    assert code == 0 and json.loads(out) == []
