@@ -7,9 +7,11 @@ are; more cores are used by more workers.
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -17,6 +19,8 @@ from retroact.evaluation.record import Record
 from retroact.experiments.cell import Cell, run_together
 
 Progress = Callable[[int, int], None]
+A = TypeVar("A")
+B = TypeVar("B")
 
 
 def serial(
@@ -38,17 +42,23 @@ def processes(
     groups: Sequence[Sequence[Cell]], workers: int, *, keep: int = 0, chunk: int | None, device: str
 ) -> Iterator[list[tuple[Cell, Record]]]:
     """Runs groups of alike cells in `workers` processes; yields each group as it is done, in any order."""
+    for group, records in side_by_side(partial(_run, keep=keep, chunk=chunk, device=device), groups, workers):
+        yield list(zip(group, records, strict=True))
+
+
+def side_by_side(run: Callable[[A], B], asked: Iterable[A], workers: int) -> Iterator[tuple[A, B]]:
+    """`run` of each in `workers` processes: what was asked and what it gave, as each is done, in any order."""
     context = multiprocessing.get_context("spawn")  # fork and torch's threads do not go together
     pool = ProcessPoolExecutor(workers, mp_context=context)
     try:
-        waiting = {pool.submit(_run, group, keep, chunk, device): group for group in groups}
+        waiting = {pool.submit(run, what): what for what in asked}
         for future in as_completed(waiting):
-            yield list(zip(waiting[future], future.result(), strict=True))
+            yield waiting[future], future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _run(group: Sequence[Cell], keep: int, chunk: int | None, device: str) -> list[Record]:
+def _run(group: Sequence[Cell], *, keep: int, chunk: int | None, device: str) -> list[Record]:
     with one_thread():
         return run_together(group, keep=keep, chunk=chunk, device=device)
 

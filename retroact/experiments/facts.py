@@ -16,15 +16,13 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from retroact.experiments.cell import Model, pixels
-from retroact.experiments.executors import one_thread
+from retroact.experiments.executors import one_thread, side_by_side
 from retroact.experiments.store import Store
 from retroact.nets.data import DataSlice, data
 from retroact.nets.sources import HUB
@@ -64,26 +62,22 @@ def measured_all(
     """
     names = [locked_key(what) for what in asked]
     missing = {name: what for name, what in zip(names, asked, strict=True) if store.read_facts(name) is None}
-    progress(len(asked) - len(missing), len(asked))
-    for name, facts, seconds in _made(missing, workers):
+    done = len(set(names)) - len(missing)
+    progress(done, done + len(missing))
+    for i, (name, (facts, seconds)) in enumerate(_made(missing, workers), start=1):
         store.put_facts(name, show(missing[name]), facts, seconds)
-        missing_now = sum(store.read_facts(n) is None for n in missing)
-        progress(len(asked) - missing_now, len(asked))
+        progress(done + i, done + len(missing))
     return [_read(store, name, name not in missing) for name in names]
 
 
-def _made(missing: Mapping[str, Measurement], workers: int) -> Iterator[tuple[str, dict[str, Any], float]]:
+def _made(missing: Mapping[str, Measurement], workers: int) -> Iterator[tuple[str, tuple[dict[str, Any], float]]]:
     if workers < 2 or len(missing) < 2:
-        yield from ((name, *_measure(what)) for name, what in missing.items())
-        return
-    context = multiprocessing.get_context("spawn")  # fork and torch's threads do not go together
-    pool = ProcessPoolExecutor(workers, mp_context=context)
-    try:
-        waiting = {pool.submit(_measure, what): name for name, what in missing.items()}
-        for future in as_completed(waiting):
-            yield (waiting[future], *future.result())
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        return ((name, _measure(what)) for name, what in missing.items())
+    return ((name, made) for (name, _), made in side_by_side(_measure_named, missing.items(), workers))
+
+
+def _measure_named(named: tuple[str, Measurement]) -> tuple[dict[str, Any], float]:
+    return _measure(named[1])
 
 
 def _measure(what: Measurement) -> tuple[dict[str, Any], float]:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from retroact.evaluation.metrics import wilson
 from retroact.reports import plots
 from retroact.reports.html import rendered
+from retroact.reports.tables import markdown_table
 
 TONES = {"GENUINE": "good", "HARMFUL": "bad", "HONEST": "good", "MASKED": "bad"}
 """How an answer looks on the page; those that are not here are a warning."""
@@ -97,13 +98,13 @@ def markdown(audit: Audited, *, title: str = "retroact audit") -> str:
         f"`{found['network']}` beside `{found['twin']}`, `{found['threat']}` on {found['data']}, n = {found['n']}",
         f"**{found['effect']} · {found['claim']}**: {found['plainly']}",
         *(f"- Doubt: {doubt}" for doubt in found["doubts"]),
-        _markdown_table(
+        markdown_table(
             ["images decided rightly", "before", "after", "difference"],
             [[r["what"], *(f"{100 * r[k]:.1f} %" for k in ("before", "after")), r["difference"]] for r in table(found)],
         ),
         statistics(found),
         why(found),
-        _markdown_table(
+        markdown_table(
             ["indicator", "a sign of", "after", "before", "fires at", ""],
             [[r[k] for k in ("title", "mechanism", "value", "twin", "fires", "state")] for r in readings],
         ),
@@ -206,12 +207,7 @@ def _ran(who: str, runs: Sequence[Mapping[str, Any]]) -> str:
         [r["title"], f"`{r['attack']}`", r["role"], r["asked"], r["felled"], r["gradients"], f"{r['seconds']:.1f}"]
         for r in runs
     ]
-    return _markdown_table(head, rows)
-
-
-def _markdown_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    cells = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in cells)
+    return markdown_table(head, rows)
 
 
 def _finite(value: Any) -> Any:

@@ -7,7 +7,7 @@ else.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
@@ -16,6 +16,7 @@ from markupsafe import Markup
 
 from retroact.reports import plots
 from retroact.reports.html import rendered
+from retroact.reports.tables import markdown_table
 
 Answer = Literal["holds", "holds under the paper's protocol only", "does not hold", "not tested"]
 TONES: dict[str, str] = {
@@ -161,7 +162,7 @@ def page(study: Study) -> str:
 def _claims_table(study: Study) -> str:
     rows = [(f"{said} (`{c.about}`)", f"**{c.answer}**", c.because, name) for said, c, name in study.claims]
     rows += [(f"{study.said[name]} (`{name}`)", "not answered by these items", "", "") for name in study.unanswered]
-    return _table(("the paper says", "verdict", "because", "see"), rows)
+    return markdown_table(("the paper says", "verdict", "because", "see"), rows)
 
 
 def _markdown_parts(item: Item, folder: str, figures: dict[str, str]) -> Iterable[str]:
@@ -175,16 +176,11 @@ def _markdown_parts(item: Item, folder: str, figures: dict[str, str]) -> Iterabl
                 figures[name] = plots.standalone(part.svg)
             yield f"![{part.caption}]({folder}/{name})\n\n{part.caption}" if drawn else f"{part.caption}: see the page"
         elif isinstance(part, Table):
-            made = _table(part.head, part.texts())
+            made = markdown_table(part.head, part.texts())
             heading = f"**{part.title}**"
             yield f"<details><summary>{part.title}</summary>\n\n{made}\n\n</details>" if part.folded else heading
             if not part.folded:
                 yield made
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in rows])
 
 
 def _rich(text: str) -> Markup:

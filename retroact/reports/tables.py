@@ -141,6 +141,12 @@ def markdown(found: Sequence[Line]) -> str:
     return "\n\n".join(_markdown_group(group, members) for group, members in grouped(found))
 
 
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A head and rows as a Markdown table."""
+    cells = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in cells)
+
+
 def _markdown_group(group: tuple[str, str, str], members: Sequence[Line]) -> str:
     head = "| network | attack | knowledge | clean % | robust % (95 %) | ρ₂ % | zero gradients % |"
     rows = [f"**{group[1]}, {group[2]}, {group[0]}, n = {len(members[0].record)}**", "", head]

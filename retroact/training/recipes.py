@@ -68,8 +68,9 @@ class Standard:
         if self.schedule == "steps":
             behind = sum(step >= m * steps_per_epoch for m in self.milestones)
             return self.lr * float(self.factor**behind)
-        bounds = [0, *self.restarts, self.epochs]
-        cycle = sum(step >= r * steps_per_epoch for r in self.restarts)
+        restarts = [r for r in self.restarts if r < self.epochs]  # a shorter run is one whole cycle
+        bounds = [0, *restarts, self.epochs]
+        cycle = sum(step >= r * steps_per_epoch for r in restarts)
         first, last = bounds[cycle], bounds[cycle + 1]
         at = (step / max(1, steps_per_epoch) - first) / max(1, last - first)
         if cycle == 0 and at < 0.25:

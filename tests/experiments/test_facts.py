@@ -5,9 +5,11 @@ from typing import Any, ClassVar
 import pytest
 
 from retroact.experiments.cell import Model
-from retroact.experiments.facts import locked_key, measured
+from retroact.experiments.facts import locked_key, measured, measured_all
 from retroact.experiments.store import Store
+from retroact.retrofitting.activations import JumpReLU
 from retroact.spec import spec
+from retroact.studies.jumprelu.question_training import Zeros
 
 calls: list[str] = []
 
@@ -51,3 +53,13 @@ def test_other_weights_or_pixels_are_another_key(monkeypatch, what):
     else:
         monkeypatch.setattr(facts, "pixels", lambda images: "other")
     assert locked_key(CountedForATest()) != before
+
+
+def test_two_workers_measure_the_same_and_progress_counts_each(tmp_path):
+    asked = [Zeros(Model("digits-cnn", JumpReLU(k)), "digits[:5]") for k in (0.0, 0.5, 0.0)]
+    seen: list[tuple[int, int]] = []
+    with Store(tmp_path / "a.sqlite") as a, Store(tmp_path / "b.sqlite") as b:
+        one = [m.facts for m in measured_all(asked, a)]
+        two = [m.facts for m in measured_all(asked, b, workers=2, progress=lambda *at: seen.append(at))]
+    assert one == two and one[0] == one[2] != one[1]
+    assert seen == [(0, 2), (1, 2), (2, 2)]

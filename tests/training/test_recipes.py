@@ -110,3 +110,5 @@ def test_a_restart_begins_a_new_cosine_at_a_lower_peak():
         Standard(epochs=10, lr=0.2).lr_at(s, 100) for s in range(1000)
     ]
     assert recipe.lr_at(2999, 100) < 1e-6 < 0.01 > recipe.lr_at(999, 100)
+    short = Standard(epochs=8, lr=0.2, factor=0.5, restarts=(10, 20))  # as `train --epochs 8` makes it
+    assert [short.lr_at(s, 100) for s in range(800)] == [Standard(epochs=8, lr=0.2).lr_at(s, 100) for s in range(800)]
