@@ -407,6 +407,7 @@ def audit(
     ] = False,
     draws: Annotated[int, typer.Option(min=0, help="average a randomised network over so many draws")] = 0,
     margin: Annotated[float, typer.Option(min=0.001, max=1, help="the difference of accuracy that matters")] = 0.05,
+    workers: Annotated[int, typer.Option(help="2: both networks at once; 0: one per core")] = 0,
     seed: SeedOption = 0,
     weights: WeightsOption = "",
     against_weights: Annotated[str, typer.Option(help="weights of --against, likewise")] = "",
@@ -463,6 +464,7 @@ def audit(
             draws=draws,
             margin=margin,
             seed=seed,
+            workers=workers or _cores(),
             progress=progress,
         )
     _print_audit(made.numbers())
@@ -547,6 +549,9 @@ def harden(
     learn: Annotated[str, typer.Option(help="shifts, kappa, slopes, norms, or all")] = "shifts",
     steps: Annotated[int | None, typer.Option(min=1, help="of the optimiser (default: the recipe's)")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="images per step (default: the recipe's)")] = None,
+    lr: Annotated[float | None, typer.Option(help="of the optimiser (default: what suits --learn)")] = None,
+    clean_weight: Annotated[float | None, typer.Option(help="share of the loss on clean images (default: 0.5)")] = None,
+    eps_factor: Annotated[float | None, typer.Option(help="learn at so many times the threat's eps")] = None,
     seed: SeedOption = 0,
     to: Annotated[Path | None, typer.Option("--out", help="save the hardened network here (.safetensors)")] = None,
     weights: WeightsOption = "",
@@ -562,8 +567,9 @@ def harden(
     from retroact.training.hardening import Hardening
     from retroact.training.hardening import harden as run
 
-    given = {"learn": learn, "steps": steps, "batch": batch}
-    recipe = Hardening(**{k: v for k, v in given.items() if v is not None})  # type: ignore[arg-type]
+    given: dict[str, Any] = {"learn": learn, "steps": steps, "batch": batch}
+    given |= {"lr": lr, "clean_weight": clean_weight, "eps_factor": eps_factor}
+    recipe = Hardening(**{k: v for k, v in given.items() if v is not None})
     share = keep if keep is not None else 0.0 if held is None else 0.99
     plain, kept, radius = checkpoint.load(net, weights=weights or None), held and read(held), _spec(threat, "norm")
     with _bar(f"harden {net}") as progress:

@@ -1,8 +1,8 @@
 """The training loop: epochs of SGD steps, a checkpoint after each, and the same bits after a kill.
 
 Everything random in epoch e comes from (seed, e), and the learning rate from the step's number; so a
-checkpoint is the weights, the momentum and the number of epochs behind, and a run that was killed
-and started again ends with the weights of one that was not.
+checkpoint is the weights (and their mean, where one is kept), the momentum and the number of epochs behind, and
+a run that was killed and started again ends with the weights of one that was not.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, update_bn
 
 from retroact.nets.data import Images
 from retroact.spec import show
@@ -78,14 +79,19 @@ def fit(
     if plan.channels_last:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     sgd = torch.optim.SGD(net.parameters(), plan.lr, plan.momentum, weight_decay=plan.weight_decay)
+    mean = AveragedModel(net) if plan.averaged else None
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
-    done = 0 if folder is None else _resumed(folder, net, sgd, run)
+    done = 0 if folder is None else _resumed(folder, net, mean, sgd, run)
     images, labels = train.images.to(device), train.labels.to(device)
     with torch.random.fork_rng(devices=_cuda_devices(device)):
         for epoch in range(done, plan.epochs):
             _epoch(net, images, labels, recipe, sgd, epoch, seed, progress)
+            if mean is not None and epoch >= plan.epochs - plan.averaged:
+                mean.update_parameters(net)
             if folder is not None:
-                _write_checkpoint(folder, net, sgd, run | {"epochs": str(epoch + 1)})
+                _write_checkpoint(folder, net, mean, sgd, run | {"epochs": str(epoch + 1)})
+        if mean is not None:
+            _become(net, mean, images, plan, seed)
     return net.eval()
 
 
@@ -120,6 +126,14 @@ def _epoch(
                 raise DivergenceError(f"the loss became NaN in epoch {epoch + 1}; lower lr (now {plan.lr:g})")
             if progress is not None:
                 progress(Progress(epoch + 1, plan.epochs, step + 1, steps, mean))
+
+
+def _become(net: nn.Module, mean: AveragedModel, images: Tensor, plan: Standard, seed: int) -> None:
+    """`net` with the mean weights, and the batch norms' statistics of the training images under these."""
+    net.load_state_dict(mean.module.state_dict())
+    torch.manual_seed(_seed_of(seed, plan.epochs))
+    batches = (rows.to(images.device) for rows in _batches(len(images), plan.batch, seed, plan.epochs))
+    update_bn((_laid_out(_augmented(images[rows], plan), plan) for rows in batches), net)
 
 
 def _seed_of(seed: int, epoch: int) -> int:
@@ -169,10 +183,13 @@ FILE = "checkpoint.safetensors"
 _BUFFER = "momentum_buffer"
 
 
-def _write_checkpoint(folder: Path, net: nn.Module, sgd: torch.optim.SGD, facts: dict[str, str]) -> None:
+def _write_checkpoint(
+    folder: Path, net: nn.Module, mean: AveragedModel | None, sgd: torch.optim.SGD, facts: dict[str, str]
+) -> None:
     """One file, so that there is never a half of a checkpoint; written beside it and then moved over it."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"net.{k}": v for k, v in net.state_dict().items()}
+    tensors |= {} if mean is None else {f"mean.{k}": v for k, v in mean.state_dict().items()}
     tensors |= {f"momentum.{k}": sgd.state[p][_BUFFER] for k, p in net.named_parameters() if sgd.state[p]}
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     part = folder / f"{FILE}.{os.getpid()}.part"
@@ -183,8 +200,10 @@ def _write_checkpoint(folder: Path, net: nn.Module, sgd: torch.optim.SGD, facts:
     os.replace(part, folder / FILE)
 
 
-def _resumed(folder: Path, net: nn.Module, sgd: torch.optim.SGD, run: dict[str, str]) -> int:
-    """Fills `net` and the momentum of `sgd` from the checkpoint and says how many epochs are behind."""
+def _resumed(
+    folder: Path, net: nn.Module, mean: AveragedModel | None, sgd: torch.optim.SGD, run: dict[str, str]
+) -> int:
+    """Fills `net`, its `mean` and the momentum of `sgd` from the checkpoint and says how many epochs are behind."""
     path = folder / FILE
     if not path.exists():
         return 0
@@ -196,13 +215,19 @@ def _resumed(folder: Path, net: nn.Module, sgd: torch.optim.SGD, run: dict[str, 
                 "choose another folder, or start anew without resuming"
             )
     try:
-        net.load_state_dict({k.removeprefix("net."): v for k, v in tensors.items() if k.startswith("net.")})
+        net.load_state_dict(_of("net.", tensors))
+        if mean is not None:
+            mean.load_state_dict(_of("mean.", tensors))
         for name, p in net.named_parameters():
             if f"momentum.{name}" in tensors:
                 sgd.state[p][_BUFFER] = torch.empty_like(p).copy_(tensors[f"momentum.{name}"])
     except (RuntimeError, KeyError) as e:
         raise CheckpointError(f"{path} does not fit this net: {e}; start anew without resuming") from e
     return int(facts["epochs"])
+
+
+def _of(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
 def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

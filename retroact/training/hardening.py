@@ -41,7 +41,7 @@ from retroact.retrofitting.activations import (
 from retroact.retrofitting.installed import installed
 from retroact.retrofitting.sites import copied
 from retroact.retrofitting.surgery import retrofit
-from retroact.spec import Count, Positive, UnitInterval, show, spec
+from retroact.spec import AtLeast0, Count, Positive, UnitInterval, show, spec
 
 Learn = Literal["shifts", "kappa", "slopes", "norms", "all"]
 
@@ -54,16 +54,22 @@ class Hardening:
     """`steps` Adam steps of `batch` images, half of the loss clean (`clean_weight`), the rate falling to 0.
 
     The adversarial half comes from `attack_steps` steps of the margin loss at `eps_factor` times the threat's eps.
-    `lr` is in units of a pre-activation for shifts and kappa, of the weights for the rest.
+    `lr` is in units of a pre-activation for shifts and kappa, of the weights for the rest; 0 is what suits `learn`:
+    0.03 for shifts, kappa and slopes, 0.01 for norms, 0.001 for all.
     """
 
     learn: Learn = "shifts"
     steps: Count = 150
     batch: Count = 200
-    lr: Positive = 0.03
+    lr: AtLeast0 = 0.0
     attack_steps: Count = 7
     eps_factor: Positive = 1.0
     clean_weight: UnitInterval = 0.5
+
+    @property
+    def rate(self) -> float:
+        """The rate of the first step."""
+        return self.lr or {"norms": 0.01, "all": 0.001}.get(self.learn, 0.03)
 
     def __call__(self, net: nn.Module, train: Images, threat: ThreatModel, **how: Any) -> Hardened:
         """`harden` by this recipe."""
@@ -301,14 +307,14 @@ def _learn(
     seed: int,
     progress: Callable[[float, int], None] | None,
 ) -> None:
-    net, adam = learner.work, torch.optim.Adam(learner.tensors, lr=recipe.lr)
+    net, adam = learner.work, torch.optim.Adam(learner.tensors, lr=recipe.rate)
     device = next(net.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     order = _batches(len(train), recipe.batch, generator)
     reach = _scaled(threat, recipe.eps_factor)
     for step in range(recipe.steps):
         for group in adam.param_groups:
-            group["lr"] = recipe.lr * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+            group["lr"] = recipe.rate * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
         rows = next(order)
         x, y = train.images[rows].to(device), train.labels[rows].to(device)
         x_adv = _moved(net, x, y, train.index[rows].to(device), reach, recipe.attack_steps, seed + step)

@@ -7,7 +7,7 @@ on: `Standard` leaves the batch alone, `MixedFGSM` puts adversarial images in th
 from __future__ import annotations
 
 import math
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +16,7 @@ from retroact.attacks.fgsm import FGSM
 from retroact.attacks.goals import Aim
 from retroact.attacks.oracle import Oracle, evaluating
 from retroact.attacks.threat import Linf
-from retroact.spec import AtLeast0, Count, Positive, UnitInterval, spec
+from retroact.spec import AtLeast0, Count, Positive, SpecError, UnitInterval, Within, spec
 
 
 class Recipe(Protocol):
@@ -37,6 +37,8 @@ class Standard:
     `restarts` (one-cycle only): after each of these epochs the rate jumps to lr times `factor` (squared after
     the second, ...) and falls by half a cosine again (Loshchilov and Hutter 2017), so that a finished net
     can be trained on.
+    `averaged`: the last so many epochs are a cycle of their own, at the constant rate lr times `factor` (once more for
+    each restart), and the mean of the weights at their ends is what is kept (Izmailov et al. 2018).
     `steps`: lr times `factor` for every epoch of `milestones` that is behind. `constant`: lr.
     `augment`: random crops with 4 black pixels of padding, and horizontal flips.
     """
@@ -50,9 +52,17 @@ class Standard:
     milestones: tuple[int, ...] = ()
     factor: UnitInterval = 0.2
     restarts: tuple[int, ...] = ()
+    averaged: Annotated[int, Within(0)] = 0
     augment: bool = False
     bf16: bool = False
     channels_last: bool = False
+
+    def __post_init__(self) -> None:
+        if self.averaged and (self.schedule != "one-cycle" or self.averaged >= self.epochs):
+            raise SpecError(
+                f"Standard.averaged: expected fewer than epochs={self.epochs} and a one-cycle schedule, "
+                f"got {self.averaged} and {self.schedule!r}; at least one epoch must fall before the average"
+            )
 
     @property
     def standard(self) -> Standard:
@@ -68,8 +78,11 @@ class Standard:
         if self.schedule == "steps":
             behind = sum(step >= m * steps_per_epoch for m in self.milestones)
             return self.lr * float(self.factor**behind)
-        restarts = [r for r in self.restarts if r < self.epochs]  # a shorter run is one whole cycle
-        bounds = [0, *restarts, self.epochs]
+        falling = self.epochs - self.averaged
+        restarts = [r for r in self.restarts if r < falling]  # a shorter run is one whole cycle
+        if step >= falling * steps_per_epoch:
+            return self.lr * float(self.factor ** (len(restarts) + 1))
+        bounds = [0, *restarts, falling]
         cycle = sum(step >= r * steps_per_epoch for r in restarts)
         first, last = bounds[cycle], bounds[cycle + 1]
         at = (step / max(1, steps_per_epoch) - first) / max(1, last - first)

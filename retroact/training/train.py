@@ -87,9 +87,11 @@ def _named(name: str, epochs: int | None) -> tuple[Network, Recipe]:
 
 def _lasting(recipe: Recipe, epochs: int) -> Recipe:
     if isinstance(recipe, MixedFGSM):
-        return dataclasses.replace(recipe, standard=dataclasses.replace(recipe.standard, epochs=epochs))
+        standard = _lasting(recipe.standard, epochs)
+        assert isinstance(standard, Standard)
+        return dataclasses.replace(recipe, standard=standard)
     assert isinstance(recipe, Standard)
-    return dataclasses.replace(recipe, epochs=epochs)
+    return dataclasses.replace(recipe, epochs=epochs, averaged=recipe.averaged if epochs > recipe.averaged else 0)
 
 
 def _born(network: Network, seed: int) -> Classifier:

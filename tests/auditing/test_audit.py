@@ -1,6 +1,8 @@
 """audit(): what it refuses, what it makes of odd input, and the verdicts that are known."""
 
+import copy
 import dataclasses
+import threading
 from functools import cache
 from types import SimpleNamespace
 
@@ -81,13 +83,17 @@ def test_a_jump_is_masked_by_its_jump():
     assert {r.title for r in made.alarms} >= {"gradient fidelity"}
 
 
+def untimed(made: Audit) -> dict[str, object]:
+    numbers = made.numbers()
+    numbers["pedigree"] = {k: v for k, v in numbers["pedigree"].items() if k != "seconds"}
+    for side in numbers["attacks"].values():
+        for one in side:
+            one.pop("seconds", None)
+    return numbers
+
+
 def test_the_numbers_are_plain_and_repeat():
-    first, again = of_the_jump().numbers(), run(jump()).numbers()
-    for numbers in (first, again):
-        numbers["pedigree"] = {k: v for k, v in numbers["pedigree"].items() if k != "seconds"}
-        for side in numbers["attacks"].values():
-            for one in side:
-                one.pop("seconds", None)
+    first, again = untimed(of_the_jump()), untimed(run(jump()))
     assert first == again
     assert first["n"] == 80 and first["verdict"] == str(of_the_jump())
     assert first["verified"] == of_the_jump().retrofit.verified.mean()
@@ -158,10 +164,30 @@ def test_the_networks_stay_as_they_were():
     assert all(p.grad is None for p in [*hard.parameters(), *plain().parameters()])
 
 
-def test_progress_ends_where_it_says():
+def test_two_workers_find_what_one_finds_and_leave_the_networks_as_they_were():
+    twin, hard = copy.deepcopy(plain()).train(), jump().train()
+    beside = run(hard, twin=twin, workers=2, battery=dataclasses.replace(SMALL, queries=20))
+    assert twin.training and hard.training
+    assert untimed(beside) == untimed(run(jump(), battery=dataclasses.replace(SMALL, queries=20)))
+
+
+def test_what_goes_wrong_in_the_other_thread_is_raised():
+    class Failing(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if threading.current_thread() is not threading.main_thread():
+                raise ArithmeticError("the twin failed")
+            out: Tensor = plain()(x)
+            return out
+
+    with pytest.raises(ArithmeticError, match="the twin failed"):
+        run(jump(), 25, twin=Failing(), workers=2)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_progress_ends_where_it_says(workers):
     seen = []
-    run(plain(), 25, progress=lambda *at: seen.append(at))
-    assert [done for done, _ in seen] == list(range(1, seen[-1][1] + 1))
+    run(plain(), 25, workers=workers, progress=lambda *at: seen.append(at))
+    assert sorted(done for done, _ in seen) == list(range(1, seen[-1][1] + 1))
 
 
 # ------------------------------------------------------------------------------------- refusals

@@ -52,7 +52,10 @@ def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 # ---------------------------------------------------------------------------------------- learning
 
 
-@pytest.mark.parametrize("recipe", [QUICK, MixedFGSM(QUICK, ratio=0.5, eps=0.05)], ids=str)
+MEAN = replace(QUICK, averaged=2)
+
+
+@pytest.mark.parametrize("recipe", [QUICK, MEAN, MixedFGSM(QUICK, ratio=0.5, eps=0.05)], ids=str)
 def test_it_learns_and_ends_in_eval_mode(recipe: Recipe) -> None:
     net = fit(_net(), _images(), recipe)
     held = _images(100, seed=1)
@@ -79,6 +82,21 @@ def test_it_is_sgd_with_momentum_and_weight_decay() -> None:
                 p.sub_(0.1 * v)
     torch.testing.assert_close(start.weight, by_hand.weight)
     torch.testing.assert_close(start.bias, by_hand.bias)
+
+
+def test_the_mean_of_the_last_epochs_is_kept_with_statistics_of_its_own() -> None:
+    net, ends = _net(), []
+
+    def look(progress: Progress) -> None:
+        if progress.step == progress.steps:
+            ends.append(_weights(net))
+
+    fit(net, _images(), MEAN, progress=look)
+    for name, p in net.named_parameters():
+        assert torch.allclose(p, (ends[1][name] + ends[2][name]) / 2, atol=1e-6) and not torch.equal(p, ends[2][name])
+    inputs = net.module[0]((_images().images - 0.5) / 0.25)
+    assert torch.allclose(net.module[1].running_mean, inputs.mean((0, 2, 3)), atol=0.03)
+    assert not torch.allclose(ends[2]["module.1.running_mean"], inputs.mean((0, 2, 3)), atol=0.03)
 
 
 def test_the_same_seed_gives_the_same_bits_and_another_gives_others() -> None:
@@ -157,15 +175,15 @@ def _stop_after(epochs: int) -> Callable[[Progress], None]:
     return look
 
 
-@pytest.mark.parametrize("recipe", [QUICK, MixedFGSM(QUICK, ratio=0.5, eps=0.05)], ids=str)
+@pytest.mark.parametrize("recipe", [QUICK, MEAN, MixedFGSM(QUICK, ratio=0.5, eps=0.05)], ids=str)
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, recipe: Recipe) -> None:
     whole = _weights(fit(_net(), _images(), recipe))
     with pytest.raises(KeyboardInterrupt):
-        fit(_net(), _images(), recipe, checkpoint_dir=tmp_path, progress=_stop_after(1))
+        fit(_net(), _images(), recipe, checkpoint_dir=tmp_path, progress=_stop_after(2))
     told: list[Progress] = []
     resumed = fit(_net(seed=9), _images(), recipe, checkpoint_dir=tmp_path, progress=told.append)
     assert _same(_weights(resumed), whole)
-    assert [p.epoch for p in told] == [2, 3]
+    assert [p.epoch for p in told] == [3]
     assert os.listdir(tmp_path) == [FILE]
 
 
@@ -206,10 +224,11 @@ def _epochs_in(path: Path) -> int:
         return int(json.loads(file.metadata()["run"])["epochs"])
 
 
-def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
-    whole = _weights(fit(_net(), _images(), QUICK, checkpoint_dir=tmp_path))
+@pytest.mark.parametrize("recipe", [QUICK, MEAN], ids=str)
+def test_a_finished_run_is_not_run_again(tmp_path: Path, recipe: Recipe) -> None:
+    whole = _weights(fit(_net(), _images(), recipe, checkpoint_dir=tmp_path))
     told: list[Progress] = []
-    assert _same(_weights(fit(_net(), _images(), QUICK, checkpoint_dir=tmp_path, progress=told.append)), whole)
+    assert _same(_weights(fit(_net(), _images(), recipe, checkpoint_dir=tmp_path, progress=told.append)), whole)
     assert told == []
 
 

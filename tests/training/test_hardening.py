@@ -117,3 +117,8 @@ def test_bad_input_is_refused(net, train, held):
         harden(ra.retrofit(net, ra.JumpReLU(0.4)), train, THREAT, BRIEF)
     with pytest.raises(ValueError, match="no dose keeps"):
         harden(net, train, ra.Linf(0.4), Hardening(steps=20, lr=5.0), keep=1.0, held=held, doses=(1.0,))
+
+
+def test_the_rate_suits_what_is_learned_unless_it_is_given():
+    assert [Hardening(learn=learn).rate for learn in ("shifts", "norms", "all")] == [0.03, 0.01, 0.001]
+    assert Hardening(learn="all", lr=0.5).rate == 0.5

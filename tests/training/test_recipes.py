@@ -112,3 +112,16 @@ def test_a_restart_begins_a_new_cosine_at_a_lower_peak():
     assert recipe.lr_at(2999, 100) < 1e-6 < 0.01 > recipe.lr_at(999, 100)
     short = Standard(epochs=8, lr=0.2, factor=0.5, restarts=(10, 20))  # as `train --epochs 8` makes it
     assert [short.lr_at(s, 100) for s in range(800)] == [Standard(epochs=8, lr=0.2).lr_at(s, 100) for s in range(800)]
+
+
+def test_the_averaged_epochs_run_at_one_rate_a_factor_below_the_last_peak():
+    recipe = Standard(epochs=30, lr=0.2, factor=0.5, restarts=(10,), averaged=8)
+    before = Standard(epochs=22, lr=0.2, factor=0.5, restarts=(10,))
+    assert [recipe.lr_at(s, 100) for s in range(2200)] == [before.lr_at(s, 100) for s in range(2200)]
+    assert {recipe.lr_at(s, 100) for s in range(2200, 3000)} == {0.05}
+
+
+@pytest.mark.parametrize("odd", [{"epochs": 5, "averaged": 5}, {"averaged": 2, "schedule": "steps"}])
+def test_an_average_needs_a_cycle_before_it(odd):
+    with pytest.raises(SpecError, match="at least one epoch must fall before"):
+        Standard(**odd)
