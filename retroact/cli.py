@@ -120,7 +120,7 @@ def list_(
     what: Annotated[str, typer.Argument(help="nets, attacks, activations, threats, goals, data, or store")] = "nets",
     detail: Annotated[bool, typer.Option(help="nets: layers and sites; store: every field")] = False,
     store: StoreOption = STORE,
-    remove: Annotated[str | None, typer.Option(help="store: remove cells whose key or print matches this glob")] = None,
+    remove: Annotated[str | None, typer.Option(help="store: remove what matches this glob by key or print")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """What there is: networks, attacks, activations, data, finished cells."""
@@ -224,7 +224,7 @@ def _list_store(path: Path, remove: str | None, detail: bool) -> list[dict[str, 
 
     with Store(path, create=False) as store:
         if remove is not None:
-            err.print(f"removed {store.remove(remove)} cells from {path}", highlight=False)
+            err.print(f"removed {store.remove(remove)} results from {path}", highlight=False)
         rows = store.rows()
     short = ("net", "activation", "attack", "threat", "data")
     return [

@@ -49,7 +49,7 @@ def test_attack_prints_a_table_and_stores_the_cell(call):
     (row,) = json.loads(out)
     assert row["attack"] == "PGD(steps=5)" and row["n"] == 40
     code, out, err = call("list", "store", "--remove", "*PGD*")
-    assert code == 0 and "removed 1 cells" in err
+    assert code == 0 and "removed 1 results" in err
 
 
 def test_the_three_ways_of_the_readme_differ_as_they_should(call):

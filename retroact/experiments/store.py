@@ -134,9 +134,10 @@ class Store:
         return dict(self._db.execute("SELECT key, count(*) FROM runs GROUP BY key"))
 
     def remove(self, glob: str) -> int:
-        """Removes the cells whose key or print matches `glob`, gives the space back; returns how many."""
+        """Removes the cells and facts whose key or print matches `glob`, gives the space back; returns how many."""
         with self._transaction():
             gone = self._db.execute("DELETE FROM cells WHERE key GLOB ? OR cell GLOB ?", (glob, glob)).rowcount
+            gone += self._db.execute("DELETE FROM facts WHERE key GLOB ? OR what GLOB ?", (glob, glob)).rowcount
         self._db.execute("VACUUM")
         return int(gone)
 

@@ -60,6 +60,15 @@ def test_cells_are_found_and_removed_by_glob(tmp_path):
         assert store.runs() == {f"k{i}": 1 for i in range(4)}
 
 
+def test_facts_are_removed_by_glob_too(tmp_path):
+    with Store(tmp_path / "s.sqlite") as store:
+        for what in ("Audited(net='n1')", "Audited(net='n2')"):
+            store.put_facts(f"key of {what}", what, {"n": 1}, 0.5)
+        assert store.remove("Audited(net='n1')") == 1
+        assert store.read_facts("key of Audited(net='n1')") is None
+        assert store.read_facts("key of Audited(net='n2')") == ({"n": 1}, 0.5)
+
+
 def test_a_newer_store_a_foreign_database_and_a_text_file_are_refused(tmp_path):
     newer = tmp_path / "newer.sqlite"
     Store(newer).close()

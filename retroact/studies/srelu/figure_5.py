@@ -250,5 +250,5 @@ def _classes_helped(rates: Rates) -> Claim:
     """Helped: fewer successes, averaged over slopes above 1 and eps, than at slope 1; within one class of 6, 6, 4."""
     helped = {net: sum(_gain(net, rates, t) < 0 for t in range(10)) for net in NETS}
     holds = all(abs(count - HELPED[net.key]) <= 1 for net, count in helped.items())
-    told = ", ".join(f"{count} ({net.title}, claimed {HELPED[net.key]})" for net, count in helped.items())
+    told = ", ".join(f"{count} ({net.title})" for net, count in helped.items())
     return Claim("targeted.classes_helped", answered(holds), f"classes with fewer successes above slope 1: {told}")
