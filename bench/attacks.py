@@ -15,6 +15,7 @@ queries, forward only) of the lean copy that attacks run on. A ratio counts wher
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
 import warnings
@@ -98,7 +99,8 @@ def _rows(eps: float) -> Iterator[Row]:
             "foolbox": _foolbox("LinfProjectedGradientDescentAttack", eps, steps=steps, rel_stepsize=share),
             "torchattacks": _torch("PGD", eps=eps, alpha=share * eps, steps=steps),
         }
-        yield Row(f"PGD-{steps}", ra.PGD(steps=steps, relative_step=share), linf, peers)
+        pgd = ra.PGD(steps=steps, relative_step=share)
+        yield Row(f"PGD-{steps}", pgd, linf, peers | {"ours on a bf16 copy": _in_bf16(pgd, linf)})
     yield Row("APGD-CE-50", ra.APGD(steps=50), linf, {"pyautoattack": _apgd("ce", eps)})
     yield Row("APGD-DLR-50", ra.APGD(steps=50, loss="dlr"), linf, {"pyautoattack": _apgd("dlr", eps)})
     yield Row("Square-500", ra.Square(queries=500), linf, {"torchattacks": _torch("Square", eps=eps, n_queries=500)})
@@ -113,6 +115,15 @@ def _rows(eps: float) -> Iterator[Row]:
         yield Row(f"FMN-100 {norm}", ra.FMN(steps=100), threat, {"foolbox": _foolbox(f"{norm}FMNAttack", steps=100)})
     for norm, threat in (("L2", wide), ("Linf", whole)):
         yield Row(f"Trust region {norm}", ra.TrustRegion(), threat)
+
+
+def _in_bf16(attack: Attack, threat: Any) -> Run:
+    """The attack on a copy in bfloat16; what it makes is judged on the network itself, as everybody's is."""
+
+    def run(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+        return craft(attack, copy.deepcopy(net).bfloat16(), x, y, torch.arange(len(x)), threat).x_adv
+
+    return run
 
 
 def _foolbox(name: str, eps: float | None = None, **options: Any) -> Run:

@@ -8,18 +8,18 @@ al. 2018, section 3). Given as `network` too, it also decides by the mean, which
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
+from retroact.attacks.drawing import drawing
 from retroact.attacks.oracle import Network
 
 
 class Expectation(nn.Module):
-    """f(x) = 1/draws · Σ_i net_i(x), net_i the net with its randomness drawn from torch's generator.
+    """f(x) = 1/draws · Σ_i net_i(x), net_i the net with its randomness drawn from torch's or numpy's generator.
 
     Maps (n, c, h, w) to mean logits (n, k). The draws depend on `seed` and on the images, so every step draws
-    anew and yet a run repeats; torch's generators are as they were afterwards. A net that draws from elsewhere
-    (numpy, a generator of its own) is averaged but not repeated. Raises ValueError for draws < 1.
+    anew and yet a run repeats; the generators are as they were afterwards. A net that draws from a generator of its
+    own is averaged but not repeated. Raises ValueError for draws < 1.
     """
 
     def __init__(self, net: Network, draws: int = 20, seed: int = 0) -> None:
@@ -29,9 +29,7 @@ class Expectation(nn.Module):
         self.net, self.draws, self.seed = net, draws, seed
 
     def forward(self, x: Tensor) -> Tensor:
-        devices = [x.device] if x.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(hash((self.seed, float(x.detach().double().sum()))) % 2**63)
+        with drawing(hash((self.seed, float(x.detach().double().sum()))) % 2**32, x.device):
             total = self.net(x)
             for _ in range(self.draws - 1):
                 total = total + self.net(x)

@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from retroact.attacks.drawing import drawing
 from retroact.attacks.geometry import project
 from retroact.attacks.goals import Aim
 from retroact.attacks.oracle import Oracle
@@ -77,7 +78,7 @@ class Foolbox:
             criterion = foolbox.criteria.Misclassification(aim.labels)
         else:
             criterion = foolbox.criteria.TargetedMisclassification(aim.targets)
-        with _seeded(seed, index):
+        with drawing(_own_seed(seed, index), index.device):
             _, clipped, _ = attack(net, x, criterion, epsilons=[t.eps for t in threats])
         return [project(found.detach(), x, t) for found, t in zip(clipped, threats, strict=True)]
 
@@ -120,7 +121,8 @@ class AutoAttack:
         pyautoattack = _module("pyautoattack", "autoattack")
         net = _Seen(oracle, len(x)).eval()
         classes = self._classes(net(x[:1]))
-        with _seeded(seed, index) as own, _quiet():
+        own = _own_seed(seed, index)
+        with drawing(own, index.device), _quiet():
             ensemble = pyautoattack.AutoAttack(
                 net,
                 norm={"linf": "Linf", "l2": "L2"}[threat.norm],
@@ -182,21 +184,9 @@ def _module(name: str, extra: str) -> Any:
         ) from e
 
 
-@contextmanager
-def _seeded(seed: int, index: Tensor) -> Iterator[int]:
-    """Torch's and numpy's own generators seeded for the block by the seed and the chunk, and restored after."""
-    import numpy as np
-
-    own = hash((seed, *index.tolist())) % 2**32
-    devices = [index.device] if index.device.type == "cuda" else []
-    state = np.random.get_state()
-    try:
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(own)
-            np.random.seed(own)
-            yield own
-    finally:
-        np.random.set_state(state)
+def _own_seed(seed: int, index: Tensor) -> int:
+    """Of the seed and the chunk, as their generators know no examples."""
+    return hash((seed, *index.tolist())) % 2**32
 
 
 @contextmanager

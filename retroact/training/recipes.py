@@ -142,7 +142,9 @@ RECIPES: dict[str, Recipe] = {
     "cifar10-cnn1": Standard(epochs=7, lr=0.02, batch=32, weight_decay=0.0, channels_last=True),
     "alexlike-cifar10": _DECAY_90,
     "alexlike-cifar10-robust": MixedFGSM(_ALEX_ROBUST, ratio=0.6, eps=_CIFAR_EPS),
-    "resnet20-cifar10": Standard(epochs=58, lr=0.2, factor=0.5, restarts=(24,), augment=True, channels_last=True),
+    "resnet20-cifar10": Standard(
+        epochs=78, lr=0.2, factor=0.5, restarts=(24,), averaged=20, augment=True, bf16=True, channels_last=True
+    ),
     "resnet20-cifar10-robust": MixedFGSM(_DECAY_120, ratio=0.6, eps=_CIFAR_EPS),
     "wideresnet-cifar10": _DECAY_120,
     "wideresnet-cifar10-robust": MixedFGSM(_DECAY_120, ratio=0.6, eps=_CIFAR_EPS),

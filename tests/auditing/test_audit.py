@@ -62,8 +62,12 @@ class Handmade(nn.Module):
 class Noisy(nn.Module):
     """The digits net on images with noise of its own."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = plain()  # loaded here, as loading draws random numbers too
+
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = plain()(x + 0.1 * torch.randn_like(x))
+        out: Tensor = self.net(x + 0.1 * torch.randn_like(x))
         return out
 
 
@@ -169,6 +173,12 @@ def test_two_workers_find_what_one_finds_and_leave_the_networks_as_they_were():
     beside = run(hard, twin=twin, workers=2, battery=dataclasses.replace(SMALL, queries=20))
     assert twin.training and hard.training
     assert untimed(beside) == untimed(run(jump(), battery=dataclasses.replace(SMALL, queries=20)))
+
+
+@pytest.mark.parametrize("how", [{"draws": 3}, {"claimed": ra.Foolbox("LinfPGD", steps=5)}], ids=str)
+def test_two_workers_do_not_take_each_others_random_numbers(how):
+    twin, hard = (Noisy(), Noisy()) if "draws" in how else (plain(), jump())
+    assert untimed(run(hard, 25, twin=twin, workers=2, **how)) == untimed(run(hard, 25, twin=twin, **how))
 
 
 def test_what_goes_wrong_in_the_other_thread_is_raised():
