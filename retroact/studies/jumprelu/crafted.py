@@ -105,6 +105,18 @@ class Crafted:
         return {"accuracy": accuracy, **_noise(source, adversarial, images.images, self.threat.norm)}
 
 
+@spec
+class Clean:
+    """Clean accuracy of each of `models` on the images of `data`, from 0 to 1."""
+
+    models: tuple[Model, ...]
+    data: str
+
+    def __call__(self) -> dict[str, Any]:
+        images = data(self.data)
+        return {"n": len(images), "clean": _accuracies([_net(m) for m in self.models], images.images, images.labels)}
+
+
 class Restless(Aim):
     """An aim that is never reached, so that nothing freezes."""
 
