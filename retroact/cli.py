@@ -763,9 +763,10 @@ def study(
         found = made_of(paper, opened, only=only or (), quick=quick, workers=workers or _cores(), progress=progress)
     if as_json:
         return _print_json([{"claim": said, "answer": c.answer, "because": c.because} for said, c, _ in found.claims])
+    paths = written(found, out_)  # before anything is printed, so that `| head` does not cost the page
     for said, claim, _ in found.claims:
         out.print(f"{claim.answer}: {said} ({claim.because})", highlight=False, markup=False, soft_wrap=True)
-    for path in written(found, out_):
+    for path in paths:
         err.print(f"wrote {path}", highlight=False, soft_wrap=True)
 
 
