@@ -66,7 +66,6 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=0.0)
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--batch", type=int, default=200)
-    parser.add_argument("--clean-weight", type=float)
     parser.add_argument("--keep", type=float, default=0.0)
     parser.add_argument("--eps", type=float, required=True)
     parser.add_argument("--n", type=int, default=1000)
@@ -90,8 +89,7 @@ def _data_of(net: str) -> str:
 def _defended(twin: Any, args: argparse.Namespace) -> tuple[Any, str]:
     if not args.harden:
         return ra.retrofit(twin, ra.parse(args.activation)), args.activation
-    weight = {} if args.clean_weight is None else {"clean_weight": args.clean_weight}
-    recipe = Hardening(learn=args.harden, steps=args.steps, batch=args.batch, lr=args.lr, **weight)
+    recipe = Hardening(learn=args.harden, steps=args.steps, batch=args.batch, lr=args.lr)
     name = _data_of(args.net)
     began = time.process_time()
     held = ra.data(f"{name}/validation[:1000]")

@@ -80,7 +80,7 @@ class Standard:
             return self.lr * float(self.factor**behind)
         falling = self.epochs - self.averaged
         restarts = [r for r in self.restarts if r < falling]  # a shorter run is one whole cycle
-        if step >= falling * steps_per_epoch:
+        if self.averaged and step >= falling * steps_per_epoch:
             return self.lr * float(self.factor ** (len(restarts) + 1))
         bounds = [0, *restarts, falling]
         cycle = sum(step >= r * steps_per_epoch for r in restarts)

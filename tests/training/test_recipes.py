@@ -125,3 +125,8 @@ def test_the_averaged_epochs_run_at_one_rate_a_factor_below_the_last_peak():
 def test_an_average_needs_a_cycle_before_it(odd):
     with pytest.raises(SpecError, match="at least one epoch must fall before"):
         Standard(**odd)
+
+
+@pytest.mark.parametrize("recipe", [Standard(epochs=4, lr=0.2), Standard(epochs=4, lr=0.2, factor=0.5, restarts=(2,))])
+def test_without_an_average_the_rate_ends_at_nothing(recipe):
+    assert recipe.lr_at(400, 100) == pytest.approx(0.0, abs=1e-12)
