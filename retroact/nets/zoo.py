@@ -105,7 +105,8 @@ class Entry:
     """The page of a net: what it is, how it came to be, and what it was measured to be.
 
     `accuracy` is clean accuracy on `test` (n examples) and `validation_accuracy` on the held-out part of the
-    training set, both from 0 to 1 and measured with the weights as stored (`dtype`).
+    training set, both from 0 to 1 and measured with the weights as stored (`dtype`). `start_sha256` is that of the
+    file that training began from, where the recipe has a `start`.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Entry:
     validation_accuracy: float
     command: str
     weights_sha256: str
+    start_sha256: str = ""
     dtype: str = "float32"
     device: str = "cpu"
     seconds: float = 0.0

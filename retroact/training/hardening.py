@@ -14,7 +14,6 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -39,6 +38,7 @@ from retroact.retrofitting.activations import (
     embed_shifts,
 )
 from retroact.retrofitting.installed import installed
+from retroact.retrofitting.lean import lean
 from retroact.retrofitting.sites import copied
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import AtLeast0, Count, Positive, UnitInterval, show, spec
@@ -55,7 +55,8 @@ class Hardening:
 
     The adversarial half comes from `attack_steps` steps of the margin loss at `eps_factor` times the threat's eps.
     `lr` is in units of a pre-activation for shifts and kappa, of the weights for the rest; 0 is what suits `learn`:
-    0.03 for shifts, kappa and slopes, 0.01 for norms, 0.001 for all.
+    0.03 for shifts, kappa and slopes, 0.01 for norms, 0.001 for all. `bf16`: forward passes and the adversarial images
+    in bfloat16, faster on a processor that has it.
     """
 
     learn: Learn = "shifts"
@@ -65,6 +66,7 @@ class Hardening:
     attack_steps: Count = 7
     eps_factor: Positive = 1.0
     clean_weight: UnitInterval = 0.5
+    bf16: bool = False
 
     @property
     def rate(self) -> float:
@@ -317,9 +319,11 @@ def _learn(
             group["lr"] = recipe.rate * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
         rows = next(order)
         x, y = train.images[rows].to(device), train.labels[rows].to(device)
-        x_adv = _moved(net, x, y, train.index[rows].to(device), reach, recipe.attack_steps, seed + step)
-        loss = recipe.clean_weight * F.cross_entropy(net(x), y)
-        loss = loss + (1 - recipe.clean_weight) * F.cross_entropy(net(x_adv), y)
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
+            x_adv = _moved(lean(net), x, y, train.index[rows].to(device), reach, recipe.attack_steps, seed + step)
+            clean, moved = net(torch.cat([x, x_adv])).float().chunk(2)
+        loss = recipe.clean_weight * F.cross_entropy(clean, y)
+        loss = loss + (1 - recipe.clean_weight) * F.cross_entropy(moved, y)
         adam.zero_grad()
         loss.backward()
         adam.step()
@@ -341,25 +345,11 @@ def _batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
 def _moved(net: nn.Module, x: Tensor, y: Tensor, index: Tensor, threat: ThreatModel, steps: int, seed: int) -> Tensor:
     """`steps` steps of 2.5 eps/steps up the margin loss, none saved: learning wants the worst image, not the first."""
     x_adv = random_start(x, threat, index, seed)
-    with _frozen(net):
-        for _ in range(steps):
-            leaf = x_adv.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(margin(net(leaf), Aim(y)).sum(), leaf)
-            x_adv = project(leaf.detach() + 2.5 * threat.eps / steps * steepest(gradient, threat.norm), x, threat)
+    for _ in range(steps):
+        leaf = x_adv.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(margin(net(leaf).float(), Aim(y)).sum(), leaf)
+        x_adv = project(leaf.detach() + 2.5 * threat.eps / steps * steepest(gradient, threat.norm), x, threat)
     return x_adv
-
-
-@contextmanager
-def _frozen(net: nn.Module) -> Iterator[None]:
-    """No gradients for parameters for the time of the block."""
-    learned = [p for p in net.parameters() if p.requires_grad]
-    for p in learned:
-        p.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for p in learned:
-            p.requires_grad_(True)
 
 
 def _accuracy(net: nn.Module, images: Images) -> float:

@@ -41,6 +41,7 @@ class Standard:
     each restart), and the mean of the weights at their ends is what is kept (Izmailov et al. 2018).
     `steps`: lr times `factor` for every epoch of `milestones` that is behind. `constant`: lr.
     `augment`: random crops with 4 black pixels of padding, and horizontal flips.
+    `start`: the net of the zoo whose weights the run begins from; without one they are drawn from the seed.
     """
 
     epochs: Count = 10
@@ -56,6 +57,7 @@ class Standard:
     augment: bool = False
     bf16: bool = False
     channels_last: bool = False
+    start: str = ""
 
     def __post_init__(self) -> None:
         if self.averaged and (self.schedule != "one-cycle" or self.averaged >= self.epochs):
@@ -138,7 +140,7 @@ RECIPES: dict[str, Recipe] = {
     "lenet-mnist": _LENET,
     "lenet-mnist-robust": MixedFGSM(_LENET, ratio=0.3, eps=0.3 * 0.3081),
     "cifar10-cnn1": Standard(epochs=7, lr=0.02, batch=32, weight_decay=0.0, channels_last=True),
-    "alexlike-cifar10": Standard(epochs=30, lr=0.05, augment=True, bf16=True, channels_last=True),
+    "alexlike-cifar10": Standard(epochs=50, lr=0.05, augment=True, bf16=True, channels_last=True),
     "alexlike-cifar10-robust": MixedFGSM(
         Standard(epochs=26, lr=0.05, augment=True, bf16=True, channels_last=True), ratio=0.6, eps=_CIFAR_EPS
     ),
@@ -148,7 +150,7 @@ RECIPES: dict[str, Recipe] = {
     "resnet20-cifar10-robust": MixedFGSM(_DECAY_120, ratio=0.6, eps=_CIFAR_EPS),
     "wideresnet-cifar10": _DECAY_120,
     "wideresnet-cifar10-robust": MixedFGSM(_DECAY_120, ratio=0.6, eps=_CIFAR_EPS),
-    "mobilenetv2-cifar10": _DECAY_120,
+    "mobilenetv2-cifar10": Standard(epochs=8, lr=0.2, augment=True, bf16=True, channels_last=True),
     "mobilenetv2-cifar10-robust": MixedFGSM(_DECAY_120, ratio=0.6, eps=_CIFAR_EPS),
 }
 """The recipe of each net of the zoo, by its name in `retroact.nets.zoo.NETWORKS`."""

@@ -55,7 +55,7 @@ def train(
     for used in (images, held, test):
         check_labels(used.labels, network.classes)
     began = time.monotonic()
-    net = _born(network, seed)
+    net, started = _born(network, recipe.standard.start, seed)
     fit(net, images, recipe, seed=seed, device=device, checkpoint_dir=checkpoints, progress=progress)
     seconds = round(time.monotonic() - began, 1)
     net, dtype = _kept(network, net)
@@ -67,6 +67,7 @@ def train(
         seed=seed,
         command=_command(name, recipe, images, network, device, seed),
         weights_sha256="",
+        start_sha256=started,
         dtype=dtype,
         device=device,
         seconds=seconds,
@@ -94,10 +95,18 @@ def _lasting(recipe: Recipe, epochs: int) -> Recipe:
     return dataclasses.replace(recipe, epochs=epochs, averaged=recipe.averaged if epochs > recipe.averaged else 0)
 
 
-def _born(network: Network, seed: int) -> Classifier:
+def _born(network: Network, start: str, seed: int) -> tuple[Classifier, str]:
+    """The net before its first step, and the SHA-256 of the weights file that it begins from, if it does."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return network()
+        net = network()
+    if not start:
+        return net, ""
+    begun = zoo.load(start)
+    if begun.network != net.network:
+        raise ZooError(f"its recipe starts from {start}, which is {begun.network}, but it is {net.network}")
+    net.load_state_dict(begun.state_dict())
+    return net, zoo.entry(start).weights_sha256
 
 
 def _kept(network: Network, net: Classifier) -> tuple[Classifier, str]:

@@ -9,7 +9,7 @@ from retroact.nets import zoo
 from retroact.nets.data import data
 from retroact.training import train as home
 from retroact.training.fit import Progress
-from retroact.training.recipes import RECIPES, MixedFGSM
+from retroact.training.recipes import RECIPES, MixedFGSM, Standard
 from retroact.training.train import accuracy, train
 
 
@@ -66,6 +66,17 @@ def test_large_nets_are_measured_as_they_are_kept_in_fp16(tmp_path: Path, monkey
     assert page.dtype == "float16"
     assert (tmp_path / "digits-cnn.safetensors").stat().st_size < 80_000
     assert page.accuracy == accuracy(zoo.load("digits-cnn"), data("digits"))
+
+
+def test_a_recipe_may_start_from_another_nets_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = train("digits-cnn", epochs=3)
+    still = Standard(epochs=1, lr=1e-12, weight_decay=0.0, start="digits-cnn")
+    monkeypatch.setitem(RECIPES, "digits-cnn", still)
+    page = train("digits-cnn", out=tmp_path / "on")
+    assert page.start_sha256 == base.weights_sha256 and "start='digits-cnn'" in page.recipe
+    assert page.accuracy == base.accuracy
+    with pytest.raises(zoo.ZooError, match="starts from digits-cnn, which is"):
+        home._born(zoo.NETWORKS["mnist-cnn"], "digits-cnn", 0)
 
 
 def test_nothing_is_trained_on_test_or_validation_data() -> None:
