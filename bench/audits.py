@@ -1,7 +1,7 @@
 """Audits of the zoo's networks, and what stronger or other people's attacks find beyond them.
 
     python bench/audits.py lenet-mnist-robust --activation "JumpReLU(1.0)" --eps 0.2 --n 1000 --beyond
-    python bench/audits.py lenet-mnist --harden shifts --eps 0.1 --n 500 --autoattack 100
+    python bench/audits.py lenet-mnist --harden "Hardening()" --eps 0.1 --n 500 --autoattack 100
 
 Prints a row of the table of docs/audit.md, and what each run of the battery did. `--beyond` attacks every image that
 the audit calls robust with its battery, rounds included, at twice the steps and starts, with AutoAttack's standard
@@ -62,12 +62,10 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("net")
     parser.add_argument("--activation", default="")
-    parser.add_argument("--harden", default="", help="what to learn instead: shifts, norms, all, ...")
-    parser.add_argument("--lr", type=float, default=0.0)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--batch", type=int, default=200)
+    parser.add_argument("--harden", type=ra.parse, help="a recipe instead, such as \"Hardening(learn='norms')\"")
+    parser.add_argument("--train", type=int, default=5000, help="how many training images it learns on")
     parser.add_argument("--keep", type=float, default=0.0)
-    parser.add_argument("--eps", type=float, required=True)
+    parser.add_argument("--eps", required=True, help="in pixels, such as 0.1 or 2/255")
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true")
@@ -89,11 +87,12 @@ def _data_of(net: str) -> str:
 def _defended(twin: Any, args: argparse.Namespace) -> tuple[Any, str]:
     if not args.harden:
         return ra.retrofit(twin, ra.parse(args.activation)), args.activation
-    recipe = Hardening(learn=args.harden, steps=args.steps, batch=args.batch, lr=args.lr)
-    name = _data_of(args.net)
+    recipe, name = args.harden, _data_of(args.net)
+    assert isinstance(recipe, Hardening), f"expected a Hardening, got {recipe}"
     began = time.process_time()
     held = ra.data(f"{name}/validation[:1000]")
-    made = ra.harden(twin, ra.data(f"{name}/train[:5000]"), ra.Linf(args.eps), recipe, keep=args.keep, held=held)
+    train = ra.data(f"{name}/train[:{args.train}]")
+    made = ra.harden(twin, train, ra.Linf(args.eps), recipe, keep=args.keep, held=held)
     seconds = time.process_time() - began
     curve = ", ".join(f"{point.dose:g}: {100 * point.clean:.1f}" for point in made.curve)
     print(f"    hardened: {made}; {seconds:.0f} CPU s; clean accuracy on {held.name} by dose {curve}", flush=True)

@@ -52,7 +52,7 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("net")
     parser.add_argument("recipes", nargs="+", type=_recipe, help="such as \"Hardening(learn='all')\"")
-    parser.add_argument("--eps", type=_number, required=True, help="in pixels, such as 0.1 or 2/255")
+    parser.add_argument("--eps", required=True, help="in pixels, such as 0.1 or 2/255")
     parser.add_argument("--then", nargs="*", type=ra.parse, default=[], help='such as "JumpReLU(0.5)"')
     parser.add_argument("--train", type=int, default=5000)
     parser.add_argument("--keep", type=float, default=0.0)
@@ -67,11 +67,6 @@ def _recipe(text: str) -> Hardening:
     recipe = ra.parse(text)
     assert isinstance(recipe, Hardening), f"expected a Hardening, got {text}"
     return recipe
-
-
-def _number(text: str) -> float:
-    above, _, below = text.partition("/")
-    return float(above) / float(below or 1)
 
 
 def _row(

@@ -552,6 +552,8 @@ def harden(
     lr: Annotated[float | None, typer.Option(help="of the optimiser (default: what suits --learn)")] = None,
     clean_weight: Annotated[float | None, typer.Option(help="share of the loss on clean images (default: 0.5)")] = None,
     eps_factor: Annotated[float | None, typer.Option(help="learn at so many times the threat's eps")] = None,
+    attack_steps: Annotated[int | None, typer.Option(min=1, help="of the attack in each step (default: 7)")] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="learn in bfloat16, on a processor that has it")] = False,
     seed: SeedOption = 0,
     to: Annotated[Path | None, typer.Option("--out", help="save the hardened network here (.safetensors)")] = None,
     weights: WeightsOption = "",
@@ -568,8 +570,8 @@ def harden(
     from retroact.training.hardening import harden as run
 
     given: dict[str, Any] = {"learn": learn, "steps": steps, "batch": batch}
-    given |= {"lr": lr, "clean_weight": clean_weight, "eps_factor": eps_factor}
-    recipe = Hardening(**{k: v for k, v in given.items() if v is not None})
+    given |= {"lr": lr, "clean_weight": clean_weight, "eps_factor": eps_factor, "attack_steps": attack_steps}
+    recipe = Hardening(**{k: v for k, v in given.items() if v is not None}, bf16=bf16)
     share = keep if keep is not None else 0.0 if held is None else 0.99
     plain, kept, radius = checkpoint.load(net, weights=weights or None), held and read(held), _spec(threat, "norm")
     with _bar(f"harden {net}") as progress:

@@ -21,7 +21,7 @@ from retroact.nets.data import DataSlice, Images
 from retroact.nets.zoo import Entry, Network, ZooError
 from retroact.spec import show
 from retroact.training.fit import Progress, fit
-from retroact.training.recipes import RECIPES, MixedFGSM, Recipe, Standard
+from retroact.training.recipes import RECIPES, Recipe
 
 
 def train(
@@ -87,12 +87,9 @@ def _named(name: str, epochs: int | None) -> tuple[Network, Recipe]:
 
 
 def _lasting(recipe: Recipe, epochs: int) -> Recipe:
-    if isinstance(recipe, MixedFGSM):
-        standard = _lasting(recipe.standard, epochs)
-        assert isinstance(standard, Standard)
-        return dataclasses.replace(recipe, standard=standard)
-    assert isinstance(recipe, Standard)
-    return dataclasses.replace(recipe, epochs=epochs, averaged=recipe.averaged if epochs > recipe.averaged else 0)
+    plan = recipe.standard
+    shorter = dataclasses.replace(plan, epochs=epochs, averaged=plan.averaged if epochs > plan.averaged else 0)
+    return shorter if recipe is plan else dataclasses.replace(recipe, standard=shorter)  # type: ignore[type-var]
 
 
 def _born(network: Network, start: str, seed: int) -> tuple[Classifier, str]:

@@ -1,6 +1,7 @@
 """The Sloped ReLU study's battery, transfer, clusters and defences: what their numbers rest on, on tiny networks."""
 
 import math
+import os
 
 import numpy as np
 import pytest
@@ -18,8 +19,16 @@ from retroact.retrofitting.activations import JumpReLU, SReLU
 from retroact.retrofitting.folding import fold
 from retroact.retrofitting.surgery import refit, retrofit
 from retroact.studies.published import published
-from retroact.studies.srelu import figure_4, figure_8, figure_9, question_defences, question_saliency
+from retroact.studies.srelu import (
+    figure_4,
+    figure_8,
+    figure_9,
+    question_beyond,
+    question_defences,
+    question_saliency,
+)
 from retroact.studies.srelu.battery import BATTERY, Cut, PlainDeepFool, Straight
+from retroact.studies.srelu.networks import MNIST
 
 
 @pytest.fixture(scope="module")
@@ -191,3 +200,22 @@ def test_saliency_counts_exact_zeros_alone(digits):
 def test_the_battery_serves_its_threats():
     assert all(e.norm in e.attack.norms for e in BATTERY)
     assert {type(e.threat(0.1)) for e in BATTERY} == {Linf, L2}
+
+
+def test_scores_and_the_twin_are_attacked_with_the_same_radius_as_the_gradient():
+    direct, scores, twin = question_beyond._ways(MNIST, 10.0, 20)
+    assert direct.attack.needs == "gradient" and scores.attack.needs == "score"
+    assert {cell.threat for cell in (direct, scores, twin)} == {Linf(0.1)}
+    assert direct.source is None and twin.source == MNIST.sloped(1.0) and twin.attack == direct.attack
+
+
+@pytest.mark.skipif(not os.environ.get("RETROACT_DATA"), reason="no MNIST under RETROACT_DATA")
+def test_the_published_inputs_change_what_a_slope_below_1_costs():
+    images = data("mnist[:200]")
+    kept = {}
+    for net in (MNIST, question_beyond.SHIFTED):
+        kept[net.net] = [
+            float((decide(net.sloped(s)(), images.images) == images.labels).float().mean()) for s in (0.5, 1)
+        ]
+    assert min(kept["mnist-cnn"][0], *(k[1] for k in kept.values())) > 0.9
+    assert kept["mnist-cnn-shifted"][0] < 0.6

@@ -5,7 +5,7 @@ from torch import nn
 from retroact.nets.classifier import Classifier
 from retroact.nets.zoo import NETWORKS
 from retroact.spec import SpecError, key, parse, show
-from retroact.training.recipes import RECIPES, MixedFGSM, Recipe, Standard
+from retroact.training.recipes import RECIPES, MixedFGSM, Recipe, Shifted, Standard
 
 
 @pytest.mark.parametrize("recipe", [*RECIPES.values(), Standard(), MixedFGSM()], ids=str)
@@ -26,6 +26,14 @@ def test_robust_recipes_are_the_papers_in_pixels() -> None:
             # 0.3 of 0.3081; 0.031 of about 0.2; and 38 or 76 of 128 images
             assert recipe.eps == pytest.approx(0.0924 if mnist else 1.6 / 255, abs=1e-4)
             assert int(recipe.standard.batch * recipe.ratio) == (38 if mnist else 76)
+
+
+def test_a_shifted_recipe_shows_normalised_images_and_leaves_the_net_its_pixels() -> None:
+    recipe, pixels = RECIPES["mnist-cnn-shifted"], torch.rand(4, 1, 28, 28)
+    assert isinstance(recipe, Shifted) and recipe.standard == RECIPES["mnist-cnn"]
+    shown = recipe(nn.Identity(), pixels, torch.zeros(4))
+    torch.testing.assert_close(shown * 0.3081 + 0.1307, pixels)
+    assert NETWORKS["mnist-cnn-shifted"] == NETWORKS["mnist-cnn"]
 
 
 # ------------------------------------------------------------------------------------------- rates
