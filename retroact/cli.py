@@ -546,7 +546,7 @@ def harden(
         str | None, typer.Option(help='what --keep is measured on, such as "mnist/validation[:1000]"')
     ] = None,
     keep: Annotated[float | None, typer.Option(help="share of clean accuracy to keep (with --held: 0.99)")] = None,
-    learn: Annotated[str, typer.Option(help="shifts, kappa, slopes, norms, or all")] = "shifts",
+    learn: Annotated[str, typer.Option(help="shifts, kappa, slopes, norms, ends, or all")] = "shifts",
     steps: Annotated[int | None, typer.Option(min=1, help="of the optimiser (default: the recipe's)")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="images per step (default: the recipe's)")] = None,
     lr: Annotated[float | None, typer.Option(help="of the optimiser (default: what suits --learn)")] = None,
@@ -587,7 +587,8 @@ def harden(
         "data": made.data,
     }
     if as_json:
-        told |= {"learned": made.learned, "parameters": made.parameters, "curve": [vars(p) for p in made.curve]}
+        told |= {"recipe": str(recipe), "learned": made.learned, "parameters": made.parameters}
+        told["curve"] = [vars(p) for p in made.curve]
     if to is not None:
         told["saved"] = str(checkpoint.save(made.net, to))
     _print_result(told, as_json)

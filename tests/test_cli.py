@@ -169,8 +169,9 @@ def test_harden_saves_a_network_that_an_audit_takes(call, tmp_path):
     code, out, _ = call(*HARDEN, *small, "--keep", "0.5")
     assert code == 0 and re.search(r"0\.00 +9\d\.\d", out) and re.search(r"1\.00 +\d\d\.\d", out)
     assert "learned: 122 of 38282 numbers (shifts)" in out and "saved: h.safetensors" in out
-    code, out, _ = call(*HARDEN, *small, "--json")
+    code, out, _ = call(*HARDEN, *small, "--attack-steps", "2", "--bf16", "--json")
     told = json.loads(out)
+    assert told["recipe"] == "Hardening(learn='shifts', steps=4, batch=50, attack_steps=2, bf16=True)"
     assert [p["dose"] for p in told["curve"]] == [0.0, 1.0] and told["dose"] == 1.0 and told["learned"] == 122
     code, out, _ = call(*AUDIT[:2], "--against", "h.safetensors", *AUDIT[3:])
     assert code == 0 and "ShiftedReLU" in out

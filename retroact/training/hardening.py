@@ -2,7 +2,8 @@
 
 What is learned (`Hardening.learn`): one *shift* per channel of every activation, ReLU(z + b), which equals moving
 the biases and so folds to no cost; one *kappa* or one *slope* per activation; the affine parameters of the batch
-*norms*; or *all* weights, for comparison. The logits' biases always belong to it. The loss is half cross-entropy on
+*norms*; these and the weights of the two *ends*, the layer that sees the image and the one that gives the logits; or
+*all* weights, for comparison. The logits' biases always belong to it. The loss is half cross-entropy on
 clean images and half on images that a few steps of the margin loss have moved (Madry et al. 2017, with Carlini &
 Wagner's loss inside). Borji 2020 closes with the guess that "elevating the bias of neurons" may do what his slopes
 were meant to do; this is where that leads.
@@ -43,9 +44,12 @@ from retroact.retrofitting.sites import copied
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import AtLeast0, Count, Positive, UnitInterval, show, spec
 
-Learn = Literal["shifts", "kappa", "slopes", "norms", "all"]
+Learn = Literal["shifts", "kappa", "slopes", "norms", "ends", "all"]
 
 SHARPNESS = 8.0
+ENDS_SHARE = 0.3
+"""The weights of the first and last layer, which are small numbers and many, take this share of the norms' rate."""
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -55,8 +59,8 @@ class Hardening:
 
     The adversarial half comes from `attack_steps` steps of the margin loss at `eps_factor` times the threat's eps.
     `lr` is in units of a pre-activation for shifts and kappa, of the weights for the rest; 0 is what suits `learn`:
-    0.03 for shifts, kappa and slopes, 0.01 for norms, 0.001 for all. `bf16`: forward passes and the adversarial images
-    in bfloat16, faster on a processor that has it.
+    0.03 for shifts, kappa, slopes and ends (whose weights take 0.3 of it), 0.01 for norms, 0.001 for all. `bf16`:
+    forward passes and the adversarial images in bfloat16, faster on a processor that has it.
     """
 
     learn: Learn = "shifts"
@@ -180,7 +184,7 @@ class _Learner:
 
     def __init__(self, net: nn.Module, recipe: Hardening, example: Tensor) -> None:
         self._net, self._recipe = net, recipe
-        self.work = copied(net) if recipe.learn in ("norms", "all") else retrofit(net, ReLU())
+        self.work = copied(net) if recipe.learn in ("norms", "ends", "all") else retrofit(net, ReLU())
         self.work.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.activations: dict[str, _Learned] = {}
         if recipe.learn in ("shifts", "kappa", "slopes"):
@@ -195,6 +199,13 @@ class _Learner:
     @property
     def tensors(self) -> list[nn.Parameter]:
         return [a.value for a in self.activations.values()] + list(self.weights.values())
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        """What is learned, by the `share` of the rate that it takes."""
+        slow = [p for name, p in self.weights.items() if self._recipe.learn == "ends" and p.dim() > 1]
+        fast = [p for p in self.tensors if all(p is not other for other in slow)]
+        return [{"params": ps, "share": share} for ps, share in ((fast, 1.0), (slow, ENDS_SHARE)) if ps]
 
     @property
     def count(self) -> int:
@@ -263,27 +274,30 @@ def _weights(work: nn.Module, kind: Learn, example: Tensor) -> dict[str, nn.Para
     named = dict(work.named_parameters())
     if kind == "all":
         return named
-    chosen = {f"{path}.bias" for path in _last_layer(work, example)}
-    if kind == "norms":
+    layers = _layers(work, example)
+    chosen = {f"{path}.bias" for path in layers[-1:] if isinstance(work.get_submodule(path), nn.Linear)}
+    if kind in ("norms", "ends"):
         for path, module in work.named_modules():
             if isinstance(module, _NORMS):
                 chosen |= {f"{path}.weight", f"{path}.bias"}
+    if kind == "ends":
+        chosen |= {f"{path}.{what}" for path in (layers[:1] + layers[-1:]) for what in ("weight", "bias")}
     return {name: p for name, p in named.items() if name in chosen and p is not None}
 
 
-def _last_layer(work: nn.Module, example: Tensor) -> list[str]:
-    """The path of the linear layer that ran last, whose biases are the logits' own; empty where it has none."""
+def _layers(work: nn.Module, example: Tensor) -> list[str]:
+    """The paths of the layers with weights, in the order in which they run."""
     ran: list[str] = []
     hooks = [
         module.register_forward_hook(lambda m, args, out, path=path: ran.append(path))
         for path, module in work.named_modules()
-        if isinstance(module, nn.Linear) and module.bias is not None
+        if isinstance(module, (nn.Linear, *_CONVS))
     ]
     with torch.no_grad():
         work(example)
     for hook in hooks:
         hook.remove()
-    return ran[-1:]
+    return ran
 
 
 def _as_activation(kind: Learn, values: dict[str, Tensor]) -> Any:
@@ -309,21 +323,22 @@ def _learn(
     seed: int,
     progress: Callable[[float, int], None] | None,
 ) -> None:
-    net, adam = learner.work, torch.optim.Adam(learner.tensors, lr=recipe.rate)
+    net, adam = learner.work, torch.optim.Adam(learner.groups)
     device = next(net.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     order = _batches(len(train), recipe.batch, generator)
     reach = _scaled(threat, recipe.eps_factor)
     for step in range(recipe.steps):
         for group in adam.param_groups:
-            group["lr"] = recipe.rate * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+            group["lr"] = group["share"] * recipe.rate * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
         rows = next(order)
         x, y = train.images[rows].to(device), train.labels[rows].to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
             x_adv = _moved(lean(net), x, y, train.index[rows].to(device), reach, recipe.attack_steps, seed + step)
-            clean, moved = net(torch.cat([x, x_adv])).float().chunk(2)
-        loss = recipe.clean_weight * F.cross_entropy(clean, y)
-        loss = loss + (1 - recipe.clean_weight) * F.cross_entropy(moved, y)
+            shown = torch.cat([x, x_adv]) if recipe.clean_weight else x_adv
+            logits = net(shown).float()
+        each = F.cross_entropy(logits, y.repeat(len(shown) // len(y)), reduction="none").view(-1, len(y)).mean(1)
+        loss = recipe.clean_weight * each[0] + (1 - recipe.clean_weight) * each[-1]
         adam.zero_grad()
         loss.backward()
         adam.step()

@@ -159,12 +159,18 @@ RECIPES: dict[str, Recipe] = {
     "cifar10-cnn1": Standard(epochs=7, lr=0.02, batch=32, weight_decay=0.0, channels_last=True),
     "alexlike-cifar10": Standard(epochs=50, lr=0.05, augment=True, bf16=True, channels_last=True),
     "alexlike-cifar10-robust": MixedFGSM(
-        Standard(epochs=26, lr=0.05, augment=True, bf16=True, channels_last=True), ratio=0.6, eps=_CIFAR_EPS
+        Standard(epochs=30, lr=0.05, augment=True, bf16=True, channels_last=True, start="alexlike-cifar10"),
+        ratio=0.6,
+        eps=_CIFAR_EPS,
     ),
     "resnet20-cifar10": Standard(
         epochs=78, lr=0.2, factor=0.5, restarts=(24,), averaged=20, augment=True, bf16=True, channels_last=True
     ),
-    "resnet20-cifar10-robust": MixedFGSM(_DECAY_120, ratio=0.6, eps=_CIFAR_EPS),
+    "resnet20-cifar10-robust": MixedFGSM(
+        Standard(epochs=16, lr=0.1, augment=True, bf16=True, channels_last=True, start="resnet20-cifar10"),
+        ratio=0.6,
+        eps=_CIFAR_EPS,
+    ),
     "wideresnet-cifar10": _DECAY_120,
     "wideresnet-cifar10-robust": MixedFGSM(_DECAY_120, ratio=0.6, eps=_CIFAR_EPS),
     "mobilenetv2-cifar10": Standard(epochs=8, lr=0.2, augment=True, bf16=True, channels_last=True),

@@ -36,8 +36,10 @@ def robust(net, data, threat):
     return float(((decide(net, made.x_adv) == data.labels) & (decide(net, data.images) == data.labels)).float().mean())
 
 
-def test_learned_shifts_make_the_network_harder_to_fool(net, train, held):
-    made = harden(net, train, THREAT, Hardening(steps=100, batch=128, lr=0.1), seed=0)
+@pytest.mark.parametrize("bf16", [False, True])
+def test_learned_shifts_make_the_network_harder_to_fool(bf16, net, train, held):
+    made = harden(net, train, THREAT, Hardening(steps=100, batch=128, lr=0.1, bf16=bf16), seed=0)
+    assert {p.dtype for p in made.net.parameters()} == {torch.float32}
     assert robust(made.net, held, THREAT) > robust(net, held, THREAT) + 0.03
     assert made.net.retrofit.activation.sha256 and made.dose == 1.0
 
@@ -77,6 +79,19 @@ def test_all_learns_every_weight_and_norms_only_norms_and_logits(train):
     before, after = net.state_dict(), made.net.state_dict()
     moved = {k for k in before if not torch.equal(before[k], after[k])}
     assert moved == {"module.1.weight", "module.1.bias", "module.4.bias"}
+    ends = harden(net, train, THREAT, Hardening(learn="ends", steps=2, batch=32, attack_steps=1)).net.state_dict()
+    moved = {k for k in before if not torch.equal(before[k], ends[k])}
+    assert moved == {f"module.{layer}.{what}" for layer in (0, 1, 4) for what in ("weight", "bias")}
+    far = {k: float((ends[k] - before[k]).abs().max()) for k in moved}  # a step of Adam is as long as its rate
+    assert 0.1 < far["module.0.weight"] / far["module.1.weight"] < 0.5
+
+
+def test_without_weight_on_clean_images_the_loss_is_that_of_the_moved_ones(net, train):
+    made = [
+        harden(net, train, THREAT, Hardening(steps=3, batch=32, attack_steps=1, clean_weight=w)) for w in (0.0, 1e-9)
+    ]
+    one, other = (nn.utils.parameters_to_vector(m.net.parameters()) for m in made)
+    torch.testing.assert_close(one, other)
 
 
 def test_the_dose_keeps_what_was_asked_for(net, train, held):
@@ -120,5 +135,6 @@ def test_bad_input_is_refused(net, train, held):
 
 
 def test_the_rate_suits_what_is_learned_unless_it_is_given():
-    assert [Hardening(learn=learn).rate for learn in ("shifts", "norms", "all")] == [0.03, 0.01, 0.001]
+    rates = [Hardening(learn=learn).rate for learn in ("shifts", "ends", "norms", "all")]
+    assert rates == [0.03, 0.03, 0.01, 0.001]
     assert Hardening(learn="all", lr=0.5).rate == 0.5
