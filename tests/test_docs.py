@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from retroact.nets import zoo
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
@@ -31,3 +33,14 @@ def test_the_readmes_python_runs(tmp_path):
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\((?!http)([^)#]+)", page.read_text()):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize("name", zoo.names())
+def test_the_zoos_table_says_what_each_page_says(name):
+    page = zoo.entry(name)
+    row = next(line for line in (ROOT / "docs" / "zoo.md").read_text().splitlines() if line.startswith(f"| `{name}` |"))
+    told = (
+        f"{100 * page.accuracy:.2f}% of {page.test_n}",
+        f"{100 * page.validation_accuracy:.2f}% of {page.validation_n}",
+    )
+    assert all(said in row for said in (*told, f"`{page.recipe}`"))
