@@ -63,6 +63,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("net")
     parser.add_argument("--activation", default="")
     parser.add_argument("--harden", type=ra.parse, help="a recipe instead, such as \"Hardening(learn='norms')\"")
+    parser.add_argument("--against", default="", help="or a changed network that was saved, such as hard.safetensors")
     parser.add_argument("--train", type=int, default=5000, help="how many training images it learns on")
     parser.add_argument("--keep", type=float, default=0.0)
     parser.add_argument("--eps", required=True, help="in pixels, such as 0.1 or 2/255")
@@ -85,6 +86,8 @@ def _data_of(net: str) -> str:
 
 
 def _defended(twin: Any, args: argparse.Namespace) -> tuple[Any, str]:
+    if args.against:
+        return ra.load(args.against), args.against
     if not args.harden:
         return ra.retrofit(twin, ra.parse(args.activation)), args.activation
     recipe, name = args.harden, _data_of(args.net)

@@ -335,12 +335,10 @@ def _learn(
         x, y = train.images[rows].to(device), train.labels[rows].to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
             x_adv = _moved(lean(net), x, y, train.index[rows].to(device), reach, recipe.attack_steps, seed + step)
-            shown = torch.cat([x, x_adv]) if recipe.clean_weight else x_adv
-            logits = net(shown).float()
-        each = F.cross_entropy(logits, y.repeat(len(shown) // len(y)), reduction="none").view(-1, len(y)).mean(1)
-        loss = recipe.clean_weight * each[0] + (1 - recipe.clean_weight) * each[-1]
+            halves = ((recipe.clean_weight, x), (1 - recipe.clean_weight, x_adv))
+            losses = [w * F.cross_entropy(net(images).float(), y) for w, images in halves if w]
         adam.zero_grad()
-        loss.backward()
+        torch.stack(losses).sum().backward()
         adam.step()
         if progress is not None:
             progress(float(step + 1), recipe.steps)

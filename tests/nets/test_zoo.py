@@ -51,6 +51,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("digits-cnn", 0.97),
         ("mnist-cnn", 0.98),
+        ("mnist-cnn-shifted", 0.97),
         ("lenet-mnist", 0.994),
         ("lenet-mnist-robust", 0.993),
         ("cifar10-cnn1", 0.57),
