@@ -747,6 +747,9 @@ def study(
         list[str] | None, typer.Option(help="one item, such as figure_2; may be given several times")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="a few hundred images, minutes in all")] = False,
+    full: Annotated[
+        list[str] | None, typer.Option(help="with --quick: make this item at full size; may be given several times")
+    ] = None,
     out_: Annotated[Path, typer.Option("--out", help="folder for PAPER.html, PAPER.md and the figures")] = Path(
         "studies"
     ),
@@ -763,7 +766,8 @@ def study(
 
     with Store(store) as opened, _bar(f"study {paper}") as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the libraries beneath; our own alarms stand in the tables
-        found = made_of(paper, opened, only=only or (), quick=quick, workers=workers or _cores(), progress=progress)
+        chosen: dict[str, Any] = {"only": only or (), "quick": quick, "full": full or ()}
+        found = made_of(paper, opened, **chosen, workers=workers or _cores(), progress=progress)
     if as_json:
         return _print_json([{"claim": said, "answer": c.answer, "because": c.because} for said, c, _ in found.claims])
     paths = written(found, out_)  # before anything is printed, so that `| head` does not cost the page

@@ -44,15 +44,19 @@ def study(
     *,
     only: Sequence[str] = (),
     quick: bool = False,
+    full: Sequence[str] = (),
     workers: int = 1,
     progress: Callable[[float, int], None] = lambda done, total: None,
 ) -> Study:
     """Makes the items `only` (all where it is empty) of `paper`; what the store has is not run again.
 
-    Raises ValueError for an item that is not there.
+    A `quick` study uses a few hundred images, but for the items `full`. Raises ValueError for an item that is not
+    there, and for `full` where all are.
     """
     known = items(paper)
-    unknown = [name for name in only if name not in known]
+    if full and not quick:
+        raise ValueError("full= names the items of a quick study that are made at full size; without quick= all are")
+    unknown = [name for name in (*only, *full) if name not in known]
     if unknown:
         raise ValueError(f"{paper} has no item {unknown[0]!r}; expected some of: {', '.join(known)}")
     made: list[Item] = []
@@ -62,7 +66,8 @@ def study(
         progress(len(made) + part, len(names))
 
     for name in names:
-        made.append(_item(paper, name, Desk(store, quick=quick, workers=workers, progress=within)))
+        small = quick and name not in full
+        made.append(_item(paper, name, Desk(store, quick=small, workers=workers, progress=within)))
         within(0.0)
     return Study(
         name=paper,
@@ -70,7 +75,7 @@ def study(
         source=f"{published(paper, 'source')}. {PUBLISHED}",
         items=tuple(made),
         said=claims(paper),
-        notes=(_scale(quick),),
+        notes=(_scale(quick, [item.title for item in made if item.name in full]),),
     )
 
 
@@ -101,9 +106,8 @@ def _place(name: str) -> tuple[int, list[int | str]]:
     return KINDS.index(name.split("_")[0]), [int(w) if w.isdigit() else w for w in words]
 
 
-def _scale(quick: bool) -> str:
-    return (
-        "A quick run: a few hundred images each, enough to see the pattern and no more."
-        if quick
-        else "How many images each number rests on stands under every item."
-    )
+def _scale(quick: bool, full: Sequence[str]) -> str:
+    if not quick:
+        return "How many images each number rests on stands under every item."
+    whole = f" At full size: {'; '.join(full)}." if full else ""
+    return f"A quick run: a few hundred images each, enough to see the pattern and no more.{whole}"

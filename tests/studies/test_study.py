@@ -93,3 +93,14 @@ def test_a_study_resumes_from_its_store_and_says_what_it_used(tmp_path, monkeypa
         assert store.runs() == {row.key: 1 for row in store.rows()}
     assert len(once) == 3 and once[0] == once[2] == again[0]
     assert list(first.used) == ["digits[:20]", "seed 0"] and first.seconds == second.seconds > 0
+
+
+def test_an_item_of_a_quick_study_may_be_made_at_full_size(tmp_path):
+    with Store(tmp_path / "s.sqlite") as store:
+        found = studies.study("srelu", store, only=("figure_1", "figure_10"), quick=True, full=("figure_10",))
+        assert [item.command.endswith("--quick") for item in found.items] == [True, False]
+        assert found.items[1].title in found.notes[0] and found.items[0].title not in found.notes[0]
+        with pytest.raises(ValueError, match="without quick= all are"):
+            studies.study("srelu", store, only=("figure_1",), full=("figure_1",))
+        with pytest.raises(ValueError, match="has no item 'figure_99'"):
+            studies.study("srelu", store, quick=True, full=("figure_99",))
