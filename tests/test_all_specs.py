@@ -22,7 +22,7 @@ from retroact.nets.zoo import Network
 from retroact.retrofitting.activations import JumpReLU, PerSite, SReLU
 from retroact.retrofitting.surgery import Retrofit
 from retroact.spec import SpecError, Within, key, known, parse, show
-from retroact.training.recipes import MixedFGSM, Standard
+from retroact.training.recipes import MixedFGSM, Shifted, Standard
 
 GOLDEN = Path(__file__).with_name("golden_specs.txt")
 
@@ -89,6 +89,7 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
     "Network": st.builds(Network, st.just(LeNetLike()), st.just("mnist"), st.just((1, 28, 28))),
     "PerSite": st.lists(activations, min_size=1, max_size=3).map(lambda a: PerSite(tuple(a))),
     "Retrofit": st.builds(Retrofit, activations, st.just("0:2")),
+    "Shifted": st.builds(Shifted, st.builds(Standard, st.integers(1, 99)), st.floats(-9, 9), st.floats(0.1, 9)),
     "ShiftedReLU": st.just(retroact.ShiftedReLU()),
     "Surrogate": st.builds(lambda a, b: a.surrogate(b), activations, st.floats(0.1, 99)),
     "WideResNet": st.builds(retroact.parse, st.sampled_from(["WideResNet(34, 4)", "WideResNet(16, 2)"])),
