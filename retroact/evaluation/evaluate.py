@@ -162,9 +162,13 @@ def _check_logits(logits: Tensor, labels: Tensor) -> None:
 
 
 def _sizes(d: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:
-    flat = d.flatten(1).double()
+    # a few images at a time, since doubles of all of them are slow to come by and thrown away
+    return torch.cat([_norms(part.flatten(1).double()) for part in d.split(CHUNK)]).numpy()
+
+
+def _norms(flat: Tensor) -> Tensor:
     columns = ((flat != 0).sum(1), flat.abs().sum(1), flat.norm(dim=1), flat.abs().amax(1))
-    return torch.stack([c.float() for c in columns], dim=1).numpy()
+    return torch.stack([c.float() for c in columns], dim=1)
 
 
 def _pedigree(
