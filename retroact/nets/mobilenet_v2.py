@@ -38,7 +38,7 @@ class MobileNetV2:
                 conv2=nn.Conv2d(320, 1280, 1, bias=False),
                 bn2=nn.BatchNorm2d(1280),
                 conv2_relu=nn.ReLU(),
-                pool=nn.AvgPool2d(4),
+                pool=nn.AdaptiveAvgPool2d(1),
                 flatten=nn.Flatten(),
                 fc=nn.Linear(1280, 10),
             )

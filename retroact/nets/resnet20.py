@@ -27,7 +27,7 @@ class ResNet20:
                 stage1=_stage(16, 16, stride=1),
                 stage2=_stage(16, 32, stride=2),
                 stage3=_stage(32, 64, stride=2),
-                pool=nn.AvgPool2d(8),
+                pool=nn.AdaptiveAvgPool2d(1),
                 flatten=nn.Flatten(),
                 fc=nn.Linear(64, 10),
             )

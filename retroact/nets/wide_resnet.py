@@ -41,7 +41,7 @@ class WideResNet:
                 group3=self._group(maps[1], maps[2], stride=2),
                 bn=nn.BatchNorm2d(maps[2], momentum=0.9),
                 relu=nn.ReLU(),
-                pool=nn.AvgPool2d(8),
+                pool=nn.AdaptiveAvgPool2d(1),
                 flatten=nn.Flatten(),
                 fc=nn.Linear(maps[2], 10),
             )

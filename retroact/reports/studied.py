@@ -160,8 +160,8 @@ def page(study: Study) -> str:
 
 
 def _claims_table(study: Study) -> str:
-    rows = [(f"{said} (`{c.about}`)", f"**{c.answer}**", c.because, name) for said, c, name in study.claims]
-    rows += [(f"{study.said[name]} (`{name}`)", "not answered by these items", "", "") for name in study.unanswered]
+    rows = [(said, f"**{c.answer}**", c.because, name) for said, c, name in study.claims]
+    rows += [(study.said[name], "not answered by these items", "", "") for name in study.unanswered]
     return markdown_table(("the paper says", "verdict", "because", "see"), rows)
 
 

@@ -42,6 +42,8 @@ class Standard:
     each restart), and the mean of the weights at their ends is what is kept (Izmailov et al. 2018).
     `steps`: lr times `factor` for every epoch of `milestones` that is behind. `constant`: lr.
     `augment`: random crops with 4 black pixels of padding, and horizontal flips.
+    `sizes`: the first epochs see the images scaled to these sides in pixels, one for each; the others see them as
+    they are (progressive resizing: Tan and Le 2021, EfficientNetV2, section 4).
     `start`: the net of the zoo whose weights the run begins from; without one they are drawn from the seed.
     """
 
@@ -56,6 +58,7 @@ class Standard:
     restarts: tuple[int, ...] = ()
     averaged: Annotated[int, Within(0)] = 0
     augment: bool = False
+    sizes: tuple[Annotated[int, Within(1)], ...] = ()
     bf16: bool = False
     channels_last: bool = False
     start: str = ""
@@ -65,6 +68,12 @@ class Standard:
             raise SpecError(
                 f"Standard.averaged: expected fewer than epochs={self.epochs} and a one-cycle schedule, "
                 f"got {self.averaged} and {self.schedule!r}; at least one epoch must fall before the average"
+            )
+
+        if len(self.sizes) >= self.epochs:
+            raise SpecError(
+                f"Standard.sizes: expected fewer than epochs={self.epochs}, got {len(self.sizes)}; "
+                "the last epochs see the images as they will be used"
             )
 
     @property
@@ -167,8 +176,10 @@ RECIPES: dict[str, Recipe] = {
     "resnet20-cifar10-robust": _robust(
         Standard(epochs=16, lr=0.1, augment=True, bf16=True, channels_last=True), "resnet20-cifar10"
     ),
-    "wideresnet-cifar10": _SHORT,
-    "wideresnet-cifar10-robust": _robust(replace(_SHORT, epochs=8), "wideresnet-cifar10"),
+    "wideresnet-cifar10": replace(_SHORT, sizes=(16, 16, 16, 16, 24, 24, 24)),
+    "wideresnet-cifar10-robust": _robust(
+        replace(_SHORT, epochs=8, sizes=(16, 16, 16, 24, 24, 24)), "wideresnet-cifar10"
+    ),
     "mobilenetv2-cifar10": _SHORT,
     "mobilenetv2-cifar10-robust": _robust(replace(_SHORT, epochs=8), "mobilenetv2-cifar10"),
 }

@@ -88,7 +88,12 @@ def _named(name: str, epochs: int | None) -> tuple[Network, Recipe]:
 
 def _lasting(recipe: Recipe, epochs: int) -> Recipe:
     plan = recipe.standard
-    shorter = dataclasses.replace(plan, epochs=epochs, averaged=plan.averaged if epochs > plan.averaged else 0)
+    shorter = dataclasses.replace(
+        plan,
+        epochs=epochs,
+        averaged=plan.averaged if epochs > plan.averaged else 0,
+        sizes=plan.sizes if epochs > len(plan.sizes) else (),
+    )
     return shorter if recipe is plan else dataclasses.replace(recipe, standard=shorter)  # type: ignore[type-var]
 
 

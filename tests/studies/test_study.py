@@ -22,8 +22,10 @@ def test_published_numbers_carry_their_source_and_unknown_ones_are_none():
     assert published("jumprelu", "table1.graybox", "lenet_mnist", "kappa") == 1.0
     assert published("srelu", "figure2_3.mnist", "accuracy", "FGSM", "1", "0.3") == 8.69
     assert published("srelu", "no such figure", "x") is None
-    assert claims("srelu")["mechanism"] == "signal-to-noise; gradient explosion"
-    assert claims("jumprelu")["time.7_iterations.wideresnet_minutes.jumprelu"] == "5"
+    assert claims("srelu")["mechanism"] == "mechanism: signal-to-noise; gradient explosion"
+    assert claims("jumprelu")["time.7_iterations.wideresnet_minutes.jumprelu"] == (
+        "time, 7 iterations, wideresnet minutes, jumprelu: 5"
+    )
 
 
 @pytest.mark.parametrize("paper", studies.PAPERS)

@@ -130,6 +130,49 @@ def test_bf16_and_channels_last_train_to_the_same_end(recipe: Standard) -> None:
         assert (net(held.images).argmax(1) == held.labels).float().mean() > 0.95
 
 
+def test_strided_depthwise_convolutions_leave_bf16_for_as_long_as_it_trains() -> None:
+    seen: dict[str, list[torch.dtype]] = {"strided": [], "not": []}
+    inner = nn.Sequential(
+        nn.Conv2d(1, 4, 1),
+        nn.Conv2d(4, 4, 3, stride=2, groups=4, padding=1),
+        nn.Conv2d(4, 4, 3, groups=4, padding=1),
+        nn.Flatten(),
+        nn.Linear(64, 2),
+    )
+    inner[1].register_forward_hook(lambda _m, _x, out: seen["strided"].append(out.dtype))
+    inner[2].register_forward_hook(lambda _m, _x, out: seen["not"].append(out.dtype))
+    net = fit(Classifier(inner, 0.5, 0.25), _images(), replace(QUICK, bf16=True))
+    assert set(seen["strided"]) == {torch.float32}
+    assert set(seen["not"]) == {torch.bfloat16}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        net(_images().images)
+    assert seen["strided"][-1] == torch.bfloat16, "a trained net is as it was"
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.5])
+def test_the_first_epochs_see_smaller_images(ratio: float) -> None:
+    sides: list[int] = []
+    inner = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d((2, 1)), nn.Flatten(), nn.Linear(8, 2))
+    inner[0].register_forward_pre_hook(lambda _m, x: sides.append(x[0].shape[-1]) if inner.training else None)
+    plan = replace(QUICK, epochs=6, sizes=(4, 6), lr=0.2)
+    net = fit(Classifier(inner, 0.5, 0.25), _images(), MixedFGSM(plan, ratio=ratio, eps=0.05))
+    assert sides == [4] * 6 + [6] * 6 + [8] * 24
+    held = _images(100, seed=1)
+    assert (net(held.images).argmax(1) == held.labels).float().mean() > 0.95
+
+
+def test_a_smaller_image_keeps_each_part_of_the_picture_and_its_range() -> None:
+    x = torch.zeros(2, 1, 8, 8)
+    x[:, :, :4] = 1.0
+    plan = replace(QUICK, sizes=(4,))
+    small = home._scaled(x, plan, 0)
+    assert small.shape == (2, 1, 4, 4)
+    assert small.mean() == pytest.approx(0.5)
+    assert (small[:, :, 0] > 0.99).all()
+    assert (small[:, :, 3] < 0.01).all()
+    assert home._scaled(x, plan, 1) is x
+
+
 def test_too_few_images_and_a_loss_that_explodes_are_said() -> None:
     with pytest.raises(ValueError, match="make no batch of 32"):
         fit(_net(), _images(20), QUICK)

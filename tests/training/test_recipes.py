@@ -135,6 +135,11 @@ def test_an_average_needs_a_cycle_before_it(odd):
         Standard(**odd)
 
 
+def test_the_last_epochs_see_whole_images():
+    with pytest.raises(SpecError, match=r"Standard.sizes: expected fewer than epochs=2, got 2"):
+        Standard(epochs=2, sizes=(16, 24))
+
+
 @pytest.mark.parametrize("recipe", [Standard(epochs=4, lr=0.2), Standard(epochs=4, lr=0.2, factor=0.5, restarts=(2,))])
 def test_without_an_average_the_rate_ends_at_nothing(recipe):
     assert recipe.lr_at(400, 100) == pytest.approx(0.0, abs=1e-12)
