@@ -754,12 +754,17 @@ def study(
         "studies"
     ),
     store: StoreOption = Path("retroact-studies.sqlite"),
+    facts: Annotated[
+        Path | None,
+        typer.Option(help="JSON file of measurements: what the store lacks is read from it, and it is written anew"),
+    ] = None,
     workers: Annotated[int, typer.Option(help="processes; 0: one per core")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Make a paper's tables and figures anew, beside the published numbers, with a verdict on each claim."""
     import warnings
 
+    from retroact.experiments.facts import read_facts, write_facts
     from retroact.experiments.store import Store
     from retroact.studies.study import study as made_of
     from retroact.studies.study import written
@@ -767,7 +772,11 @@ def study(
     with Store(store) as opened, _bar(f"study {paper}") as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the libraries beneath; our own alarms stand in the tables
         chosen: dict[str, Any] = {"only": only or (), "quick": quick, "full": full or ()}
+        if facts is not None and facts.exists():
+            read_facts(facts, opened)
         found = made_of(paper, opened, **chosen, workers=workers or _cores(), progress=progress)
+        if facts is not None:
+            write_facts(opened, facts)
     if as_json:
         return _print_json([{"claim": said, "answer": c.answer, "because": c.because} for said, c, _ in found.claims])
     paths = written(found, out_)  # before anything is printed, so that `| head` does not cost the page

@@ -120,6 +120,13 @@ class Store:
         found = self._db.execute("SELECT facts, seconds FROM facts WHERE key = ?", (key,)).fetchone()
         return None if found is None else (json.loads(found[0]), float(found[1]))
 
+    def facts(self) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
+        """All plain numbers: key, print, seconds and the numbers, in the order of their prints."""
+        for name, what, seconds, facts in self._db.execute(
+            "SELECT key, what, seconds, facts FROM facts ORDER BY what, key"
+        ):
+            yield name, what, float(seconds), json.loads(facts)
+
     def rows(self, glob: str = "*") -> list[Row]:
         """The finished cells whose key or print matches `glob`, oldest first."""
         found = self._db.execute(
