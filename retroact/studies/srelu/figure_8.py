@@ -105,7 +105,7 @@ def attack(name: str, eps: float, loss: Loss = "cross_entropy") -> FGSM | PGD:
 
 
 def _lesson(desk: Desk, net: Net) -> tuple[str, int]:
-    return desk.pick((f"{net.data}/train[:4000]", 2), (f"{net.data}/train[:40000]", 4))
+    return desk.pick((f"{net.data}/train[:4000]", 2), (f"{net.data}/train[:20000]", 3))
 
 
 def _surrogate(desk: Desk, net: Net, slope: float) -> Transferred:

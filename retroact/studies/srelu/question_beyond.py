@@ -44,7 +44,7 @@ def make(desk: Desk) -> Iterator[Part]:
 
 
 def _without_gradients(desk: Desk) -> Iterator[Part]:
-    slopes, n = (1.0, 10.0, 100.0), desk.pick(100, 1000)
+    slopes, n = (1.0, 10.0, 100.0), desk.pick(100, 500)
     asked = {(net, s): _ways(net, s, n) for net in NETS for s in slopes}
     found = many(desk, asked)
     rows: list[tuple[Value, ...]] = [

@@ -63,7 +63,7 @@ BatteryName = Literal["quick", "whole"]
 
 
 def make(desk: Desk) -> Iterator[Part]:
-    images, battery = f"mnist{desk.pick('[:80]', '[:500]')}", _battery(desk)
+    images, battery = f"mnist{desk.pick('[:80]', '[:300]')}", _battery(desk)
     yield audits(desk, f"The slope {ALPHA:g} on top of another defence: that defence → with the slope", _pairs(desk))
     yield Text(_together([_again(desk, what) for _, what in _pairs(desk)]))
     yield from _same_slope(desk)
@@ -152,7 +152,7 @@ def _numbers(
 
 
 def _pairs(desk: Desk) -> list[tuple[str, Any]]:
-    images, battery = f"mnist{desk.pick('[:80]', '[:500]')}", _battery(desk)
+    images, battery = f"mnist{desk.pick('[:80]', '[:300]')}", _battery(desk)
 
     def pair(net: str, without: Any, sloped: Any) -> Audited:
         return Audited(Model(net, without), Model(net, sloped), images, THREAT, battery)
@@ -168,7 +168,7 @@ def _pairs(desk: Desk) -> list[tuple[str, Any]]:
 
 def _shift_audit(desk: Desk, part: Literal["shifts", "slope"]) -> HardenedAudit:
     images, train, steps, batch = desk.pick(
-        ("mnist[:80]", "mnist/train[:4000]", 50, 100), ("mnist[:500]", "mnist/train", 150, 200)
+        ("mnist[:80]", "mnist/train[:4000]", 50, 100), ("mnist[:300]", "mnist/train", 150, 200)
     )
     return HardenedAudit(Model(LENET), part, images, train, THREAT, steps=steps, batch=batch, battery=_battery(desk))
 
