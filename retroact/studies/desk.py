@@ -26,9 +26,10 @@ class Desk:
         *,
         quick: bool = False,
         workers: int = 1,
+        chunk: int | None = None,
         progress: Callable[[float], None] = lambda part: None,
     ) -> None:
-        self.store, self.quick, self._workers, self._progress = store, quick, workers, progress
+        self.store, self.quick, self._workers, self._chunk, self._progress = store, quick, workers, chunk, progress
         self.used: dict[str, None] = {}
         self.seconds = 0.0
 
@@ -44,6 +45,7 @@ class Desk:
             self.store,
             workers=self._workers,
             keep=keep,
+            chunk=self._chunk,
             progress=lambda done, total: self._progress(done / max(1, total)),
         )
         by_cell = dict(zip(dict.fromkeys(asked), found, strict=True))

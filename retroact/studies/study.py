@@ -65,9 +65,10 @@ def study(
     def within(part: float) -> None:
         progress(len(made) + part, len(names))
 
+    chunk = getattr(importlib.import_module(f"retroact.studies.{paper}"), "CHUNK", None)
     for name in names:
         small = quick and name not in full
-        made.append(_item(paper, name, Desk(store, quick=small, workers=workers, progress=within)))
+        made.append(_item(paper, name, Desk(store, quick=small, workers=workers, chunk=chunk, progress=within)))
         within(0.0)
     return Study(
         name=paper,

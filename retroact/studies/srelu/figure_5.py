@@ -24,6 +24,7 @@ from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
 from retroact.spec import spec
 from retroact.studies.desk import Desk
 from retroact.studies.published import published
+from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.networks import ABOVE_1, CNN2, MNIST, NETS, SLOPES, Net, said
 from retroact.studies.srelu.panels import Curve, mean, panel, table
 from retroact.studies.truth import answered
@@ -62,7 +63,7 @@ class TargetedRates:
             clean = decide(net, part.images)
             for t in range(10):
                 scene = (part.images, part.labels, part.index)
-                made = craft_all(FGSM(self.loss), net, *scene, threats, Targeted(t))
+                made = craft_all(FGSM(self.loss), net, *scene, threats, Targeted(t), chunk=CHUNK)
                 led[t] += torch.tensor([((decide(net, m.x_adv) == t) & (clean != t)).sum() for m in made])
                 zero[t] += made[0].zero_gradients.sum()
                 asked[t] += made[0].gradients.sum()

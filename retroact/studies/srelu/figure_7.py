@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from retroact.attacks.driver import CHUNK, chunks
+from retroact.attacks.driver import chunks
 from retroact.attacks.fgsm import FGSM
 from retroact.attacks.goals import Aim
 from retroact.attacks.losses import Loss, loss_of
@@ -27,6 +27,7 @@ from retroact.retrofitting.lean import lean
 from retroact.spec import Positive, spec
 from retroact.studies.desk import Desk
 from retroact.studies.published import published
+from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.networks import (
     ABOVE_1,
     CNN1,

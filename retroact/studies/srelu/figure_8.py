@@ -28,6 +28,7 @@ from retroact.reports.plots import Panel, Series, panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
 from retroact.spec import Count, spec
 from retroact.studies.desk import Desk
+from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.networks import NETS, Net, said
 from retroact.studies.truth import answered
 
@@ -94,7 +95,8 @@ class Transferred:
         for name in ("FGSM", "PGD"):
             found[name] = []
             for eps in self.eps:
-                (record,) = evaluate_all(target, test, attack(name, eps), [Linf(eps)], source=surrogate, seed=self.seed)
+                scene = target, test, attack(name, eps), [Linf(eps)]
+                (record,) = evaluate_all(*scene, source=surrogate, seed=self.seed, chunk=CHUNK)
                 found[name].append(100 * robust_accuracy(record))
         return found
 

@@ -50,6 +50,7 @@ from retroact.retrofitting.sites import Site
 from retroact.retrofitting.surgery import refit, retrofit
 from retroact.spec import AtLeast0, Count, Positive, spec
 from retroact.studies.desk import Desk
+from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.figure_8 import attack
 from retroact.studies.truth import Audited, answered, audits
 from retroact.training.fit import fit
@@ -206,10 +207,11 @@ class Trained:
         recipe = Standard(self.epochs, self.lr, 32, 0.5, 0.0, "constant")
         net = fit(retrofit(fresh, SReLU(self.trained)), data(self.train), recipe, seed=self.seed)
         net, test = refit(net, SReLU(self.tested)).eval(), data(self.data)
-        records = evaluate_all(net, test, FGSM(), [Linf(e) for e in EPS])
+        records = evaluate_all(net, test, FGSM(), [Linf(e) for e in EPS], chunk=CHUNK)
         found = {"clean": 100 * clean_accuracy(records[0]), "FGSM": [100 * robust_accuracy(r) for r in records]}
         for name, loss in (("PGD", "cross_entropy"), ("PGD, margin", "margin")):
-            runs = [evaluate_all(net, test, attack("PGD", e, loss), [Linf(e)])[0] for e in EPS]  # type: ignore[arg-type]
+            climbs = [(attack("PGD", e, loss), [Linf(e)]) for e in EPS]  # type: ignore[arg-type]
+            runs = [evaluate_all(net, test, *climb, chunk=CHUNK)[0] for climb in climbs]
             found[name] = [100 * robust_accuracy(r) for r in runs]
         return found
 

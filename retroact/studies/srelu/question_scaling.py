@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from retroact.attacks.corruptions import AdditiveUniformNoise
-from retroact.attacks.driver import CHUNK, chunks
+from retroact.attacks.driver import chunks
 from retroact.attacks.fgsm import FGSM
 from retroact.attacks.goals import Aim
 from retroact.attacks.losses import cross_entropy
@@ -29,6 +29,7 @@ from retroact.retrofitting.folding import fold
 from retroact.retrofitting.installed import installed
 from retroact.spec import spec
 from retroact.studies.desk import Desk
+from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.figure_7 import ScaledPixels
 from retroact.studies.srelu.networks import CNN1, MNIST, NETS, SLOPES, Net, images, many, said
 from retroact.studies.truth import answered

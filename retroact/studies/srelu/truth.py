@@ -23,6 +23,7 @@ from retroact.reports.studied import Figure, Part, Table
 from retroact.retrofitting.folding import fold
 from retroact.spec import spec
 from retroact.studies.desk import Desk
+from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.figure_8 import attack
 from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, said
 from retroact.studies.truth import Audited, audits
@@ -67,7 +68,8 @@ class OnFolded:
         guide = fold(net, scaled=False)
         found: list[float] = []
         for eps in self.eps:
-            (record,) = evaluate_all(net, images, attack(self.attack, eps), [Linf(eps)], source=guide, seed=self.seed)
+            scene = net, images, attack(self.attack, eps), [Linf(eps)]
+            (record,) = evaluate_all(*scene, source=guide, seed=self.seed, chunk=CHUNK)
             found = found or [100 * clean_accuracy(record)]
             found.append(100 * robust_accuracy(record))
         return {"accuracy": found}
