@@ -28,6 +28,7 @@ import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cache
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, dataclass_transform
 
 C = TypeVar("C")
@@ -73,7 +74,7 @@ def spec(cls: type[C]) -> type[C]:
     check = cls.__dict__.get("__post_init__")
 
     def settle(self: Any) -> None:
-        for field, hint in _hints(cls).items():
+        for field, hint in _hints(cls).items():  # type: ignore[arg-type]  # a class is hashable
             object.__setattr__(self, field, _settle(getattr(self, field), hint, f"{cls.__name__}.{field}"))
         if check is not None:
             check(self)
@@ -254,6 +255,7 @@ def _versions(value: Any) -> Iterator[str]:
 # --------------------------------------------------------------------------------------- settling
 
 
+@cache  # classes do not change, and every spec that is made asks
 def _hints(cls: type) -> dict[str, Any]:
     hints = typing.get_type_hints(cls, include_extras=True)
     return {n: h for n, h in hints.items() if typing.get_origin(h) is not ClassVar and h is not ClassVar}

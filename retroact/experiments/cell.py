@@ -114,8 +114,7 @@ class Cell:
 
     def locked(self) -> Cell:
         """The same cell with the hashes of the weights and pixels behind its names."""
-        source = None if self.source is None else self.source.locked()
-        return replace(self, model=self.model.locked(), source=source, pixels=pixels(data(self.data)))
+        return all_locked([self])[0]
 
     def fields(self) -> dict[str, Any]:
         """The cell for a table: texts by column."""
@@ -185,6 +184,21 @@ def knowledge(cell: Cell) -> str:
     if cell.source is not None and cell.source != cell.model:
         return "gray"
     return "white" if cell.attack.needs == "gradient" else "black"
+
+
+def all_locked(cells: Iterable[Cell]) -> list[Cell]:
+    """Each cell `locked`; the pixels of a slice that several share are read and hashed once."""
+    asked = list(cells)
+    seen = {part: pixels(data(part)) for part in dict.fromkeys(cell.data for cell in asked)}
+    return [
+        replace(
+            cell,
+            model=cell.model.locked(),
+            source=None if cell.source is None else cell.source.locked(),
+            pixels=seen[cell.data],
+        )
+        for cell in asked
+    ]
 
 
 def pixels(images: Images) -> str:

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any
 
 from retroact.evaluation.record import Record
-from retroact.experiments.cell import Cell, Model, alike
+from retroact.experiments.cell import Cell, Model, alike, all_locked
 from retroact.experiments.executors import processes, serial
 from retroact.experiments.store import Store
 from retroact.spec import key, show
@@ -24,7 +24,7 @@ class Plan:
 
 def plan(cells: Iterable[Cell], store: Store, *, keep: int = 0) -> Plan:
     """Locks the cells, drops doubles, and looks up which the store has (with `keep` images)."""
-    locked = {key(cell): cell for cell in (c.locked() for c in cells)}
+    locked = {key(cell): cell for cell in all_locked(cells)}
     have = {row.key for row in store.rows() if row.kept >= min(keep, row.n)}
     return Plan(locked, tuple(k for k in locked if k not in have))
 

@@ -165,3 +165,12 @@ def test_plan_counts_what_is_done(tmp_path):
         sweep(cells()[:3], store)
         planned = plan(cells() + cells(), store)
         assert len(planned.cells) == 12 and len(planned.todo) == 9
+
+
+def test_a_slice_that_cells_share_is_hashed_once_and_each_cell_is_locked_as_by_itself(monkeypatch):
+    from retroact.experiments import cell as home
+
+    alone, asked = [c.locked() for c in cells()], []
+    monkeypatch.setattr(home, "pixels", lambda images, real=home.pixels: asked.append(len(images)) or real(images))
+    assert home.all_locked(cells()) == alone
+    assert asked == [60]

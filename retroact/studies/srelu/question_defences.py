@@ -64,7 +64,7 @@ BatteryName = Literal["quick", "whole"]
 
 
 def make(desk: Desk) -> Iterator[Part]:
-    images, battery = f"mnist{desk.pick('[:80]', '[:300]')}", _battery(desk)
+    images, battery = f"mnist{desk.pick('[:80]', '[:500]')}", _battery(desk)
     yield audits(desk, f"The slope {ALPHA:g} on top of another defence: that defence → with the slope", _pairs(desk))
     yield Text(_together([_again(desk, what) for _, what in _pairs(desk)]))
     yield from _same_slope(desk)
@@ -153,7 +153,7 @@ def _numbers(
 
 
 def _pairs(desk: Desk) -> list[tuple[str, Any]]:
-    images, battery = f"mnist{desk.pick('[:80]', '[:300]')}", _battery(desk)
+    images, battery = f"mnist{desk.pick('[:80]', '[:500]')}", _battery(desk)
 
     def pair(net: str, without: Any, sloped: Any) -> Audited:
         return Audited(Model(net, without), Model(net, sloped), images, THREAT, battery)
@@ -169,7 +169,7 @@ def _pairs(desk: Desk) -> list[tuple[str, Any]]:
 
 def _shift_audit(desk: Desk, part: Literal["shifts", "slope"]) -> HardenedAudit:
     images, train, steps, batch = desk.pick(
-        ("mnist[:80]", "mnist/train[:4000]", 50, 100), ("mnist[:300]", "mnist/train", 150, 200)
+        ("mnist[:80]", "mnist/train[:4000]", 50, 100), ("mnist[:500]", "mnist/train", 150, 200)
     )
     return HardenedAudit(Model(LENET), part, images, train, THREAT, steps=steps, batch=batch, battery=_battery(desk))
 
@@ -229,13 +229,15 @@ def _same_slope(desk: Desk) -> Iterator[Part]:
     plain, same = found[1.0, 1.0], found[2.0, 2.0]
     gains = {k: 100 * (_mean(same[k]) / same["clean"] - _mean(plain[k]) / plain["clean"]) for k in attacks}
     allowed = 100 * MARGIN
+    seems, is_so = max(gains["FGSM"], gains["PGD"]) >= allowed, gains["PGD, margin"] >= allowed
     yield Claim(
         "same_slope_training",
-        answered(max(gains["FGSM"], gains["PGD"]) < allowed, gains["PGD, margin"] < allowed),
+        answered(not seems, not is_so),
         "slope 2 in training and test against slope 1 in both, share of the rightly decided images that stand, mean "
         "over eps, in points: "
         + ", ".join(f"{k} {v:+.1f}" for k, v in gains.items())
-        + f"; an improvement would be {allowed:g} points or more; one training each",
+        + f"; an improvement would be {allowed:g} points or more; one training each"
+        + ("; what seems an improvement on the cross-entropy is none on the margin" if seems and not is_so else ""),
     )
 
 

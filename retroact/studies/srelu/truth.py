@@ -130,7 +130,7 @@ def _dead(desk: Desk, net: Net) -> list[float]:
 def _audited(desk: Desk) -> list[tuple[str, Audited]]:
     made = []
     for net in NETS:
-        images = net.slice(desk.pick(200, 300))
+        images = net.slice(desk.pick(200, 1000 if net is MNIST else 500))
         threat = Linf(0.3) if net is MNIST else Linf(2 / 255)
         battery = desk.pick("quick", "whole")
         for slope in desk.pick((10.0, 100.0), (0.5, 2.0, 5.0, 10.0, 100.0)):
