@@ -244,7 +244,12 @@ def test_control_c_says_how_to_go_on(tmp_path):
     words = ["sweep", "--net", "digits-cnn", "--threat", "Linf(0.1)", "--data", "digits", "--workers", "1"]
     attacks = [w for s in range(1, 40) for w in ("--attack", f"PGD(steps=40, restarts={s})")]
     child = subprocess.Popen(
-        [sys.executable, "-m", "retroact.cli", *words, *attacks], cwd=tmp_path, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "retroact.cli", *words, *attacks],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        text=True,
+        # a shell starts its background jobs, and all they start, deaf to Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     store = tmp_path / "retroact.sqlite"
     for _ in range(600):
