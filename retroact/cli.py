@@ -764,8 +764,10 @@ def study(
     """Make a paper's tables and figures anew, beside the published numbers, with a verdict on each claim."""
     import warnings
 
-    from retroact.experiments.facts import read_facts, write_facts
+    from retroact.experiments.facts import as_json as facts_as_json
+    from retroact.experiments.facts import read_facts
     from retroact.experiments.store import Store
+    from retroact.reports.html import write
     from retroact.studies.study import study as made_of
     from retroact.studies.study import written
 
@@ -776,7 +778,8 @@ def study(
             read_facts(facts, opened)
         found = made_of(paper, opened, **chosen, workers=workers or _cores(), progress=progress)
         if facts is not None:
-            write_facts(opened, facts)
+            facts.parent.mkdir(parents=True, exist_ok=True)
+            write(facts_as_json(opened), facts)
     if as_json:
         return _print_json([{"claim": said, "answer": c.answer, "because": c.because} for said, c, _ in found.claims])
     paths = written(found, out_)  # before anything is printed, so that `| head` does not cost the page

@@ -290,8 +290,8 @@ def test_study_writes_a_page_markdown_and_figures_and_resumes(call, tmp_path):
     figures = list((tmp_path / "made" / "srelu").glob("*.svg"))
     assert figures and all(f"srelu/{f.name}" in text for f in figures)
     assert call(*words)[0] == 0 and (tmp_path / "made" / "srelu.md").read_text() == text
-    code, out, _ = call(*words, "--json", "--facts", "facts.json")
-    assert code == 0 and json.loads(out) == [] and json.loads((tmp_path / "facts.json").read_text()) == []
+    code, out, _ = call(*words, "--json", "--facts", "new/facts.json")
+    assert code == 0 and json.loads(out) == [] and json.loads((tmp_path / "new" / "facts.json").read_text()) == []
     (tmp_path / "facts.json").write_text('[{"key": "k", "what": "w", "seconds": 1.5, "facts": {}}]')
     assert call(*words, "--facts", "facts.json")[0] == 0
     assert json.loads((tmp_path / "facts.json").read_text())[0]["key"] == "k"

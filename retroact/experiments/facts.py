@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -96,17 +95,14 @@ def _read(store: Store, name: str, stored: bool) -> Measured:
     return Measured(*found, stored=stored)
 
 
-def write_facts(store: Store, path: str | Path) -> None:
-    """Writes all facts of the store as a JSON list, one to a line, for another machine or for a repository."""
+def as_json(store: Store) -> str:
+    """All facts of the store as a JSON list, one to a line, for another machine or for a repository."""
     lines = [json.dumps({"key": k, "what": w, "seconds": s, "facts": f}) for k, w, s, f in store.facts()]
-    part = Path(f"{path}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text("[\n" + ",\n".join(lines) + "\n]\n", encoding="utf-8")
-    os.replace(part, path)
+    return "[\n" + ",\n".join(lines) + "\n]\n"
 
 
 def read_facts(path: str | Path, store: Store) -> int:
-    """Puts the facts of a file of `write_facts` into the store where it lacks them; returns how many those were.
+    """Puts the facts of a file that `as_json` made into the store where it lacks them; returns how many those were.
 
     A key names weights and pixels, so facts of other ones stay unused. Raises ValueError for any other file.
     """

@@ -84,7 +84,7 @@ def fit(
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     done = 0 if folder is None else _resumed(folder, net, mean, sgd, run)
     images, labels = train.images.to(device), train.labels.to(device)
-    with torch.random.fork_rng(devices=_cuda_devices(device)), _strided_depthwise_in_float32(net):
+    with torch.random.fork_rng(devices=_cuda_devices(device)), _strided_depthwise_in_float32(net, plan):
         for epoch in range(done, plan.epochs):
             _epoch(net, images, labels, recipe, sgd, epoch, seed, progress)
             if mean is not None and epoch >= plan.epochs - plan.averaged:
@@ -101,9 +101,10 @@ def _cuda_devices(device: str) -> list[torch.device]:
 
 
 @contextmanager
-def _strided_depthwise_in_float32(net: nn.Module) -> Iterator[None]:
+def _strided_depthwise_in_float32(net: nn.Module, plan: Standard) -> Iterator[None]:
     """Keeps these convs out of autocast: on a CPU their backward pass is some 25 times slower in bf16 (oneDNN)."""
-    slow = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.groups > 1 and max(m.stride) > 1]
+    convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)] if plan.bf16 else []
+    slow = [conv for conv in convs if conv.groups == conv.in_channels > 1 and max(conv.stride) > 1]
     for conv in slow:
         conv.forward = _in_float32(conv.forward)  # type: ignore[assignment, method-assign]
     try:

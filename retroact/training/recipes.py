@@ -58,7 +58,7 @@ class Standard:
     restarts: tuple[int, ...] = ()
     averaged: Annotated[int, Within(0)] = 0
     augment: bool = False
-    sizes: tuple[Annotated[int, Within(1)], ...] = ()
+    sizes: tuple[Count, ...] = ()
     bf16: bool = False
     channels_last: bool = False
     start: str = ""
@@ -69,7 +69,6 @@ class Standard:
                 f"Standard.averaged: expected fewer than epochs={self.epochs} and a one-cycle schedule, "
                 f"got {self.averaged} and {self.schedule!r}; at least one epoch must fall before the average"
             )
-
         if len(self.sizes) >= self.epochs:
             raise SpecError(
                 f"Standard.sizes: expected fewer than epochs={self.epochs}, got {len(self.sizes)}; "

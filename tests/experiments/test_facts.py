@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import pytest
 
 from retroact.experiments.cell import Model
-from retroact.experiments.facts import locked_key, measured, measured_all, read_facts, write_facts
+from retroact.experiments.facts import as_json, locked_key, measured, measured_all, read_facts
 from retroact.experiments.store import Store
 from retroact.retrofitting.activations import JumpReLU
 from retroact.spec import spec
@@ -70,14 +70,14 @@ def test_facts_travel_as_json_and_are_not_measured_again(tmp_path):
     with Store(tmp_path / "a.sqlite") as a, Store(tmp_path / "b.sqlite") as b:
         first = measured(CountedForATest(), a)
         measured(CountedForATest(data="digits[:6]"), a)
-        write_facts(a, tmp_path / "new" / "facts.json")
-        assert read_facts(tmp_path / "new" / "facts.json", b) == 2
-        assert read_facts(tmp_path / "new" / "facts.json", b) == 0
+        path = tmp_path / "facts.json"
+        path.write_text(as_json(a))
+        assert read_facts(path, b) == 2
+        assert read_facts(path, b) == 0
         again = measured(CountedForATest(), b)
-        write_facts(b, tmp_path / "again.json")
+        assert as_json(b) == path.read_text()
     assert again.stored and again.facts["pair"] == [1, 2.5] and again.seconds == first.seconds
     assert calls == ["digits[:5]", "digits[:6]"]
-    assert (tmp_path / "again.json").read_text() == (tmp_path / "new" / "facts.json").read_text()
 
 
 def test_what_the_store_has_is_not_overwritten_by_a_file(tmp_path):

@@ -149,6 +149,14 @@ def test_strided_depthwise_convolutions_leave_bf16_for_as_long_as_it_trains() ->
     assert seen["strided"][-1] == torch.bfloat16, "a trained net is as it was"
 
 
+def test_a_float64_net_with_such_a_convolution_trains_in_float64() -> None:
+    inner = nn.Sequential(
+        nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 3, stride=2, groups=4, padding=1), nn.Flatten(), nn.Linear(64, 2)
+    )
+    net = fit(Classifier(inner, 0.5, 0.25).double(), _images(), QUICK)
+    assert next(net.parameters()).dtype == torch.float64
+
+
 @pytest.mark.parametrize("ratio", [0.0, 0.5])
 def test_the_first_epochs_see_smaller_images(ratio: float) -> None:
     sides: list[int] = []
