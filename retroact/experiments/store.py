@@ -84,7 +84,12 @@ class Store:
         return int(self._one("SELECT count(*) FROM cells")[0])
 
     def __contains__(self, key: str) -> bool:
-        return self._db.execute("SELECT 1 FROM cells WHERE key = ?", (key,)).fetchone() is not None
+        return self.has(key)
+
+    def has(self, key: str, *, keep: int = 0) -> bool:
+        """Whether the cell is there, with `keep` of its images or all of them."""
+        query = "SELECT 1 FROM cells WHERE key = ? AND kept >= min(?, n)"
+        return self._db.execute(query, (key, keep)).fetchone() is not None
 
     def close(self) -> None:
         """Closes the file; the store may be opened again at any time."""

@@ -25,8 +25,7 @@ class Plan:
 def plan(cells: Iterable[Cell], store: Store, *, keep: int = 0) -> Plan:
     """Locks the cells, drops doubles, and looks up which the store has (with `keep` images)."""
     locked = {key(cell): cell for cell in all_locked(cells)}
-    have = {row.key for row in store.rows() if row.kept >= min(keep, row.n)}
-    return Plan(locked, tuple(k for k in locked if k not in have))
+    return Plan(locked, tuple(k for k in locked if not store.has(k, keep=keep)))
 
 
 def sweep(

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
+from retroact.nets.classifier import Classifier
 from retroact.nets.data import Images
 from retroact.spec import show
 from retroact.training.recipes import Recipe, Standard
@@ -84,7 +85,8 @@ def fit(
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     done = 0 if folder is None else _resumed(folder, net, mean, sgd, run)
     images, labels = train.images.to(device), train.labels.to(device)
-    with torch.random.fork_rng(devices=_cuda_devices(device)), _strided_depthwise_in_float32(net, plan):
+    random = torch.random.fork_rng(devices=_cuda_devices(device))
+    with random, _of_any_size(net, plan), _strided_depthwise_in_float32(net, plan):
         for epoch in range(done, plan.epochs):
             _epoch(net, images, labels, recipe, sgd, epoch, seed, progress)
             if mean is not None and epoch >= plan.epochs - plan.averaged:
@@ -98,6 +100,19 @@ def fit(
 
 def _cuda_devices(device: str) -> list[torch.device]:
     return [torch.device(device)] if device.startswith("cuda") else []
+
+
+@contextmanager
+def _of_any_size(net: nn.Module, plan: Standard) -> Iterator[None]:
+    """A classifier that knows its images' shape takes those of `plan.sizes` too."""
+    if not (plan.sizes and isinstance(net, Classifier)):
+        yield
+        return
+    shape, net.shape = net.shape, None
+    try:
+        yield
+    finally:
+        net.shape = shape
 
 
 @contextmanager

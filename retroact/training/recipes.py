@@ -180,6 +180,8 @@ RECIPES: dict[str, Recipe] = {
         replace(_SHORT, epochs=8, lr=0.1, sizes=(16, 16, 16, 24, 24, 24)), "wideresnet-cifar10"
     ),
     "mobilenetv2-cifar10": _SHORT,
-    "mobilenetv2-cifar10-robust": _robust(replace(_SHORT, epochs=8, lr=0.1), "mobilenetv2-cifar10"),
+    "mobilenetv2-cifar10-robust": _robust(
+        replace(_SHORT, epochs=8, lr=0.1, sizes=(16, 16, 24, 24)), "mobilenetv2-cifar10"
+    ),
 }
 """The recipe of each net of the zoo, by its name in `retroact.nets.zoo.NETWORKS`."""

@@ -163,7 +163,8 @@ def test_the_first_epochs_see_smaller_images(ratio: float) -> None:
     inner = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d((2, 1)), nn.Flatten(), nn.Linear(8, 2))
     inner[0].register_forward_pre_hook(lambda _m, x: sides.append(x[0].shape[-1]) if inner.training else None)
     plan = replace(QUICK, epochs=6, sizes=(4, 6), lr=0.2)
-    net = fit(Classifier(inner, 0.5, 0.25), _images(), MixedFGSM(plan, ratio=ratio, eps=0.05))
+    net = fit(Classifier(inner, 0.5, 0.25, shape=(1, 8, 8)), _images(), MixedFGSM(plan, ratio=ratio, eps=0.05))
+    assert net.shape == (1, 8, 8), "which it knows again"
     assert sides == [4] * 6 + [6] * 6 + [8] * 24
     held = _images(100, seed=1)
     assert (net(held.images).argmax(1) == held.labels).float().mean() > 0.95
