@@ -764,8 +764,7 @@ def study(
     """Make a paper's tables and figures anew, beside the published numbers, with a verdict on each claim."""
     import warnings
 
-    from retroact.experiments.facts import as_json as facts_as_json
-    from retroact.experiments.facts import read_facts
+    from retroact.experiments import carried
     from retroact.experiments.store import Store
     from retroact.reports.html import write
     from retroact.studies.study import study as made_of
@@ -775,11 +774,11 @@ def study(
         warnings.simplefilter("ignore")  # of the libraries beneath; our own alarms stand in the tables
         chosen: dict[str, Any] = {"only": only or (), "quick": quick, "full": full or ()}
         if facts is not None and facts.exists():
-            read_facts(facts, opened)
+            carried.read_json(facts, opened)
         found = made_of(paper, opened, **chosen, workers=workers or _cores(), progress=progress)
         if facts is not None:
             facts.parent.mkdir(parents=True, exist_ok=True)
-            write(facts_as_json(opened), facts)
+            write(carried.as_json(opened), facts)
     if as_json:
         return _print_json([{"claim": said, "answer": c.answer, "because": c.because} for said, c, _ in found.claims])
     paths = written(found, out_)  # before anything is printed, so that `| head` does not cost the page

@@ -16,11 +16,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 from retroact.experiments.cell import Model, pixels
@@ -93,31 +91,6 @@ def _read(store: Store, name: str, stored: bool) -> Measured:
     found = store.read_facts(name)  # as it will be read next time: lists for tuples, texts for keys
     assert found is not None
     return Measured(*found, stored=stored)
-
-
-def as_json(store: Store) -> str:
-    """All facts of the store as a JSON list, one to a line, for another machine or for a repository."""
-    lines = [json.dumps({"key": k, "what": w, "seconds": s, "facts": f}) for k, w, s, f in store.facts()]
-    return "[\n" + ",\n".join(lines) + "\n]\n"
-
-
-def read_facts(path: str | Path, store: Store) -> int:
-    """Puts the facts of a file that `as_json` made into the store where it lacks them; returns how many those were.
-
-    A key names weights and pixels, so facts of other ones stay unused. Raises ValueError for any other file.
-    """
-    try:
-        found = [
-            (f["key"], f["what"], f["facts"], float(f["seconds"])) for f in json.loads(Path(path).read_text("utf-8"))
-        ]
-    except (ValueError, KeyError, TypeError) as e:
-        raise ValueError(
-            f"expected a JSON list of facts in {path}, as `--facts` writes it, got something else: {e!r}"
-        ) from e
-    new = [row for row in found if store.read_facts(row[0]) is None]
-    for name, what, facts, seconds in new:
-        store.put_facts(name, what, facts, seconds)
-    return len(new)
 
 
 def locked_key(what: Measurement) -> str:

@@ -5,7 +5,7 @@ from typing import Any, ClassVar
 import pytest
 
 from retroact.experiments.cell import Model
-from retroact.experiments.facts import as_json, locked_key, measured, measured_all, read_facts
+from retroact.experiments.facts import locked_key, measured, measured_all
 from retroact.experiments.store import Store
 from retroact.retrofitting.activations import JumpReLU
 from retroact.spec import spec
@@ -63,33 +63,3 @@ def test_two_workers_measure_the_same_and_progress_counts_each(tmp_path):
         two = [m.facts for m in measured_all(asked, b, workers=2, progress=lambda *at: seen.append(at))]
     assert one == two and one[0] == one[2] != one[1]
     assert seen == [(0, 2), (1, 2), (2, 2)]
-
-
-def test_facts_travel_as_json_and_are_not_measured_again(tmp_path):
-    calls.clear()
-    with Store(tmp_path / "a.sqlite") as a, Store(tmp_path / "b.sqlite") as b:
-        first = measured(CountedForATest(), a)
-        measured(CountedForATest(data="digits[:6]"), a)
-        path = tmp_path / "facts.json"
-        path.write_text(as_json(a))
-        assert read_facts(path, b) == 2
-        assert read_facts(path, b) == 0
-        again = measured(CountedForATest(), b)
-        assert as_json(b) == path.read_text()
-    assert again.stored and again.facts["pair"] == [1, 2.5] and again.seconds == first.seconds
-    assert calls == ["digits[:5]", "digits[:6]"]
-
-
-def test_what_the_store_has_is_not_overwritten_by_a_file(tmp_path):
-    (tmp_path / "f.json").write_text('[{"key": "k", "what": "w", "seconds": 1, "facts": {"a": 1}}]')
-    with Store(tmp_path / "a.sqlite") as store:
-        store.put_facts("k", "w", {"a": 2}, 3.0)
-        assert read_facts(tmp_path / "f.json", store) == 0
-        assert store.read_facts("k") == ({"a": 2}, 3.0)
-
-
-@pytest.mark.parametrize("text", ["", "{}x", '[{"key": "k"}]', "[1]", "3", '{"a": 1}'])
-def test_another_file_is_no_list_of_facts(tmp_path, text):
-    (tmp_path / "f.json").write_text(text)
-    with Store(tmp_path / "a.sqlite") as store, pytest.raises(ValueError, match="expected a JSON list of facts in"):
-        read_facts(tmp_path / "f.json", store)
