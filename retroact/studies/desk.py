@@ -17,7 +17,8 @@ T = TypeVar("T")
 class Desk:
     """Gives items their numbers; `quick` asks for a few hundred images instead of thousands.
 
-    `used` and `seconds` grow with what an item asks for, whether it was stored or made now: they are its footnote.
+    `used` and `seconds` grow with what an item asks for, whether it was stored or made now, and each thing counts once:
+    they are its footnote.
     """
 
     def __init__(
@@ -31,7 +32,12 @@ class Desk:
     ) -> None:
         self.store, self.quick, self._workers, self._chunk, self._progress = store, quick, workers, chunk, progress
         self.used: dict[str, None] = {}
-        self.seconds = 0.0
+        self._took: dict[Any, float] = {}
+
+    @property
+    def seconds(self) -> float:
+        """How long all that was asked for took to make."""
+        return sum(self._took.values())
 
     def pick(self, quick: T, full: T) -> T:
         """`quick` or `full`, as the study was asked for."""
@@ -51,7 +57,7 @@ class Desk:
         by_cell = dict(zip(dict.fromkeys(asked), found, strict=True))
         for cell in by_cell:
             self._note(cell.data, cell.seed)
-        self.seconds += sum(float(r.pedigree.get("seconds", 0.0)) for r in by_cell.values())
+        self._took |= {cell: float(r.pedigree.get("seconds", 0.0)) for cell, r in by_cell.items()}
         return [by_cell[cell] for cell in asked]
 
     def facts(self, what: Measurement) -> dict[str, Any]:
@@ -64,7 +70,7 @@ class Desk:
             asked, self.store, workers=self._workers, progress=lambda done, total: self._progress(done / max(1, total))
         )
         for what, made in zip(asked, found, strict=True):
-            self.seconds += made.seconds
+            self._took[what] = made.seconds
             self._note(getattr(what, "data", ""), getattr(what, "seed", 0))
         return [made.facts for made in found]
 

@@ -1,14 +1,26 @@
 """A study: its items are found, its parts are printed, its numbers come from the store."""
 
+from typing import Any
+
 import pytest
 
 from retroact.experiments.store import Store
 from retroact.reports import studied
 from retroact.reports.studied import Claim, Figure, Item, Study, Table, Text
+from retroact.spec import spec
 from retroact.studies import study as studies
 from retroact.studies.desk import Desk
 from retroact.studies.published import claims, published
 from retroact.studies.truth import answered
+
+
+@spec
+class Counted:
+    data: str = "digits[:10]"
+
+    def __call__(self) -> dict[str, Any]:
+        return {"sum": sum(range(10**5))}
+
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg"><path fill="var(--blue)"/></svg>'
 
@@ -92,9 +104,14 @@ def test_a_study_resumes_from_its_store_and_says_what_it_used(tmp_path, monkeypa
         first, second = Desk(store), Desk(store)
         once = first.records([*cells, cells[0]])
         again = second.records(cells)
+        second.records(cells[1:])
+        timed = [Counted(), Counted(), Counted(data="digits[:20]")]
+        for what in timed:
+            first.facts(what)
+        second.all_facts(timed)
         assert store.runs() == {row.key: 1 for row in store.rows()}
     assert len(once) == 3 and once[0] == once[2] == again[0]
-    assert list(first.used) == ["digits[:20]", "seed 0"] and first.seconds == second.seconds > 0
+    assert list(first.used) == ["digits[:20]", "seed 0", "digits[:10]"] and first.seconds == second.seconds > 0
 
 
 def test_an_item_of_a_quick_study_may_be_made_at_full_size(tmp_path):
