@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.grad import conv2d_input
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 from retroact.nets.classifier import Classifier
@@ -86,7 +88,7 @@ def fit(
     done = 0 if folder is None else _resumed(folder, net, mean, sgd, run)
     images, labels = train.images.to(device), train.labels.to(device)
     random = torch.random.fork_rng(devices=_cuda_devices(device))
-    with random, _of_any_size(net, plan), _strided_depthwise_in_float32(net, plan):
+    with random, _of_any_size(net, plan), _strided_depthwise_in_float32(net, plan), _large_weights_by_matmul(net, plan):
         for epoch in range(done, plan.epochs):
             _epoch(net, images, labels, recipe, sgd, epoch, seed, progress)
             if mean is not None and epoch >= plan.epochs - plan.averaged:
@@ -127,6 +129,70 @@ def _strided_depthwise_in_float32(net: nn.Module, plan: Standard) -> Iterator[No
     finally:
         for conv in slow:
             del conv.forward
+
+
+@contextmanager
+def _large_weights_by_matmul(net: nn.Module, plan: Standard) -> Iterator[None]:
+    """Has the gradient of weights that do not fit the cache from one product of matrices (`_WeightsByMatmul`)."""
+    convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)] if plan.bf16 else []
+    large = [c for c in convs if c.groups == 1 and c.weight.device.type == "cpu" and c.weight.nbytes > _CACHE]
+    plain = [c for c in large if c.dilation == (1, 1) and c.padding_mode == "zeros" and isinstance(c.padding, tuple)]
+    for conv in plain:
+        conv.forward = partial(_by_matmul, conv)  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for conv in plain:
+            del conv.forward
+
+
+_CACHE = 2**21
+"""Bytes of a core's own cache; oneDNN adds up a gradient of the weights there image by image."""
+
+
+def _by_matmul(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    # in eval mode the recipe asks for the pixels' gradient alone
+    if not (conv.training and torch.is_autocast_enabled(x.device.type)):
+        return F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding)
+    bias = None if conv.bias is None else conv.bias.bfloat16()
+    out: Tensor = _WeightsByMatmul.apply(x.bfloat16(), conv.weight.bfloat16(), bias, conv.stride, conv.padding)
+    return out
+
+
+class _WeightsByMatmul(torch.autograd.Function):
+    """A convolution whose weights' gradient is sum over images and places of (dy)ᵀ patches(x): one product.
+
+    oneDNN goes image by image, and where the gradient (256·256·9 numbers) does not fit the cache and the maps are of
+    4 to 8 pixels, most of its time is the adding up. Same numbers but for rounding.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding, ctx.biased = stride, padding, bias is not None
+        return F.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, *dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        (g,) = dy
+        first = not ctx.needs_input_grad[0]
+        dx = None if first else conv2d_input(x.shape, weight, g, ctx.stride, ctx.padding)
+        rows = g.permute(0, 2, 3, 1).flatten(0, 2)
+        products = rows.t() @ _patches(x, g, weight, ctx.stride, ctx.padding)
+        dw = products.view(len(weight), *weight.shape[2:], -1)
+        return dx, dw.permute(0, 3, 1, 2), rows.sum(0) if ctx.biased else None, None, None
+
+
+def _patches(x: Tensor, g: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+    """What the kernel sees of `x` at each place of each image: (n·h·w, k·k·c), in the order of `g` (n, o, h, w)."""
+    (down, across), (n, _, h, w), (_, c, kh, kw) = padding, g.shape, weight.shape
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, across, across, down, down)).contiguous()
+    image, row, column, channel = padded.stride()
+    steps = (image, row * stride[0], column * stride[1], row, column, channel)
+    return padded.as_strided((n, h, w, kh, kw, c), steps).reshape(n * h * w, kh * kw * c)
 
 
 def _in_float32(forward: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

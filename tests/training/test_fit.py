@@ -1,3 +1,4 @@
+import copy
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import safetensors.torch
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 from retroact.nets.classifier import Classifier
 from retroact.nets.data import Images
 from retroact.training import fit as home
-from retroact.training.fit import FILE, CheckpointError, DivergenceError, Progress, fit
+from retroact.training.fit import FILE, CheckpointError, DivergenceError, Progress, _WeightsByMatmul, fit
 from retroact.training.recipes import MixedFGSM, Recipe, Standard
 
 QUICK = Standard(epochs=3, lr=0.05, batch=32, schedule="one-cycle")
@@ -147,6 +149,57 @@ def test_strided_depthwise_convolutions_leave_bf16_for_as_long_as_it_trains() ->
     with torch.autocast("cpu", dtype=torch.bfloat16):
         net(_images().images)
     assert seen["strided"][-1] == torch.bfloat16, "a trained net is as it was"
+
+
+@pytest.mark.parametrize(("stride", "padding"), [((1, 1), (1, 1)), ((2, 2), (1, 1)), ((1, 2), (0, 2))], ids=str)
+@pytest.mark.parametrize("biased", [True, False])
+def test_gradients_from_one_product_are_the_convolutions(
+    stride: tuple[int, int], padding: tuple[int, int], biased: bool
+) -> None:
+    torch.manual_seed(0)
+    x, w = torch.randn(3, 4, 7, 6, dtype=torch.double), torch.randn(5, 4, 3, 2, dtype=torch.double)
+    b = torch.randn(5, dtype=torch.double) if biased else None
+    leaves = [t.requires_grad_() for t in (x, w, b) if t is not None]
+    plain = torch.nn.functional.conv2d(x, w, b, stride, padding)
+    ours = cast(Tensor, _WeightsByMatmul.apply(x, w, b, stride, padding))
+    toward = torch.randn_like(plain)
+    expected, found = (torch.autograd.grad(y, leaves, toward) for y in (plain, ours))
+    assert torch.equal(plain, ours)
+    for e, f in zip(expected, found, strict=True):
+        torch.testing.assert_close(f, e)
+
+
+def test_large_weights_take_their_gradient_from_one_product_for_as_long_as_it_trains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    products: list[tuple[int, ...]] = []
+    patches = home._patches
+
+    def counted(*given: Any) -> Tensor:
+        made = patches(*given)
+        products.append(tuple(made.shape))
+        return made
+
+    monkeypatch.setattr(home, "_patches", counted)
+    inner = nn.Sequential(
+        nn.Conv2d(1, 256, 1),
+        nn.ReLU(),
+        nn.Conv2d(256, 256, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d((2, 1)),
+        nn.Flatten(),
+        nn.Linear(512, 2),
+    )
+    plan = replace(QUICK, bf16=True, epochs=2)
+    images = _images(64)
+    fit(Classifier(copy.deepcopy(inner), 0.5, 0.25), images, replace(plan, bf16=False))
+    assert not products
+    net = fit(Classifier(inner, 0.5, 0.25), images, MixedFGSM(plan, ratio=0.5, eps=0.05))
+    side = images.images.shape[-1]
+    steps = 2 * (64 // plan.batch)
+    assert products == [(plan.batch * side * side, 9 * 256)] * steps, "one a step, none for the FGSM images"
+    assert "forward" not in vars(inner[2])
+    assert (net(images.images).argmax(1) == images.labels).float().mean() > 0.9
 
 
 def test_a_float64_net_with_such_a_convolution_trains_in_float64() -> None:
