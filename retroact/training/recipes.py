@@ -153,8 +153,8 @@ _CIFAR_EPS = 0.0062
 """0.031 in normalised units times 0.2, as pixels: 1.6/255; the channels' std are 0.2023, 0.1994, 0.2010."""
 
 
-def _robust(standard: Standard, start: str) -> MixedFGSM:
-    """The paper's mixed batches on CIFAR-10, from the weights of the base network on."""
+def _robust(standard: Standard, start: str = "") -> MixedFGSM:
+    """The paper's mixed batches on CIFAR-10; with `start`, from the weights of that network on."""
     return MixedFGSM(replace(standard, start=start), ratio=0.6, eps=_CIFAR_EPS)
 
 
@@ -175,10 +175,8 @@ RECIPES: dict[str, Recipe] = {
     "resnet20-cifar10-robust": _robust(
         Standard(epochs=16, lr=0.1, augment=True, bf16=True, channels_last=True), "resnet20-cifar10"
     ),
-    "wideresnet-cifar10": replace(_SHORT, sizes=(16, 16, 16, 16, 24, 24, 24)),
-    "wideresnet-cifar10-robust": _robust(
-        replace(_SHORT, epochs=8, lr=0.1, sizes=(16, 16, 16, 24, 24, 24)), "wideresnet-cifar10"
-    ),
+    "wideresnet-cifar10": replace(_SHORT, sizes=(16, 16, 16, 16, 16, 16, 24)),
+    "wideresnet-cifar10-robust": _robust(replace(_SHORT, epochs=8, sizes=(16, 16, 16, 16, 16, 24))),
     "mobilenetv2-cifar10": _SHORT,
     "mobilenetv2-cifar10-robust": _robust(
         replace(_SHORT, epochs=8, lr=0.1, sizes=(16, 16, 24, 24)), "mobilenetv2-cifar10"
