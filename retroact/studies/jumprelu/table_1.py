@@ -65,9 +65,9 @@ def make(desk: Desk) -> Iterator[Part]:
         "The accuracies are those of the zoo's pages, of the weights as they are shipped, on all test images; of "
         "CIFAR-10's only the first 1017 are original pixels in the copy that was used, and nine tenths of its training "
         "images are JPEG of quality 75. Trained by the schedule in the last column, on original pixels, a network "
-        "should come to the paper's accuracy. MobileNetV2 and WideResNet stop at ten epochs of one cycle (robust: eight; "
-        "MobileNetV2's from the base network's weights on), the first of them on smaller images where the recipe has "
-        "`sizes`: what one CPU core gives in an hour or two. They are underfit."
+        "should come to the paper's accuracy. MobileNetV2 and WideResNet stop at ten epochs of one cycle (robust: "
+        "eight; MobileNetV2's from the base network's weights on), the first of them on smaller images where the "
+        "recipe has `sizes`: what one CPU core gives in an hour or two. They are underfit."
     )
     yield _accuracy_cost(desk)
     yield _residual(found)
