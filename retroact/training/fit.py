@@ -134,7 +134,8 @@ def _strided_depthwise_in_float32(net: nn.Module, plan: Standard) -> Iterator[No
 @contextmanager
 def _large_weights_by_matmul(net: nn.Module, plan: Standard) -> Iterator[None]:
     """Has the gradient of weights that do not fit the cache from one product of matrices (`_WeightsByMatmul`)."""
-    convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)] if plan.bf16 else []
+    # no subclass, whose forward may be its own; and autocast leaves float64 alone
+    convs = [m for m in net.modules() if type(m) is nn.Conv2d and m.weight.dtype == torch.float32] if plan.bf16 else []
     large = [c for c in convs if c.groups == 1 and c.weight.device.type == "cpu" and c.weight.nbytes > _CACHE]
     plain = [c for c in large if c.dilation == (1, 1) and c.padding_mode == "zeros" and isinstance(c.padding, tuple)]
     for conv in plain:
