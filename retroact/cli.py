@@ -747,6 +747,9 @@ def study(
         list[str] | None, typer.Option(help="one item, such as figure_2; may be given several times")
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="a few hundred images, minutes in all")] = False,
+    large: Annotated[
+        bool, typer.Option("--large", help="with --quick: WideResNet and MobileNetV2 too; hours on a CPU")
+    ] = False,
     full: Annotated[
         list[str] | None, typer.Option(help="with --quick: make this item at full size; may be given several times")
     ] = None,
@@ -772,7 +775,7 @@ def study(
 
     with Store(store) as opened, _bar(f"study {paper}") as progress, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the libraries beneath; our own alarms stand in the tables
-        chosen: dict[str, Any] = {"only": only or (), "quick": quick, "full": full or ()}
+        chosen: dict[str, Any] = {"only": only or (), "quick": quick, "large": large, "full": full or ()}
         if facts is not None and facts.exists():
             carried.read_json(facts, opened)
         found = made_of(paper, opened, **chosen, workers=workers or _cores(), progress=progress)

@@ -17,6 +17,7 @@ T = TypeVar("T")
 class Desk:
     """Gives items their numbers; `quick` asks for a few hundred images instead of thousands.
 
+    `large` says whether networks are measured that take minutes for each cell; a quick desk leaves them out.
     `used` and `seconds` grow with what an item asks for, whether it was stored or made now, and each thing counts once:
     they are its footnote.
     """
@@ -26,11 +27,13 @@ class Desk:
         store: Store,
         *,
         quick: bool = False,
+        large: bool | None = None,
         workers: int = 1,
         chunk: int | None = None,
         progress: Callable[[float], None] = lambda part: None,
     ) -> None:
         self.store, self.quick, self._workers, self._chunk, self._progress = store, quick, workers, chunk, progress
+        self.large = not quick if large is None else large
         self.used: dict[str, None] = {}
         self._took: dict[Any, float] = {}
 

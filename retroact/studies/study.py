@@ -44,18 +44,22 @@ def study(
     *,
     only: Sequence[str] = (),
     quick: bool = False,
+    large: bool = False,
     full: Sequence[str] = (),
     workers: int = 1,
     progress: Callable[[float, int], None] = lambda done, total: None,
 ) -> Study:
     """Makes the items `only` (all where it is empty) of `paper`; what the store has is not run again.
 
-    A `quick` study uses a few hundred images, but for the items `full`. Raises ValueError for an item that is not
-    there, and for `full` where all are.
+    A `quick` study uses a few hundred images, but for the items `full`; it leaves out networks that take hours on a
+    CPU unless it is to measure the `large` ones too. Raises ValueError for an item that is not there, and for `full`
+    and `large` where all are.
     """
     known = items(paper)
     if full and not quick:
         raise ValueError("full= names the items of a quick study that are made at full size; without quick= all are")
+    if large and not quick:
+        raise ValueError("large= adds the large networks to a quick study; without quick= they are measured anyway")
     unknown = [name for name in (*only, *full) if name not in known]
     if unknown:
         raise ValueError(f"{paper} has no item {unknown[0]!r}; expected some of: {', '.join(known)}")
@@ -68,7 +72,8 @@ def study(
     chunk = getattr(importlib.import_module(f"retroact.studies.{paper}"), "CHUNK", None)
     for name in names:
         small = quick and name not in full
-        made.append(_item(paper, name, Desk(store, quick=small, workers=workers, chunk=chunk, progress=within)))
+        desk = Desk(store, quick=small, large=large or not small, workers=workers, chunk=chunk, progress=within)
+        made.append(_item(paper, name, desk))
         within(0.0)
     return Study(
         name=paper,
@@ -93,7 +98,7 @@ def written(made: Study, folder: str | Path) -> list[Path]:
 def _item(paper: str, name: str, desk: Desk) -> Item:
     module = importlib.import_module(f"retroact.studies.{paper}.{name}")
     parts = tuple(module.make(desk))
-    command = f"retroact study {paper} --only {name}" + (" --quick" if desk.quick else "")
+    command = f"retroact study {paper} --only {name}" + desk.quick * (" --quick" + desk.large * " --large")
     return Item(name, _title(module), parts, command, tuple(desk.used), desk.seconds)
 
 

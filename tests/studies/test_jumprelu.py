@@ -24,7 +24,7 @@ from retroact.studies.desk import Desk
 from retroact.studies.jumprelu import crafted as crafting
 from retroact.studies.jumprelu import figure_3, figure_4, figure_7, figure_9, networks, table_1, table_2, truth
 from retroact.studies.jumprelu.crafted import Crafted, relative
-from retroact.studies.jumprelu.networks import ATTACKS, LENET, LENET_ROBUST, NETS, PAPERS, WIDE, Net
+from retroact.studies.jumprelu.networks import ATTACKS, LENET, LENET_ROBUST, MOBILE, NETS, PAPERS, WIDE, Net
 from retroact.studies.published import claims
 
 MEAN, STD = 0.5, 0.25
@@ -182,9 +182,24 @@ def test_the_papers_own_ratios_are_not_what_its_text_says():
     assert deepfool == pytest.approx((3.36, 13.3), abs=0.05) and region == pytest.approx((1.19, 1.46), abs=0.05)
 
 
+def test_a_quick_desk_leaves_the_large_networks_out_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(Net, "here", property(lambda net: net != WIDE))
+    with Store(tmp_path / "s.sqlite") as store:
+        quick, large, full = Desk(store, quick=True), Desk(store, quick=True, large=True), Desk(store)
+    small = [net for net in NETS if not net.large]
+    assert networks.available(quick) == small and len(small) == len(NETS) - 4
+    assert networks.available(large) == networks.available(full) == [net for net in NETS if net != WIDE]
+    assert networks.untested(quick, (LENET, WIDE, MOBILE)) == (
+        "; no weights yet: WideResNet; left out of a quick run (`--large`): MobileNetV2"
+    )
+    assert networks.untested(large, (LENET, WIDE, MOBILE)) == "; no weights yet: WideResNet"
+    assert networks.untested(quick, (LENET, LENET_ROBUST)) == ""
+    assert "--large" in MOBILE.absent(quick) and MOBILE.absent(large) == "" and "train" in WIDE.absent(large)
+
+
 def test_table_1_is_rebuilt_from_its_store(tmp_path, monkeypatch):
     monkeypatch.setattr(table_1, "NETS", (DIGITS, WIDE))
-    monkeypatch.setattr(table_1, "available", lambda among=(): [DIGITS] if DIGITS in (among or [DIGITS]) else [])
+    monkeypatch.setattr(table_1, "available", lambda desk, among=(): [DIGITS] if DIGITS in (among or [DIGITS]) else [])
     monkeypatch.setattr(Net, "here", property(lambda net: net is DIGITS))
     with Store(tmp_path / "s.sqlite") as store:
         first = list(table_1.make(Desk(store, quick=True)))
@@ -214,7 +229,7 @@ def test_items_say_what_they_found_and_say_it_again_from_the_store(item, tmp_pat
     monkeypatch.setattr(Net, "robust", property(lambda net: net == robust))
     for module in {item, table_1, table_2}:
         if hasattr(module, "available"):
-            monkeypatch.setattr(module, "available", lambda among=(): [robust])
+            monkeypatch.setattr(module, "available", lambda desk, among=(): [robust])
     if item is not table_2:  # which quotes the paper's own table for all of its networks
         monkeypatch.setattr(item, "PAPERS", (robust,))
     with Store(tmp_path / "s.sqlite") as store:

@@ -114,6 +114,18 @@ def test_a_study_resumes_from_its_store_and_says_what_it_used(tmp_path, monkeypa
     assert list(first.used) == ["digits[:20]", "seed 0", "digits[:10]"] and first.seconds == second.seconds > 0
 
 
+def test_the_large_networks_of_a_quick_study_are_asked_for(tmp_path):
+    with Store(tmp_path / "s.sqlite") as store:
+        asked = {"only": ("figure_3",), "quick": True}
+        (plain,) = studies.study("jumprelu", store, **asked).items
+        (large,) = studies.study("jumprelu", store, **asked, large=True).items
+        assert plain.command.endswith("figure_3 --quick") and large.command == plain.command + " --large"
+        (full,) = studies.study("jumprelu", store, **asked, large=True, full=("figure_3",)).items
+        assert full.command.endswith("--only figure_3")
+        with pytest.raises(ValueError, match="without quick= they are measured anyway"):
+            studies.study("jumprelu", store, only=("figure_3",), large=True)
+
+
 def test_an_item_of_a_quick_study_may_be_made_at_full_size(tmp_path):
     with Store(tmp_path / "s.sqlite") as store:
         found = studies.study("srelu", store, only=("figure_1", "figure_10"), quick=True, full=("figure_10",))

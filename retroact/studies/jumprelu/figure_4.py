@@ -32,19 +32,19 @@ Point = dict[str, dict[str, Any]]
 
 
 def make(desk: Desk) -> Iterator[Part]:
-    curves = {net.name: curve(desk, net) for net in available()}
+    curves = {net.name: curve(desk, net) for net in available(desk)}
     for title, words in (("Figure 4", ("mnist", "alexlike")), ("Figure 8", ("resnet", "mobile"))):
-        nets = [net for net in available() if any(w in net.key for w in words)]
+        nets = [net for net in available(desk) if any(w in net.key for w in words)]
         if nets:
             yield Figure(
                 f"{title}: clean accuracy (left) and mean relative noise of DeepFool (right), %, against kappa. Thin "
                 "and dashed: published, at kappa 0 and at the paper's.",
                 panels([p for net in nets for p in _panels(net, curves[net.name])], columns=2),
             )
-    if untested(NETS):
-        yield Text(f"Not drawn{untested(NETS)}.")
+    if untested(desk, NETS):
+        yield Text(f"Not drawn{untested(desk, NETS)}.")
     head = ("network", "kappa", "n", "clean", *(f"{ATTACKS[a]} noise" for a in DEEPFOOLS), "DF∞ dead", "DF₂ dead")
-    rows = [row for net in available() for row in _rows(net, curves[net.name])]
+    rows = [row for net in available(desk) for row in _rows(net, curves[net.name])]
     yield Table("The points of the curves, %", head, tuple(rows), folded=True)
     yield _monotone(desk, curves)
     yield _further(desk)
@@ -110,10 +110,10 @@ def _rows(net: Net, points: dict[float, Point]) -> list[tuple[Value, ...]]:
 
 def _monotone(desk: Desk, curves: dict[str, dict[float, Point]]) -> Claim:
     """More: each kappa of the figure needs more noise than the one before; truly: verified norms grow at kappa."""
-    if not available(PAPERS):
-        return Claim("kappa_monotone", "not tested", f"none of its networks is here{untested(PAPERS)}")
+    if not available(desk, PAPERS):
+        return Claim("kappa_monotone", "not tested", f"none of its networks is here{untested(desk, PAPERS)}")
     falls, truth = [], {}
-    for net in available(PAPERS):
+    for net in available(desk, PAPERS):
         for name in DEEPFOOLS:
             noise = [p[name]["noise"] for p in curves[net.name].values()]
             if any(b <= a for a, b in pairwise(noise)):
@@ -123,14 +123,14 @@ def _monotone(desk: Desk, curves: dict[str, dict[float, Point]]) -> Claim:
     said = "; ".join(f"{title} × {a:.2f} and × {b:.2f}" for title, (a, b) in truth.items())
     noise_said = f"noise does not grow throughout: {', '.join(falls)}" if falls else "DeepFool's noise grows throughout"
     because = f"{noise_said}; verified minimum norm at kappa and at {FURTHER:g} kappa, over that at 0: {said}"
-    return Claim("kappa_monotone", answered(not falls, grows), because + untested(PAPERS))
+    return Claim("kappa_monotone", answered(not falls, grows), because + untested(desk, PAPERS))
 
 
 def _further(desk: Desk) -> Claim:
     """On robust nets 1.5 kappa needs more DeepFool and TR noise, and costs up to SLIGHTLY points clean."""
-    nets = available(tuple(net for net in PAPERS if net.robust))
+    nets = available(desk, tuple(net for net in PAPERS if net.robust))
     if not nets:
-        return Claim("further_kappa_robust", "not tested", f"no robust network is here{untested(PAPERS)}")
+        return Claim("further_kappa_robust", "not tested", f"no robust network is here{untested(desk, PAPERS)}")
     protocol, truth, said = [], [], []
     for net in nets:
         asked = [
@@ -147,4 +147,4 @@ def _further(desk: Desk) -> Claim:
             f"{net.title}, kappa {net.kappa:g} → {FURTHER * net.kappa:g}: noise of DF∞, DF₂, TR {changes} %, clean "
             f"accuracy {-cost:+.2f} points, verified minimum norm × {verified[1] / verified[0]:.2f}"
         )
-    return Claim("further_kappa_robust", answered(all(protocol), all(truth)), "; ".join(said) + untested(PAPERS))
+    return Claim("further_kappa_robust", answered(all(protocol), all(truth)), "; ".join(said) + untested(desk, PAPERS))

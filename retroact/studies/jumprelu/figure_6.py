@@ -33,14 +33,14 @@ def make(desk: Desk) -> Iterator[Part]:
 
 def _lucid(desk: Desk) -> Claim:
     """Visible: DeepFool perturbations scaled to a mean noise of 5 % move some pixel by 8/255 or more, on average."""
-    nets = available((*PAPERS, RESNET))
+    nets = available(desk, (*PAPERS, RESNET))
     if not nets:
-        return Claim("lucid", "not tested", f"none of its networks is here{untested(PAPERS)}")
+        return Claim("lucid", "not tested", f"none of its networks is here{untested(desk, PAPERS)}")
     pixels = {(net.title, name): at_five_percent(desk, net, name) for net in nets for name in DEEPFOOLS}
     said = ", ".join(f"{title} {ATTACKS[a]} {255 * v:.0f} to {510 * v:.0f}" for (title, a), v in pixels.items())
     because = f"no person was asked; the mean L∞, in 255ths of a pixel, that 5 to 10 % of noise amount to: {said}"
     return Claim(
-        "lucid", answered(min(pixels.values()) >= VISIBLE), f"{because}; asked for 8 at least{untested(PAPERS)}"
+        "lucid", answered(min(pixels.values()) >= VISIBLE), f"{because}; asked for 8 at least{untested(desk, PAPERS)}"
     )
 
 

@@ -27,7 +27,7 @@ PANELS = (LENET, LENET_ROBUST, ALEX, ALEX_ROBUST)
 
 
 def make(desk: Desk) -> Iterator[Part]:
-    nets = available(PANELS)
+    nets = available(desk, PANELS)
     matrices = {net.title: matrix(desk, net) for net in nets}
     free = {net.title: matrix(desk, net, frozen=False) for net in nets}
     if nets:
@@ -41,9 +41,9 @@ def make(desk: Desk) -> Iterator[Part]:
             heatmaps(nets, free),
         )
         yield _unfrozen(nets, free)
-    if untested(PANELS):
-        yield Text(f"Not drawn{untested(PANELS)}.")
-    yield _unidirectional(matrices, free)
+    if untested(desk, PANELS):
+        yield Text(f"Not drawn{untested(desk, PANELS)}.")
+    yield _unidirectional(desk, matrices, free)
 
 
 def grid(net: Net) -> tuple[float, ...]:
@@ -103,14 +103,16 @@ def both_ways(values: NDArray[np.float64]) -> tuple[float, float, bool]:
     return up, down, all(a < b for a, b in pairs)
 
 
-def _unidirectional(matrices: dict[str, NDArray[np.float64]], free: dict[str, NDArray[np.float64]]) -> Claim:
+def _unidirectional(
+    desk: Desk, matrices: dict[str, NDArray[np.float64]], free: dict[str, NDArray[np.float64]]
+) -> Claim:
     """Not the reverse: each low → high cell keeps less than its mirror image; truly: without freezing, too."""
     if not matrices:
-        return Claim("unidirectional", "not tested", f"none of its networks is here{untested(PANELS)}")
+        return Claim("unidirectional", "not tested", f"none of its networks is here{untested(desk, PANELS)}")
     found = {title: (both_ways(values), both_ways(free[title])) for title, values in matrices.items()}
     said = "; ".join(
         f"{title} {a[0]:.0f} % low → high and {a[1]:.0f} % high → low, without freezing {b[0]:.0f} and {b[1]:.0f} %"
         for title, (a, b) in found.items()
     )
     answer = answered(all(a[2] for a, _ in found.values()), all(b[2] for _, b in found.values()))
-    return Claim("unidirectional", answer, f"mean accuracy of the target: {said}{untested(PANELS)}")
+    return Claim("unidirectional", answer, f"mean accuracy of the target: {said}{untested(desk, PANELS)}")

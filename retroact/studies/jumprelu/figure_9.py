@@ -71,13 +71,13 @@ class InferenceTime:
 
 
 def make(desk: Desk) -> Iterator[Part]:
-    nets = available((*PANELS, *BESIDE))
+    nets = available(desk, (*PANELS, *BESIDE))
     runs = {net.name: [desk.records(cells(desk, net, how))[0] for how in HOW] for net in nets}
     if nets:
         caption = "White-box PGD: accuracy, %, with a budget of so many steps of 0.01."
         yield Figure(caption, panels([_panel(desk, net, runs[net.name]) for net in nets], columns=2))
-    if untested(PANELS):
-        yield Text(f"Not drawn{untested(PANELS)}.")
+    if untested(desk, PANELS):
+        yield Text(f"Not drawn{untested(desk, PANELS)}.")
     counts, times = ("iterations, kappa 0", "at kappa", "adaptive"), ("ms, kappa 0", "ms, kappa")
     rows = tuple(_row(desk, net, runs[net.name]) for net in nets)
     title = "Iterations for the same fool rate, and milliseconds (wall clock) of an image and iteration"
@@ -167,7 +167,7 @@ def milliseconds(record: Record) -> float:
 def _iterations(desk: Desk, runs: dict[str, list[Record]]) -> Claim:
     """More: the retrofit reaches the same fool rate later on every network; truly: adaptive steps take 10 % more."""
     if not runs:
-        return Claim("iterations", "not tested", f"none of its networks is here{untested(PANELS)}")
+        return Claim("iterations", "not tested", f"none of its networks is here{untested(desk, PANELS)}")
     by_title = {net.title: net for net in PANELS}
     protocol, truth, said = [], [], []
     for title, records in runs.items():
@@ -177,29 +177,32 @@ def _iterations(desk: Desk, runs: dict[str, list[Record]]) -> Claim:
         truth.append(best >= 1.1 * low)
         counts = f"{low} iterations at kappa 0, {high} at kappa, {best} adaptive"
         said.append(f"{title}, fool rate {100 * rate:.0f} %: {counts}")
-    return Claim("iterations", answered(all(protocol), all(truth)), "; ".join(said) + untested(PANELS))
+    return Claim("iterations", answered(all(protocol), all(truth)), "; ".join(said) + untested(desk, PANELS))
 
 
 def _inference(desk: Desk) -> Iterator[Part]:
     """Forward passes, alternating; the ReLU network against itself shows the noise."""
-    found = {net: desk.facts(_timed(net)) for net in available((*PAPERS, RESNET, RESNET_ROBUST)) if not net.robust}
+    nets = available(desk, (*PAPERS, RESNET, RESNET_ROBUST))
+    found = {net: desk.facts(_timed(net)) for net in nets if not net.robust}
     rows = [(net.title, f["ratio"], f["again"]) for net, f in found.items()]
     head = ("network", "JumpReLU / ReLU", "ReLU / itself")
     yield Table("CPU time of a forward pass, median ratio of alternating rounds", head, tuple(rows), digits=3)
     said = ", ".join(f"{net.title} × {f['ratio']:.3f}" for net, f in found.items())
     if not found:
-        yield Claim("inference_time", "not tested", f"none of its networks is here{untested(PAPERS)}")
+        yield Claim("inference_time", "not tested", f"none of its networks is here{untested(desk, PAPERS)}")
         return
     answer = answered(max(f["ratio"] for f in found.values()) <= NOT_AFFECTED)
-    yield Claim("inference_time", answer, f"a forward pass on a CPU, over the ReLU network's: {said}{untested(PAPERS)}")
+    yield Claim(
+        "inference_time", answer, f"a forward pass on a CPU, over the ReLU network's: {said}{untested(desk, PAPERS)}"
+    )
 
 
 def _minutes(desk: Desk) -> Iterator[Claim]:
     """The paper's 4 and 5 minutes, as a ratio: seven iterations on the retrofit take LONGER times as long at least."""
     names = [f"time.7_iterations.wideresnet_minutes.{which}" for which in ("relu", "jumprelu")]
     net = WIDE if WIDE.here else WIDE_ROBUST
-    if not net.here:
-        yield from (Claim(name, "not tested", f"{WIDE.title}, {WIDE.missing}") for name in names)
+    if net.absent(desk):
+        yield from (Claim(name, "not tested", f"{net.title}, {net.absent(desk)}") for name in names)
         return
     low, high = (desk.facts(crafted(net, net.n(desk), "pgd", k))["seconds"] for k in (0.0, net.kappa))
     because = f"minutes of {net.steps} iterations on {net.title}; here {low:.0f} s and {high:.0f} s, × {high / low:.2f}"

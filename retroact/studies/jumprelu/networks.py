@@ -64,6 +64,17 @@ class Net:
         """What stands in the place of numbers where there are no weights."""
         return f"no weights yet: `retroact train {self.name}`"
 
+    @property
+    def large(self) -> bool:
+        """Whether each of its cells takes minutes."""
+        return self.key in ("wideresnet_cifar10", "mobilenetv2_cifar10")
+
+    def absent(self, desk: Desk) -> str:
+        """Why it is not measured, in words; empty where it is."""
+        if not self.here:
+            return self.missing
+        return "left out of a quick run: `--large`" if self.large and not desk.large else ""
+
     def model(self, kappa: float) -> Model:
         """The network with its ReLUs for kappa 0, retrofitted otherwise."""
         return Model(self.name, JumpReLU(kappa) if kappa else None)
@@ -138,14 +149,15 @@ NETS = (*PAPERS, RESNET, RESNET_ROBUST)
 """ResNet-20 is in the authors' code and not in the paper, so it answers no claim in the place of the others."""
 
 
-def available(among: tuple[Net, ...] = NETS) -> list[Net]:
-    """Those whose weights are in the zoo."""
-    return [net for net in among if net.here]
+def available(desk: Desk, among: tuple[Net, ...] = NETS) -> list[Net]:
+    """Those that are measured: their weights are in the zoo, and a quick desk has the large ones only if told so."""
+    return [net for net in among if not net.absent(desk)]
 
 
-def untested(among: tuple[Net, ...] = NETS) -> str:
-    """What to say where some of them are missing: the verdict then rests on the others."""
-    missing = [net.title for net in among if not net.here]
-    if len(missing) < 4:
-        return f"; no weights yet: {', '.join(missing)}" if missing else ""
-    return f"; no weights yet for {len(missing)} of its {len(among)} networks"
+def untested(desk: Desk, among: tuple[Net, ...] = NETS) -> str:
+    """What to say where some of them are not measured: the verdict then rests on the others."""
+    absent = {
+        "no weights yet": [net.title for net in among if not net.here],
+        "left out of a quick run (`--large`)": [net.title for net in among if net.here and net.absent(desk)],
+    }
+    return "".join(f"; {why}: {', '.join(titles)}" for why, titles in absent.items() if titles)

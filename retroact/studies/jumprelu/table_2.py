@@ -28,18 +28,18 @@ NOISES = {name: title for name, title in ATTACKS.items() if name != "pgd"}
 
 
 def make(desk: Desk) -> Iterator[Part]:
-    found = {net.name: runs(desk, net) for net in available()}
+    found = {net.name: runs(desk, net) for net in available(desk)}
     head = ("network", "kappa", "n", "clean", "PGD", "published", *_noise_head("{}, noise"))
-    rows = [row for net in NETS for row in _rows(net, found.get(net.name))]
+    rows = [row for net in NETS for row in _rows(desk, net, found.get(net.name))]
     yield Table("Accuracy, %, and mean relative noise, % of the normalised image", head, tuple(rows))
     yield _ratios(found)
     yield _against_itself()
-    yield _dead(found)
+    yield _dead(desk, found)
     head = ("network", "kappa", "column", "measured", "± standard error", "published", "difference")
-    yield Table("Every number with its difference", head, tuple(_differences(found)), folded=True)
+    yield Table("Every number with its difference", head, tuple(_differences(desk, found)), folded=True)
     yield _cited()
     yield from _carlini_wagner(desk)
-    yield _tr_vs_deepfool(found)
+    yield _tr_vs_deepfool(desk, found)
 
 
 def runs(desk: Desk, net: Net) -> dict[float, dict[str, dict[str, Any]]]:
@@ -62,9 +62,9 @@ def _noise_head(form: str) -> tuple[str, ...]:
     return tuple(w for title in NOISES.values() for w in (form.format(title), "published"))
 
 
-def _rows(net: Net, found: dict[float, dict[str, dict[str, Any]]] | None) -> list[tuple[Value, ...]]:
+def _rows(desk: Desk, net: Net, found: dict[float, dict[str, dict[str, Any]]] | None) -> list[tuple[Value, ...]]:
     if found is None:
-        return [(f"{net.title}, {net.missing}", "", "", *[None] * (1 + 2 * len(ATTACKS)))]
+        return [(f"{net.title}, {net.absent(desk)}", "", "", *[None] * (1 + 2 * len(ATTACKS)))]
     made: list[tuple[Value, ...]] = []
     for kappa, facts in found.items():
         pairs = [(_value(facts, name), net.published("2", name, kappa)) for name in ATTACKS]
@@ -80,8 +80,8 @@ def _value(facts: dict[str, dict[str, Any]], name: str) -> float:
     return 100 * float(facts[name]["accuracy"][0][0] if name == "pgd" else facts[name]["noise"])
 
 
-def _differences(found: dict[str, dict[float, dict[str, dict[str, Any]]]]) -> Iterator[tuple[Value, ...]]:
-    for net in available():
+def _differences(desk: Desk, found: dict[str, dict[float, dict[str, dict[str, Any]]]]) -> Iterator[tuple[Value, ...]]:
+    for net in available(desk):
         for kappa, facts in found[net.name].items():
             for name, title in {"clean": "clean accuracy", **ATTACKS}.items():
                 value, known = _value(facts, name), net.published("2", name, kappa)
@@ -130,10 +130,10 @@ def _span(kind: str) -> tuple[tuple[float, float], tuple[float, float]]:
     return (min(deepfool), max(deepfool)), (min(region), max(region))
 
 
-def _dead(found: dict[str, dict[float, dict[str, dict[str, Any]]]]) -> Table:
+def _dead(desk: Desk, found: dict[str, dict[float, dict[str, dict[str, Any]]]]) -> Table:
     """Dead images of DeepFool at the paper's kappa: how many, and what painting them white makes of the noise."""
     rows: list[tuple[Value, ...]] = []
-    for net in available():
+    for net in available(desk):
         for name in ("deepfool_linf", "deepfool_l2"):
             f = found[net.name][net.kappa][name]
             told = (100 * f["noise"], 100 * f["white"]["noise"], net.published("2", name, net.kappa))
@@ -161,7 +161,7 @@ def _carlini_wagner(desk: Desk) -> Iterator[Part]:
     """TR and Carlini-Wagner's L2 attack on a slice, both at kappa 0 and at the paper's."""
     rows: list[tuple[Value, ...]] = []
     close: list[bool] = []
-    for net in available():
+    for net in available(desk):
         for kappa in (0.0, net.kappa):
             region, cw = desk.records(_pair(desk, net, kappa))
             norms, seconds = [median_distance(r) for r in (region, cw)], [_milliseconds(r) for r in (region, cw)]
@@ -176,7 +176,7 @@ def _carlini_wagner(desk: Desk) -> Iterator[Part]:
         "tr_vs_cw",
         answered(all(close)) if close else "not tested",
         f"in {sum(close)} of {len(close)} rows of its networks TR's median norm is within 10 % of CW's, at half its "
-        f"time or less; our CW takes {CarliniWagner().passes} gradients, not thousands{untested(PAPERS)}",
+        f"time or less; our CW takes {CarliniWagner().passes} gradients, not thousands{untested(desk, PAPERS)}",
     )
 
 
@@ -189,11 +189,11 @@ def _milliseconds(record: Record) -> float:
     return 1000 * float(record.pedigree.get("seconds", 0.0)) / len(record)
 
 
-def _tr_vs_deepfool(found: dict[str, dict[float, dict[str, dict[str, Any]]]]) -> Claim:
+def _tr_vs_deepfool(desk: Desk, found: dict[str, dict[float, dict[str, dict[str, Any]]]]) -> Claim:
     """Stronger: TR needs less noise than DF₂, in the same norm, on every network and at both kappas."""
     pairs = [
         (facts["trust_region"]["noise"], facts["deepfool_l2"]["noise"])
-        for net in available(PAPERS)
+        for net in available(desk, PAPERS)
         for facts in found[net.name].values()
     ]
     less = [tr < df for tr, df in pairs]
@@ -201,5 +201,5 @@ def _tr_vs_deepfool(found: dict[str, dict[float, dict[str, dict[str, Any]]]]) ->
     return Claim(
         "tr_vs_deepfool",
         answered(all(less)) if less else "not tested",
-        f"TR's mean noise against DF₂'s, %: {said}; dead images left alone{untested(PAPERS)}",
+        f"TR's mean noise against DF₂'s, %: {said}; dead images left alone{untested(desk, PAPERS)}",
     )

@@ -32,7 +32,6 @@ from retroact.studies.jumprelu.networks import (
     LENET_ROBUST,
     MOBILE,
     MOBILE_ROBUST,
-    NETS,
     PAPERS,
     WIDE,
     WIDE_ROBUST,
@@ -50,12 +49,12 @@ GREATLY = 5.0
 
 
 def make(desk: Desk) -> Iterator[Part]:
-    asked = [(net.title, audited(desk, net)) for net in available()]
+    asked = [(net.title, audited(desk, net)) for net in available(desk)]
     yield audits(desk, "Audits: accuracy, %, before → after the retrofit", asked)
     yield Text(
         "Claimed is PGD with 40 steps and a random start in this ball; verified is what withstands every attack of the "
         "battery. A verdict is about the difference between the two networks under the same attacks."
-        + (f" No weights yet: {', '.join(net.title for net in NETS if not net.here)}." if untested() else "")
+        + (f" Not among them{untested(desk)}." if untested(desk) else "")
     )
     yield norms(desk)
     yield Text(
@@ -130,7 +129,7 @@ def median_ratio(desk: Desk, net: Net, kappa: float) -> float:
 
 def norms(desk: Desk) -> Table:
     """Median minimum norms at kappa 0 and at the paper's kappa, beside what DeepFool makes of it."""
-    rows = tuple(_norms_row(desk, net) for net in available())
+    rows = tuple(_norms_row(desk, net) for net in available(desk))
     head = (
         "network",
         "kappa",
@@ -177,9 +176,9 @@ def _interval(before: NDArray[np.float64], after: NDArray[np.float64]) -> tuple[
 
 def _robust_models(desk: Desk) -> Claim:
     """Greatly: on every robust network PGD's accuracy, white box, rises by 2 points and DeepFool's noise by half."""
-    nets = available(tuple(net for net in PAPERS if net.robust))
+    nets = available(desk, tuple(net for net in PAPERS if net.robust))
     if not nets:
-        return Claim("robust_models", "not tested", f"no robust network is here{untested(PAPERS)}")
+        return Claim("robust_models", "not tested", f"no robust network is here{untested(desk, PAPERS)}")
     said, protocol, truth = [], [], []
     for net in nets:
         found = table_2.runs(desk, net)
@@ -189,13 +188,13 @@ def _robust_models(desk: Desk) -> Claim:
         protocol.append(points >= 2 and noise >= 1.5)
         truth.append(genuine and gain >= GREATLY)
         said.append(f"{net.title}: PGD {points:+.1f} points, DeepFool × {noise:.2f}; verified {gain:+.1f} points")
-    return Claim("robust_models", answered(all(protocol), all(truth)), f"{'; '.join(said)}{untested(PAPERS)}")
+    return Claim("robust_models", answered(all(protocol), all(truth)), f"{'; '.join(said)}{untested(desk, PAPERS)}")
 
 
 def _agnostic(desk: Desk) -> Claim:
     """All attacks: every column of Table 2 is better at kappa than at 0 on every network; truly: so says the audit."""
     worse, gains, truth = [], [], []
-    for net in available(PAPERS):
+    for net in available(desk, PAPERS):
         found = table_2.runs(desk, net)
         better = found[net.kappa]["pgd"]["accuracy"][0][0] > found[0.0]["pgd"]["accuracy"][0][0]
         worse += [] if better else [f"{net.title} PGD"]
@@ -204,23 +203,24 @@ def _agnostic(desk: Desk) -> Claim:
         gains.append(f"{net.title} {gain:+.1f}")
         truth.append(genuine)
     if not truth:
-        return Claim("agnostic", "not tested", f"none of its networks is here{untested(PAPERS)}")
+        return Claim("agnostic", "not tested", f"none of its networks is here{untested(desk, PAPERS)}")
     columns = f"no better at kappa: {', '.join(worse)}" if worse else "better at kappa in every column of Table 2"
-    because = f"{columns}; verified accuracy, points: {', '.join(gains)}{untested(PAPERS)}"
+    because = f"{columns}; verified accuracy, points: {', '.join(gains)}{untested(desk, PAPERS)}"
     return Claim("agnostic", answered(not worse, all(truth)), because)
 
 
 def _deepfool(desk: Desk, about: str, among: tuple[Net, ...], factor: tuple[float, float]) -> Claim:
     """The ratio of DeepFool's noise lies within `factor`; truly: the verified minimum norm grew as much."""
-    if not available(among):
-        return Claim(about, "not tested", f"none of its networks is here{untested(among)}")
+    nets = available(desk, among)
+    if not nets:
+        return Claim(about, "not tested", f"none of its networks is here{untested(desk, among)}")
     low, high = factor
-    ratios = {net.title: [table_2.ratios(table_2.runs(desk, net))[a] for a in DEEPFOOLS] for net in available(among)}
-    truth = {net.title: median_ratio(desk, net, net.kappa) for net in available(among)}
+    ratios = {net.title: [table_2.ratios(table_2.runs(desk, net))[a] for a in DEEPFOOLS] for net in nets}
+    truth = {net.title: median_ratio(desk, net, net.kappa) for net in nets}
     within = all(low <= v <= high for values in ratios.values() for v in values)
     said = "; ".join(
         f"{title} × {' and '.join(f'{v:.2f}' for v in values)}, verified minimum norm × {truth[title]:.2f}"
         for title, values in ratios.items()
     )
-    because = f"asked for {low:g} to {high:g}: {said}{untested(among)}"
+    because = f"asked for {low:g} to {high:g}: {said}{untested(desk, among)}"
     return Claim(about, answered(within, all(v >= low for v in truth.values())), because)
