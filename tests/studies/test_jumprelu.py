@@ -23,6 +23,7 @@ from retroact.retrofitting.activations import JumpReLU
 from retroact.studies.desk import Desk
 from retroact.studies.jumprelu import crafted as crafting
 from retroact.studies.jumprelu import figure_3, figure_4, figure_7, figure_9, networks, table_1, table_2, truth
+from retroact.studies.jumprelu.audited import audited
 from retroact.studies.jumprelu.crafted import Crafted, relative
 from retroact.studies.jumprelu.networks import ATTACKS, LENET, LENET_ROBUST, MOBILE, NETS, PAPERS, WIDE, Net
 from retroact.studies.published import claims
@@ -177,6 +178,18 @@ def test_attacks_are_the_papers():
         assert (net.published("2", "clean", net.kappa) is not None) == (net in PAPERS)
 
 
+def test_audits_are_in_pixels_and_a_full_one_is_the_whole_battery():
+    sizes = {(net, quick): audited(net, quick=quick) for net in (LENET, WIDE) for quick in (True, False)}
+    assert [(a.data, a.battery) for a in sizes.values()] == [
+        ("mnist[:200]", "quick"),
+        ("mnist[:1000]", "whole"),
+        ("cifar10[:200]", "quick"),
+        ("cifar10[:200]", "whole"),
+    ]
+    wide = sizes[WIDE, True]
+    assert wide.threat == Linf(2 / 255) and wide.twin == WIDE.model(0) and wide.defended == WIDE.model(0.07)
+
+
 def test_the_papers_own_ratios_are_not_what_its_text_says():
     deepfool, region = table_2._span("CIFAR-10")
     assert deepfool == pytest.approx((3.36, 13.3), abs=0.05) and region == pytest.approx((1.19, 1.46), abs=0.05)
@@ -212,6 +225,8 @@ def test_table_1_is_rebuilt_from_its_store(tmp_path, monkeypatch):
         "accuracy_cost": "not tested",
         "residual": "not tested",
     }
+    (audit,) = (part for part in first if isinstance(part, Table) and part.title.startswith("Beside it, audits"))
+    assert [(row[0], row[1], row[2]) for row in audit.rows] == [("Digits", "`Linf(eps=0.1)`", "200")]
     clean, source = rows[0][3], rows[0][4]
     assert source < clean and rows[1][4] >= source
 

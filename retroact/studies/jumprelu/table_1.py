@@ -17,6 +17,7 @@ from retroact.nets.zoo import entry
 from retroact.reports.studied import Claim, Part, Table, Text, Value
 from retroact.spec import show
 from retroact.studies.desk import Desk
+from retroact.studies.jumprelu.audited import beside
 from retroact.studies.jumprelu.crafted import Clean, crafted
 from retroact.studies.jumprelu.networks import (
     ALEX,
@@ -58,6 +59,7 @@ def make(desk: Desk) -> Iterator[Part]:
         "perturbation is made that much longer before it is shown to the retrofit. The attacker still knows nothing of "
         "kappa, and asks nothing of the retrofit."
     )
+    yield beside(desk, available(desk))
     if LENET.here:
         yield _switches(desk)
     yield _networks()

@@ -19,6 +19,7 @@ from retroact.evaluation.record import Record
 from retroact.experiments.cell import Cell
 from retroact.reports.studied import Claim, Part, Table, Text, Value
 from retroact.studies.desk import Desk
+from retroact.studies.jumprelu.audited import beside
 from retroact.studies.jumprelu.crafted import crafted
 from retroact.studies.jumprelu.networks import ATTACKS, FAR_2, NETS, PAPERS, Net, available, untested
 from retroact.studies.published import published
@@ -32,6 +33,7 @@ def make(desk: Desk) -> Iterator[Part]:
     head = ("network", "kappa", "n", "clean", "PGD", "published", *_noise_head("{}, noise"))
     rows = [row for net in NETS for row in _rows(desk, net, found.get(net.name))]
     yield Table("Accuracy, %, and mean relative noise, % of the normalised image", head, tuple(rows))
+    yield beside(desk, available(desk))
     yield _ratios(found)
     yield _against_itself()
     yield _dead(desk, found)

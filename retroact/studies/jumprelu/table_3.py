@@ -30,6 +30,8 @@ from retroact.reports.studied import Claim, Part, Table, Text
 from retroact.retrofitting.activations import JumpReLU
 from retroact.spec import Count, spec
 from retroact.studies.desk import Desk
+from retroact.studies.jumprelu.audited import beside
+from retroact.studies.jumprelu.networks import available
 from retroact.studies.published import published
 from retroact.studies.truth import answered
 
@@ -103,6 +105,7 @@ def make(desk: Desk) -> Iterator[Part]:
         (*head, "published JumpReLU"),
         tuple((*row, *_published(row[1])) for row in rows),
     )
+    yield beside(desk, [net for net in available(desk) if net.name in {setting.net for setting in SETTINGS}])
     yield _claim(rows)
 
 

@@ -9,7 +9,6 @@ the network before the change. An upper bound on both sides, and tighter than De
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,12 +16,12 @@ from numpy.typing import NDArray
 from retroact.attacks.carlini_wagner import CarliniWagner
 from retroact.attacks.ddn import DDN
 from retroact.attacks.fmn import FMN
-from retroact.attacks.threat import Linf
 from retroact.evaluation.record import NORMS, Record
 from retroact.experiments.cell import Cell
 from retroact.reports.studied import Claim, Part, Table, Text, Value
 from retroact.studies.desk import Desk
 from retroact.studies.jumprelu import table_1, table_2
+from retroact.studies.jumprelu.audited import audited
 from retroact.studies.jumprelu.networks import (
     ALEX,
     ALEX_ROBUST,
@@ -39,7 +38,7 @@ from retroact.studies.jumprelu.networks import (
     available,
     untested,
 )
-from retroact.studies.truth import Audited, answered, audits
+from retroact.studies.truth import answered, audits
 
 DEEPFOOLS = ("deepfool_linf", "deepfool_l2")
 WIDTHS = (3.0, 8.0)
@@ -49,12 +48,12 @@ GREATLY = 5.0
 
 
 def make(desk: Desk) -> Iterator[Part]:
-    asked = [(net.title, audited(desk, net)) for net in available(desk)]
+    asked = [(net.title, audited(net, quick=desk.quick)) for net in available(desk)]
     yield audits(desk, "Audits: accuracy, %, before → after the retrofit", asked)
     yield Text(
         "Claimed is PGD with 40 steps and a random start in this ball; verified is what withstands every attack of the "
         "battery. A verdict is about the difference between the two networks under the same attacks."
-        + (f" Not among them{untested(desk)}." if untested(desk) else "")
+        + (f" Not among them: {untested(desk).removeprefix('; ')}." if untested(desk) else "")
     )
     yield norms(desk)
     yield Text(
@@ -72,19 +71,9 @@ def make(desk: Desk) -> Iterator[Part]:
     yield _deepfool(desk, "deepfool_noise.cifar10", cifar, (3.0, 7.0))
 
 
-# ------------------------------------------------------------------------------------------ audits
-
-
-def audited(desk: Desk, net: Net) -> Audited:
-    """The audit of `net` at the paper's kappa; a full one takes 1000 images of MNIST, 200 of CIFAR-10."""
-    full = 1000 if net.data == "mnist" else 200
-    battery: Literal["quick", "whole"] = "quick" if desk.quick else "whole"
-    return Audited(net.model(0), net.model(net.kappa), net.slice(desk.pick(200, full)), Linf(net.eps), battery)
-
-
 def verified(desk: Desk, net: Net) -> tuple[float, bool]:
     """Points of verified accuracy that the retrofit gains, and whether the audit calls its effect genuine."""
-    found = desk.facts(audited(desk, net))
+    found = desk.facts(audited(net, quick=desk.quick))
     return 100 * (found["verified"] - found["verified_twin"]), found["effect"] == "GENUINE"
 
 
