@@ -101,7 +101,8 @@ def _ratios(found: dict[str, dict[float, dict[str, dict[str, Any]]]]) -> Table:
     for net in NETS:
         values = ratios(found[net.name]) if net.name in found else dict.fromkeys(NOISES)
         rows.append((net.title, *(v for name in NOISES for v in (values[name], published_ratio(net, name)))))
-    return Table("Noise at the paper's kappa over noise at kappa 0", ("network", *_noise_head("{}")), tuple(rows))
+    head = ("network", *_noise_head("{}"))
+    return Table("Noise at the paper's kappa over noise at kappa 0", head, tuple(rows), digits=2)
 
 
 def published_ratio(net: Net, name: str) -> float | None:
@@ -133,15 +134,22 @@ def _span(kind: str) -> tuple[tuple[float, float], tuple[float, float]]:
 
 
 def _dead(desk: Desk, found: dict[str, dict[float, dict[str, dict[str, Any]]]]) -> Table:
-    """Dead images of DeepFool at the paper's kappa: how many, and what painting them white makes of the noise."""
+    """Dead images of DeepFool at the paper's kappa: how many, and what painting them white makes of the noise.
+
+    The ratios are over kappa 0, where images were painted white too if any died.
+    """
     rows: list[tuple[Value, ...]] = []
     for net in available(desk):
         for name in ("deepfool_linf", "deepfool_l2"):
-            f = found[net.name][net.kappa][name]
+            before, f = (found[net.name][kappa][name] for kappa in (0.0, net.kappa))
             told = (100 * f["noise"], 100 * f["white"]["noise"], net.published("2", name, net.kappa))
-            rows.append((net.title, ATTACKS[name], f["n"], f["standing"], f["dead"], *told))
-    head = ("network", "attack", "n", "not fooled", "of them dead", "noise, left alone", "noise, white", "published")
-    return Table("Dead images at the paper's kappa, left alone (above) or painted white (the paper)", head, tuple(rows))
+            grown = (f["noise"] / before["noise"], f["white"]["noise"] / before["white"]["noise"])
+            counts = (f["n"], f["standing"], f["dead"])
+            rows.append((net.title, ATTACKS[name], *counts, *told, *grown, published_ratio(net, name)))
+    columns = [f"{what}, {how}" for what in ("noise", "ratio") for how in ("left alone", "white", "published")]
+    head = ("network", "attack", "n", "not fooled", "of them dead", *columns)
+    title = "Dead images at the paper's kappa, left alone (above) or painted white (the paper)"
+    return Table(title, head, tuple(rows), digits=2)
 
 
 def _cited() -> Table:
