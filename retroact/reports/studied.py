@@ -56,6 +56,11 @@ class Table:
         """The rows as they are printed."""
         return [[self._text(name, v) for name, v in zip(self.head, row, strict=True)] for row in self.rows]
 
+    @property
+    def words(self) -> set[int]:
+        """The columns that hold words: they stand left and wrap, so that a verdict or a recipe is not out of sight."""
+        return {0} | {i for row in self.texts() for i, text in enumerate(row) if len(text) > 20 and text[0].isalpha()}
+
     def _text(self, name: str, value: Value) -> str:
         if value is None or value != value:
             return "–"

@@ -69,6 +69,16 @@ def test_a_page_escapes_what_is_said_and_shows_every_part():
     assert SVG in page and "holds" in page
 
 
+def test_columns_of_words_wrap_and_numbers_do_not():
+    verdict = "HARMFUL · MASKED by jump"
+    rows = (("net", "-4.5 (-9.9 to +1.0 points)", "INCONCLUSIVE", 1.0), ("other", "–", verdict, None))
+    table = Table("T", ("network", "difference", "verdict", "n"), rows)
+    assert table.words == {0, 2}
+    page = studied.page(made(table))
+    assert f"<td>{verdict}</td>" in page and "<td>INCONCLUSIVE</td>" in page and "<th>verdict</th>" in page
+    assert '<td class="number">-4.5 (-9.9 to +1.0 points)</td>' in page
+
+
 def test_markdown_links_figures_that_stand_alone():
     text, figures = studied.markdown(made(Figure("F", SVG), Figure("G", SVG)), "x")
     assert "![F](x/figure_1-1.svg)" in text and set(figures) == {"figure_1-1.svg", "figure_1-2.svg"}
