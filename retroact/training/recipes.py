@@ -164,6 +164,9 @@ RECIPES: dict[str, Recipe] = {
     "mnist-cnn-shifted": Shifted(_MNIST_CNN),
     "lenet-mnist": _LENET,
     "lenet-mnist-robust": MixedFGSM(_LENET, ratio=0.3, eps=0.3 * 0.3081),
+    "lenet-mnist-robust-steps": MixedFGSM(
+        Standard(epochs=90, schedule="steps", milestones=(30, 60, 80), channels_last=True), ratio=0.3, eps=0.3 * 0.3081
+    ),
     "cifar10-cnn1": Standard(epochs=7, lr=0.02, batch=32, weight_decay=0.0, channels_last=True),
     "alexlike-cifar10": Standard(epochs=50, lr=0.05, augment=True, bf16=True, channels_last=True),
     "alexlike-cifar10-robust": _robust(

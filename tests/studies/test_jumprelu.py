@@ -25,8 +25,19 @@ from retroact.studies.jumprelu import crafted as crafting
 from retroact.studies.jumprelu import figure_3, figure_4, figure_7, figure_9, networks, table_1, table_2, truth
 from retroact.studies.jumprelu.audited import audited
 from retroact.studies.jumprelu.crafted import Crafted, relative
-from retroact.studies.jumprelu.networks import ATTACKS, LENET, LENET_ROBUST, MOBILE, NETS, PAPERS, WIDE, Net
+from retroact.studies.jumprelu.networks import (
+    ATTACKS,
+    LENET,
+    LENET_ROBUST,
+    LENET_STEPS,
+    MOBILE,
+    NETS,
+    PAPERS,
+    WIDE,
+    Net,
+)
 from retroact.studies.published import claims
+from retroact.training.recipes import RECIPES
 
 MEAN, STD = 0.5, 0.25
 STEP = ErichsonPGD(0.01, 40, (STD,))  # 0.0025 in pixels
@@ -175,7 +186,9 @@ def test_attacks_are_the_papers():
     assert (region.radius, region.steps) == (0.5, 1000)
     for net in NETS:
         assert net.std == zoo.NETWORKS[net.name].std and net.name in zoo.NETWORKS
-        assert (net.published("2", "clean", net.kappa) is not None) == (net in PAPERS)
+        assert (net.published("2", "clean", net.kappa) is not None) == (net in (*PAPERS, LENET_STEPS))
+    steps, ours = (RECIPES[net.name] for net in (LENET_STEPS, LENET_ROBUST))
+    assert steps == replace(ours, standard=replace(LENET_STEPS.schedule, channels_last=True)) and LENET_STEPS.robust
 
 
 def test_audits_are_in_pixels_and_a_full_one_is_the_whole_battery():
@@ -258,7 +271,7 @@ def test_items_say_what_they_found_and_say_it_again_from_the_store(item, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("net", "gain"), [(LENET, 10), (LENET_ROBUST, 2)])
+@pytest.mark.parametrize(("net", "gain"), [(LENET, 10), (LENET_ROBUST, 2), (LENET_STEPS, 2)])
 def test_the_published_pattern_appears_on_lenet(net, gain, tmp_path, monkeypatch):
     try:
         data(net.slice(1))
