@@ -4,8 +4,8 @@
 
 Both networks, kappa 0 and 1, four attacks; the sets of kappa 0 serve both tables. Prints a line per set, with what the
 study's tables take from it, and the wall clock; what the store has is not made again, so time it on a fresh one.
-`--data mnist/validation --n 1000`, with RETROACT_ZOO set to a folder of networks from other seeds, shows how much of it
-is one training run.
+`--net lenet-mnist-robust-steps --data mnist/validation --n 1000`, with RETROACT_ZOO set to a folder of networks from
+another seed, shows how much of it is one training run.
 """
 
 from __future__ import annotations
@@ -17,16 +17,20 @@ from dataclasses import replace
 from retroact.experiments.facts import measured_all
 from retroact.experiments.store import Store
 from retroact.studies.jumprelu.crafted import crafted
-from retroact.studies.jumprelu.networks import ATTACKS, LENET, LENET_ROBUST
+from retroact.studies.jumprelu.networks import ATTACKS, LENET, LENET_ROBUST, NETS
+
+BY_NAME = {net.name: net for net in NETS if net.data == "mnist"}
 
 
 def main() -> None:
     args = _arguments()
     began = time.monotonic()
+    nets = [replace(BY_NAME[name], data=args.data) for name in args.net]
     asked = {
-        (net.title, kappa, ATTACKS[name]): crafted(replace(net, data=args.data), args.n, name, kappa, gray=not kappa)
-        for kappa in (LENET.kappa, 0.0)
-        for net in (LENET_ROBUST, LENET)
+        (net.title, kappa, ATTACKS[name]): crafted(net, args.n, name, kappa, gray=not kappa)
+        for jump in (True, False)
+        for net in nets
+        for kappa in (net.kappa * jump,)
         for name in reversed(ATTACKS)
     }
     with Store(args.store) as store:
@@ -45,6 +49,7 @@ def main() -> None:
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--n", type=int, default=10_000)
+    parser.add_argument("--net", nargs="+", choices=BY_NAME, default=[LENET_ROBUST.name, LENET.name])
     parser.add_argument("--data", default="mnist")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--store", required=True)
