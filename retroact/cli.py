@@ -751,7 +751,8 @@ def study(
         bool, typer.Option("--large", help="with --quick: WideResNet and MobileNetV2 too; hours on a CPU")
     ] = False,
     full: Annotated[
-        list[str] | None, typer.Option(help="with --quick: make this item at full size; may be given several times")
+        list[str] | None,
+        typer.Option(help="with --quick: make this item at full size, of all networks; may be repeated"),
     ] = None,
     out_: Annotated[Path, typer.Option("--out", help="folder for PAPER.html, PAPER.md and the figures")] = Path(
         "studies"

@@ -51,9 +51,9 @@ def study(
 ) -> Study:
     """Makes the items `only` (all where it is empty) of `paper`; what the store has is not run again.
 
-    A `quick` study uses a few hundred images, but for the items `full`; it leaves out networks that take hours on a
-    CPU unless it is to measure the `large` ones too. Raises ValueError for an item that is not there, and for `full`
-    and `large` where all are.
+    A `quick` study uses a few hundred images, and leaves out networks that take hours on a CPU unless it is to measure
+    the `large` ones too; the items `full` have all images and all networks. Raises ValueError for an item that is not
+    there, and for `full` and `large` where all are.
     """
     known = items(paper)
     if full and not quick:
@@ -98,7 +98,8 @@ def written(made: Study, folder: str | Path) -> list[Path]:
 def _item(paper: str, name: str, desk: Desk) -> Item:
     module = importlib.import_module(f"retroact.studies.{paper}.{name}")
     parts = tuple(module.make(desk))
-    command = f"retroact study {paper} --only {name}" + desk.quick * (" --quick" + desk.large * " --large")
+    scale = f" --quick{' --large' if desk.large else ''}" if desk.quick else ""
+    command = f"retroact study {paper} --only {name}{scale}"
     return Item(name, _title(module), parts, command, tuple(desk.used), desk.seconds)
 
 
