@@ -5,11 +5,16 @@ number once, takes one side of an `if`. So a net is said to trace only if, while
 no tensor operation runs, no random number is drawn and no attribute changes; if its graphs in train
 and in eval mode are the same (functional dropout, whose flag differs, becomes a dropout module);
 if it has no hooks; and if the graph keeps every name of the state_dict.
+
+While torch.fx traces, every module call of the process goes through its tracer. Ours lets those of other
+threads pass, and two of ours wait for each other.
 """
 
 from __future__ import annotations
 
 import random
+import sys
+import threading
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,13 +41,50 @@ class WouldBakeError(RuntimeError):
     """Tracing met something that a graph would fix for ever."""
 
 
+_TRACING = threading.RLock()  # of the process: a second tracer would undo the patches of the first
+
+
 class Tracer(fx.Tracer):
-    """torch.fx's tracer, with buffers as inputs of the graph and installed activations whole."""
+    """torch.fx's tracer, with buffers as inputs of the graph and installed activations whole.
+
+    Traces the calls of the thread that made it; what other threads run meanwhile is none of its business.
+    """
 
     proxy_buffer_attributes = True
 
+    def __init__(self) -> None:
+        self._thread = threading.get_ident()
+        super().__init__()
+
+    @property
+    def _autowrap_function_ids(self) -> set[int]:
+        return self._wrapped if self._is_ours() else set()  # nor are another thread's globals ours to patch
+
+    @_autowrap_function_ids.setter
+    def _autowrap_function_ids(self, ids: set[int]) -> None:
+        self._wrapped = ids
+
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, Installed) or super().is_leaf_module(m, module_qualified_name)
+
+    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+        """The graph of `root`; one trace at a time in the process."""
+        # what torch.fx would look for at each call, before another thread's call could spoil it
+        homes = {type(m).__module__ for m in root.modules()}
+        self._autowrap_search.extend(sys.modules[home] for home in sorted(homes) if home in sys.modules)
+        with _TRACING:
+            return super().trace(root, concrete_args)
+
+    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Traces a call of this thread; another thread's module just runs."""
+        return super().call_module(m, forward, args, kwargs) if self._is_ours() else forward(*args, **kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        """A proxy of a parameter or buffer in this thread, the tensor itself in another one."""
+        return super().getattr(attr, attr_val, parameter_proxy_cache) if self._is_ours() else attr_val
+
+    def _is_ours(self) -> bool:
+        return threading.get_ident() == self._thread
 
 
 class _NothingRuns(TorchDispatchMode):
