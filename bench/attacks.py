@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 import retroact as ra
-from retroact.attacks.driver import Attack, craft
-from retroact.retrofitting.lean import lean
+from retroact.attacks.driver import Attack
+from retroact.evaluation.proof import craft, prove_for
 
 Run = Callable[[nn.Module, Tensor, Tensor], Tensor]
 
@@ -176,7 +176,7 @@ def _line(row: Row, net: nn.Module, data: Any, rounds: int) -> str:
     strong = strength(row, net, x, y, {name: m.x_adv for name, m in found.items()})
     ours = statistics.median(found["ours"].seconds)
     passes = float(made.gradients.float().mean())
-    cheap = lean(net)
+    cheap = prove_for(row.ours, net, x, data.index, [row.threat]).lean
     queries = float(made.queries.float().mean())
     limit = ours / (len(x) * (passes * _bare(cheap, x) if passes else queries * _bare(cheap, x, backward=False)))
     ratios = {

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 
 import retroact as ra
-from retroact.attacks.driver import craft
 from retroact.auditing.audit import Audit
 from retroact.auditing.battery import Siege, chosen_guide, parties
 from retroact.auditing.verdict import mcnemar
 from retroact.evaluation.evaluate import decide
+from retroact.evaluation.proof import craft
 from retroact.spec import show
 from retroact.training.hardening import Hardening
 
@@ -105,7 +105,7 @@ def _defended(twin: Any, args: argparse.Namespace) -> tuple[Any, str]:
 def _beyond(twin: Any, defended: Any, data: Any, threat: Any, made: Audit, args: argparse.Namespace) -> None:
     rows = torch.from_numpy(np.flatnonzero(made.retrofit.verified))
     stands = ra.Images(data.images[rows], data.labels[rows], data.index[rows], classes=data.classes)
-    _, party = parties(twin, defended, example=data.images[:2])
+    _, party = parties(twin, defended, data, threat)
     net = chosen_guide(party, made.retrofit) or party.folded
     siege, twice = Siege(defended, stands, threat, args.seed + 1), made.battery.doubled()
     siege.attack("doubled", "white box", twice.untargeted(), party.folded)

@@ -28,6 +28,7 @@ import retroact as ra
 from retroact.attacks.threat import ThreatModel
 from retroact.auditing.indicators import Glance, Indicator, indicators
 from retroact.auditing.selftest import Louder
+from retroact.evaluation.proof import unproved
 from retroact.nets.zoo import NETWORKS
 from retroact.retrofitting.installed import installed
 from retroact.training.fit import fit
@@ -208,7 +209,7 @@ def _pairs(
     for change, (net, kind) in changes.items():
         rows = (base & _right(net, held)).nonzero()[:POINTS, 0]
         part = held.select(rows)
-        now, before = (Glance(n, part.images, part.labels, part.index, threat, seed) for n in (net, twin))
+        now, before = (Glance(unproved(n), part.images, part.labels, part.index, threat, seed) for n in (net, twin))
         for ask in indicators():
             reading = ask(now, before)
             value = reading.value / reading.twin if ask.ratio else reading.value - reading.twin

@@ -13,8 +13,6 @@ from retroact.attacks.corruptions import Inversion as Inversion
 from retroact.attacks.corruptions import SaltAndPepper as SaltAndPepper
 from retroact.attacks.ddn import DDN as DDN
 from retroact.attacks.deepfool import DeepFool as DeepFool
-from retroact.attacks.driver import craft as craft
-from retroact.attacks.driver import craft_all as craft_all
 from retroact.attacks.expectation import Expectation as Expectation
 from retroact.attacks.fgm import FGM as FGM
 from retroact.attacks.fgsm import FGSM as FGSM
@@ -53,6 +51,8 @@ from retroact.evaluation.metrics import robust_accuracy as robust_accuracy
 from retroact.evaluation.metrics import success_rate as success_rate
 from retroact.evaluation.metrics import wilson as wilson
 from retroact.evaluation.metrics import worst_case as worst_case
+from retroact.evaluation.proof import craft as craft
+from retroact.evaluation.proof import craft_all as craft_all
 from retroact.evaluation.record import Record as Record
 from retroact.experiments.cell import Cell as Cell
 from retroact.experiments.cell import Model as Model

@@ -14,12 +14,11 @@ from dataclasses import dataclass, fields
 from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from retroact.attacks.goals import Aim, Goal, Untargeted
 from retroact.attacks.oracle import Network, Oracle, device_of, dtype_of, evaluating
 from retroact.attacks.threat import SLACK, Access, Norm, ThreatModel, allows
-from retroact.retrofitting.lean import lean
 
 T = TypeVar("T")
 
@@ -57,9 +56,13 @@ class Attack(Protocol):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What crafting left behind, per example: the images and the oracle's counters. All on the CPU."""
+    """What crafting left behind, per example: the images and the oracle's counters. All on the CPU.
+
+    `last` is where the attack ended: `x_adv`, but for a minimum-norm attack what it found beyond eps, too.
+    """
 
     x_adv: Tensor
+    last: Tensor
     targets: Tensor  # −1 where the goal has none
     queries: Tensor
     gradients: Tensor
@@ -162,7 +165,6 @@ def craft_all(
     goal = Untargeted() if goal is None else goal
     outcomes = []
     with evaluating(network, gradients):
-        network, gradients = _lean(network, gradients)
         for turn, together in enumerate(todo):
             parts: list[list[Outcome]] = [[] for _ in together]
 
@@ -178,14 +180,6 @@ def craft_all(
                     progress(turn * len(images) + rows.stop, len(todo) * len(images))
             outcomes += [_join(part) for part in parts]
     return outcomes
-
-
-def _lean(network: Network, gradients: Network | None) -> tuple[Network, Network | None]:
-    """Both as lean copies: the attacker may compute as cheaply as he can; the judge asks the network itself."""
-    cheap = lean(network) if isinstance(network, nn.Module) else network
-    if gradients is network:
-        return cheap, cheap
-    return cheap, lean(gradients) if isinstance(gradients, nn.Module) else gradients
 
 
 def serves_several(attack: Attack) -> bool:
@@ -213,17 +207,28 @@ def _craft_chunk(
     aim = goal(y, clean, index)
     # A network that overflows on the clean image decides nothing, so there is nothing to change.
     todo = (~aim.reached(clean) & clean.isfinite().all(1)).nonzero()[:, 0]
-    made = [x.clone() for _ in threats]
+    made = [(x, x) for _ in threats]
     if len(todo):
         start = x[todo]
         inner = whole.narrowed(todo, start)
         found = _attacked(attack, inner, start, aim[todo], threats, index[todo], seed)
-        for x_adv, part in zip(made, found, strict=True):
-            x_adv[todo] = part
+        made = [_placed(x, todo, pair) for pair in found]
         _add(whole, inner, todo.cpu())
     targets = torch.full_like(y, -1) if aim.targets is None else aim.targets
     counts = (whole.queries, whole.gradients, whole.zero_gradients, whole.nonfinite)
-    return [Outcome(_healed(x_adv, x).to("cpu", images.dtype), targets.cpu(), *counts) for x_adv in made]
+    return [Outcome(*_brought(pair, images), targets.cpu(), *counts) for pair in made]
+
+
+def _placed(x: Tensor, rows: Tensor, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """The chunk's images with the two parts of a pair at `rows`; one tensor where they are one."""
+    x_adv, last = (_healed(x.index_copy(0, rows, part), x) for part in pair)
+    return (x_adv, x_adv) if pair[0] is pair[1] else (x_adv, last)
+
+
+def _brought(pair: tuple[Tensor, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
+    """Both on the CPU, in the dtype of `images`, and the caller's images not among them."""
+    x_adv = pair[0].to("cpu", images.dtype, copy=True)
+    return x_adv, x_adv if pair[0] is pair[1] else pair[1].to("cpu", images.dtype)
 
 
 def _attacked(
@@ -234,14 +239,16 @@ def _attacked(
     threats: Sequence[ThreatModel],
     index: Tensor,
     seed: int,
-) -> list[Tensor]:
+) -> list[tuple[Tensor, Tensor]]:
+    """For each threat the adversarial images, and where the attack ended."""
     if attack.kind == "minimum-norm":
         found = attack(oracle, x, aim, max(threats, key=lambda t: t.eps), index=index, seed=seed)
-        return [_within(found, x, threat) for threat in threats]
+        return [(_within(found, x, threat), found) for threat in threats]
     several = getattr(attack, "sweep", None)
     if several is not None:
-        return list(several(oracle, x, aim, threats, index=index, seed=seed))
-    return [attack(oracle, x, aim, threats[0], index=index, seed=seed)]
+        return [(made, made) for made in several(oracle, x, aim, threats, index=index, seed=seed)]
+    made = attack(oracle, x, aim, threats[0], index=index, seed=seed)
+    return [(made, made)]
 
 
 def _within(found: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
@@ -263,7 +270,9 @@ def _healed(x_adv: Tensor, x: Tensor) -> Tensor:
 
 
 def _join(parts: Sequence[Outcome]) -> Outcome:
-    return Outcome(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Outcome)))
+    columns = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Outcome) if f.name != "last"}
+    one = all(p.last is p.x_adv for p in parts)
+    return Outcome(**columns, last=columns["x_adv"] if one else torch.cat([p.last for p in parts]))
 
 
 def chunks(n: int, size: int) -> Iterator[slice]:

@@ -44,6 +44,7 @@ from retroact.auditing.indicators import Glance, Reading, indicators
 from retroact.auditing.verdict import MARGIN, Verdict, counted, judge
 from retroact.doors import check_images, check_labels, warn_of_probabilities
 from retroact.evaluation.evaluate import Examples, decide, described
+from retroact.evaluation.proof import Proved
 from retroact.spec import show
 
 CLAIMED = PGD(steps=40, relative_step=1 / 30)
@@ -153,9 +154,10 @@ def audit(
         twin, defended = Expectation(twin, draws), Expectation(defended, draws)
     classes = _check(twin, defended, data, threat)
     stage = _Stages(progress, 2 * STAGES + 2)
-    readings, curves = _look(twin, defended, data, threat, seed, spent.points)
+    # all copies are made and proved here, before two threads run them
+    both = parties(twin, defended, data, threat, surrogate, KERNELS if kernels is None else kernels, seed)
+    readings, curves = _look(both[0].net, both[1].net, data, threat, seed, spent.points)
     stage()
-    both = parties(twin, defended, surrogate, KERNELS if kernels is None else kernels, data.images[:2])
     how: dict[str, Any] = {"classes": classes, "seed": seed, "chunk": chunk, "progress": stage}
     with evaluating(twin, defended):  # here, so that neither side switches the other's network back
         before, after = _of_both(lambda party: spent(party, data, threat, claimed, **how), both, workers)
@@ -175,7 +177,7 @@ def audit(
         claimed_attack=show(claimed),
         battery=spent,
         curves=curves,
-        pedigree=_pedigree(twin, seed, before, after),
+        pedigree=_pedigree(both, seed, before, after),
     )
 
 
@@ -271,14 +273,14 @@ def _diagonal(threat: ThreatModel, images: Tensor) -> float:
 
 
 def _look(
-    twin: Network, defended: Network, data: Examples, threat: ThreatModel, seed: int, points: int
+    twin: Proved, defended: Proved, data: Examples, threat: ThreatModel, seed: int, points: int
 ) -> tuple[list[Reading], dict[str, Any]]:
     """The readings on the first `points` that both decide rightly, and the curves behind them for a picture."""
     x, y = data.images, data.labels
-    right = [decide(net, x) == y for net in (twin, defended)]
+    right = [decide(side.network, x) == y for side in (twin, defended)]
     _refuse_chance([float(r.float().mean()) for r in right], y)
     rows = (right[0] & right[1]).nonzero()[:points, 0]
-    glances = [Glance(net, x[rows], y[rows], data.index[rows], threat, seed) for net in (defended, twin)]
+    glances = [Glance(side, x[rows], y[rows], data.index[rows], threat, seed) for side in (defended, twin)]
     readings = [ask(*glances) for ask in indicators()]
     return readings, {name: _curves(g) for name, g in zip(("network", "twin"), glances, strict=True)}
 
@@ -374,7 +376,7 @@ class _Doubter:
         self, sample: Examples, threat: ThreatModel, battery: Battery, seed: int | None = None
     ) -> NDArray[np.bool_]:
         """Which of `sample` stand under the decisive attacks."""
-        siege = Siege(self.party.net, sample, threat, self.seed if seed is None else seed, self.chunk)
+        siege = Siege(self.party.net.network, sample, threat, self.seed if seed is None else seed, self.chunk)
         guide = chosen_guide(self.party, self.side)
         net = self.party.folded if guide is None else guide
         siege.attack("again", "white box", battery.untargeted(), self.party.folded)
@@ -402,10 +404,11 @@ class _Some:
     name: str
 
 
-def _pedigree(net: Network, seed: int, *sides: Side) -> dict[str, Any]:
+def _pedigree(both: tuple[Party, Party], seed: int, *sides: Side) -> dict[str, Any]:
     return {
         "seed": seed,
-        "device": str(device_of(net)),
+        "device": str(device_of(both[0].net.network)),
+        "forms": [str(party.net) for party in both],
         "threads": torch.get_num_threads(),
         "machine": f"{platform.machine()} {platform.system()}",
         "versions": f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",

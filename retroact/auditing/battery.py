@@ -21,15 +21,15 @@ from torch import Tensor, nn
 
 from retroact.attacks.annealed import Annealed
 from retroact.attacks.apgd import APGD
-from retroact.attacks.driver import Attack, craft
+from retroact.attacks.driver import Attack
 from retroact.attacks.momentum import Momentum
-from retroact.attacks.oracle import Network, device_of, evaluating, in_float
+from retroact.attacks.oracle import Network, device_of
 from retroact.attacks.square import Square
 from retroact.attacks.threat import ThreatModel
-from retroact.evaluation.evaluate import Examples, decide
+from retroact.evaluation.evaluate import Examples, decide, decided
+from retroact.evaluation.proof import Proved, craft_on, prove, prove_same
 from retroact.retrofitting.activations import Kernel, PerSite
 from retroact.retrofitting.folding import FoldError, fold
-from retroact.retrofitting.lean import lean
 from retroact.retrofitting.surgery import Retrofit, refit
 from retroact.spec import AtLeast0, Count, Within, show, spec
 
@@ -83,7 +83,7 @@ class Battery:
         progress: Callable[[], None] = lambda: None,
     ) -> Side:
         """Runs on one side of an audit; `progress` is called after each of its `STAGES`."""
-        siege = Siege(party.net, data, threat, seed, chunk)
+        siege = Siege(party.net.network, data, threat, seed, chunk)
         siege.attack(_CLAIMED, "claimed", claimed, party.net)
         under_claim = siege.stands.copy()
         if party.folded is not party.net:  # where slopes blinded it: the twin, which it saw, has had its chance
@@ -101,7 +101,7 @@ class Battery:
         progress()
         return siege.ended(under_claim)
 
-    def again(self, siege: Siege, party: Party, guide: Network, name: str, classes: int) -> None:
+    def again(self, siege: Siege, party: Party, guide: Proved, name: str, classes: int) -> None:
         """The rounds, until one fells nothing: so to spend more still would find next to nothing."""
         for turn in range(1, self.rounds + 1):
             attack = self.longer(_FIRST_ROUND + turn - 1).targeted(classes)
@@ -186,7 +186,7 @@ class Fallen:
     by: str
 
 
-Guide = tuple[str, Callable[[], Network]]
+Guide = tuple[str, Callable[[], Proved]]
 """What a kernel is called, and the network with that kernel in its backward pass."""
 
 
@@ -199,93 +199,106 @@ class Party:
     are `foreign`: a user's surrogate.
     """
 
-    net: Network
-    folded: Network
-    other: Network
+    net: Proved
+    folded: Proved
+    other: Proved
     guides: tuple[Guide, ...] = ()
     foreign: bool = False
 
-    def seen_through(self, guide: Network) -> dict[str, Any]:
+    def seen_through(self, guide: Proved) -> dict[str, Any]:
         """What an attack along `guide` is run on: a guide that computes the same decides too, which is cheaper; of a
         `foreign` one only the gradients are taken."""
         if self.foreign and guide is not self.folded:
-            return {"network": self.net, "gradients": guide}
-        return {"network": guide}
+            return {"on": self.net, "source": guide}
+        return {"on": guide}
 
 
 def parties(
     twin: Network,
     defended: Network,
+    data: Examples,
+    threat: ThreatModel,
     surrogate: Network | None = None,
     kernels: Sequence[Schedule] = KERNELS,
-    example: Tensor | None = None,
+    seed: int = 0,
 ) -> tuple[Party, Party]:
     """The two sides of an audit, (twin, defended), with kernels and folds derived from their own specs.
 
-    `surrogate` is a user's own network to climb in the place of `defended`, for a defence without a spec. `example`
-    is a batch of images, for networks without a `shape`.
+    Each network's lean form, its fold and what its kernels are put into are made here, once, and proved on `data`.
+    `surrogate` is a user's own network to climb in the place of `defended`, for a defence without a spec.
     """
-    folded = _folded(twin), _folded(defended)
-    one, other = Party(twin, folded[0], defended), Party(defended, folded[1], twin)
-    if surrogate is not None:
-        return one, replace(other, guides=(("your surrogate", lambda: surrogate),), foreign=True)
+    before, after, *own = (
+        prove(net, data.images, data.index, threat, passes=_MANY, seed=seed)
+        for net in (twin, defended, surrogate)
+        if net is not None
+    )
+    folded = _folded(before, data, threat), _folded(after, data, threat)
+    one, other = Party(before, folded[0], after), Party(after, folded[1], before)
+    if own:
+        return one, replace(other, guides=(("your surrogate", lambda: own[0]),), foreign=True)
     return (
-        replace(one, guides=_guides(folded[0], folded[1], kernels, example)),
-        replace(other, guides=_guides(folded[1], folded[0], kernels, example)),
+        replace(one, guides=_guides(folded[0], folded[1], kernels, data, threat)),
+        replace(other, guides=_guides(folded[1], folded[0], kernels, data, threat)),
     )
 
 
-def _guides(net: Network, other: Network, kernels: Sequence[Schedule], example: Tensor | None) -> tuple[Guide, ...]:
-    """Kernels at the jumps of `net`; where it has none and `other` has, kernels of the same bandwidth at its kinks."""
-    own, others = getattr(net, "retrofit", None), getattr(other, "retrofit", None)
-    if not isinstance(net, nn.Module):
+_MANY = 1000  # what an audit asks of an image: always more than a proof costs
+
+
+def _guides(
+    on: Proved, other: Proved, kernels: Sequence[Schedule], data: Examples, threat: ThreatModel
+) -> tuple[Guide, ...]:
+    """Kernels at the jumps of a network; where it has none and the other has, kernels of the same bandwidth at its
+    kinks."""
+    own, others = getattr(on.lean, "retrofit", None), getattr(other.lean, "retrofit", None)
+    if not isinstance(on.lean, nn.Module):
         return ()
     if own is not None and own.activation.jump:
-        bend: Callable[[Kernel, float], nn.Module] = partial(_bent, net, own.activation)
-    elif others is not None and others.activation.jump:
-        kernel, widths = KERNELS[0]
-        soft = _softened(net, others, example, kernel, widths[0])
-        if example is not None and not _alike(net, soft, example):
-            return ()
-        neutral = partial(smoothed, others.activation, plain=True)
-        bend = partial(_resoftened, soft, neutral)
-    else:
+        bend: Bend = partial(smoothed, own.activation)
+        made = partial(_annealed, on, on.lean, lambda: on.fallback, bend)
+        return tuple((_called(*schedule), partial(made, schedule)) for schedule in kernels)
+    if others is None or not others.activation.jump:
         return ()
-    return tuple((_called(kernel, widths), partial(_annealed, bend, kernel, widths)) for kernel, widths in kernels)
+    bend = partial(smoothed, others.activation, plain=True)
+    kernel, widths = KERNELS[0]
+    soften = partial(_softened, others=others, data=data, neutral=bend(widths[0], kernel))
+    soft = soften(on.lean)
+    # shifts, and slopes that did not fold, would be lost
+    how: dict[str, Any] = {"scale": on.scale, "gradients": False}
+    if soft is None or not prove_same(on.network, soft, data.images, data.index, threat, **how):
+        return ()
+    made = partial(_annealed, on, soft, lambda: soften(on.fallback), bend)  # type: ignore[arg-type]
+    return tuple((_called(*schedule), partial(made, schedule)) for schedule in kernels)
 
 
-def _bent(net: nn.Module, activation: Any, kernel: Kernel, sharpness: float) -> nn.Module:
-    return refit(net, smoothed(activation, sharpness, kernel))
+Bend = Callable[[float, Kernel], Any]
+"""The activation with a kernel of some sharpness at its jump."""
 
 
-def _softened(net: nn.Module, others: Retrofit, example: Tensor | None, kernel: Kernel, sharpness: float) -> nn.Module:
-    """The net with the other one's kernels at kappa = 0, where its own activation has its kink."""
-    neutral = smoothed(others.activation, sharpness, kernel, plain=True)
+def _softened(net: nn.Module, others: Retrofit, data: Examples, neutral: Any) -> nn.Module | None:
+    """The net with the other one's kernels at kappa = 0, where its own activation has its kink; None where it has
+    no such sites."""
     if getattr(net, "retrofit", None) is not None:
         return refit(net, neutral)
-    given = None if getattr(net, "shape", None) is not None else example
-    return replace(others, activation=neutral)(net, given)
-
-
-def _resoftened(soft: nn.Module, neutral: Callable[..., Any], kernel: Kernel, sharpness: float) -> nn.Module:
-    """`soft` with another kernel: its sites are known, so this costs a copy and no survey."""
-    return refit(soft, neutral(sharpness=sharpness, kernel=kernel))
-
-
-def _alike(net: nn.Module, guide: nn.Module, example: Tensor) -> bool:
-    """Whether the guide computes what the net computes: shifts and slopes that did not fold would be lost."""
-    device = device_of(net)
-    with torch.no_grad(), evaluating(net, guide):
-        one, other = (in_float(n, example.to(device)) for n in (net, guide))
-    return torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.abs().max()))
+    given = None if getattr(net, "shape", None) is not None else data.images[:2].to(device_of(net))
+    try:
+        return replace(others, activation=neutral)(net, given)
+    except ValueError:
+        return None
 
 
 def _called(kernel: Kernel, widths: tuple[float, ...]) -> str:
     return f"{kernel} kernel, beta kappa = {', '.join(f'{w:g}' for w in widths)}"
 
 
-def _annealed(make: Callable[[Kernel, float], nn.Module], kernel: Kernel, widths: tuple[float, ...]) -> Network:
-    return Annealed([lean(make(kernel, width)) for width in widths])
+def _annealed(on: Proved, net: nn.Module, bare: Callable[[], Any], bend: Bend, schedule: Schedule) -> Proved:
+    """`net`, which computes what `on` does, with one kernel after the other; `bare` makes it without the lean form."""
+    kernel, widths = schedule
+
+    def through(net: nn.Module) -> Annealed:
+        return Annealed([refit(net, bend(width, kernel)) for width in widths])
+
+    return replace(on, lean=through(net), instead=lambda: through(bare()))
 
 
 def smoothed(activation: Any, sharpness: float, kernel: Kernel, *, plain: bool = False) -> Any:
@@ -302,15 +315,20 @@ def smoothed(activation: Any, sharpness: float, kernel: Kernel, *, plain: bool =
     return shape.surrogate(sharpness / kappa, kernel)
 
 
-def _folded(net: Network) -> Network:
-    """The net without its slopes; itself where it has none or does not fold."""
+def _folded(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
+    """The network without its slopes; as it is where it has none, does not fold, or its fold is not proved."""
+    net = on.network
     if getattr(net, "retrofit", None) is None or not isinstance(net, nn.Module):
-        return net
+        return on
     try:
         made = fold(net, scaled=False)
     except FoldError:
-        return net
-    return made if made.logit_scale != 1.0 else net
+        return on
+    scale: float = made.logit_scale  # type: ignore[assignment]
+    if scale == 1.0 or not prove_same(net, made, data.images, data.index, threat, scale=scale):
+        return on
+    lean = prove(made, data.images, data.index, threat, passes=_MANY)
+    return Proved(net, lean.lean, lean.form, scale, lambda: made)
 
 
 # --------------------------------------------------------------------------------------- the run
@@ -320,7 +338,7 @@ class Siege:
     """A network's examples under one attack after the other; `stands` (n,) are those that none has felled."""
 
     def __init__(self, net: Network, data: Examples, threat: ThreatModel, seed: int, chunk: int | None = None) -> None:
-        self._net, self._data, self._threat, self._seed, self._chunk = net, data, threat, seed, chunk
+        self._data, self._threat, self._seed, self._chunk = data, threat, seed, chunk
         self.clean = (decide(net, data.images, chunk=chunk) == data.labels).numpy()
         self.stands = self.clean.copy()
         self.felled_by = np.full(len(self.stands), -1, dtype=np.int64)
@@ -332,26 +350,26 @@ class Siege:
         title: str,
         role: Role,
         attack: Attack,
-        network: Network,
+        on: Proved,
         *,
-        gradients: Network | None = None,
+        source: Proved | None = None,
         among: int | None = None,
         fresh: int = 0,
     ) -> int:
-        """Attacks the first `among` (None: all) standing examples on `network`; the net itself judges what falls.
+        """Attacks the first `among` (None: all) standing examples on a form; the network itself judges what falls.
 
         `fresh` counts how often the attack has begun anew, from other random starts. Returns how many fell.
         """
-        return self.file(self.attempt(title, role, attack, network, gradients=gradients, among=among, fresh=fresh))
+        return self.file(self.attempt(title, role, attack, on, source=source, among=among, fresh=fresh))
 
     def attempt(
         self,
         title: str,
         role: Role,
         attack: Attack,
-        network: Network,
+        on: Proved,
         *,
-        gradients: Network | None = None,
+        source: Proved | None = None,
         among: int | None = None,
         fresh: int = 0,
     ) -> Attempt:
@@ -360,14 +378,14 @@ class Siege:
         if not len(rows):
             return Attempt(Run(title, show(attack), role, 0, 0, 0, 0, 0, 0.0), rows, rows, None)
         x, y, index = self._data.images[rows], self._data.labels[rows], self._data.index[rows]
-        how = {"gradients": gradients, "seed": self._seed + _APART * fresh, "chunk": self._chunk}
-        made = craft(attack, network, x, y, index, self._threat, **how)  # type: ignore[arg-type]
-        decided = decide(self._net, made.x_adv, chunk=self._chunk)
-        hit = (decided != y) & (decided >= 0)  # −1: the network overflowed, which is no success
-        passes, dead, queries = (int(c.sum()) for c in (made.gradients, made.zero_gradients, made.queries))
+        how: dict[str, Any] = {"source": source, "seed": self._seed + _APART * fresh, "chunk": self._chunk}
+        (made,) = craft_on(on, attack, x, y, index, [self._threat], **how)
+        decision, outcome = decided(made.logits), made.outcome
+        hit = (decision != y) & (decision >= 0)  # −1: the network overflowed, which is no success
+        passes, dead, queries = (int(c.sum()) for c in (outcome.gradients, outcome.zero_gradients, outcome.queries))
         seconds = time.perf_counter() - began
         run = Run(title, show(attack), role, len(rows), int(hit.sum()), passes, dead, queries, seconds)
-        return Attempt(run, rows[hit], decided[hit], made.x_adv[hit])
+        return Attempt(run, rows[hit], decision[hit], outcome.x_adv[hit])
 
     def file(self, attempt: Attempt) -> int:
         """Counts what an attempt felled, where nothing else has; returns how many."""
@@ -408,7 +426,7 @@ _APART = 1_000_003  # seeds of fresh starts, out of the way of a user's own
 _CLAIMED = "claimed"
 
 
-def _best_guide(siege: Siege, party: Party, battery: Battery) -> tuple[str, Network]:
+def _best_guide(siege: Siege, party: Party, battery: Battery) -> tuple[str, Proved]:
     """The kernel that fells most of a few standing examples, with its name; the folded net where there is no jump."""
     if not party.guides:
         return "", party.folded
@@ -427,7 +445,7 @@ def _best_guide(siege: Siege, party: Party, battery: Battery) -> tuple[str, Netw
     return f" through a {guides[best][0]}", guides[best][1]
 
 
-def chosen_guide(party: Party, side: Side) -> Network | None:
+def chosen_guide(party: Party, side: Side) -> Proved | None:
     """The kernel that the battery chose; None where it needed none."""
     titles = {run.title for run in side.runs}
     return next((make() for name, make in party.guides if f"targeted through a {name}" in titles), None)
@@ -437,5 +455,5 @@ def _controls(siege: Siege, party: Party, battery: Battery) -> None:
     """Attacks that should be weaker: where they are not, the white-box ones have missed something."""
     if party.folded is not party.net:
         siege.attack("APGD on the net as it is", "control", battery.untargeted(), party.net)
-    siege.attack("APGD, transfer", "control", battery.untargeted(), party.net, gradients=party.other)
+    siege.attack("APGD, transfer", "control", battery.untargeted(), party.net, source=party.other)
     siege.attack("Square", "control", Square(battery.queries), party.net, among=max(1, battery.sample // 2))

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from retroact.attacks.geometry import project, random_start, steepest
 from retroact.attacks.goals import Aim
 from retroact.attacks.losses import LossFunction, cross_entropy, margin
-from retroact.attacks.oracle import Network, Oracle, device_of, evaluating, in_float
+from retroact.attacks.oracle import Oracle, device_of, evaluating, in_float
 from retroact.attacks.threat import L2, Linf, ThreatModel
-from retroact.retrofitting.lean import lean
+from retroact.evaluation.proof import Proved
 
 Mechanism = Literal["saturation", "jump"]
 
@@ -41,12 +41,10 @@ class Glance:
     What is looked at is computed once, when it is first asked for; `gradients` counts the passes per point.
     """
 
-    def __init__(
-        self, network: Network, x: Tensor, y: Tensor, index: Tensor, threat: ThreatModel, seed: int = 0
-    ) -> None:
-        device = device_of(network)
-        self.network, self.threat, self.seed = network, threat, seed
-        self._cheap = lean(network) if isinstance(network, nn.Module) else network
+    def __init__(self, on: Proved, x: Tensor, y: Tensor, index: Tensor, threat: ThreatModel, seed: int = 0) -> None:
+        device = device_of(on.network)
+        self.network, self.threat, self.seed = on.network, threat, seed
+        self._cheap = on.lean
         self.x, self.y, self.index = x.to(device), y.to(device), index.to(device)
         self.gradients = 0
 

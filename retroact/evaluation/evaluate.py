@@ -8,18 +8,18 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from retroact.attacks.driver import CHUNK, Attack, Outcome, chunks, craft_all, in_halves
+from retroact.attacks.driver import CHUNK, Attack, chunks, in_halves, serves_several
 from retroact.attacks.goals import Goal, Untargeted
 from retroact.attacks.oracle import Network, device_of, evaluating, in_float
 from retroact.attacks.threat import ThreatModel
 from retroact.doors import check_images, check_labels, warn_of_probabilities
+from retroact.evaluation.proof import Crafted, Proved, craft_on, prove_for
 from retroact.evaluation.record import Record
 
 
@@ -88,51 +88,58 @@ def evaluate_all(
     of the attack serves several eps (FGSM, every minimum-norm attack)."""
     check_images(data.images)
     check_labels(data.labels, n=len(data.images))
-    started = time.perf_counter()
-    clean = decide(network, data.images, chunk=chunk, labels=data.labels)
     goal = Untargeted() if goal is None else goal
-    outcomes = craft_all(
-        attack,
-        network,
-        data.images,
-        data.labels,
-        data.index,
-        threats,
-        goal,
-        gradients=source,
-        seed=seed,
-        chunk=chunk,
-        progress=progress,
-    )
-    records = [_judged(network, data, clean, made, keep, chunk) for made in outcomes]
-    seconds = (time.perf_counter() - started) / len(threats)
-    return [
-        replace(r, pedigree=_pedigree(network, data, attack, threat, goal, source, seed, seconds))
-        for r, threat in zip(records, threats, strict=True)
-    ]
+    clean = decide(network, data.images, chunk=chunk, labels=data.labels)
+    todo: list[list[ThreatModel]] = [list(threats)] if serves_several(attack) else [[t] for t in threats]
+    records: list[Record] = []
+    for turn, together in enumerate(todo):
+        started = time.perf_counter()
+        on = prove_for(attack, network, data.images, data.index, together, seed=seed)
+        guide = None if source is None else prove_for(attack, source, data.images, data.index, together, seed=seed)
+        scene = data.images, data.labels, data.index
+        watched = _within_all(progress, turn, len(todo))
+        made = craft_on(on, attack, *scene, together, goal, source=guide, seed=seed, chunk=chunk, progress=watched)
+        seconds = (time.perf_counter() - started) / len(together)
+        for one, threat in zip(made, together, strict=True):
+            said = _pedigree(on, data, attack, threat, goal, guide, seed, seconds, one.again)
+            records.append(_judged(data, clean, one, keep, said))
+    return records
 
 
-def _judged(network: Network, data: Examples, clean: Tensor, made: Outcome, keep: int, chunk: int | None) -> Record:
-    adversarial = decide(network, made.x_adv, chunk=chunk)
+def _within_all(
+    progress: Callable[[int, int], None] | None, turn: int, turns: int
+) -> Callable[[int, int], None] | None:
+    """`progress` of the run number `turn` as that of all `turns`."""
+    return progress and (lambda done, total: progress(turn * total + done, turns * total))
+
+
+def _judged(data: Examples, clean: Tensor, made: Crafted, keep: int, pedigree: dict[str, Any]) -> Record:
+    adversarial = decided(made.logits)
     # A network that overflows on an image has not been fooled by it; the flag stays on the record.
     broken = (adversarial < 0) & (clean >= 0)
-    x_adv = torch.where(broken.view(-1, 1, 1, 1), data.images, made.x_adv)
+    x_adv = torch.where(broken.view(-1, 1, 1, 1), data.images, made.outcome.x_adv)
     adversarial = torch.where(broken, clean, adversarial)
     return Record(
         index=data.index.numpy(),
         label=data.labels.numpy(),
-        target=made.targets.numpy(),
+        target=made.outcome.targets.numpy(),
         clean=clean.numpy(),
         adversarial=adversarial.numpy(),
         distance=_sizes(x_adv - data.images),
         size=_sizes(data.images),
-        queries=made.queries.numpy(),
-        gradients=made.gradients.numpy(),
-        zero_gradients=made.zero_gradients.numpy(),
-        nonfinite=(made.nonfinite | broken).numpy(),
+        queries=made.outcome.queries.numpy(),
+        gradients=made.outcome.gradients.numpy(),
+        zero_gradients=made.outcome.zero_gradients.numpy(),
+        nonfinite=(made.outcome.nonfinite | broken).numpy(),
         examples=x_adv[:keep].numpy() if keep else None,
         originals=data.images[:keep].numpy() if keep else None,
+        pedigree=pedigree,
     )
+
+
+def decided(logits: Tensor) -> Tensor:
+    """The decided class of each row of logits (n, k), int64; −1 where one is NaN or infinite."""
+    return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
 
 
 def decide(network: Network, images: Tensor, *, chunk: int | None = None, labels: Tensor | None = None) -> Tensor:
@@ -147,7 +154,7 @@ def decide(network: Network, images: Tensor, *, chunk: int | None = None, labels
         logits = in_float(network, images[rows].to(device))
         if labels is not None and rows.start == 0:
             _check_logits(logits, labels)
-        return torch.where(logits.isfinite().all(1), logits.argmax(1), -1).cpu()
+        return decided(logits).cpu()
 
     with evaluating(network), torch.no_grad():
         found = [part for rows in chunks(len(images), chunk or CHUNK) for part in in_halves(run, rows)]
@@ -172,25 +179,31 @@ def _norms(flat: Tensor) -> Tensor:
 
 
 def _pedigree(
-    network: Network,
+    on: Proved,
     data: Examples,
     attack: Attack,
     threat: ThreatModel,
     goal: Goal,
-    source: Network | None,
+    source: Proved | None,
     seed: int,
     seconds: float,
+    again: int,
 ) -> dict[str, Any]:
+    """What was run, and where. `form` says on which form of the network the attack ran, `again` on how many images
+    that form differed at the attack's last point, so that the network itself was attacked."""
     return {
-        "network": described(network),
-        "source": None if source is None else described(source),
+        "network": described(on.network),
+        "source": None if source is None else described(source.network),
+        "form": str(on),
+        "source_form": None if source is None else str(source),
+        "again": again,
         "data": data.name,
         "attack": str(attack),
         "threat": str(threat),
         "goal": str(goal),
         "seed": seed,
         "seconds": round(seconds, 3),
-        "device": str(device_of(network)),
+        "device": str(device_of(on.network)),
         "threads": torch.get_num_threads(),
         "machine": f"{platform.machine()} {platform.system()}",
         "versions": f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",

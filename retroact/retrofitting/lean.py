@@ -1,65 +1,114 @@
-"""Lean copies: what an attack calls ten thousand times, made cheap once.
+"""Lean forms: copies of a net that compute the same and cost less, what an attack calls ten thousand times.
 
 In eval mode a batch norm after a layer is a linear map of its outputs, γ (W x + b − μ) / √(σ² + ε) + β, so it
 moves into W and b; on a CPU, convolutions and pooling are faster on images whose channels lie next to each
-other; and an attack asks for the gradient of the pixels only. The copy computes the same function but for
-the rounding of floats, so who needs the last bit asks the net itself.
+other; and an attack asks for the gradient of the pixels only. A form computes the same function but for
+the rounding of floats, so who needs the last bit asks the net itself. Whether it does is not taken on trust:
+`evaluation.proof` compares it with the net, and the form that comes first here is tried first there.
 """
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from retroact.retrofitting.rerouting import reroutings
 from retroact.retrofitting.sites import copied
 from retroact.retrofitting.tracing import traced
 
-_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+_RANK: dict[type, int] = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5}
+"""Of a layer's output, batch included, where axis 1 is the axis of its output channels."""
 
 
-def lean(net: nn.Module) -> nn.Module:
-    """A frozen copy of `net` in eval mode, with batch norms folded and, on a CPU, weights in channels_last.
+@dataclass(frozen=True)
+class Form:
+    """A way to make a net leaner; called on one, it gives a frozen copy in eval mode that should compute the same.
 
-    Batch norms are folded where the net traces and a norm alone reads a layer's output. A net that
-    cannot be copied is returned as it is.
+    `folds` are the pairs (layer, norm) by path in which the norm moves into the layer; with `channels_last` weights
+    of rank 4 lie so.
+    """
+
+    folds: tuple[tuple[str, str], ...] = ()
+    channels_last: bool = False
+
+    def __call__(self, net: nn.Module) -> nn.Module:
+        """The copy. Raises ValueError for a net that cannot be copied."""
+        made = _folded(_quiet(copied(net).eval().requires_grad_(False)), self.folds)
+        return in_channels_last(made) if self.channels_last else made
+
+    def __str__(self) -> str:
+        return ", ".join(["folded"] * bool(self.folds) + ["channels last"] * self.channels_last) or "frozen"
+
+
+def forms(net: nn.Module, example: Tensor) -> list[Form]:
+    """The forms that `net` may have, the leanest first; none where it cannot be copied.
+
+    `example` is a batch of inputs, on the net's device.
     """
     try:
-        made = copied(net).eval().requires_grad_(False)
+        folds = _folds(copied(net).eval().requires_grad_(False), example)
     except ValueError:
-        return net
-    if any(isinstance(m, _NORMS) for m in made.modules()):
-        _fold_norms(made)
-    return made.to(memory_format=torch.channels_last) if _on_cpu(made) else made  # type: ignore[call-overload, no-any-return]
+        return []
+    ways = [(f, last) for last in ([True, False] if _gains_by_channels_last(net) else [False]) for f in (folds, ())]
+    return [Form(*way) for way in dict.fromkeys(ways)]
 
 
-def _on_cpu(net: nn.Module) -> bool:
-    return all(p.device.type == "cpu" for p in net.parameters())
+def _quiet(net: nn.Module) -> nn.Module:
+    """The copy without torch.fx's habit of printing what goes wrong in a graph, beside raising it: a form may fail."""
+    for module in net.modules():
+        if isinstance(module, fx.GraphModule):  # each has a class of its own
+            setattr(type(module), "__call__", nn.Module.__call__)  # noqa: B010 - mypy refuses an assignment
+    return net
 
 
-def _fold_norms(net: nn.Module) -> None:
-    graph = None if reroutings(net) else traced(net)
+# ----------------------------------------------------------------------------------- channels last
+
+
+def _gains_by_channels_last(net: nn.Module) -> bool:
+    """Whether the net has convolutions, on a CPU."""
+    parameters = list(net.parameters())
+    return all(p.device.type == "cpu" for p in parameters) and any(p.dim() == 4 for p in parameters)
+
+
+def in_channels_last(net: nn.Module) -> nn.Module:
+    """The net itself, its weights of rank 4 in channels_last from now on."""
+    # not net.to(memory_format=…), which also asks tensors of rank 5 and refuses
+    for p in net.parameters():
+        if p.dim() == 4:
+            p.data = p.data.to(memory_format=torch.channels_last)
+    return net
+
+
+# ------------------------------------------------------------------------------------------ folding
+
+
+def _folds(net: nn.Module, example: Tensor) -> tuple[tuple[str, str], ...]:
+    """The pairs (layer, norm) by path in which the norm may move into the layer."""
+    if reroutings(net) or not any(type(m) in _NORMS for m in net.modules()):
+        return ()
+    graph = traced(copied(net))
     if graph is None:
-        return
-    calls = Counter(n.target for n in graph.graph.nodes if n.op == "call_module")
-    for node in graph.graph.nodes:
-        layer = _layer_read_by(node, net)
-        if layer is None or calls[node.target] > 1 or calls[layer.target] > 1:
-            continue
-        folded = _folded(net.get_submodule(str(layer.target)), net.get_submodule(str(node.target)))
-        if folded is not None:
-            net.set_submodule(str(layer.target), folded)
-            net.set_submodule(str(node.target), nn.Identity())
+        return ()
+    calls = Counter(str(n.target) for n in graph.graph.nodes if n.op == "call_module")
+    read = {str(n.target).rpartition(".")[0] for n in graph.graph.nodes if n.op == "get_attr"}
+    pairs = [(str(layer.target), str(node.target)) for node in graph.graph.nodes if (layer := _layer_of(node, graph))]
+    alone = [pair for pair in pairs if all(calls[path] == 1 and path not in read for path in pair)]
+    modules = dict(net.named_modules())
+    fitting = [(layer, norm) for layer, norm in alone if _makes_one(modules[layer], modules[norm])]
+    ranks = _ranks(net, {layer for layer, _ in fitting}, example)
+    return tuple((layer, norm) for layer, norm in fitting if ranks.get(layer) == _RANK[type(modules[layer])])
 
 
-def _layer_read_by(node: fx.Node, net: nn.Module) -> fx.Node | None:
-    """The module call whose output this module alone reads, dropout aside; None where there is none."""
-    if node.op != "call_module":
+def _layer_of(node: fx.Node, net: nn.Module) -> fx.Node | None:
+    """The layer whose output the norm at `node` alone reads, dropout aside; None where there is none."""
+    if node.op != "call_module" or type(net.get_submodule(str(node.target))) not in _NORMS:
         return None
     while node.args and isinstance(node.args[0], fx.Node):
         node = node.args[0]
@@ -70,14 +119,51 @@ def _layer_read_by(node: fx.Node, net: nn.Module) -> fx.Node | None:
     return None
 
 
-def _folded(layer: nn.Module, norm: nn.Module) -> nn.Module | None:
-    """The layer with the norm in it, or None where these two do not make one layer."""
-    if type(norm) not in _NORMS or type(layer) not in (*_CONVS, nn.Linear):
-        return None
-    statistics, weight = norm.running_mean, layer.weight
+def _makes_one(layer: Any, norm: Any) -> bool:
+    """Whether the norm can move into the layer, if it norms the axis of the layer's channels."""
+    if type(layer) not in _RANK or any(m._backward_hooks or m._backward_pre_hooks for m in (layer, norm)):
+        return False
     # Without statistics a norm asks the batch; and half floats, rounded again, would be another network.
-    if statistics is None or statistics.dtype != weight.dtype or weight.dtype not in (torch.float32, torch.float64):
-        return None
-    if type(layer) is nn.Linear:
-        return fuse_linear_bn_eval(layer, norm)  # type: ignore[arg-type]
-    return fuse_conv_bn_eval(layer, norm)  # type: ignore[type-var, arg-type]
+    statistics, weight = norm.running_mean, layer.weight
+    exact = weight.dtype in (torch.float32, torch.float64)
+    return exact and statistics is not None and statistics.dtype == weight.dtype and len(weight) == len(statistics)
+
+
+def _ranks(net: nn.Module, paths: set[str], example: Tensor) -> dict[str, int]:
+    """The rank of each layer's output on the example: a norm after a Linear may norm tokens, not features.
+
+    Empty where there are no layers to ask for, or the net does not run on the example.
+    """
+    if not paths:
+        return {}
+    watched, ranks = _quiet(copied(net)), dict[str, int]()
+
+    def note(path: str) -> Any:
+        return lambda module, args, out: ranks.__setitem__(path, out.dim())
+
+    for path in paths:
+        watched.get_submodule(path).register_forward_hook(note(path))
+    weight = next((p for p in net.parameters() if p.is_floating_point()), example)
+    try:
+        with torch.no_grad():
+            watched(example.to(weight, copy=True))
+    except Exception:  # whatever a stranger's net raises
+        return {}
+    return ranks
+
+
+def _folded(net: nn.Module, folds: tuple[tuple[str, str], ...]) -> nn.Module:
+    for path, norm in folds:
+        layer = net.get_submodule(path)
+        fuse: Any = fuse_linear_bn_eval if type(layer) is nn.Linear else fuse_conv_bn_eval
+        net.set_submodule(path, fuse(layer, _affine(net.get_submodule(norm))))
+        net.set_submodule(norm, nn.Identity())
+    return net
+
+
+def _affine(norm: Any) -> nn.Module:
+    """The norm with a weight and a bias, which torch's folding into a linear layer asks for."""
+    if norm.weight is None:
+        norm.weight = nn.Parameter(torch.ones_like(norm.running_mean), requires_grad=False)
+        norm.bias = nn.Parameter(torch.zeros_like(norm.running_mean), requires_grad=False)
+    return norm  # type: ignore[no-any-return]

@@ -26,8 +26,10 @@ from torch import Tensor, nn
 from retroact.attacks.geometry import project, random_start, steepest
 from retroact.attacks.goals import Aim
 from retroact.attacks.losses import margin
+from retroact.attacks.oracle import in_float
 from retroact.attacks.threat import ThreatModel
 from retroact.evaluation.evaluate import decide
+from retroact.evaluation.proof import prove
 from retroact.nets.data import Images
 from retroact.retrofitting.activations import (
     Activation,
@@ -39,7 +41,7 @@ from retroact.retrofitting.activations import (
     embed_shifts,
 )
 from retroact.retrofitting.installed import installed
-from retroact.retrofitting.lean import lean
+from retroact.retrofitting.lean import in_channels_last
 from retroact.retrofitting.sites import copied
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import AtLeast0, Count, Positive, UnitInterval, show, spec
@@ -141,7 +143,7 @@ def harden(
     _check(net, train, held, keep)
     recipe = Hardening() if recipe is None else recipe
     began = time.monotonic()
-    learner = _Learner(net, recipe, train.images[:2])
+    learner = _Learner(net, recipe, train, threat)
     _learn(learner, train, threat, recipe, seed, progress)
     curve: list[Dose] = []
     dose, made = 1.0, learner.made(1.0)
@@ -180,12 +182,15 @@ def _check(net: nn.Module, train: Images, held: Images | None, keep: float) -> N
 
 
 class _Learner:
-    """A working copy of a net with the few tensors that are learned, and how a net is made of them."""
+    """A working copy of a net with the few tensors that are learned, and how a net is made of them.
 
-    def __init__(self, net: nn.Module, recipe: Hardening, example: Tensor) -> None:
-        self._net, self._recipe = net, recipe
+    `attacked` is what the adversarial images of a step are made on, in the form that was proved before the first.
+    """
+
+    def __init__(self, net: nn.Module, recipe: Hardening, train: Images, threat: ThreatModel) -> None:
+        self._net, self._recipe, example = net, recipe, train.images[:2]
         self.work = copied(net) if recipe.learn in ("norms", "ends", "all") else retrofit(net, ReLU())
-        self.work.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.work.eval().requires_grad_(False)
         self.activations: dict[str, _Learned] = {}
         if recipe.learn in ("shifts", "kappa", "slopes"):
             self.activations = _install(self.work, recipe.learn, example)
@@ -193,8 +198,16 @@ class _Learner:
         self._before = {name: p.detach().clone() for name, p in self.weights.items()}
         if not self.tensors:
             raise ValueError(f"{type(net).__name__} has nothing to learn as {recipe.learn!r}; choose another `learn`")
+        self._form = prove(self.work, train.images, train.index, threat, passes=recipe.steps).form
+        if self._form is not None and self._form.channels_last:
+            in_channels_last(self.work)
         for p in self.tensors:
             p.requires_grad_(True)
+
+    @property
+    def attacked(self) -> nn.Module:
+        """The net as it has become, in its lean form."""
+        return self.work if self._form is None else self._form(self.work)
 
     @property
     def tensors(self) -> list[nn.Parameter]:
@@ -334,7 +347,9 @@ def _learn(
         rows = next(order)
         x, y = train.images[rows].to(device), train.labels[rows].to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
-            x_adv = _moved(lean(net), x, y, train.index[rows].to(device), reach, recipe.attack_steps, seed + step)
+            x_adv = _moved(
+                learner.attacked, x, y, train.index[rows].to(device), reach, recipe.attack_steps, seed + step
+            )
             halves = ((recipe.clean_weight, x), (1 - recipe.clean_weight, x_adv))
             losses = [w * F.cross_entropy(net(images).float(), y) for w, images in halves if w]
         adam.zero_grad()
@@ -360,7 +375,7 @@ def _moved(net: nn.Module, x: Tensor, y: Tensor, index: Tensor, threat: ThreatMo
     x_adv = random_start(x, threat, index, seed)
     for _ in range(steps):
         leaf = x_adv.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(margin(net(leaf).float(), Aim(y)).sum(), leaf)
+        (gradient,) = torch.autograd.grad(margin(in_float(net, leaf), Aim(y)).sum(), leaf)
         x_adv = project(leaf.detach() + 2.5 * threat.eps / steps * steepest(gradient, threat.norm), x, threat)
     return x_adv
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import retroact as ra
 from retroact.attacks.threat import Linf
 from retroact.auditing.battery import KERNELS, QUICK, Battery, Party, Side, Siege, parties, smoothed
+from retroact.evaluation.proof import Proved, unproved
 from retroact.retrofitting.activations import JumpReLU, PerSite, ReLU, SReLU, Surrogate
 from retroact.retrofitting.installed import installed
 
@@ -34,7 +35,7 @@ def installed_in(net: nn.Module) -> list[object]:
 
 def forms(party: Party, which: int = 0) -> list[list[object]]:
     """What stands at each site of each form of a party's kernel."""
-    return [installed_in(form) for form in party.guides[which][1]().forms]
+    return [installed_in(form) for form in party.guides[which][1]().lean.forms]
 
 
 # ---------------------------------------------------------------------------- kernels from the spec
@@ -57,7 +58,7 @@ def test_each_site_gets_its_own_kernel_and_a_slope_none():
 
 def test_every_kernel_of_the_list_is_built_for_both_sides():
     hard = ra.retrofit(plain(), JumpReLU(0.5))
-    for party, activation in zip(parties(plain(), hard), (JumpReLU(0.0), JumpReLU(0.5)), strict=True):
+    for party, activation in zip(parties(plain(), hard, data(), EPS), (JumpReLU(0.0), JumpReLU(0.5)), strict=True):
         assert len(party.guides) == len(KERNELS)
         for which, (kernel, widths) in enumerate(KERNELS):
             wanted = [[Surrogate(activation, width / 0.5, kernel)] * 3 for width in widths]
@@ -66,28 +67,28 @@ def test_every_kernel_of_the_list_is_built_for_both_sides():
 
 def test_folding_rescales_kappa_and_its_bandwidth():
     hard = ra.retrofit(plain(), PerSite((SReLU(2.0), JumpReLU(0.5), SReLU(1.0))))
-    _, party = parties(plain(), hard, kernels=[("sigmoid", (4.0,))])
+    _, party = parties(plain(), hard, data(), EPS, kernels=[("sigmoid", (4.0,))])
     (inner,) = forms(party)
     assert inner[1] == Surrogate(JumpReLU(0.25), 16.0, "sigmoid")
     x = data(20).images
     with torch.no_grad():
-        assert torch.equal(party.folded(x).argmax(1), hard(x).argmax(1))
-        assert torch.allclose(2 * party.guides[0][1]()(x), hard(x), rtol=1e-4, atol=1e-4)
+        assert torch.equal(party.folded.lean(x).argmax(1), hard(x).argmax(1))
+        assert torch.allclose(2 * party.guides[0][1]().lean(x), hard(x), rtol=1e-4, atol=1e-4)
 
 
 def test_guides_compute_what_their_network_computes():
     hard, x = ra.retrofit(plain(), JumpReLU(0.5)), data(20).images
     with torch.no_grad():
-        for party in parties(plain(), hard):
+        for party in parties(plain(), hard, data(), EPS):
             for _, make in party.guides:
-                assert torch.allclose(make()(x), party.net(x), rtol=1e-4, atol=1e-4)
+                assert torch.allclose(make().lean(x), party.net.network(x), rtol=1e-4, atol=1e-4)
 
 
 def test_no_jump_no_kernel_and_a_surrogate_takes_its_place():
     for hard in (ra.retrofit(plain(), SReLU(3.0)), plain(), ra.retrofit(plain(), JumpReLU(0.0))):
-        assert all(party.guides == () for party in parties(plain(), hard))
-    _, party = parties(plain(), plain(), surrogate=plain())
-    assert [name for name, _ in party.guides] == ["your surrogate"] and party.guides[0][1]() is plain()
+        assert all(party.guides == () for party in parties(plain(), hard, data(), EPS))
+    _, party = parties(plain(), plain(), data(), EPS, surrogate=plain())
+    assert [name for name, _ in party.guides] == ["your surrogate"] and party.guides[0][1]().network is plain()
 
 
 # -------------------------------------------------------------------------------------- the siege
@@ -98,7 +99,7 @@ def test_examples_only_fall_and_verified_is_the_union():
     before = siege.stands.copy()
     assert np.array_equal(before, siege.clean)
     for k, attack in enumerate([ra.FGSM(), ra.PGD(steps=5), ra.APGD(steps=10, loss="margin")]):
-        felled = siege.attack(f"run {k}", "white box", attack, plain())
+        felled = siege.attack(f"run {k}", "white box", attack, unproved(plain()))
         assert not (siege.stands & ~before).any() and int((before & ~siege.stands).sum()) == felled
         assert siege.runs[k].asked == int(before.sum()) and siege.runs[k].felled == felled
         assert ((siege.felled_by == k) == (before & ~siege.stands)).all()
@@ -110,7 +111,7 @@ def test_examples_only_fall_and_verified_is_the_union():
 
 def test_what_is_kept_is_adversarial():
     siege = Siege(plain(), data(), EPS, seed=0)
-    siege.attack("PGD", "claimed", PGD, plain())
+    siege.attack("PGD", "claimed", PGD, unproved(plain()))
     assert 0 < len(siege.fallen) <= 6
     for one in siege.fallen:
         x_adv = torch.from_numpy(one.x_adv)
@@ -121,7 +122,7 @@ def test_what_is_kept_is_adversarial():
 def test_an_attempt_files_nothing():
     siege = Siege(plain(), data(), EPS, seed=0)
     stands = siege.stands.copy()
-    tried = siege.attempt("trial", "white box", PGD, plain(), among=20)
+    tried = siege.attempt("trial", "white box", PGD, unproved(plain()), among=20)
     assert tried.run.asked == 20 and tried.run.felled == len(tried.rows) > 0
     assert np.array_equal(siege.stands, stands) and siege.runs == [] and siege.fallen == []
     assert siege.file(tried) == len(tried.rows) and siege.file(tried) == 0  # what has fallen falls once
@@ -130,7 +131,7 @@ def test_an_attempt_files_nothing():
 def test_an_attack_on_nobody_is_a_run_of_nothing():
     siege = Siege(plain(), data(), EPS, seed=0)
     siege.stands[:] = False
-    assert siege.attack("late", "control", PGD, plain()) == 0
+    assert siege.attack("late", "control", PGD, unproved(plain())) == 0
     assert (siege.runs[0].asked, siege.runs[0].gradients) == (0, 0)
 
 
@@ -151,16 +152,18 @@ def test_an_overflow_is_never_a_success():
     fragile = Fragile(plain(), part.images)
     siege = Siege(fragile, part, Linf(0.3), seed=0)
     assert siege.clean.sum() > 15
-    assert siege.attack("PGD", "claimed", PGD, plain()) == 0  # every image that fools the plain net breaks this one
+    assert (
+        siege.attack("PGD", "claimed", PGD, Proved(fragile, plain())) == 0
+    )  # every image that fools the plain net breaks this one
     assert np.array_equal(siege.stands, siege.clean)
-    assert Siege(plain(), part, Linf(0.3), seed=0).attack("PGD", "claimed", PGD, plain()) > 15
+    assert Siege(plain(), part, Linf(0.3), seed=0).attack("PGD", "claimed", PGD, unproved(plain())) > 15
 
 
 # ------------------------------------------------------------------------------------- the battery
 
 
 def sides(hard: nn.Module, seed: int = 0, **how: object) -> list[Side]:
-    both = parties(plain(), hard, **how)
+    both = parties(plain(), hard, data(), EPS, **how)
     return [SMALL(party, data(), EPS, PGD, classes=10, seed=seed) for party in both]
 
 

@@ -11,6 +11,7 @@ import retroact as ra
 from retroact.attacks.threat import L2, Linf, ThreatModel
 from retroact.auditing.indicators import STEPS, Glance, Indicator, indicators
 from retroact.auditing.selftest import Louder
+from retroact.evaluation.proof import unproved
 
 EPS = Linf(0.1)
 SATURATION = ["zero gradient", "zero loss", "logit scale", "rescaled logits", "unbounded", "flat loss", "non-finite"]
@@ -41,7 +42,7 @@ def readings(change: str, threat: ThreatModel = EPS) -> dict[str, tuple[float, f
     with torch.no_grad():
         right = (net(data.images).argmax(1) == data.labels) & (hard(data.images).argmax(1) == data.labels)
     part = data.select(right.nonzero()[:120, 0])
-    glances = [Glance(n, part.images, part.labels, part.index, threat) for n in (hard, net)]
+    glances = [Glance(unproved(n), part.images, part.labels, part.index, threat) for n in (hard, net)]
     return {r.title: (r.value, r.twin, r.fired) for r in (ask(*glances) for ask in indicators())}
 
 
@@ -135,7 +136,7 @@ class OnePixel(nn.Module):
 def glance(net: nn.Module, level: float | Tensor, n: int = 12, threat: ThreatModel = EPS) -> Glance:
     """A look at n grey images of 3 x 3 pixels."""
     x = torch.ones(n, 1, 3, 3) * torch.as_tensor(level).view(-1, 1, 1, 1)
-    return Glance(net, x, torch.zeros(n, dtype=torch.int64), torch.arange(n), threat)
+    return Glance(unproved(net), x, torch.zeros(n, dtype=torch.int64), torch.arange(n), threat)
 
 
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5)], ids=str)
@@ -143,7 +144,7 @@ def test_a_linear_net_is_predicted_exactly(threat):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     x = 0.2 + 0.6 * torch.rand(50, 1, 8, 8)
-    look = Glance(net, x, net(x).argmax(1), torch.arange(50), threat)
+    look = Glance(unproved(net), x, net(x).argmax(1), torch.arange(50), threat)
     assert (look.prediction_errors - 1).abs().max() < 1e-2
     assert named("gradient fidelity")(look, look).value == 0.0
     # a straight climb: no step of PGD makes the loss fall before the ball stops it, then none moves it
@@ -205,7 +206,7 @@ def test_nan_and_infinity_are_seen_in_any_precision():
 def test_a_network_that_is_no_module_can_be_looked_at():
     net = plain()
     data = ra.data("digits/validation[:20]")
-    looks = [Glance(n, data.images, data.labels, data.index, EPS) for n in (lambda x: net(x), net)]
+    looks = [Glance(unproved(n), data.images, data.labels, data.index, EPS) for n in (lambda x: net(x), net)]
     shown = [[ask(look, look).value for ask in indicators()] for look in looks]
     assert shown[0] == pytest.approx(shown[1], rel=1e-4, abs=1e-6)  # the module is looked at through its lean copy
 
@@ -219,7 +220,7 @@ def test_a_look_leaves_the_net_as_it_was_and_repeats():
     state, weights = torch.get_rng_state(), {k: v.clone() for k, v in net.state_dict().items()}
     shown = []
     for _ in range(2):
-        look = Glance(net, data.images, data.labels, data.index, EPS)
+        look = Glance(unproved(net), data.images, data.labels, data.index, EPS)
         shown.append([ask(look, look).value for ask in indicators()])
     assert shown[0] == shown[1] and torch.equal(torch.get_rng_state(), state)
     assert net.training and all(p.grad is None for p in net.parameters())
@@ -228,14 +229,16 @@ def test_a_look_leaves_the_net_as_it_was_and_repeats():
 
 def test_the_cost_is_a_few_dozen_passes_each_counted():
     data = ra.data("digits/validation[:10]")
-    look = Glance(plain(), data.images, data.labels, data.index, EPS)
+    look = Glance(unproved(plain()), data.images, data.labels, data.index, EPS)
     for ask in indicators():
         ask(look, look)
     assert 2 + STEPS < look.gradients <= 2 + 4 * STEPS
 
 
 def test_no_points_show_nothing():
-    look = Glance(plain(), torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.int64), torch.zeros(0).long(), EPS)
+    look = Glance(
+        unproved(plain()), torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.int64), torch.zeros(0).long(), EPS
+    )
     assert not any(ask(look, look).fired for ask in indicators())
 
 

@@ -15,6 +15,7 @@ from retroact.attacks.momentum import Momentum
 from retroact.attacks.threat import L2, Linf
 from retroact.auditing.audit import audit
 from retroact.auditing.battery import QUICK, THOROUGH, Battery, Party, Siege, parties
+from retroact.evaluation.proof import unproved
 from retroact.retrofitting.activations import JumpReLU
 
 EPS = Linf(0.12)
@@ -34,7 +35,8 @@ def data(n: int = 60) -> ra.Images:
 # ----------------------------------------------------------------------------------------- rounds
 
 
-ALONE = Party(plain(), plain(), plain())
+ITSELF = unproved(plain())
+ALONE = Party(ITSELF, ITSELF, ITSELF)
 
 
 class Told:
@@ -43,28 +45,28 @@ class Told:
     def __init__(self, *fells: int) -> None:
         self.fells, self.asked = list(fells), []
 
-    def attack(self, title: str, role: str, attack: Momentum, network: object, *, fresh: int) -> int:
+    def attack(self, title: str, role: str, attack: Momentum, on: object, *, fresh: int) -> int:
         self.asked.append((title, attack.steps, attack.finish, fresh))
         return self.fells.pop(0)
 
 
 def test_rounds_go_on_with_more_steps_until_one_fells_nothing():
     siege = Told(9, 1, 0, 5)
-    Battery(targeted_steps=10, finish=20, rounds=8).again(siege, ALONE, plain(), " here", 10)
+    Battery(targeted_steps=10, finish=20, rounds=8).again(siege, ALONE, ITSELF, " here", 10)
     rounds = [("round 1 here", 30, 60, 1), ("round 2 here", 40, 80, 2), ("round 3 here", 50, 100, 3)]
     assert siege.asked == rounds and siege.fells == [5]
 
 
 def test_rounds_have_an_end_and_none_are_none():
     siege = Told(9, 9, 9, 9)
-    Battery(rounds=2).again(siege, ALONE, plain(), "", 10)
-    Battery(rounds=0).again(siege, ALONE, plain(), "", 10)
+    Battery(rounds=2).again(siege, ALONE, ITSELF, "", 10)
+    Battery(rounds=0).again(siege, ALONE, ITSELF, "", 10)
     assert [title for title, *_ in siege.asked] == ["round 1", "round 2"]
 
 
 def test_rounds_fell_more_on_both_sides():
     hard = ra.retrofit(plain(), JumpReLU(0.5))
-    for party in parties(plain(), hard):
+    for party in parties(plain(), hard, data(), EPS):
         once, often = (
             Battery(**(vars(WEAK) | {"rounds": n}))(party, data(), EPS, ra.FGSM(), classes=10) for n in (0, 3)
         )
@@ -77,12 +79,12 @@ def test_rounds_fell_more_on_both_sides():
 
 def test_a_fresh_start_is_another_one_and_always_the_same():
     siege = Siege(plain(), data(), EPS, seed=0)
-    images = [siege.attempt("try", "white box", ra.PGD(steps=5), plain(), fresh=f).x_adv for f in (0, 1, 1)]
+    images = [siege.attempt("try", "white box", ra.PGD(steps=5), ITSELF, fresh=f).x_adv for f in (0, 1, 1)]
     assert not torch.equal(images[0][:5], images[1][:5]) and torch.equal(images[1], images[2])
 
 
 def test_without_a_trial_the_first_kernel_is_taken():
-    party = parties(plain(), ra.retrofit(plain(), JumpReLU(0.5)))[1]
+    party = parties(plain(), ra.retrofit(plain(), JumpReLU(0.5)), data(), EPS)[1]
     titles = [run.title for run in WEAK(party, data(20), EPS, ra.FGSM(), classes=10).runs]
     assert not any("trial" in title for title in titles)
     assert f"targeted through a {party.guides[0][0]}" in titles

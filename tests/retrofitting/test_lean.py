@@ -8,7 +8,7 @@ from torch import nn
 
 from retroact.nets.zoo import NETWORKS
 from retroact.retrofitting.activations import JumpReLU
-from retroact.retrofitting.lean import lean
+from retroact.retrofitting.lean import forms
 from retroact.retrofitting.surgery import retrofit
 
 
@@ -26,6 +26,12 @@ def worn(net):
 
 def norms(net):
     return sum(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in net.modules())
+
+
+def lean(net, x=None):
+    """The leanest form of a net."""
+    x = torch.rand(2, *net.shape) if x is None else x
+    return forms(net, x)[0](net)
 
 
 @torch.no_grad()
@@ -80,27 +86,109 @@ class _Reads(nn.Module):
 def test_a_norm_that_is_not_alone_stays(how):
     net = _Reads(how)
     net = net.eval() if how == "of the batch" else worn(net)
-    made = lean(net)
+    made = lean(net, torch.rand(2, 3, 8, 8))
     assert norms(made) == (0 if how == "alone" else 1)
     same(net, made, torch.rand(4, 3, 8, 8))
 
 
 def test_a_dropout_between_does_not_hinder_and_linear_norms_fold_too():
     net = worn(nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Dropout(), nn.BatchNorm1d(8), nn.ReLU()))
-    made = lean(net)
+    made = lean(net, torch.rand(2, 3, 2, 2))
     assert norms(made) == 0
     same(net, made, torch.rand(5, 3, 2, 2))
 
 
 def test_half_floats_are_not_rounded_again():
     net = worn(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))).to(torch.bfloat16)
-    assert norms(lean(net)) == 1
+    assert norms(lean(net, torch.rand(2, 3, 8, 8))) == 1
 
 
-def test_a_net_that_cannot_be_copied_is_returned_itself():
+def test_a_net_that_cannot_be_copied_has_no_form():
     class Stubborn(nn.Module):
         def __deepcopy__(self, memo):
             raise RuntimeError("no copies")
 
-    net = Stubborn()
-    assert lean(net) is net
+    assert forms(Stubborn(), torch.rand(2, 3)) == []
+
+
+class _Norms(nn.Module):
+    """A layer, a norm, and something that a fold would get wrong."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how = how
+        self.layer, self.norm = nn.Linear(6, 6), nn.BatchNorm1d(6)
+        if how == "hook":
+            self.norm.register_forward_hook(lambda m, args, out: out * 2)
+
+    def forward(self, x):
+        tokens = x.flatten(2)[:, 0].view(-1, 6, 6) if self.how == "tokens" else x.flatten(1)[:, :6]
+        out = self.norm(self.layer(tokens))
+        if self.how == "weight read":
+            out = out + self.layer.weight.sum()
+        if self.how == "statistics read":
+            out = out + self.norm.running_mean
+        return out.flatten(1)
+
+
+@pytest.mark.parametrize("how", ["tokens", "hook", "weight read", "statistics read", "plain"])
+def test_a_norm_folds_only_where_the_graph_shows_it_right(how):
+    x = torch.rand(3, 1, 6, 6)
+    net = worn(_Norms(how))
+    assert [bool(form.folds) for form in forms(net, x)] == ([True, False] if how == "plain" else [False])
+    for form in forms(net, x):
+        same(net, form(net), x)
+
+
+def test_a_norm_over_the_channels_of_an_unbatched_conv_stays():
+    net = worn(nn.Sequential(nn.Flatten(), nn.Conv1d(4, 4, 3, padding=1), nn.BatchNorm1d(9)))
+    assert [form.folds for form in forms(net, torch.rand(4, 1, 3, 3))] == [(), ()][:1]
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_norms_fold_also_without_weights_and_beside_functional_dropout(affine):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.norm = nn.Linear(4, 4, bias=False), nn.BatchNorm1d(4, affine=affine)
+            self.norm.running_mean.normal_(), self.norm.running_var.uniform_(0.5, 2)
+
+        def forward(self, x):
+            return nn.functional.dropout(self.norm(self.layer(x.flatten(1))), 0.5, self.training)
+
+    net, x = Net().eval(), torch.rand(3, 1, 2, 2)
+    assert norms(lean(net, x)) == 0
+    same(net, lean(net, x), x)
+
+
+def test_a_form_that_fails_prints_nothing(capsys):
+    class Views(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv = nn.Conv2d(1, 4, 3)
+
+        def forward(self, x):
+            x = nn.functional.relu(self.conv(x))
+            return x.view(x.size(0), -1)
+
+    x = torch.rand(3, 1, 8, 8)
+    hard = retrofit(Views(), JumpReLU(0.1), example=x)
+    with pytest.raises(RuntimeError, match="view"):
+        forms(hard, x)[0](hard)(x)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_forms_come_the_leanest_first_and_say_what_they_are():
+    net = worn(NETWORKS["resnet20-cifar10"]())
+    names = [str(form) for form in forms(net, torch.rand(2, *net.shape))]
+    assert names == ["folded, channels last", "channels last", "folded", "frozen"]
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    assert [str(form) for form in forms(flat, torch.rand(2, 1, 2, 2))] == ["frozen"]
+
+
+def test_a_parameter_of_rank_five_is_left_as_it_lies():
+    net = nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 2, 3), nn.Flatten(2), nn.Unflatten(2, (6, 6)))
+    net.append(nn.Conv2d(2, 2, 1))
+    x = torch.rand(2, 3, 8, 8)
+    for form in forms(net, x):
+        same(net, form(net), x)

@@ -15,11 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retroact.attacks.driver import Outcome, craft
+from retroact.attacks.driver import Outcome
 from retroact.attacks.goals import Aim
 from retroact.attacks.published import ErichsonDeepFool
 from retroact.attacks.threat import Norm
 from retroact.evaluation.evaluate import decide
+from retroact.evaluation.proof import craft
 from retroact.experiments.cell import Model
 from retroact.nets.classifier import Classifier
 from retroact.nets.data import Images, data

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from retroact.attacks.driver import craft_all
 from retroact.attacks.fgsm import FGSM
 from retroact.attacks.goals import Targeted
 from retroact.attacks.losses import Loss
 from retroact.attacks.threat import Linf
 from retroact.evaluation.evaluate import decide
+from retroact.evaluation.proof import craft_all
 from retroact.experiments.cell import Model
 from retroact.nets.data import data
 from retroact.reports.plots import Panel, panels

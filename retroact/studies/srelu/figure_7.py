@@ -19,11 +19,12 @@ from retroact.attacks.fgsm import FGSM
 from retroact.attacks.goals import Aim
 from retroact.attacks.losses import Loss, loss_of
 from retroact.attacks.oracle import Network, Oracle, evaluating
+from retroact.attacks.threat import Linf
+from retroact.evaluation.proof import prove
 from retroact.experiments.cell import Model
 from retroact.nets.data import data
 from retroact.reports.plots import panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
-from retroact.retrofitting.lean import lean
 from retroact.spec import Positive, spec
 from retroact.studies.desk import Desk
 from retroact.studies.published import published
@@ -74,8 +75,8 @@ class ScaledPixels:
     def __call__(self) -> dict[str, Any]:
         net, images = self.model(), data(self.data)
         with evaluating(net):
-            fast = lean(net)
-            parts = [self.counts(fast, images.images[r], images.labels[r]) for r in chunks(len(images), CHUNK)]
+            on = prove(net, images.images, images.index, Linf(max(self.eps)), passes=1 + len(self.eps))
+            parts = [self.counts(on.lean, images.images[r], images.labels[r]) for r in chunks(len(images), CHUNK)]
         right, zero, *left = (sum(column) for column in zip(*parts, strict=True))
         return {"n": len(images), "right": right, "zero": zero, "left": left}
 

@@ -1,0 +1,435 @@
+"""Proof: attacks run on a cheaper copy of a network only where it is shown to compute the same.
+
+    on = prove(net, images, index, threat, passes=40)
+    outcome, logits = craft_on(on, attack, images, labels, index, [threat])[0]
+
+Before anything runs on a lean form, it is compared with the network on a few images of the run, clean and with
+noise of size eps: logits and gradients. What fails is not used, and the next less lean form is tried, at the
+end the network itself. After an attack, what still stands is compared again at the attack's last point, since
+an attack goes where no sample goes; where the two differ, the network itself is attacked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from retroact.attacks import driver
+from retroact.attacks.driver import CHUNK, Attack, Outcome, chunks, in_halves, serves_several
+from retroact.attacks.geometry import project, steepest
+from retroact.attacks.goals import Aim, Goal, Untargeted
+from retroact.attacks.noise import normal, uniform
+from retroact.attacks.oracle import Network, device_of, dtype_of, evaluating, in_float
+from retroact.attacks.threat import ThreatModel
+from retroact.retrofitting.lean import Form, forms
+from retroact.spec import is_spec, show
+
+IMAGES = 16
+"""Images of a run on which a form is compared first, each clean and with noise."""
+MORE = 64
+"""Images on which it is compared where it failed on a few of the first."""
+ALIKE = 0.99
+"""The share of images on which a form must compute the same: a jump may flip a unit by rounding."""
+LOGITS = 1e-4
+"""The largest difference of a logit, as a share of that image's spread (largest − smallest logit)."""
+COSINE = 0.999
+"""The smallest cosine between the gradients of the two."""
+
+_SHARED = 0.1
+_COST = 6 * IMAGES
+"""What a proof costs, in gradients of one image: both networks at each point, and the copy itself."""
+_NOISE = 800_000_011  # a stream of its own
+
+
+@dataclass(frozen=True, eq=False)
+class Proved:
+    """A network, and `lean`, what attacks run on: a form of it that was proved to compute the same, or it itself.
+
+    `network` judges. `scale` is what the logits of `lean` are multiplied by to be the network's (1 but where slopes
+    were folded away). `instead` makes what is attacked where `lean` differs at an attack's last point (None: the
+    network).
+    """
+
+    network: Network
+    lean: Network
+    form: Form | None = None
+    scale: float = 1.0
+    instead: Callable[[], Network] | None = None
+
+    @property
+    def fallback(self) -> Network:
+        """What is attacked where `lean` differs."""
+        return self.network if self.instead is None else self.instead()
+
+    def __str__(self) -> str:
+        return "itself" if self.form is None else str(self.form)
+
+
+def unproved(network: Network) -> Proved:
+    """The network as it is."""
+    return Proved(network, network)
+
+
+def prove(
+    network: Network,
+    images: Tensor,
+    index: Tensor,
+    threat: ThreatModel,
+    *,
+    passes: int,
+    gradients: bool = True,
+    seed: int = 0,
+) -> Proved:
+    """The leanest form of `network` that computes the same on a few of `images` (n, c, h, w), clean and noisy.
+
+    `passes` is what the run asks of each image at most; a run that is cheaper than the proof, and a network that is
+    no module, keeps the network itself. Without `gradients` only logits are compared.
+    """
+    if not isinstance(network, nn.Module) or len(images) * passes <= _COST:
+        return unproved(network)
+    question = _Question(network, images, index, threat, gradients, seed)
+    lean, form = _remembered(question)
+    return unproved(network) if lean is None else Proved(network, lean, form)
+
+
+def prove_for(
+    attack: Attack, network: Network, images: Tensor, index: Tensor, threats: Sequence[ThreatModel], *, seed: int = 0
+) -> Proved:
+    """`prove` for one run of `attack` under `threats`: an attack that serves several radii knows none, so that which
+    of them share a run changes no bit; its noise has a tenth of the box's diameter."""
+    threat = threats[0]
+    if serves_several(attack):
+        whole = 1.0 if threat.norm == "linf" else math.sqrt(math.prod(images.shape[1:]))
+        threat = replace(threat, eps=_SHARED * whole)  # type: ignore[type-var]
+    gradients = attack.needs == "gradient"
+    return prove(network, images, index, threat, passes=attack.passes, gradients=gradients, seed=seed)
+
+
+def prove_same(
+    network: Network,
+    other: Network,
+    images: Tensor,
+    index: Tensor,
+    threat: ThreatModel,
+    *,
+    scale: float = 1.0,
+    gradients: bool = True,
+) -> bool:
+    """Whether `scale` times what `other` computes is what `network` does, on a few of `images`."""
+    return _Question(network, images, index, threat, gradients, 0).answered_by(other, scale)
+
+
+# --------------------------------------------------------------------------------------- the question
+
+
+class _Seen(NamedTuple):
+    """Logits (m, k) and gradients of one fixed combination of them (m, …; or none), in float64 on the CPU."""
+
+    logits: Tensor
+    gradient: Tensor | None
+
+
+class _Question:
+    """What is asked of a form: the same logits and gradients as the network's at points of the run."""
+
+    def __init__(
+        self,
+        network: nn.Module | Network,
+        images: Tensor,
+        index: Tensor,
+        threat: ThreatModel,
+        gradients: bool,
+        seed: int,
+    ) -> None:
+        self.network, self.threat, self.seed, self.gradients = network, threat, seed, gradients
+        self._images, self._index = images, index
+        self._answers: dict[int, _Seen] = {}
+
+    def points(self, most: int) -> Tensor:
+        """Up to `most` images, evenly spaced over the run: clean ones, then the same with noise of size eps."""
+        rows = torch.linspace(0, len(self._images) - 1, min(most, len(self._images))).round().long()
+        x, index = self._images[rows].detach(), self._index[rows]
+        noise = steepest(normal(tuple(x.shape[1:]), index, self.seed, _NOISE).to(x), self.threat.norm)
+        return torch.cat([x, project(x + self.threat.eps * noise, x, self.threat)])
+
+    def forms(self, net: nn.Module) -> list[Form]:
+        """The forms that are asked, the leanest first."""
+        return forms(net, self.points(1).to(device_of(net)))
+
+    def answered_by(self, other: Network, scale: float = 1.0) -> bool:
+        """Whether `other` computes the same; a few failures among few points ask for more points."""
+        try:
+            share = self._share(other, IMAGES, scale)
+            if ALIKE > share >= 0.5 and len(self._images) > IMAGES:
+                share = self._share(other, MORE, scale)
+        except Exception:  # whatever a stranger's network raises in another memory format, or as a copy
+            return False
+        return share >= ALIKE
+
+    def _share(self, other: Network, most: int, scale: float) -> float:
+        points = self.points(most)
+        if most not in self._answers:
+            self._answers[most] = self._seen(self.network, points)
+        expected, found = self._answers[most], self._seen(other, points)
+        good = alike(expected.logits, scale * found.logits)
+        if expected.gradient is not None and found.gradient is not None:
+            good &= _parallel(expected.gradient, found.gradient)
+        return float(good.double().mean())
+
+    def _seen(self, network: Network, points: Tensor) -> _Seen:
+        device, wide = device_of(network), dtype_of(network) == torch.float64
+
+        def look(rows: slice) -> _Seen:
+            x = points[rows].to(device, torch.float64 if wide else points.dtype, copy=True)  # some write to it
+            if not self.gradients:
+                with torch.no_grad():
+                    return _Seen(in_float(network, x).double().cpu(), None)
+            with torch.enable_grad():
+                leaf = x.detach().requires_grad_()
+                logits = in_float(network, leaf)
+            (gradient,) = torch.autograd.grad((logits * _weights(logits)).sum(), leaf)
+            return _Seen(logits.detach().double().cpu(), gradient.double().cpu())
+
+        with evaluating(network):
+            parts = [part for rows in chunks(len(points), CHUNK) for part in in_halves(look, rows)]
+        gradients = [p.gradient for p in parts if p.gradient is not None]
+        return _Seen(torch.cat([p.logits for p in parts]), torch.cat(gradients) if gradients else None)
+
+    def key(self, state: str) -> tuple[str, ...]:
+        """Names the question by its content: the same question need not be asked twice."""
+        sample = hashlib.sha256(self.points(IMAGES).contiguous().numpy().tobytes()).hexdigest()
+        return state, sample, show(self.threat) if is_spec(self.threat) else "", str(self.gradients), str(self.seed)
+
+
+def _weights(logits: Tensor) -> Tensor:
+    """A combination of logits that no class is left out of, and whose gradient does not hang on who leads."""
+    drawn = uniform((logits.shape[1],), torch.zeros(1, dtype=torch.int64, device=logits.device), 0, _NOISE)[0]
+    return (drawn - 0.5).to(logits)
+
+
+def alike(logits: Tensor, others: Tensor) -> Tensor:
+    """Whether two networks gave the same logits (m, k), bool (m,): within `LOGITS` of each image's spread.
+
+    Where both are not finite they are alike: an attack sees the same.
+    """
+    if logits.shape != others.shape:
+        return torch.zeros(len(logits), dtype=torch.bool)
+    logits, others = logits.double(), others.double()
+    spread = logits.amax(1) - logits.amin(1)
+    near = (logits - others).abs().amax(1) <= LOGITS * spread
+    return near | (~logits.isfinite().all(1) & ~others.isfinite().all(1))
+
+
+def _parallel(one: Tensor, other: Tensor) -> Tensor:
+    """Whether the gradients point the same way; two that are zero, or not finite, do."""
+    one, other = (_unit(g.flatten(1)) for g in (one, other))
+    same = (one * other).sum(1) >= COSINE
+    return same | ((one == other) | (one.isnan() & other.isnan())).all(1)
+
+
+def _unit(g: Tensor) -> Tensor:
+    largest = g.abs().amax(1, keepdim=True)
+    g = g / torch.where(largest > 0, largest, 1.0)
+    length = g.norm(dim=1, keepdim=True)
+    return g / torch.where(length > 0, length, 1.0)
+
+
+# ------------------------------------------------------------------------------------- asked once
+
+
+class _Answer(NamedTuple):
+    lean: nn.Module | None
+    form: Form | None
+
+
+_ANSWERS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, ...], _Answer]] = weakref.WeakKeyDictionary()
+_ASKING = threading.RLock()
+_KEPT = 2  # questions per network whose answers are remembered
+
+
+def _remembered(question: _Question) -> _Answer:
+    """The leanest form that answers the question, from memory where this very network was asked it before."""
+    with _ASKING:
+        net = question.network
+        assert isinstance(net, nn.Module)
+        asked = question.key(_state_of(net))
+        try:
+            known = _ANSWERS.setdefault(net, {})
+        except TypeError:  # a module that is unhashable
+            known = {}
+        if asked not in known:
+            while len(known) >= _KEPT:
+                known.pop(next(iter(known)))
+            known[asked] = _asked(net, question)
+        return known[asked]
+
+
+def _asked(net: nn.Module, question: _Question) -> _Answer:
+    for form in question.forms(net):
+        try:
+            made = form(net)
+        except Exception:  # whatever a stranger's network raises when it is copied or folded
+            continue
+        if question.answered_by(made):
+            return _Answer(made, form)
+    return _Answer(None, None)
+
+
+def _state_of(net: nn.Module) -> str:
+    """Names what a network computes with: its modules, their plain attributes and specs, its weights' bits."""
+    told = hashlib.sha256()
+    for path, module in net.named_modules():
+        hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
+        told.update(f"{path} {id(module)} {type(module).__qualname__} {module.training} {hooks}".encode())
+        told.update(str(sorted((k, _told(v)) for k, v in vars(module).items())).encode())
+    for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
+        told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device}".encode())
+        told.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return told.hexdigest()
+
+
+def _told(value: Any) -> str:
+    plain = isinstance(value, bool | int | float | str | bytes | tuple | torch.dtype | None)
+    return repr(value) if plain or is_spec(value) else str(id(value))
+
+
+# ------------------------------------------------------------------------------------------ the run
+
+
+@dataclass(frozen=True)
+class Crafted:
+    """An outcome, the logits (n, k) that the network itself gives on its images, and on how many images the lean
+    form differed at the attack's last point, so that the network itself was attacked there."""
+
+    outcome: Outcome
+    logits: Tensor
+    again: int = 0
+
+
+def craft_on(
+    on: Proved,
+    attack: Attack,
+    images: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    threats: Sequence[ThreatModel],
+    goal: Goal | None = None,
+    *,
+    source: Proved | None = None,
+    seed: int = 0,
+    chunk: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Crafted]:
+    """`driver.craft_all` on lean forms; images where one turns out to differ are attacked on the network itself."""
+    how: dict[str, Any] = {"seed": seed, "chunk": chunk}
+    guide = None if source is None else source.lean
+    run = (attack, on.lean, images, labels, index, threats, goal)
+    outcomes = driver.craft_all(*run, gradients=guide, progress=progress, **how)
+    made = [Crafted(outcome, logits_of(on.network, outcome.x_adv, chunk=chunk)) for outcome in outcomes]
+    if on.lean is on.network and guide is (None if source is None else source.network):
+        return made
+    goal = Untargeted() if goal is None else goal
+    rows = _differing(made, on, source, labels, chunk)
+    if not len(rows):
+        return made
+    part = (attack, on.fallback, images[rows], labels[rows], index[rows], threats, goal)
+    anew = driver.craft_all(*part, gradients=None if source is None else source.fallback, **how)
+    return [_mended(one, outcome, on, rows, chunk) for one, outcome in zip(made, anew, strict=True)]
+
+
+def _differing(made: list[Crafted], on: Proved, source: Proved | None, labels: Tensor, chunk: int | None) -> Tensor:
+    """The rows that stand under some threat although a lean form differs from its network there."""
+    suspect = torch.zeros(len(labels), dtype=torch.bool)
+    for one in made:
+        aim = Aim(labels, one.outcome.targets if bool((one.outcome.targets >= 0).all()) else None)
+        rows = (~aim.reached(one.logits)).nonzero()[:, 0]
+        if not len(rows):
+            continue
+        last = one.outcome.last[rows]
+        own = one.logits[rows] if one.outcome.last is one.outcome.x_adv else logits_of(on.network, last, chunk=chunk)
+        lean = logits_of(on.lean, last, chunk=chunk)
+        # What fell on the form alone stands on the network: within a rounding, yet not fooled.
+        suspect[rows] |= ~alike(own, on.scale * lean) | (aim[rows].reached(lean) & ~aim[rows].reached(own))
+        if source is not None and source.lean is not source.network:
+            pair = (logits_of(n, last, chunk=chunk) for n in (source.network, source.lean))
+            suspect[rows] |= ~alike(*pair)
+    return suspect.nonzero()[:, 0]
+
+
+def _mended(one: Crafted, anew: Outcome, on: Proved, rows: Tensor, chunk: int | None) -> Crafted:
+    """The outcome with the rows that were attacked again; what both runs cost is counted."""
+    old = one.outcome
+    parts = {f.name: getattr(old, f.name).clone() for f in fields(Outcome)}
+    for name in ("queries", "gradients", "zero_gradients"):
+        parts[name][rows] += getattr(anew, name)
+    for name in ("x_adv", "last", "targets", "nonfinite"):
+        parts[name][rows] = getattr(anew, name)
+    logits = one.logits.clone()
+    logits[rows] = logits_of(on.network, anew.x_adv, chunk=chunk)
+    return replace(one, outcome=Outcome(**parts), logits=logits, again=len(rows))
+
+
+def logits_of(network: Network, images: Tensor, *, chunk: int | None = None) -> Tensor:
+    """The logits (n, k) of a network in eval mode, in float32 or better, on the CPU."""
+    device = device_of(network)
+
+    def run(rows: slice) -> Tensor:
+        return in_float(network, images[rows].to(device)).cpu()
+
+    with evaluating(network), torch.no_grad():
+        return torch.cat([part for rows in chunks(len(images), chunk or CHUNK) for part in in_halves(run, rows)])
+
+
+# ------------------------------------------------------------------------------------ without a judge
+
+
+def craft(
+    attack: Attack,
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    threat: ThreatModel,
+    goal: Goal | None = None,
+    *,
+    gradients: Network | None = None,
+    seed: int = 0,
+    chunk: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Attacks every example of `images` (n, c, h, w) that does not already meet the goal, on a proved lean form.
+
+    What comes back, and which errors are raised, is as `attacks.driver.craft` says, which runs on the network as it
+    is given.
+    """
+    how: dict[str, Any] = {"gradients": gradients, "seed": seed, "chunk": chunk, "progress": progress}
+    return craft_all(attack, network, images, labels, index, [threat], goal, **how)[0]
+
+
+def craft_all(
+    attack: Attack,
+    network: Network,
+    images: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    threats: Sequence[ThreatModel],
+    goal: Goal | None = None,
+    *,
+    gradients: Network | None = None,
+    seed: int = 0,
+    chunk: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Outcome]:
+    """`craft` for several threat models of one norm and access: one Outcome each."""
+    on = prove_for(attack, network, images, index, threats, seed=seed)
+    source = None if gradients is None else prove_for(attack, gradients, images, index, threats, seed=seed)
+    how: dict[str, Any] = {"source": source, "seed": seed, "chunk": chunk, "progress": progress}
+    return [made.outcome for made in craft_on(on, attack, images, labels, index, threats, goal, **how)]
