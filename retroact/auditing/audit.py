@@ -41,7 +41,7 @@ from retroact.auditing.battery import (
     parties,
 )
 from retroact.auditing.indicators import Glance, Reading, indicators
-from retroact.auditing.verdict import MARGIN, Verdict, counted, judge
+from retroact.auditing.verdict import MARGIN, Counts, Verdict, counted, judge
 from retroact.doors import check_images, check_labels, warn_of_probabilities
 from retroact.evaluation.evaluate import Examples, decide, described
 from retroact.evaluation.proof import Proved
@@ -161,7 +161,10 @@ def audit(
     how: dict[str, Any] = {"classes": classes, "seed": seed, "chunk": chunk, "progress": stage}
     with evaluating(twin, defended):  # here, so that neither side switches the other's network back
         before, after = _of_both(lambda party: spent(party, data, threat, claimed, **how), both, workers)
-    counts = counted(*((getattr(before, w), getattr(after, w)) for w in ("clean", "claimed", "verified")))
+    counts = _counts(before, after)
+    if not spent.queries and counts.interval[0] > 0:  # nothing is GENUINE that no control has seen
+        after = spent.controlled(after, both[1], data, threat, seed, chunk)
+        counts = _counts(before, after)
     doubter = _Doubter(both[1], after, data, threat, spent, classes, seed, chunk)
     doubts = doubter.doubts(readings, counts.verified_gain)
     stage()
@@ -179,6 +182,10 @@ def audit(
         curves=curves,
         pedigree=_pedigree(both, seed, before, after),
     )
+
+
+def _counts(before: Side, after: Side) -> Counts:
+    return counted(*((getattr(before, w), getattr(after, w)) for w in ("clean", "claimed", "verified")))
 
 
 def _spent(battery: Battery | Literal["quick", "thorough"] | None) -> Battery:
@@ -324,10 +331,21 @@ class _Doubter:
 
     def doubts(self, readings: Sequence[Reading], gain: float) -> list[str]:
         """The reasons, each as a clause."""
-        found = [*self._controls(), *self._unanswered(readings, gain)]
+        found = [*self._dead(), *self._controls(), *self._unanswered(readings, gain)]
         if self.battery.queries:
             found += [*self._doubling(), *self._rising()]
         return [*found, *self._unbounded()]
+
+    def _dead(self) -> Iterator[str]:
+        """Where the loss has no gradient at all, attacks that follow it see nothing, and stand for nothing."""
+        sample = self._some(self.side.clean, self.battery.points)
+        if sample is None:
+            return
+        guide = chosen_guide(self.party, self.side)
+        on = self.party.folded if guide is None else guide
+        dead = Glance(on, sample.images, sample.labels, sample.index, self.threat, self.seed).dead
+        if dead > _DEAD:
+            yield f"the gradient is exactly zero at {100 * dead:.0f} % of the points: give surrogate="
 
     def _controls(self) -> Iterator[str]:
         n = len(self.side.clean)
@@ -392,6 +410,7 @@ class _Doubter:
 
 _POINT = 0.01  # of accuracy: what controls and doubled attacks may move
 _RISING = 0.10
+_DEAD = 0.10  # of the points, without a gradient
 
 
 @dataclass(frozen=True)

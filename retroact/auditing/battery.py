@@ -101,6 +101,16 @@ class Battery:
         progress()
         return siege.ended(under_claim)
 
+    def controlled(
+        self, side: Side, party: Party, data: Examples, threat: ThreatModel, seed: int = 0, chunk: int | None = None
+    ) -> Side:
+        """The side after the controls, also where the battery itself runs none: what they fell counts."""
+        siege = Siege(party.net.network, data, threat, seed, chunk)
+        siege.stands, siege.felled_by = side.verified.copy(), side.felled_by.copy()
+        siege.runs, siege.fallen = list(side.runs), list(side.fallen)
+        _controls(siege, party, replace(self, queries=self.queries or Battery.queries, sample=2 * self.sample))
+        return siege.ended(side.claimed)
+
     def again(self, siege: Siege, party: Party, guide: Proved, name: str, classes: int) -> None:
         """The rounds, until one fells nothing: so to spend more still would find next to nothing."""
         for turn in range(1, self.rounds + 1):
@@ -126,7 +136,7 @@ class Battery:
 
 
 QUICK = Battery(steps=10, targets=3, targeted_steps=15, finish=45, trial_steps=0, sample=24, queries=0, points=100)
-"""The decisive attacks alone, for a first answer."""
+"""The decisive attacks alone, for a first answer; the controls only before it says GENUINE."""
 
 THOROUGH = Battery(rounds=8)
 """Begins anew until a round fells nothing, so that more of the same would find little."""

@@ -59,12 +59,22 @@ class Glance:
         return self._gradient(self.x, cross_entropy)
 
     @cached_property
+    def uphill(self) -> _Pass:
+        """The margin loss and its gradient at the clean points."""
+        return self._gradient(self.x, margin)
+
+    @property
+    def dead(self) -> float:
+        """Share of points at which the margin loss, which nothing saturates, has a gradient of exactly zero."""
+        return _share((self.uphill.gradient == 0).flatten(1).all(1))
+
+    @cached_property
     def prediction_errors(self) -> Tensor:
         """How far a step of `SHARE` · eps up the margin loss changes it, over the first-order prediction, (m,).
 
         NaN where nothing is predicted, which is another indicator's business.
         """
-        before, gradient, *_ = self._gradient(self.x, margin)
+        before, gradient, *_ = self.uphill
         step = project(self.x + SHARE * self.threat.eps * steepest(gradient, self.threat.norm), self.x, self.threat)
         predicted = (gradient * (step - self.x)).flatten(1).sum(1)
         change = margin(self._logits(step), Aim(self.y)) - before

@@ -68,7 +68,7 @@ def test_momentum_climbs_each_form_for_its_part_and_begins_anew_with_each_start(
 
 
 def test_a_lean_copy_still_takes_its_forms_in_turn():
-    net = lean(Annealed([nn.Linear(1, 1), nn.Linear(1, 1)]))
+    net = lean(Annealed([nn.Linear(1, 1), nn.Linear(1, 1)]), torch.rand(2, 1))
     x = torch.ones(1, 1)
     for share, form in ((0.0, 0), (0.9, 1)):
         net.progress(share)

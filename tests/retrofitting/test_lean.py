@@ -8,7 +8,7 @@ from torch import nn
 
 from retroact.nets.zoo import NETWORKS
 from retroact.retrofitting.activations import JumpReLU
-from retroact.retrofitting.lean import forms
+from retroact.retrofitting.lean import forms, lean
 from retroact.retrofitting.surgery import retrofit
 
 
@@ -26,12 +26,6 @@ def worn(net):
 
 def norms(net):
     return sum(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in net.modules())
-
-
-def lean(net, x=None):
-    """The leanest form of a net."""
-    x = torch.rand(2, *net.shape) if x is None else x
-    return forms(net, x)[0](net)
 
 
 @torch.no_grad()
@@ -109,6 +103,8 @@ def test_a_net_that_cannot_be_copied_has_no_form():
             raise RuntimeError("no copies")
 
     assert forms(Stubborn(), torch.rand(2, 3)) == []
+    net = Stubborn()
+    assert lean(net, torch.rand(2, 3)) is net
 
 
 class _Norms(nn.Module):

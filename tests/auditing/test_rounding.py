@@ -1,0 +1,51 @@
+"""What is rounded has no gradient, and an audit that follows gradients does not call it GENUINE."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import retroact as ra
+from retroact.auditing.battery import QUICK
+
+
+class Rounded(nn.Module):
+    """The net with its input, each activation's output, or its logits rounded to a grid."""
+
+    def __init__(self, net: nn.Module, what: str, grid: float) -> None:
+        super().__init__()
+        self.net, self.what, self.grid = net, what, grid
+        if what == "activations":
+            for module in net.modules():
+                if isinstance(module, nn.ReLU):
+                    module.register_forward_hook(lambda m, args, out: self.round(out))
+
+    def round(self, x: Tensor) -> Tensor:
+        return torch.round(x / self.grid) * self.grid
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.net(self.round(x) if self.what == "input" else x)
+        return self.round(logits) if self.what == "logits" else logits
+
+
+@pytest.mark.parametrize(
+    ("what", "grid"), [("logits", 0.01), ("logits", 0.5), ("input", 1 / 255), ("activations", 0.25)]
+)
+@pytest.mark.parametrize("name", ["digits-cnn", "lenet-mnist"])
+def test_rounding_is_never_genuine(name, what, grid):
+    data = ra.data({"digits-cnn": "digits[:60]", "lenet-mnist": "mnist[:60]"}[name])
+    made = ra.audit(ra.load(name), Rounded(ra.load(name), what, grid), data, ra.Linf(0.1), battery=QUICK)
+    assert made.verdict.effect in ("ABSTAINED", "HARMFUL"), str(made)
+    assert any("exactly zero" in doubt for doubt in made.verdict.doubts), str(made)
+
+
+def test_quick_says_genuine_only_after_its_controls():
+    net, threat = ra.load("digits-cnn"), ra.Linf(0.1)
+    recipe = ra.Hardening(learn="all", steps=60, batch=128, lr=0.003)
+    robust = ra.harden(net, ra.data("digits/train"), threat, recipe).net
+    made = ra.audit(net, robust, ra.data("digits[:120]"), threat, battery=QUICK)
+    assert made.verdict.effect == "GENUINE" and not made.verdict.doubts
+    controls = [run.title for run in made.retrofit.runs if run.role == "control"]
+    assert controls == ["APGD, transfer", "Square"]
+    assert not any(run.role == "control" for run in made.twin.runs)
+    same = ra.audit(net, net, ra.data("digits[:60]"), threat, battery=QUICK)
+    assert not any(run.role == "control" for run in same.retrofit.runs)
