@@ -10,10 +10,11 @@ import pytest
 import retroact
 
 HOUSE = Path(retroact.__file__).parent
-EVERYONES = {"spec", "doors"}
+EVERYONES = {"spec", "doors", "ground"}
 MAY_IMPORT: dict[str, set[str]] = {
     "spec": set(),
     "doors": set(),
+    "ground": set(),
     "nets": set(),
     "retrofitting": set(),
     "attacks": set(),

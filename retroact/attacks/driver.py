@@ -19,6 +19,7 @@ from torch import Tensor
 from retroact.attacks.goals import Aim, Goal, Untargeted
 from retroact.attacks.oracle import Network, Oracle, device_of, dtype_of, evaluating
 from retroact.attacks.threat import SLACK, Access, Norm, ThreatModel, allows
+from retroact.ground import neutral
 
 T = TypeVar("T")
 
@@ -140,6 +141,7 @@ def craft(
     )[0]
 
 
+@neutral()
 def craft_all(
     attack: Attack,
     network: Network,

@@ -45,6 +45,7 @@ from retroact.auditing.verdict import MARGIN, Counts, Verdict, counted, judge
 from retroact.doors import check_images, check_labels, warn_of_probabilities
 from retroact.evaluation.evaluate import Examples, decide, described
 from retroact.evaluation.proof import Proved
+from retroact.ground import neutral
 from retroact.spec import show
 
 CLAIMED = PGD(steps=40, relative_step=1 / 30)
@@ -121,6 +122,7 @@ class Audit:
         }
 
 
+@neutral()
 def audit(
     twin: Network,
     defended: Network,

@@ -21,6 +21,7 @@ from retroact.attacks.threat import ThreatModel
 from retroact.doors import check_images, check_labels, warn_of_probabilities
 from retroact.evaluation.proof import Crafted, Proved, craft_on, prove_for
 from retroact.evaluation.record import Record
+from retroact.ground import neutral
 
 
 class Examples(Protocol):
@@ -71,6 +72,7 @@ def evaluate(
     )[0]
 
 
+@neutral()
 def evaluate_all(
     network: Network,
     data: Examples,
@@ -142,6 +144,7 @@ def decided(logits: Tensor) -> Tensor:
     return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
 
 
+@neutral()
 def decide(network: Network, images: Tensor, *, chunk: int | None = None, labels: Tensor | None = None) -> Tensor:
     """The decided class of each image, int64 (n,) on the CPU; −1 where a logit is NaN or infinite.
 

@@ -29,6 +29,7 @@ from retroact.attacks.goals import Aim, Goal, Untargeted
 from retroact.attacks.noise import normal, uniform
 from retroact.attacks.oracle import Network, device_of, dtype_of, evaluating, in_float
 from retroact.attacks.threat import ThreatModel
+from retroact.ground import neutral
 from retroact.retrofitting.lean import Form, forms
 from retroact.spec import is_spec, show
 
@@ -414,6 +415,7 @@ def craft(
     return craft_all(attack, network, images, labels, index, [threat], goal, **how)[0]
 
 
+@neutral()
 def craft_all(
     attack: Attack,
     network: Network,

@@ -18,6 +18,7 @@ from retroact.attacks.pgd import PGD
 from retroact.attacks.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples, evaluate
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy, worst_case
+from retroact.ground import neutral
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import show
 
@@ -86,6 +87,7 @@ class Tuning:
         )
 
 
+@neutral()
 def tune(
     network: nn.Module,
     kind: Any,

@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from retroact.ground import neutral
 from retroact.retrofitting.sites import Example, copied, example_for, trial
 
 CHUNK = 256
@@ -41,6 +42,7 @@ class Exported:
     agreement: float
 
 
+@neutral()
 def export(
     net: nn.Module, path: str | Path, example: Example | None = None, *, images: Tensor | None = None
 ) -> Exported:

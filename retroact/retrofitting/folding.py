@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from retroact.ground import neutral
 from retroact.retrofitting.activations import (
     ChannelShift,
     JumpReLU,
@@ -66,6 +67,7 @@ class FoldError(ValueError):
     """The net has no folded twin: a slope meets an operation that it cannot be moved through."""
 
 
+@neutral()
 def fold(net: nn.Module, *, scaled: bool = True) -> nn.Module:
     """A copy of a retrofitted net without slopes that computes the same function in eval mode.
 

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from retroact.ground import neutral
 from retroact.retrofitting.activations import Activation, ReLU
 from retroact.retrofitting.installed import installed
 
@@ -120,6 +121,7 @@ def sites(net: nn.Module, example: Example | None = None, *, also: tuple[str, ..
     return survey(net, example, also=also).sites
 
 
+@neutral()
 def survey(net: nn.Module, example: Example | None = None, *, also: tuple[str, ...] = ()) -> Survey:
     """Runs a copy of the net on the example and lists the activation calls it makes."""
     refuse_what_cannot_be_read(net, also)

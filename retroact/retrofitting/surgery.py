@@ -22,6 +22,7 @@ import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
+from retroact.ground import neutral
 from retroact.retrofitting.activations import Activation, PerSite, ReLU, SReLU, is_activation
 from retroact.retrofitting.installed import Installed, installed
 from retroact.retrofitting.rerouting import Rerouting, reroutings
@@ -77,6 +78,7 @@ class Retrofit:
                 "wrap a function of your own in a spec with at, surrogate, jump and neutral"
             )
 
+    @neutral()
     def __call__(self, net: nn.Module, example: Example | None = None) -> nn.Module:
         """The retrofitted copy; raises as `retrofit` says."""
         _refuse_twice(net)
@@ -114,6 +116,7 @@ def retrofit(
     return Retrofit(activation, _as_text(sites), tuple(also), tuple(allow))(net, example)
 
 
+@neutral()
 def refit(net: nn.Module, activation: Activation) -> nn.Module:
     """A copy of a retrofitted net with another activation at the same sites, without surveying it again."""
     if getattr(net, "retrofit", None) is None:

@@ -30,6 +30,7 @@ from retroact.attacks.oracle import in_float
 from retroact.attacks.threat import ThreatModel
 from retroact.evaluation.evaluate import decide
 from retroact.evaluation.proof import prove
+from retroact.ground import neutral
 from retroact.nets.data import Images
 from retroact.retrofitting.activations import (
     Activation,
@@ -121,6 +122,7 @@ class Hardened:
         )
 
 
+@neutral()
 def harden(
     net: nn.Module,
     train: Images,

@@ -1,0 +1,189 @@
+"""A result does not depend on what the caller's program has set, and nothing that it has set is changed."""
+
+import random
+import threading
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import retroact as ra
+from retroact.ground import neutral
+
+EPS = ra.Linf(0.1)
+
+
+def small():
+    """A net with a norm and a dropout, in train mode, on images that it decides in several ways."""
+    torch.manual_seed(0)
+    body = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(144, 5)
+    )
+    return ra.Classifier(body, shape=(1, 8, 8)).train()
+
+
+def images(split=""):
+    x = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float32, device="cpu")
+    net = small().eval()
+    with torch.inference_mode(False), torch.no_grad():
+        net.module[-1].bias -= net(x).median(0).values
+        return ra.Images.of(x, net(x).argmax(1), split=split)
+
+
+def flat(record):
+    return [v.tobytes() for v in record.facts().values()]
+
+
+TRAIN = images("train")
+
+
+def hardened(net):
+    """The bits of what two steps make of a net."""
+    made = ra.harden(net, TRAIN, EPS, recipe=ra.Hardening(learn="norms", steps=2)).net
+    return [v.detach().numpy().tobytes() for v in made.state_dict().values()]
+
+
+JOBS = {
+    "PGD": lambda net, d: flat(ra.evaluate(net, d, ra.PGD(steps=3), EPS)),
+    "DeepFool": lambda net, d: flat(ra.evaluate(net, d, ra.DeepFool(steps=5), ra.L2(1.0))),
+    "TrustRegion": lambda net, d: flat(ra.evaluate(net, d, ra.TrustRegion(steps=5), ra.L2(1.0))),
+    "FMN": lambda net, d: flat(ra.evaluate(net, d, ra.FMN(steps=5), ra.L2(1.0))),
+    "DDN": lambda net, d: flat(ra.evaluate(net, d, ra.DDN(steps=5), ra.L2(1.0))),
+    "CarliniWagner": lambda net, d: flat(ra.evaluate(net, d, ra.CarliniWagner(steps=5), ra.L2(1.0))),
+    "Square": lambda net, d: flat(ra.evaluate(net, d, ra.Square(queries=10), EPS)),
+    "APGD": lambda net, d: flat(ra.evaluate(net, d, ra.APGD(steps=5), EPS)),
+    "Foolbox": lambda net, d: flat(ra.evaluate(net, d, ra.Foolbox("LinfPGD", steps=2), EPS)),
+    "audit": lambda net, d: str(ra.audit(net, ra.retrofit(net, ra.JumpReLU(0.1)), d, EPS, battery="quick")),
+    "harden": lambda net, d: hardened(net),
+    "tune": lambda net, d: str(ra.tune(net, ra.JumpReLU, d, EPS, grid=[0.1])),
+    "retrofit": lambda net, d: str(ra.retrofit(net, ra.JumpReLU(0.1)).retrofit),
+    "fold": lambda net, d: float(ra.fold(ra.retrofit(net, ra.SReLU(2.0))).logit_scale),
+}
+
+
+@contextmanager
+def double():
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+WORLDS = {
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "float64 by default": double,
+    "another device by default": lambda: torch.device("meta"),
+}
+
+
+def told():
+    """All that a program may have set, and that must not change."""
+    return {
+        "grad": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "dtype": torch.get_default_dtype(),
+        "device": str(torch.get_default_device()),
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "numpy": np.random.get_state()[1].tobytes(),
+        "python": random.getstate(),
+        "threads": torch.get_num_threads(),
+        "call": (nn.Module.__call__, nn.Module.__getattr__),
+    }
+
+
+def of(net):
+    return [
+        (m.training, len(m._forward_hooks), len(m._forward_pre_hooks), m._parameters.keys()) for m in net.modules()
+    ] + [(p.requires_grad, p.grad, p.detach().numpy().tobytes()) for p in net.parameters()]
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return {name: job(small(), images()) for name, job in JOBS.items()}
+
+
+@pytest.mark.parametrize("job", JOBS)
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_result_is_the_same_in_any_world_and_leaves_it_as_it_was(world, job, expected):
+    net, data = small(), images()
+    torch.manual_seed(5), np.random.seed(6), random.seed(7)
+    of_net = of(net)
+    with WORLDS[world]():
+        before = told()
+        found = JOBS[job](net, data)
+        after = told()
+    assert found == expected[job]
+    assert after == before and of(net) == of_net
+
+
+class Fails(nn.Module):
+    """Fails in the middle of an attack, in train mode before and after."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.net, self.calls, self.after = small(), 0, after
+
+    def forward(self, x):
+        self.calls += 1
+        if self.calls > self.after:
+            torch.manual_seed(99), torch.set_default_dtype(torch.float64)
+            raise RuntimeError("in the middle")
+        return self.net(x)
+
+
+@pytest.mark.parametrize("after", [0, 1, 4])
+def test_an_exception_leaves_the_world_as_it_was(after):
+    net, data = Fails(after), images()
+    with double(), torch.no_grad():
+        before, flags = told(), [m.training for m in net.modules()]
+        with pytest.raises((RuntimeError, ValueError), match="in the middle"):
+            ra.audit(net, net, data, EPS, battery="quick")
+        net.calls = 0
+        with pytest.raises(RuntimeError, match="in the middle"):
+            ra.evaluate(net, data, ra.PGD(steps=50), EPS)
+        assert told() == before and [m.training for m in net.modules()] == flags
+
+
+def test_the_last_block_puts_back_what_the_first_found():
+    torch.manual_seed(3)
+    state, first_in, second_in = torch.get_rng_state(), threading.Event(), threading.Event()
+
+    def other():
+        first_in.wait()
+        with neutral():
+            second_in.set()
+            torch.rand(3)
+
+    beside = threading.Thread(target=other)
+    beside.start()
+    with neutral():
+        first_in.set()
+        second_in.wait()
+        torch.rand(5)
+    beside.join()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Noisy(nn.Module):
+    """Draws in eval mode, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = small()
+
+    def forward(self, x):
+        return self.net(x + 0.05 * torch.randn_like(x))
+
+
+def test_what_a_network_draws_depends_on_no_generator_of_the_caller():
+    data, found = images(), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(flat(ra.evaluate(Noisy(), data, ra.PGD(steps=3), EPS)))
+    assert found[0] == found[1]
