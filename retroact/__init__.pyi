@@ -80,6 +80,7 @@ from retroact.retrofitting.activations import Tanh as Tanh
 from retroact.retrofitting.activations import write_shifts as write_shifts
 from retroact.retrofitting.export import export as export
 from retroact.retrofitting.folding import fold as fold
+from retroact.retrofitting.sites import left_alone as left_alone
 from retroact.retrofitting.sites import sites as sites
 from retroact.retrofitting.surgery import Retrofit as Retrofit
 from retroact.retrofitting.surgery import refit as refit

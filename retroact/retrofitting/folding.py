@@ -29,9 +29,9 @@ from retroact.retrofitting.activations import (
     ReLU,
     Surrogate,
 )
+from retroact.retrofitting.copying import copied
 from retroact.retrofitting.installed import Installed, installed
 from retroact.retrofitting.rerouting import reroutings
-from retroact.retrofitting.sites import copied
 from retroact.retrofitting.tracing import keep_attributes, traced
 
 _LAYERS = (

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from retroact.retrofitting.activations import Activation
@@ -34,15 +35,40 @@ class Installed(nn.Module):
             del self.activation
         self.activation = activation
 
-    def forward(self, z: Tensor) -> Tensor:
+    def forward(self, z: Tensor | None = None, instead_of: tuple[Any, ...] | None = None) -> Tensor:
+        """The new activation of z; or of what a call, recognised by its values, is the old activation of."""
+        if z is None:
+            z = self._input_of(*instead_of)  # type: ignore[misc]
         if not self.overwrites:
             out: Tensor = self.activation(z)
             return out
         # the clone is what autograd keeps; z itself is about to change
         return z.copy_(self.activation(z.clone()))
 
+    def _input_of(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        """The input of a call that is the old activation by its values; runs it, to see whether it still is."""
+        z: Tensor = args[self.site.argument]  # type: ignore[index]
+        if torch.compiler.is_compiling():  # no values there
+            return z
+        before = z.clone() if self.site.inplace else z
+        out = func(*args, **kwargs)
+        if not _is(self.site.own, before, z if out is None else out):  # None: a statement, z[mask] = 0
+            raise RuntimeError(
+                f"activation call {self.site.name!r} was {self.site.own} when the net was retrofitted and is "
+                "none now, as the net takes another path; write it as F.relu, or leave it out of sites="
+            )
+        return z.copy_(before) if self.site.inplace else z
+
     def extra_repr(self) -> str:
         return f"{self.site.name}: {self.activation}" if not isinstance(self.activation, nn.Module) else ""
+
+
+def _is(own: Any, z: Tensor, out: Tensor) -> bool:
+    """Whether out is the net's own activation of z; at the threshold itself a jump may go either way."""
+    if z.shape != out.shape or z.dtype != out.dtype:
+        return False
+    either = (z == own.ramp.kappa) & (out == z)
+    return bool(((own(z) == out) | either | z.isnan()).all())
 
 
 def installed(net: nn.Module) -> dict[str, Installed]:

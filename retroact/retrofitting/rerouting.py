@@ -4,6 +4,9 @@ Two hooks open and close a torch function mode around the forward pass. The mode
 name of its site and sends it to the installed activation. The net keeps its class, attributes and
 state_dict, both branches of an `if` are covered, and autograd sees only the new activation's own
 operations (a dispatch mode would not do: there the derivative is already the old one).
+
+A call that was recognised by its values (`z * (z > 0)`, `z[z <= k] = 0`) is found again as the n-th call of
+its function in its module. It runs first, and is replaced if it still computes what it computed then.
 """
 
 from __future__ import annotations
@@ -17,12 +20,12 @@ from torch.overrides import TorchFunctionMode
 
 from retroact.retrofitting.activations import Activation, PerSite
 from retroact.retrofitting.installed import Installed
+from retroact.retrofitting.recognition import KINDS, Call, recognise
 from retroact.retrofitting.sites import (
-    Call,
     Site,
     Whereabouts,
     activation_modules,
-    recognise,
+    function_name,
     selects_by_name,
 )
 
@@ -60,6 +63,7 @@ class Rerouting:
         self.also = also
         self.where = Whereabouts()
         self.modules: set[str] = set()
+        self.functions = {i.site.name.split("#")[0] for i in put_in.values() if i.site.argument is not None}
         self._open: dict[int, list[_Mode]] = defaultdict(list)
 
     def attach(self, net: nn.Module) -> nn.Module:
@@ -82,13 +86,25 @@ class Rerouting:
             modes.pop().__exit__(None, None, None)
 
     def _answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        call = recognise(getattr(func, "__name__", ""), args, kwargs)
-        if call is None or (call.own is None and call.kind not in self.also):
+        name = function_name(func)
+        call = recognise(name, args, kwargs)
+        if call is None:
+            return self._by_value(name.strip("_"), func, args, kwargs)
+        if call.kind not in self.also and (call.own is None or call.kind == "jumprelu"):
             return func(*args, **kwargs)
         site = self._site(call)
         if site.name not in self.installed and not self._belongs(site):
             return func(*args, **kwargs)
         return self.installed[site.name](call.z)
+
+    def _by_value(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs a call, and replaces its result where it is a site that was recognised by its values."""
+        if name in KINDS or f"{self.where.path}.{name}()".lstrip(".") not in self.functions:
+            return func(*args, **kwargs)
+        put_in = self.installed.get(self.where.name(name, ""))
+        if put_in is None or put_in.site.own is None or put_in.site.argument is None or "out" in kwargs:
+            return func(*args, **kwargs)
+        return put_in(instead_of=(func, args, kwargs))
 
     def _site(self, call: Call) -> Site:
         module = self.where.path if self.where.path in self.modules else ""

@@ -3,65 +3,43 @@
 Counting `nn.ReLU` modules is not enough: one module may be called many times, and most calls are
 functions. So a copy of the net runs on an example, and a dispatch mode sees every tensor operation:
 
-    recognise   one operation and its arguments -> is this a ReLU (with a cap), or another activation?
     Whereabouts which module is running, so that a call gets a name such as "layer1.0.relu"
     survey      runs the copy and lists what it saw; `sites` is the list of what can be replaced
 
-An operation that is not known by name is compared by value: where its output is exactly the ReLU of
-an input, it is one (`torch.where(z > 0, z, 0)`, `z * (z > 0)`), and nothing passes unseen.
+`recognition` says of one operation what it is: by name, or, where it is written by hand, by its values.
+A clamp of the pixels before any layer ran (`clamp(0, 1)`, before or after normalising) is no activation.
 Fused fast paths are off meanwhile: an eval `nn.TransformerEncoderLayer` hides its ReLU in one kernel.
 The net itself never runs: its mode, hooks, buffers and gradients stay as they are.
 """
 
 from __future__ import annotations
 
-import copy
 import fnmatch
 import functools
-import math
+import random
 import re
+import sys
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pickle import PickleError
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from retroact.ground import neutral
 from retroact.retrofitting.activations import Activation, ReLU
+from retroact.retrofitting.copying import copied
 from retroact.retrofitting.installed import installed
+from retroact.retrofitting.recognition import COMPOSED, KINDS, Call, Reader, recognise
 
 Example = Tensor | tuple[Any, ...]
-
-OTHERS = {
-    "celu": "celu",
-    "elu": "elu",
-    "gelu": "gelu",
-    "glu": "glu",
-    "hardshrink": "hardshrink",
-    "hardsigmoid": "hardsigmoid",
-    "hardswish": "hardswish",
-    "leaky_relu": "leaky_relu",
-    "log_sigmoid": "logsigmoid",
-    "log_sigmoid_forward": "logsigmoid",
-    "mish": "mish",
-    "prelu": "prelu",
-    "prelu_kernel": "prelu",
-    "rrelu": "rrelu",
-    "rrelu_with_noise": "rrelu",
-    "selu": "elu",  # arrives as elu with its two constants
-    "sigmoid": "sigmoid",
-    "silu": "silu",
-    "softplus": "softplus",
-    "softshrink": "softshrink",
-    "tanh": "tanh",
-}
-"""Activations that are no ReLU, under the names that functions and operations have for them."""
 
 
 class NoSitesError(ValueError):
@@ -73,9 +51,11 @@ class Site:
     """One call of an activation: where it is, what it is, and what goes in.
 
     `order` counts the calls of one forward pass from 0. `own` is the net's own activation there, or
-    None for a kind that is no ReLU. `kind` is "relu", "gelu", …, or the operation that was recognised by
-    its values. `module` is the path of the activation module that is called, "" for a function.
-    `shape` is that of the input without its batch. `inplace`: the call overwrites its input.
+    None for a kind that is neither ReLU nor JumpReLU. `kind` is "relu", "gelu", …, or the operation that
+    was recognised by its values, "composed" where it takes several. `module` is the path of the activation
+    module that is called, "" for a function. `shape` is that of the input without its batch. `inplace`:
+    the call overwrites its input. `argument`: which argument of its function the input is, for a call that
+    was recognised by its values; its name counts every call of that function in its module.
     """
 
     name: str
@@ -85,16 +65,7 @@ class Site:
     module: str = ""
     shape: tuple[int, ...] = ()
     inplace: bool = False
-
-
-@dataclass(frozen=True)
-class Call:
-    """One activation call as `recognise` reads it: its kind, its input, the net's own activation."""
-
-    kind: str
-    z: Tensor
-    own: Activation | None
-    inplace: bool = False
+    argument: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,38 +74,61 @@ class Survey:
 
     `installed` names the calls of activations that a retrofit has already put in. `depth` is the number
     of wrappers with one `.module` (a classifier, DataParallel) around all of it; names start inside.
+    `on_pixels` are clamps of the image before any layer ran, which are no activations.
     """
 
     sites: tuple[Site, ...]
     left_alone: tuple[Site, ...]
     installed: tuple[str, ...]
     depth: int
+    on_pixels: tuple[Site, ...] = ()
 
 
 def sites(net: nn.Module, example: Example | None = None, *, also: tuple[str, ...] = ()) -> tuple[Site, ...]:
     """Every activation call of one eval forward pass that a retrofit can replace, in order.
 
     `example` is an input, or a tuple of inputs; by default seeded uniform noise of shape (2, *net.shape).
-    `also` names kinds beyond ReLU to be counted: "gelu", "silu", … Raises ValueError where the net says
-    no shape and no example is given, and where the net is TorchScript or compiled.
+    `also` names kinds beyond ReLU to be counted: "gelu", "silu", …, and "jumprelu" for jumps of the net's
+    own. Raises ValueError where the net says no shape and no example is given, and where the net is sealed
+    (TorchScript, quantised, exported); TypeError for what is no module.
     """
     return survey(net, example, also=also).sites
+
+
+def left_alone(net: nn.Module, example: Example | None = None) -> dict[str, int]:
+    """How often one forward pass calls each kind of activation that a retrofit leaves: {"gelu": 17}.
+
+    Of a retrofitted net that is what its retrofit left, kinds and sites that were not chosen, as its
+    `.left_alone` says; of any other net what `retrofit` would leave by default. Kinds are counted wherever
+    they are called, so the sigmoid of a gate counts too. Raises as `sites` does.
+    """
+    said = [m for m in _unwrapped(net) if isinstance(getattr(m, "left_alone", None), dict)]
+    return dict(said[0].left_alone) if said else counted(survey(net, example).left_alone)  # type: ignore[arg-type]
+
+
+def counted(calls: tuple[Site, ...]) -> dict[str, int]:
+    """How many calls there are of each kind, the most frequent first."""
+    return dict(Counter(site.kind for site in calls).most_common())
 
 
 @neutral()
 def survey(net: nn.Module, example: Example | None = None, *, also: tuple[str, ...] = ()) -> Survey:
     """Runs a copy of the net on the example and lists the activation calls it makes."""
     refuse_what_cannot_be_read(net, also)
-    seen, put_in = _probe(copied(net).eval(), example_for(net, example))
-    depth = _wrappers(net, [s.name for s in seen])
+    work = copied(net).eval()
+    seen, on_pixels, put_in = _probe(work, example_for(net, example))
+    if not seen and not put_in:  # a net of nothing but a ReLU on its input
+        seen = [s for s in on_pixels if s.own == ReLU()]
+    depth = _wrappers(work, [s.name for s in seen])
     prefix = len("module.") * depth
     inner = [replace(s, name=s.name[prefix:], module=s.module[prefix:]) for s in seen]
-    chosen = [s for s in inner if s.own is not None or s.kind in also]
+    chosen = [s for s in inner if s.kind in also or (s.own is not None and s.kind != "jumprelu")]
     return Survey(
         sites=tuple(replace(s, order=i) for i, s in enumerate(chosen)),
-        left_alone=tuple(s for s in inner if s.own is None and s.kind not in also),
+        left_alone=tuple(s for s in inner if s not in chosen),
         installed=tuple(put_in),
         depth=depth,
+        on_pixels=tuple(replace(s, name=s.name.removeprefix("module." * depth)) for s in on_pixels),
     )
 
 
@@ -152,120 +146,36 @@ def example_for(net: nn.Module, example: Example | None) -> tuple[Any, ...]:
             f"{type(net).__name__} does not say the shape of its input; pass example=, "
             "a batch of two of its inputs, such as example=torch.rand(2, 3, 32, 32)"
         )
-    like = next((p for p in net.parameters() if p.is_floating_point()), torch.empty(0))
-    noise = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0))
-    return (noise.to(device=like.device, dtype=like.dtype),)
+    like = next((p for p in net.parameters() if p.is_floating_point()), None)
+    cpu = torch.Generator(device="cpu").manual_seed(0)
+    noise = torch.rand((2, *shape), generator=cpu, dtype=torch.float32, device="cpu")
+    return (noise if like is None else noise.to(device=like.device, dtype=like.dtype),)
+
+
+def fresh(inputs: Any) -> Any:
+    """Copies of the tensors in an example, for a trial run that may write to them."""
+    return pytree.tree_map_only(Tensor, lambda t: t.detach().clone(), inputs)
 
 
 def refuse_what_cannot_be_read(net: nn.Module, also: tuple[str, ...] = ()) -> None:
     """Raises ValueError or TypeError for nets whose calls are sealed, and for an unknown kind in `also`."""
+    if type(net).__name__ == "ExportedProgram":
+        raise TypeError("the net is exported, its calls are sealed; retrofit the Python net it was made from")
     if not isinstance(net, nn.Module):
-        raise TypeError(f"expected an nn.Module, got {type(net).__name__}; wrap the function in a module")
+        raise TypeError(
+            f"expected an nn.Module, got {type(net).__name__}; wrap the function in a module whose forward "
+            "calls it and whose attributes are the nets that it uses"
+        )
     if any(isinstance(m, torch.jit.ScriptModule) for m in net.modules()):
         raise ValueError("the net is TorchScript, whose calls are sealed; retrofit the Python net it was made from")
-    if any(hasattr(m, "_orig_mod") for m in net.modules()):
-        raise ValueError("the net is compiled; retrofit it first and compile the result")
-    unknown = [kind for kind in also if kind not in OTHERS.values() and kind != "hardtanh"]
+    if any(_is_exported(m) for m in net.modules()):
+        raise ValueError("the net is exported, its calls are sealed; retrofit the Python net it was made from")
+    if any(_is_quantised(m) for m in net.modules()):
+        raise ValueError("the net is quantised, its ReLUs lie inside integer kernels; retrofit the float net first")
+    unknown = [kind for kind in also if kind not in KINDS]
     if unknown:
-        known = ", ".join(sorted({*OTHERS.values(), "hardtanh"}))
+        known = ", ".join(sorted(KINDS))
         raise ValueError(f"also={also}: expected kinds of activations ({known}), got {unknown[0]!r}")
-
-
-def copied(net: nn.Module) -> nn.Module:
-    """A deep copy; ValueError where the net holds tensors that cannot be copied."""
-    try:
-        return copy.deepcopy(net)
-    except (RuntimeError, TypeError, PickleError) as e:
-        raise ValueError(f"{type(net).__name__} cannot be copied: {e}; load its weights into a fresh net") from e
-
-
-# ------------------------------------------------------------------------------------- recognition
-
-
-def recognise(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Call | None:
-    """Reads one call, of a torch function or of an operation, as an activation; None where it is none."""
-    if "out" in kwargs or not (args or "input" in kwargs):
-        return None
-    inplace = bool(kwargs.get("inplace")) or name.endswith("_")
-    z, *rest = args or (kwargs["input"],)
-    said = {word: value for word, value in kwargs.items() if word not in ("inplace", "input")}
-    name = name.strip("_")
-    if name in ("maximum", "max", "fmax"):
-        z, rest, said = _beside_zero(z, *rest, **said), [], {}
-    if not isinstance(z, Tensor) or not z.is_floating_point():  # clamp(min=0) of an index is none
-        return None
-    if name in OTHERS:
-        return Call(OTHERS[name], z, None, inplace)
-    reader = _READERS.get(name)
-    return None if reader is None else reader(z, inplace, *rest, **said)
-
-
-def _relu(z: Tensor, inplace: bool, *_: Any, **__: Any) -> Call:
-    return Call("relu", z, ReLU(), inplace)
-
-
-def _relu6(z: Tensor, inplace: bool, *_: Any, **__: Any) -> Call:
-    return Call("relu", z, ReLU(6.0), inplace)
-
-
-def _hardtanh(z: Tensor, inplace: bool, min_val: Any = -1.0, max_val: Any = 1.0, *_: Any, **__: Any) -> Call:
-    own = ReLU(float(max_val)) if min_val == 0 and max_val > 0 else None
-    return Call("relu" if own else "hardtanh", z, own, inplace)
-
-
-def _threshold(z: Tensor, inplace: bool, threshold: Any, value: Any, *_: Any, **__: Any) -> Call | None:
-    return Call("relu", z, ReLU(), inplace) if threshold == 0 and value == 0 else None
-
-
-def _clamp(z: Tensor, inplace: bool, min: Any = None, max: Any = None, **_: Any) -> Call | None:
-    low, high = _number(min), math.inf if max is None else _number(max)
-    if low != 0 or high is None or high <= 0:
-        return None
-    return Call("relu", z, ReLU(float(high)), inplace)
-
-
-_READERS: dict[str, Any] = {
-    "relu": _relu,
-    "relu6": _relu6,
-    "hardtanh": _hardtanh,
-    "threshold": _threshold,
-    "clamp": _clamp,
-    "clip": _clamp,
-    "clamp_min": _clamp,
-    "maximum": _relu,
-    "max": _relu,
-    "fmax": _relu,
-}
-
-
-def _beside_zero(one: Any, other: Any = None, *_: Any, **__: Any) -> Tensor | None:
-    """The z of maximum(z, 0) and of maximum(0, z)."""
-    if not (isinstance(one, Tensor) and isinstance(other, Tensor)):
-        return None
-    if _number(other) == 0:
-        return one
-    return other if _number(one) == 0 else None
-
-
-def _number(value: Any) -> float | None:
-    """The number that a bound is, also where it is given as a tensor of equal numbers."""
-    if not isinstance(value, Tensor):
-        return value if isinstance(value, int | float) else None
-    if value.numel() == 0 or bool((value != value.flatten()[0]).any()):
-        return None
-    return float(value.flatten()[0])
-
-
-def _by_value(name: str, args: tuple[Any, ...], out: Any) -> Call | None:
-    """A ReLU in another spelling: the output is exactly max(0, z) for an input z of both signs."""
-    if not isinstance(out, Tensor) or not out.is_floating_point():
-        return None
-    for z in args:
-        if not isinstance(z, Tensor) or z.shape != out.shape or z.dtype != out.dtype:
-            continue
-        if bool((z < 0).sum() >= 4) and bool((z > 0).sum() >= 4) and torch.equal(out, z.clamp(min=0)):
-            return Call(name, z, ReLU())
-    return None
 
 
 # --------------------------------------------------------------------------------------- selection
@@ -309,6 +219,18 @@ def _hits(found: tuple[Site, ...], part: str) -> list[Site]:
 
 
 _ORDER = re.compile(r"-?\d+|(-?\d+)?:(-?\d+)?")
+
+
+def _is_exported(m: nn.Module) -> bool:
+    graph = getattr(m, "graph", None)
+    return isinstance(graph, fx.Graph) and any(isinstance(n.target, torch._ops.OpOverload) for n in graph.nodes)
+
+
+def _is_quantised(m: nn.Module) -> bool:
+    """Whether activations are integers in there; dynamic quantisation leaves them floats but where it fuses."""
+    home = type(m).__module__.split(".")
+    of_weights = "dynamic" in home or "PackedParams" in type(m).__name__
+    return "quantized" in home and ("intrinsic" in home or not of_weights)
 
 
 # ------------------------------------------------------------------------------------- where it is
@@ -380,25 +302,35 @@ def activation_modules(net: nn.Module) -> set[str]:
 
 
 class Probe(TorchDispatchMode):
-    """Sees every operation and keeps the activation calls; torch's modes are entered by inheritance only."""
+    """Sees every operation and keeps the activation calls; torch's modes are entered by inheritance only.
 
-    def __init__(self, note: Any) -> None:
+    `note(call, out, on_pixels)` is told of each; `inputs` are what the net is about to be given.
+    """
+
+    def __init__(self, note: Any, inputs: Any) -> None:
         super().__init__()
         self.note = note
+        self.reader = Reader(inputs)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         return False  # nothing is compiled in here, and torch would import its compiler to say so: a second and a half
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
+        kwargs, read = kwargs or {}, self.reader
         name = func.overloadpacket.__name__
-        call, before = recognise(name, args, kwargs), _before(func, args)
+        call, before = recognise(name, args, kwargs, values=True), _before(func, args)
+        if call is not None and read.looks_past(call, args):
+            call = None
         out = func(*args, **kwargs)
-        if call is None:
-            call = _by_value(name.strip("_"), before, out)
+        name = name.strip("_") if name[-1] == "_" else name
+        call = call or read.read(name, args, before, out, func._schema.is_mutable)
         if call is not None:
-            self.note(call, out)
+            z = next((b for a, b in zip(args, before, strict=True) if a is call.z), call.z)
+            self.note(call, out, read.is_on_pixels(call, z, out))
+        read.follow(name, args, before, out)
+        if call is not None:
+            read.found(call, out)
         return out
 
 
@@ -408,22 +340,52 @@ def _before(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
 
 
-def _probe(net: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[Site], list[str]]:
-    """The activation calls of a net that may be hooked at will, and those of a retrofit by name."""
+class _Functions(TorchFunctionMode):
+    """Knows which torch function is running, as rerouting will see it, and which call of it that is."""
+
+    def __init__(self, where: Whereabouts) -> None:
+        super().__init__()
+        self.where = where
+        self.running: list[tuple[str, tuple[Any, ...]]] = [("", ())]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = function_name(func)
+        known = recognise(name, args, kwargs or {}) is not None or name.strip("_") in KINDS
+        self.running.append(("" if known else self.where.name(name.strip("_"), ""), args))
+        try:
+            return func(*args, **(kwargs or {}))
+        finally:
+            self.running.pop()
+
+
+def function_name(func: Any) -> str:
+    """What a torch function is called: "relu", also for a method and for an operation in one overload."""
+    return str(getattr(func, "__name__", "")).split(".")[0]
+
+
+def _probe(net: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[Site], list[Site], list[str]]:
+    """The activation calls of a net that may be hooked at will, those on pixels, those of a retrofit by name."""
     seen: list[Site] = []
-    where, modules, (put_in, inside) = Whereabouts(), activation_modules(net), _watched(net)
-    where.attach(net)
+    on_pixels: list[Site] = []
+    with trial():
+        where, modules, (put_in, inside) = Whereabouts(), activation_modules(net), _watched(net)
+        where.attach(net)
+        functions = _Functions(where)
 
-    def note(call: Call, _: Any) -> None:
-        if inside:
-            return
-        module = where.path if where.path in modules else ""
-        name, shape = where.name(call.kind, module), tuple(call.z.shape[1:])
-        seen.append(Site(name, len(seen), call.own, call.kind, module, shape, call.inplace))
+        def note(call: Call, _: Any, pixels: bool) -> None:
+            if inside:
+                return
+            module = where.path if where.path in modules else ""
+            within, args = functions.running[-1] if call.by_value and not module else ("", ())
+            argument = next((i for i, a in enumerate(args) if a is call.z and call.kind != COMPOSED), None)
+            name = within or where.name(call.kind, module)
+            shape, calls = tuple(call.z.shape[1:]), on_pixels if pixels else seen
+            calls.append(Site(name, len(seen), call.own, call.kind, module, shape, call.inplace, argument))
 
-    with trial(), Probe(note):
-        net(*inputs)
-    return seen, put_in
+        given = fresh(inputs)
+        with functions, Probe(note, given):
+            net(*given)
+    return seen, on_pixels, put_in
 
 
 def _watched(net: nn.Module) -> tuple[list[str], list[Any]]:
@@ -446,20 +408,46 @@ def _watched(net: nn.Module) -> tuple[list[str], list[Any]]:
 
 @contextmanager
 def trial() -> Iterator[None]:
-    """A forward pass in which nothing is hidden, kept or drawn from the caller's random numbers."""
+    """A forward pass in which nothing is hidden or kept, on neutral ground and without gradients.
+
+    Random numbers are those of seed 0 in every trial, so that two of them can be compared.
+    """
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
+        with neutral(), torch.no_grad(), _seeded(), _eager():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fast)
 
 
+@contextmanager
+def _seeded() -> Iterator[None]:
+    states = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            random.seed(0)
+            np.random.seed(0)
+            yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+
+
+@contextmanager
+def _eager() -> Iterator[None]:
+    """Functions that a net has compiled run as they are written, where their calls can be seen."""
+    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and importing it takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
+
+
 def _unwrapped(net: nn.Module) -> Iterator[nn.Module]:
     yield net
-    while isinstance(inner := net._modules.get("module"), nn.Module):
+    while isinstance(inner := net._modules.get("module", net._modules.get("_orig_mod")), nn.Module):
         net = inner
         yield net
 

@@ -13,26 +13,28 @@ site that was found but not replaced is a `CoverageError`, never a quiet gap.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils import _pytree as pytree
 
 from retroact.ground import neutral
 from retroact.retrofitting.activations import Activation, PerSite, ReLU, SReLU, is_activation
+from retroact.retrofitting.copying import copied
 from retroact.retrofitting.installed import Installed, installed
+from retroact.retrofitting.recognition import COMPOSED, KINDS
 from retroact.retrofitting.rerouting import Rerouting, reroutings
 from retroact.retrofitting.sites import (
     Example,
     NoSitesError,
     Site,
     Survey,
-    copied,
+    counted,
     example_for,
+    fresh,
     select,
     survey,
     trial,
@@ -53,8 +55,8 @@ class CoverageError(ValueError):
         return (
             f"replaced {self.found - len(self.missed)} of {self.found} activation calls; "
             f"missed {', '.join(self.missed)}: they happen where Python cannot reach (a fused kernel, "
-            "compiled code, an operation that is no torch function); write them as F.relu, or leave them as "
-            f"they are with allow={self.missed!r}"
+            "compiled code, an operation that is no torch function) or in several steps; write them as F.relu, "
+            f"or leave them as they are with allow={self.missed!r}"
         )
 
 
@@ -89,7 +91,8 @@ class Retrofit:
         _check_count(self.activation, chosen)
         made = _placed(net, found, chosen, self, example_for(net, example))
         _check_coverage(survey(made, example, also=self.also), found, chosen, self.allow)
-        keep_attributes(made, {"retrofit": self})
+        stay = Counter(counted(found.sites)) - Counter(counted(chosen)) + Counter(counted(found.left_alone))
+        keep_attributes(made, {"retrofit": self, "left_alone": dict(stay.most_common())})
         return made
 
 
@@ -107,11 +110,13 @@ def retrofit(
     `sites` selects by name, glob ("layer1.*"), order (0, -1, "0:2") or several of these; `example` is an
     input or a tuple of inputs, needed where the net has no `shape`; `also=("gelu",)` replaces further
     kinds; `allow` names sites that may stay. Parameters, buffers, mode and the names in the state_dict are
-    the net's; a classifier around the net is copied with its type and attributes. The copy's `.retrofit`
-    is the `Retrofit` that made it. It acts alike in train and eval mode.
+    the net's; a classifier around the net is copied with its type and attributes; a compiled net is
+    retrofitted as the net that was compiled. The copy's `.retrofit` is the `Retrofit` that made it, its
+    `.left_alone` counts the activation calls that stayed, by kind. It acts alike in train and eval mode.
 
     Raises NoSitesError where there is nothing to replace, CoverageError where a chosen call could not be,
-    ValueError for TorchScript, a compiled or an already retrofitted net, and a selection that is empty.
+    ValueError for a sealed (TorchScript, quantised) or an already retrofitted net, and a selection that is
+    empty, TypeError for what is no module.
     """
     return Retrofit(activation, _as_text(sites), tuple(also), tuple(allow))(net, example)
 
@@ -148,8 +153,10 @@ def _refuse_twice(net: nn.Module) -> None:
 
 
 def _nothing_to_replace(net: nn.Module, found: Survey) -> str:
-    others = sorted({site.kind for site in found.left_alone})
-    cure = f"; it calls {', '.join(others)}: name them in also= to replace them" if others else ""
+    others = {site.kind for site in found.left_alone}
+    named, by_hand = ", ".join(sorted(others & KINDS)), ", ".join(sorted(others - KINDS))
+    cure = f"; it calls {named}: name them in also= to replace them" if named else ""
+    cure += f"; it has {by_hand} written by hand: write F.relu there to have it replaced" if by_hand else ""
     return f"{type(net).__name__} calls no ReLU, so there is nothing to replace{cure}"
 
 
@@ -203,9 +210,9 @@ def _inner_inputs(net: nn.Module, depth: int, inputs: Any) -> Any:
     outer = copied(net).eval()
     seen: list[Any] = []
     inner = outer.get_submodule(".".join(["module"] * depth))
-    inner.register_forward_pre_hook(lambda _, args, kw: seen.append(None if kw else args), with_kwargs=True)
     with trial():
-        outer(*inputs)
+        inner.register_forward_pre_hook(lambda _, args, kw: seen.append(None if kw else args), with_kwargs=True)
+        outer(*fresh(inputs))
     return seen[0] if len(seen) == 1 else None
 
 
@@ -224,8 +231,8 @@ def _rewritten(net: nn.Module, found: Survey, chosen: tuple[Site, ...], wanted: 
 
 def _stand_ins(chosen: tuple[Site, ...]) -> PerSite:
     """Slopes around 1 keep deep nets finite, and no two neighbours are alike, so that order shows."""
-    if any(site.own is not None and site.kind != "relu" for site in chosen):
-        # found by its values, as torch.where: rerouting leaves it, so the same own activation must stand here
+    if any(site.kind == COMPOSED for site in chosen):
+        # made in several steps: rerouting leaves it, so the same own activation must stand here
         return PerSite(tuple(site.own or ReLU() for site in chosen))
     return PerSite(tuple(SReLU(1.0 + (-1) ** i * (0.1 + 0.02 * (i % 5))) for i in range(len(chosen))))
 
@@ -259,22 +266,38 @@ def _in_graph(net: Any, found: Survey, put_in: dict[str, Installed], inputs: Any
 
 def _reroute(net: nn.Module, found: Survey, chosen: tuple[Site, ...], wanted: Retrofit) -> nn.Module:
     put_in = _to_install(chosen, wanted.activation, overwrites=True)
-    left = {site.name for site in found.sites} - put_in.keys()
+    left = {site.name for site in (*found.sites, *found.on_pixels)} - put_in.keys()
     return Rerouting(put_in, left, wanted.activation, wanted.sites, wanted.also).attach(net)
 
 
 def _result(net: nn.Module, inputs: Any) -> list[Any]:
     """What a copy in eval mode gives, leaf by leaf; nothing where it fails."""
     try:
+        made = copied(net).eval()
         with trial():
-            return pytree.tree_leaves(copied(net).eval()(*inputs))
+            return _leaves(made(*fresh(inputs)))
     except Exception:  # a graph may have traced and still not run
         return []
 
 
+def _leaves(out: Any) -> list[Any]:
+    """The tensors and numbers of a result, and the containers around them: a graph returns no ModelOutput."""
+    if isinstance(out, Mapping):
+        parts: list[Any] = [*out, *out.values()]
+    elif isinstance(out, list | tuple):
+        parts = list(out)
+    elif hasattr(out, "__dict__") and not isinstance(out, torch.Tensor):
+        parts = list(vars(out).values())
+    else:
+        return [out]
+    return [type(out).__qualname__, *(leaf for part in parts for leaf in _leaves(part))]
+
+
 def _same(one: list[Any], other: list[Any]) -> bool:
-    return (
-        bool(one)
-        and len(one) == len(other)
-        and all(torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b for a, b in zip(one, other, strict=True))
-    )
+    return bool(one) and len(one) == len(other) and all(map(_equal, one, other))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
+        return torch.equal(one, other)
+    return type(one) is type(other) and bool(one == other)

@@ -1,10 +1,12 @@
 """Tracing with torch.fx, where and only where the graph does what the net does.
 
 A graph is a straight line, and tracing is easily fooled: it fixes `self.training`, draws a random
-number once, takes one side of an `if`. So a net is said to trace only if, while it is traced,
-no tensor operation runs, no random number is drawn and no attribute changes; if its graphs in train
-and in eval mode are the same (functional dropout, whose flag differs, becomes a dropout module);
-if it has no hooks; and if the graph keeps every name of the state_dict.
+number once, takes one side of an `if`, forgets `torch.no_grad()` and the backward of an autograd.Function,
+and what forward notes (a counter, a feature map) becomes part of the trace. So a net is said to trace only
+if, while it is traced, no tensor operation runs, no random number is drawn and nothing is noted
+anywhere; if its graphs in train and in eval mode, with and without gradients, are the same (functional
+dropout, whose flag differs, becomes a dropout module); if it has no hooks; and if the graph keeps
+every name of the state_dict. A copy is traced, so the net itself never sees a proxy.
 
 While torch.fx traces, every module call of the process goes through its tracer. Ours lets those of other
 threads pass, and two of ours wait for each other.
@@ -12,20 +14,25 @@ threads pass, and two of ours wait for each other.
 
 from __future__ import annotations
 
-import random
+import gc
 import sys
 import threading
+import weakref
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from retroact.retrofitting.copying import shadow
 from retroact.retrofitting.installed import Installed
-from retroact.retrofitting.sites import Call, Probe, Site, trial
+from retroact.retrofitting.notes import Notes
+from retroact.retrofitting.recognition import Call
+from retroact.retrofitting.sites import Probe, Site, fresh, trial
 
 DROPOUTS: dict[Any, type[nn.Module]] = {
     F.dropout: nn.Dropout,
@@ -38,7 +45,7 @@ DROPOUTS: dict[Any, type[nn.Module]] = {
 
 
 class WouldBakeError(RuntimeError):
-    """Tracing met something that a graph would fix for ever."""
+    """Tracing met something that a graph would fix for ever, or forget."""
 
 
 _TRACING = threading.RLock()  # of the process: a second tracer would undo the patches of the first
@@ -53,7 +60,8 @@ class Tracer(fx.Tracer):
     proxy_buffer_attributes = True
 
     def __init__(self) -> None:
-        self._thread = threading.get_ident()
+        self._thread, self._world = threading.get_ident(), _world()
+        self._proxies: list[weakref.ref[fx.Proxy]] = []
         super().__init__()
 
     @property
@@ -72,7 +80,7 @@ class Tracer(fx.Tracer):
         # what torch.fx would look for at each call, before another thread's call could spoil it
         homes = {type(m).__module__ for m in root.modules()}
         self._autowrap_search.extend(sys.modules[home] for home in sorted(homes) if home in sys.modules)
-        with _TRACING:
+        with _TRACING, _unpatched():
             return super().trace(root, concrete_args)
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -86,6 +94,29 @@ class Tracer(fx.Tracer):
     def _is_ours(self) -> bool:
         return threading.get_ident() == self._thread
 
+    def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
+        if _world() != self._world:  # no_grad, autocast, or an autograd.Function, whose forward runs without grad
+            raise WouldBakeError("the forward pass changes the grad mode or autocast, which a graph forgets")
+        return super().create_node(*args, **kwargs)
+
+    def create_proxy(self, kind: str, *args: Any, **kwargs: Any) -> fx.Proxy:
+        proxy = super().create_proxy(kind, *args, **kwargs)
+        if kind != "get_attr":  # torch.fx keeps those itself
+            self._proxies.append(weakref.ref(proxy))
+        return proxy
+
+    def is_kept(self) -> bool:
+        """Whether anything still holds a proxy, though the trace is over."""
+        if any(proxy() is not None for proxy in self._proxies):
+            gc.collect()
+        return any(proxy() is not None for proxy in self._proxies)
+
+
+def _world() -> tuple[Any, ...]:
+    devices = ("cpu", "cuda")
+    autocast = [(torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
+    return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast
+
 
 class _NothingRuns(TorchDispatchMode):
     @classmethod
@@ -97,20 +128,78 @@ class _NothingRuns(TorchDispatchMode):
 
 
 def traced(net: nn.Module) -> fx.GraphModule | None:
-    """The net as a graph with the same modules and parameters, or None where no graph is faithful."""
-    if any(m._forward_hooks or m._forward_pre_hooks for m in net.modules()):
+    """The net as a graph with the same parameters and buffers, or None where no graph is faithful.
+
+    The net stays as it is, and so do the caller's grad mode and `nn.Module`, after an exception too.
+    """
+    if any(_has_hooks(m) for m in net.modules()):
         return None
     try:
-        graph, in_training = _graph(net, False), _graph(net, True)
+        read = shadow(net)
+        graph = _graph(read, training=False, grad=True)
+        in_training, without_grad = _graph(shadow(net), True, True), _graph(shadow(net), False, False)
     except Exception:  # a forward pass that meets a proxy may raise anything
         return None
-    if not _made_equal(net, graph, in_training):
+    if _differing(graph, without_grad) != [] or _differing(graph, in_training) is None:
         return None
-    made = fx.GraphModule(net, graph, type(net).__name__)
+    return _as_module(net, read, graph, in_training)
+
+
+def _has_hooks(m: nn.Module) -> bool:
+    backward = m._backward_hooks or m._backward_pre_hooks
+    return bool(m._forward_hooks or m._forward_pre_hooks or backward)
+
+
+@contextmanager
+def _unpatched() -> Iterator[None]:
+    patched = ("__call__", "__getattr__")
+    before = {name: vars(nn.Module)[name] for name in patched}
+    try:
+        yield
+    finally:
+        for name in patched:
+            if vars(nn.Module)[name] is not before[name]:
+                setattr(nn.Module, name, before[name])
+
+
+def _as_module(net: nn.Module, read: nn.Module, graph: fx.Graph, in_training: fx.Graph) -> fx.GraphModule | None:
+    made = fx.GraphModule(read, graph, type(net).__name__)
+    made.train(net.training)
+    for node in _differing(made.graph, in_training) or []:
+        if node.target not in DROPOUTS:
+            return None
+        _with_its_mode(made, node)
+    made.recompile()
+    _keep_unused(made, read)
     if made.state_dict().keys() != net.state_dict().keys():
         return None
-    keep_attributes(made, {k: v for k, v in vars(net).items() if _is_plain(k, v) and not hasattr(made, k)})
+    modes = {name: m.training for name, m in net.named_modules()}
+    for name, module in made.named_modules():
+        module.training = modes.get(name, net.training)
+    keep_attributes(made, {k: v for k, v in vars(read).items() if _is_plain(k, v) and not hasattr(made, k)})
     return made
+
+
+def _keep_unused(made: fx.GraphModule, read: nn.Module) -> None:
+    """Parameters and buffers that no call reads, such as those of a head for training, stay under their names."""
+    there = made.state_dict().keys()
+    for key in [k for k in read.state_dict() if k not in there]:
+        path, _, name = key.rpartition(".")
+        owner = read.get_submodule(path) if _has(read, path) else None
+        if owner is not None and not _has(made, path):
+            made.add_submodule(path, owner)
+        elif owner is not None and name in owner._parameters:
+            made.get_submodule(path).register_parameter(name, owner._parameters[name])
+        elif owner is not None and owner._buffers.get(name) is not None:
+            made.get_submodule(path).register_buffer(name, owner._buffers[name])
+
+
+def _has(net: nn.Module, path: str) -> bool:
+    try:
+        net.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
 
 
 def keep_attributes(made: nn.Module, attributes: dict[str, Any]) -> None:
@@ -122,24 +211,76 @@ def keep_attributes(made: nn.Module, attributes: dict[str, Any]) -> None:
 
 
 def _is_plain(name: str, value: Any) -> bool:
-    return not name.startswith("_") and not isinstance(value, Tensor | nn.Module) and name != "training"
+    return not name.startswith("_") and not isinstance(value, nn.Module) and name != "training"
 
 
-def _graph(net: nn.Module, training: bool) -> fx.Graph:
-    before = _state(net)
-    with _in_mode(net, training), _NothingRuns():
-        graph = Tracer().trace(net)
-    if _state(net) != before:
-        raise WouldBakeError("the forward pass changes attributes or draws random numbers")
+def _graph(net: nn.Module, training: bool, grad: bool) -> fx.Graph:
+    net.train(training)
+    notes = Notes(net)
+    try:
+        with torch.inference_mode(False), torch.set_grad_enabled(grad), _NothingRuns():
+            tracer = Tracer()
+            graph = tracer.trace(net)
+        if notes.changed() or tracer.is_kept():
+            raise WouldBakeError("the forward pass notes something or draws random numbers")
+    finally:
+        notes.restore()
     for node in graph.nodes:
         node.type = None  # annotations that are strings do not pickle
     return graph
 
 
-def _state(net: nn.Module) -> tuple[Any, ...]:
-    simple = int | float | str | bool | None
-    kept = [{k: v for k, v in vars(m).items() if isinstance(v, simple)} for m in net.modules()]
-    return kept, random.getstate()
+def _differing(graph: fx.Graph, other: fx.Graph) -> list[fx.Node] | None:
+    """The nodes that differ from the other graph's in their `training` flag; None if more differs."""
+    if len(graph.nodes) != len(other.nodes):
+        return None
+    pairs = list(zip(graph.nodes, other.nodes, strict=True))
+    if any(_reads(node, but="training") != _reads(twin, but="training") for node, twin in pairs):
+        return None
+    return [node for node, twin in pairs if _reads(node) != _reads(twin)]
+
+
+def _reads(node: fx.Node, but: str = "") -> tuple[str, ...]:
+    kwargs = {k: v for k, v in node.kwargs.items() if k != but}
+    return node.op, str(node.target), repr(node.args), repr(kwargs)
+
+
+def _with_its_mode(made: fx.GraphModule, node: fx.Node) -> None:
+    dropout = DROPOUTS[node.target](node.kwargs["p"], node.kwargs["inplace"])
+    name = f"traced_{node.name}"
+    made.add_submodule(name, dropout)
+    with made.graph.inserting_before(node):
+        called = made.graph.call_module(name, node.args[:1])
+    node.replace_all_uses_with(called)
+    made.graph.erase_node(node)
+
+
+# ------------------------------------------------------------------------------- calls and their nodes
+
+
+class _Watched(fx.Interpreter):
+    """Runs a graph node by node and notes which node makes which activation call."""
+
+    def __init__(self, net: fx.GraphModule) -> None:
+        super().__init__(net, garbage_collect_values=False)
+        self.running: fx.Node | None = None
+        self.calls: dict[fx.Node, list[tuple[Call, Tensor]]] = defaultdict(list)
+        self.inputs: dict[fx.Node, fx.Node | None] = {}
+
+    def note(self, call: Call, out: Tensor, on_pixels: bool) -> None:
+        if on_pixels:
+            return
+        node = self.running
+        assert node is not None
+        self.calls[node].append((call, out))
+        self.inputs[node] = next((n for n, value in self.env.items() if value is call.z), None)
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.running = n
+        result = super().run_node(n)
+        if n in self.calls and self.calls[n][-1][1] is not result:
+            self.inputs[n] = None  # the node does more than this call
+        return result
 
 
 @contextmanager
@@ -153,68 +294,13 @@ def _in_mode(net: nn.Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
-def _made_equal(net: nn.Module, graph: fx.Graph, in_training: fx.Graph) -> bool:
-    """Whether both graphs are one, after functional dropout has become a module that knows its mode."""
-    if len(graph.nodes) != len(in_training.nodes):
-        return False
-    pairs = zip(graph.nodes, in_training.nodes, strict=True)
-    differing = [node for node, other in pairs if _reads(node) != _reads(other)]
-    pairs = zip(graph.nodes, in_training.nodes, strict=True)
-    if any(_reads(node, but="training") != _reads(other, but="training") for node, other in pairs):
-        return False
-    if any(node.target not in DROPOUTS for node in differing):
-        return False
-    for node in differing:
-        _as_module(net, graph, node)
-    return True
-
-
-def _reads(node: fx.Node, but: str = "") -> tuple[str, ...]:
-    kwargs = {k: v for k, v in node.kwargs.items() if k != but}
-    return node.op, str(node.target), repr(node.args), repr(kwargs)
-
-
-def _as_module(net: nn.Module, graph: fx.Graph, node: fx.Node) -> None:
-    dropout = DROPOUTS[node.target](node.kwargs["p"], node.kwargs["inplace"])
-    name = f"traced_{node.name}"
-    net.add_module(name, dropout.train(net.training))
-    with graph.inserting_before(node):
-        called = graph.call_module(name, node.args[:1])
-    node.replace_all_uses_with(called)
-    graph.erase_node(node)
-
-
-# ------------------------------------------------------------------------------- calls and their nodes
-
-
-class _Watched(fx.Interpreter):
-    """Runs a graph node by node and notes which node makes which activation call."""
-
-    def __init__(self, net: fx.GraphModule) -> None:
-        super().__init__(net)
-        self.running: fx.Node | None = None
-        self.calls: dict[fx.Node, list[tuple[Call, Tensor]]] = defaultdict(list)
-        self.inputs: dict[fx.Node, fx.Node | None] = {}
-
-    def note(self, call: Call, out: Tensor) -> None:
-        node = self.running
-        assert node is not None
-        self.calls[node].append((call, out))
-        self.inputs[node] = next((n for n in node.all_input_nodes if self.env[n] is call.z), None)
-
-    def run_node(self, n: fx.Node) -> Any:
-        self.running = n
-        result = super().run_node(n)
-        if n in self.calls and self.calls[n][-1][1] is not result:
-            self.inputs[n] = None  # the node does more than this call
-        return result
-
-
 def rewritten(net: fx.GraphModule, put_in: dict[str, Installed], found: tuple[Site, ...], inputs: Any) -> bool:
     """Puts each installed activation in the place of its site's node; False where one has no node."""
     watched = _Watched(net)
-    with _in_mode(net, False), trial(), Probe(watched.note):
-        watched.run(*inputs)
+    with _in_mode(net, False), trial():
+        given = fresh(inputs)
+        with Probe(watched.note, given):
+            watched.run(*given)
     kinds = {site.kind for site in found}
     calls = [(node, call) for node, seen in watched.calls.items() for call, _ in seen if call.kind in kinds]
     if [(c.kind, c.own) for _, c in calls] != [(s.kind, s.own) for s in found]:
@@ -236,4 +322,22 @@ def _replace(net: fx.GraphModule, node: fx.Node, z: fx.Node, module: Installed) 
     with net.graph.inserting_before(node):
         called = net.graph.call_module(name, (z,))
     node.replace_all_uses_with(called)
+    read = node.all_input_nodes
     net.graph.erase_node(node)
+    for unused in read:
+        _erase_unused(net.graph, unused)
+
+
+_WRITING = {"iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "iand", "ior", "setitem"}
+
+
+def _erase_unused(graph: fx.Graph, node: fx.Node) -> None:
+    """What only the replaced call read, such as the mask of `z * (z > 0)`; folding would stumble over it."""
+    name = str(getattr(node.target, "__name__", node.target))
+    writes = name.endswith("_") or name in _WRITING or node.kwargs.get("inplace") or "out" in node.kwargs
+    if node.users or node.op not in ("call_function", "call_method") or writes:
+        return
+    read = node.all_input_nodes
+    graph.erase_node(node)
+    for unused in read:
+        _erase_unused(graph, unused)

@@ -1,0 +1,91 @@
+"""Copies of a net: deep, eager, and whole whatever the net holds.
+
+A net may keep what deepcopy refuses: a feature map of its last forward pass, still tied to that pass's
+graph, or the weight that weight norm computes. Such tensors are copied without their graph, wherever
+they lie. A compiled net is copied as the net that was compiled. What cannot be copied at all (a lock, a
+generator, an open file) is named.
+"""
+
+from __future__ import annotations
+
+import copy
+import gc
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+_NOT_COPIED = (
+    *(type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.CodeType, types.FrameType),
+    *(str, bytes, int, float, complex, type(None)),
+)
+"""What deepcopy hands on as it is, so that nothing behind it needs a copy."""
+
+
+def copied(net: nn.Module) -> nn.Module:
+    """A deep copy outside any autograd graph; ValueError that names the attribute which cannot be copied.
+
+    A compiled net is copied as the net inside, also where it lies inside another; tensors that belong to
+    the graph of an earlier forward pass are detached. The caller's inference mode makes no difference.
+    """
+    try:
+        with torch.inference_mode(False):
+            return _deep(net, {})
+    except Exception:
+        pass
+    try:
+        with torch.inference_mode(False):
+            return _deep(net, _detached(net))
+    except Exception as e:  # whatever an attribute's own copying may raise
+        raise ValueError(
+            f"{type(net).__name__} cannot be copied: {e}{_where(net)}; "
+            "set it to None or load the weights into a fresh net"
+        ) from e
+
+
+def shadow(net: nn.Module) -> nn.Module:
+    """A deep copy that shares every tensor with the net: what can be read and rewritten at no cost."""
+    return _deep(net, {id(t): t for t in _tensors(net)})
+
+
+def _deep(net: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    for module in list(net.modules()):
+        inner = module._modules.get("_orig_mod")
+        if inner is not None:
+            memo[id(module)] = copy.deepcopy(inner, memo)
+    return copy.deepcopy(net, memo)
+
+
+def _detached(net: Any) -> dict[int, Any]:
+    return {id(t): t.detach().clone() for t in _tensors(net) if t.grad_fn is not None}
+
+
+def _tensors(net: Any) -> Iterator[Tensor]:
+    """Every tensor that a deep copy of the net would meet: parameters, attributes, in lists, dicts, objects."""
+    seen: set[int] = set()
+    stack: list[Any] = [net]
+    while stack:
+        held = stack.pop()
+        if id(held) in seen or isinstance(held, _NOT_COPIED):
+            continue
+        seen.add(id(held))
+        if isinstance(held, Tensor):
+            yield held
+            stack.extend([vars(held), held.grad if held.is_leaf else None])
+        else:
+            stack.extend(gc.get_referents(held))
+
+
+def _where(net: nn.Module) -> str:
+    """Which attribute it is, as far as one alone is to blame."""
+    for path, module in net.named_modules():
+        for name, value in vars(module).items():
+            inside = value if name in ("_parameters", "_buffers") else {name: value}
+            for key, one in {} if name == "_modules" else inside.items():
+                try:
+                    copy.deepcopy(one, {id(net): net, **_detached(one)})
+                except Exception:
+                    return f" (its attribute {'.'.join(p for p in (path, key) if p)!r}, a {type(one).__name__})"
+    return ""
