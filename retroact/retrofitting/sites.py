@@ -25,6 +25,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from pickle import PickleError
 from typing import Any
 
@@ -32,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from retroact.doors import named
 from retroact.retrofitting.activations import Activation, ReLU
 from retroact.retrofitting.installed import installed
 
@@ -110,14 +112,16 @@ class Survey:
     depth: int
 
 
-def sites(net: nn.Module, example: Example | None = None, *, also: tuple[str, ...] = ()) -> tuple[Site, ...]:
+def sites(
+    net: str | PathLike[str] | nn.Module, example: Example | None = None, *, also: tuple[str, ...] = ()
+) -> tuple[Site, ...]:
     """Every activation call of one eval forward pass that a retrofit can replace, in order.
 
     `example` is an input, or a tuple of inputs; by default seeded uniform noise of shape (2, *net.shape).
     `also` names kinds beyond ReLU to be counted: "gelu", "silu", … Raises ValueError where the net says
     no shape and no example is given, and where the net is TorchScript or compiled.
     """
-    return survey(net, example, also=also).sites
+    return survey(named(net), example, also=also).sites
 
 
 def survey(net: nn.Module, example: Example | None = None, *, also: tuple[str, ...] = ()) -> Survey:
