@@ -97,7 +97,11 @@ class Cell:
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        given = {"attack": as_attack(self.attack), "threat": as_threat(self.threat), "goal": as_goal(self.goal)}
+        given = {
+            "attack": as_attack(self.attack),
+            "threat": as_threat(self.threat),
+            "goal": as_goal(self.goal) or Untargeted(),
+        }
         for name, value in (given | {"data": _notation(self.data)}).items():
             object.__setattr__(self, name, value)
         if self.beta and (self.source is not None or self.model.activation is None):

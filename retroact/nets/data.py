@@ -114,11 +114,12 @@ class DataSlice:
 
 
 def _check_name(name: str) -> None:
-    if name in ("digits", *sources.HUB) or name.startswith(("folder:", _OWN)) or name.count("/") == 1:
+    hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    if name in ("digits", *sources.HUB) or name.startswith(("folder:", _OWN)) or hub:
         return
     near = difflib.get_close_matches(name.lower(), ["digits", *sources.HUB], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    if Path(name).is_dir():
+    if Path(name).expanduser().is_dir():
         hint = f'; did you mean the folder "folder:{name}"?'
     raise DataError(
         f"unknown data set {name!r}{hint} Known: digits, {', '.join(sources.HUB)}, "
