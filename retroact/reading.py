@@ -223,7 +223,10 @@ def _pair(row: Any) -> tuple[Any, Any]:
         return _columns(row)
     if isinstance(row, tuple | list) and len(row) > 1:
         return row[0], row[1]
-    raise TypeError(f"expected each row to be (image, label) or a dictionary of both, got {type(row).__name__}")
+    raise TypeError(
+        f"expected each row to be (image, label) or a dictionary of both, got {type(row).__name__}; "
+        "all images and all labels are a pair, (images, labels)"
+    )
 
 
 def _is_row(what: Any) -> bool:

@@ -347,6 +347,7 @@ CURES = {
     "images without labels": (X, r"with their labels, got one Tensor; give \(images, labels\)"),
     "an array without labels": (X.numpy(), "got one ndarray"),
     "a Dataset without labels": (TensorDataset(X), r"each row to be \(image, label\)"),
+    "images, labels and more": ((X, Y, Y), r"got Tensor; all images and all labels are a pair"),
     "rows of images": ([X[0], X[1], X[2]], "each row to be .* got Tensor"),
     "strange names": ({"a": X, "b": Y}, "names such as 'image' and 'label', got a, b"),
     "strange names in a Dataset": ([{"photo": X[0], "label": 1}], "got photo, label"),
