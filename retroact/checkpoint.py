@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from retroact.doors import named
 from retroact.nets import zoo
 from retroact.nets.classifier import Classifier
 from retroact.retrofitting.activations import embed_shifts, shift_files
@@ -34,12 +35,13 @@ class CheckpointError(ValueError):
     """A file that is no saved network, or not the one that was expected."""
 
 
-def save(net: nn.Module, path: str | Path) -> Path:
+def save(net: str | os.PathLike[str] | nn.Module, path: str | Path) -> Path:
     """Writes a network, retrofitted or not, to one safetensors file, whole or not at all.
 
     Raises ValueError for a plain module (wrap it in a Classifier, which knows its normalisation) and
     for an `output=` adapter that is a function, which no file can hold.
     """
+    net = named(net)
     if not isinstance(net, Classifier):
         raise ValueError(f"expected a Classifier, got {type(net).__name__}; save(Classifier(net, mean=…, std=…))")
     if callable(net.output):

@@ -10,8 +10,9 @@ So one notation serves code, command line, tables and store, and nothing is regi
 the decorator knows every spec that has been defined.
 
 Fields settle on construction: where a field is a float, ints and fractions such as "8/255" become
-floats; lists become tuples; NaN, booleans in the place of numbers, and values outside a field's
-`Within` are refused with an error that says what was expected, what came, and what to do.
+floats; where it is a spec, its text becomes one; lists become tuples; NaN, booleans in the place of
+numbers, and values outside a field's `Within` are refused with an error that says what was expected,
+what came, and what to do.
 """
 
 from __future__ import annotations
@@ -60,6 +61,7 @@ AtLeast0 = Annotated[float, Within(0.0)]
 Positive = Annotated[float, Within(0.0, above=True)]
 UnitInterval = Annotated[float, Within(0.0, 1.0)]
 Count = Annotated[int, Within(1)]
+Seed = Annotated[int, Within(0, 2**62)]
 
 _known: dict[str, type] = {}
 
@@ -95,6 +97,11 @@ def spec(cls: type[C]) -> type[C]:
 def is_spec(value: object) -> bool:
     """Whether `value` is an instance of a class made by `spec`."""
     return _known.get(type(value).__name__) is type(value)
+
+
+def is_spec_class(value: object) -> bool:
+    """Whether `value` is a class made by `spec`."""
+    return isinstance(value, type) and _known.get(value.__name__) is value
 
 
 def known(*, having: str | None = None) -> Iterator[type]:
@@ -282,11 +289,18 @@ def _settle(value: Any, hint: Any, where: str) -> Any:
         if isinstance(value, bool) or not isinstance(value, int):
             raise SpecError(f"{where}: expected a whole number, got {value!r}")
         return value
+    if isinstance(value, str) and _wants_a_spec(hint):
+        value = getattr(hint, "read", parse)(value)  # a class with a notation of its own reads it
     if hint is Any or getattr(hint, "_is_protocol", False):
         return value
     if isinstance(hint, type) and not isinstance(value, hint):
         raise SpecError(f"{where}: expected {hint.__name__}, got {value!r}")
     return value
+
+
+def _wants_a_spec(hint: Any) -> bool:
+    """A field of a protocol, such as Activation, holds specs, never a text."""
+    return bool(getattr(hint, "_is_protocol", False)) or is_spec_class(hint)
 
 
 def _settle_union(value: Any, choices: tuple[Any, ...], where: str) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor
 from retroact.attacks.goals import Aim, Goal, Untargeted
 from retroact.attacks.oracle import Network, Oracle, device_of, dtype_of, evaluating
 from retroact.attacks.threat import SLACK, Access, Norm, ThreatModel, allows
+from retroact.doors import checked
 from retroact.ground import neutral
 
 T = TypeVar("T")
@@ -161,7 +162,8 @@ def craft_all(
     A minimum-norm attack runs once for all of them, and so does one with a `sweep` method (FGSM: one
     gradient serves every eps); their counters are those of that one run. Others run once for each.
     """
-    chunk = getattr(attack, "chunk", CHUNK) if chunk is None else chunk
+    seed, chunk, _ = checked(seed, getattr(attack, "chunk", CHUNK) if chunk is None else chunk)
+    assert chunk is not None
     _check(attack, threats, images, chunk)
     todo: list[list[ThreatModel]] = [list(threats)] if serves_several(attack) else [[t] for t in threats]
     goal = Untargeted() if goal is None else goal

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from retroact.attacks.noise import uniform
-from retroact.spec import Within, spec
+from retroact.spec import Seed, Within, spec
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class LeastLikely:
 class Random:
     """A class drawn evenly among the wrong ones, by `seed` and each example's index."""
 
-    seed: int = 0
+    seed: Seed = 0
 
     def __call__(self, labels: Tensor, logits: Tensor, index: Tensor) -> Aim:
         k = logits.shape[1]

@@ -42,10 +42,13 @@ from retroact.auditing.battery import (
 )
 from retroact.auditing.indicators import Glance, Reading, indicators
 from retroact.auditing.verdict import MARGIN, Counts, Verdict, counted, judge
-from retroact.doors import check_images, check_labels, warn_of_probabilities
-from retroact.evaluation.evaluate import Examples, decide, described
+from retroact.doors import check_images, check_labels, checked, warn_of_probabilities, whole
+from retroact.evaluation.evaluate import decide, described
 from retroact.evaluation.proof import Proved
 from retroact.ground import neutral
+from retroact.reading import Data, Examples, Net, Said, as_attack, as_changed, as_images, as_network, as_threat
+from retroact.retrofitting.activations import Activation
+from retroact.retrofitting.surgery import Retrofit
 from retroact.spec import show
 
 CLAIMED = PGD(steps=40, relative_step=1 / 30)
@@ -124,13 +127,13 @@ class Audit:
 
 @neutral()
 def audit(
-    twin: Network,
-    defended: Network,
-    data: Examples,
-    threat: ThreatModel,
+    twin: Net,
+    defended: Net | Said[Activation] | Retrofit,
+    data: Data,
+    threat: Said[ThreatModel],
     *,
-    claimed: Attack = CLAIMED,
-    surrogate: Network | None = None,
+    claimed: Said[Attack] = CLAIMED,
+    surrogate: Net | None = None,
     battery: Battery | Literal["quick", "thorough"] | None = None,
     kernels: Sequence[Schedule] | None = None,
     draws: int = 0,
@@ -143,15 +146,23 @@ def audit(
     """What `defended` is worth beside `twin`, the network before the change, on the examples of `data`.
 
     Any two networks with the same inputs and classes will do; where `defended` is a retrofit, the attacks that
-    know it are derived from its spec. `claimed` is the attack behind the claim; `surrogate` a network to climb
-    in the place of `defended`, if it has no spec. `battery` "quick" runs the decisive attacks only, "thorough" begins
-    anew until nothing more falls. `draws` averages randomised networks over so many draws. `margin` is the accuracy
-    difference that matters. With two `workers` both networks are attacked at once, in threads, with the same outcome.
+    know it are derived from its spec, and where it is an activation, `twin` is retrofitted with it. All of these may
+    be their texts: audit("lenet-mnist", "JumpReLU(1.0)", "mnist[:300]", "Linf(0.1)").
+
+    `claimed` is the attack behind the claim; `surrogate` a network to climb in the place of `defended`, if it has no
+    spec. `battery` "quick" runs the decisive attacks only, "thorough" begins anew until nothing more falls. `draws`
+    averages randomised networks over so many draws. `margin` is the accuracy difference that matters. With two
+    `workers` both networks are attacked at once, in threads, with the same outcome.
 
     Raises ValueError for networks that do not fit each other or the data, that decide at chance or at random
     (without `draws`), for a threat without gradient access, and for a radius at which nothing can survive.
     """
     spent = _spent(battery)
+    twin = as_network(twin)
+    defended, data = as_changed(defended, twin), as_images(data, twin)
+    threat, claimed = as_threat(threat), as_attack(claimed)
+    surrogate = None if surrogate is None else as_network(surrogate)
+    (seed, chunk, _), draws, workers = checked(seed, chunk), whole(draws, "draws"), whole(workers, "workers", 1)
     if draws:
         twin, defended = Expectation(twin, draws), Expectation(defended, draws)
     classes = _check(twin, defended, data, threat)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,33 +18,32 @@ from retroact.attacks.driver import CHUNK, Attack, chunks, in_halves, serves_sev
 from retroact.attacks.goals import Goal, Untargeted
 from retroact.attacks.oracle import Network, device_of, evaluating, in_float
 from retroact.attacks.threat import ThreatModel
-from retroact.doors import check_images, check_labels, warn_of_probabilities
+from retroact.doors import check_labels, checked, warn_of_probabilities
 from retroact.evaluation.proof import Crafted, Proved, craft_on, prove_for
 from retroact.evaluation.record import Record
 from retroact.ground import neutral
-
-
-class Examples(Protocol):
-    """Labelled images: `images` (n, c, h, w) float32 in [0, 1], `labels` (n,), `index` (n,), `name`."""
-
-    @property
-    def images(self) -> Tensor: ...
-    @property
-    def labels(self) -> Tensor: ...
-    @property
-    def index(self) -> Tensor: ...
-    @property
-    def name(self) -> str: ...
+from retroact.reading import (
+    Data,
+    Examples,
+    Net,
+    Said,
+    as_attack,
+    as_goal,
+    as_images,
+    as_network,
+    as_threat,
+    as_threats,
+)
 
 
 def evaluate(
-    network: Network,
-    data: Examples,
-    attack: Attack,
-    threat: ThreatModel,
+    network: Net,
+    data: Data,
+    attack: Said[Attack],
+    threat: Said[ThreatModel],
     *,
-    goal: Goal | None = None,
-    source: Network | None = None,
+    goal: Said[Goal] | None = None,
+    source: Net | None = None,
     seed: int = 0,
     keep: int = 0,
     chunk: int | None = None,
@@ -54,7 +53,8 @@ def evaluate(
 
     With `source`, the attacker climbs the gradients of that other network (gray box, or a smoothed
     backward pass) while `network` decides when an example is beaten. `keep` keeps the images
-    of the first so many examples on the record. `seed` and each example's index fix all noise.
+    of the first so many examples on the record. `seed` and each example's index fix all noise. Networks, data and
+    specs may be their texts; `as_images` says which other data are read.
 
     Raises ValueError for images outside [0, 1], labels out of range, and specs that do not fit.
     """
@@ -62,7 +62,7 @@ def evaluate(
         network,
         data,
         attack,
-        [threat],
+        [as_threat(threat)],
         goal=goal,
         source=source,
         seed=seed,
@@ -74,13 +74,13 @@ def evaluate(
 
 @neutral()
 def evaluate_all(
-    network: Network,
-    data: Examples,
-    attack: Attack,
-    threats: Sequence[ThreatModel],
+    network: Net,
+    data: Data,
+    attack: Said[Attack],
+    threats: Sequence[Said[ThreatModel]],
     *,
-    goal: Goal | None = None,
-    source: Network | None = None,
+    goal: Said[Goal] | None = None,
+    source: Net | None = None,
     seed: int = 0,
     keep: int = 0,
     chunk: int | None = None,
@@ -88,8 +88,9 @@ def evaluate_all(
 ) -> list[Record]:
     """`evaluate` for several threat models of one norm: one Record each, at the cost of one where one run
     of the attack serves several eps (FGSM, every minimum-norm attack)."""
-    check_images(data.images)
-    check_labels(data.labels, n=len(data.images))
+    network, source = as_network(network), None if source is None else as_network(source)
+    data, attack, threats, goal = as_images(data, network), as_attack(attack), as_threats(threats), as_goal(goal)
+    seed, chunk, keep = checked(seed, chunk, keep)
     goal = Untargeted() if goal is None else goal
     clean = decide(network, data.images, chunk=chunk, labels=data.labels)
     todo: list[list[ThreatModel]] = [list(threats)] if serves_several(attack) else [[t] for t in threats]

@@ -14,7 +14,7 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import nn
@@ -24,9 +24,11 @@ from retroact.attacks.driver import serves_several
 from retroact.attacks.goals import Untargeted
 from retroact.evaluation.evaluate import evaluate_all
 from retroact.evaluation.record import Record
-from retroact.nets.data import DataSlice, Images, data
+from retroact.nets.data import DataSlice, Images, data, embed
+from retroact.nets.sources import DataError
+from retroact.reading import Data, as_activation, as_attack, as_goal, as_images, as_threat
 from retroact.retrofitting.surgery import retrofit
-from retroact.spec import AtLeast0, SpecError, is_spec, show, spec
+from retroact.spec import AtLeast0, Seed, SpecError, parse, show, spec
 
 Dtype = Literal["float32", "float64", "bfloat16", "float16"]
 
@@ -47,7 +49,13 @@ class Model:
     weights: str = ""
 
     def __post_init__(self) -> None:
-        _expect(self.activation, "surrogate", "an activation such as JumpReLU(kappa=1.0)", optional=True)
+        if self.activation is not None:
+            object.__setattr__(self, "activation", as_activation(self.activation))
+
+    @classmethod
+    def read(cls, text: str) -> Model:
+        """The model that a text says: a network by itself, or the print of a Model."""
+        return cast(Model, parse(text)) if text.startswith("Model(") else cls(text)
 
     def __call__(self) -> nn.Module:
         """The network, retrofitted. Raises ValueError where the weights are not those that were locked."""
@@ -68,30 +76,34 @@ class Model:
 
 @spec
 class Cell:
-    """One attack on one network on one slice of data.
+    """One attack on one network on one slice of data; each may be given as text.
 
+    `data` that is no notation (see `as_images`) is kept for this process under one, "yours:…", made of what it holds.
     `source` None is white box; another model's gradients make it gray. With `beta` > 0 the attacker
     climbs through the smoothed backward pass `activation.surrogate(beta, kernel)` of the model (BPDA).
     """
 
     model: Model
-    data: str
+    data: Any
     attack: Any
     threat: Any
     goal: Any = Untargeted()
     source: Model | None = None
     beta: AtLeast0 = 0.0
     kernel: Literal["sigmoid", "rectangle"] = "sigmoid"
-    seed: int = 0
+    seed: Seed = 0
     dtype: Dtype = "float32"
     pixels: str = ""
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        _expect(self.attack, "norms", "an attack such as PGD(steps=40)")
-        _expect(self.threat, "norm", "a threat model such as Linf(eps=0.1)")
-        # One slice, one key: "mnist[0:10]" is "mnist[:10]".
-        object.__setattr__(self, "data", str(DataSlice.read(self.data)))
+        given = {
+            "attack": as_attack(self.attack),
+            "threat": as_threat(self.threat),
+            "goal": as_goal(self.goal) or Untargeted(),
+        }
+        for name, value in (given | {"data": _notation(self.data)}).items():
+            object.__setattr__(self, name, value)
         if self.beta and (self.source is not None or self.model.activation is None):
             raise SpecError("beta= smooths the model's own activation: give it without source=, on a retrofit")
 
@@ -220,8 +232,16 @@ def _bare(net: str, file: str) -> nn.Module:
     return checkpoint.load(net, weights=file or None)
 
 
-def _expect(value: Any, having: str, what: str, *, optional: bool = False) -> None:
-    if optional and value is None:
-        return
-    if not is_spec(value) or not hasattr(type(value), having):
-        raise SpecError(f"expected {what}, got {value!r}")
+def _notation(what: Data) -> str:
+    """The text by which `data` finds what was given: its own, or one under which images of one's own are kept."""
+    if isinstance(what, str):
+        return str(DataSlice.read(what))  # one slice, one key: "mnist[0:10]" is "mnist[:10]"
+    images = as_images(what)
+    if images.origin != "in memory":
+        try:
+            again = data(images.name)
+        except DataError:  # a selection has a name that loads nothing
+            return embed(images)
+        if again.fingerprint == images.fingerprint and torch.equal(again.index, images.index):
+            return images.name
+    return embed(images)

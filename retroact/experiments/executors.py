@@ -17,6 +17,7 @@ import torch
 
 from retroact.evaluation.record import Record
 from retroact.experiments.cell import Cell, run_together
+from retroact.nets.data import Images, embed, embedded
 
 Progress = Callable[[int, int], None]
 A = TypeVar("A")
@@ -49,13 +50,18 @@ def processes(
 def side_by_side(run: Callable[[A], B], asked: Iterable[A], workers: int) -> Iterator[tuple[A, B]]:
     """`run` of each in `workers` processes: what was asked and what it gave, as each is done, in any order."""
     context = multiprocessing.get_context("spawn")  # fork and torch's threads do not go together
-    pool = ProcessPoolExecutor(workers, mp_context=context)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_know, initargs=(embedded(),))
     try:
         waiting = {pool.submit(run, what): what for what in asked}
         for future in as_completed(waiting):
             yield waiting[future], future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _know(images: Sequence[Images]) -> None:
+    for own in images:
+        embed(own)
 
 
 def _run(group: Sequence[Cell], *, keep: int, chunk: int | None, device: str) -> list[Record]:

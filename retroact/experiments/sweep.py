@@ -7,11 +7,13 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+from retroact.doors import checked, whole
 from retroact.evaluation.record import Record
 from retroact.experiments.cell import Cell, Model, alike, all_locked
 from retroact.experiments.executors import processes, serial
 from retroact.experiments.store import Store
-from retroact.spec import key, show
+from retroact.reading import Data
+from retroact.spec import SpecError, key, parse, show
 
 
 @dataclass(frozen=True)
@@ -22,14 +24,21 @@ class Plan:
     todo: tuple[str, ...]
 
 
-def plan(cells: Iterable[Cell], store: Store, *, keep: int = 0) -> Plan:
+def plan(cells: Iterable[Cell | str], store: Store, *, keep: int = 0) -> Plan:
     """Locks the cells, drops doubles, and looks up which the store has (with `keep` images)."""
-    locked = {key(cell): cell for cell in all_locked(cells)}
+    locked = {key(cell): cell for cell in all_locked(_read(cell) for cell in cells)}
     return Plan(locked, tuple(k for k in locked if not store.has(k, keep=keep)))
 
 
+def _read(said: Cell | str) -> Cell:
+    cell = parse(said) if isinstance(said, str) else said
+    if not isinstance(cell, Cell):
+        raise SpecError(f'expected cells such as Cell("lenet-mnist", "mnist[:100]", "PGD", "Linf(0.1)"), got {cell!r}')
+    return cell
+
+
 def sweep(
-    cells: Iterable[Cell],
+    cells: Iterable[Cell | str],
     store: Store,
     *,
     workers: int = 1,
@@ -43,6 +52,7 @@ def sweep(
     `progress` is called with (cells done, a fraction for the running one, and cells in all). Any
     stop, a kill among them, loses at most the cells that were running.
     """
+    (_, chunk, keep), workers = checked(0, chunk, keep), whole(workers, "workers", 1)
     planned = plan(cells, store, keep=keep)
     todo = alike(planned.cells[k] for k in planned.todo)
     done, total = len(planned.cells) - len(planned.todo), len(planned.cells)
@@ -71,16 +81,22 @@ def grid(
     activations: Iterable[Any],
     attacks: Iterable[Any],
     threats: Iterable[Any],
-    data: str,
+    data: Data,
     *,
     sites: str = "*",
-    sources: Iterable[Model | None] = (None,),
+    sources: Iterable[Model | str | None] = (None,),
     seeds: Iterable[int] = (0,),
     **others: Any,
 ) -> list[Cell]:
     """Every combination, as cells; `others` are further fields of Cell, the same in all."""
-    axes = product(nets, activations, sources, attacks, threats, seeds)
+    given: tuple[Any, ...] = (nets, activations, sources, attacks, threats, seeds)
+    axes = product(*(_several(axis) for axis in given))
     return [
         Cell(Model(net, activation, sites), data, attack, threat, source=source, seed=seed, **others)
         for net, activation, source, attack, threat, seed in axes
     ]
+
+
+def _several(said: Any) -> Iterable[Any]:
+    """One spec, text or number alone is a list of one."""
+    return said if isinstance(said, Iterable) and not isinstance(said, str) else [said]

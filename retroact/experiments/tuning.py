@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from torch import nn
 
 from retroact.attacks.pgd import PGD
 from retroact.attacks.threat import ThreatModel
-from retroact.evaluation.evaluate import Examples, evaluate
+from retroact.doors import checked
+from retroact.evaluation.evaluate import evaluate
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy, worst_case
 from retroact.ground import neutral
+from retroact.reading import Data, Examples, Said, as_activation, as_images, as_module, as_threat
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import show
 
@@ -89,10 +92,10 @@ class Tuning:
 
 @neutral()
 def tune(
-    network: nn.Module,
-    kind: Any,
-    data: Examples,
-    threat: ThreatModel,
+    network: str | PathLike[str] | nn.Module,
+    kind: type[Any] | str,
+    data: Data,
+    threat: Said[ThreatModel],
     *,
     keep: float = 0.99,
     grid: Sequence[float] | None = None,
@@ -101,7 +104,7 @@ def tune(
     chunk: int | None = None,
     progress: Callable[[float, int], None] | None = None,
 ) -> Tuning:
-    """Tries each value of the first field of `kind` (an activation class) on `data`.
+    """Tries each value of the first field of `kind` (an activation class, or its name) on `data`.
 
     `grid` None takes the class's own `grid`; the neutral value is put first where it is missing.
     `progress` is called with (values done, values in all).
@@ -109,6 +112,9 @@ def tune(
     Raises ValueError for test data, for data of unknown split that is named as test, for a kind
     without a knob, and for `keep` outside (0, 1].
     """
+    network, kind, threat = as_module(network), _kind(kind), as_threat(threat)
+    data = as_images(data, network)
+    seed, chunk, _ = checked(seed, chunk)
     _refuse_test_data(data)
     if not 0 < keep <= 1:
         raise ValueError(f"expected keep in (0, 1], the share of clean accuracy to keep, got {keep}")
@@ -150,6 +156,14 @@ def _candidates(kind: Any, grid: Sequence[float] | None) -> list[tuple[Any, floa
     if neutral is not None:
         values = [getattr(neutral, knob), *(v for v in values if v != getattr(neutral, knob))]
     return [(kind(**{knob: v}), float(v)) for v in values]
+
+
+def _kind(said: type[Any] | str) -> Any:
+    """The class that a bare name says; anything else as it is."""
+    if not isinstance(said, str):
+        return said
+    found = as_activation(said)
+    return found if "(" in said else type(found)
 
 
 def _knob_of(kind: Any) -> str:

@@ -79,6 +79,11 @@ def _per_channel(value: float | Sequence[float], what: str, shape: Shape | None)
     numbers = [float(v) for v in ([value] if isinstance(value, int | float) else value)]
     if not numbers or not all(math.isfinite(v) for v in numbers):
         raise ValueError(f"Classifier: {what} must be finite numbers, got {value}")
+    if max(numbers) > 2:  # no mean or spread of pixels in [0,1], and every one of pixels in [0,255]
+        raise ValueError(
+            f"Classifier: {what}={value} looks like a number for pixels in [0,255], and pixels here are in [0,1]; "
+            "divide mean and std by 255"
+        )
     if shape is not None and len(numbers) not in (1, shape[0]):
         raise ValueError(f"Classifier: {what} has {len(numbers)} numbers for {shape[0]} channels; give 1 or {shape[0]}")
     return torch.tensor(numbers, dtype=torch.float32).view(1, -1, 1, 1)

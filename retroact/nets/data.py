@@ -16,14 +16,15 @@ import hashlib
 import re
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Annotated, Literal, cast
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from retroact.doors import check_images, check_labels
-from retroact.nets import sources
+from retroact.doors import Shape, check_labels
+from retroact.nets import arrays, sources
 from retroact.nets.sources import DataError
 from retroact.spec import Within, spec
 
@@ -60,8 +61,13 @@ class DataSlice:
     @classmethod
     def read(cls, text: str) -> DataSlice:
         """Reads the notation; raises DataError for anything else."""
+        if not isinstance(text, str):
+            raise DataError(
+                f'expected a text such as "mnist[:1000]", got {type(text).__name__}; '
+                "Images.of(images, labels) takes your own"
+            )
         match = _NOTATION.fullmatch(text.strip())
-        if match is None or "[" in match["name"]:
+        if match is None or ("[" in match["name"] and not match["name"].startswith("folder:")):
             raise DataError(f'cannot read {text!r} as data; write "mnist", "mnist/train", or "mnist[100:200]"')
         stop = int(match["b"]) if match["b"] else None
         split = cast(Split, match["split"] or "test")
@@ -75,6 +81,8 @@ class DataSlice:
 
     def __call__(self) -> Images:
         """Loads the slice; raises DataError where it is not there, too short, or no images."""
+        if self.name.startswith(_OWN):
+            return self._of_ones_own()
         source = sources.find(self.name)
         own_split, rows = sources.rows_of(self.name, self.split, source.sizes)
         if self.start >= len(rows) or (self.stop or 0) > len(rows):
@@ -92,16 +100,27 @@ class DataSlice:
             origin=f"{source.origin}, {own_split}",
         )
 
+    def _of_ones_own(self) -> Images:
+        if self.name not in _own:
+            raise DataError(f"{self.name} were images of your own in another process; bring them again, as they were")
+        whole = _own[self.name]
+        if self.start >= len(whole) or (self.stop or 0) > len(whole) or self.split != "test":
+            raise DataError(f"{self}: these are {len(whole)} examples in one split; choose within [0:{len(whole)}]")
+        return replace(whole[self.start : self.stop], name=str(self))
+
     def narrow(self, start: int, stop: int) -> DataSlice:
         """The slice of this slice: examples `start` to `stop` counted from this one's start."""
         return replace(self, start=self.start + start, stop=self.start + stop)
 
 
 def _check_name(name: str) -> None:
-    if name in ("digits", *sources.HUB) or name.startswith("folder:") or name.count("/") == 1:
+    hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    if name in ("digits", *sources.HUB) or name.startswith(("folder:", _OWN)) or hub:
         return
     near = difflib.get_close_matches(name.lower(), ["digits", *sources.HUB], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
+    if Path(name).expanduser().is_dir():
+        hint = f'; did you mean the folder "folder:{name}"?'
     raise DataError(
         f"unknown data set {name!r}{hint} Known: digits, {', '.join(sources.HUB)}, "
         'any hub id "owner/name", any folder of images "folder:PATH"'
@@ -129,19 +148,34 @@ class Images:
     origin: str = "in memory"
 
     def __post_init__(self) -> None:
-        check_images(self.images)
-        if self.classes == 0:
-            object.__setattr__(self, "classes", int(self.labels.max()) + 1)
-        check_labels(self.labels, self.classes, len(self.images))
-        if self.images.dtype != torch.float32:
-            raise TypeError(f"expected float32 images, got {self.images.dtype}; use images.float()")
-        if self.index.shape != self.labels.shape:
-            raise ValueError(f"expected one index per image, ({len(self)},), got {tuple(self.index.shape)}")
+        images = arrays.unit(self.images)
+        labels, index = arrays.classes(self.labels, len(images)), arrays.numbers(self.index, "an index")
+        if index.shape != labels.shape:
+            raise ValueError(f"expected one index per image, ({len(labels)},), got {tuple(index.shape)}")
+        classes = self.classes or int(labels.max()) + 1
+        check_labels(labels, classes)
+        for name, value in (("images", images), ("labels", labels), ("index", index), ("classes", classes)):
+            object.__setattr__(self, name, value)
 
     @classmethod
-    def of(cls, images: Tensor, labels: Tensor, *, name: str = "yours", split: str = "") -> Images:
-        """Images of your own, numbered from 0."""
-        return cls(images, labels, torch.arange(len(labels)), name=name, split=split)
+    def of(
+        cls,
+        images: Any,
+        labels: Any,
+        *,
+        name: str = "yours",
+        split: str = "",
+        shape: Shape | None = None,
+        class_names: tuple[str, ...] = (),
+    ) -> Images:
+        """Images of your own, numbered from 0: tensors, numpy arrays or lists, uint8 or floats in [0,1].
+
+        Channels may come last where that is plain, or where `shape` (c, h, w) says so. Raises as `pixels` says.
+        """
+        found = arrays.plain(labels)
+        n = len(found) if found.ndim else None
+        index = torch.arange(n or 0, device="cpu")
+        return cls(arrays.pixels(images, shape=shape, n=n), found, index, name, split, len(class_names), class_names)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -159,9 +193,15 @@ class Images:
             raise DataError(f"{self.name}: no example lies in {part.start}:{part.stop} of {len(self)}")
         return self._at(torch.arange(start, stop), _narrowed(self.name, start, stop))
 
-    def select(self, rows: Tensor) -> Images:
-        """The examples at positions `rows` (int64), in that order, or where a bool `rows` (n,) is True."""
-        rows = rows.nonzero().flatten() if rows.dtype == torch.bool else rows
+    def select(self, rows: Any) -> Images:
+        """The examples at positions `rows` (whole numbers), in that order, or where a bool `rows` (n,) is True."""
+        rows = arrays.numbers(rows, "rows")
+        if rows.dtype == torch.bool:
+            if len(rows) != len(self):
+                raise ValueError(f"expected one True or False per image, ({len(self)},), got ({len(rows)},)")
+            rows = rows.nonzero().flatten()
+        if len(rows) and not -len(self) <= int(rows.min()) <= int(rows.max()) < len(self):
+            raise ValueError(f"expected rows from 0 to {len(self) - 1}, got {int(rows.min())} to {int(rows.max())}")
         chosen = hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:8]
         return self._at(rows, f"{self.name} ({len(rows)} chosen, {chosen})")
 
@@ -175,6 +215,23 @@ class Images:
         digest.update(self.images.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()
+
+
+_OWN = "yours:"
+_own: dict[str, Images] = {}
+
+
+def embed(images: Images) -> str:
+    """Keeps images of your own for this process; gives the name that `data` reads, made of what they hold."""
+    held = hashlib.sha256(f"{images.fingerprint} {images.split}".encode() + images.index.numpy().tobytes())
+    name = f"{_OWN}{held.hexdigest()[:16]}"
+    _own[name] = images
+    return name
+
+
+def embedded() -> list[Images]:
+    """What was embedded, for a process that is to know it too."""
+    return list(_own.values())
 
 
 def _narrowed(name: str, start: int, stop: int) -> str:

@@ -8,6 +8,7 @@ what it decoded, and nothing is written beside the data (`datasets` keeps its ow
 from __future__ import annotations
 
 import contextlib
+import glob
 import io
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -42,7 +43,7 @@ class DataError(ValueError):
 
 def rows_of(name: str, split: str, sizes: Mapping[str, int]) -> tuple[str, Rows]:
     """Which of the source's own splits, and which of its rows, make up `split`."""
-    own = next((s for s in _ALIASES[split] if s in sizes), None)
+    own = next((s for s in ALIASES[split] if s in sizes), None)
     if split != "train" and own is not None:
         return own, np.arange(sizes[own])
     if "train" not in sizes:
@@ -50,7 +51,8 @@ def rows_of(name: str, split: str, sizes: Mapping[str, int]) -> tuple[str, Rows]
     return "train", _drawn(name, sizes)[split]
 
 
-_ALIASES = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
+ALIASES = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
+"""What each split may be called in a source."""
 
 
 def _drawn(name: str, sizes: Mapping[str, int]) -> dict[str, Rows]:
@@ -58,7 +60,7 @@ def _drawn(name: str, sizes: Mapping[str, int]) -> dict[str, Rows]:
     # RandomState, because numpy promises that its stream never changes; default_rng may.
     order = np.random.RandomState(0).permutation(n).astype(np.int64)
     tests = 0 if "test" in sizes else n // 5
-    held = 0 if any(s in sizes for s in _ALIASES["validation"]) else n // 10
+    held = 0 if any(s in sizes for s in ALIASES["validation"]) else n // 10
     validation = order[tests : tests + held]
     if name in HELD_OUT and n >= HELD_OUT[name][1]:
         validation = np.arange(*HELD_OUT[name])
@@ -96,10 +98,10 @@ def _found(name: str, local: str) -> Source:
     if name == "digits":
         return _digits()
     if name.startswith("folder:"):
-        return _from_datasets(*_image_folder(name.removeprefix("folder:")))
+        return from_datasets(*_image_folder(name.removeprefix("folder:")))
     if local:
-        return _from_datasets(_opened(local), "local parquet")
-    return _from_datasets(_from_hub(HUB.get(name, name)), f"hub {HUB.get(name, name)}")
+        return from_datasets(_opened(local), "local parquet")
+    return from_datasets(_from_hub(HUB.get(name, name)), f"hub {HUB.get(name, name)}")
 
 
 def decoded(name: str, own_split: str, rows: Rows) -> tuple[Pixels, Rows]:
@@ -133,7 +135,7 @@ def _image_folder(text: str) -> tuple[Any, str]:
     path = Path(text).expanduser()
     if not path.is_dir():
         raise DataError(f"folder:{text}: there is no such folder; expected one with a sub-folder per class")
-    return _opened("imagefolder", data_dir=str(path)), "image folder"
+    return _opened("imagefolder", data_dir=glob.escape(str(path))), "image folder"  # "a[1]b" is a name here, no pattern
 
 
 def _from_hub(hub_id: str) -> Any:
@@ -189,16 +191,17 @@ def _first_line(e: Exception) -> str:
     return (str(e).splitlines() or [""])[0][:200]
 
 
-def _from_datasets(found: Any, origin: str) -> Source:
+def from_datasets(found: Mapping[str, Any], origin: str) -> Source:
+    """The source behind `datasets.Dataset`s, by split, that have a column of images and one of labels."""
     import datasets
 
     features = next(iter(found.values())).features
     image = _column(features, origin, "image", lambda f: isinstance(f, datasets.Image), ("image", "img"))
     label = _column(features, origin, "label", lambda f: isinstance(f, datasets.ClassLabel), ("label", "labels"))
-    raw = found.cast_column(image, datasets.Image(decode=False))
+    plain = {k: part.with_format(None).cast_column(image, datasets.Image(decode=False)) for k, part in found.items()}
 
     def read(own_split: str, rows: Rows) -> tuple[Pixels, Rows]:
-        part = raw[own_split].select(rows)[:]
+        part = plain[own_split].select(rows)[:]
         return _decode(part[image], rows), np.asarray(part[label], dtype=np.int64)
 
     sizes = {str(k): len(v) for k, v in found.items()}

@@ -17,11 +17,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from retroact.doors import named
 from retroact.ground import neutral
 from retroact.retrofitting.sites import Example, copied, example_for, trial
 
@@ -44,14 +45,18 @@ class Exported:
 
 @neutral()
 def export(
-    net: nn.Module, path: str | Path, example: Example | None = None, *, images: Tensor | None = None
+    net: str | os.PathLike[str] | nn.Module,
+    path: str | Path,
+    example: Example | None = None,
+    *,
+    images: Tensor | None = None,
 ) -> Exported:
     """Writes the net in eval mode to a `.pt2` or `.onnx` file and compares the two on `images`.
 
     `example` is an input or a tuple of inputs, needed where the net has no `shape`; `images`, shape
     (n, …), in the net's own units (pixels in [0,1] for a classifier), are the example where none are
-    given. The file takes any batch size; it is written whole or not at all. Raises ValueError for another
-    suffix, ImportError (with what to install) where ONNX is missing, and what torch's exporter raises.
+    given. The file takes any batch size; it is written whole or not at all. Raises ValueError for no images and
+    another suffix, ImportError (with what to install) where ONNX is missing, and what torch's exporter raises.
     """
     path = Path(path)
     writers = {".pt2": (_write_pt2, _run_pt2), ".onnx": (_write_onnx, _run_onnx)}
@@ -59,7 +64,10 @@ def export(
         raise ValueError(f"expected a file that ends in .pt2 or .onnx, got {str(path)!r}")
     if path.suffix == ".onnx":
         _need_onnx()
+    if images is not None and not len(images):
+        raise ValueError("expected at least one of images= to compare on, got none; leave it out to compare on noise")
     write, run = writers[path.suffix]
+    net = cast(nn.Module, named(net))
     inputs = tuple(i.cpu() if isinstance(i, Tensor) else i for i in example_for(net, example))
     ours = copied(net).eval().cpu()
     with _whole(path) as draft, trial(), _quiet():

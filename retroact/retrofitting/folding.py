@@ -16,11 +16,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Any
+from os import PathLike
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
+from retroact.doors import named
 from retroact.ground import neutral
 from retroact.retrofitting.activations import (
     ChannelShift,
@@ -68,7 +70,7 @@ class FoldError(ValueError):
 
 
 @neutral()
-def fold(net: nn.Module, *, scaled: bool = True) -> nn.Module:
+def fold(net: str | PathLike[str] | nn.Module, *, scaled: bool = True) -> nn.Module:
     """A copy of a retrofitted net without slopes that computes the same function in eval mode.
 
     SReLU becomes ReLU; a jump and a cap stay, rescaled; the shifts of ShiftedReLU move into the bias of
@@ -79,6 +81,7 @@ def fold(net: nn.Module, *, scaled: bool = True) -> nn.Module:
     Raises FoldError where slopes other than 1 meet a skip connection, an operation that is not
     homogeneous, or a layer called twice under different slopes, and where the net does not trace.
     """
+    net = cast(nn.Module, named(net))
     made = copied(net)
     inner = _innermost(made)
     graph = None if reroutings(net) else traced(copied(inner))

@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from retroact.doors import named
 from retroact.ground import neutral
 from retroact.retrofitting.activations import Activation, ReLU
 from retroact.retrofitting.copying import copied
@@ -84,7 +86,9 @@ class Survey:
     on_pixels: tuple[Site, ...] = ()
 
 
-def sites(net: nn.Module, example: Example | None = None, *, also: tuple[str, ...] = ()) -> tuple[Site, ...]:
+def sites(
+    net: str | PathLike[str] | nn.Module, example: Example | None = None, *, also: tuple[str, ...] = ()
+) -> tuple[Site, ...]:
     """Every activation call of one eval forward pass that a retrofit can replace, in order.
 
     `example` is an input, or a tuple of inputs; by default seeded uniform noise of shape (2, *net.shape).
@@ -92,7 +96,7 @@ def sites(net: nn.Module, example: Example | None = None, *, also: tuple[str, ..
     own. Raises ValueError where the net says no shape and no example is given, and where the net is sealed
     (TorchScript, quantised, exported); TypeError for what is no module.
     """
-    return survey(net, example, also=also).sites
+    return survey(named(net), example, also=also).sites
 
 
 def left_alone(net: nn.Module, example: Example | None = None) -> dict[str, int]:

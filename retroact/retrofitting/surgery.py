@@ -16,11 +16,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from os import PathLike
 from typing import Any
 
 import torch
 from torch import nn
 
+from retroact.doors import named
 from retroact.ground import neutral
 from retroact.retrofitting.activations import Activation, PerSite, ReLU, SReLU, is_activation
 from retroact.retrofitting.copying import copied
@@ -40,7 +42,7 @@ from retroact.retrofitting.sites import (
     trial,
 )
 from retroact.retrofitting.tracing import keep_attributes, rewritten, traced
-from retroact.spec import SpecError, show, spec
+from retroact.spec import SpecError, is_spec_class, parse, show, spec
 
 
 class CoverageError(ValueError):
@@ -74,6 +76,8 @@ class Retrofit:
     allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if is_spec_class(self.activation):
+            object.__setattr__(self, "activation", parse(self.activation.__name__))  # type: ignore[attr-defined]
         if not is_activation(self.activation):
             raise SpecError(
                 f"expected an activation such as JumpReLU(kappa=1.0), got {self.activation!r}; "
@@ -97,8 +101,8 @@ class Retrofit:
 
 
 def retrofit(
-    net: nn.Module,
-    activation: Activation,
+    net: str | PathLike[str] | nn.Module,
+    activation: Activation | type[Activation] | str,
     *,
     sites: str | int | Iterable[str | int] = "*",
     example: Example | None = None,
@@ -107,6 +111,7 @@ def retrofit(
 ) -> nn.Module:
     """A copy of `net` in which the chosen activation calls compute `activation`; the net stays as it is.
 
+    Both may be texts: retrofit("lenet-mnist", "JumpReLU(1.0)").
     `sites` selects by name, glob ("layer1.*"), order (0, -1, "0:2") or several of these; `example` is an
     input or a tuple of inputs, needed where the net has no `shape`; `also=("gelu",)` replaces further
     kinds; `allow` names sites that may stay. Parameters, buffers, mode and the names in the state_dict are
@@ -118,12 +123,13 @@ def retrofit(
     ValueError for a sealed (TorchScript, quantised) or an already retrofitted net, and a selection that is
     empty, TypeError for what is no module.
     """
-    return Retrofit(activation, _as_text(sites), tuple(also), tuple(allow))(net, example)
+    return Retrofit(activation, _as_text(sites), tuple(also), tuple(allow))(named(net), example)  # type: ignore[arg-type]
 
 
 @neutral()
-def refit(net: nn.Module, activation: Activation) -> nn.Module:
+def refit(net: nn.Module, activation: Activation | type[Activation] | str) -> nn.Module:
     """A copy of a retrofitted net with another activation at the same sites, without surveying it again."""
+    activation = Retrofit(activation).activation  # type: ignore[arg-type]
     if getattr(net, "retrofit", None) is None:
         raise ValueError(f"{type(net).__name__} carries no retrofit; use retrofit(net, {show(activation)})")
     made = _dressed(copied(net), activation)

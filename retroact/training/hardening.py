@@ -16,6 +16,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from os import PathLike
 from typing import Any, Literal
 
 import torch
@@ -28,10 +29,12 @@ from retroact.attacks.goals import Aim
 from retroact.attacks.losses import margin
 from retroact.attacks.oracle import in_float
 from retroact.attacks.threat import ThreatModel
+from retroact.doors import checked
 from retroact.evaluation.evaluate import decide
 from retroact.evaluation.proof import prove
 from retroact.ground import neutral
 from retroact.nets.data import Images
+from retroact.reading import Data, Said, as_images, as_module, as_threat
 from retroact.retrofitting.activations import (
     Activation,
     JumpReLU,
@@ -45,7 +48,7 @@ from retroact.retrofitting.installed import installed
 from retroact.retrofitting.lean import in_channels_last
 from retroact.retrofitting.sites import copied
 from retroact.retrofitting.surgery import retrofit
-from retroact.spec import AtLeast0, Count, Positive, UnitInterval, show, spec
+from retroact.spec import AtLeast0, Count, Positive, SpecError, UnitInterval, parse, show, spec
 
 Learn = Literal["shifts", "kappa", "slopes", "norms", "ends", "all"]
 
@@ -80,7 +83,9 @@ class Hardening:
         """The rate of the first step."""
         return self.lr or {"norms": 0.01, "all": 0.001}.get(self.learn, 0.03)
 
-    def __call__(self, net: nn.Module, train: Images, threat: ThreatModel, **how: Any) -> Hardened:
+    def __call__(
+        self, net: str | PathLike[str] | nn.Module, train: Data, threat: Said[ThreatModel], **how: Any
+    ) -> Hardened:
         """`harden` by this recipe."""
         return harden(net, train, threat, self, **how)
 
@@ -124,13 +129,13 @@ class Hardened:
 
 @neutral()
 def harden(
-    net: nn.Module,
-    train: Images,
-    threat: ThreatModel,
-    recipe: Hardening | None = None,
+    net: str | PathLike[str] | nn.Module,
+    train: Data,
+    threat: Said[ThreatModel],
+    recipe: Hardening | str | None = None,
     *,
     keep: float = 0.0,
-    held: Images | None = None,
+    held: Data | None = None,
     doses: Sequence[float] = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25),
     seed: int = 0,
     progress: Callable[[float, int], None] | None = None,
@@ -140,10 +145,15 @@ def harden(
     With `keep`, only as much of what was learned is applied as leaves that share of the plain network's accuracy
     on `held`, images that are neither trained on nor test data: the largest of `doses` that does.
 
+    Network, data, threat and recipe may be their texts, and data any that `as_images` reads.
+
     Raises ValueError for test data, for a retrofitted net, for nothing to learn, and where no dose keeps enough.
     """
+    net, threat = as_module(net), as_threat(threat)
+    train, held = as_images(train, net), None if held is None else as_images(held, net)
+    seed, _, _ = checked(seed)
     _check(net, train, held, keep)
-    recipe = Hardening() if recipe is None else recipe
+    recipe = _as_recipe(recipe)
     began = time.monotonic()
     learner = _Learner(net, recipe, train, threat)
     _learn(learner, train, threat, recipe, seed, progress)
@@ -166,6 +176,13 @@ def harden(
     total = sum(p.numel() for p in net.parameters())
     seconds = time.monotonic() - began
     return Hardened(made, recipe, learner.count, total, dose, tuple(curve), seconds, train.name)
+
+
+def _as_recipe(said: Hardening | str | None) -> Hardening:
+    found = Hardening() if said is None else parse(said) if isinstance(said, str) else said
+    if not isinstance(found, Hardening):
+        raise SpecError(f"expected a recipe such as Hardening(learn='norms'), got {found!r}")
+    return found
 
 
 def _check(net: nn.Module, train: Images, held: Images | None, keep: float) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from retroact.doors import check_labels
+from retroact.doors import check_labels, checked
 from retroact.nets import zoo
 from retroact.nets.classifier import Classifier
 from retroact.nets.data import DataSlice, Images
@@ -43,6 +43,7 @@ def train(
     selected on test data.
     """
     network, recipe = _named(name, epochs)
+    seed, _, _ = checked(seed)
     part = DataSlice.read(data or f"{network.data}/train")
     if part.split != "train":
         raise ValueError(f"{part} is {part.split} data, which nothing is trained on; use {part.name}/train")

@@ -328,7 +328,7 @@ def test_an_empty_batch_is_refused():
         crafted(ra.PGD(), net, Few(*(part[:0] for part in data[:3])), ra.Linf(0.1))
     with pytest.raises(ValueError, match="at least one threat, got n=6, .* 0 threats"):
         craft_all(ra.PGD(), net, data.images, data.labels, data.index, [])
-    with pytest.raises(ValueError, match="chunks of at least one"):
+    with pytest.raises(ValueError, match="chunk: expected a whole number of at least 1, got 0"):
         craft(ra.PGD(), net, data.images, data.labels, data.index, ra.Linf(0.1), chunk=0)
 
 

@@ -145,7 +145,7 @@ class TestRefusals:
         with pytest.raises(SpecError, match="expected a piecewise activation"):
             Surrogate(Tanh(), 2.0)
 
-    @pytest.mark.parametrize("given", [(), (3,), (JumpReLU(1.0), "ReLU")])
+    @pytest.mark.parametrize("given", [(), (3,), (JumpReLU(1.0), "PGD")])
     def test_per_site_of_something_else(self, given) -> None:
         with pytest.raises(SpecError, match="expected one activation per site"):
             PerSite(given)

@@ -1,0 +1,392 @@
+"""What people bring, made what the house uses, once, at the door: data, networks, and specs as text.
+
+    as_images("mnist[:1000]"); as_images((x, y), net); as_network("lenet-mnist"); as_attack("PGD(steps=40)")
+
+What is plainly one thing is taken; all else is refused with a sentence that names the cure.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias, TypeVar, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
+
+from retroact.attacks.driver import Attack
+from retroact.attacks.goals import Goal
+from retroact.attacks.oracle import Network
+from retroact.attacks.threat import ThreatModel
+from retroact.doors import Shape, named
+from retroact.nets import sources, zoo
+from retroact.nets.arrays import is_picture, plain, stacked
+from retroact.nets.data import DataSlice, Images, data
+from retroact.retrofitting.activations import Activation, is_activation
+from retroact.retrofitting.surgery import Retrofit, retrofit
+from retroact.spec import SpecError, is_spec, is_spec_class, parse, show
+
+T = TypeVar("T")
+
+
+class Examples(Protocol):
+    """Labelled images: `images` (n, c, h, w) float32 in [0, 1], `labels` (n,), `index` (n,), `name`."""
+
+    @property
+    def images(self) -> Tensor: ...
+    @property
+    def labels(self) -> Tensor: ...
+    @property
+    def index(self) -> Tensor: ...
+    @property
+    def name(self) -> str: ...
+
+
+class Rows(Protocol):
+    """Rows by position: a list of (image, label), a `datasets.Dataset`."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, position: Any, /) -> Any: ...
+
+
+Data: TypeAlias = (
+    str | PathLike[str] | Examples | tuple[Any, Any] | Mapping[str, Any] | Rows | Dataset[Any] | DataLoader[Any]
+)
+"""What `as_images` takes."""
+
+Net: TypeAlias = str | PathLike[str] | Network
+"""A network, or its zoo name, its file, or `package.module:function`."""
+
+Said: TypeAlias = T | type[T] | str
+"""A spec, its text, or its class, which stands for its defaults."""
+
+
+# --------------------------------------------------------------------------------------------- data
+
+IMAGE_WORDS = ("image", "images", "img", "imgs", "pixel_values", "pixels", "x")
+LABEL_WORDS = ("label", "labels", "target", "targets", "y", "class", "fine_label")
+"""Under which names a dictionary or a table may hold its images and their labels."""
+
+FORMS = (
+    'a text such as "mnist[:1000]", ra.Images, (images, labels), a torch Dataset or DataLoader, '
+    "a datasets.Dataset, or the Path of a folder of images"
+)
+
+
+def as_images(what: Data, net: object = None) -> Images:
+    """`Images` of the notation as text, of (images, labels) as tensors, arrays or lists, of a torch `Dataset` or
+    `DataLoader`, of a `datasets.Dataset`, or of a folder's path; `Images` come back as they are.
+
+    The shape that `net` expects says where the channels are. Images are numbered in the order in which they come, so
+    a loader that shuffles numbers them anew each time, and one that drops its last batch leaves it out; whatever is
+    read is held in memory as float32. Raises ValueError or TypeError, naming the cure, for any other form.
+    """
+    if isinstance(what, Images):
+        return what
+    if isinstance(what, str):
+        return data(what)
+    if isinstance(what, PathLike):
+        return _folder(Path(what))
+    shape = _shape_of(net)
+    if hasattr(what, "images") and hasattr(what, "labels"):
+        return _examples(what, shape)
+    if isinstance(what, Mapping):
+        return Images.of(*_columns(what), shape=shape)
+    if _is_table(what):
+        return _of_table(what, shape)
+    if isinstance(what, DataLoader):
+        return _of_pieces(what, _batches(what), shape)
+    if isinstance(what, tuple | list) and len(what) == 2 and not _is_row(what[1]):
+        return Images.of(*what, shape=shape)
+    return _of_pieces(what, _rows(what), shape)
+
+
+def _folder(path: Path) -> Images:
+    split = path.name in ("train", "validation", "test")
+    return DataSlice(f"folder:{path.parent if split else path}", cast(Any, path.name if split else "test"))()
+
+
+def _examples(what: Any, shape: Shape | None) -> Images:
+    told = {word: getattr(what, word) for word in ("name", "split") if isinstance(getattr(what, word, None), str)}
+    index = getattr(what, "index", None)
+    if index is None or callable(index):  # a named tuple's method
+        return Images.of(what.images, what.labels, shape=shape, **told)
+    return Images(what.images, what.labels, index, **told)
+
+
+def _shape_of(net: object) -> Shape | None:
+    shape = getattr(net, "shape", None)
+    return shape if isinstance(shape, tuple) and len(shape) == 3 and all(isinstance(s, int) for s in shape) else None
+
+
+def _columns(row: Mapping[str, Any]) -> tuple[Any, Any]:
+    """The image and the label, or all of them, of a dictionary."""
+    if row and all(_is_table(part) for part in row.values()):
+        first, *_ = row
+        raise TypeError(f"expected one split, got a {type(row).__name__} of {', '.join(row)}; choose: data[{first!r}]")
+    found = [next((word for word in words if word in row), None) for words in (IMAGE_WORDS, LABEL_WORDS)]
+    if None in found:
+        raise TypeError(
+            f"expected images and labels under names such as 'image' and 'label', got {', '.join(map(str, row))}; "
+            "give (images, labels)"
+        )
+    return row[cast(str, found[0])], row[cast(str, found[1])]
+
+
+# ------------------------------------------------------------------------------------ a table of rows
+
+
+def _is_table(what: object) -> bool:
+    """Whether it is a `datasets.Dataset`, which nobody holds who has not imported `datasets`."""
+    datasets = sys.modules.get("datasets")
+    return datasets is not None and isinstance(what, datasets.Dataset)
+
+
+def _of_table(table: Any, shape: Shape | None) -> Images:
+    import datasets
+
+    encoded = any(isinstance(feature, datasets.Image) for feature in table.features.values())
+    if not len(table) or not encoded or table.format["type"] == "custom":  # a transform of the user's is his data
+        rows = table.with_format("numpy") if table.format["type"] is None else table
+        return _of_pieces(table, _rows(rows), shape)
+    source = sources.from_datasets({"rows": table}, "your table")
+    found, labels = source.read("rows", np.arange(len(table)))
+    return Images.of(
+        torch.from_numpy(found),
+        labels,
+        name=_name_of(table),
+        split=_split_of(table),
+        class_names=source.class_names,
+    )
+
+
+# ------------------------------------------------------------------------------------- piece by piece
+
+
+def _of_pieces(what: Any, pieces: Iterator[tuple[Any, Any]], shape: Shape | None) -> Images:
+    with torch.random.fork_rng(devices=[]):  # a loader draws from the caller's generator even where it keeps the order
+        found = list(pieces)
+    if not found:
+        raise ValueError(f"expected at least one image, got a {type(what).__name__} without any")
+    labels = [_number(label) for _, label in found]
+    many = labels if all(np.ndim(label) == 0 for label in labels) else stacked([plain(label) for label in labels])
+    return Images.of(
+        stacked([image for image, _ in found]),
+        many,
+        name=_name_of(what),
+        split=_split_of(what),
+        shape=shape,
+        class_names=_class_names(what, labels),
+    )
+
+
+def _number(label: Any) -> Any:
+    return label.item() if hasattr(label, "item") and not getattr(label, "ndim", 0) else label
+
+
+def _rows(what: Any) -> Iterator[tuple[Any, Any]]:
+    """The rows of a data set or a list, each (image, label) or a dictionary; a row may be a whole batch."""
+    if isinstance(what, Tensor | np.ndarray):
+        raise TypeError(f"expected images with their labels, got one {type(what).__name__}; give (images, labels)")
+    _refuse_stream(what)
+    for row in what if isinstance(what, IterableDataset) else (_row(what, i) for i in range(len(what))):
+        image, label = _pair(row)
+        yield from _in_step(image, label) if _dimensions(image) == 4 else [(image, label)]
+
+
+def _row(what: Any, position: int) -> Any:
+    try:
+        return what[position]
+    except (KeyError, NotImplementedError):
+        raise _unknown(what) from None
+
+
+def _batches(loader: DataLoader[Any]) -> Iterator[tuple[Any, Any]]:
+    _refuse_stream(loader)
+    for batch in loader:
+        image, label = _pair(batch)
+        yield from [(image, label)] if loader.batch_sampler is None else _in_step(image, label)
+
+
+def _in_step(images: Any, labels: Any) -> Iterator[tuple[Any, Any]]:
+    if len(images) != len(labels):
+        raise ValueError(f"expected one label per image, got a batch of {len(images)} images and {len(labels)} labels")
+    return zip(images, labels, strict=True)
+
+
+def _pair(row: Any) -> tuple[Any, Any]:
+    if isinstance(row, Mapping):
+        return _columns(row)
+    if isinstance(row, tuple | list) and len(row) > 1:
+        return row[0], row[1]
+    raise TypeError(
+        f"expected each row to be (image, label) or a dictionary of both, got {type(row).__name__}; "
+        "all images and all labels are a pair, (images, labels)"
+    )
+
+
+def _is_row(what: Any) -> bool:
+    return isinstance(what, Mapping) or (
+        isinstance(what, tuple | list) and len(what) > 1 and (_dimensions(what[0]) > 1 or is_picture(what[0]))
+    )
+
+
+def _dimensions(what: Any) -> int:
+    if hasattr(what, "ndim"):
+        return int(what.ndim)
+    return 1 + (_dimensions(what[0]) if what else 0) if isinstance(what, list | tuple) else 0
+
+
+def _refuse_stream(what: Any) -> None:
+    try:
+        len(what)
+    except TypeError:
+        if isinstance(what, type) or not (hasattr(what, "__iter__") or hasattr(what, "__getitem__")):
+            raise _unknown(what) from None
+        raise TypeError(
+            f"expected data of a known length, got a {type(what).__name__} without one; "
+            "take a part of it: list(itertools.islice(data, 1000))"
+        ) from None
+
+
+def _unknown(what: Any) -> TypeError:
+    return TypeError(f"cannot read {type(what).__name__} as data; expected {FORMS}")
+
+
+# ---------------------------------------------------------------------------- what data says of itself
+
+
+def _inner(what: Any) -> Iterator[Any]:
+    """The data set and those that it wraps: a loader's, a subset's."""
+    while what is not None:
+        yield what
+        what = getattr(what, "dataset", None)
+
+
+def _name_of(what: Any) -> str:
+    *_, last = _inner(what)
+    return "yours" if isinstance(last, list | tuple) else f"your {type(last).__name__}"
+
+
+def _split_of(what: Any) -> str:
+    """test, validation or train where the data says so, as torchvision's does: nothing is tuned on test data."""
+    for inner in _inner(what):
+        said, trained = str(getattr(inner, "split", "")), getattr(inner, "train", None)
+        if said in SPLITS:
+            return SPLITS[said]
+        if isinstance(trained, bool):
+            return "train" if trained else "test"
+    return ""
+
+
+SPLITS = {alias: split for split, aliases in sources.ALIASES.items() for alias in aliases}
+
+
+def _class_names(what: Any, labels: Sequence[Any]) -> tuple[str, ...]:
+    *_, last = _inner(what)
+    names = getattr(last, "classes", None)
+    fits = isinstance(names, list | tuple) and all(isinstance(n, str) for n in names)
+    whole = all(isinstance(label, int) for label in labels)
+    return tuple(names) if names and fits and whole and max(labels) < len(names) else ()
+
+
+# --------------------------------------------------------------------------------- networks and specs
+
+
+def as_network(what: Net) -> Network:
+    """A network as it comes, or by its zoo name, its file, or `package.module:function`.
+
+    Raises ZooError or CheckpointError as `load` does, and TypeError for what is no network.
+    """
+    found = named(what)
+    if isinstance(found, type):
+        raise TypeError(f"expected a network, got the class {found.__name__}; make one: {found.__name__}(…)")
+    if is_spec(found):
+        raise TypeError(f"expected a network, got the spec {show(found)}; where it makes one, give what its call makes")
+    if not callable(found):
+        raise TypeError(f'expected a network or its name, such as "lenet-mnist", got {type(found).__name__}')
+    return cast(Network, found)
+
+
+def as_module(what: Net) -> nn.Module:
+    """`as_network` where a module is needed, to read its weights and activations."""
+    found = as_network(what)
+    if not isinstance(found, nn.Module):
+        raise TypeError(f"expected an nn.Module, got {type(found).__name__}; wrap the function in a module")
+    return found
+
+
+def as_changed(what: Net | Said[Activation] | Retrofit, twin: Network) -> Network:
+    """A changed network, or `twin` with the activation that `what` is, or says."""
+    found: Any = parse(what) if isinstance(what, str) and _names_a_spec(what) else what
+    if isinstance(found, Retrofit):
+        return found(as_module(twin))
+    if is_spec_class(found) or is_spec(found) or (is_activation(found) and not isinstance(found, nn.Module)):
+        return retrofit(as_module(twin), as_activation(found))
+    return as_network(found)
+
+
+def _names_a_spec(text: str) -> bool:
+    """`JumpReLU(1.0)` or a bare name; what networks are called has a dash, a dot or a colon in it, as a rule."""
+    return (text.strip().endswith(")") or text.strip().isidentifier()) and text not in zoo.names()
+
+
+def as_attack(what: Said[Attack]) -> Attack:
+    """An attack, or the one that a text such as "PGD(steps=40)" says."""
+    return cast(Attack, _as_spec(what, ("norms", "needs"), "an attack such as PGD(steps=40)"))
+
+
+def as_threat(what: Said[ThreatModel]) -> ThreatModel:
+    """A threat model, or the one that a text such as "Linf(8/255)" says."""
+    return cast(ThreatModel, _as_spec(what, ("norm", "eps"), "a threat model such as Linf(eps=0.1)"))
+
+
+def as_threats(what: Said[ThreatModel] | Sequence[Said[ThreatModel]]) -> list[ThreatModel]:
+    """Threat models; one alone is a list of one."""
+    several = what if isinstance(what, list | tuple) else [what]
+    return [as_threat(one) for one in cast(Sequence[Any], several)]
+
+
+def as_activation(what: Said[Activation]) -> Activation:
+    """An activation, or the one that a text such as "JumpReLU(1.0)" says."""
+    return cast(Activation, _as_spec(what, ("surrogate", "at"), "an activation such as JumpReLU(kappa=1.0)"))
+
+
+def as_goal(what: Said[Goal] | None) -> Goal | None:
+    """A goal, or the one that a text such as "Targeted(3)" says; None stays the default."""
+    if what is None:
+        return None
+    expected = "a goal: Untargeted(), Targeted(3), LeastLikely() or Random()"
+    found = _made(what, expected)
+    others = {"norms": "attack=", "norm": "threat=", "surrogate": "retrofit(net, …)"}
+    place = next((place for word, place in others.items() if is_spec(found) and hasattr(found, word)), "")
+    if place or not callable(found):
+        said = f"{_called(found)} does not belong here" + (f" but in {place}" if place else "")
+        raise SpecError(f"{said}; expected {expected}")
+    return cast(Goal, found)
+
+
+def _as_spec(what: Any, having: tuple[str, ...], expected: str) -> Any:
+    found = _made(what, expected)
+    if not all(hasattr(found, word) for word in having):
+        raise SpecError(f"{_called(found)} does not belong here; expected {expected}")
+    return found
+
+
+def _made(what: Any, expected: str) -> Any:
+    """The spec that a text or a class stands for, at its defaults where it says no more; anything else as it is."""
+    if isinstance(what, str):
+        return parse(what)
+    if isinstance(what, type):
+        if not is_spec_class(what):
+            raise SpecError(f"expected {expected}, got the class {what.__name__}; make one: {what.__name__}(…)")
+        return parse(what.__name__)
+    return what
+
+
+def _called(what: object) -> str:
+    return show(what) if is_spec(what) else f"{type(what).__name__} {str(what)[:40]!r}"
