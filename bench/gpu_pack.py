@@ -99,7 +99,7 @@ def _decoded(arrays: Mapping[str, np.ndarray], split: str) -> np.ndarray:
     joined, ends = arrays[f"{split} bytes"].tobytes(), arrays[f"{split} sizes"].cumsum()
     starts = np.concatenate([[0], ends[:-1]])
     pictures = [np.asarray(Image.open(io.BytesIO(joined[a:b]))) for a, b in zip(starts, ends, strict=True)]
-    return np.stack(pictures).transpose(0, 3, 1, 2)
+    return np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2))
 
 
 if __name__ == "__main__":
