@@ -37,8 +37,8 @@ from PIL import Image
 from torch import nn
 
 import retroact as ra
+from retroact.evaluation.proof import prove_for
 from retroact.nets.zoo import NETWORKS
-from retroact.retrofitting.lean import lean
 from retroact.training.fit import FILE, Progress, UnfinishedError, fit
 from retroact.training.recipes import RECIPES, Recipe, Standard
 from retroact.training.train import checkpoints_of, train_on
@@ -211,13 +211,15 @@ def _pgd(net: nn.Module, chunk: int, stage: Stage) -> dict[str, Any]:
             [net(part.to(stage.device, next(net.parameters()).dtype)).argmax(1).cpu() for part in x.split(512)]
         )
     attack, images = ra.PGD(steps=2 if stage.toy else 40), ra.Images.of(x, labels)
-    ra.evaluate(net, images[:chunk], attack, ra.Linf(1e-7), chunk=chunk)  # warms up
+    threat = ra.Linf(1e-7)
+    ra.evaluate(net, images[:chunk], attack, threat, chunk=chunk)  # warms up
     _settle(stage.device, reset=True)
     began = time.perf_counter()
-    record = ra.evaluate(net, images, attack, ra.Linf(1e-7), chunk=chunk)
+    record = ra.evaluate(net, images, attack, threat, chunk=chunk)
     seconds = time.perf_counter() - began
     steps = float(record.gradients.mean())
-    bare = _bare(lean(net), x[:chunk], stage.device)
+    cheap = prove_for(attack, net, x, images.index, [threat]).lean
+    bare = _bare(cheap, x[:chunk], stage.device)
     return {
         "images_per_second": round(n / seconds, 1),
         "gradients": round(steps, 1),
