@@ -22,7 +22,7 @@ from retroact.nets.zoo import Network
 from retroact.retrofitting.activations import JumpReLU, PerSite, SReLU
 from retroact.retrofitting.surgery import Retrofit
 from retroact.spec import SpecError, Within, key, known, parse, show
-from retroact.training.recipes import MixedFGSM, Shifted, Standard
+from retroact.training.recipes import Adversarial, MixedFGSM, Shifted, Standard
 
 GOLDEN = Path(__file__).with_name("golden_specs.txt")
 
@@ -81,6 +81,7 @@ def tried(cls: type) -> Any:
 activations = st.builds(JumpReLU, st.floats(0, 9)) | st.builds(SReLU, st.floats(0.1, 99))
 models = st.builds(Model, st.just("digits-cnn"), st.none() | activations, st.just("fc*"))
 SPECIAL: dict[str, st.SearchStrategy[Any]] = {
+    "Adversarial": st.builds(Adversarial, st.builds(Standard, st.integers(1, 99)), st.floats(0.1, 1)),
     "Model": models,
     "Cell": st.builds(Cell, models, st.just("digits[:9]"), st.builds(PGD, st.integers(1, 9)), st.just(Linf("8/255"))),
     "DataSlice": st.builds(DataSlice, st.just("mnist"), start=st.integers(0, 9), stop=st.integers(10, 99)),

@@ -133,7 +133,7 @@ class AutoAttack:
             )
             for targeted in (ensemble.apgd_targeted, ensemble.fab):
                 targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
-            x_adv, _ = ensemble.run_standard_evaluation(x, aim.labels, batch_size=len(x))
+            x_adv, _ = ensemble.run_standard_evaluation(x.contiguous(), aim.labels, batch_size=len(x))
         return project(x_adv.detach(), x, threat)
 
     def _classes(self, logits: Tensor) -> int:

@@ -32,6 +32,7 @@ from retroact.nets.digits_cnn import DigitsCNN
 from retroact.nets.lenet_like import LeNetLike
 from retroact.nets.mnist_cnn import MnistCNN
 from retroact.nets.mobilenet_v2 import MobileNetV2
+from retroact.nets.preact_resnet import PreActResNet18
 from retroact.nets.resnet20 import ResNet20
 from retroact.nets.wide_resnet import WideResNet
 from retroact.spec import SpecError, parse, show, spec
@@ -98,6 +99,7 @@ NETWORKS: dict[str, Network] = {
     "wideresnet-cifar10-robust": _cifar10(WideResNet()),
     "mobilenetv2-cifar10": _cifar10(MobileNetV2()),
     "mobilenetv2-cifar10-robust": _cifar10(MobileNetV2()),
+    "preactresnet18-cifar10-robust": _cifar10(PreActResNet18()),
 }
 """Every net that can be trained by name; mean and std as in the papers (raw pixels for Borji 2020's nets)."""
 

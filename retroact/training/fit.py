@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,6 +40,10 @@ class DivergenceError(ArithmeticError):
     """Training whose loss is no longer a number."""
 
 
+class UnfinishedError(TimeoutError):
+    """Training whose time is up; the same call goes on from its checkpoint."""
+
+
 @dataclass(frozen=True)
 class Progress:
     """How far training is, counted from 1; `loss` is the mean over the epoch's steps so far."""
@@ -66,13 +71,18 @@ def fit(
     seed: int = 0,
     device: str = "cpu",
     checkpoint_dir: str | Path | None = None,
+    seconds: float | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Net:
     """Trains `net`, which maps pixels in [0,1] to logits, in place by `recipe`; gives it in eval mode.
 
     With `checkpoint_dir`, goes on from the checkpoint there if there is one and writes one after every
     epoch; raises CheckpointError where it is another run's. Raises DivergenceError where the loss is NaN.
+    With `seconds`, which needs a `checkpoint_dir`, trains one epoch and then as many as will end in that time, judged
+    by the longest of them; raises UnfinishedError where these were not all.
     """
+    if seconds is not None and checkpoint_dir is None:
+        raise ValueError("seconds= ends a run that goes on from its checkpoint; give checkpoint_dir= too")
     plan = recipe.standard
     steps = len(train) // plan.batch
     if steps == 0:
@@ -89,7 +99,7 @@ def fit(
     images, labels = train.images.to(device), train.labels.to(device)
     random = torch.random.fork_rng(devices=_cuda_devices(device))
     with random, _of_any_size(net, plan), _strided_depthwise_in_float32(net, plan), _large_weights_by_matmul(net, plan):
-        for epoch in range(done, plan.epochs):
+        for epoch in _in_time(done, plan.epochs, seconds):
             _epoch(net, images, labels, recipe, sgd, epoch, seed, progress)
             if mean is not None and epoch >= plan.epochs - plan.averaged:
                 mean.update_parameters(net)
@@ -102,6 +112,17 @@ def fit(
 
 def _cuda_devices(device: str) -> list[torch.device]:
     return [torch.device(device)] if device.startswith("cuda") else []
+
+
+def _in_time(done: int, epochs: int, seconds: float | None) -> Iterator[int]:
+    """The epochs from `done` on, until the next one would end too late."""
+    began, longest = time.monotonic(), 0.0
+    for epoch in range(done, epochs):
+        now = time.monotonic()
+        if seconds is not None and epoch > done and now - began + longest > seconds:
+            raise UnfinishedError(f"{epoch} of {epochs} epochs are behind; train again to go on from there")
+        yield epoch
+        longest = max(longest, time.monotonic() - now)
 
 
 @contextmanager
@@ -121,7 +142,8 @@ def _of_any_size(net: nn.Module, plan: Standard) -> Iterator[None]:
 def _strided_depthwise_in_float32(net: nn.Module, plan: Standard) -> Iterator[None]:
     """Keeps these convs out of autocast: on a CPU their backward pass is some 25 times slower in bf16 (oneDNN)."""
     convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)] if plan.bf16 else []
-    slow = [conv for conv in convs if conv.groups == conv.in_channels > 1 and max(conv.stride) > 1]
+    depthwise = [conv for conv in convs if conv.groups == conv.in_channels > 1 and max(conv.stride) > 1]
+    slow = [conv for conv in depthwise if conv.weight.device.type == "cpu"]
     for conv in slow:
         conv.forward = _in_float32(conv.forward)  # type: ignore[assignment, method-assign]
     try:
@@ -220,7 +242,7 @@ def _epoch(
     net.train()
     total = torch.zeros((), device=images.device)
     for step, rows in enumerate(_batches(len(labels), plan.batch, seed, epoch)):
-        rows = rows.to(images.device)
+        rows = _sent(rows, images.device)
         x = _laid_out(_scaled(_augmented(images[rows], plan), plan, epoch), plan)
         sgd.param_groups[0]["lr"] = plan.lr_at(epoch * steps + step, steps)
         total += _stepped(net, sgd, recipe, x, labels[rows])
@@ -237,7 +259,7 @@ def _become(net: nn.Module, mean: AveragedModel, images: Tensor, plan: Standard,
     """`net` with the mean weights, and the batch norms' statistics of the training images under these."""
     net.load_state_dict(mean.module.state_dict())
     torch.manual_seed(_seed_of(seed, plan.epochs))
-    batches = (rows.to(images.device) for rows in _batches(len(images), plan.batch, seed, plan.epochs))
+    batches = (_sent(rows, images.device) for rows in _batches(len(images), plan.batch, seed, plan.epochs))
     update_bn((_laid_out(_augmented(images[rows], plan), plan) for rows in batches), net)
 
 
@@ -252,6 +274,11 @@ def _batches(n: int, batch: int, seed: int, epoch: int) -> Iterator[Tensor]:
         yield order[start : start + batch]
 
 
+def _sent(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on the device, without waiting for what the device is doing."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+
+
 def _laid_out(x: Tensor, plan: Standard) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last) if plan.channels_last else x
 
@@ -262,9 +289,9 @@ def _augmented(x: Tensor, plan: Standard) -> Tensor:
         return x
     n, _, height, width = x.shape
     padded = F.pad(x, (4, 4, 4, 4))
-    down, right = torch.randint(0, 9, (2, n, 1)).to(x.device)
+    down, right = _sent(torch.randint(0, 9, (2, n, 1)), x.device)
     across = torch.arange(width, device=x.device).expand(n, width)
-    flip = (torch.rand(n, 1) < 0.5).to(x.device)
+    flip = _sent(torch.rand(n, 1) < 0.5, x.device)
     columns = right + torch.where(flip, width - 1 - across, across)
     rows = down + torch.arange(height, device=x.device)
     which = torch.arange(n, device=x.device)[:, None, None]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from retroact.attacks.geometry import project, random_start, steepest
 from retroact.attacks.goals import Aim
 from retroact.attacks.losses import margin
-from retroact.attacks.oracle import in_float
+from retroact.attacks.oracle import device_of, in_float
 from retroact.attacks.threat import ThreatModel
 from retroact.doors import checked
 from retroact.evaluation.evaluate import decide
@@ -207,7 +207,7 @@ class _Learner:
     """
 
     def __init__(self, net: nn.Module, recipe: Hardening, train: Images, threat: ThreatModel) -> None:
-        self._net, self._recipe, example = net, recipe, train.images[:2]
+        self._net, self._recipe, example = net, recipe, train.images[:2].to(device_of(net))
         self.work = copied(net) if recipe.learn in ("norms", "ends", "all") else retrofit(net, ReLU())
         self.work.eval().requires_grad_(False)
         self.activations: dict[str, _Learned] = {}
@@ -297,7 +297,7 @@ def _install(work: nn.Module, kind: Learn, example: Tensor) -> dict[str, _Learne
     for name, module in installed(work).items():
         inner = module.activation
         assert not isinstance(inner, nn.Module)
-        made[name] = _Learned(kind, inner, sizes[name])
+        made[name] = _Learned(kind, inner, sizes[name]).to(example.device)
         module.become(made[name])
     return made
 

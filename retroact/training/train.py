@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import platform
 import shutil
 import time
 from collections.abc import Callable
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ def train(
     device: str = "cpu",
     out: str | Path | None = None,
     resume: bool = True,
+    seconds: float | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Entry:
     """Trains the net `name` by its recipe, measures it, and writes NAME.safetensors and NAME.json into `out`.
@@ -40,7 +42,7 @@ def train(
     `data` names another training slice (default: the train split of the net's data set); its data set's
     validation and test splits measure the result. `out` is RETROACT_ZOO or else zoo/. A run that was
     killed goes on from its last epoch unless `resume` is False. The weights are the last epoch's; nothing is
-    selected on test data.
+    selected on test data. With `seconds`, raises UnfinishedError where training would take longer; call again to go on.
     """
     network, recipe = _named(name, epochs)
     seed, _, _ = checked(seed)
@@ -48,17 +50,53 @@ def train(
     if part.split != "train":
         raise ValueError(f"{part} is {part.split} data, which nothing is trained on; use {part.name}/train")
     folder = Path(out or os.environ.get("RETROACT_ZOO") or "zoo")
-    checkpoints = folder / "checkpoints" / f"{name}-seed{seed}"
     if not resume:
-        shutil.rmtree(checkpoints, ignore_errors=True)
+        shutil.rmtree(checkpoints_of(folder, name, seed), ignore_errors=True)
     # all three are opened before hours are spent
     images, held, test = part(), DataSlice(part.name, "validation")(), DataSlice(part.name)()
-    for used in (images, held, test):
+    command = _command(name, recipe, images, network, device, seed)
+    return train_on(
+        (images, held, test),
+        name,
+        recipe,
+        command=command,
+        seed=seed,
+        device=device,
+        out=folder,
+        seconds=seconds,
+        progress=progress,
+    )
+
+
+def checkpoints_of(folder: Path, name: str, seed: int) -> Path:
+    """Where the run's checkpoint lies while it is trained."""
+    return folder / "checkpoints" / f"{name}-seed{seed}"
+
+
+def train_on(
+    splits: tuple[Images, Images, Images],
+    name: str,
+    recipe: Recipe,
+    *,
+    command: str,
+    seed: int,
+    device: str,
+    out: Path,
+    seconds: float | None = None,
+    progress: Callable[[Progress], None] | None = None,
+) -> Entry:
+    """`train` by any recipe on images at hand: `splits` are those to train on, the held-out ones and the test ones.
+
+    `command` is what the page says of how to do it again.
+    """
+    network, (images, held, test) = zoo.NETWORKS[name], splits
+    for used in splits:
         check_labels(used.labels, network.classes)
+    checkpoints = checkpoints_of(out, name, seed)
     began = time.monotonic()
     net, started = _born(network, recipe.standard.start, seed)
-    fit(net, images, recipe, seed=seed, device=device, checkpoint_dir=checkpoints, progress=progress)
-    seconds = round(time.monotonic() - began, 1)
+    fit(net, images, recipe, seed=seed, device=device, checkpoint_dir=checkpoints, seconds=seconds, progress=progress)
+    took = round(time.monotonic() - began, 1)
     net, dtype = _kept(network, net)
     page = Entry(
         name=name,
@@ -66,16 +104,16 @@ def train(
         recipe=show(recipe),
         epochs=recipe.standard.epochs,
         seed=seed,
-        command=_command(name, recipe, images, network, device, seed),
+        command=command,
         weights_sha256="",
         start_sha256=started,
         dtype=dtype,
         device=device,
-        seconds=seconds,
+        seconds=took,
         versions=_versions(),
         **_measured(net.to(device), images, held, test),
     )
-    page = zoo.write(net, page, folder)
+    page = zoo.write(net, page, out)
     shutil.rmtree(checkpoints)
     return page
 
@@ -145,8 +183,12 @@ def _command(name: str, recipe: Recipe, images: Images, network: Network, device
 
 
 def _versions() -> dict[str, str]:
-    packages = ("retroact", "torch", "numpy", "datasets", "safetensors")
-    return {"python": platform.python_version()} | {p: version(p) for p in packages}
+    # retroact runs from a checkout that is not installed too, and trains without `datasets` on images that are at hand
+    found = {"python": platform.python_version()}
+    for package in ("retroact", "torch", "numpy", "datasets", "safetensors"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[package] = version(package)
+    return found
 
 
 @torch.no_grad()

@@ -118,6 +118,23 @@ def test_the_standard_autoattack_goes_through_evaluate(data, eps, right, looks):
 
 
 @needs_autoattack
+def test_autoattack_is_given_images_that_it_can_view_as_rows(monkeypatch):
+    """It calls `grad.view(n, -1)`, which fails where the channels of its images lie next to each other."""
+    import pyautoattack
+
+    seen = []
+
+    def run(self, x, labels, batch_size):
+        seen.append(x.is_contiguous())
+        return x, labels
+
+    monkeypatch.setattr(pyautoattack.AutoAttack, "run_standard_evaluation", run)
+    net, x, y, index = scene()
+    craft(ra.AutoAttack(), net, x.contiguous(memory_format=torch.channels_last), y, index, ra.Linf(0.1))
+    assert seen == [True]
+
+
+@needs_autoattack
 @pytest.mark.parametrize(("version", "classes"), [("standard", 3), ("plus", 3), ("rand", 2)])
 def test_autoattack_refuses_too_few_classes_for_its_dlr(version, classes):
     net, x, y, index = scene(classes)

@@ -10,6 +10,7 @@ from retroact.nets.digits_cnn import DigitsCNN
 from retroact.nets.lenet_like import LeNetLike
 from retroact.nets.mnist_cnn import MnistCNN
 from retroact.nets.mobilenet_v2 import MobileNetV2
+from retroact.nets.preact_resnet import PreActResNet18
 from retroact.nets.resnet20 import ResNet20
 from retroact.nets.wide_resnet import WideResNet
 from retroact.nets.zoo import NETWORKS, Architecture, Network
@@ -26,6 +27,8 @@ FACTS = [
     (WideResNet(), (3, 32, 32), 7_404_074, 31),
     (WideResNet(depth=28), (3, 32, 32), 5_853_098, 25),
     (MobileNetV2(), (3, 32, 32), 2_296_922, 36),
+    (PreActResNet18(), (3, 32, 32), 2_796_714, 17),
+    (PreActResNet18(width=64), (3, 32, 32), 11_172_170, 17),
 ]
 
 
@@ -80,6 +83,17 @@ def test_a_depth_that_is_no_wide_resnet_is_refused() -> None:
         WideResNet(depth=30)
     with pytest.raises(SpecError, match="at least 10"):
         WideResNet(depth=4)
+
+
+def test_a_pre_activated_block_adds_to_what_it_was_given() -> None:
+    still, changing = PreActResNet18(width=4)().stage2.eval()
+    for block in (still, changing):
+        nn.init.zeros_(block.conv2.weight)
+    x = torch.randn(2, 4, 8, 8)
+    activated = still.relu1(still.bn1(x))
+    torch.testing.assert_close(still(x), still.shortcut(activated))
+    assert still(x).shape == (2, 8, 4, 4)
+    assert torch.equal(changing(still(x)), still(x))
 
 
 def test_resnet20_starts_from_the_variance_of_its_fan_out() -> None:

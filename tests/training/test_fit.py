@@ -14,12 +14,21 @@ import pytest
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from retroact.nets.classifier import Classifier
 from retroact.nets.data import Images
 from retroact.training import fit as home
-from retroact.training.fit import FILE, CheckpointError, DivergenceError, Progress, _WeightsByMatmul, fit
-from retroact.training.recipes import MixedFGSM, Recipe, Standard
+from retroact.training.fit import (
+    FILE,
+    CheckpointError,
+    DivergenceError,
+    Progress,
+    UnfinishedError,
+    _WeightsByMatmul,
+    fit,
+)
+from retroact.training.recipes import Adversarial, MixedFGSM, Recipe, Standard
 
 QUICK = Standard(epochs=3, lr=0.05, batch=32, schedule="one-cycle")
 
@@ -57,7 +66,9 @@ def _same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 MEAN = replace(QUICK, averaged=2)
 
 
-@pytest.mark.parametrize("recipe", [QUICK, MEAN, MixedFGSM(QUICK, ratio=0.5, eps=0.05)], ids=str)
+@pytest.mark.parametrize(
+    "recipe", [QUICK, MEAN, MixedFGSM(QUICK, ratio=0.5, eps=0.05), Adversarial(QUICK, eps=0.05, steps=2)], ids=str
+)
 def test_it_learns_and_ends_in_eval_mode(recipe: Recipe) -> None:
     net = fit(_net(), _images(), recipe)
     held = _images(100, seed=1)
@@ -125,7 +136,7 @@ def test_progress_is_told_to_the_end() -> None:
 
 @pytest.mark.parametrize("recipe", [replace(QUICK, bf16=True), replace(QUICK, channels_last=True)], ids=str)
 def test_bf16_and_channels_last_train_to_the_same_end(recipe: Standard) -> None:
-    for variant in (recipe, MixedFGSM(recipe, ratio=0.5, eps=0.05)):
+    for variant in (recipe, MixedFGSM(recipe, ratio=0.5, eps=0.05), Adversarial(recipe, eps=0.05, steps=2)):
         net = fit(_net(), _images(), variant)
         assert next(net.parameters()).dtype == torch.float32
         held = _images(100, seed=1)
@@ -235,6 +246,29 @@ def test_a_smaller_image_keeps_each_part_of_the_picture_and_its_range() -> None:
     assert home._scaled(x, plan, 1) is x
 
 
+class _Looks(TorchDispatchMode):
+    """Counts the calls that wait until the device has come to a number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("recipe", [QUICK, MixedFGSM(QUICK), Adversarial(QUICK, steps=3)], ids=type)
+def test_training_looks_at_a_number_now_and_then_and_not_at_every_step(recipe: Recipe) -> None:
+    plan = replace(recipe.standard, epochs=1, batch=2, augment=True)
+    whole = plan if recipe is recipe.standard else replace(recipe, standard=plan)  # type: ignore[type-var]
+    seen: list[Progress] = []
+    with _Looks() as looks:
+        fit(_net(), _images(200), whole, progress=seen.append)
+    assert [p.step for p in seen] == [50, 100]
+    assert looks.count < 10
+
+
 def test_too_few_images_and_a_loss_that_explodes_are_said() -> None:
     with pytest.raises(ValueError, match="make no batch of 32"):
         fit(_net(), _images(20), QUICK)
@@ -280,7 +314,9 @@ def _stop_after(epochs: int) -> Callable[[Progress], None]:
     return look
 
 
-@pytest.mark.parametrize("recipe", [QUICK, MEAN, MixedFGSM(QUICK, ratio=0.5, eps=0.05)], ids=str)
+@pytest.mark.parametrize(
+    "recipe", [QUICK, MEAN, MixedFGSM(QUICK, ratio=0.5, eps=0.05), Adversarial(QUICK, eps=0.05, steps=2)], ids=str
+)
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, recipe: Recipe) -> None:
     whole = _weights(fit(_net(), _images(), recipe))
     with pytest.raises(KeyboardInterrupt):
@@ -335,6 +371,40 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path, recipe: Recipe) -> None
     told: list[Progress] = []
     assert _same(_weights(fit(_net(), _images(), recipe, checkpoint_dir=tmp_path, progress=told.append)), whole)
     assert told == []
+
+
+def test_a_run_whose_time_is_up_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    whole = _weights(fit(_net(), _images(), QUICK))
+    for behind in (1, 2):
+        with pytest.raises(UnfinishedError, match=f"{behind} of 3 epochs are behind; train again"):
+            fit(_net(), _images(), QUICK, checkpoint_dir=tmp_path, seconds=0.0)
+        assert _epochs_in(tmp_path / FILE) == behind
+    assert _same(_weights(fit(_net(), _images(), QUICK, checkpoint_dir=tmp_path, seconds=0.0)), whole)
+
+
+def test_an_epoch_begins_only_where_the_longest_so_far_would_still_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = iter([0.0, 0.0, 4.0, 4.0, 5.0, 5.0, 6.0, 6.0])
+    monkeypatch.setattr(home.time, "monotonic", lambda: next(now))
+    run = home._in_time(3, 10, 9.5)
+    assert [next(run), next(run), next(run)] == [3, 4, 5], "at 0, 4 and 5, and each might take 4"
+    with pytest.raises(UnfinishedError, match="6 of 10"):
+        next(run)
+
+
+def test_a_time_without_a_checkpoint_is_refused() -> None:
+    with pytest.raises(ValueError, match="give checkpoint_dir="):
+        fit(_net(), _images(), QUICK, seconds=60.0)
+
+
+def test_a_checkpoint_of_rounded_weights_without_momentum_goes_on(tmp_path: Path) -> None:
+    with pytest.raises(UnfinishedError):
+        fit(_net(), _images(), QUICK, checkpoint_dir=tmp_path, seconds=0.0)
+    facts, tensors = home._read_checkpoint(tmp_path / FILE)
+    thin = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items() if k.startswith("net.")}
+    safetensors.torch.save_file(thin, tmp_path / FILE, metadata={"run": json.dumps(facts)})
+    net = fit(_net(seed=9), _images(), QUICK, checkpoint_dir=tmp_path)
+    held = _images(100, seed=1)
+    assert (net(held.images).argmax(1) == held.labels).float().mean() > 0.95
 
 
 def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:

@@ -2,13 +2,19 @@ import pytest
 import torch
 from torch import nn
 
+from retroact.attacks.driver import craft
+from retroact.attacks.fgsm import FGSM
+from retroact.attacks.goals import Aim
+from retroact.attacks.oracle import Oracle
+from retroact.attacks.pgd import PGD
+from retroact.attacks.threat import Linf
 from retroact.nets.classifier import Classifier
 from retroact.nets.zoo import NETWORKS
 from retroact.spec import SpecError, key, parse, show
-from retroact.training.recipes import RECIPES, MixedFGSM, Recipe, Shifted, Standard
+from retroact.training.recipes import RECIPES, Adversarial, MixedFGSM, Recipe, Shifted, Standard
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES.values(), Standard(), MixedFGSM()], ids=str)
+@pytest.mark.parametrize("recipe", [*RECIPES.values(), Standard(), MixedFGSM(), Adversarial()], ids=str)
 def test_recipes_print_as_they_are_read(recipe: Recipe) -> None:
     assert parse(show(recipe)) == recipe
     assert key(parse(show(recipe))) == key(recipe)
@@ -20,7 +26,8 @@ def test_every_network_has_its_recipe() -> None:
 
 def test_robust_recipes_are_the_papers_in_pixels() -> None:
     for name, recipe in RECIPES.items():
-        assert isinstance(recipe, MixedFGSM) == ("-robust" in name)
+        assert isinstance(recipe, MixedFGSM | Adversarial) == ("-robust" in name)
+        assert isinstance(recipe, Adversarial) == (name == "preactresnet18-cifar10-robust")
         if isinstance(recipe, MixedFGSM):
             mnist = "mnist-robust" in name
             # 0.3 of 0.3081; 0.031 of about 0.2; and 38 or 76 of 128 images
@@ -104,6 +111,56 @@ def test_fgsm_is_made_in_eval_mode_and_leaves_flags_and_gradients() -> None:
     assert net.training
     assert net.module[1].training
     assert all(p.grad is None for p in net.parameters())
+
+
+def test_fgsm_images_are_those_of_the_attack() -> None:
+    net = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3)), 0.5, 0.25)
+    rows = torch.arange(10)
+    attacked = FGSM()(Oracle(net, 10), X, Aim(Y), Linf(0.1), index=rows, seed=0)
+    assert torch.equal(MixedFGSM(ratio=1.0, eps=0.1)(net, X, Y), attacked)
+
+
+# --------------------------------------------------------------------------------------------- PGD
+
+
+def test_pgd_moves_every_image_within_its_ball_and_the_box() -> None:
+    x = torch.rand(10, 1, 4, 4)
+    moved = Adversarial(eps=0.1, steps=5, step=0.05)(_net(), x, Y)
+    assert ((moved - x).abs().flatten(1).amax(1) > 0.05).all()
+    assert ((moved - x).abs() <= 0.1 + 1e-6).all() and moved.min() >= 0 and moved.max() <= 1
+
+
+def test_pgd_on_a_linear_net_ends_in_the_corner_that_its_gradient_points_to() -> None:
+    net = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)))  # of two classes: one direction everywhere
+    corner = MixedFGSM(ratio=1.0, eps=0.01)(net, X, Y % 2)
+    torch.testing.assert_close(Adversarial(eps=0.01, steps=20, step=0.005)(net, X, Y % 2), corner)
+
+
+def test_more_steps_of_pgd_raise_the_loss_and_as_far_as_the_attack_does() -> None:
+    torch.manual_seed(0)
+    net = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 3)), 0.5, 0.25)
+    y = net(X).argmax(1)
+
+    def loss(x: torch.Tensor) -> float:
+        return nn.functional.cross_entropy(net(x), y).item()
+
+    reached = [loss(Adversarial(eps=0.1, steps=k, step=0.02)(net, X, y)) for k in (1, 5, 20)]
+    assert loss(X) < reached[0] < reached[1] <= reached[2] * 1.001
+    strong = craft(PGD(steps=40), net, X, y, torch.arange(10), Linf(0.1)).x_adv
+    fooled = [(net(x).argmax(1) != y).sum() for x in (Adversarial(eps=0.1, steps=20, step=0.02)(net, X, y), strong)]
+    assert fooled[0] >= fooled[1]
+
+
+def test_pgd_starts_where_the_generator_says_and_leaves_flags_and_gradients() -> None:
+    net, recipe = _net().train(), Adversarial(eps=0.1, steps=1, step=0.001)
+    moved = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        moved.append(recipe(net, X, Y))
+    assert torch.equal(moved[0], moved[1]) and not torch.equal(moved[0], moved[2])
+    assert net.training and net.module[1].training
+    assert all(p.grad is None for p in net.parameters())
+    assert not moved[0].requires_grad
 
 
 def test_a_ratio_of_nothing_is_the_standard_recipe() -> None:

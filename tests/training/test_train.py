@@ -8,9 +8,9 @@ import torch
 from retroact.nets import zoo
 from retroact.nets.data import data
 from retroact.training import train as home
-from retroact.training.fit import Progress
+from retroact.training.fit import Progress, UnfinishedError
 from retroact.training.recipes import RECIPES, MixedFGSM, Standard
-from retroact.training.train import accuracy, train
+from retroact.training.train import accuracy, train, train_on
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +58,23 @@ def test_a_stopped_training_goes_on_and_a_fresh_one_may_be_asked_for(tmp_path: P
         train("digits-cnn", epochs=4, progress=stop)
     train("digits-cnn", epochs=4, resume=False, progress=lambda p: told.append(p.epoch))
     assert told == [3, 4, 1, 2, 3, 4]
+
+
+def test_a_training_whose_time_is_up_goes_on(tmp_path: Path) -> None:
+    whole = train("digits-cnn", epochs=3, out=tmp_path / "whole")
+    for _ in range(2):
+        with pytest.raises(UnfinishedError):
+            train("digits-cnn", epochs=3, seconds=0.0)
+    assert train("digits-cnn", epochs=3, seconds=0.0).weights_sha256 == whole.weights_sha256
+
+
+def test_images_at_hand_are_trained_on_by_any_recipe(tmp_path: Path) -> None:
+    splits = tuple(data(f"digits{part}") for part in ("/train", "/validation", ""))
+    recipe = Standard(epochs=2, lr=0.1, batch=64)
+    page = train_on(splits, "digits-cnn", recipe, command="as it says", seed=0, device="cpu", out=tmp_path)
+    assert page == zoo.entry("digits-cnn")
+    assert (page.recipe, page.command) == (str(recipe), "as it says")
+    assert page.weights_sha256 == train("digits-cnn", epochs=2, out=tmp_path / "named").weights_sha256
 
 
 def test_large_nets_are_measured_as_they_are_kept_in_fp16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,115 @@
+"""A device for machines that have none: its tensors say that they lie on `meta` and are computed on the CPU.
+
+As on a real one, an operation whose tensors lie on both sides is an error (numbers without dimensions aside, and a
+CPU tensor of indices), and nothing comes back unless it is asked for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+NAME = "meta"
+aten = torch.ops.aten
+_CROSSING = (aten.copy_.default, aten._to_copy.default, aten.index.Tensor)
+_PUTTING = (aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default)
+
+
+@contextlib.contextmanager
+def pretended() -> Iterator[None]:
+    """Makes the device `NAME` hold numbers; autocast does nothing there."""
+    autocast, tensor = torch.autocast, torch.tensor
+
+    def cast(kind: str, **options: Any) -> Any:
+        return contextlib.nullcontext() if kind == NAME else autocast(kind, **options)
+
+    def made(data: Any, *, device: Any = None, **options: Any) -> torch.Tensor:
+        found = tensor(data, **options)
+        return found if device is None else found.to(device)
+
+    future = torch.__future__
+    before = future.get_overwrite_module_params_on_conversion()
+    future.set_overwrite_module_params_on_conversion(True)
+    try:
+        with _Pretending(), mock.patch("torch.autocast", cast), mock.patch("torch.tensor", made):
+            yield
+    finally:
+        future.set_overwrite_module_params_on_conversion(before)
+
+
+class There(torch.Tensor):
+    """A tensor on the device; `inner` holds its numbers."""
+
+    inner: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, inner: torch.Tensor) -> There:
+        made = torch.Tensor._make_wrapper_subclass(
+            cls, inner.shape, inner.stride(), inner.storage_offset(), dtype=inner.dtype, device=torch.device(NAME)
+        )
+        made.inner = inner
+        return made
+
+    def __init__(self, inner: torch.Tensor) -> None: ...
+
+    def __repr__(self) -> str:
+        return f"There({self.inner})"
+
+    def new_tensor(self, data: Any, **options: Any) -> torch.Tensor:
+        return torch.tensor(data, dtype=self.dtype).to(NAME)
+
+    def tolist(self) -> Any:
+        return self.cpu().tolist()
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _computed(func, args, kwargs or {})
+
+
+class _Pretending(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return _computed(func, args, kwargs or {})
+
+
+def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    flat, _ = tree_flatten((args, kwargs))
+    there = [t for t in flat if isinstance(t, There)]
+    device = kwargs.get("device")
+    sent = device is not None and torch.device(device).type == NAME
+    _refuse_mixtures(func, args, flat)
+    known = {id(t.inner): t for t in there}
+    plain_args, plain = tree_map(lambda t: t.inner if isinstance(t, There) else t, (args, kwargs))
+    out = func(*plain_args, **(plain | {"device": torch.device("cpu")} if sent else plain))
+    if func is aten.copy_.default:
+        return args[0]
+    fetched = func is aten._to_copy.default and device is not None and not sent
+    if fetched or not (there or sent):
+        return out
+
+    def wrapped(t: Any) -> Any:
+        if not isinstance(t, torch.Tensor):
+            return t
+        return known[id(t)] if id(t) in known else There(t)
+
+    return tree_map(wrapped, out)
+
+
+def _refuse_mixtures(func: Any, args: Any, flat: list[Any]) -> None:
+    there = any(isinstance(t, There) for t in flat)
+    here = any(isinstance(t, torch.Tensor) and not isinstance(t, There) and t.dim() for t in flat)
+    if not (there and here):
+        return
+    if func in _PUTTING:
+        mixed = not isinstance(args[0], There) or not (isinstance(args[2], There) or args[2].dim() == 0)
+    elif func is aten.index.Tensor:
+        mixed = not isinstance(args[0], There)
+    else:
+        mixed = func not in _CROSSING
+    if mixed:
+        raise RuntimeError(f"expected all tensors to be on the same device, got two: {func}")

@@ -1,0 +1,84 @@
+"""Networks on another device than the CPU: nothing mixes the two, and what is found there is what is found here."""
+
+import copy
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pretended import NAME, pretended
+
+import retroact as ra
+from retroact.spec import known
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
+from gpu_checks import checks
+
+SHORT = {"steps": 5, "queries": 20, "draws": 3, "repeats": 2, "search_steps": 2}
+FOREIGN = ("AutoAttack", "Foolbox")
+
+
+def images() -> ra.Images:
+    """Blocks of colour, drawn evenly, and what the packaged network takes them for."""
+    coarse = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    x = coarse.repeat_interleave(8, 2).repeat_interleave(8, 3)
+    return ra.Images.of(x, ra.load("cifar10-cnn1")(x).argmax(1), name="cifar10")
+
+
+def attacks() -> Iterator[tuple[Any, Any]]:
+    """Every attack of ours, shortened, under each norm it serves."""
+    for name in ra.__all__:
+        getattr(ra, name)
+    for cls in known(having="norms"):
+        if cls.__module__.startswith("retroact.attacks") and cls.__name__ not in FOREIGN:
+            attack = cls(**{k: v for k, v in SHORT.items() if k in inspect.signature(cls).parameters})
+            yield from ((attack, t) for t in (ra.Linf(4 / 255), ra.L2(1.0)) if t.norm in attack.norms)
+
+
+def test_the_pretended_device_refuses_what_a_real_one_refuses() -> None:
+    with pretended():
+        there, here = torch.rand(3, device=NAME), torch.rand(3)
+        for mix in (lambda: there + here, lambda: here[there > 0.5], lambda: there.index_put_((here > 0,), here)):
+            with pytest.raises(RuntimeError, match="same device"):
+                mix()
+        assert there.device.type == NAME and there.cpu().device.type == "cpu"
+        assert torch.equal((there * 2).cpu(), there.cpu() * 2)
+        with pytest.raises((TypeError, RuntimeError)):
+            there.numpy()
+
+
+@pytest.mark.parametrize(("attack", "threat"), list(attacks()), ids=str)
+def test_an_attack_finds_the_same_on_a_device(attack: Any, threat: Any) -> None:
+    here, data = ra.load("cifar10-cnn1"), images()
+    expected = ra.evaluate(here, data, attack, threat)
+    with pretended():
+        found = ra.evaluate(copy.deepcopy(here).to(NAME), data, attack, threat)
+    assert (found.adversarial == expected.adversarial).all() and (found.gradients == expected.gradients).all()
+    assert abs(found.distance - expected.distance).max() < 1e-4
+
+
+CHECKS = dict(checks("cpu", images()))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*no-op")  # torch's word on weights loaded into `meta`
+@pytest.mark.parametrize("name", [name for name in CHECKS if " under " not in name])
+def test_a_check_passes_on_a_device(name: str) -> None:
+    with pretended():
+        found: dict[str, Callable[[], str]] = dict(checks(NAME, images()))
+        assert found[name]()
+
+
+@pytest.mark.parametrize("learn", ["shifts", "kappa", "slopes", "ends"])
+def test_what_is_learned_lies_where_the_network_lies(learn: str) -> None:
+    recipe = ra.Hardening(learn=learn, steps=2, batch=8)  # type: ignore[arg-type]
+    train, net = replace(images(), split="train"), ra.load("cifar10-cnn1")
+    expected = ra.harden(net, train, ra.Linf(2 / 255), recipe).net(train.images)
+    with pretended():
+        made = ra.harden(copy.deepcopy(net).to(NAME), train, ra.Linf(2 / 255), recipe).net
+        assert {p.device.type for p in made.parameters()} == {NAME}
+        torch.testing.assert_close(made(train.images.to(NAME)).cpu(), expected, rtol=1e-4, atol=1e-4)
