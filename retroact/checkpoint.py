@@ -1,10 +1,13 @@
 """Networks on disk: one safetensors file with weights, normalisation, architecture and retrofit.
 
     save(hard, "hard.safetensors"); load("hard.safetensors")
+    load("mynets:build", weights="hard.safetensors")
 
 Nothing is unpickled and nothing that a file names is imported: the architecture and the retrofit stand
 in the file's metadata as specs, which are read without running any code. A network of your own is saved
-in the same way and loaded `into=` an instance that you build.
+in the same way; the file says which `package.module:function` built it (`code_of`), and it is read again
+where you say that name yourself, or `into=` an instance that you build. The command line says the name for
+you where that function is written in a file under the folder in which you stand, and says so.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from retroact.nets import zoo
-from retroact.nets.classifier import Classifier
+from retroact.nets.classifier import Classifier, Output
 from retroact.retrofitting.activations import embed_shifts, shift_files
 from retroact.retrofitting.surgery import Retrofit
 from retroact.spec import SpecError, parse, show
@@ -38,11 +41,11 @@ def save(net: nn.Module, path: str | Path) -> Path:
     """Writes a network, retrofitted or not, to one safetensors file, whole or not at all.
 
     Raises ValueError for a plain module (wrap it in a Classifier, which knows its normalisation) and
-    for an `output=` adapter that is a function, which no file can hold.
+    for an `output=` adapter that is a function, which no file can hold (that of a `package.module:function` can).
     """
     if not isinstance(net, Classifier):
         raise ValueError(f"expected a Classifier, got {type(net).__name__}; save(Classifier(net, mean=…, std=…))")
-    if callable(net.output):
+    if callable(net.output) and not net.code:
         raise ValueError("an output= that is a function cannot be saved; use a name or a position instead")
     retrofit: Retrofit | None = getattr(net, "retrofit", None)
     tensors = {f"module.{k}": v.detach().cpu().contiguous() for k, v in net.module.state_dict().items()}
@@ -53,10 +56,12 @@ def save(net: nn.Module, path: str | Path) -> Path:
         "format": FORMAT,
         "name": net.name,
         "network": net.network,
+        "code": net.code,
         "mean": net.mean.flatten().tolist(),
         "std": net.std.flatten().tolist(),
         "shape": net.shape,
-        "output": net.output,
+        "output": None if callable(net.output) else net.output,
+        "adapted": callable(net.output),
         "retrofit": None if retrofit is None else show(retrofit),
     }
     return _write(tensors, {"retroact": json.dumps(said)}, Path(path))
@@ -65,6 +70,7 @@ def save(net: nn.Module, path: str | Path) -> Path:
 def load(what: str | Path, *, weights: str | Path | None = None, into: nn.Module | None = None) -> nn.Module:
     """A network by zoo name, by the file that `save` wrote, or as `package.module:function` with `weights`.
 
+    `weights` are a state dict, or a file that `save` wrote, whose normalisation and retrofit then count too.
     `into`: for a saved network of your own, an untrained instance of its module (retrofitted anew here).
 
     Raises ZooError or CheckpointError, each saying where it looked and what to do.
@@ -72,11 +78,19 @@ def load(what: str | Path, *, weights: str | Path | None = None, into: nn.Module
     text = str(what)
     if Path(text).suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin"):
         return _read(Path(text), into)
+    if ":" in text and weights is not None and _says(Path(weights).expanduser()) is not None:
+        return _read(Path(weights).expanduser(), zoo.from_user(text))
     if ":" in text:
         return zoo.from_user(text, weights)
     if weights is not None:
         raise CheckpointError(f"weights= goes with package.module:function, got {text!r} with {weights}")
     return zoo.load(text)
+
+
+def code_of(path: str | Path) -> str:
+    """The `package.module:function` that built the network in a file of `save`; "" where there is none."""
+    said = _says(Path(path)) or {}
+    return "" if said.get("network") else str(said.get("code", ""))
 
 
 def digest(net: nn.Module) -> str:
@@ -102,22 +116,62 @@ def _read(path: Path, into: nn.Module | None) -> nn.Module:
             embed_shifts(tensor.numpy().tobytes(), sha256=name.removeprefix(_SHIFTS))
     if said["retrofit"] is None:
         return net
-    retrofit: Retrofit = parse(said["retrofit"])
+    retrofit = parse(said["retrofit"])
+    if not isinstance(retrofit, Retrofit):
+        raise CheckpointError(f"{path} should name a Retrofit, got {said['retrofit']}; save the network again")
     return retrofit(net)
 
 
 def _built(said: dict[str, Any], into: nn.Module | None, path: Path) -> Classifier:
     if into is None and not said["network"]:
-        raise CheckpointError(
-            f"{path} holds a network of your own, whose code it cannot name; "
-            "load(path, into=your_module()) with an instance that you build"
-        )
+        raise CheckpointError(_whose(path, str(said.get("code", ""))))
     if into is None:
-        network: zoo.Network = parse(said["network"])
+        network = parse(said["network"])
+        if not isinstance(network, zoo.Network):
+            raise SpecError(f"it should name a Network, got {said['network']}")
         return network()
     inner = into.module if isinstance(into, Classifier) else into
     shape = None if said["shape"] is None else tuple(said["shape"])
-    return Classifier(inner, said["mean"], said["std"], shape=shape, output=said["output"])
+    net = Classifier(inner, said["mean"], said["std"], shape=shape, output=_output(said, into, path))
+    net.code = into.code if isinstance(into, Classifier) else str(said.get("code", ""))
+    return net
+
+
+def _output(said: dict[str, Any], into: nn.Module, path: Path) -> Output:
+    if not said.get("adapted"):
+        output: Output = said["output"]
+        return output
+    if not isinstance(into, Classifier) or not callable(into.output):
+        raise CheckpointError(
+            f"{path} holds a network whose output= is a function, which no file can hold: "
+            "load it into=Classifier(your_module(), output=function)"
+        )
+    return into.output
+
+
+def _whose(path: Path, code: str) -> str:
+    if not code:
+        return (
+            f"{path} holds a network of your own, whose code it cannot name; "
+            "load(path, into=your_module()) with an instance that you build"
+        )
+    return (
+        f"{path} holds a network that {code} built, and nothing that a file names is imported: say it yourself, "
+        f"load({code!r}, weights={str(path)!r}), on the command line {code} --weights {path}; "
+        "or load(path, into=your_module())"
+    )
+
+
+def _says(path: Path) -> dict[str, Any] | None:
+    """What a file of `save` says of its network; None for every other file."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            said = json.loads((file.metadata() or {})["retroact"])
+    except (KeyError, ValueError, OSError, safetensors.SafetensorError):
+        return None
+    return said if isinstance(said, dict) else None
 
 
 def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -300,7 +300,7 @@ def retrofit(
     from retroact.retrofitting.sites import sites as find
     from retroact.retrofitting.surgery import retrofit as fit
 
-    plain = checkpoint.load(net, weights=weights or None)
+    plain = _loaded(net, weights)
     hard = fit(plain, _spec(activation, "surrogate"), sites=sites, also=also or (), allow=allow or ())
     found, replaced = find(plain), installed(hard)
     result: dict[str, Any] = {
@@ -341,14 +341,13 @@ def tune(
     dry_run: DryOption = False,
 ) -> None:
     """Accuracy against the activation's knob on validation data, and which value to take."""
-    from retroact import checkpoint
     from retroact.experiments.executors import one_thread
     from retroact.experiments.tuning import tune as run
     from retroact.nets.data import data as read
 
     values = None if grid is None else [float(v) for v in grid.split(",")]
     cls = type(_spec(kind, "surrogate"))
-    network, images = checkpoint.load(net, weights=weights or None), read(data)
+    network, images = _loaded(net, weights), read(data)
     if dry_run:
         n = len(values if values is not None else cls.grid)
         return _print_result({"values": n, "images": len(images), "gradients at most": n * 120 * len(images)}, as_json)
@@ -437,7 +436,6 @@ def audit(
     for path in writers.values():
         _check_folder(path)
 
-    from retroact import checkpoint
     from retroact.auditing.audit import CLAIMED
     from retroact.auditing.audit import audit as run
     from retroact.experiments.executors import one_thread
@@ -446,12 +444,12 @@ def audit(
     from retroact.reports.html import write
     from retroact.retrofitting.surgery import retrofit as fit
 
-    twin = checkpoint.load(net, weights=weights or None)
+    twin = _loaded(net, weights)
     if against is None:
         assert activation is not None
         changed: Any = fit(twin, _spec(activation, "surrogate"), sites=sites)
     else:
-        changed = checkpoint.load(against, weights=against_weights or None)
+        changed = _loaded(against, against_weights, said=net)
     images, attack, radius = read(data), CLAIMED if claimed is None else _spec(claimed, "norms"), _spec(threat, "norm")
     with _bar("audit") as progress, one_thread():
         made = run(
@@ -573,7 +571,7 @@ def harden(
     given |= {"lr": lr, "clean_weight": clean_weight, "eps_factor": eps_factor, "attack_steps": attack_steps}
     recipe = Hardening(**{k: v for k, v in given.items() if v is not None}, bf16=bf16)
     share = keep if keep is not None else 0.0 if held is None else 0.99
-    plain, kept, radius = checkpoint.load(net, weights=weights or None), held and read(held), _spec(threat, "norm")
+    plain, kept, radius = _loaded(net, weights), held and read(held), _spec(threat, "norm")
     with _bar(f"harden {net}") as progress:
         made = run(plain, read(data), radius, recipe, keep=share, held=kept or None, seed=seed, progress=progress)
     if not as_json:
@@ -621,15 +619,15 @@ def attack(
     dry_run: DryOption = False,
 ) -> None:
     """Attack a network, retrofitted or not, and say how much of it stands."""
-    from retroact.experiments.cell import Cell, Model
+    from retroact.experiments.cell import Cell
 
     cell = Cell(
-        Model(net, _maybe(activation), sites, file=weights),
+        _model(net, weights, _maybe(activation), sites),
         data,
         _spec(attack, "norms"),
         _spec(threat, "norm"),
         goal=_spec(goal),
-        source=None if source is None else Model(source, _maybe(source_activation)),
+        source=None if source is None else _model(source, "", _maybe(source_activation), said=net),
         beta=beta,
         kernel=kernel,  # type: ignore[arg-type]
         seed=seed,
@@ -657,16 +655,15 @@ def sweep(
     dry_run: DryOption = False,
 ) -> None:
     """Every combination of networks, activations, attacks, threats and seeds; resumes by being run again."""
-    from retroact.experiments.cell import Model
     from retroact.experiments.sweep import grid
 
     cells = grid(
-        net,
+        [_model(n, "") for n in net],
         [_maybe(a) for a in activation or ["none"]],
         [_spec(a, "norms") for a in attack],
         [_spec(t, "norm") for t in threat],
         data,
-        sources=[None, *(Model(s) for s in source or [])],
+        sources=[None, *(_model(s, "") for s in source or [])],
         seeds=seed or [0],
         sites=sites,
     )
@@ -803,17 +800,52 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write a network, retrofitted or not, as ONNX or torch.export; checked against the original."""
-    from retroact import checkpoint
     from retroact.nets.data import data as read
     from retroact.retrofitting.export import export as write
     from retroact.retrofitting.surgery import retrofit as fit
 
-    model = checkpoint.load(net, weights=weights or None)
+    model = _loaded(net, weights)
     chosen = _maybe(activation)
     if chosen is not None:
         model = fit(model, chosen, sites=sites)
     checked = write(model, to, images=None if data is None else read(data).images)
     _print_result(vars(checked), as_json)
+
+
+# -------------------------------------------------------------------------- networks, as words name them
+
+
+def _loaded(net: str, weights: str, *, said: str | None = None) -> Any:
+    from retroact import checkpoint
+
+    name, file = _named(net, weights, said)
+    return checkpoint.load(name, weights=file or None)
+
+
+def _model(net: str, weights: str, activation: Any = None, sites: str = "*", *, said: str | None = None) -> Any:
+    from retroact.experiments.cell import Model
+
+    name, file = _named(net, weights, said)
+    return Model(name, activation, sites, file=file)
+
+
+def _named(net: str, weights: str, said: str | None) -> tuple[str, str]:
+    """A network's name and weights. A saved file of somebody's own network stands for both: its code and itself.
+
+    The code is run where this command names it too (`said`), or where it is written under the folder in which the
+    user stands; a line on stderr says so. Else loading the file says how to name it.
+    """
+    from retroact import checkpoint
+    from retroact.nets import zoo
+
+    code = "" if weights else checkpoint.code_of(net)
+    if not code or code == said:
+        return (code, net) if code else (net, weights)
+    file = zoo.written_here(code)
+    if file is None:
+        return net, weights
+    err.print(f"{net} names {code}: running {file}", highlight=False, markup=False, soft_wrap=True)
+    return code, net
 
 
 # ----------------------------------------------------------------------------------- small services

@@ -195,6 +195,50 @@ def test_a_network_of_ones_own(tmp_path):
     assert told[0]["net"] == "mine:build" and told[0]["n"] == 20
 
 
+OURS = """
+import retroact as ra
+
+def build():
+    zoo = ra.load("digits-cnn")
+    return ra.Classifier(zoo.module, zoo.mean.flatten().tolist(), zoo.std.flatten().tolist(), shape=(1, 8, 8))
+"""
+
+
+def test_a_hardened_network_of_ones_own_is_read_again_by_every_command(call, tmp_path, monkeypatch):
+    (tmp_path / "ours_here.py").write_text(OURS)
+    threat, digits = ("--threat", "Linf(0.1)"), ("--data", "digits[:40]")
+    learn = ("--data", "digits/train[:200]", "--steps", "4", "--batch", "50", "--out", "h.safetensors")
+    code, _, err = call("harden", "ours_here:build", *threat, *learn)
+    assert code == 0, err
+    code, out, err = call("audit", "ours_here:build", "--against", "h.safetensors", *threat, *digits, "--quick")
+    assert code == 0 and "ShiftedReLU" in out
+    assert "running" not in err  # the command itself names ours_here:build
+    more = ("FGSM", *threat, *digits, "--json")
+    words = (
+        ("h.safetensors", *more),
+        ("ours_here:build", *more, "--weights", "h.safetensors"),
+        ("ours_here:build", *more),
+    )
+    bare, named, plain = (json.loads(call("attack", *w)[1])[0] for w in words)
+    assert bare["key"] == named["key"] != plain["key"] and bare["net"] == "ours_here:build with h.safetensors"
+    assert bare["robust_accuracy"] != plain["robust_accuracy"]
+    call("harden", "ours_here:build", *threat, *learn[:-1], "all.safetensors", "--learn", "all")  # no retrofit in it
+    for words in (
+        ("tune", "all.safetensors", "JumpReLU", *threat, "--data", "digits/validation[:20]", "--grid", "0.1"),
+        ("retrofit", "all.safetensors", "JumpReLU(0.1)"),
+        ("harden", "all.safetensors", *threat, *learn[:-1], "again.safetensors"),
+        ("export", "all.safetensors", "all.pt2"),
+        ("sweep", "--net", "all.safetensors", "--attack", "FGSM", *threat, *digits, "--workers", "1"),
+    ):
+        code, _, err = call(*words)
+        assert code == 0 and f"all.safetensors names ours_here:build: running {tmp_path / 'ours_here.py'}" in err
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path)])
+    code, _, err = call("attack", str(tmp_path / "h.safetensors"), "FGSM", *threat, *digits)
+    assert code == 2 and "running" not in err and "ours_here:build --weights" in err
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [

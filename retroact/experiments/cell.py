@@ -49,6 +49,11 @@ class Model:
     def __post_init__(self) -> None:
         _expect(self.activation, "surrogate", "an activation such as JumpReLU(kappa=1.0)", optional=True)
 
+    @property
+    def called(self) -> str:
+        """What a person calls the network before its retrofit: its name and the file of its weights."""
+        return f"{self.net} with {self.file}" if self.file else self.net
+
     def __call__(self) -> nn.Module:
         """The network, retrofitted. Raises ValueError where the weights are not those that were locked."""
         net = _bare(self.net, self.file)
@@ -119,7 +124,7 @@ class Cell:
     def fields(self) -> dict[str, Any]:
         """The cell for a table: texts by column."""
         return {
-            "net": self.model.net,
+            "net": self.model.called,
             "activation": None if self.model.activation is None else show(self.model.activation),
             "sites": self.model.sites,
             "source": None if self.source is None else _called(self.source),
@@ -207,7 +212,7 @@ def pixels(images: Images) -> str:
 
 
 def _called(model: Model) -> str:
-    return model.net if model.activation is None else f"{model.net} + {show(model.activation)}"
+    return model.called if model.activation is None else f"{model.called} + {show(model.activation)}"
 
 
 @lru_cache(maxsize=16)

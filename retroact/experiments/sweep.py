@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -67,7 +67,7 @@ def sweep(
 
 
 def grid(
-    nets: Iterable[str],
+    nets: Iterable[str | Model],
     activations: Iterable[Any],
     attacks: Iterable[Any],
     threats: Iterable[Any],
@@ -78,9 +78,13 @@ def grid(
     seeds: Iterable[int] = (0,),
     **others: Any,
 ) -> list[Cell]:
-    """Every combination, as cells; `others` are further fields of Cell, the same in all."""
-    axes = product(nets, activations, sources, attacks, threats, seeds)
+    """Every combination, as cells; `others` are further fields of Cell, the same in all.
+
+    A net is a name, or a Model that says its weights too.
+    """
+    models = [Model(net) if isinstance(net, str) else net for net in nets]
+    axes = product(models, activations, sources, attacks, threats, seeds)
     return [
-        Cell(Model(net, activation, sites), data, attack, threat, source=source, seed=seed, **others)
+        Cell(replace(net, activation=activation, sites=sites), data, attack, threat, source=source, seed=seed, **others)
         for net, activation, source, attack, threat, seed in axes
     ]

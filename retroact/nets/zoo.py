@@ -7,10 +7,12 @@ have the SHA-256 that the page promises. `from_user` brings a net of your own.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import hashlib
 import importlib
+import importlib.util
 import json
 import os
 import pickle
@@ -60,6 +62,12 @@ class Network:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     classes: int = 10
+
+    def __post_init__(self) -> None:
+        # files name networks, and in this place a Model, called, would import what it names, a DataSlice fetch it
+        room, _, file = type(self.architecture).__module__.rpartition(".")
+        if room.split(".")[0] == "retroact" and (room != "retroact.nets" or file == "data"):
+            raise SpecError(f"Network.architecture: expected one such as LeNetLike(), got {show(self.architecture)}")
 
     def __call__(self) -> Classifier:
         """A classifier with untrained weights, drawn from torch's global generator."""
@@ -261,9 +269,43 @@ def from_user(
     inner = net.module if isinstance(net, Classifier) else net
     if weights is not None:
         _fill(inner, _read(Path(weights).expanduser()), str(weights))
-    if isinstance(net, Classifier):
-        return net.eval()
-    return Classifier(net, mean, std, shape=shape, output=output, name=where)
+    if not isinstance(net, Classifier):
+        net = Classifier(net, mean, std, shape=shape, output=output, name=where)
+    net.code, net.network = where, ""  # whatever that function began with, it alone knows what it made of it
+    return net.eval()
+
+
+def written_here(where: str) -> Path | None:
+    """The file under the working folder in which `package.module:function` is written, found without running any.
+
+    None where a plain import would take the module from elsewhere (the standard library, an installed package), or
+    where the function stands in another file and is only passed on.
+    """
+    module, _, function = where.partition(":")
+    first, *inner = module.split(".")
+    if not all(part.isidentifier() for part in (first, *inner, function)):
+        return None
+    _look_here()
+    here = Path.cwd()
+    found = importlib.util.find_spec(first)
+    homes = [] if found is None else [found.origin, *(found.submodule_search_locations or [])]
+    if not any(
+        home and Path(home) in (here / first, here / first / "__init__.py", here / f"{first}.py") for home in homes
+    ):
+        return None
+    base = here.joinpath(first, *inner)
+    for file in (base.with_name(f"{base.name}.py"), base / "__init__.py"):
+        if file.is_file() and _defines(file, function):
+            return file
+    return None
+
+
+def _defines(file: Path, name: str) -> bool:
+    try:
+        body = ast.parse(file.read_bytes()).body
+    except (SyntaxError, ValueError):
+        return False
+    return any(isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name for node in body)
 
 
 def _called(where: str) -> nn.Module:
@@ -280,10 +322,14 @@ def _called(where: str) -> nn.Module:
 
 
 def _imported(module: str) -> Any:
+    _look_here()
+    return importlib.import_module(module)
+
+
+def _look_here() -> None:
     # a console script does not have the folder the user stands in on its path; last, so that it hides nothing
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
-    return importlib.import_module(module)
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
