@@ -25,7 +25,9 @@ from torch import Tensor, nn
 
 from retroact.nets import zoo
 from retroact.nets.classifier import Classifier, Output
+from retroact.nets.tensors import bare, packed, unpack
 from retroact.retrofitting.activations import embed_shifts, shift_files
+from retroact.retrofitting.installed import Installed
 from retroact.retrofitting.surgery import Retrofit
 from retroact.spec import SpecError, parse, show
 
@@ -48,7 +50,8 @@ def save(net: nn.Module, path: str | Path) -> Path:
     if callable(net.output) and not net.code:
         raise ValueError("an output= that is a function cannot be saved; use a name or a position instead")
     retrofit: Retrofit | None = getattr(net, "retrofit", None)
-    tensors = {f"module.{k}": v.detach().cpu().contiguous() for k, v in net.module.state_dict().items()}
+    tensors, held = packed(net.module, leave=lambda module: isinstance(module, Installed))
+    tensors |= {name: getattr(net, name).detach().cpu() for name in ("mean", "std")}
     if retrofit is not None:
         for sha256, content in shift_files(retrofit.activation).items():
             tensors[_SHIFTS + sha256] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
@@ -63,7 +66,7 @@ def save(net: nn.Module, path: str | Path) -> Path:
         "output": None if callable(net.output) else net.output,
         "adapted": callable(net.output),
         "retrofit": None if retrofit is None else show(retrofit),
-    }
+    } | ({"held": held} if held else {})
     return _write(tensors, {"retroact": json.dumps(said)}, Path(path))
 
 
@@ -97,9 +100,12 @@ def digest(net: nn.Module) -> str:
     """The first 16 hex digits of a SHA-256 over names, types, shapes and bits of all weights and buffers,
     and over the retrofit where there is one."""
     found = hashlib.sha256(show(getattr(net, "retrofit", None)).encode())
-    for name, tensor in sorted(net.state_dict().items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for name, value in sorted((bare(name), value) for name, value in net.state_dict().items()):
+        if not isinstance(value, Tensor):
+            found.update(f"{name} {json.dumps(value, sort_keys=True, default=lambda v: type(v).__name__)}".encode())
+            continue
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
 
 
@@ -107,7 +113,9 @@ def _read(path: Path, into: nn.Module | None) -> nn.Module:
     said, tensors = _opened(path)
     try:
         net = _built(said, into, path)
-        net.module.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith("module.")})
+        unpack(net.module, tensors, said.get("held", {}))
+        for name in {"mean", "std"} & tensors.keys():
+            setattr(net, name, tensors[name])
     except (RuntimeError, SpecError, KeyError, TypeError) as e:
         raise CheckpointError(f"{path} does not fit the network it names: {e}") from None
     net.name = said["name"] or path.stem

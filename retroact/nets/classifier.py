@@ -50,6 +50,7 @@ class Classifier(nn.Module):
         self.name = name
         self.network = ""  # the print of the spec that built it, where one did: what lets it be saved whole
         self.code = ""  # the package.module:function that built it, where one did
+        self.notes: tuple[str, ...] = ()  # sentences on how its weights were brought
         self.register_buffer("mean", _per_channel(mean, "mean", self.shape))
         self.register_buffer("std", _per_channel(std, "std", self.shape))
         if not bool((self.std > 0).all()):

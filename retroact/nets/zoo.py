@@ -15,18 +15,17 @@ import importlib
 import importlib.util
 import json
 import os
-import pickle
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from retroact.nets import foreign
 from retroact.nets.alex_like import AlexLike
 from retroact.nets.cifar10_cnn import Cifar10CNN1
 from retroact.nets.classifier import Classifier, Output, Shape
@@ -261,16 +260,19 @@ def from_user(
 ) -> Classifier:
     """A net of your own: calls `package.module:function`, loads `weights` into it, wraps it in a Classifier.
 
-    `weights` is a state dict, as safetensors or as a checkpoint of torch.save, which is read without running
-    any code. A function that gives a Classifier keeps its own mean and std. Raises ZooError, saying which of
-    import, call, and weights went wrong.
+    `weights` is a checkpoint, as safetensors or of torch.save, which is read without running any code; how its
+    weights were found (prefixes, what lay beside them) is said in the net's `notes`. A function that gives a
+    Classifier keeps its own mean and std. Raises ZooError, saying which of import, call, and weights went wrong.
     """
     net = _called(where)
     inner = net.module if isinstance(net, Classifier) else net
-    if weights is not None:
-        _fill(inner, _read(Path(weights).expanduser()), str(weights))
+    try:
+        notes = () if weights is None else foreign.fill(inner, Path(weights).expanduser())
+    except foreign.WeightsError as e:
+        raise ZooError(str(e)) from e
     if not isinstance(net, Classifier):
         net = Classifier(net, mean, std, shape=shape, output=output, name=where)
+    net.notes = notes
     net.code, net.network = where, ""  # whatever that function began with, it alone knows what it made of it
     return net.eval()
 
@@ -332,32 +334,11 @@ def _look_here() -> None:
         sys.path.append(os.getcwd())
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise ZooError(f"{path}: there is no such file of weights")
-    raw = path.read_bytes()
-    if path.suffix == ".safetensors":
-        return _tensors(raw, str(path))
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
-        raise ZooError(
-            f"{path} was refused: it is truncated, or more than tensors, and reading it would run its code; "
-            "save the weights alone: safetensors.torch.save_file(net.state_dict(), 'net.safetensors')"
-        ) from e
-    for wrapping in ("state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(wrapping), Mapping):
-            found = found[wrapping]
-    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise ZooError(f"{path}: expected a state dict of tensors, got {type(found).__name__}; save net.state_dict()")
-    return found
-
-
 def _tensors(raw: bytes, where: str) -> dict[str, Tensor]:
     try:
-        return safetensors.torch.load(raw)
-    except (safetensors.SafetensorError, ValueError, KeyError) as e:
-        raise ZooError(f"{where} is truncated or no safetensors file: {e}; fetch or train it again") from e
+        return foreign.tensors_in(raw, where)
+    except foreign.WeightsError as e:
+        raise ZooError(str(e)) from e
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
