@@ -23,8 +23,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from retroact.doors import Shape
 from retroact.nets import zoo
-from retroact.nets.classifier import Classifier, Output
+from retroact.nets.classifier import Classifier, Output, sized
 from retroact.nets.tensors import bare, packed, unpack
 from retroact.retrofitting.activations import embed_shifts, shift_files
 from retroact.retrofitting.installed import Installed
@@ -50,6 +51,8 @@ def save(net: nn.Module, path: str | Path) -> Path:
     if callable(net.output) and not net.code:
         raise ValueError("an output= that is a function cannot be saved; use a name or a position instead")
     retrofit: Retrofit | None = getattr(net, "retrofit", None)
+    if retrofit is not None and net.shape is None:
+        raise ValueError("a retrofit is made anew on an image when it is read; set net.shape = (c, h, w) and save then")
     tensors, held = packed(net.module, leave=lambda module: isinstance(module, Installed))
     tensors |= {name: getattr(net, name).detach().cpu() for name in ("mean", "std")}
     if retrofit is not None:
@@ -70,21 +73,32 @@ def save(net: nn.Module, path: str | Path) -> Path:
     return _write(tensors, {"retroact": json.dumps(said)}, Path(path))
 
 
-def load(what: str | Path, *, weights: str | Path | None = None, into: nn.Module | None = None) -> nn.Module:
+def load(
+    what: str | Path,
+    *,
+    weights: str | Path | None = None,
+    into: nn.Module | None = None,
+    shape: Shape | None = None,
+) -> nn.Module:
     """A network by zoo name, by the file that `save` wrote, or as `package.module:function` with `weights`.
 
     `weights` are a state dict, or a file that `save` wrote, whose normalisation and retrofit then count too.
     `into`: for a saved network of your own, an untrained instance of its module (retrofitted anew here).
+    `shape`: (c, h, w) of its images, where a network of your own does not say it.
 
     Raises ZooError or CheckpointError, each saying where it looked and what to do.
     """
     text = str(what)
     if Path(text).suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin"):
+        if weights is not None:
+            raise CheckpointError(
+                f"{text} holds its own weights; drop weights={str(weights)!r}, or name the net's code"
+            )
         return _read(Path(text), into)
     if ":" in text and weights is not None and _says(Path(weights).expanduser()) is not None:
-        return _read(Path(weights).expanduser(), zoo.from_user(text))
+        return _read(Path(weights).expanduser(), sized(zoo.from_user(text), shape))
     if ":" in text:
-        return zoo.from_user(text, weights)
+        return sized(zoo.from_user(text, weights), shape)
     if weights is not None:
         raise CheckpointError(f"weights= goes with package.module:function, got {text!r} with {weights}")
     return zoo.load(text)
@@ -139,7 +153,7 @@ def _built(said: dict[str, Any], into: nn.Module | None, path: Path) -> Classifi
             raise SpecError(f"it should name a Network, got {said['network']}")
         return network()
     inner = into.module if isinstance(into, Classifier) else into
-    shape = None if said["shape"] is None else tuple(said["shape"])
+    shape = getattr(into, "shape", None) if said["shape"] is None else tuple(said["shape"])
     net = Classifier(inner, said["mean"], said["std"], shape=shape, output=_output(said, into, path))
     net.code = into.code if isinstance(into, Classifier) else str(said.get("code", ""))
     return net

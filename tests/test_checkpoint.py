@@ -138,6 +138,8 @@ def test_damaged_and_foreign_files_are_refused_with_the_cure(net, tmp_path):
         load(tmp_path / "foreign.safetensors")
     with pytest.raises(CheckpointError, match="no file"):
         load(tmp_path / "missing.safetensors")
+    with pytest.raises(CheckpointError, match="holds its own weights"):
+        load(path, weights=path)
     with pytest.raises(ValueError, match="did you mean digits-cnn"):
         load("digit-cnn")
 

@@ -24,20 +24,21 @@ from retroact.attacks.driver import serves_several
 from retroact.attacks.goals import Untargeted
 from retroact.evaluation.evaluate import evaluate_all
 from retroact.evaluation.record import Record
+from retroact.nets.classifier import sized
 from retroact.nets.data import DataSlice, Images, data
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import AtLeast0, SpecError, is_spec, show, spec
 
-Dtype = Literal["float32", "float64", "bfloat16", "float16"]
+Dtype = Literal["own", "float32", "float64", "bfloat16", "float16"]
 
 
 @spec
 class Model:
     """A network by its name, file or `package.module:function`, with or without a retrofit.
 
-    `activation` None leaves the network as it is; `sites` selects by name, glob or order; `file` holds
-    the weights of a `package.module:function`. `weights` is the first 16 hex digits of the weights'
-    SHA-256, filled in by `locked`.
+    `activation` None leaves the network as it is; `sites` selects by name, glob or order, and `also` names
+    kinds beyond ReLU; `file` holds the weights of a `package.module:function`. `weights` is the first 16 hex
+    digits of the weights' SHA-256, filled in by `locked`.
     """
 
     net: str
@@ -45,6 +46,7 @@ class Model:
     sites: str = "*"
     file: str = ""
     weights: str = ""
+    also: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _expect(self.activation, "surrogate", "an activation such as JumpReLU(kappa=1.0)", optional=True)
@@ -54,9 +56,12 @@ class Model:
         """What a person calls the network before its retrofit: its name and the file of its weights."""
         return f"{self.net} with {self.file}" if self.file else self.net
 
-    def __call__(self) -> nn.Module:
-        """The network, retrofitted. Raises ValueError where the weights are not those that were locked."""
-        net = _bare(self.net, self.file)
+    def __call__(self, shape: Sequence[int] | None = None) -> nn.Module:
+        """The network, retrofitted. Raises ValueError where the weights are not those that were locked.
+
+        `shape`: (c, h, w) of its images, for one of your own that does not say it.
+        """
+        net = self.bare(shape)
         if self.weights and self.weights != checkpoint.digest(net):
             raise ValueError(
                 f"{self.net} has other weights ({checkpoint.digest(net)}) than this cell was made for "
@@ -64,7 +69,11 @@ class Model:
             )
         if self.activation is None:
             return net
-        return retrofit(net, self.activation, sites=self.sites)
+        return retrofit(net, self.activation, sites=self.sites, also=self.also)
+
+    def bare(self, shape: Sequence[int] | None = None) -> nn.Module:
+        """The network as it is before this model's retrofit; the same object at every call, so leave it as it is."""
+        return sized(_bare(self.net, self.file), shape)
 
     def locked(self) -> Model:
         """The same model with its weights' hash."""
@@ -77,6 +86,7 @@ class Cell:
 
     `source` None is white box; another model's gradients make it gray. With `beta` > 0 the attacker
     climbs through the smoothed backward pass `activation.surrogate(beta, kernel)` of the model (BPDA).
+    `dtype` "own" is that of the network's weights.
     """
 
     model: Model
@@ -88,7 +98,7 @@ class Cell:
     beta: AtLeast0 = 0.0
     kernel: Literal["sigmoid", "rectangle"] = "sigmoid"
     seed: int = 0
-    dtype: Dtype = "float32"
+    dtype: Dtype = "own"
     pixels: str = ""
     version: ClassVar[int] = 1
 
@@ -126,7 +136,7 @@ class Cell:
         return {
             "net": self.model.called,
             "activation": None if self.model.activation is None else show(self.model.activation),
-            "sites": self.model.sites,
+            "sites": " with ".join([self.model.sites, *self.model.also]),
             "source": None if self.source is None else _called(self.source),
             "knowledge": knowledge(self),
             "attack": show(self.attack),
@@ -160,14 +170,15 @@ def run_together(
         raise ValueError(
             f"{cell.data} has other pixels here ({pixels(images)}) than this cell was made for ({cell.pixels})"
         )
-    dtype, guide = getattr(torch, cell.dtype), cell.guide()
+    dtype = None if cell.dtype == "own" else getattr(torch, cell.dtype)
+    shape, guide = tuple(images.images.shape[1:]), cell.guide()
     return evaluate_all(
-        _bring(cell.model, device, dtype),
+        _bring(cell.model, device, dtype, shape),
         images,
         cell.attack,
         [c.threat for c in cells],
         goal=cell.goal,
-        source=None if guide is None else _bring(guide, device, dtype),
+        source=None if guide is None else _bring(guide, device, dtype, shape),
         seed=cell.seed,
         keep=keep,
         chunk=chunk,
@@ -216,8 +227,8 @@ def _called(model: Model) -> str:
 
 
 @lru_cache(maxsize=16)
-def _bring(model: Model, device: str, dtype: torch.dtype) -> nn.Module:
-    return copy.deepcopy(model()).to(device, dtype)  # a copy: the bare network is shared by all models of it
+def _bring(model: Model, device: str, dtype: torch.dtype | None, shape: tuple[int, ...]) -> nn.Module:
+    return copy.deepcopy(model(shape)).to(device, dtype)  # a copy: the bare network is shared by all models of it
 
 
 @lru_cache(maxsize=16)

@@ -74,6 +74,7 @@ def grid(
     data: str,
     *,
     sites: str = "*",
+    also: Iterable[str] = (),
     sources: Iterable[Model | None] = (None,),
     seeds: Iterable[int] = (0,),
     **others: Any,
@@ -84,7 +85,12 @@ def grid(
     """
     models = [Model(net) if isinstance(net, str) else net for net in nets]
     axes = product(models, activations, sources, attacks, threats, seeds)
+    kinds = tuple(also)
     return [
-        Cell(replace(net, activation=activation, sites=sites), data, attack, threat, source=source, seed=seed, **others)
+        Cell(_dressed(net, activation, sites, kinds), data, attack, threat, source=source, seed=seed, **others)
         for net, activation, source, attack, threat, seed in axes
     ]
+
+
+def _dressed(model: Model, activation: Any, sites: str, also: tuple[str, ...]) -> Model:
+    return replace(model, activation=activation, sites=sites, also=() if activation is None else also)

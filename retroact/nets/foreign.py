@@ -78,12 +78,13 @@ def weights_for(module: nn.Module, path: Path) -> tuple[dict[str, Any], tuple[st
     best = good[0]
     state = {name: best.tensors[best.match[name]] if name in best.match else value for name, value in own.items()}
     also = [fit.where for fit in good[1:]]
-    return state, tuple(f"{path.name}: {said}" for said in (*best.said(own), *_others(also)))
+    said = "; ".join((*best.said(own), *_others(also)))
+    return state, (f"{path.name}: {said}",) if said else ()
 
 
 def _others(where: list[str]) -> Iterator[str]:
     if where:
-        yield f"{', '.join(map(repr, where))} would fit as well and was not taken; save the one you mean alone"
+        yield f"{', '.join(map(repr, where))} would fit as well and was not taken (save the one you mean alone)"
 
 
 # ------------------------------------------------------------------------------------------ the file
@@ -96,7 +97,8 @@ def _read(path: Path) -> tuple[Any, list[str]]:
     if path.suffix == ".safetensors":
         return tensors_in(path.read_bytes(), str(path)), []
     try:
-        strange = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        strange = sorted(found, key=lambda name: (name.startswith("torch."), name))
     except Exception:  # an older format, or none: torch.load says which
         strange = []
     inert = [(_Nothing if name.startswith("numpy") else _Emptied, name) for name in strange]
@@ -188,19 +190,19 @@ class _Fit:
         if self.on:
             yield f"prefix {self.on!r} put before its names"
         if self.left:
-            yield f"left aside: {_few(self.left)}"
+            yield f"left aside: {_few(_grouped(self.left, self.tensors))}"
         if self.kept:
             yield f"not in the file, so as the net was built: {_few(self.kept)}"
         cut = [o for o, k in self.match.items() if isinstance(own[o], Tensor) and _is_cut(self.tensors[k], own[o])]
         if cut:
             types = f"{self.tensors[self.match[cut[0]]].dtype} to {own[cut[0]].dtype}".replace("torch.", "")
-            yield f"rounded from {types}: {_few(cut)}; build the net in the file's dtype to keep every bit"
+            yield f"rounded from {types}: {_few(cut)} (build the net in the file's dtype to keep every bit)"
 
 
 def _fit(own: dict[str, Any], module: nn.Module, where: str, tensors: Mapping[str, Tensor]) -> _Fit:
     """The reading with the least wrong in it; among those without fault the one that changes names least."""
     readings = []
-    for wrapped in ((), ("_orig_mod",), ("_orig_mod", "module")):
+    for mode, wrapped in enumerate(((), ("_orig_mod",), ("_orig_mod", "module"))):
         keys = {_without(k, wrapped): k for k in tensors}
         mine = {_without(o, wrapped): o for o in own}
         if len(keys) < len(tensors) or len(mine) < len(own):
@@ -213,8 +215,8 @@ def _fit(own: dict[str, Any], module: nn.Module, where: str, tensors: Mapping[st
                 if not fit.wrong and wrapped and any(_without(k, wrapped) != k for k in fit.match.values()):
                     taken = sorted({p for k in fit.match.values() for p in k.split(".") if p in wrapped})
                     fit.off = " and ".join(f"{p}." for p in taken) + (f" and {fit.off}" if fit.off else "")
-                readings.append(fit)
-    return min(readings, key=lambda fit: (len(fit.wrong), bool(fit.off), bool(fit.on), len(fit.left)))
+                readings.append(((len(fit.wrong), mode, bool(off), bool(on), len(fit.left)), fit))
+    return min(readings, key=lambda reading: reading[0])[1]
 
 
 def _without(name: str, wrapped: tuple[str, ...]) -> str:
@@ -234,12 +236,13 @@ def _leading(names: Mapping[str, str]) -> list[str]:
 
 def _prefixes(names: list[str], keys: Mapping[str, str]) -> list[str]:
     """What the file may have before the net's names, the likeliest first."""
-    votes, wanted = Counter({"": 1}), set(names)
+    votes: Counter[str] = Counter()
+    wanted = set(names)
     for key in keys:
         parts = key.split(".")
         heads = {".".join(parts[i:]): ".".join(parts[:i]) + "." for i in range(1, len(parts))}
         votes.update(heads[name] for name in heads.keys() & wanted)
-    return [prefix for prefix, _ in votes.most_common(6)]
+    return ["", *(prefix for prefix, _ in votes.most_common(6))]
 
 
 def _judge(fit: _Fit, own: dict[str, Any], module: nn.Module, keys: Mapping[str, str]) -> None:
@@ -302,6 +305,15 @@ def _says_misfit(fit: _Fit, module: nn.Module, path: Path) -> str:
     there = f" (under {fit.where!r})" if fit.where else ""
     there += f" (without {fit.off!r})" if fit.off else ""
     return f"{path}{there} does not fit {type(module).__name__}: {_few(sorted(fit.wrong), 5)}"
+
+
+def _grouped(names: list[str], among: Mapping[str, Tensor]) -> list[str]:
+    """Names, those under one head as one, where a head is the first part in which the names of a file differ."""
+    split = [name.split(".") for name in among]
+    depth = next((i for i, parts in enumerate(zip(*split, strict=False)) if len(set(parts)) > 1), 0)
+    groups = Counter(".".join(name.split(".")[: depth + 1]) for name in names)
+    alone = [name for name in names if groups[".".join(name.split(".")[: depth + 1])] == 1]
+    return sorted([*alone, *(f"{head}.* ({n})" for head, n in groups.items() if n > 1)])
 
 
 def _few(names: list[str], most: int = 4) -> str:

@@ -4,8 +4,8 @@
     unpack(module, tensors, said)       # into another instance, equal to the last bit and tied alike
 
 A tensor that several names share is held once. Tensors that overlap in one storage, and a tensor that overlaps
-itself (an expanded buffer), are held as that storage and views of it. The wrappers of `torch.compile` have no
-part in a name.
+itself (an expanded buffer), are held as that storage and views of it. The wrappers of `torch.compile` and
+`DataParallel` have no part in a name.
 """
 
 from __future__ import annotations
@@ -28,6 +28,13 @@ def bare(name: str) -> str:
     return ".".join(part for part in name.split(".") if part != "_orig_mod")
 
 
+def inner(module: nn.Module) -> nn.Module:
+    """The module that was trained, without what runs it in parallel or compiled."""
+    while isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(module, "_orig_mod"):
+        module = module._orig_mod if hasattr(module, "_orig_mod") else module.module  # type: ignore[assignment]
+    return module
+
+
 def state_of(module: nn.Module) -> dict[str, Any]:
     """The module's own state by bare names: its parameters and buffers themselves, and extra state."""
     return {bare(name): value for name, value in module.state_dict(keep_vars=True).items()}
@@ -39,6 +46,7 @@ def packed(module: nn.Module, leave: Callable[[nn.Module], bool] = lambda _: Fal
     Buffers that its state dict leaves out are kept too (`hidden`), but for those of modules that `leave` names.
     Raises ValueError for what safetensors cannot hold, saying which name it is.
     """
+    module = inner(module)
     state, hidden = state_of(module), {name: held[last] for name, held, last in _hidden(module, leave)}
     named = {name: v for name, v in (state | hidden).items() if isinstance(v, Tensor)}
     for name, tensor in named.items():
@@ -67,8 +75,10 @@ def unpack(module: nn.Module, tensors: Mapping[str, Tensor], said: Said) -> None
     Parameters stay the objects they are wherever the instance shares them as the file does, so that whatever else
     of the module refers to them sees them filled. Raises RuntimeError where names or shapes differ.
     """
+    module = inner(module)
     tied, views, hidden = said.get("tied", {}), said.get("views", {}), set(said.get("hidden", ()))
-    found = {name.removeprefix("module."): t for name, t in tensors.items() if name.startswith("module.")}
+    # clones, for a file's tensors lie in memory as it packs them, and sums are added in another order there
+    found = {name.removeprefix("module."): t.clone() for name, t in tensors.items() if name.startswith("module.")}
     storages = {name: tensors[name].clone() for name in {view[0] for view in views.values()}}
     for name, (storage, offset, size, stride) in views.items():
         found[name] = storages[storage].as_strided(size, stride, offset)

@@ -121,6 +121,11 @@ def sites(net: nn.Module, example: Example | None = None, *, also: tuple[str, ..
     return survey(net, example, also=also).sites
 
 
+def left_alone(net: nn.Module, example: Example | None = None) -> dict[str, int]:
+    """How many calls of each kind beyond ReLU a forward pass makes that stay as they are, the commonest kind first."""
+    return dict(Counter(site.kind for site in survey(net, example).left_alone).most_common())
+
+
 @neutral()
 def survey(net: nn.Module, example: Example | None = None, *, also: tuple[str, ...] = ()) -> Survey:
     """Runs a copy of the net on the example and lists the activation calls it makes."""

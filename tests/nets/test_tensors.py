@@ -166,20 +166,59 @@ def test_a_recurrent_net_runs_on_what_was_loaded(tmp_path):
     assert torch.equal(back(X.double()), net(X.double()))
 
 
-@pytest.mark.parametrize("where", ["net", "inner", "into"])
-def test_a_compiled_net_is_saved_as_its_own(tmp_path, where):
+def _normed() -> nn.Module:
+    module = Plain()
+    nn.utils.parametrizations.weight_norm(module.a)
+    nn.utils.parametrizations.spectral_norm(module.b)
+    return module
+
+
+def _normed_by_hooks() -> nn.Module:
+    module = Plain()
+    nn.utils.weight_norm(module.a)
+    nn.utils.spectral_norm(module.b)
+    return module
+
+
+class Attentive(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attend = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.norm, self.out = nn.BatchNorm1d(8, track_running_stats=False), nn.Linear(8, 10)
+        self.scales = nn.ParameterList([torch.ones(1), torch.ones(8)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(self.norm(self.attend(x[:, 0] * self.scales[1]).mean(1)) * self.scales[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm")
+@pytest.mark.parametrize("build", [_normed, _normed_by_hooks, Attentive])
+def test_other_ways_to_hold_a_weight(tmp_path, build):
+    torch.manual_seed(2)
+    net = Classifier(build().double(), shape=(1, 8, 8))
+    net.train()(X.double())  # one step of spectral norm's power iteration
+    net.eval()
+    back = load(save(net, tmp_path / "net.safetensors"), into=build())
+    assert _same(back, net) and torch.equal(back(X.double()), net(X.double()))
+
+
+@pytest.mark.parametrize("where", ["net", "inner", "into", "parallel", "into parallel"])
+def test_a_compiled_or_parallel_net_is_saved_as_its_own(tmp_path, where):
     net = _trained(Plain, torch.float32)
     made, plain = Plain(), digest(net)
     expected = net(X)
     if where == "net":
         net.module = torch.compile(net.module, backend="eager")
+    if where == "parallel":
+        net.module = nn.DataParallel(net.module)
     if where == "inner":
         net.module.a = torch.compile(net.module.a, backend="eager")
-    assert digest(net) == plain
-    back = load(
-        save(net, tmp_path / "net.safetensors"), into=torch.compile(made, backend="eager") if where == "into" else made
+    assert digest(net) == plain or where == "parallel"
+    wrap = {"into": lambda m: torch.compile(m, backend="eager"), "into parallel": nn.DataParallel}.get(
+        where, lambda m: m
     )
-    assert digest(back) == plain
+    back = load(save(net, tmp_path / "net.safetensors"), into=wrap(made))
+    assert digest(back) == plain or where == "into parallel"
     assert torch.equal(made((X - net.mean) / net.std), expected)
 
 
