@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from retroact.doors import Shape
+from retroact.ground import neutral
 from retroact.nets import zoo
 from retroact.nets.classifier import Classifier, Output, sized
 from retroact.nets.tensors import bare, packed, unpack
@@ -40,6 +41,7 @@ class CheckpointError(ValueError):
     """A file that is no saved network, or not the one that was expected."""
 
 
+@neutral()
 def save(net: nn.Module, path: str | Path) -> Path:
     """Writes a network, retrofitted or not, to one safetensors file, whole or not at all.
 
@@ -123,6 +125,7 @@ def digest(net: nn.Module) -> str:
     return found.hexdigest()[:16]
 
 
+@neutral()
 def _read(path: Path, into: nn.Module | None) -> nn.Module:
     said, tensors = _opened(path)
     try:

@@ -128,6 +128,24 @@ def test_what_cannot_be_saved_whole_is_refused_and_nothing_is_written(net, tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("setting", ["float64", "meta", "inference", "no grad"])
+def test_what_the_caller_has_set_has_no_part_in_a_net_that_is_saved_or_read(net, images, tmp_path, setting):
+    hard = retrofit(net, JumpReLU(0.3))
+    ours = {"inference": torch.inference_mode, "no grad": torch.no_grad, "meta": lambda: torch.device("meta")}
+    before = torch.get_rng_state()
+    try:
+        torch.set_default_dtype(torch.float64 if setting == "float64" else torch.float32)
+        with ours.get(setting, torch.enable_grad)():
+            nets = load("digits-cnn"), load(save(hard, tmp_path / "hard.safetensors"))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(before, torch.get_rng_state())
+    for made, like in zip(nets, (net, hard), strict=True):
+        assert digest(made) == digest(like) and torch.equal(made(images), like(images))
+        made(images).sum().backward()
+        assert all(p.grad is not None for p in made.parameters())
+
+
 def test_damaged_and_foreign_files_are_refused_with_the_cure(net, tmp_path):
     path = save(net, tmp_path / "net.safetensors")
     path.write_bytes(path.read_bytes()[:-100])

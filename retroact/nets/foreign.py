@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from retroact.ground import neutral
 from retroact.nets.tensors import overlaps_itself, state_of, ties
 
 WRAPPERS = frozenset(
@@ -52,6 +53,7 @@ class WeightsError(ValueError):
     """A file that holds no weights, or not those of the net."""
 
 
+@neutral()
 def fill(module: nn.Module, path: Path) -> tuple[str, ...]:
     """Loads a checkpoint into a module, in the module's own dtypes; returns what there is to say of it.
 

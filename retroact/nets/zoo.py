@@ -25,6 +25,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from retroact.ground import neutral
 from retroact.nets import foreign
 from retroact.nets.alex_like import AlexLike
 from retroact.nets.cifar10_cnn import Cifar10CNN1
@@ -165,6 +166,7 @@ def entry(name: str) -> Entry:
     return _page(_folder(name), name)
 
 
+@neutral()
 def load(name: str) -> Classifier:
     """The net `name`, trained, in eval mode, in float32; raises ZooError where it is missing or damaged."""
     folder = _folder(name)
