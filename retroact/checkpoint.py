@@ -1,10 +1,13 @@
 """Networks on disk: one safetensors file with weights, normalisation, architecture and retrofit.
 
     save(hard, "hard.safetensors"); load("hard.safetensors")
+    load("mynets:build", weights="hard.safetensors")
 
 Nothing is unpickled and nothing that a file names is imported: the architecture and the retrofit stand
 in the file's metadata as specs, which are read without running any code. A network of your own is saved
-in the same way and loaded `into=` an instance that you build.
+in the same way; the file says which `package.module:function` built it (`code_of`), and it is read again
+where you say that name yourself, or `into=` an instance that you build. The command line says the name for
+you where that function is written in a file under the folder in which you stand, and says so.
 """
 
 from __future__ import annotations
@@ -20,10 +23,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from retroact.doors import named
+from retroact.doors import Shape, named
+from retroact.ground import neutral
 from retroact.nets import zoo
-from retroact.nets.classifier import Classifier
+from retroact.nets.classifier import Classifier, Output, sized
+from retroact.nets.tensors import bare, packed, unpack
 from retroact.retrofitting.activations import embed_shifts, shift_files
+from retroact.retrofitting.installed import Installed
 from retroact.retrofitting.surgery import Retrofit
 from retroact.spec import SpecError, parse, show
 
@@ -35,19 +41,23 @@ class CheckpointError(ValueError):
     """A file that is no saved network, or not the one that was expected."""
 
 
+@neutral()
 def save(net: str | os.PathLike[str] | nn.Module, path: str | Path) -> Path:
     """Writes a network, retrofitted or not, to one safetensors file, whole or not at all.
 
     Raises ValueError for a plain module (wrap it in a Classifier, which knows its normalisation) and
-    for an `output=` adapter that is a function, which no file can hold.
+    for an `output=` adapter that is a function, which no file can hold (that of a `package.module:function` can).
     """
     net = named(net)
     if not isinstance(net, Classifier):
         raise ValueError(f"expected a Classifier, got {type(net).__name__}; save(Classifier(net, mean=…, std=…))")
-    if callable(net.output):
+    if callable(net.output) and not net.code:
         raise ValueError("an output= that is a function cannot be saved; use a name or a position instead")
     retrofit: Retrofit | None = getattr(net, "retrofit", None)
-    tensors = {f"module.{k}": v.detach().cpu().contiguous() for k, v in net.module.state_dict().items()}
+    if retrofit is not None and net.shape is None:
+        raise ValueError("a retrofit is made anew on an image when it is read; set net.shape = (c, h, w) and save then")
+    tensors, held = packed(net.module, leave=lambda module: isinstance(module, Installed))
+    tensors |= {name: getattr(net, name).detach().cpu() for name in ("mean", "std")}
     if retrofit is not None:
         for sha256, content in shift_files(retrofit.activation).items():
             tensors[_SHIFTS + sha256] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
@@ -55,47 +65,75 @@ def save(net: str | os.PathLike[str] | nn.Module, path: str | Path) -> Path:
         "format": FORMAT,
         "name": net.name,
         "network": net.network,
+        "code": net.code,
         "mean": net.mean.flatten().tolist(),
         "std": net.std.flatten().tolist(),
         "shape": net.shape,
-        "output": net.output,
+        "output": None if callable(net.output) else net.output,
+        "adapted": callable(net.output),
         "retrofit": None if retrofit is None else show(retrofit),
-    }
+    } | ({"held": held} if held else {})
     return _write(tensors, {"retroact": json.dumps(said)}, Path(path))
 
 
-def load(what: str | Path, *, weights: str | Path | None = None, into: nn.Module | None = None) -> nn.Module:
+def load(
+    what: str | Path,
+    *,
+    weights: str | Path | None = None,
+    into: nn.Module | None = None,
+    shape: Shape | None = None,
+) -> nn.Module:
     """A network by zoo name, by the file that `save` wrote, or as `package.module:function` with `weights`.
 
+    `weights` are a state dict, or a file that `save` wrote, whose normalisation and retrofit then count too.
     `into`: for a saved network of your own, an untrained instance of its module (retrofitted anew here).
+    `shape`: (c, h, w) of its images, where a network of your own does not say it.
 
     Raises ZooError or CheckpointError, each saying where it looked and what to do.
     """
     text = str(what)
     if Path(text).suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin"):
+        if weights is not None:
+            raise CheckpointError(
+                f"{text} holds its own weights; drop weights={str(weights)!r}, or name the net's code"
+            )
         return _read(Path(text), into)
+    if ":" in text and weights is not None and _says(Path(weights).expanduser()) is not None:
+        return _read(Path(weights).expanduser(), sized(zoo.from_user(text), shape))
     if ":" in text:
-        return zoo.from_user(text, weights)
+        return sized(zoo.from_user(text, weights), shape)
     if weights is not None:
         raise CheckpointError(f"weights= goes with package.module:function, got {text!r} with {weights}")
     return zoo.load(text)
+
+
+def code_of(path: str | Path) -> str:
+    """The `package.module:function` that built the network in a file of `save`; "" where there is none."""
+    said = _says(Path(path)) or {}
+    return "" if said.get("network") else str(said.get("code", ""))
 
 
 def digest(net: nn.Module) -> str:
     """The first 16 hex digits of a SHA-256 over names, types, shapes and bits of all weights and buffers,
     and over the retrofit where there is one."""
     found = hashlib.sha256(show(getattr(net, "retrofit", None)).encode())
-    for name, tensor in sorted(net.state_dict().items()):
-        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    for name, value in sorted((bare(name), value) for name, value in net.state_dict().items()):
+        if not isinstance(value, Tensor):
+            found.update(f"{name} {json.dumps(value, sort_keys=True, default=lambda v: type(v).__name__)}".encode())
+            continue
+        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
 
 
+@neutral()
 def _read(path: Path, into: nn.Module | None) -> nn.Module:
     said, tensors = _opened(path)
     try:
         net = _built(said, into, path)
-        net.module.load_state_dict({k[7:]: v for k, v in tensors.items() if k.startswith("module.")})
+        unpack(net.module, tensors, said.get("held", {}))
+        for name in {"mean", "std"} & tensors.keys():
+            setattr(net, name, tensors[name])
     except (RuntimeError, SpecError, KeyError, TypeError) as e:
         raise CheckpointError(f"{path} does not fit the network it names: {e}") from None
     net.name = said["name"] or path.stem
@@ -104,22 +142,62 @@ def _read(path: Path, into: nn.Module | None) -> nn.Module:
             embed_shifts(tensor.numpy().tobytes(), sha256=name.removeprefix(_SHIFTS))
     if said["retrofit"] is None:
         return net
-    retrofit: Retrofit = parse(said["retrofit"])
+    retrofit = parse(said["retrofit"])
+    if not isinstance(retrofit, Retrofit):
+        raise CheckpointError(f"{path} should name a Retrofit, got {said['retrofit']}; save the network again")
     return retrofit(net)
 
 
 def _built(said: dict[str, Any], into: nn.Module | None, path: Path) -> Classifier:
     if into is None and not said["network"]:
+        raise CheckpointError(_whose(path, str(said.get("code", ""))))
+    if into is None:
+        network = parse(said["network"])
+        if not isinstance(network, zoo.Network):
+            raise SpecError(f"it should name a Network, got {said['network']}")
+        return network()
+    inner = into.module if isinstance(into, Classifier) else into
+    shape = getattr(into, "shape", None) if said["shape"] is None else tuple(said["shape"])
+    net = Classifier(inner, said["mean"], said["std"], shape=shape, output=_output(said, into, path))
+    net.code = into.code if isinstance(into, Classifier) else str(said.get("code", ""))
+    return net
+
+
+def _output(said: dict[str, Any], into: nn.Module, path: Path) -> Output:
+    if not said.get("adapted"):
+        output: Output = said["output"]
+        return output
+    if not isinstance(into, Classifier) or not callable(into.output):
         raise CheckpointError(
+            f"{path} holds a network whose output= is a function, which no file can hold: "
+            "load it into=Classifier(your_module(), output=function)"
+        )
+    return into.output
+
+
+def _whose(path: Path, code: str) -> str:
+    if not code:
+        return (
             f"{path} holds a network of your own, whose code it cannot name; "
             "load(path, into=your_module()) with an instance that you build"
         )
-    if into is None:
-        network: zoo.Network = parse(said["network"])
-        return network()
-    inner = into.module if isinstance(into, Classifier) else into
-    shape = None if said["shape"] is None else tuple(said["shape"])
-    return Classifier(inner, said["mean"], said["std"], shape=shape, output=said["output"])
+    return (
+        f"{path} holds a network that {code} built, and nothing that a file names is imported: say it yourself, "
+        f"load({code!r}, weights={str(path)!r}), on the command line {code} --weights {path}; "
+        "or load(path, into=your_module())"
+    )
+
+
+def _says(path: Path) -> dict[str, Any] | None:
+    """What a file of `save` says of its network; None for every other file."""
+    if path.suffix != ".safetensors" or not path.is_file():
+        return None
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            said = json.loads((file.metadata() or {})["retroact"])
+    except (KeyError, ValueError, OSError, safetensors.SafetensorError):
+        return None
+    return said if isinstance(said, dict) else None
 
 
 def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

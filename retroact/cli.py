@@ -49,7 +49,11 @@ ThreatOption = Annotated[str, typer.Option(help='such as "Linf(0.3)" or "L2(1.5)
 DataOption = Annotated[str, typer.Option(help='such as "mnist[:1000]", "cifar10/validation", "folder:PATH"')]
 ActivationOption = Annotated[str | None, typer.Option(help='retrofit the network first, such as "JumpReLU(kappa=1.0)"')]
 SitesOption = Annotated[str, typer.Option(help='which activations: names, globs, or order, such as "fc*" or "0:2"')]
-WeightsOption = Annotated[str, typer.Option(help="weights for a package.module:function network (safetensors)")]
+AlsoOption = Annotated[list[str] | None, typer.Option(help="replace this kind too, such as gelu; may be repeated")]
+WeightsOption = Annotated[
+    str,
+    typer.Option(help="weights of a package.module:function network: a checkpoint (.pth, .safetensors) or saved file"),
+]
 StoreOption = Annotated[Path, typer.Option(envvar="RETROACT_STORE", help="SQLite file with finished cells")]
 SeedOption = Annotated[int, typer.Option(help="fixes all noise")]
 ChunkOption = Annotated[int | None, typer.Option(min=1, help="images per forward pass (default: the attack's own)")]
@@ -287,7 +291,7 @@ def retrofit(
     net: NetArgument,
     activation: Annotated[str, typer.Argument(help='such as "JumpReLU(kappa=1.0)"')],
     sites: SitesOption = "*",
-    also: Annotated[list[str] | None, typer.Option(help="replace this kind too, such as gelu")] = None,
+    also: AlsoOption = None,
     allow: Annotated[list[str] | None, typer.Option(help="sites (or globs) that may stay as they are")] = None,
     to: Annotated[Path | None, typer.Option("--out", help="save the retrofitted network here (.safetensors)")] = None,
     data: Annotated[str | None, typer.Option(help="compare clean accuracies on this data")] = None,
@@ -296,32 +300,34 @@ def retrofit(
 ) -> None:
     """Replace the activations of a network; say which were found and replaced."""
     from retroact import checkpoint
+    from retroact.nets.data import data as read
     from retroact.retrofitting.installed import installed
+    from retroact.retrofitting.sites import left_alone
     from retroact.retrofitting.sites import sites as find
     from retroact.retrofitting.surgery import retrofit as fit
 
-    plain = checkpoint.load(net, weights=weights or None)
+    images = None if data is None else read(data)
+    plain = _loaded(net, weights, images)
     hard = fit(plain, _spec(activation, "surrogate"), sites=sites, also=also or (), allow=allow or ())
-    found, replaced = find(plain), installed(hard)
+    found, replaced = find(plain, also=tuple(also or ())), installed(hard)
     result: dict[str, Any] = {
         "net": net,
         "retrofit": str(hard.retrofit),
         "found": len(found),
         "replaced": len(replaced),
         "sites": list(replaced),
+        "left alone": left_alone(hard),
     }
-    if data is not None:
-        result |= _clean_accuracies({"before": plain, "after": hard}, data)
+    if images is not None:
+        result |= _clean_accuracies({"before": plain, "after": hard}, images)
     if to is not None:
         result["saved"] = str(checkpoint.save(hard, to))
     _print_result(result, as_json)
 
 
-def _clean_accuracies(nets: dict[str, Any], text: str) -> dict[str, float]:
+def _clean_accuracies(nets: dict[str, Any], images: Any) -> dict[str, float]:
     from retroact.evaluation.evaluate import decide
-    from retroact.nets.data import data
 
-    images = data(text)
     right = {k: (decide(net, images.images) == images.labels).float().mean() for k, net in nets.items()}
     return {f"clean accuracy {k}": round(float(v), 4) for k, v in right.items()}
 
@@ -335,20 +341,23 @@ def tune(
     keep: Annotated[float, typer.Option(help="share of clean accuracy to keep")] = 0.99,
     grid: Annotated[str | None, typer.Option(help='values to try, such as "0,0.5,1.0"')] = None,
     sites: SitesOption = "*",
+    also: AlsoOption = None,
     seed: SeedOption = 0,
     weights: WeightsOption = "",
     as_json: JsonOption = False,
     dry_run: DryOption = False,
 ) -> None:
     """Accuracy against the activation's knob on validation data, and which value to take."""
-    from retroact import checkpoint
     from retroact.experiments.executors import one_thread
     from retroact.experiments.tuning import tune as run
     from retroact.nets.data import data as read
+    from retroact.retrofitting.surgery import retrofit as fit
 
     values = None if grid is None else [float(v) for v in grid.split(",")]
     cls = type(_spec(kind, "surrogate"))
-    network, images = checkpoint.load(net, weights=weights or None), read(data)
+    images = read(data)
+    network = _loaded(net, weights, images)
+    _say_left_alone(fit(network, cls(), sites=sites, also=also or ()))
     if dry_run:
         n = len(values if values is not None else cls.grid)
         return _print_result({"values": n, "images": len(images), "gradients at most": n * 120 * len(images)}, as_json)
@@ -361,6 +370,7 @@ def tune(
             keep=keep,
             grid=values,
             sites=sites,
+            also=also or (),
             seed=seed,
             progress=progress,
         )
@@ -400,6 +410,7 @@ def audit(
     data: Annotated[str | None, typer.Option(help='test data, such as "mnist[:300]"')] = None,
     against: Annotated[str | None, typer.Option(help="audit this changed network instead of an activation")] = None,
     sites: SitesOption = "*",
+    also: AlsoOption = None,
     claimed: Annotated[str | None, typer.Option(help="the attack behind the claim (default: the papers' PGD)")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="the decisive attacks only, for a first answer")] = False,
     thorough: Annotated[
@@ -430,6 +441,7 @@ def audit(
     assert net is not None and threat is not None and data is not None
     if (activation is None) == (against is None):
         raise ValueError('expected either an ACTIVATION, such as "JumpReLU(1.0)", or --against NETWORK')
+    _check_also(also, activation)
     if quick and thorough:
         raise ValueError("expected --quick or --thorough, got both")
     wanted = _answers(fail_on)
@@ -437,7 +449,6 @@ def audit(
     for path in writers.values():
         _check_folder(path)
 
-    from retroact import checkpoint
     from retroact.auditing.audit import CLAIMED
     from retroact.auditing.audit import audit as run
     from retroact.experiments.executors import one_thread
@@ -446,13 +457,14 @@ def audit(
     from retroact.reports.html import write
     from retroact.retrofitting.surgery import retrofit as fit
 
-    twin = checkpoint.load(net, weights=weights or None)
+    images, attack, radius = read(data), CLAIMED if claimed is None else _spec(claimed, "norms"), _spec(threat, "norm")
+    twin = _loaded(net, weights, images)
     if against is None:
         assert activation is not None
-        changed: Any = fit(twin, _spec(activation, "surrogate"), sites=sites)
+        changed: Any = fit(twin, _spec(activation, "surrogate"), sites=sites, also=also or ())
     else:
-        changed = checkpoint.load(against, weights=against_weights or None)
-    images, attack, radius = read(data), CLAIMED if claimed is None else _spec(claimed, "norms"), _spec(threat, "norm")
+        changed = _loaded(against, against_weights, images, said=net)
+    _say_left_alone(changed)
     with _bar("audit") as progress, one_thread():
         made = run(
             twin,
@@ -554,6 +566,7 @@ def harden(
     eps_factor: Annotated[float | None, typer.Option(help="learn at so many times the threat's eps")] = None,
     attack_steps: Annotated[int | None, typer.Option(min=1, help="of the attack in each step (default: 7)")] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="learn in bfloat16, on a processor that has it")] = False,
+    also: AlsoOption = None,
     seed: SeedOption = 0,
     to: Annotated[Path | None, typer.Option("--out", help="save the hardened network here (.safetensors)")] = None,
     weights: WeightsOption = "",
@@ -573,9 +586,11 @@ def harden(
     given |= {"lr": lr, "clean_weight": clean_weight, "eps_factor": eps_factor, "attack_steps": attack_steps}
     recipe = Hardening(**{k: v for k, v in given.items() if v is not None}, bf16=bf16)
     share = keep if keep is not None else 0.0 if held is None else 0.99
-    plain, kept, radius = checkpoint.load(net, weights=weights or None), held and read(held), _spec(threat, "norm")
+    images, kept, radius = read(data), read(held) if held else None, _spec(threat, "norm")
+    plain, kinds = _loaded(net, weights, images), also or ()
     with _bar(f"harden {net}") as progress:
-        made = run(plain, read(data), radius, recipe, keep=share, held=kept or None, seed=seed, progress=progress)
+        made = run(plain, images, radius, recipe, keep=share, held=kept, also=kinds, seed=seed, progress=progress)
+    _say_left_alone(made.net)
     if not as_json:
         rows = [{"dose": f"{p.dose:.2f}", "clean % on held-out": f"{100 * p.clean:.1f}"} for p in made.curve]
         if held is not None:
@@ -605,13 +620,17 @@ def attack(
     data: DataOption,
     activation: ActivationOption = None,
     sites: SitesOption = "*",
+    also: AlsoOption = None,
     source: Annotated[str | None, typer.Option(help="craft on this network's gradients (gray box)")] = None,
     source_activation: Annotated[str | None, typer.Option(help="retrofit the source network first")] = None,
+    source_weights: Annotated[
+        str, typer.Option(help="weights of --source (default: those of NET where it is NET, too)")
+    ] = "",
     beta: Annotated[float, typer.Option(help="smooth the activation's backward pass (BPDA): try 8 / kappa")] = 0.0,
     kernel: Annotated[str, typer.Option(help="of the smoothed backward pass: sigmoid or rectangle")] = "sigmoid",
     goal: Annotated[str, typer.Option(help="Untargeted, Targeted(3), LeastLikely, Random(seed=0)")] = "Untargeted",
     seed: SeedOption = 0,
-    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16, float16")] = "float32",
+    dtype: Annotated[str, typer.Option(help="own (the network's), float32, float64, bfloat16, float16")] = "own",
     chunk: ChunkOption = None,
     device: DeviceOption = "cpu",
     store: StoreOption = STORE,
@@ -621,15 +640,17 @@ def attack(
     dry_run: DryOption = False,
 ) -> None:
     """Attack a network, retrofitted or not, and say how much of it stands."""
-    from retroact.experiments.cell import Cell, Model
+    from retroact.experiments.cell import Cell
 
+    _check_also(also, activation, source_activation)
+    of_source = source_weights or (weights if source == net else "")
     cell = Cell(
-        Model(net, _maybe(activation), sites, file=weights),
+        _model(net, weights, _maybe(activation), sites, also=also),
         data,
         _spec(attack, "norms"),
         _spec(threat, "norm"),
         goal=_spec(goal),
-        source=None if source is None else Model(source, _maybe(source_activation)),
+        source=None if source is None else _model(source, of_source, _maybe(source_activation), also=also, said=net),
         beta=beta,
         kernel=kernel,  # type: ignore[arg-type]
         seed=seed,
@@ -646,8 +667,12 @@ def sweep(
     data: DataOption,
     activation: Annotated[list[str] | None, typer.Option(help='such as "JumpReLU(kappa=1.0)"; none: as it is')] = None,
     source: Annotated[list[str] | None, typer.Option(help="gray box from this network, beside white box")] = None,
+    weights: Annotated[
+        list[str] | None, typer.Option(help="weights of each --net, in their order; none: a network without")
+    ] = None,
     seed: Annotated[list[int] | None, typer.Option(help="seeds")] = None,
     sites: SitesOption = "*",
+    also: AlsoOption = None,
     chunk: ChunkOption = None,
     device: DeviceOption = "cpu",
     workers: Annotated[int, typer.Option(help="processes; 0: one per core")] = 0,
@@ -657,20 +682,28 @@ def sweep(
     dry_run: DryOption = False,
 ) -> None:
     """Every combination of networks, activations, attacks, threats and seeds; resumes by being run again."""
-    from retroact.experiments.cell import Model
     from retroact.experiments.sweep import grid
 
+    _check_also(also, *(activation or []))
+    files = _weights_of(net, weights or [])
     cells = grid(
-        net,
+        [_model(n, file) for n, file in zip(net, files, strict=True)],
         [_maybe(a) for a in activation or ["none"]],
         [_spec(a, "norms") for a in attack],
         [_spec(t, "norm") for t in threat],
         data,
-        sources=[None, *(Model(s) for s in source or [])],
+        sources=[None, *(_model(s, dict(zip(net, files, strict=True)).get(s, "")) for s in source or [])],
         seeds=seed or [0],
         sites=sites,
+        also=also or (),
     )
     _run(cells, store, workers or _cores(), keep, chunk, device, as_json, dry_run)
+
+
+def _weights_of(nets: Sequence[str], weights: Sequence[str]) -> list[str]:
+    if len(weights) not in (0, len(nets)):
+        raise ValueError(f"expected one --weights for each of {len(nets)} --net, in their order, got {len(weights)}")
+    return ["" if file.lower() == "none" else file for file in weights] or [""] * len(nets)
 
 
 def _run(
@@ -691,6 +724,7 @@ def _run(
         from retroact.experiments.costs import estimate
 
         return _print_result(estimate(cells, path, workers=workers, keep=keep, chunk=chunk, device=device), as_json)
+    _say_of_cells(cells)
     with Store(path) as store:
         with _bar(f"{len(cells)} cells" if len(cells) > 1 else "attack") as progress:
             run(cells, store, workers=workers, keep=keep, chunk=chunk, device=device, progress=progress)
@@ -798,22 +832,107 @@ def export(
     to: Annotated[Path, typer.Argument(help="FILE.onnx or FILE.pt2")],
     activation: ActivationOption = None,
     sites: SitesOption = "*",
+    also: AlsoOption = None,
     weights: WeightsOption = "",
     data: Annotated[str | None, typer.Option(help="check the file on these images")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Write a network, retrofitted or not, as ONNX or torch.export; checked against the original."""
-    from retroact import checkpoint
     from retroact.nets.data import data as read
     from retroact.retrofitting.export import export as write
     from retroact.retrofitting.surgery import retrofit as fit
 
-    model = checkpoint.load(net, weights=weights or None)
-    chosen = _maybe(activation)
+    images, chosen = None if data is None else read(data), _maybe(activation)
+    _check_also(also, activation)
+    model = _loaded(net, weights, images)
     if chosen is not None:
-        model = fit(model, chosen, sites=sites)
-    checked = write(model, to, images=None if data is None else read(data).images)
+        model = fit(model, chosen, sites=sites, also=also or ())
+    _say_left_alone(model)
+    checked = write(model, to, images=None if images is None else images.images)
     _print_result(vars(checked), as_json)
+
+
+# -------------------------------------------------------------------------- networks, as words name them
+
+
+def _loaded(net: str, weights: str, images: Any = None, *, said: str | None = None) -> Any:
+    """The network; `images` tell it their shape where it does not say it itself."""
+    from retroact import checkpoint
+
+    name, file = _named(net, weights, said)
+    found = checkpoint.load(name, weights=file or None, shape=None if images is None else images.images.shape[1:])
+    _say_notes(found)
+    return found
+
+
+def _model(
+    net: str,
+    weights: str,
+    activation: Any = None,
+    sites: str = "*",
+    *,
+    also: Sequence[str] | None = None,
+    said: str | None = None,
+) -> Any:
+    from retroact.experiments.cell import Model
+
+    name, file = _named(net, weights, said)
+    return Model(name, activation, sites, file=file, also=() if activation is None else tuple(also or ()))
+
+
+def _check_also(also: Sequence[str] | None, *activations: str | None) -> None:
+    if also and all(a is None or a.lower() == "none" for a in activations):
+        raise ValueError(f"--also {also[0]} says what an activation replaces, and none is given; give one, or drop it")
+
+
+def _say_of_cells(cells: Sequence[Cell]) -> None:
+    """Says of every network of the cells, once, how its weights were brought and what its retrofit leaves alone."""
+    from dataclasses import replace
+
+    from retroact.nets.data import data
+
+    models = [(m, cell) for cell in cells for m in (cell.model, cell.source) if m is not None]
+    for model in dict.fromkeys(replace(m, activation=None, sites="*", also=()) for m, _ in models):
+        _say_notes(model.bare())
+        _say_left_alone(model.bare(), model.called)
+    alike = {(m.net, m.file, m.sites, m.also): (m, cell) for m, cell in models if m.activation is not None}
+    for model, cell in alike.values():
+        _say_left_alone(model(data(cell.data).images.shape[1:]), model.called)
+
+
+def _say_notes(net: Any) -> None:
+    for note in getattr(net, "notes", ()):
+        err.print(note, highlight=False, markup=False, soft_wrap=True)
+
+
+def _say_left_alone(net: Any, name: str = "") -> None:
+    """Says which kinds of activations a retrofit left as they are, and how many calls."""
+    from retroact.retrofitting.sites import left_alone
+
+    found = left_alone(net) if getattr(net, "retrofit", None) is not None else {}
+    if found:
+        kinds = ", ".join(f"{n} {kind}" for kind, n in found.items())
+        said = f"left alone{' in ' if name else ''}{name}: {kinds} (--also replaces a kind)"
+        err.print(said, highlight=False, markup=False, soft_wrap=True)
+
+
+def _named(net: str, weights: str, said: str | None) -> tuple[str, str]:
+    """A network's name and weights. A saved file of somebody's own network stands for both: its code and itself.
+
+    The code is run where this command names it too (`said`), or where it is written under the folder in which the
+    user stands; a line on stderr says so. Else loading the file says how to name it.
+    """
+    from retroact import checkpoint
+    from retroact.nets import zoo
+
+    code = "" if weights else checkpoint.code_of(net)
+    if not code or code == said:
+        return (code, net) if code else (net, weights)
+    file = zoo.written_here(code)
+    if file is None:
+        return net, weights
+    err.print(f"{net} names {code}: running {file}", highlight=False, markup=False, soft_wrap=True)
+    return code, net
 
 
 # ----------------------------------------------------------------------------------- small services
@@ -868,6 +987,8 @@ def _print_result(result: dict[str, Any], as_json: bool) -> None:
     if as_json:
         return _print_json(result)
     for name, value in result.items():
+        if isinstance(value, dict):
+            value = [f"{n} {kind}" for kind, n in value.items()] or ["nothing"]
         shown = ", ".join(map(str, value)) if isinstance(value, list) else value
         out.print(f"{name}: {shown}", highlight=False, markup=False, soft_wrap=True)
 

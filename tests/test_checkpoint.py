@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from retroact.attacks.threat import Linf
-from retroact.checkpoint import CheckpointError, digest, load, save
+from retroact.checkpoint import CheckpointError, code_of, digest, load, save
+from retroact.nets import zoo
 from retroact.nets.classifier import Classifier
 from retroact.nets.data import data
 from retroact.retrofitting.activations import JumpReLU, PerSite, ReLU, SReLU, write_shifts
@@ -73,12 +74,76 @@ def test_a_network_of_ones_own_needs_an_instance(images, tmp_path):
         load(path, into=nn.Linear(3, 3))
 
 
+MINE = """
+from torch import nn
+import retroact as ra
+def small(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.ReLU(), nn.Linear(20, 10))
+def plain(): return ra.Classifier(small(), 0.5, 0.25, shape=(1, 8, 8))
+def ready(): return ra.Classifier(small(), 0.5, 0.25, shape=(1, 8, 8), output=lambda o: 2 * o)
+"""
+
+
+@pytest.fixture
+def my_file(tmp_path, monkeypatch):
+    (tmp_path / "of_my_own.py").write_text(MINE)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield tmp_path
+    sys.modules.pop("of_my_own", None)
+
+
+@pytest.mark.parametrize("where", ["of_my_own:plain", "of_my_own:ready"])
+def test_a_file_names_the_code_of_a_network_and_runs_none(my_file, images, where):
+    hard = retrofit(load(where), JumpReLU(0.1))
+    path = save(hard, my_file / "mine.safetensors")
+    assert code_of(path) == where
+    assert torch.equal(load(where, weights=path)(images), hard(images))  # normalisation, output and retrofit with it
+    assert not torch.equal(load(where, weights=path)(images), load(where)(images))
+    again = load(where, weights=save(load(where, weights=path), my_file / "again.safetensors"))
+    assert digest(again) == digest(hard)
+    del sys.modules["of_my_own"]
+    with pytest.raises(CheckpointError, match=r"nothing that a file names is imported.*load\('of_my_own:.*weights="):
+        load(path)
+    assert "of_my_own" not in sys.modules
+
+
+def test_what_a_file_names_is_found_only_where_its_function_is_written_here(my_file):
+    (my_file / "package").mkdir()
+    (my_file / "package" / "__init__.py").write_text("from of_my_own import small\nfrom os import abort\n")
+    (my_file / "package" / "nets.py").write_text("class Net: ...\nhidden = 1\n")
+    (my_file / "json.py").write_text("def build(): ...\n")  # the standard library's comes before it
+    assert zoo.written_here("of_my_own:small") == my_file / "of_my_own.py"
+    assert zoo.written_here("package.nets:Net") == my_file / "package" / "nets.py"
+    for elsewhere in ("package:small", "package:abort", "package.nets:hidden", "package.none:build", "json:build",
+                      "os:abort", "torch.nn:Identity", "no_such_module:build", "..of_my_own:small"):  # fmt: skip
+        assert zoo.written_here(elsewhere) is None
+    assert not {"of_my_own", "package"} & sys.modules.keys()
+
+
 def test_what_cannot_be_saved_whole_is_refused_and_nothing_is_written(net, tmp_path):
     with pytest.raises(ValueError, match="expected a Classifier, got Linear"):
         save(nn.Linear(2, 2), tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="a function cannot be saved"):
         save(Classifier(nn.Linear(2, 2), output=lambda o: o), tmp_path / "a.safetensors")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("setting", ["float64", "meta", "inference", "no grad"])
+def test_what_the_caller_has_set_has_no_part_in_a_net_that_is_saved_or_read(net, images, tmp_path, setting):
+    hard = retrofit(net, JumpReLU(0.3))
+    ours = {"inference": torch.inference_mode, "no grad": torch.no_grad, "meta": lambda: torch.device("meta")}
+    before = torch.get_rng_state()
+    try:
+        torch.set_default_dtype(torch.float64 if setting == "float64" else torch.float32)
+        with ours.get(setting, torch.enable_grad)():
+            nets = load("digits-cnn"), load(save(hard, tmp_path / "hard.safetensors"))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(before, torch.get_rng_state())
+    for made, like in zip(nets, (net, hard), strict=True):
+        assert digest(made) == digest(like) and torch.equal(made(images), like(images))
+        made(images).sum().backward()
+        assert all(p.grad is not None for p in made.parameters())
 
 
 def test_damaged_and_foreign_files_are_refused_with_the_cure(net, tmp_path):
@@ -91,6 +156,8 @@ def test_damaged_and_foreign_files_are_refused_with_the_cure(net, tmp_path):
         load(tmp_path / "foreign.safetensors")
     with pytest.raises(CheckpointError, match="no file"):
         load(tmp_path / "missing.safetensors")
+    with pytest.raises(CheckpointError, match="holds its own weights"):
+        load(path, weights=path)
     with pytest.raises(ValueError, match="did you mean digits-cnn"):
         load("digit-cnn")
 
@@ -115,11 +182,25 @@ def test_metadata_runs_nothing(net, tmp_path):
     with safe_open(path, framework="pt") as file:
         said = json.loads(file.metadata()["retroact"])
         tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118
-    for wish in ("__import__('os').abort()", "subprocess", "Network(__import__('os'))"):
+    for wish in (
+        "__import__('os').abort()",
+        "subprocess",
+        "Network(__import__('os'))",
+        "Model('os:abort')",
+        "Network(Model('os:abort'), 'digits', (1, 8, 8))",
+        "Network(DataSlice('folder:here'), 'digits', (1, 8, 8))",
+    ):
         evil = {"retroact": json.dumps(said | {"network": wish})}
         save_file(tensors, tmp_path / "evil.safetensors", metadata=evil)
         with pytest.raises(CheckpointError, match="does not fit the network it names"):
             load(tmp_path / "evil.safetensors")
+    save_file(
+        tensors,
+        tmp_path / "evil.safetensors",
+        metadata={"retroact": json.dumps(said | {"retrofit": "Model('os:abort')"})},
+    )
+    with pytest.raises(CheckpointError, match="should name a Retrofit"):
+        load(tmp_path / "evil.safetensors")
     newer = {"retroact": json.dumps(said | {"format": "99"})}
     save_file(tensors, tmp_path / "newer.safetensors", metadata=newer)
     with pytest.raises(CheckpointError, match="format 99.*upgrade"):

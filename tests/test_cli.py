@@ -195,6 +195,130 @@ def test_a_network_of_ones_own(tmp_path):
     assert told[0]["net"] == "mine:build" and told[0]["n"] == 20
 
 
+OURS = """
+import retroact as ra
+
+def build():
+    zoo = ra.load("digits-cnn")
+    return ra.Classifier(zoo.module, zoo.mean.flatten().tolist(), zoo.std.flatten().tolist(), shape=(1, 8, 8))
+"""
+
+
+def test_a_hardened_network_of_ones_own_is_read_again_by_every_command(call, tmp_path, monkeypatch):
+    (tmp_path / "ours_here.py").write_text(OURS)
+    threat, digits = ("--threat", "Linf(0.1)"), ("--data", "digits[:40]")
+    learn = ("--data", "digits/train[:200]", "--steps", "4", "--batch", "50", "--out", "h.safetensors")
+    code, _, err = call("harden", "ours_here:build", *threat, *learn)
+    assert code == 0, err
+    code, out, err = call("audit", "ours_here:build", "--against", "h.safetensors", *threat, *digits, "--quick")
+    assert code == 0 and "ShiftedReLU" in out
+    assert "running" not in err  # the command itself names ours_here:build
+    more = ("FGSM", *threat, *digits, "--json")
+    words = (
+        ("h.safetensors", *more),
+        ("ours_here:build", *more, "--weights", "h.safetensors"),
+        ("ours_here:build", *more),
+    )
+    bare, named, plain = (json.loads(call("attack", *w)[1])[0] for w in words)
+    assert bare["key"] == named["key"] != plain["key"] and bare["net"] == "ours_here:build with h.safetensors"
+    assert bare["robust_accuracy"] != plain["robust_accuracy"]
+    call("harden", "ours_here:build", *threat, *learn[:-1], "all.safetensors", "--learn", "all")  # no retrofit in it
+    for words in (
+        ("tune", "all.safetensors", "JumpReLU", *threat, "--data", "digits/validation[:20]", "--grid", "0.1"),
+        ("retrofit", "all.safetensors", "JumpReLU(0.1)"),
+        ("harden", "all.safetensors", *threat, *learn[:-1], "again.safetensors"),
+        ("export", "all.safetensors", "all.pt2"),
+        ("sweep", "--net", "all.safetensors", "--attack", "FGSM", *threat, *digits, "--workers", "1"),
+    ):
+        code, _, err = call(*words)
+        assert code == 0 and f"all.safetensors names ours_here:build: running {tmp_path / 'ours_here.py'}" in err
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path)])
+    code, _, err = call("attack", str(tmp_path / "h.safetensors"), "FGSM", *threat, *digits)
+    assert code == 2 and "running" not in err and "ours_here:build --weights" in err
+
+
+PLAIN = """
+from torch import nn
+
+def build(gelu=nn.GELU):  # a plain module that says no shape, as a tutorial has it
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), gelu(), nn.Linear(32, 10))
+"""
+LEFT = "1 gelu (--also replaces a kind)"
+
+
+@pytest.fixture
+def plain(tmp_path):
+    """A module of one's own in this folder, and a checkpoint of it as a trainer leaves one."""
+    import torch
+    from torch import nn
+
+    (tmp_path / "plain_here.py").write_text(PLAIN)
+    torch.manual_seed(3)
+    body = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 10))
+    state = {f"module.net.{k}": v for k, v in body.state_dict().items()} | {"criterion.weight": torch.ones(10)}
+    torch.save({"state_dict": state, "epoch": 3}, tmp_path / "best.pth")
+    return ("--weights", "best.pth")
+
+
+SAID = "best.pth: weights found under 'state_dict'; prefix 'module.net.' taken off; left aside: criterion.weight"
+LINF = ("--threat", "Linf(0.1)")
+JUMP = "JumpReLU(0.3)"
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("attack", "NET", "FGSM", *LINF, "--data", "digits[:20]"), ""),
+        (("attack", "NET", "FGSM", *LINF, "--data", "digits[:20]", "--activation", JUMP), LEFT),
+        (("sweep", "--net", "NET", "--attack", "FGSM", *LINF, "--data", "digits[:20]", "--activation", JUMP), LEFT),
+        (("tune", "NET", "JumpReLU", *LINF, "--data", "digits/validation[:20]", "--grid", "0.1"), LEFT),
+        (("harden", "NET", *LINF, "--data", "digits/train[:40]", "--steps", "1", "--out", "h.safetensors"), LEFT),
+        (("export", "NET", "e.pt2", "--activation", JUMP, "--data", "digits[:20]"), LEFT),
+        (("retrofit", "NET", JUMP, "--data", "digits[:20]", "--out", "h.safetensors"), "left alone: 1 gelu"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_every_command_takes_a_checkpoint_and_names_the_kinds_that_it_leaves_alone(call, plain, tmp_path, words, says):
+    words = ["plain_here:build" if word == "NET" else word for word in words]
+    code, out, err = call(*words, *plain)
+    assert code == 0 and err.count(SAID) == 1
+    assert says in out + err and bool(says) == ("gelu" in out + err)
+    if says:
+        code, out, err = call(*words, *plain, "--also", "gelu")
+        assert code == 0 and "left alone" not in err and LEFT not in out
+    if "h.safetensors" in words:
+        code, out, err = call("attack", "h.safetensors", "FGSM", *LINF, "--data", "digits[:20]")
+        assert code == 0 and "left alone" not in err  # the file says which kinds were replaced
+
+
+def test_an_audit_takes_a_checkpoint_on_both_sides_and_names_what_it_leaves_alone(call, plain, tmp_path):
+    train = ("harden", "plain_here:build", *LINF, "--learn", "all", "--data", "digits/train[:600]", "--steps", "60",
+             "--lr", "0.01", "--attack-steps", "1", "--clean-weight", "1")  # fmt: skip
+    assert call(*train, *plain, "--out", "t.safetensors")[0] == 0
+    audit = ("audit", "plain_here:build", *LINF, "--data", "digits[:40]", "--quick", "--weights", "t.safetensors")
+    code, out, err = call(*audit, JUMP)
+    assert code == 0 and LEFT in err and "JumpReLU(kappa=0.3)" in out
+    code, _, err = call(*audit, JUMP, "--also", "gelu")
+    assert code == 0 and "left alone" not in err
+    code, out, _ = call(*audit, "--against", "plain_here:build", "--against-weights", "t.safetensors")
+    assert code == 0 and "verified +0.0 points" in out
+
+
+def test_a_source_of_the_same_name_has_the_same_weights_and_a_sweep_pairs_nets_with_theirs(call, plain, tmp_path):
+    words = ("attack", "plain_here:build", "FGSM", *LINF, "--data", "digits[:20]", "--source", "plain_here:build")
+    told = json.loads(call(*words, *plain, "--json")[1])[0]
+    assert told["source"] == told["net"] == "plain_here:build with best.pth"
+    words = ("sweep", "--net", "digits-cnn", "--net", "plain_here:build", "--attack", "FGSM", *LINF)
+    more = ("--data", "digits[:20]", "--weights", "none", *plain, "--source", "plain_here:build", "--workers", "1")
+    told = json.loads(call(*words, *more, "--json")[1])
+    assert {t["net"] for t in told} == {"digits-cnn", "plain_here:build with best.pth"}
+    assert {t["source"] for t in told} == {None, "plain_here:build with best.pth"}
+    code, _, err = call(*words, "--data", "digits[:20]", *plain)
+    assert code == 2 and "one --weights for each of 2 --net" in err
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
@@ -224,6 +348,9 @@ def test_a_network_of_ones_own(tmp_path):
         ((*AUDIT, "--margin", "0"), "--margin"),
         ((*AUDIT[:4], "Linf(0.6)", *AUDIT[5:]), "expected eps below 0.5"),
         (("audit", "digits-cnn", "--selftest"), "takes none"),
+        ((*ATTACK, "--also", "gelu"), "says what an activation replaces"),
+        ((*AUDIT[:2], *AUDIT[3:], "--against", "digits-cnn", "--also", "gelu"), "says what an activation replaces"),
+        ((*ATTACK, "--activation", "JumpReLU(0.5)", "--also", "gleu"), "expected kinds of activations"),
         ((*HARDEN[:-1], "digits"), "is test data"),
         ((*HARDEN, "--keep", "0.9"), "give held="),
         ((*HARDEN, "--learn", "everything"), "everything"),

@@ -24,22 +24,23 @@ from retroact.attacks.driver import serves_several
 from retroact.attacks.goals import Untargeted
 from retroact.evaluation.evaluate import evaluate_all
 from retroact.evaluation.record import Record
+from retroact.nets.classifier import sized
 from retroact.nets.data import DataSlice, Images, data, embed
 from retroact.nets.sources import DataError
 from retroact.reading import Data, as_activation, as_attack, as_goal, as_images, as_threat
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import AtLeast0, Seed, SpecError, parse, show, spec
 
-Dtype = Literal["float32", "float64", "bfloat16", "float16"]
+Dtype = Literal["own", "float32", "float64", "bfloat16", "float16"]
 
 
 @spec
 class Model:
     """A network by its name, file or `package.module:function`, with or without a retrofit.
 
-    `activation` None leaves the network as it is; `sites` selects by name, glob or order; `file` holds
-    the weights of a `package.module:function`. `weights` is the first 16 hex digits of the weights'
-    SHA-256, filled in by `locked`.
+    `activation` None leaves the network as it is; `sites` selects by name, glob or order, and `also` names
+    kinds beyond ReLU; `file` holds the weights of a `package.module:function`. `weights` is the first 16 hex
+    digits of the weights' SHA-256, filled in by `locked`.
     """
 
     net: str
@@ -47,6 +48,7 @@ class Model:
     sites: str = "*"
     file: str = ""
     weights: str = ""
+    also: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.activation is not None:
@@ -57,9 +59,17 @@ class Model:
         """The model that a text says: a network by itself, or the print of a Model."""
         return cast(Model, parse(text)) if text.startswith("Model(") else cls(text)
 
-    def __call__(self) -> nn.Module:
-        """The network, retrofitted. Raises ValueError where the weights are not those that were locked."""
-        net = _bare(self.net, self.file)
+    @property
+    def called(self) -> str:
+        """What a person calls the network before its retrofit: its name and the file of its weights."""
+        return f"{self.net} with {self.file}" if self.file else self.net
+
+    def __call__(self, shape: Sequence[int] | None = None) -> nn.Module:
+        """The network, retrofitted. Raises ValueError where the weights are not those that were locked.
+
+        `shape`: (c, h, w) of its images, for one of your own that does not say it.
+        """
+        net = self.bare(shape)
         if self.weights and self.weights != checkpoint.digest(net):
             raise ValueError(
                 f"{self.net} has other weights ({checkpoint.digest(net)}) than this cell was made for "
@@ -67,7 +77,11 @@ class Model:
             )
         if self.activation is None:
             return net
-        return retrofit(net, self.activation, sites=self.sites)
+        return retrofit(net, self.activation, sites=self.sites, also=self.also)
+
+    def bare(self, shape: Sequence[int] | None = None) -> nn.Module:
+        """The network as it is before this model's retrofit; the same object at every call, so leave it as it is."""
+        return sized(_bare(self.net, self.file), shape)
 
     def locked(self) -> Model:
         """The same model with its weights' hash."""
@@ -81,6 +95,7 @@ class Cell:
     `data` that is no notation (see `as_images`) is kept for this process under one, "yours:…", made of what it holds.
     `source` None is white box; another model's gradients make it gray. With `beta` > 0 the attacker
     climbs through the smoothed backward pass `activation.surrogate(beta, kernel)` of the model (BPDA).
+    `dtype` "own" is that of the network's weights.
     """
 
     model: Model
@@ -92,7 +107,7 @@ class Cell:
     beta: AtLeast0 = 0.0
     kernel: Literal["sigmoid", "rectangle"] = "sigmoid"
     seed: Seed = 0
-    dtype: Dtype = "float32"
+    dtype: Dtype = "own"
     pixels: str = ""
     version: ClassVar[int] = 1
 
@@ -131,9 +146,9 @@ class Cell:
     def fields(self) -> dict[str, Any]:
         """The cell for a table: texts by column."""
         return {
-            "net": self.model.net,
+            "net": self.model.called,
             "activation": None if self.model.activation is None else show(self.model.activation),
-            "sites": self.model.sites,
+            "sites": " with ".join([self.model.sites, *self.model.also]),
             "source": None if self.source is None else _called(self.source),
             "knowledge": knowledge(self),
             "attack": show(self.attack),
@@ -167,14 +182,15 @@ def run_together(
         raise ValueError(
             f"{cell.data} has other pixels here ({pixels(images)}) than this cell was made for ({cell.pixels})"
         )
-    dtype, guide = getattr(torch, cell.dtype), cell.guide()
+    dtype = None if cell.dtype == "own" else getattr(torch, cell.dtype)
+    shape, guide = tuple(images.images.shape[1:]), cell.guide()
     return evaluate_all(
-        _bring(cell.model, device, dtype),
+        _bring(cell.model, device, dtype, shape),
         images,
         cell.attack,
         [c.threat for c in cells],
         goal=cell.goal,
-        source=None if guide is None else _bring(guide, device, dtype),
+        source=None if guide is None else _bring(guide, device, dtype, shape),
         seed=cell.seed,
         keep=keep,
         chunk=chunk,
@@ -219,12 +235,12 @@ def pixels(images: Images) -> str:
 
 
 def _called(model: Model) -> str:
-    return model.net if model.activation is None else f"{model.net} + {show(model.activation)}"
+    return model.called if model.activation is None else f"{model.called} + {show(model.activation)}"
 
 
 @lru_cache(maxsize=16)
-def _bring(model: Model, device: str, dtype: torch.dtype) -> nn.Module:
-    return copy.deepcopy(model()).to(device, dtype)  # a copy: the bare network is shared by all models of it
+def _bring(model: Model, device: str, dtype: torch.dtype | None, shape: tuple[int, ...]) -> nn.Module:
+    return copy.deepcopy(model(shape)).to(device, dtype)  # a copy: the bare network is shared by all models of it
 
 
 @lru_cache(maxsize=16)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from retroact.attacks.driver import CHUNK
+from retroact.attacks.oracle import in_float
 from retroact.experiments.cell import Cell, Model, alike
 from retroact.experiments.executors import one_thread
 from retroact.experiments.store import Store
@@ -34,7 +35,7 @@ def estimate(
     return {
         "cells": len(planned.cells),
         "already in the store": len(planned.cells) - len(todo),
-        "to run": [f"{c.model.net} {c.attack} {c.threat}" for c in todo],
+        "to run": [f"{c.model.called} {c.attack} {c.threat}" for c in todo],
         "gradients at most": sum(passes.values()),
         "seconds at most, about": round(seconds / max(1, min(workers, len(todo))), 1),
     }
@@ -43,7 +44,7 @@ def estimate(
 @lru_cache(maxsize=16)
 def _seconds_per_gradient(model: Model, text: str, chunk: int | None, device: str) -> float:
     images = data(text)[: chunk or CHUNK].images.to(device)
-    net = model().to(device)
+    net = model(images.shape[1:]).to(device)
     with one_thread():
         _gradient(net, images)  # the first pass also pays for what is paid once
         began = time.perf_counter()
@@ -53,6 +54,6 @@ def _seconds_per_gradient(model: Model, text: str, chunk: int | None, device: st
 
 def _gradient(net: nn.Module, images: torch.Tensor) -> None:
     x = images.clone().requires_grad_()
-    torch.autograd.grad(net(x).sum(), x)
+    torch.autograd.grad(in_float(net, x).sum(), x)
     if x.is_cuda:
         torch.cuda.synchronize()

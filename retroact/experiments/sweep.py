@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -77,22 +77,27 @@ def sweep(
 
 
 def grid(
-    nets: Iterable[str],
+    nets: Iterable[str | Model],
     activations: Iterable[Any],
     attacks: Iterable[Any],
     threats: Iterable[Any],
     data: Data,
     *,
     sites: str = "*",
+    also: Iterable[str] = (),
     sources: Iterable[Model | str | None] = (None,),
     seeds: Iterable[int] = (0,),
     **others: Any,
 ) -> list[Cell]:
-    """Every combination, as cells; `others` are further fields of Cell, the same in all."""
+    """Every combination, as cells; `others` are further fields of Cell, the same in all.
+
+    A net is a name, or a Model that says its weights too.
+    """
     given: tuple[Any, ...] = (nets, activations, sources, attacks, threats, seeds)
     axes = product(*(_several(axis) for axis in given))
+    kinds = tuple(_several(also))
     return [
-        Cell(Model(net, activation, sites), data, attack, threat, source=source, seed=seed, **others)
+        Cell(_dressed(net, activation, sites, kinds), data, attack, threat, source=source, seed=seed, **others)
         for net, activation, source, attack, threat, seed in axes
     ]
 
@@ -100,3 +105,8 @@ def grid(
 def _several(said: Any) -> Iterable[Any]:
     """One spec, text or number alone is a list of one."""
     return said if isinstance(said, Iterable) and not isinstance(said, str) else [said]
+
+
+def _dressed(net: str | Model, activation: Any, sites: str, also: tuple[str, ...]) -> Model:
+    model = Model(net) if isinstance(net, str) else net
+    return replace(model, activation=activation, sites=sites, also=() if activation is None else also)

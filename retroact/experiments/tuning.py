@@ -7,7 +7,7 @@ backward pass: an upper bound on what the network withstands. Test data is refus
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from os import PathLike
 from typing import Any
@@ -21,6 +21,7 @@ from retroact.doors import checked
 from retroact.evaluation.evaluate import evaluate
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy, worst_case
 from retroact.ground import neutral
+from retroact.nets.classifier import sized
 from retroact.reading import Data, Examples, Said, as_activation, as_images, as_module, as_threat
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import show
@@ -58,6 +59,7 @@ class Tuning:
     data: str
     threat: str
     n: int
+    also: tuple[str, ...] = ()
 
     @property
     def activation(self) -> Any:
@@ -73,16 +75,17 @@ class Tuning:
 
     @property
     def affordable(self) -> list[Point]:
-        """The points that keep enough clean accuracy; the first, the plain network, always does."""
+        """The points that keep enough clean accuracy; the first, of the neutral value, always does."""
         return [p for p in self.points if p.clean >= self.keep * self.points[0].clean] or [self.points[0]]
 
     @property
     def gain(self) -> float:
-        """Verified accuracy of the recommended value over the plain network's; a gain of noise's size is none."""
+        """Verified accuracy of the recommended value over the neutral value's; a gain of noise's size is none."""
         return self.best.verified - self.points[0].verified
 
     def __str__(self) -> str:
-        gained = f"{100 * self.gain:+.1f} points verified over the plain network"
+        plain = f"ReLU in the place of {', '.join(self.also)}" if self.also else "the plain network"
+        gained = f"{100 * self.gain:+.1f} points verified over {plain}"
         return (
             f"recommended: {show(self.activation)} ({gained}, n = {self.n}); "
             f"the papers' rule, largest {self.knob} that keeps {self.keep:.0%} of clean accuracy: "
@@ -100,13 +103,15 @@ def tune(
     keep: float = 0.99,
     grid: Sequence[float] | None = None,
     sites: str = "*",
+    also: Iterable[str] = (),
     seed: int = 0,
     chunk: int | None = None,
     progress: Callable[[float, int], None] | None = None,
 ) -> Tuning:
     """Tries each value of the first field of `kind` (an activation class, or its name) on `data`.
 
-    `grid` None takes the class's own `grid`; the neutral value is put first where it is missing.
+    `grid` None takes the class's own `grid`; the neutral value, which is the plain network, is put first where it is
+    missing. `also` names kinds beyond ReLU that are replaced too, at the neutral value by a ReLU.
     `progress` is called with (values done, values in all).
 
     Raises ValueError for test data, for data of unknown split that is named as test, for a kind
@@ -118,13 +123,14 @@ def tune(
     _refuse_test_data(data)
     if not 0 < keep <= 1:
         raise ValueError(f"expected keep in (0, 1], the share of clean accuracy to keep, got {keep}")
-    candidates = _candidates(kind, grid)
+    network = sized(network, data.images.shape[1:])
+    candidates, kinds = _candidates(kind, grid), tuple(also)
     points: list[Point] = []
     for activation, knob in candidates:
-        points.append(_point(network, activation, knob, data, threat, sites, seed, chunk))
+        points.append(_point(network, activation, knob, data, threat, sites, kinds, seed, chunk))
         if progress is not None:
             progress(float(len(points)), len(candidates))
-    return Tuning(tuple(points), _knob_of(kind), keep, data.name, show(threat), len(data.labels))
+    return Tuning(tuple(points), _knob_of(kind), keep, data.name, show(threat), len(data.labels), kinds)
 
 
 def _point(
@@ -134,14 +140,15 @@ def _point(
     data: Examples,
     threat: ThreatModel,
     sites: str,
+    also: tuple[str, ...],
     seed: int,
     chunk: int | None,
 ) -> Point:
-    fitted = retrofit(network, activation, sites=sites)
+    fitted = retrofit(network, activation, sites=sites, also=also)
     runs: list[tuple[PGD, nn.Module | None]] = [(CLAIMED, None), (MARGIN, None)]
     if activation.jump:
         smooth = activation.surrogate(SHARPNESS / activation.kappa)
-        runs.append((MARGIN, retrofit(network, smooth, sites=sites)))
+        runs.append((MARGIN, retrofit(network, smooth, sites=sites, also=also)))
     records = [evaluate(fitted, data, attack, threat, source=source, seed=seed, chunk=chunk) for attack, source in runs]
     verified = float(np.mean(worst_case(records)))
     return Point(activation, knob, clean_accuracy(records[0]), robust_accuracy(records[0]), verified)

@@ -6,6 +6,7 @@ radius.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -49,8 +50,11 @@ class Classifier(nn.Module):
         self.output = output
         self.name = name
         self.network = ""  # the print of the spec that built it, where one did: what lets it be saved whole
-        self.register_buffer("mean", _per_channel(mean, "mean", self.shape))
-        self.register_buffer("std", _per_channel(std, "std", self.shape))
+        self.code = ""  # the package.module:function that built it, where one did
+        self.notes: tuple[str, ...] = ()  # sentences on how its weights were brought
+        dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
+        self.register_buffer("mean", _per_channel(mean, "mean", self.shape, dtype))
+        self.register_buffer("std", _per_channel(std, "std", self.shape, dtype))
         if not bool((self.std > 0).all()):
             raise ValueError(f"Classifier: std must be greater than 0, got {std}; std=1.0 leaves pixels as they are")
         self.eval()
@@ -68,6 +72,16 @@ class Classifier(nn.Module):
         return f"name={self.name!r}, mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
 
 
+def sized(net: nn.Module, shape: Sequence[int] | None) -> nn.Module:
+    """The net, or where it is a classifier that does not say the shape of its images, one that shares all with it and
+    does."""
+    if shape is None or not isinstance(net, Classifier) or net.shape is not None:
+        return net
+    made = copy.copy(net)
+    made.shape = _checked_shape(shape)
+    return made
+
+
 def _checked_shape(shape: Sequence[int]) -> Shape:
     sizes = tuple(int(s) for s in shape)
     if len(sizes) != 3 or min(sizes) < 1:
@@ -75,7 +89,7 @@ def _checked_shape(shape: Sequence[int]) -> Shape:
     return sizes[0], sizes[1], sizes[2]
 
 
-def _per_channel(value: float | Sequence[float], what: str, shape: Shape | None) -> Tensor:
+def _per_channel(value: float | Sequence[float], what: str, shape: Shape | None, dtype: torch.dtype) -> Tensor:
     numbers = [float(v) for v in ([value] if isinstance(value, int | float) else value)]
     if not numbers or not all(math.isfinite(v) for v in numbers):
         raise ValueError(f"Classifier: {what} must be finite numbers, got {value}")
@@ -86,7 +100,7 @@ def _per_channel(value: float | Sequence[float], what: str, shape: Shape | None)
         )
     if shape is not None and len(numbers) not in (1, shape[0]):
         raise ValueError(f"Classifier: {what} has {len(numbers)} numbers for {shape[0]} channels; give 1 or {shape[0]}")
-    return torch.tensor(numbers, dtype=torch.float32).view(1, -1, 1, 1)
+    return torch.tensor(numbers, dtype=dtype).view(1, -1, 1, 1)
 
 
 # The two doors read only shapes and dtypes: no synchronisation with the device, nothing that depends on

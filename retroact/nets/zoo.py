@@ -7,24 +7,26 @@ have the SHA-256 that the page promises. `from_user` brings a net of your own.
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import difflib
 import hashlib
 import importlib
+import importlib.util
 import json
 import os
-import pickle
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import safetensors
 import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from retroact.ground import neutral
+from retroact.nets import foreign
 from retroact.nets.alex_like import AlexLike
 from retroact.nets.cifar10_cnn import Cifar10CNN1
 from retroact.nets.classifier import Classifier, Output, Shape
@@ -61,6 +63,12 @@ class Network:
     mean: tuple[float, ...] = (0.0,)
     std: tuple[float, ...] = (1.0,)
     classes: int = 10
+
+    def __post_init__(self) -> None:
+        # files name networks, and in this place a Model, called, would import what it names, a DataSlice fetch it
+        room, _, file = type(self.architecture).__module__.rpartition(".")
+        if room.split(".")[0] == "retroact" and (room != "retroact.nets" or file == "data"):
+            raise SpecError(f"Network.architecture: expected one such as LeNetLike(), got {show(self.architecture)}")
 
     def __call__(self) -> Classifier:
         """A classifier with untrained weights, drawn from torch's global generator."""
@@ -160,6 +168,7 @@ def entry(name: str) -> Entry:
     return _page(_folder(name), name)
 
 
+@neutral()
 def load(name: str) -> Classifier:
     """The net `name`, trained, in eval mode, in float32; raises ZooError where it is missing or damaged."""
     folder = _folder(name)
@@ -255,17 +264,54 @@ def from_user(
 ) -> Classifier:
     """A net of your own: calls `package.module:function`, loads `weights` into it, wraps it in a Classifier.
 
-    `weights` is a state dict, as safetensors or as a checkpoint of torch.save, which is read without running
-    any code. A function that gives a Classifier keeps its own mean and std. Raises ZooError, saying which of
-    import, call, and weights went wrong.
+    `weights` is a checkpoint, as safetensors or of torch.save, which is read without running any code; how its
+    weights were found (prefixes, what lay beside them) is said in the net's `notes`. A function that gives a
+    Classifier keeps its own mean and std. Raises ZooError, saying which of import, call, and weights went wrong.
     """
     net = _called(where)
     inner = net.module if isinstance(net, Classifier) else net
-    if weights is not None:
-        _fill(inner, _read(Path(weights).expanduser()), str(weights))
-    if isinstance(net, Classifier):
-        return net.eval()
-    return Classifier(net, mean, std, shape=shape, output=output, name=where)
+    try:
+        notes = () if weights is None else foreign.fill(inner, Path(weights).expanduser())
+    except foreign.WeightsError as e:
+        raise ZooError(str(e)) from e
+    if not isinstance(net, Classifier):
+        net = Classifier(net, mean, std, shape=shape, output=output, name=where)
+    net.notes = notes
+    net.code, net.network = where, ""  # whatever that function began with, it alone knows what it made of it
+    return net.eval()
+
+
+def written_here(where: str) -> Path | None:
+    """The file under the working folder in which `package.module:function` is written, found without running any.
+
+    None where a plain import would take the module from elsewhere (the standard library, an installed package), or
+    where the function stands in another file and is only passed on.
+    """
+    module, _, function = where.partition(":")
+    first, *inner = module.split(".")
+    if not all(part.isidentifier() for part in (first, *inner, function)):
+        return None
+    _look_here()
+    here = Path.cwd()
+    found = importlib.util.find_spec(first)
+    homes = [] if found is None else [found.origin, *(found.submodule_search_locations or [])]
+    if not any(
+        home and Path(home) in (here / first, here / first / "__init__.py", here / f"{first}.py") for home in homes
+    ):
+        return None
+    base = here.joinpath(first, *inner)
+    for file in (base.with_name(f"{base.name}.py"), base / "__init__.py"):
+        if file.is_file() and _defines(file, function):
+            return file
+    return None
+
+
+def _defines(file: Path, name: str) -> bool:
+    try:
+        body = ast.parse(file.read_bytes()).body
+    except (SyntaxError, ValueError):
+        return False
+    return any(isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name for node in body)
 
 
 def _called(where: str) -> nn.Module:
@@ -282,38 +328,21 @@ def _called(where: str) -> nn.Module:
 
 
 def _imported(module: str) -> Any:
-    # a console script does not have the folder the user stands in on its path; last, so that it hides nothing
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    _look_here()
     return importlib.import_module(module)
 
 
-def _read(path: Path) -> Mapping[str, Tensor]:
-    if not path.is_file():
-        raise ZooError(f"{path}: there is no such file of weights")
-    raw = path.read_bytes()
-    if path.suffix == ".safetensors":
-        return _tensors(raw, str(path))
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as e:
-        raise ZooError(
-            f"{path} was refused: it is truncated, or more than tensors, and reading it would run its code; "
-            "save the weights alone: safetensors.torch.save_file(net.state_dict(), 'net.safetensors')"
-        ) from e
-    for wrapping in ("state_dict", "model"):
-        if isinstance(found, Mapping) and isinstance(found.get(wrapping), Mapping):
-            found = found[wrapping]
-    if not isinstance(found, Mapping) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise ZooError(f"{path}: expected a state dict of tensors, got {type(found).__name__}; save net.state_dict()")
-    return found
+def _look_here() -> None:
+    # a console script does not have the folder the user stands in on its path; last, so that it hides nothing
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def _tensors(raw: bytes, where: str) -> dict[str, Tensor]:
     try:
-        return safetensors.torch.load(raw)
-    except (safetensors.SafetensorError, ValueError, KeyError) as e:
-        raise ZooError(f"{where} is truncated or no safetensors file: {e}; fetch or train it again") from e
+        return foreign.tensors_in(raw, where)
+    except foreign.WeightsError as e:
+        raise ZooError(str(e)) from e
 
 
 def _fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:

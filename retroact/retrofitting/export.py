@@ -55,26 +55,33 @@ def export(
 
     `example` is an input or a tuple of inputs, needed where the net has no `shape`; `images`, shape
     (n, …), in the net's own units (pixels in [0,1] for a classifier), are the example where none are
-    given. The file takes any batch size; it is written whole or not at all. Raises ValueError for no images and
-    another suffix, ImportError (with what to install) where ONNX is missing, and what torch's exporter raises.
+    given. The file takes any batch size; it is written whole or not at all. Raises ValueError for no images, another
+    suffix and for a dtype that ONNX's runtime lacks, ImportError (with what to install) where ONNX is missing,
+    and what torch's exporter raises.
     """
     path = Path(path)
     writers = {".pt2": (_write_pt2, _run_pt2), ".onnx": (_write_onnx, _run_onnx)}
     if path.suffix not in writers:
         raise ValueError(f"expected a file that ends in .pt2 or .onnx, got {str(path)!r}")
+    net = cast(nn.Module, named(net))
     if path.suffix == ".onnx":
         _need_onnx()
+        if any(p.dtype is torch.bfloat16 for p in net.parameters()):
+            raise ValueError("ONNX files are checked with numpy, which has no bfloat16; export net.float(), or a .pt2")
     if images is not None and not len(images):
         raise ValueError("expected at least one of images= to compare on, got none; leave it out to compare on noise")
     write, run = writers[path.suffix]
-    net = cast(nn.Module, named(net))
     inputs = tuple(i.cpu() if isinstance(i, Tensor) else i for i in example_for(net, example))
     ours = copied(net).eval().cpu()
     with _whole(path) as draft, trial(), _quiet():
         write(ours, inputs, draft)
-        checked = inputs if images is None else (images.cpu(),)
+        checked = inputs if images is None else (images.cpu().to(_dtype(inputs[0])),)
         difference, agreement = _compared(ours, run(draft), checked)
     return Exported(path, len(checked[0]), difference, agreement)
+
+
+def _dtype(example: Any) -> torch.dtype | None:
+    return example.dtype if isinstance(example, Tensor) and example.is_floating_point() else None
 
 
 def _compared(ours: nn.Module, theirs: Callable[..., Tensor], inputs: tuple[Any, ...]) -> tuple[float, float]:
@@ -164,9 +171,15 @@ def _write_onnx(net: nn.Module, inputs: tuple[Any, ...], path: Path) -> None:
 
 def _run_onnx(path: Path) -> Callable[..., Tensor]:
     import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as Lacking
 
     # from the bytes: a system that locks open files could not rename the draft of a session that has it open
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    try:
+        session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    except Lacking as e:
+        raise ValueError(
+            f"onnxruntime lacks an operator in the net's dtype ({e}); export net.float(), or a .pt2"
+        ) from e
     names = [i.name for i in session.get_inputs()]
 
     def run(*inputs: Any) -> Tensor:

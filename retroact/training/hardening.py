@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from typing import Any, Literal
@@ -33,6 +33,7 @@ from retroact.doors import checked
 from retroact.evaluation.evaluate import decide
 from retroact.evaluation.proof import prove
 from retroact.ground import neutral
+from retroact.nets.classifier import sized
 from retroact.nets.data import Images
 from retroact.reading import Data, Said, as_images, as_module, as_threat
 from retroact.retrofitting.activations import (
@@ -137,13 +138,16 @@ def harden(
     keep: float = 0.0,
     held: Data | None = None,
     doses: Sequence[float] = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25),
+    also: Iterable[str] = (),
     seed: int = 0,
     progress: Callable[[float, int], None] | None = None,
 ) -> Hardened:
     """A copy of `net` with a small part of it learned on `train` so that it withstands `threat`; `net` stays as it is.
 
     With `keep`, only as much of what was learned is applied as leaves that share of the plain network's accuracy
-    on `held`, images that are neither trained on nor test data: the largest of `doses` that does.
+    on `held`, images that are neither trained on nor test data: the largest of `doses` that does. `also`: kinds
+    beyond ReLU, such as "gelu", in whose place a ReLU is learned too, so that dose 0 is no longer the plain network.
+    A half-precision network is learned in float32 and given back in its own dtype.
 
     Network, data, threat and recipe may be their texts, and data any that `as_images` reads.
 
@@ -154,8 +158,9 @@ def harden(
     seed, _, _ = checked(seed)
     _check(net, train, held, keep)
     recipe = _as_recipe(recipe)
+    net = sized(net, train.images.shape[1:])
     began = time.monotonic()
-    learner = _Learner(net, recipe, train, threat)
+    learner = _Learner(net, recipe, train, threat, tuple(also))
     _learn(learner, train, threat, recipe, seed, progress)
     curve: list[Dose] = []
     dose, made = 1.0, learner.made(1.0)
@@ -206,9 +211,14 @@ class _Learner:
     `attacked` is what the adversarial images of a step are made on, in the form that was proved before the first.
     """
 
-    def __init__(self, net: nn.Module, recipe: Hardening, train: Images, threat: ThreatModel) -> None:
-        self._net, self._recipe, example = net, recipe, train.images[:2].to(device_of(net))
-        self.work = copied(net) if recipe.learn in ("norms", "ends", "all") else retrofit(net, ReLU())
+    def __init__(
+        self, net: nn.Module, recipe: Hardening, train: Images, threat: ThreatModel, also: tuple[str, ...] = ()
+    ) -> None:
+        self._net, self._recipe, self._also, example = net, recipe, also, train.images[:2].to(device_of(net))
+        if also and recipe.learn in ("norms", "ends", "all"):
+            raise ValueError(f"also={also} names activations, and learn={recipe.learn!r} learns none; drop one of them")
+        wide = _widened(net)
+        self.work = wide if recipe.learn in ("norms", "ends", "all") else retrofit(wide, ReLU(), also=also)
         self.work.eval().requires_grad_(False)
         self.activations: dict[str, _Learned] = {}
         if recipe.learn in ("shifts", "kappa", "slopes"):
@@ -255,7 +265,13 @@ class _Learner:
         if not self.activations:
             return made
         values = {site: a.neutral + dose * (a.value.detach() - a.neutral) for site, a in self.activations.items()}
-        return retrofit(made, _as_activation(self._recipe.learn, values))
+        return retrofit(made, _as_activation(self._recipe.learn, values), also=self._also)
+
+
+def _widened(net: nn.Module) -> nn.Module:
+    """A copy of the net in which half floats are float32: a step of Adam would be lost in their rounding."""
+    made = copied(net)
+    return made.float() if any(p.dtype in (torch.float16, torch.bfloat16) for p in made.parameters()) else made
 
 
 class _Learned(nn.Module):
@@ -290,7 +306,7 @@ def _install(work: nn.Module, kind: Learn, example: Tensor) -> dict[str, _Learne
         for name, module in installed(work).items()
     ]
     with torch.no_grad():
-        work(example)
+        in_float(work, example)
     for hook in hooks:
         hook.remove()
     made = {}
@@ -326,7 +342,7 @@ def _layers(work: nn.Module, example: Tensor) -> list[str]:
         if isinstance(module, (nn.Linear, *_CONVS))
     ]
     with torch.no_grad():
-        work(example)
+        in_float(work, example)
     for hook in hooks:
         hook.remove()
     return ran
@@ -370,7 +386,7 @@ def _learn(
                 learner.attacked, x, y, train.index[rows].to(device), reach, recipe.attack_steps, seed + step
             )
             halves = ((recipe.clean_weight, x), (1 - recipe.clean_weight, x_adv))
-            losses = [w * F.cross_entropy(net(images).float(), y) for w, images in halves if w]
+            losses = [w * F.cross_entropy(in_float(net, images), y) for w, images in halves if w]
         adam.zero_grad()
         torch.stack(losses).sum().backward()
         adam.step()

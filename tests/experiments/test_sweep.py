@@ -5,15 +5,18 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
+import torch
 
 from retroact.attacks.fgsm import FGSM
 from retroact.attacks.pgd import PGD
 from retroact.attacks.threat import L2, Linf
 from retroact.experiments.cell import Cell, Model, alike, knowledge, run_together
+from retroact.experiments.costs import estimate
 from retroact.experiments.store import Store
 from retroact.experiments.sweep import grid, plan, sweep
 from retroact.retrofitting.activations import JumpReLU, SReLU
@@ -55,6 +58,7 @@ CHILD = """
 import sys
 sys.path.insert(0, {here!r})
 from test_sweep import cells
+from retroact.experiments.costs import estimate
 from retroact.experiments.store import Store
 from retroact.experiments.sweep import sweep
 if __name__ == "__main__":
@@ -110,6 +114,40 @@ def test_a_cell_reads_back_from_its_print_and_locks_what_is_behind_its_names():
         assert parse(repr(locked)) == locked and key(parse(repr(locked))) == key(locked)
         assert len(locked.pixels) == len(locked.model.weights) == 16
         assert key(locked) != key(cell) and locked.locked() == locked
+
+
+def test_new_fields_leave_old_keys_as_they_are():
+    cell = Cell(Model("digits-cnn", JumpReLU(0.5)), "digits[:40]", PGD(steps=3), Linf(0.1))
+    assert key(cell) == "0eb2db69e3e17c14"  # of version 0.1.0
+    assert key(replace(cell, dtype="float32")) != key(cell)
+    assert key(replace(cell, model=replace(cell.model, also=("gelu",)))) != key(cell)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
+def test_a_network_is_attacked_in_its_own_dtype_unless_another_is_named(tmp_path, monkeypatch, dtype):
+    (tmp_path / f"net_in_{dtype}.py").write_text(
+        f"import torch, retroact as ra\ndef build(): return ra.load('digits-cnn').to(torch.{dtype})\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    cell = Cell(Model(f"net_in_{dtype}:build", JumpReLU(0.5)), "digits[:40]", PGD(steps=3), Linf(0.1))
+    seen = []
+    monkeypatch.setattr("retroact.experiments.cell.evaluate_all", lambda net, *_, **__: seen.append(net) or [None])
+    cell(), replace(cell, dtype="float32")()
+    assert [next(net.parameters()).dtype for net in seen] == [getattr(torch, dtype), torch.float32]
+    assert estimate([cell], tmp_path / "s.sqlite", chunk=None)["gradients at most"] == 120
+
+
+def test_a_grid_takes_models_with_their_weights_and_kinds():
+    nets = [Model("mine:build", file="a.pth"), "digits-cnn"]
+    cells = grid(nets, [None, JumpReLU(0.5)], [PGD()], [Linf(0.1)], "digits[:40]", also=["gelu"])
+    assert [(c.model.file, c.model.also) for c in cells] == [
+        ("a.pth", ()),
+        ("a.pth", ("gelu",)),
+        ("", ()),
+        ("", ("gelu",)),
+    ]
+    assert cells[1].fields()["net"] == "mine:build with a.pth" and cells[1].fields()["sites"] == "* with gelu"
 
 
 def test_other_weights_or_pixels_than_locked_are_refused():

@@ -76,6 +76,24 @@ def test_a_net_that_does_not_trace(tmp_path) -> None:
     assert export(hard, tmp_path / "modal.onnx", images=IMAGES).agreement == 1.0
 
 
+@pytest.mark.parametrize(
+    ("suffix", "dtype"),
+    [(".pt2", torch.float16), (".pt2", torch.bfloat16), (".pt2", torch.float64), (".onnx", torch.float16)],
+    ids=str,
+)
+def test_a_net_of_another_dtype_takes_the_images_that_all_nets_take(tmp_path, suffix: str, dtype) -> None:
+    made = retrofit(net(), JUMP_AND_SLOPE).to(dtype)
+    done = export(made, tmp_path / f"net{suffix}", images=IMAGES[:30])
+    assert done.n == 30 and done.agreement > 0.9 and done.max_difference < 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+def test_a_dtype_that_the_runtime_lacks_is_said_with_the_cure(tmp_path, dtype) -> None:
+    with pytest.raises(ValueError, match=r"export net\.float\(\)"):
+        export(net(nn.GELU).to(dtype), tmp_path / "net.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_another_suffix(tmp_path) -> None:
     with pytest.raises(ValueError, match=r"ends in \.pt2 or \.onnx"):
         export(net(), tmp_path / "net.pkl")

@@ -138,3 +138,32 @@ def test_the_rate_suits_what_is_learned_unless_it_is_given():
     rates = [Hardening(learn=learn).rate for learn in ("shifts", "ends", "norms", "all")]
     assert rates == [0.03, 0.03, 0.01, 0.001]
     assert Hardening(learn="all", lr=0.5).rate == 0.5
+
+
+@pytest.mark.parametrize("learn", ["shifts", "kappa", "slopes", "norms", "ends", "all"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_net_of_another_dtype_learns_what_its_float32_twin_learns_and_keeps_its_dtype(net, train, dtype, learn):
+    recipe = Hardening(learn=learn, steps=4, batch=64, attack_steps=2)
+    other = copy.deepcopy(net).to(dtype)
+    made = harden(other, train, THREAT, recipe).net
+    assert {p.dtype for p in made.parameters()} == {dtype} == {p.dtype for p in other.parameters()}
+    twin = harden(copy.deepcopy(other).float(), train, THREAT, recipe).net
+    pairs = list(zip(*(n.state_dict().values() for n in (other, made, twin)), strict=True))
+    assert not all(torch.equal(before, after) for before, after, _ in pairs)
+    if dtype is torch.float64:  # both learn, one in finer steps
+        moved = max(float((before - wide).abs().max()) for before, _, wide in pairs)
+        assert all(bool(((after - wide).abs() <= 0.2 * moved).all()) for _, after, wide in pairs)
+    else:  # both learn in float32 from the same numbers
+        assert all(torch.equal(after, wide.to(dtype)) for _, after, wide in pairs)
+        assert getattr(made, "retrofit", None) == getattr(twin, "retrofit", None)
+
+
+def test_other_kinds_are_learned_where_they_are_named_only(train):
+    body = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16), nn.GELU(), nn.Linear(16, 10))
+    net = ra.Classifier(body)  # says no shape: that of the images is taken
+    plain, more = (harden(net, train, THREAT, BRIEF, also=also) for also in ((), ("gelu",)))
+    assert (plain.learned, more.learned) == (32 + 10, 32 + 16 + 10)
+    assert more.net.retrofit.also == ("gelu",) and more.net.shape == (1, 8, 8)
+    assert not any(isinstance(m, nn.GELU) for m in more.net.modules())
+    with pytest.raises(ValueError, match="learns none; drop one"):
+        harden(net, train, THREAT, Hardening(learn="all"), also=("gelu",))

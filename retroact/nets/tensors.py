@@ -1,0 +1,204 @@
+"""The tensors of a module as a file holds them: bits and dtypes, ties and views of one storage, extra state.
+
+    tensors, said = packed(module)      # to write, and what is said beside them
+    unpack(module, tensors, said)       # into another instance, equal to the last bit and tied alike
+
+A tensor that several names share is held once. Tensors that overlap in one storage, and a tensor that overlaps
+itself (an expanded buffer), are held as that storage and views of it. The wrappers of `torch.compile` and
+`DataParallel` have no part in a name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+Said = dict[str, Any]
+"""tied: name -> the name that holds it; views: name -> [storage, offset, size, stride]; extra: name -> value."""
+
+
+def bare(name: str) -> str:
+    """A name in a state dict without the wrappers of torch.compile."""
+    return ".".join(part for part in name.split(".") if part != "_orig_mod")
+
+
+def inner(module: nn.Module) -> nn.Module:
+    """The module that was trained, without what runs it in parallel or compiled."""
+    while isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(module, "_orig_mod"):
+        module = module._orig_mod if hasattr(module, "_orig_mod") else module.module  # type: ignore[assignment]
+    return module
+
+
+def state_of(module: nn.Module) -> dict[str, Any]:
+    """The module's own state by bare names: its parameters and buffers themselves, and extra state."""
+    return {bare(name): value for name, value in module.state_dict(keep_vars=True).items()}
+
+
+def packed(module: nn.Module, leave: Callable[[nn.Module], bool] = lambda _: False) -> tuple[dict[str, Tensor], Said]:
+    """What a file holds of a module: tensors by name, on the CPU, and what else is said of them.
+
+    Buffers that its state dict leaves out are kept too (`hidden`), but for those of modules that `leave` names.
+    Raises ValueError for what safetensors cannot hold, saying which name it is.
+    """
+    module = inner(module)
+    state, hidden = state_of(module), {name: held[last] for name, held, last in _hidden(module, leave)}
+    named = {name: v for name, v in (state | hidden).items() if isinstance(v, Tensor)}
+    for name, tensor in named.items():
+        _check_plain(name, tensor)
+    tied = ties(named)
+    owners = {name: tensor.detach() for name, tensor in named.items() if name not in tied}
+    tensors, views = {}, {}
+    for i, cluster in enumerate(clusters(owners)):
+        low = min(_span(owners[name])[0] for name in cluster)
+        high = max(_span(owners[name])[1] for name in cluster)
+        storage = owners[cluster[0]].as_strided((high - low + 1,), (1,), low)
+        tensors[f"storage.{i}"] = storage.cpu().clone()
+        for name in cluster:
+            t = owners[name]
+            views[name] = [f"storage.{i}", t.storage_offset() - low, list(t.shape), list(t.stride())]
+    tensors |= {f"module.{name}": t.cpu().contiguous() for name, t in owners.items() if name not in views}
+    extra = {name: _jsonable(name, v) for name, v in state.items() if not isinstance(v, Tensor)}
+    said = {"tied": tied, "views": views, "extra": extra, "hidden": list(hidden)}
+    return tensors, {what: value for what, value in said.items() if value}
+
+
+@torch.no_grad()
+def unpack(module: nn.Module, tensors: Mapping[str, Tensor], said: Said) -> None:
+    """Puts what was `packed` into another instance, which takes its dtypes and ties as well.
+
+    Parameters stay the objects they are wherever the instance shares them as the file does, so that whatever else
+    of the module refers to them sees them filled. Raises RuntimeError where names or shapes differ.
+    """
+    module = inner(module)
+    tied, views, hidden = said.get("tied", {}), said.get("views", {}), set(said.get("hidden", ()))
+    # clones, for a file's tensors lie in memory as it packs them, and sums are added in another order there
+    found = {name.removeprefix("module."): t.clone() for name, t in tensors.items() if name.startswith("module.")}
+    storages = {name: tensors[name].clone() for name in {view[0] for view in views.values()}}
+    for name, (storage, offset, size, stride) in views.items():
+        found[name] = storages[storage].as_strided(size, stride, offset)
+    own = state_of(module)
+    mine = {name: t for name, t in own.items() if isinstance(t, Tensor) and not is_lazy(t)}
+    shared = {name for cluster in clusters(mine) for name in cluster} | views.keys()
+    called: dict[int, list[str]] = defaultdict(list)
+    for name, value in own.items():
+        called[id(value)].append(name)
+    placed: dict[str, Any] = dict(said.get("extra", {}))
+    for name in [n for n in found if n not in hidden]:
+        names = [name, *(n for n, owner in tied.items() if owner == name)]
+        there = {id(own[n]): own[n] for n in names if isinstance(own.get(n), Tensor)}
+        alone = len(there) == 1 and sorted(called[next(iter(there))]) == sorted(names)
+        value = _settled(next(iter(there.values())), found[name], name in shared) if alone else found[name]
+        like = next(iter(there.values()), None)
+        if not alone and isinstance(like, nn.Parameter):
+            value = nn.Parameter(value, requires_grad=like.requires_grad)
+        placed |= dict.fromkeys(names, value)
+    full = {bare(name): name for name in module.state_dict()}
+    module.load_state_dict({full.get(name, name): value for name, value in placed.items()}, assign=True)
+    for name, held, last in _hidden(module):
+        if name in hidden:
+            owner, before = tied.get(name, name), held[last]
+            value = placed.get(owner, found[owner])
+            if before is None:
+                held[last] = value
+            elif before.shape == value.shape:  # one of another shape was no more than a cache
+                held[last] = _settled(before, value, name in shared or owner in placed)
+
+
+def _settled(own: Tensor, value: Tensor, shared: bool) -> Tensor:
+    """The module's own tensor, filled; the value itself where the shapes differ, for torch to say so."""
+    if is_lazy(own):
+        own.materialize(value.shape, dtype=value.dtype)  # type: ignore[attr-defined]
+    if own.shape != value.shape:
+        return value
+    if shared or own.dtype != value.dtype:
+        own.data = value
+        return own
+    return own.copy_(value)
+
+
+# ------------------------------------------------------------------------------- who shares what with whom
+
+
+def ties(named: Mapping[str, Tensor]) -> dict[str, str]:
+    """The names that share a tensor with an earlier one, each with that earlier name."""
+    first: dict[int, str] = {}
+    return {name: first[id(t)] for name, t in named.items() if first.setdefault(id(t), name) != name}
+
+
+def clusters(named: Mapping[str, Tensor]) -> list[list[str]]:
+    """Names of tensors that overlap in one storage, and of each that overlaps itself, in groups."""
+    by_storage: dict[Any, list[str]] = defaultdict(list)
+    for name in named.keys() - ties(named).keys():
+        t = named[name]
+        if t.numel() and t.layout is torch.strided and t.device.type != "meta":
+            by_storage[t.device, t.untyped_storage().data_ptr(), t.dtype].append(name)
+    found = []
+    for names in by_storage.values():
+        group: list[str] = []
+        for name in sorted(names, key=lambda n: (*_span(named[n]), n)):
+            if group and _span(named[name])[0] > max(_span(named[n])[1] for n in group):
+                found.append(group)
+                group = []
+            group.append(name)
+        found.append(group)
+    return sorted(g for g in found if len(g) > 1 or overlaps_itself(named[g[0]]))
+
+
+def overlaps_itself(t: Tensor) -> bool:
+    """Whether two entries of a tensor are one number in memory, as in an expanded one."""
+    low, high = _span(t)
+    return t.numel() > high - low + 1
+
+
+def _span(t: Tensor) -> tuple[int, int]:
+    """The first and last place of the storage that a tensor reaches."""
+    low = int(t.storage_offset())
+    return low, low + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+
+
+def _hidden(
+    module: nn.Module, leave: Callable[[nn.Module], bool] = lambda _: False, path: str = ""
+) -> Iterator[tuple[str, dict[str, Tensor | None], str]]:
+    """The buffers that a state dict leaves out: the bare name, and where the module holds it."""
+    if leave(module):
+        return
+    for name in sorted(module._non_persistent_buffers_set):
+        yield bare(path + name), module._buffers, name
+    for name, inner in module.named_children():
+        yield from _hidden(inner, leave, f"{path}{name}.")
+
+
+# ------------------------------------------------------------------------------- what no file can hold
+
+
+def _check_plain(name: str, t: Tensor) -> None:
+    if is_lazy(t):
+        raise ValueError(f"{name} has no shape yet (a lazy module); run the net once on an image and save it then")
+    if t.device.type == "meta":
+        raise ValueError(f"{name} lies on the meta device and has no numbers; load the net's weights and save it then")
+    if (
+        type(t) not in (Tensor, nn.Parameter)
+        or t.layout is not torch.strided
+        or t.is_quantized
+        or t.dtype is torch.complex128
+    ):
+        kind = f"{type(t).__name__} of {t.dtype}, {str(t.layout).removeprefix('torch.')}"
+        raise ValueError(f"{name} is a {kind}, expected a plain tensor; safetensors holds no other: make it dense")
+
+
+def _jsonable(name: str, value: Any) -> Any:
+    try:
+        if json.loads(json.dumps(value)) == value:
+            return value
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(
+        f"{name} is a {type(value).__name__} that JSON does not give back as it is; "
+        "let get_extra_state return a tensor, or lists, texts and numbers"
+    )
