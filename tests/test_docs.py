@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +28,25 @@ def test_the_readmes_python_runs(tmp_path):
     code = code.replace("[:500]", "[:20]").replace("[:1000]", "[:20]")
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_guide_to_ones_own_network_runs(tmp_path):
+    """Each named block is written, each command run in turn, in one folder; verdicts come out of all of them."""
+    told = []
+    for language, block in re.findall(r"```(\w*)\n(.*?)```", (ROOT / "docs" / "your-network.md").read_text(), re.S):
+        if language == "python":
+            (tmp_path / block.splitlines()[0].removeprefix("# ")).write_text(block)
+            continue
+        for command in block.strip().splitlines():
+            program, rest = command.split(" ", 1)
+            words = {"python": [], "retroact": ["-m", "retroact.cli"]}[program] + shlex.split(rest)
+            done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
+            assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
+            told.append((command, done.stdout))
+    verdicts = [out for command, out in told if "audit" in command or "verdict" in command or "hf" in command]
+    assert len(verdicts) == 5 and all(re.search("GENUINE|HARMFUL|NO EFFECT|INCONCL|ABSTAINED", v) for v in verdicts)
+    assert (tmp_path / "verdict.html").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
