@@ -445,7 +445,7 @@ def test_a_network_is_read_from_its_file(tmp_path):
         ({"network": "lenet-mnits"}, "did you mean lenet-mnist"),
         ({"source": 3}, "expected a network or its name"),
     ],
-    ids=str,
+    ids=lambda given: given if isinstance(given, str) else "-".join(given),
 )
 def test_what_stands_in_the_wrong_place_is_told_where_it_belongs(change, says):
     given = {"network": network(), "data": (X, Y), "attack": ra.FGSM(), "threat": ra.Linf(0.1)} | change
