@@ -53,7 +53,7 @@ class DDN:
         for i in range(self.steps):
             logits, gradient = oracle.gradient(at, rows, partial(loss, aim=aim[rows]))
             hit = found.keep(at, logits, rows)
-            size = size * (1 + self.gamma - 2 * self.gamma * hit)
+            size = torch.where(hit, size * (1 - self.gamma), size * (1 + self.gamma))
             d = at - x[rows] + cosine(i, self.steps, 1.0, 0.01) * steepest(gradient, "l2")
             moved = norm(d, "l2") > 0
             if not moved.all():  # no gradient at the clean image: there never will be one

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from retroact.attacks.goals import Aim, Goal, Untargeted
-from retroact.attacks.oracle import Network, Oracle, device_of, dtype_of, evaluating
+from retroact.attacks.oracle import Network, Oracle, device_of, dtype_of, evaluating, settled
 from retroact.attacks.threat import SLACK, Access, Norm, ThreatModel, allows
 from retroact.retrofitting.lean import lean
 
@@ -211,8 +211,11 @@ def _craft_chunk(
     whole = Oracle(network, len(x), gradients=gradients, access=threats[0].access)
     clean = whole.look(x, for_gradient=getattr(attack, "starts_clean", False))
     aim = goal(y, clean, index)
-    # A network that overflows on the clean image decides nothing, so there is nothing to change.
-    todo = (~aim.reached(clean) & clean.isfinite().all(1)).nonzero()[:, 0]
+    # A network that overflows on the clean image, or whose logits rounding has made alike, decides nothing, so there
+    # is nothing to change.
+    decides = settled(clean)
+    whole.nonfinite |= ~decides.cpu()
+    todo = (~aim.reached(clean) & decides).nonzero()[:, 0]
     made = [x.clone() for _ in threats]
     if len(todo):
         start = x[todo]

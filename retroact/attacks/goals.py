@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from retroact.attacks.noise import uniform
+from retroact.attacks.oracle import TIED, settled
 from retroact.spec import Within, spec
 
 
@@ -30,11 +31,11 @@ class Aim:
         return len(self.labels)
 
     def reached(self, logits: Tensor) -> Tensor:
-        """Bool (n,): the decision is wrong (untargeted) or is the target. Never where a logit is NaN
-        or infinite: a network that overflows has not been fooled, it has been broken."""
+        """Bool (n,): the decision is wrong (untargeted) or is the target. Never where a logit is NaN or
+        infinite, nor where all are alike but for rounding: such a network has not been fooled, it has been broken."""
         decision = logits.argmax(1)
         hit = decision != self.labels if self.targets is None else decision == self.targets
-        return hit & logits.isfinite().all(1)
+        return hit & settled(logits, TIED)
 
 
 class Goal(Protocol):

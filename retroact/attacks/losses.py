@@ -13,6 +13,7 @@ from typing import Literal, Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
+from retroact.attacks.geometry import nonzero
 from retroact.attacks.goals import Aim
 
 Loss = Literal["cross_entropy", "away_from_true", "towards_and_away", "logit", "log_odds", "margin", "dlr"]
@@ -100,9 +101,14 @@ def dlr(logits: Tensor, aim: Aim) -> Tensor:
         raise ValueError(f'dlr needs at least {needs} classes, got {logits.shape[1]}; use loss="margin"')
     top = logits.topk(needs, dim=1).values
     if aim.targets is None:
-        return margin(logits, aim) / (top[:, 0] - top[:, 2] + 1e-12)
+        return margin(logits, aim) / nonzero(top[:, 0] - top[:, 2])
     gap = _at(logits, aim.targets) - _at(logits, aim.labels)
-    return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+    return gap / nonzero(top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
+
+
+def spread(logits: Tensor) -> Tensor:
+    """The largest logit minus the smallest, (n,): how large logits are, whatever is added to them all."""
+    return logits.amax(1) - logits.amin(1)
 
 
 def _at(logits: Tensor, classes: Tensor) -> Tensor:

@@ -21,6 +21,14 @@ from retroact.attacks.threat import ACCESS, Access
 
 Network = Callable[[Tensor], Tensor]
 
+RESOLVED = 256
+"""Over how many roundings of the largest the logits of an image must spread to be attacked, or called robust."""
+
+TIED = 2
+"""The same where an attack has been, which may have left two classes next to their boundary."""
+
+_ROOM = 2.0**16  # between logits and the ends of their dtype: slopes are as many times larger or smaller at most
+
 
 class AccessError(PermissionError):
     """An attack asked for more than the threat model grants."""
@@ -32,7 +40,7 @@ class Oracle:
     `rows` in every call says which examples of the chunk the tensors stand for. Counters, all (n,):
     `queries` (points that the network under attack was shown), `gradients` (backward passes),
     `zero_gradients` (gradients that were exactly zero), `nonfinite` (bool: a NaN or infinite logit
-    or gradient was seen).
+    or gradient was seen, or logits that are not `settled`).
     """
 
     def __init__(
@@ -41,8 +49,10 @@ class Oracle:
         self._network = network
         self._guide = network if gradients is None else gradients
         self.access: Access = access
-        self.queries, self.gradients, self.zero_gradients = (torch.zeros(n, dtype=torch.int64) for _ in range(3))
-        self.nonfinite = torch.zeros(n, dtype=torch.bool)
+        self.queries, self.gradients, self.zero_gradients = (
+            torch.zeros(n, dtype=torch.int64, device="cpu") for _ in range(3)
+        )
+        self.nonfinite = torch.zeros(n, dtype=torch.bool, device="cpu")
         self._look: _Look | None = None
 
     def look(self, x: Tensor, *, for_gradient: bool) -> Tensor:
@@ -51,7 +61,7 @@ class Oracle:
         With `for_gradient`, an attack whose first gradient is at these very images gets it from this
         look's graph and saves a forward pass.
         """
-        rows = torch.arange(len(x))
+        rows = torch.arange(len(x), device="cpu")
         if not for_gradient or self._guide is not self._network or self.access != "gradient":
             return self._forward(x, rows)
         with torch.enable_grad():
@@ -160,7 +170,9 @@ class Oracle:
         return gradient if finite.all() else gradient.where(finite.view(-1, *[1] * (gradient.dim() - 1)), 0.0)
 
     def _flag(self, rows: Tensor, logits: Tensor) -> None:
-        self.nonfinite[rows.cpu()] |= ~logits.isfinite().all(1).cpu()
+        # The spread of two classes is their margin: an attack that looks for the boundary brings it to nothing.
+        sound = settled(logits, TIED) if logits.shape[1] > 2 else logits.isfinite().all(1)
+        self.nonfinite[rows.cpu()] |= ~sound.cpu()
 
 
 class Graph:
@@ -213,7 +225,22 @@ def in_float(network: Network, x: Tensor) -> Tensor:
     """The logits of `network` in float32 or better, whatever dtype its weights have."""
     wanted = dtype_of(network)
     logits = network(x if wanted is None else x.to(wanted))
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+
+
+def settled(logits: Tensor, roundings: float = RESOLVED) -> Tensor:
+    """Bool (n,): whether each image's logits (n, k) decide anything, and so anything can be said of the image.
+
+    They do where they are finite, far enough from the ends of their dtype for slopes to be computed, and spread
+    (largest − smallest) over more than `roundings` roundings of the largest in magnitude. An offset of 1e8 in
+    float32 leaves no such spread, nor do logits that are all the same.
+    """
+    info = torch.finfo(logits.dtype)
+    low, high = logits.amin(1), logits.amax(1)
+    largest = torch.maximum(high, -low)
+    # false for a NaN and for an infinity, which is not larger than a part of itself
+    apart = high - low > (largest * (roundings * info.eps)).clamp_min(info.tiny * _ROOM)
+    return apart & (largest < info.max / _ROOM)
 
 
 def dtype_of(network: Network) -> torch.dtype | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from retroact.attacks.driver import CHUNK, Attack, Outcome, chunks, craft_all, in_halves
 from retroact.attacks.goals import Goal, Untargeted
-from retroact.attacks.oracle import Network, device_of, evaluating, in_float
+from retroact.attacks.oracle import RESOLVED, TIED, Network, device_of, evaluating, in_float, settled
 from retroact.attacks.threat import ThreatModel
 from retroact.doors import check_images, check_labels, warn_of_probabilities
 from retroact.evaluation.record import Record
@@ -113,7 +113,7 @@ def evaluate_all(
 
 
 def _judged(network: Network, data: Examples, clean: Tensor, made: Outcome, keep: int, chunk: int | None) -> Record:
-    adversarial = decide(network, made.x_adv, chunk=chunk)
+    adversarial = decide(network, made.x_adv, chunk=chunk, roundings=TIED)
     # A network that overflows on an image has not been fooled by it; the flag stays on the record.
     broken = (adversarial < 0) & (clean >= 0)
     x_adv = torch.where(broken.view(-1, 1, 1, 1), data.images, made.x_adv)
@@ -129,16 +129,24 @@ def _judged(network: Network, data: Examples, clean: Tensor, made: Outcome, keep
         queries=made.queries.numpy(),
         gradients=made.gradients.numpy(),
         zero_gradients=made.zero_gradients.numpy(),
-        nonfinite=(made.nonfinite | broken).numpy(),
+        nonfinite=(made.nonfinite | broken | (clean < 0)).numpy(),
         examples=x_adv[:keep].numpy() if keep else None,
         originals=data.images[:keep].numpy() if keep else None,
     )
 
 
-def decide(network: Network, images: Tensor, *, chunk: int | None = None, labels: Tensor | None = None) -> Tensor:
-    """The decided class of each image, int64 (n,) on the CPU; −1 where a logit is NaN or infinite.
+def decide(
+    network: Network,
+    images: Tensor,
+    *,
+    chunk: int | None = None,
+    labels: Tensor | None = None,
+    roundings: float = RESOLVED,
+) -> Tensor:
+    """The decided class of each image, int64 (n,) on the CPU; −1 where its logits decide nothing.
 
-    With `labels`, checks that they fit the network's classes and warns of probabilities that pose
+    They do not where they are not `settled`: one is NaN or infinite, or all of them differ by no more than so many
+    `roundings`. With `labels`, checks that they fit the network's classes and warns of probabilities that pose
     as logits.
     """
     device = device_of(network)
@@ -147,7 +155,7 @@ def decide(network: Network, images: Tensor, *, chunk: int | None = None, labels
         logits = in_float(network, images[rows].to(device))
         if labels is not None and rows.start == 0:
             _check_logits(logits, labels)
-        return torch.where(logits.isfinite().all(1), logits.argmax(1), -1).cpu()
+        return torch.where(settled(logits, roundings), logits.argmax(1), -1).cpu()
 
     with evaluating(network), torch.no_grad():
         found = [part for rows in chunks(len(images), chunk or CHUNK) for part in in_halves(run, rows)]
