@@ -16,7 +16,7 @@ from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from retroact.attacks.goals import Aim, Goal, Untargeted
+from retroact.attacks.goals import Aim, Goal, Targets, goal_of
 from retroact.attacks.oracle import Network, Oracle, device_of, dtype_of, evaluating, settled
 from retroact.attacks.threat import SLACK, Access, Norm, ThreatModel, allows
 from retroact.retrofitting.lean import lean
@@ -105,7 +105,7 @@ def craft(
     labels: Tensor,
     index: Tensor,
     threat: ThreatModel,
-    goal: Goal | None = None,
+    goal: Goal | Targets | None = None,
     *,
     gradients: Network | None = None,
     seed: int = 0,
@@ -144,7 +144,7 @@ def craft_all(
     labels: Tensor,
     index: Tensor,
     threats: Sequence[ThreatModel],
-    goal: Goal | None = None,
+    goal: Goal | Targets | None = None,
     *,
     gradients: Network | None = None,
     seed: int = 0,
@@ -159,7 +159,7 @@ def craft_all(
     chunk = getattr(attack, "chunk", CHUNK) if chunk is None else chunk
     _check(attack, threats, images, chunk)
     todo: list[list[ThreatModel]] = [list(threats)] if serves_several(attack) else [[t] for t in threats]
-    goal = Untargeted() if goal is None else goal
+    goal = goal_of(goal, index)
     outcomes = []
     with evaluating(network, gradients):
         network, gradients = _lean(network, gradients)

@@ -16,7 +16,11 @@ from torch import Tensor
 from retroact.attacks.geometry import nonzero
 from retroact.attacks.goals import Aim
 
-Loss = Literal["cross_entropy", "away_from_true", "towards_and_away", "logit", "log_odds", "margin", "dlr"]
+Loss = Literal[
+    "cross_entropy", "away_from_true", "towards_and_away", "logit", "log_odds", "scaled_log_odds", "margin", "dlr"
+]
+
+_SPREAD = 10.0  # softer, and all classes pull alike; harder, and it is the margin
 
 
 class LossFunction(Protocol):
@@ -78,6 +82,14 @@ def log_odds(logits: Tensor, aim: Aim) -> Tensor:
     if aim.targets is None:
         return _all_others(logits, aim.labels) - _at(logits, aim.labels)
     return _at(logits, aim.targets) - _all_others(logits, aim.targets)
+
+
+def scaled_log_odds(logits: Tensor, aim: Aim) -> Tensor:
+    """`log_odds` of 10 z / (max z − min z), the divisor held constant: its gradient's direction does not change when
+    logits are scaled or shifted, and the classes that are nearly as likely as the nearest pull as well.
+    """
+    unit = nonzero(spread(logits.detach())) / _SPREAD
+    return log_odds(logits / unit[:, None], aim)
 
 
 def margin(logits: Tensor, aim: Aim) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from retroact.attacks.driver import CHUNK, Attack, Outcome, chunks, craft_all, in_halves
-from retroact.attacks.goals import Goal, Untargeted
+from retroact.attacks.goals import Goal, Targets, goal_of
 from retroact.attacks.oracle import RESOLVED, TIED, Network, device_of, evaluating, in_float, settled
 from retroact.attacks.threat import ThreatModel
 from retroact.doors import check_images, check_labels, warn_of_probabilities
@@ -42,7 +42,7 @@ def evaluate(
     attack: Attack,
     threat: ThreatModel,
     *,
-    goal: Goal | None = None,
+    goal: Goal | Targets | None = None,
     source: Network | None = None,
     seed: int = 0,
     keep: int = 0,
@@ -53,7 +53,8 @@ def evaluate(
 
     With `source`, the attacker climbs the gradients of that other network (gray box, or a smoothed
     backward pass) while `network` decides when an example is beaten. `keep` keeps the images
-    of the first so many examples on the record. `seed` and each example's index fix all noise.
+    of the first so many examples on the record. `seed` and each example's index fix all noise. `goal` may be
+    a class for each example, too (a tensor, an array or a list): see `PerImage`.
 
     Raises ValueError for images outside [0, 1], labels out of range, and specs that do not fit.
     """
@@ -77,7 +78,7 @@ def evaluate_all(
     attack: Attack,
     threats: Sequence[ThreatModel],
     *,
-    goal: Goal | None = None,
+    goal: Goal | Targets | None = None,
     source: Network | None = None,
     seed: int = 0,
     keep: int = 0,
@@ -88,9 +89,9 @@ def evaluate_all(
     of the attack serves several eps (FGSM, every minimum-norm attack)."""
     check_images(data.images)
     check_labels(data.labels, n=len(data.images))
+    goal = goal_of(goal, data.index)
     started = time.perf_counter()
     clean = decide(network, data.images, chunk=chunk, labels=data.labels)
-    goal = Untargeted() if goal is None else goal
     outcomes = craft_all(
         attack,
         network,
