@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from retroact.attacks.noise import uniform
-from retroact.attacks.oracle import TIED, settled
+from retroact.attacks.oracle import apart
 from retroact.spec import SpecError, Within, spec
 
 
@@ -37,7 +37,7 @@ class Aim:
         infinite, nor where all are alike but for rounding: such a network has not been fooled, it has been broken."""
         decision = logits.argmax(1)
         hit = decision != self.labels if self.targets is None else decision == self.targets
-        return hit & settled(logits, TIED)
+        return hit & apart(logits)
 
 
 Targets = Tensor | np.ndarray[Any, Any] | Sequence[int]

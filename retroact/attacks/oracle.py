@@ -21,13 +21,10 @@ from retroact.attacks.threat import ACCESS, Access
 
 Network = Callable[[Tensor], Tensor]
 
-RESOLVED = 256
-"""Over how many roundings of the largest the logits of an image must spread to be attacked, or called robust."""
-
-TIED = 2
-"""The same where an attack has been, which may have left two classes next to their boundary."""
-
-_ROOM = 2.0**16  # between logits and the ends of their dtype: slopes are as many times larger or smaller at most
+_TIED = 2  # roundings of the largest logit that logits must spread over, or they are all alike
+_RESOLVED = 256  # and more of them, or an attack's small steps are lost between two numbers,
+_RESOLVED_2 = 16  # though fewer of two classes, whose spread is their margin: it is small where the image is just near
+_ROOM = 2.0**16  # between logits and the ends of their dtype: slopes may be as many times larger or smaller
 
 
 class AccessError(PermissionError):
@@ -40,7 +37,7 @@ class Oracle:
     `rows` in every call says which examples of the chunk the tensors stand for. Counters, all (n,):
     `queries` (points that the network under attack was shown), `gradients` (backward passes),
     `zero_gradients` (gradients that were exactly zero), `nonfinite` (bool: a NaN or infinite logit
-    or gradient was seen, or logits that are not `settled`).
+    or gradient was seen, or logits that are not `apart`).
     """
 
     def __init__(
@@ -171,7 +168,7 @@ class Oracle:
 
     def _flag(self, rows: Tensor, logits: Tensor) -> None:
         # The spread of two classes is their margin: an attack that looks for the boundary brings it to nothing.
-        sound = settled(logits, TIED) if logits.shape[1] > 2 else logits.isfinite().all(1)
+        sound = apart(logits) if logits.shape[1] > 2 else logits.isfinite().all(1)
         self.nonfinite[rows.cpu()] |= ~sound.cpu()
 
 
@@ -228,19 +225,24 @@ def in_float(network: Network, x: Tensor) -> Tensor:
     return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
 
 
-def settled(logits: Tensor, roundings: float = RESOLVED) -> Tensor:
-    """Bool (n,): whether each image's logits (n, k) decide anything, and so anything can be said of the image.
-
-    They do where they are finite, far enough from the ends of their dtype for slopes to be computed, and spread
-    (largest − smallest) over more than `roundings` roundings of the largest in magnitude. An offset of 1e8 in
-    float32 leaves no such spread, nor do logits that are all the same.
-    """
-    info = torch.finfo(logits.dtype)
+def apart(logits: Tensor, roundings: float = _TIED) -> Tensor:
+    """Bool (n,): whether the logits (n, k) of each image are finite and not all alike: they spread (largest −
+    smallest) over more than so many `roundings` of the largest in magnitude."""
     low, high = logits.amin(1), logits.amax(1)
-    largest = torch.maximum(high, -low)
     # false for a NaN and for an infinity, which is not larger than a part of itself
-    apart = high - low > (largest * (roundings * info.eps)).clamp_min(info.tiny * _ROOM)
-    return apart & (largest < info.max / _ROOM)
+    return high - low > torch.maximum(high, -low) * (roundings * torch.finfo(logits.dtype).eps)
+
+
+def settled(logits: Tensor) -> Tensor:
+    """Bool (n,): whether the logits (n, k) of each clean image carry a decision that can be attacked or called robust.
+
+    They do where they are finite, spread over more than 256 roundings of the largest (two classes: 16; an offset of
+    1e8 in float32 leaves no such spread), and lie far enough from the ends of their dtype for slopes to be computed.
+    Of a point that an attack has found less is asked, that its logits are `apart`: at their boundary two classes are
+    nearly tied.
+    """
+    info, largest = torch.finfo(logits.dtype), logits.abs().amax(1)
+    return apart(logits, _RESOLVED if logits.shape[1] > 2 else _RESOLVED_2) & (largest < info.max / _ROOM) & (largest > info.tiny * _ROOM)
 
 
 def dtype_of(network: Network) -> torch.dtype | None:

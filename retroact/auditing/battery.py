@@ -362,7 +362,7 @@ class Siege:
         x, y, index = self._data.images[rows], self._data.labels[rows], self._data.index[rows]
         how = {"gradients": gradients, "seed": self._seed + _APART * fresh, "chunk": self._chunk}
         made = craft(attack, network, x, y, index, self._threat, **how)  # type: ignore[arg-type]
-        decided = decide(self._net, made.x_adv, chunk=self._chunk)
+        decided = decide(self._net, made.x_adv, chunk=self._chunk, attacked=True)
         hit = (decided != y) & (decided >= 0)  # −1: the network overflowed, which is no success
         passes, dead, queries = (int(c.sum()) for c in (made.gradients, made.zero_gradients, made.queries))
         seconds = time.perf_counter() - began

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from retroact.attacks.driver import CHUNK, Attack, Outcome, chunks, craft_all, in_halves
 from retroact.attacks.goals import Goal, Targets, goal_of
-from retroact.attacks.oracle import RESOLVED, TIED, Network, device_of, evaluating, in_float, settled
+from retroact.attacks.oracle import Network, apart, device_of, evaluating, in_float, settled
 from retroact.attacks.threat import ThreatModel
 from retroact.doors import check_images, check_labels, warn_of_probabilities
 from retroact.evaluation.record import Record
@@ -114,7 +114,7 @@ def evaluate_all(
 
 
 def _judged(network: Network, data: Examples, clean: Tensor, made: Outcome, keep: int, chunk: int | None) -> Record:
-    adversarial = decide(network, made.x_adv, chunk=chunk, roundings=TIED)
+    adversarial = decide(network, made.x_adv, chunk=chunk, attacked=True)
     # A network that overflows on an image has not been fooled by it; the flag stays on the record.
     broken = (adversarial < 0) & (clean >= 0)
     x_adv = torch.where(broken.view(-1, 1, 1, 1), data.images, made.x_adv)
@@ -142,13 +142,13 @@ def decide(
     *,
     chunk: int | None = None,
     labels: Tensor | None = None,
-    roundings: float = RESOLVED,
+    attacked: bool = False,
 ) -> Tensor:
     """The decided class of each image, int64 (n,) on the CPU; −1 where its logits decide nothing.
 
-    They do not where they are not `settled`: one is NaN or infinite, or all of them differ by no more than so many
-    `roundings`. With `labels`, checks that they fit the network's classes and warns of probabilities that pose
-    as logits.
+    They do not where one is NaN or infinite or rounding leaves nothing of their spread: see `settled`. `attacked`
+    images may lie next to a boundary, so that there it is enough that the logits are not all alike. With `labels`,
+    checks that they fit the network's classes and warns of probabilities that pose as logits.
     """
     device = device_of(network)
 
@@ -156,7 +156,8 @@ def decide(
         logits = in_float(network, images[rows].to(device))
         if labels is not None and rows.start == 0:
             _check_logits(logits, labels)
-        return torch.where(settled(logits, roundings), logits.argmax(1), -1).cpu()
+        decided = apart(logits) if attacked else settled(logits)
+        return torch.where(decided, logits.argmax(1), -1).cpu()
 
     with evaluating(network), torch.no_grad():
         found = [part for rows in chunks(len(images), chunk or CHUNK) for part in in_halves(run, rows)]
