@@ -97,7 +97,7 @@ class CarliniWagner:
             logits, seen, slope = oracle.tangent(at, rows, partial(margin, aim=aim))
             reached |= found.keep(at, logits, rows)
             short = c.where(margin(seen, aim) < self.confidence, 0.0)
-            pull = slope.div_(each(length, at)).mul_(each(-short, at)).add_(at - clean, alpha=2)
+            pull = slope.mul_(each(-short / length, at)).add_(at - clean, alpha=2)
             rate = rates * (cosine(i, steps, 1.0, 0.01) if last else 1.0)
             w.sub_(adam(pull.mul_(2 * at * (1 - at))).mul_(each(rate, at)))
         return reached

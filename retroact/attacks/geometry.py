@@ -29,9 +29,8 @@ def dual_norm(g: Tensor, p: Norm) -> Tensor:
     of gradients beyond 1e19 or below 1e-19 leave float32; `norm` is for distances in the box, which do not.
     """
     flat = g.flatten(1)
-    if p == "linf":
-        return flat.abs().sum(1, dtype=torch.float64).to(g.dtype)
-    return flat.norm(dim=1, dtype=torch.float64).to(g.dtype)
+    wide: Tensor = flat.abs().sum(1, dtype=torch.float64) if p == "linf" else flat.norm(dim=1, dtype=torch.float64)
+    return wide.to(g.dtype)
 
 
 def inward(g: Tensor, x: Tensor) -> Tensor:

@@ -144,10 +144,14 @@ def goal_of(given: Goal | Targets | None, index: Tensor) -> Goal:
         if callable(given) and not isinstance(given, type):
             return given
         raise TypeError(f"expected a goal such as Targeted(3), or a class for each example, got {given!r}")
-    targets = torch.as_tensor(given, device="cpu")
+    try:
+        targets = torch.as_tensor(given, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise TypeError(f"expected targets as whole numbers, one per example, got {str(given)[:60]}: {e}") from None
     if targets.shape != index.shape:
         cure = "; scores or one-hot rows need argmax(1)" if targets.dim() == 2 else ""
-        raise ValueError(f"expected one target per example, shape {tuple(index.shape)}, got {tuple(targets.shape)}{cure}")
+        shapes = f"shape {tuple(index.shape)}, got {tuple(targets.shape)}"
+        raise ValueError(f"expected one target per example, {shapes}{cure}")
     if targets.dtype.is_floating_point or targets.dtype.is_complex or targets.dtype == torch.bool:
         raise TypeError(f"expected targets as whole numbers, got {targets.dtype}; use long()")
     return PerImage(tuple(targets.tolist()), tuple(index.tolist()))

@@ -242,7 +242,8 @@ def settled(logits: Tensor) -> Tensor:
     nearly tied.
     """
     info, largest = torch.finfo(logits.dtype), logits.abs().amax(1)
-    return apart(logits, _RESOLVED if logits.shape[1] > 2 else _RESOLVED_2) & (largest < info.max / _ROOM) & (largest > info.tiny * _ROOM)
+    roomy = (largest > info.tiny * _ROOM) & (largest < info.max / _ROOM)
+    return roomy & apart(logits, _RESOLVED if logits.shape[1] > 2 else _RESOLVED_2)
 
 
 def dtype_of(network: Network) -> torch.dtype | None:

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import importlib.util
+import itertools
 from functools import cache
 
 import pytest
@@ -337,7 +338,7 @@ def test_an_offset_of_all_logits_changes_nothing(attack, p):
     if attack.kind == "minimum-norm":  # a radius that fells all says little: at one that fells some, the same fall
         size, again = (r.distance[:, {"l2": 2, "linf": 3}[p]] for r in (one, other))
         found = sorted(size[size > 0])
-        near = max(zip(found, found[1:], strict=False), key=lambda pair: pair[1] / pair[0])
+        near = max(itertools.pairwise(found), key=lambda pair: pair[1] / pair[0])
         assert ((size > sum(near) / 2) == (again > sum(near) / 2)).all()
         assert abs(size - again).max() <= 0.05 * size.max()
 
