@@ -20,6 +20,7 @@ from retroact.attacks.fmn import FMN as FMN
 from retroact.attacks.foreign import AutoAttack as AutoAttack
 from retroact.attacks.foreign import Foolbox as Foolbox
 from retroact.attacks.goals import LeastLikely as LeastLikely
+from retroact.attacks.goals import PerImage as PerImage
 from retroact.attacks.goals import Random as Random
 from retroact.attacks.goals import Targeted as Targeted
 from retroact.attacks.goals import Untargeted as Untargeted

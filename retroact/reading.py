@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from retroact.attacks.driver import Attack
-from retroact.attacks.goals import Goal
+from retroact.attacks.goals import Goal, Targets, goal_of
 from retroact.attacks.oracle import Network
 from retroact.attacks.threat import ThreatModel
 from retroact.doors import Shape, named
@@ -356,10 +356,15 @@ def as_activation(what: Said[Activation]) -> Activation:
     return cast(Activation, _as_spec(what, ("surrogate", "at"), "an activation such as JumpReLU(kappa=1.0)"))
 
 
-def as_goal(what: Said[Goal] | None) -> Goal | None:
-    """A goal, or the one that a text such as "Targeted(3)" says; None stays the default."""
+def as_goal(what: Said[Goal] | Targets | None, index: Tensor | None = None) -> Goal | None:
+    """A goal, or the one that a text such as "Targeted(3)" says; None stays the default.
+
+    Where the `index` (n,) of examples is given, `what` may be a class for each of them.
+    """
     if what is None:
         return None
+    if index is not None and isinstance(what, Tensor | np.ndarray | list | tuple):
+        return goal_of(what, index)
     expected = "a goal: Untargeted(), Targeted(3), LeastLikely() or Random()"
     found = _made(what, expected)
     others = {"norms": "attack=", "norm": "threat=", "surrogate": "retrofit(net, …)"}

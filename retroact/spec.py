@@ -10,9 +10,9 @@ So one notation serves code, command line, tables and store, and nothing is regi
 the decorator knows every spec that has been defined.
 
 Fields settle on construction: where a field is a float, ints and fractions such as "8/255" become
-floats; where it is a spec, its text becomes one; lists become tuples; NaN, booleans in the place of
-numbers, and values outside a field's `Within` are refused with an error that says what was expected,
-what came, and what to do.
+floats; where it is a spec, its text becomes one; lists become tuples; scalars of numpy and of torch become
+Python's own; NaN, booleans in the place of numbers, and values outside a field's `Within` are refused with an
+error that says what was expected, what came, and what to do.
 """
 
 from __future__ import annotations
@@ -269,6 +269,7 @@ def _hints(cls: type) -> dict[str, Any]:
 
 
 def _settle(value: Any, hint: Any, where: str) -> Any:
+    value = _plain(value)
     origin, inner = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         value = _settle(value, inner[0], where)
@@ -281,7 +282,7 @@ def _settle(value: Any, hint: Any, where: str) -> Any:
         if value not in inner:
             raise SpecError(f"{where}: {_unknown('choice', str(value), [str(i) for i in inner])}")
         return value
-    if origin is tuple and isinstance(value, list | tuple):
+    if origin is tuple and (isinstance(value, list | tuple) or len(getattr(value, "shape", ())) == 1):
         return tuple(_settle(v, inner[0], f"{where}[{i}]") for i, v in enumerate(value))
     if hint is float:
         return _settle_float(value, where)
@@ -291,6 +292,8 @@ def _settle(value: Any, hint: Any, where: str) -> Any:
         return value
     if isinstance(value, str) and _wants_a_spec(hint):
         value = getattr(hint, "read", parse)(value)  # a class with a notation of its own reads it
+    if hint is Any and isinstance(value, tuple):
+        return tuple(_settle(v, Any, f"{where}[{i}]") for i, v in enumerate(value))
     if hint is Any or getattr(hint, "_is_protocol", False):
         return value
     if isinstance(hint, type) and not isinstance(value, hint):
@@ -301,6 +304,29 @@ def _settle(value: Any, hint: Any, where: str) -> Any:
 def _wants_a_spec(hint: Any) -> bool:
     """A field of a protocol, such as Activation, holds specs, never a text."""
     return bool(getattr(hint, "_is_protocol", False)) or is_spec_class(hint)
+
+
+def _plain(value: Any) -> Any:
+    """A scalar of numpy or a tensor without dimensions as Python's own; anything else as it is.
+
+    A float shorter than Python's becomes what was meant, the shortest decimal or the fraction that rounds to it:
+    float32(0.1) is 0.1 and not 0.10000000149, float32(8/255) is 8/255.
+    """
+    if not hasattr(value, "item") or getattr(value, "shape", None) != ():
+        return value
+    number = value.item()
+    if hasattr(number, "item"):  # longer than Python's, and so numpy's own still
+        return float(number)
+    if isinstance(number, float) and math.isfinite(number) and value.dtype.itemsize < 8:
+        rounded = getattr(value, "new_tensor", None) or value.dtype.type
+        return next((meant for meant in _meant(number) if rounded(meant) == value), number)
+    return number
+
+
+def _meant(number: float) -> Iterator[float]:
+    yield from (float(f"{number:.{digits}g}") for digits in range(1, 7))
+    yield float(Fraction(number).limit_denominator(255))
+    yield from (float(f"{number:.{digits}g}") for digits in range(7, 10))
 
 
 def _settle_union(value: Any, choices: tuple[Any, ...], where: str) -> Any:

@@ -5,7 +5,9 @@ import pickle
 from dataclasses import FrozenInstanceError
 from typing import Annotated, Any, ClassVar, Literal
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -65,6 +67,46 @@ def test_print_shows_the_first_field_and_what_differs_from_the_default():
 def test_a_fraction_is_the_float_that_python_divides():
     assert Inner("8/255").width == 8 / 255 == parse("Inner(8/255)").width
     assert show(Inner(0.1)) == "Inner(width=0.1)"
+
+
+@pytest.mark.parametrize(
+    "number",
+    [np.float16(0.1), np.float32(0.1), np.float64(0.1), np.longdouble("0.1"), np.array(0.1, np.float32)]
+    + [torch.tensor(0.1, dtype=t) for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64)],
+    ids=repr,
+)
+def test_a_scalar_of_numpy_or_torch_is_the_number_that_was_meant(number):
+    made = Outer(size=number, many=[number, 1], inner=(number, ("a", number)))
+    assert made == Outer(size=0.1, many=[0.1, 1], inner=(0.1, ("a", 0.1))) and key(made) == key(parse(show(made)))
+    assert type(made.size) is float and type(made.inner[1][1]) is float
+
+
+def test_whole_numbers_fractions_texts_and_arrays_of_numpy_and_torch():
+    for three in (np.int64(3), np.uint8(3), torch.tensor(3), np.array(3)):
+        assert Outer(steps=three) == Outer(3) and type(Outer(steps=three).steps) is int
+        assert Inner(three) == Inner(3.0)
+    assert Inner(np.float32(8 / 255)) == Inner(np.float32(8) / 255) == Inner(torch.tensor(8 / 255)) == Inner("8/255")
+    assert np.float32(Inner(np.float32(0.123456789)).width) == np.float32(0.123456789)
+    assert Outer(many=np.array([0.1, 2], np.float32)) == Outer(many=torch.tensor([0.1, 2])) == Outer(many=(0.1, 2.0))
+    assert Outer(flag=np.bool_(True)).flag is True and Outer(kind=np.str_("odd")) == Outer(kind="odd")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("steps", np.float32(3)),
+        ("steps", np.bool_(True)),
+        ("steps", torch.tensor(True)),
+        ("steps", np.array([3])),
+        ("size", np.bool_(False)),
+        ("size", np.float32("nan")),
+        ("size", torch.tensor([0.1])),
+        ("size", np.complex64(1)),
+    ],
+)
+def test_scalars_that_mean_no_number_are_refused(field, value):
+    with pytest.raises(SpecError, match=f"Outer.{field}: expected a (whole )?number"):
+        Outer(**{field: value})
 
 
 def test_key_is_the_same_in_every_process():

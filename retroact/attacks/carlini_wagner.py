@@ -59,14 +59,15 @@ class CarliniWagner:
         rows = torch.arange(len(x), device=x.device)
         logits, seen, slope = oracle.tangent(x, rows, partial(margin, aim=aim))
         found.keep(x, logits, rows)
-        away = (margin(seen, aim).abs() + self.confidence) / dual_norm(inward(slope, x), "l2")
-        c = 2 * away / dual_norm(inward(slope, x), "l2")
+        length = dual_norm(inward(slope, x), "l2")
+        away = (margin(seen, aim).abs() + self.confidence) / length
+        c = 2 * away  # in units of 1 / length: so c and all that it is multiplied with are pixels, whatever the logits
         rows = rows[c.isfinite()]  # a dead gradient at the clean image leads nowhere
         # Adam's first steps move all of w alike: no farther than a share of the way to the linearised boundary
         rates = (_REACH * away / norm(2 * x * (1 - x), "l2").clamp_min(TINY)).clamp_max(self.learning_rate)
         c, low, high = c[rows], torch.zeros_like(c[rows]), torch.full_like(c[rows], torch.inf)
         for left in range(self.search_steps if len(rows) else 0, 0, -1):
-            reached = self._descend(oracle, found, x, aim[rows], rows, c, rates[rows], last=left == 1)
+            reached = self._descend(oracle, found, x, aim[rows], rows, c, length[rows], rates[rows], last=left == 1)
             low, high = c.where(~reached, low), c.where(reached, high)
             c = torch.where(low == 0, high / _DOWN, torch.where(high.isinf(), low * _UP, (low * high).sqrt()))
         found.pull(oracle, self.probes)
@@ -80,6 +81,7 @@ class CarliniWagner:
         aim: Aim,
         rows: Tensor,
         c: Tensor,
+        length: Tensor,
         rates: Tensor,
         *,
         last: bool,
@@ -94,7 +96,8 @@ class CarliniWagner:
             at = _in_box(w)
             logits, seen, slope = oracle.tangent(at, rows, partial(margin, aim=aim))
             reached |= found.keep(at, logits, rows)
-            pull = slope.mul_(each(-c * (margin(seen, aim) < self.confidence), at)).add_(at - clean, alpha=2)
+            short = c.where(margin(seen, aim) < self.confidence, 0.0)
+            pull = slope.mul_(each(-short / length, at)).add_(at - clean, alpha=2)
             rate = rates * (cosine(i, steps, 1.0, 0.01) if last else 1.0)
             w.sub_(adam(pull.mul_(2 * at * (1 - at))).mul_(each(rate, at)))
         return reached

@@ -249,7 +249,8 @@ def _fooled(oracle: Oracle, x: Tensor, rows: Tensor, aim: Aim) -> Tensor:
 
 def _votes(decisions: Tensor) -> Tensor:
     """Decisions as logits that decide the same, since that is what an aim judges."""
-    return F.one_hot(decisions).float()
+    # one class more than were decided, for logits of a single class decide nothing
+    return F.one_hot(decisions, int(decisions.max()) + 2).float()
 
 
 def _weights(size: int, sigma: Tensor) -> Tensor:

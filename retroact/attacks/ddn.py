@@ -2,8 +2,9 @@
 
 δ ← δ + α_i · ∇L / ‖∇L‖₂, then ε ← (1 ∓ γ) ε as the last point was adversarial or not, then δ ← ε · δ / ‖δ‖₂
 and a cut with the box; α_i falls from 1 to 0.01 along a cosine (Rony et al. 2019, Algorithm 1).
-Unlike there, the image is not rounded to 256 grey levels, and L is the log-odds: the direction of the
-cross-entropy's gradient, which does not vanish where the network is sure.
+Unlike there, the image is not rounded to 256 grey levels, and L is the log-odds of logits of one and the same spread:
+near the direction of the cross-entropy's gradient, but it neither vanishes where the network is sure nor changes with
+the scale of its logits.
 """
 
 from __future__ import annotations
@@ -33,13 +34,13 @@ class DDN:
     steps: Count = 100
     gamma: Annotated[float, Within(0.0, 1.0, above=True)] = 0.05
     init: Positive = 1.0
-    loss: Loss = "log_odds"
+    loss: Loss = "scaled_log_odds"
     probes: Annotated[int, Within(0)] = 2
     norms: ClassVar[tuple[Norm, ...]] = ("l2",)
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "minimum-norm"
     paper: ClassVar[str] = "Rony et al. 2019, arXiv:1811.09600"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3  # its loss no longer depends on the scale of the logits
     starts_clean: ClassVar[bool] = True
 
     @property
@@ -53,7 +54,7 @@ class DDN:
         for i in range(self.steps):
             logits, gradient = oracle.gradient(at, rows, partial(loss, aim=aim[rows]))
             hit = found.keep(at, logits, rows)
-            size = size * (1 + self.gamma - 2 * self.gamma * hit)
+            size = torch.where(hit, size * (1 - self.gamma), size * (1 + self.gamma))
             d = at - x[rows] + cosine(i, self.steps, 1.0, 0.01) * steepest(gradient, "l2")
             moved = norm(d, "l2") > 0
             if not moved.all():  # no gradient at the clean image: there never will be one

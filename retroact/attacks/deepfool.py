@@ -104,7 +104,7 @@ class _Nearest:
         lengths = self.lengths[among]
         best, classes = _rank(self._gaps[among], lengths).min(1)
         seen = lengths.gather(1, classes[:, None])[:, 0] > 0
-        far = torch.where(seen, _SURE, _HOPELESS) * self.distance[among]
+        far = torch.where(seen, _SURE * self.distance[among], _HOPELESS * self.distance[among])
         return classes, (alive[among] & best.isfinite() & (best < far)).nonzero()[:, 0]
 
     def _learn(self, rows: Tensor, classes: Tensor, slope: Tensor) -> None:

@@ -16,8 +16,8 @@ from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from retroact.attacks.goals import Aim, Goal, Untargeted
-from retroact.attacks.oracle import Network, Oracle, device_of, dtype_of, evaluating
+from retroact.attacks.goals import Aim, Goal, Targets, goal_of
+from retroact.attacks.oracle import Network, Oracle, device_of, dtype_of, evaluating, settled
 from retroact.attacks.threat import SLACK, Access, Norm, ThreatModel, allows
 from retroact.doors import checked
 from retroact.ground import neutral
@@ -110,7 +110,7 @@ def craft(
     labels: Tensor,
     index: Tensor,
     threat: ThreatModel,
-    goal: Goal | None = None,
+    goal: Goal | Targets | None = None,
     *,
     gradients: Network | None = None,
     seed: int = 0,
@@ -150,7 +150,7 @@ def craft_all(
     labels: Tensor,
     index: Tensor,
     threats: Sequence[ThreatModel],
-    goal: Goal | None = None,
+    goal: Goal | Targets | None = None,
     *,
     gradients: Network | None = None,
     seed: int = 0,
@@ -166,7 +166,7 @@ def craft_all(
     assert chunk is not None
     _check(attack, threats, images, chunk)
     todo: list[list[ThreatModel]] = [list(threats)] if serves_several(attack) else [[t] for t in threats]
-    goal = Untargeted() if goal is None else goal
+    goal = goal_of(goal, index)
     outcomes = []
     with evaluating(network, gradients):
         for turn, together in enumerate(todo):
@@ -209,8 +209,11 @@ def _craft_chunk(
     whole = Oracle(network, len(x), gradients=gradients, access=threats[0].access)
     clean = whole.look(x, for_gradient=getattr(attack, "starts_clean", False))
     aim = goal(y, clean, index)
-    # A network that overflows on the clean image decides nothing, so there is nothing to change.
-    todo = (~aim.reached(clean) & clean.isfinite().all(1)).nonzero()[:, 0]
+    # A network that overflows on the clean image, or whose logits rounding has made alike, decides nothing, so there
+    # is nothing to change.
+    decides = settled(clean)
+    whole.nonfinite |= ~decides.cpu()
+    todo = (~aim.reached(clean) & decides).nonzero()[:, 0]
     made = [(x, x) for _ in threats]
     if len(todo):
         start = x[todo]

@@ -25,9 +25,12 @@ def norm(d: Tensor, p: Norm) -> Tensor:
 def dual_norm(g: Tensor, p: Norm) -> Tensor:
     """‖g‖_q of each example, (n,), with 1/p + 1/q = 1: how much a step of unit length in norm p can gain.
 
-    ‖g‖₁ for L_inf, ‖g‖₂ for L2: so a linear f reaches zero |f| / ‖∇f‖_q away.
+    ‖g‖₁ for L_inf, ‖g‖₂ for L2: so a linear f reaches zero |f| / ‖∇f‖_q away. Added up in float64, since squares
+    of gradients beyond 1e19 or below 1e-19 leave float32; `norm` is for distances in the box, which do not.
     """
-    return g.flatten(1).abs().sum(1) if p == "linf" else norm(g, "l2")
+    flat = g.flatten(1)
+    wide: Tensor = flat.abs().sum(1, dtype=torch.float64) if p == "linf" else flat.norm(dim=1, dtype=torch.float64)
+    return wide.to(g.dtype)
 
 
 def inward(g: Tensor, x: Tensor) -> Tensor:
@@ -56,8 +59,8 @@ def steepest(gradient: Tensor, p: Norm) -> Tensor:
     if p == "linf":
         return gradient.sign()
     # Scaled by the largest entry first: squares of gradients below 1e-19 underflow in float32.
-    scaled = gradient / each(gradient.flatten(1).abs().amax(1).clamp_min(1e-38), gradient)
-    return scaled / each(norm(scaled, "l2").clamp_min(TINY), scaled)
+    scaled = gradient / each(nonzero(gradient.flatten(1).abs().amax(1)), gradient)
+    return scaled / each(nonzero(norm(scaled, "l2")), scaled)
 
 
 def random_start(x: Tensor, threat: ThreatModel, index: Tensor, seed: int, stream: int = 0) -> Tensor:
@@ -70,6 +73,11 @@ def random_start(x: Tensor, threat: ThreatModel, index: Tensor, seed: int, strea
         radius = uniform((1,), index, seed, stream + 500_000_009)[:, 0] ** (1 / math.prod(shape))
         d = direction * each(radius * threat.eps, direction)
     return project(x + d, x, threat)
+
+
+def nonzero(values: Tensor) -> Tensor:
+    """`values` to divide by: 1 where one is zero, so that zero over zero is zero, whatever the scale of the others."""
+    return values.where(values > 0, torch.ones_like(values))
 
 
 def each(values: Tensor, like: Tensor) -> Tensor:

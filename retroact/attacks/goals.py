@@ -6,14 +6,17 @@ example of a chunk when it is reached.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Protocol
+from typing import Annotated, Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from retroact.attacks.noise import uniform
-from retroact.spec import Seed, Within, spec
+from retroact.attacks.oracle import apart
+from retroact.spec import Seed, SpecError, Within, spec
 
 
 @dataclass(frozen=True)
@@ -30,11 +33,15 @@ class Aim:
         return len(self.labels)
 
     def reached(self, logits: Tensor) -> Tensor:
-        """Bool (n,): the decision is wrong (untargeted) or is the target. Never where a logit is NaN
-        or infinite: a network that overflows has not been fooled, it has been broken."""
+        """Bool (n,): the decision is wrong (untargeted) or is the target. Never where a logit is NaN or
+        infinite, nor where all are alike but for rounding: such a network has not been fooled, it has been broken."""
         decision = logits.argmax(1)
         hit = decision != self.labels if self.targets is None else decision == self.targets
-        return hit & logits.isfinite().all(1)
+        return hit & apart(logits)
+
+
+Targets = Tensor | np.ndarray[Any, Any] | Sequence[int]
+"""A class for each example, (n,)."""
 
 
 class Goal(Protocol):
@@ -70,6 +77,41 @@ class Targeted:
 
 
 @spec
+class PerImage:
+    """A decision for each example: `targets[i]` for the one whose index is `index[i]` (no `index`: 0, 1, 2, …).
+
+    Bound by the examples' own indices, so order, slices and chunks do not matter. Who is eligible is as for
+    `Targeted`. Raises SpecError where the two differ in length or give one example two targets, and ValueError for
+    a target that the network does not have or an example that has no target.
+    """
+
+    targets: tuple[Annotated[int, Within(0)], ...]
+    index: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        named = self.index or tuple(range(len(self.targets)))
+        if not self.targets or len(named) != len(self.targets):
+            raise SpecError(f"PerImage: expected one target per example, got {len(self.targets)} for {len(named)}")
+        pairs = dict(sorted(set(zip(named, self.targets, strict=True))))
+        if any(pairs[i] != target for i, target in zip(named, self.targets, strict=True)):
+            raise SpecError("PerImage: expected one target per example, got two different ones for the same index")
+        # in one order, and no index where there is nothing to say: one goal, one print, one key
+        object.__setattr__(self, "targets", tuple(pairs.values()))
+        object.__setattr__(self, "index", () if tuple(pairs) == tuple(range(len(pairs))) else tuple(pairs))
+
+    def __call__(self, labels: Tensor, logits: Tensor, index: Tensor) -> Aim:
+        if max(self.targets) >= logits.shape[1]:
+            raise ValueError(
+                f"PerImage.targets: expected classes from 0 to {logits.shape[1] - 1}, got {max(self.targets)}"
+            )
+        chosen = dict(zip(self.index or range(len(self.targets)), self.targets, strict=True))
+        missing = [i for i in index.tolist() if i not in chosen]
+        if missing:
+            raise ValueError(f"PerImage: no target for the example of index {missing[0]}; give one for each example")
+        return Aim(labels, labels.new_tensor([chosen[i] for i in index.tolist()]))
+
+
+@spec
 class LeastLikely:
     """The class that the clean image's logits rank last (Kurakin et al. 2016), the true one left out."""
 
@@ -88,6 +130,31 @@ class Random:
         k = logits.shape[1]
         shift = 1 + (uniform((1,), index, self.seed, stream=_TARGETS)[:, 0] * (k - 1)).long()
         return Aim(labels, (labels + shift.to(labels.device)) % k)
+
+
+def goal_of(given: Goal | Targets | None, index: Tensor) -> Goal:
+    """The goal that was meant for the examples of `index` (n,): a goal as it is, None as `Untargeted()`, and classes,
+    one for each example in this order (a tensor, an array or a list), as `PerImage`.
+
+    Raises TypeError where these are no whole numbers, and ValueError for another number of them.
+    """
+    if given is None:
+        return Untargeted()
+    if not isinstance(given, Tensor | np.ndarray | list | tuple):
+        if callable(given) and not isinstance(given, type):
+            return given
+        raise TypeError(f"expected a goal such as Targeted(3), or a class for each example, got {given!r}")
+    try:
+        targets = torch.as_tensor(given, device="cpu")
+    except (TypeError, ValueError, RuntimeError) as e:
+        raise TypeError(f"expected targets as whole numbers, one per example, got {str(given)[:60]}: {e}") from None
+    if targets.shape != index.shape:
+        cure = "; scores or one-hot rows need argmax(1)" if targets.dim() == 2 else ""
+        shapes = f"shape {tuple(index.shape)}, got {tuple(targets.shape)}"
+        raise ValueError(f"expected one target per example, {shapes}{cure}")
+    if targets.dtype.is_floating_point or targets.dtype.is_complex or targets.dtype == torch.bool:
+        raise TypeError(f"expected targets as whole numbers, got {targets.dtype}; use long()")
+    return PerImage(tuple(targets.tolist()), tuple(index.tolist()))
 
 
 _TARGETS = 7_000_001  # a stream of its own, so that targets do not move with an attack's own noise

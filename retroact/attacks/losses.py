@@ -13,9 +13,14 @@ from typing import Literal, Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
+from retroact.attacks.geometry import nonzero
 from retroact.attacks.goals import Aim
 
-Loss = Literal["cross_entropy", "away_from_true", "towards_and_away", "logit", "log_odds", "margin", "dlr"]
+Loss = Literal[
+    "cross_entropy", "away_from_true", "towards_and_away", "logit", "log_odds", "scaled_log_odds", "margin", "dlr"
+]
+
+_SPREAD = 10.0  # softer, and all classes pull alike; harder, and it is the margin
 
 
 class LossFunction(Protocol):
@@ -79,6 +84,14 @@ def log_odds(logits: Tensor, aim: Aim) -> Tensor:
     return _at(logits, aim.targets) - _all_others(logits, aim.targets)
 
 
+def scaled_log_odds(logits: Tensor, aim: Aim) -> Tensor:
+    """`log_odds` of 10 z / (max z − min z), the divisor held constant: its gradient's direction does not change when
+    logits are scaled or shifted, and the classes that are nearly as likely as the nearest pull as well.
+    """
+    unit = nonzero(spread(logits.detach())) / _SPREAD
+    return log_odds(logits / unit[:, None], aim)
+
+
 def margin(logits: Tensor, aim: Aim) -> Tensor:
     """max_{j≠y} z_j − z_y untargeted, z_t − max_{j≠t} z_j targeted; positive where the goal is reached.
 
@@ -100,9 +113,14 @@ def dlr(logits: Tensor, aim: Aim) -> Tensor:
         raise ValueError(f'dlr needs at least {needs} classes, got {logits.shape[1]}; use loss="margin"')
     top = logits.topk(needs, dim=1).values
     if aim.targets is None:
-        return margin(logits, aim) / (top[:, 0] - top[:, 2] + 1e-12)
+        return margin(logits, aim) / nonzero(top[:, 0] - top[:, 2])
     gap = _at(logits, aim.targets) - _at(logits, aim.labels)
-    return gap / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
+    return gap / nonzero(top[:, 0] - (top[:, 2] + top[:, 3]) / 2)
+
+
+def spread(logits: Tensor) -> Tensor:
+    """The largest logit minus the smallest, (n,): how large logits are, whatever is added to them all."""
+    return logits.amax(1) - logits.amin(1)
 
 
 def _at(logits: Tensor, classes: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from retroact.attacks.apgd import likeliest
 from retroact.attacks.driver import Standing
-from retroact.attacks.geometry import TINY, each, project, random_start, steepest
+from retroact.attacks.geometry import each, nonzero, project, random_start, steepest
 from retroact.attacks.goals import Aim
 from retroact.attacks.losses import Loss, loss_of, margin
 from retroact.attacks.noise import uniform
@@ -91,7 +91,7 @@ class Momentum:
                     x, centre, gradient, mean, drawn = at.judged(x, logits, centre, gradient, mean, drawn)
             if not len(standing):
                 return
-            mean = self.mu * mean + gradient / each(gradient.flatten(1).abs().mean(1).clamp_min(TINY), gradient)
+            mean = self.mu * mean + gradient / each(nonzero(gradient.flatten(1).abs().mean(1)), gradient)
             x = project(x + step * steepest(mean, at.threat.norm), centre, at.threat)
         at.judged(x, at.oracle.logits(x, standing.rows))
 

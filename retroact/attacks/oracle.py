@@ -21,6 +21,11 @@ from retroact.attacks.threat import ACCESS, Access
 
 Network = Callable[[Tensor], Tensor]
 
+_TIED = 2  # roundings of the largest logit that logits must spread over, or they are all alike
+_RESOLVED = 256  # and more of them, or an attack's small steps are lost between two numbers,
+_RESOLVED_2 = 16  # though fewer of two classes, whose spread is their margin: it is small where the image is just near
+_ROOM = 2.0**16  # between logits and the ends of their dtype: slopes may be as many times larger or smaller
+
 
 class AccessError(PermissionError):
     """An attack asked for more than the threat model grants."""
@@ -32,7 +37,7 @@ class Oracle:
     `rows` in every call says which examples of the chunk the tensors stand for. Counters, all (n,):
     `queries` (points that the network under attack was shown), `gradients` (backward passes),
     `zero_gradients` (gradients that were exactly zero), `nonfinite` (bool: a NaN or infinite logit
-    or gradient was seen).
+    or gradient was seen, or logits that are not `apart`).
     """
 
     def __init__(
@@ -41,8 +46,10 @@ class Oracle:
         self._network = network
         self._guide = network if gradients is None else gradients
         self.access: Access = access
-        self.queries, self.gradients, self.zero_gradients = (torch.zeros(n, dtype=torch.int64) for _ in range(3))
-        self.nonfinite = torch.zeros(n, dtype=torch.bool)
+        self.queries, self.gradients, self.zero_gradients = (
+            torch.zeros(n, dtype=torch.int64, device="cpu") for _ in range(3)
+        )
+        self.nonfinite = torch.zeros(n, dtype=torch.bool, device="cpu")
         self._look: _Look | None = None
 
     def look(self, x: Tensor, *, for_gradient: bool) -> Tensor:
@@ -51,7 +58,7 @@ class Oracle:
         With `for_gradient`, an attack whose first gradient is at these very images gets it from this
         look's graph and saves a forward pass.
         """
-        rows = torch.arange(len(x))
+        rows = torch.arange(len(x), device="cpu")
         if not for_gradient or self._guide is not self._network or self.access != "gradient":
             return self._forward(x, rows)
         with torch.enable_grad():
@@ -160,7 +167,9 @@ class Oracle:
         return gradient if finite.all() else gradient.where(finite.view(-1, *[1] * (gradient.dim() - 1)), 0.0)
 
     def _flag(self, rows: Tensor, logits: Tensor) -> None:
-        self.nonfinite[rows.cpu()] |= ~logits.isfinite().all(1).cpu()
+        # The spread of two classes is their margin: an attack that looks for the boundary brings it to nothing.
+        sound = apart(logits) if logits.shape[1] > 2 else logits.isfinite().all(1)
+        self.nonfinite[rows.cpu()] |= ~sound.cpu()
 
 
 class Graph:
@@ -213,7 +222,28 @@ def in_float(network: Network, x: Tensor) -> Tensor:
     """The logits of `network` in float32 or better, whatever dtype its weights have."""
     wanted = dtype_of(network)
     logits = network(x if wanted is None else x.to(wanted))
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+
+
+def apart(logits: Tensor, roundings: float = _TIED) -> Tensor:
+    """Bool (n,): whether the logits (n, k) of each image are finite and not all alike: they spread (largest −
+    smallest) over more than so many `roundings` of the largest in magnitude."""
+    low, high = logits.amin(1), logits.amax(1)
+    # false for a NaN and for an infinity, which is not larger than a part of itself
+    return high - low > torch.maximum(high, -low) * (roundings * torch.finfo(logits.dtype).eps)
+
+
+def settled(logits: Tensor) -> Tensor:
+    """Bool (n,): whether the logits (n, k) of each clean image carry a decision that can be attacked or called robust.
+
+    They do where they are finite, spread over more than 256 roundings of the largest (two classes: 16; an offset of
+    1e8 in float32 leaves no such spread), and lie far enough from the ends of their dtype for slopes to be computed.
+    Of a point that an attack has found less is asked, that its logits are `apart`: at their boundary two classes are
+    nearly tied.
+    """
+    info, largest = torch.finfo(logits.dtype), logits.abs().amax(1)
+    roomy = (largest > info.tiny * _ROOM) & (largest < info.max / _ROOM)
+    return roomy & apart(logits, _RESOLVED if logits.shape[1] > 2 else _RESOLVED_2)
 
 
 def dtype_of(network: Network) -> torch.dtype | None:

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from retroact.attacks.driver import Standing
-from retroact.attacks.geometry import dual_norm, each, norm, steepest
+from retroact.attacks.geometry import dual_norm, each, steepest
 from retroact.attacks.goals import Aim
 from retroact.attacks.losses import cross_entropy
 from retroact.attacks.noise import normal
@@ -145,7 +145,7 @@ class ErichsonTrustRegion:
                 break
             g = gradient * std
             lacking = -_gap(logits, Aim(standing.aim.labels, targets))
-            step = (lacking / (norm(g, "l2") + GUARD)).clamp_max(self.radius)
+            step = (lacking / (dual_norm(g, "l2") + GUARD)).clamp_max(self.radius)
             x = _moved(x, each((step + NUDGE) * OVERSHOOT, x) * _unit(g, "l2") * std)
         return standing.finish(x)
 
@@ -266,7 +266,7 @@ class Torchattacks13DeepFool:
             logits = logits.scatter(1, labels[:, None], value[:, None])
             slopes = slopes.scatter(1, _as_index(labels, slopes), slope[:, None])
             distance, w = _nearest(logits, slopes, labels, "l2")
-            x = _moved(x, each(distance / norm(w, "l2"), x) * w)
+            x = _moved(x, each(distance / dual_norm(w, "l2"), x) * w)
         return standing.finish(x)
 
 
@@ -342,7 +342,7 @@ def _nearest(logits: Tensor, slopes: Tensor, labels: Tensor, p: Norm) -> tuple[T
 
 def _unit(w: Tensor, p: Norm) -> Tensor:
     """The authors' directions: sign(w), or w/(‖w‖₂ + 1e-6), which is zero for a dead gradient."""
-    return steepest(w, "linf") if p == "linf" else w / each(norm(w, "l2") + GUARD, w)
+    return steepest(w, "linf") if p == "linf" else w / each(dual_norm(w, "l2") + GUARD, w)
 
 
 def _moved(x: Tensor, d: Tensor, ruined: float | None = None) -> Tensor:

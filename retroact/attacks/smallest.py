@@ -16,12 +16,13 @@ from torch import Tensor
 
 from retroact.attacks.geometry import dual_norm, each, inward, norm, steepest
 from retroact.attacks.goals import Aim
-from retroact.attacks.losses import margin
+from retroact.attacks.losses import margin, spread
 from retroact.attacks.oracle import Oracle
 from retroact.attacks.threat import Norm
 
 _GUARD = 0.02  # no probe lands nearer to an end of its interval than this part of it
-_CLEAR = 1e-6  # of the largest logit: nearer to the boundary, another batch size could round to another decision
+_CLEAR = 1e-6  # of the logits' spread: nearer to the boundary, another batch size could round to another decision,
+_ROUNDINGS = 4  # and so it could nearer than so many roundings of the largest logit, which an offset makes coarse
 _SAFE = 3.0  # times that: where to aim for, so that rounding does not fall short of it
 _NEWTON = 6  # of its steps find where a line meets the box exactly, unless the box cuts it in very many places
 
@@ -35,16 +36,17 @@ class Smallest:
         self.x, self.x_adv = x, x.clone()
         self.size = x.new_full((len(x),), torch.inf)
         self._margin = torch.zeros_like(self.size)
-        self._clean: Tensor | None = None  # the logits of x, once they have been seen
+        self._clean: Tensor | None = None  # the logits of x, once they have been seen, and their spread
+        self._across = torch.zeros_like(self.size)
         self._aim, self._p, self._confidence = aim, p, confidence
 
     def keep(self, x_adv: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
         """Keeps the points (m, …) that reach the goal nearer than before; returns which reach it, bool (m,)."""
         if x_adv is self.x:
-            self._clean = logits
+            self._clean, self._across = logits, spread(logits)
         aim = self._aim[rows]
         beyond = margin(logits, aim)
-        hit = aim.reached(logits) & (beyond >= self._enough(logits))
+        hit = aim.reached(logits) & (beyond >= self._enough(logits, rows))
         self._file(x_adv, beyond, hit, rows)
         return hit
 
@@ -71,9 +73,9 @@ class Smallest:
             hit = aim.reached(logits) & (here >= enough)
             self._file(point, here, hit, rows)
             # An end that stays twice counts half, or one side would creep to the boundary alone.
-            below = torch.where(hit, below * torch.where(was > 0, 0.5, 1.0), here - enough)
-            above = torch.where(hit, here - enough, above * torch.where(was < 0, 0.5, 1.0))
-            low, high, was = t.where(~hit, low), t.where(hit, high), hit * 2.0 - 1.0
+            below = torch.where(hit, torch.where(was > 0, below / 2, below), here - enough)
+            above = torch.where(hit, here - enough, torch.where(was < 0, above / 2, above))
+            low, high, was = t.where(~hit, low), t.where(hit, high), torch.ones_like(was).where(hit, -1.0)
         return self.x_adv
 
     def polish(self, oracle: Oracle, probes: int) -> Tensor:
@@ -87,9 +89,11 @@ class Smallest:
             return self.x_adv
         x, at, aim = self.x[rows], self.x_adv[rows], self._aim[rows]
         _, seen, slope = oracle.tangent(at, rows, partial(margin, aim=aim))
-        wanted = (slope * (at - x)).flatten(1).sum(1) - (margin(seen, aim) - self._enough(seen, _SAFE))
+        way = (slope * (at - x)).flatten(1).sum(1)
+        # The network that gives slopes may have logits of another size: its own say what is enough there.
+        wanted = way - (margin(seen, aim) - self._clear(seen, torch.maximum(spread(seen), way.abs()), _SAFE))
         d = _shortest(slope, wanted, x, self._p)
-        (clean, enough), goal = self._at_clean(oracle, rows), self._enough(self._logits(oracle)[rows], _SAFE)
+        (clean, enough), goal = self._at_clean(oracle, rows), self._enough(self._logits(oracle)[rows], rows, _SAFE)
         t = torch.ones_like(clean)
         for _ in range(probes):
             point = (x + each(t, d) * d).clamp(0.0, 1.0)
@@ -99,19 +103,25 @@ class Smallest:
             t = t * ((clean - goal) / (clean - here)).nan_to_num(1.0).clamp(0.5, 2.0)
         return self.x_adv
 
-    def _enough(self, logits: Tensor, clearance: float = 1.0) -> Tensor:
+    def _enough(self, logits: Tensor, rows: Tensor, clearance: float = 1.0) -> Tensor:
         """The margin from which on a point counts, (m,)."""
-        return self._confidence + clearance * _CLEAR * logits.abs().amax(1)
+        # At their boundary two classes have no spread: there the clean image's says how large the logits are.
+        return self._clear(logits, torch.maximum(spread(logits), self._across[rows]), clearance)
+
+    def _clear(self, logits: Tensor, across: Tensor, clearance: float) -> Tensor:
+        finest = _ROUNDINGS * torch.finfo(logits.dtype).eps * logits.abs().amax(1)
+        return self._confidence + clearance * torch.maximum(_CLEAR * across, finest)
 
     def _at_clean(self, oracle: Oracle, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The margin of the clean images and the one that is enough, (m,) each."""
         logits = self._logits(oracle)[rows]
-        return margin(logits, self._aim[rows]), self._enough(logits)
+        return margin(logits, self._aim[rows]), self._enough(logits, rows)
 
     def _logits(self, oracle: Oracle) -> Tensor:
         """The logits of all clean images, from the first look at them."""
         if self._clean is None:
             self._clean = oracle.logits(self.x, torch.arange(len(self.x), device=self.x.device))
+            self._across = spread(self._clean)
         return self._clean
 
     def _file(self, x_adv: Tensor, beyond: Tensor, hit: Tensor, rows: Tensor) -> None:

@@ -162,7 +162,7 @@ def _painted(x: Tensor, window: Tensor, new: Tensor) -> Tensor:
 @lru_cache(maxsize=64)
 def _spots(side: int, width: int) -> Tensor:
     """Where the pixels of a square in the corner of an image lie in the flat image, (side²,)."""
-    span = torch.arange(side)
+    span = torch.arange(side, device="cpu")
     return (span[:, None] * width + span).flatten()
 
 
@@ -202,8 +202,8 @@ def _pair(side: int) -> Tensor:
 
 def _bump(height: int, width: int) -> Tensor:
     """η_{rs} = Σ_{j=d}^{m} 1/(j+1)², d the distance of (r, s) from the middle in L_inf, m its bound (eq. 2)."""
-    down = (torch.arange(height) - height // 2).abs()
-    across = (torch.arange(width) - width // 2).abs()
+    down = (torch.arange(height, device="cpu") - height // 2).abs()
+    across = (torch.arange(width, device="cpu") - width // 2).abs()
     rings = torch.maximum(down[:, None], across[None])
-    terms = torch.arange(1.0, max(height, width) // 2 + 2).pow(-2)
+    terms = torch.arange(1, max(height, width) // 2 + 2, dtype=torch.float32, device="cpu").pow(-2)
     return terms.flip(0).cumsum(0).flip(0)[rings]

@@ -390,7 +390,7 @@ class Siege:
         x, y, index = self._data.images[rows], self._data.labels[rows], self._data.index[rows]
         how: dict[str, Any] = {"source": source, "seed": self._seed + _APART * fresh, "chunk": self._chunk}
         (made,) = craft_on(on, attack, x, y, index, [self._threat], **how)
-        decision, outcome = decided(made.logits), made.outcome
+        decision, outcome = decided(made.logits, attacked=True), made.outcome
         hit = (decision != y) & (decision >= 0)  # −1: the network overflowed, which is no success
         passes, dead, queries = (int(c.sum()) for c in (outcome.gradients, outcome.zero_gradients, outcome.queries))
         seconds = time.perf_counter() - began

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from retroact.attacks.driver import CHUNK, Attack, chunks, in_halves, serves_several
-from retroact.attacks.goals import Goal, Untargeted
-from retroact.attacks.oracle import Network, device_of, evaluating, in_float
+from retroact.attacks.goals import Goal, Targets, Untargeted
+from retroact.attacks.oracle import Network, apart, device_of, evaluating, in_float, settled
 from retroact.attacks.threat import ThreatModel
 from retroact.doors import check_labels, checked, warn_of_probabilities
 from retroact.evaluation.proof import Crafted, Proved, craft_on, prove_for
@@ -42,7 +42,7 @@ def evaluate(
     attack: Said[Attack],
     threat: Said[ThreatModel],
     *,
-    goal: Said[Goal] | None = None,
+    goal: Said[Goal] | Targets | None = None,
     source: Net | None = None,
     seed: int = 0,
     keep: int = 0,
@@ -53,8 +53,9 @@ def evaluate(
 
     With `source`, the attacker climbs the gradients of that other network (gray box, or a smoothed
     backward pass) while `network` decides when an example is beaten. `keep` keeps the images
-    of the first so many examples on the record. `seed` and each example's index fix all noise. Networks, data and
-    specs may be their texts; `as_images` says which other data are read.
+    of the first so many examples on the record. `seed` and each example's index fix all noise. `goal` may be
+    a class for each example, too (a tensor, an array or a list): see `PerImage`. Networks, data and specs may be
+    their texts; `as_images` says which other data are read.
 
     Raises ValueError for images outside [0, 1], labels out of range, and specs that do not fit.
     """
@@ -79,7 +80,7 @@ def evaluate_all(
     attack: Said[Attack],
     threats: Sequence[Said[ThreatModel]],
     *,
-    goal: Said[Goal] | None = None,
+    goal: Said[Goal] | Targets | None = None,
     source: Net | None = None,
     seed: int = 0,
     keep: int = 0,
@@ -89,7 +90,8 @@ def evaluate_all(
     """`evaluate` for several threat models of one norm: one Record each, at the cost of one where one run
     of the attack serves several eps (FGSM, every minimum-norm attack)."""
     network, source = as_network(network), None if source is None else as_network(source)
-    data, attack, threats, goal = as_images(data, network), as_attack(attack), as_threats(threats), as_goal(goal)
+    data, attack, threats = as_images(data, network), as_attack(attack), as_threats(threats)
+    goal = as_goal(goal, data.index)
     seed, chunk, keep = checked(seed, chunk, keep)
     goal = Untargeted() if goal is None else goal
     clean = decide(network, data.images, chunk=chunk, labels=data.labels)
@@ -117,7 +119,7 @@ def _within_all(
 
 
 def _judged(data: Examples, clean: Tensor, made: Crafted, keep: int, pedigree: dict[str, Any]) -> Record:
-    adversarial = decided(made.logits)
+    adversarial = decided(made.logits, attacked=True)
     # A network that overflows on an image has not been fooled by it; the flag stays on the record.
     broken = (adversarial < 0) & (clean >= 0)
     x_adv = torch.where(broken.view(-1, 1, 1, 1), data.images, made.outcome.x_adv)
@@ -133,24 +135,37 @@ def _judged(data: Examples, clean: Tensor, made: Crafted, keep: int, pedigree: d
         queries=made.outcome.queries.numpy(),
         gradients=made.outcome.gradients.numpy(),
         zero_gradients=made.outcome.zero_gradients.numpy(),
-        nonfinite=(made.outcome.nonfinite | broken).numpy(),
+        nonfinite=(made.outcome.nonfinite | broken | (clean < 0)).numpy(),
         examples=x_adv[:keep].numpy() if keep else None,
         originals=data.images[:keep].numpy() if keep else None,
         pedigree=pedigree,
     )
 
 
-def decided(logits: Tensor) -> Tensor:
-    """The decided class of each row of logits (n, k), int64; −1 where one is NaN or infinite."""
-    return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
+def decided(logits: Tensor, *, attacked: bool = False) -> Tensor:
+    """The decided class of each row of logits (n, k), int64; −1 where they decide nothing.
+
+    Of images that were `attacked` only what is not finite, or not apart at all, decides nothing: an attack ends where
+    two classes meet.
+    """
+    decides = apart(logits) if attacked else settled(logits)
+    return torch.where(decides, logits.argmax(1), -1)
 
 
 @neutral()
-def decide(network: Network, images: Tensor, *, chunk: int | None = None, labels: Tensor | None = None) -> Tensor:
-    """The decided class of each image, int64 (n,) on the CPU; −1 where a logit is NaN or infinite.
+def decide(
+    network: Network,
+    images: Tensor,
+    *,
+    chunk: int | None = None,
+    labels: Tensor | None = None,
+    attacked: bool = False,
+) -> Tensor:
+    """The decided class of each image, int64 (n,) on the CPU; −1 where its logits decide nothing.
 
-    With `labels`, checks that they fit the network's classes and warns of probabilities that pose
-    as logits.
+    They do not where one is NaN or infinite or rounding leaves nothing of their spread: see `settled`. `attacked`
+    images may lie next to a boundary, so that there it is enough that the logits are not all alike. With `labels`,
+    checks that they fit the network's classes and warns of probabilities that pose as logits.
     """
     device = device_of(network)
 
@@ -158,7 +173,7 @@ def decide(network: Network, images: Tensor, *, chunk: int | None = None, labels
         logits = in_float(network, images[rows].to(device))
         if labels is not None and rows.start == 0:
             _check_logits(logits, labels)
-        return decided(logits).cpu()
+        return decided(logits, attacked=attacked).cpu()
 
     with evaluating(network), torch.no_grad():
         found = [part for rows in chunks(len(images), chunk or CHUNK) for part in in_halves(run, rows)]

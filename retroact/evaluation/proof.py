@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from retroact.attacks import driver
 from retroact.attacks.driver import CHUNK, Attack, Outcome, chunks, in_halves, serves_several
 from retroact.attacks.geometry import project, steepest
-from retroact.attacks.goals import Aim, Goal, Untargeted
+from retroact.attacks.goals import Aim, Goal, Targets, goal_of
 from retroact.attacks.noise import normal, uniform
 from retroact.attacks.oracle import Network, device_of, dtype_of, evaluating, in_float
 from retroact.attacks.threat import ThreatModel
@@ -322,7 +322,7 @@ def craft_on(
     labels: Tensor,
     index: Tensor,
     threats: Sequence[ThreatModel],
-    goal: Goal | None = None,
+    goal: Goal | Targets | None = None,
     *,
     source: Proved | None = None,
     seed: int = 0,
@@ -331,13 +331,13 @@ def craft_on(
 ) -> list[Crafted]:
     """`driver.craft_all` on lean forms; images where one turns out to differ are attacked on the network itself."""
     how: dict[str, Any] = {"seed": seed, "chunk": chunk}
+    goal = goal_of(goal, index)
     guide = None if source is None else source.lean
     run = (attack, on.lean, images, labels, index, threats, goal)
     outcomes = driver.craft_all(*run, gradients=guide, progress=progress, **how)
     made = [Crafted(outcome, logits_of(on.network, outcome.x_adv, chunk=chunk)) for outcome in outcomes]
     if on.lean is on.network and guide is (None if source is None else source.network):
         return made
-    goal = Untargeted() if goal is None else goal
     rows = _differing(made, on, source, labels, chunk)
     if not len(rows):
         return made
@@ -399,7 +399,7 @@ def craft(
     labels: Tensor,
     index: Tensor,
     threat: ThreatModel,
-    goal: Goal | None = None,
+    goal: Goal | Targets | None = None,
     *,
     gradients: Network | None = None,
     seed: int = 0,
@@ -423,7 +423,7 @@ def craft_all(
     labels: Tensor,
     index: Tensor,
     threats: Sequence[ThreatModel],
-    goal: Goal | None = None,
+    goal: Goal | Targets | None = None,
     *,
     gradients: Network | None = None,
     seed: int = 0,

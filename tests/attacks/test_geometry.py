@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retroact.attacks.geometry import norm, project, random_start, steepest
+from retroact.attacks.geometry import dual_norm, norm, project, random_start, steepest
 from retroact.attacks.threat import L2, Linf
 
 threats = st.one_of(st.builds(Linf, st.floats(1e-4, 1.0)), st.builds(L2, st.floats(1e-3, 20.0)))
@@ -39,10 +39,19 @@ def test_the_steepest_step_beats_every_other_of_unit_length(p):
 
 
 @pytest.mark.parametrize("p", ["linf", "l2"])
-@pytest.mark.parametrize("scale", [1e-30, 1e-20, 1.0, 1e20])
+@pytest.mark.parametrize("scale", [1e-37, 1e-30, 1e-20, 1.0, 1e20, 1e36])
 def test_the_step_does_not_depend_on_the_gradients_scale(p, scale):
     g = torch.randn(4, 1, 5, 5, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(steepest(g * scale, p), steepest(g, p), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("p", ["linf", "l2"])
+@pytest.mark.parametrize("power", [-100, -63, 0, 63, 100])
+def test_the_dual_norm_scales_with_the_gradient(p, power):
+    g = torch.randn(4, 1, 50, 50, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(dual_norm(g * 2.0**power, p), dual_norm(g, p) * 2.0**power)
+    exact = g.double().flatten(1).norm(p=1 if p == "linf" else 2, dim=1)
+    torch.testing.assert_close(dual_norm(g, p), exact.float())
 
 
 @pytest.mark.parametrize("p", ["linf", "l2"])

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import importlib.util
+import itertools
 from functools import cache
 
 import pytest
@@ -261,7 +262,7 @@ def test_an_attack_that_serves_no_target_refuses_one(attack):
 
 
 class Broken(nn.Module):
-    """A network whose logits are NaN or infinite as soon as a pixel is none of the clean ones, ¼ and ½."""
+    """A network whose logits are NaN, infinite or all alike as soon as a pixel is none of the clean ones, ¼ and ½."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -273,7 +274,7 @@ class Broken(nn.Module):
         return torch.where(touched, self.inner(x) * self.value, self.inner(x))
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])  # 0: all logits alike
 @each_norm
 def test_nan_is_a_flag_and_never_a_success_nor_in_an_image(attack, p, value):
     net, x = Broken(value), torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(5)).round() / 4 + 0.25
@@ -302,6 +303,179 @@ def test_dead_gradients_are_counted(attack, p):
     made = craft(attack, Dead(), x, torch.zeros(3, dtype=torch.int64), torch.arange(3), NEAR[p])
     assert torch.equal(made.zero_gradients, made.gradients) and int(made.gradients.min()) > 0
     assert bool((Dead()(made.x_adv).argmax(1) == 0).all())
+
+
+# --------------------------------------------------------- the size of logits, and what is added to them
+
+
+class Affine(nn.Module):
+    """by · net + plus: the same decisions."""
+
+    def __init__(self, net: nn.Module, by: float = 1.0, plus: float = 0.0) -> None:
+        super().__init__()
+        self.net, self.by, self.plus = net, by, plus
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) * self.by + self.plus
+
+
+def facts(attack: Attack, p: str, net: nn.Module, goal: Goal | None = None, threat: ThreatModel | None = None):
+    _, x, y, index = small()
+    data = ra.Images(x, y, index)
+    return evaluate(net, data, attack, threat or threat_of(attack, p), goal=goal, seed=3, chunk=4, keep=8)
+
+
+@cache
+def in_double() -> nn.Module:
+    return copy.deepcopy(small()[0]).double()
+
+
+@each_of_ours
+def test_an_offset_of_all_logits_changes_nothing(attack, p):
+    one, other = (facts(attack, p, net) for net in (in_double(), Affine(in_double(), plus=1e6)))
+    assert (one.clean == other.clean).all() and (one.adversarial == other.adversarial).all()
+    assert not one.nonfinite.any() and not other.nonfinite.any()
+    if attack.kind == "minimum-norm":  # a radius that fells all says little: at one that fells some, the same fall
+        size, again = (r.distance[:, {"l2": 2, "linf": 3}[p]] for r in (one, other))
+        found = sorted(size[size > 0])
+        near = max(itertools.pairwise(found), key=lambda pair: pair[1] / pair[0])
+        assert ((size > sum(near) / 2) == (again > sum(near) / 2)).all()
+        assert abs(size - again).max() <= 0.05 * size.max()
+
+
+def on_margins(attack: Attack) -> Attack:
+    """The attack with the margin in the place of a loss with a softmax."""
+    softmax = getattr(attack, "loss", None) in ("cross_entropy", "towards_and_away")
+    return dataclasses.replace(attack, loss="margin") if softmax else attack
+
+
+MARGINS = dict.fromkeys((on_margins(a), p) for a, p in OURS if "published" not in type(a).__module__)
+SCALES = [
+    (a, p, g) for a, p in MARGINS for g in (Untargeted(), LeastLikely()) if g == Untargeted() or not untargeted_only(a)
+]
+
+
+@pytest.mark.parametrize(("attack", "p", "goal"), SCALES, ids=str)
+def test_a_power_of_two_on_all_logits_changes_not_a_bit_without_a_softmax(attack, p, goal):
+    plain = facts(attack, p, small()[0], goal)
+    for power in (14, -14, 40, -100):
+        other = facts(attack, p, Affine(small()[0], by=2.0**power), goal)
+        assert (other.examples == plain.examples).all() and other == plain
+
+
+CROSS_ENTROPY = [
+    ra.PGD(random_start=False),
+    ra.FGSM(),
+    ra.APGD(),
+    ra.BIM(),
+    ra.ErichsonPGD(step=0.1),
+    ra.Torchattacks13BIM(eps=0.02),
+]
+
+
+@pytest.mark.parametrize("attack", CROSS_ENTROPY, ids=str)
+def test_the_cross_entropy_goes_blind_on_large_logits_and_the_record_says_so(attack):
+    threat = Linf(1.0) if attack.kind == "minimum-norm" else Linf(0.03)
+    plain, large = (facts(attack, "linf", net, threat=threat) for net in (small()[0], Affine(small()[0], by=2.0**20)))
+    newly = (large.adversarial == large.label) & (plain.adversarial != plain.label) & (plain.clean == plain.label)
+    assert newly.any() and (large.zero_gradients[newly] > 0).all()
+
+
+@cache
+def steep(slope: float, scale: float = 1.0) -> tuple[nn.Module, ra.Images]:
+    """Ten SReLUs deep: logits near slope ** 9.5, times `scale`."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = [nn.Conv2d(1, 8, 3, padding=1), nn.ReLU()]
+    for _ in range(9):
+        layers += [nn.Conv2d(8, 8, 3, padding=1), nn.ReLU()]
+    for layer in layers[::2]:
+        nn.init.kaiming_normal_(layer.weight), nn.init.zeros_(layer.bias)
+    body = nn.Sequential(*layers, nn.Flatten(), nn.Linear(512, 10))
+    net = Affine(ra.retrofit(ra.Classifier(body, shape=(1, 8, 8)), ra.SReLU(slope)), by=scale)
+    x = torch.rand(8, 1, 8, 8)
+    return net, ra.Images.of(x, net(x).argmax(1))
+
+
+# With steps enough to fell all at any scale.
+STEEP = [
+    *((a, p) for a in (ra.DeepFool(), ra.FMN(steps=20), ra.TrustRegion()) for p in a.norms),
+    *((a, "l2") for a in (ra.CarliniWagner(steps=20), ra.DDN(steps=20), ra.Torchattacks13DeepFool())),
+    *((a, p) for a in (ra.PGD(steps=10, loss="margin"), ra.APGD(steps=10, loss="dlr")) for p in a.norms),
+    *((a, p) for a in (ra.Momentum(steps=10), ra.Square()) for p in a.norms),
+    (ra.ErichsonTrustRegion(), "l2"),
+]
+
+
+@pytest.mark.parametrize(("attack", "p"), STEEP, ids=str)
+def test_norms_do_not_overflow(attack, p):
+    for slope in (100.0, 1000.0):
+        net, data = steep(slope)
+        assert float(net(data.images).detach().abs().max()) > slope**9
+        record = evaluate(net, data, attack, {"l2": L2(2.0), "linf": Linf(0.3)}[p])
+        assert success_rate(record) == 1.0 and not record.nonfinite.any()
+
+
+@pytest.mark.parametrize(("attack", "p"), [c for c in STEEP if "published" not in type(c[0]).__module__], ids=str)
+def test_norms_do_not_underflow(attack, p):
+    net, data = steep(1.0, 2.0**-83)  # 1e-25
+    record = evaluate(net, data, attack, {"l2": L2(2.0), "linf": Linf(0.3)}[p])
+    assert success_rate(record) == 1.0 and not record.nonfinite.any()
+
+
+LOST = {
+    "an offset of 1e8": lambda net: Affine(net, plus=1e8),
+    "an offset of -1e5": lambda net: Affine(net, plus=-1e5),
+    "all the same": lambda net: Affine(net, by=0.0, plus=1.0),
+    "all zero": lambda net: Affine(net, by=0.0),
+    "next to the largest number": lambda net: Affine(net, by=2.0**122),
+    "next to the smallest": lambda net: Affine(net, by=2.0**-122),
+}
+
+
+@pytest.mark.parametrize("lost", LOST)
+@each_norm
+def test_logits_that_float32_cannot_carry_are_a_flag_and_never_robust(attack, p, lost):
+    record = facts(attack, p, LOST[lost](small()[0]))
+    assert (record.clean == -1).all() and record.nonfinite.all() and not record.distance.any()
+    assert ra.robust_accuracy(record) == ra.clean_accuracy(record) == 0.0
+
+
+@pytest.mark.parametrize("offset", [0.0, 10.0])
+@pytest.mark.parametrize(
+    ("attack", "p"), [c for c in OURS if c[0].needs == "gradient" and c[0].kind == "minimum-norm"], ids=str
+)
+def test_two_classes_next_to_their_boundary_are_not_broken(attack, p, offset):
+    torch.manual_seed(1)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(300, 24), nn.Tanh(), nn.Linear(24, 2))
+    x = torch.rand(16, 3, 10, 10)
+    with torch.no_grad():
+        net[3].bias += offset - net(x).mean(0)
+    record = evaluate(net, ra.Images.of(x, net(x).argmax(1)), attack, WIDE[p])
+    assert (record.clean >= 0).all() and not record.nonfinite.any()
+    if hasattr(attack, "probes"):  # the published variants are given too few steps here
+        assert success_rate(record) == 1.0
+
+
+# ------------------------------------------------------------------------------- whatever torch's defaults are
+
+
+@each_of_ours
+def test_the_default_dtype_and_device_of_torch_do_not_matter(attack, p):
+    plain = first_run(attack, p, Untargeted())
+    from retroact.attacks import square
+
+    for kept in (square._pair, square._spots):
+        kept.cache_clear()
+    try:
+        torch.set_default_dtype(torch.float64)
+        torch.set_default_device("meta")  # whatever is made there by mistake has no values
+        made = run(attack, p, Untargeted())
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
+    for field in dataclasses.fields(Outcome):
+        one, other = getattr(plain, field.name), getattr(made, field.name)
+        assert other.dtype == one.dtype and torch.equal(one, other)
 
 
 # ------------------------------------------------------------- known answers and single attacks

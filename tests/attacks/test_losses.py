@@ -2,13 +2,14 @@
 
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from retroact.attacks.driver import craft
 from retroact.attacks.fgsm import FGSM
-from retroact.attacks.goals import Aim, LeastLikely, Random, Targeted, Untargeted
+from retroact.attacks.goals import Aim, LeastLikely, PerImage, Random, Targeted, Untargeted, goal_of
 from retroact.attacks.losses import (
     Loss,
     away_from_true,
@@ -18,10 +19,14 @@ from retroact.attacks.losses import (
     logit,
     loss_of,
     margin,
+    scaled_log_odds,
+    spread,
     towards_and_away,
 )
+from retroact.attacks.oracle import apart, settled
 from retroact.attacks.pgd import PGD
 from retroact.attacks.threat import Linf
+from retroact.spec import SpecError, key, parse
 
 LOGITS = torch.tensor([[4.0, 1.0, 0.0, -1.0], [0.0, 2.0, 3.0, 1.0]])
 RIGHT = Aim(torch.tensor([0, 1]))
@@ -68,6 +73,19 @@ def test_log_odds():
     p = LOGITS.softmax(1)
     torch.testing.assert_close(log_odds(LOGITS, RIGHT), -torch.logit(p[[0, 1], [0, 1]]))
     torch.testing.assert_close(log_odds(LOGITS, TARGET), torch.logit(p[[0, 1], [1, 2]]))
+
+
+def test_scaled_log_odds_are_those_of_logits_of_one_spread_whatever_their_scale_and_offset():
+    assert spread(LOGITS).tolist() == [5.0, 3.0]
+    for aim in (RIGHT, TARGET):
+        one = scaled_log_odds(LOGITS, aim)
+        torch.testing.assert_close(one, log_odds(LOGITS * torch.tensor([[2.0], [10 / 3]]), aim))
+        assert torch.equal(scaled_log_odds(2.0**60 * LOGITS, aim), one)
+        torch.testing.assert_close(scaled_log_odds(LOGITS.double() + 1e6, aim), one.double(), rtol=1e-6, atol=1e-6)
+    z = LOGITS.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(scaled_log_odds(z, RIGHT).sum(), z)
+    torch.testing.assert_close(slope.sum(1), torch.zeros(2))  # the divisor is held constant
+    assert scaled_log_odds(torch.zeros(1, 3), Aim(torch.tensor([0]))).isfinite().all()
 
 
 # What the gradient of each loss is, over the logits, as weights of the gradients of single logits; p = softmax(z).
@@ -124,7 +142,7 @@ def test_every_loss_is_a_function_of_its_name():
         assert loss_of(name).__name__ == name and loss_of(name)(LOGITS, RIGHT).shape == (2,)
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "margin", "dlr", "log_odds", "towards_and_away"])
+@pytest.mark.parametrize("name", ["cross_entropy", "margin", "dlr", "log_odds", "scaled_log_odds", "towards_and_away"])
 @pytest.mark.parametrize("aim", [RIGHT, TARGET])
 def test_climbing_a_loss_leads_to_the_goal(name, aim):
     z = LOGITS.clone()
@@ -152,11 +170,36 @@ def test_the_sign_tells_whether_the_goal_is_reached(name):
 def test_dlr_does_not_change_with_scale_or_shift_and_margin_scales():
     torch.testing.assert_close(dlr(1e4 * LOGITS + 7, RIGHT), dlr(LOGITS, RIGHT), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(margin(5 * LOGITS, RIGHT), 5 * margin(LOGITS, RIGHT))
+    for aim in (RIGHT, TARGET):
+        for power in (-100, 100):
+            assert torch.equal(dlr(2.0**power * LOGITS, aim), dlr(LOGITS, aim))
+        assert dlr(torch.zeros(2, 4), aim).tolist() == [0.0, 0.0]
 
 
-def test_nothing_is_reached_where_a_logit_is_not_finite():
-    bad = torch.tensor([[0.0, float("inf"), 0.0], [0.0, float("nan"), 0.0], [0.0, 1.0, 0.0]])
-    assert Aim(torch.zeros(3, dtype=torch.int64)).reached(bad).tolist() == [False, False, True]
+def test_nothing_is_reached_where_a_logit_is_not_finite_or_all_are_alike():
+    bad = torch.tensor([[0.0, float("inf"), 0.0], [0.0, float("nan"), 0.0], [0.0, 1.0, 0.0], [3.0, 3.0, 3.0]])
+    assert Aim(torch.full((4,), 2)).reached(bad).tolist() == [False, False, True, False]
+    assert Aim(torch.zeros(1).long()).reached(torch.tensor([[1e8, 1e8 + 8, 1e8]])).tolist() == [False]
+
+
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_logits_are_settled_by_their_spread_and_not_by_their_size(classes):
+    logits = torch.randn(50, classes, generator=torch.Generator().manual_seed(0)) + 0.1 * torch.arange(classes)
+    lost = torch.full_like(logits, torch.nan), torch.full_like(logits, -torch.inf), 0 * logits + 7, logits + 1e8
+    for power in (-90, -30, 0, 30, 90):
+        assert settled(2.0**power * logits).all() and apart(2.0**power * logits).all()
+        assert not any(settled(2.0**power * bad).any() for bad in lost)
+        assert not any(apart(2.0**power * bad).any() for bad in lost)
+    assert settled(logits.double() + 1e8).all()
+    assert not settled(1e37 * logits).any() and apart(1e37 * logits).all()  # numbers still, but no slopes
+    assert not settled(1e-37 * logits).any() and apart(1e-37 * logits).all()
+
+
+def test_two_classes_may_be_nearly_tied_and_more_may_be_but_for_one():
+    near = 2.0**-20  # 8 roundings of 1
+    tied = torch.tensor([[1.0, 1.0 + near], [1.0, 1.0], [1.0, 1.0 + 1e-5]])
+    assert apart(tied).tolist() == [True, False, True] and settled(tied).tolist() == [False, False, True]
+    assert settled(torch.tensor([[1.0, 1.0 + near, 0.0], [1.0, 1.0, 0.0]])).all()
 
 
 def test_goals_choose_their_targets():
@@ -166,6 +209,54 @@ def test_goals_choose_their_targets():
     assert LeastLikely()(labels, LOGITS, index).targets.tolist() == [3, 0]
     with pytest.raises(ValueError, match="expected a class from 0 to 3, got 4"):
         Targeted(4)(labels, LOGITS, index)
+
+
+def test_a_goal_may_be_a_class_for_each_image():
+    labels, index = torch.tensor([0, 1]), torch.tensor([5, 6])
+    for given in ([3, 2], (3, 2), torch.tensor([3, 2]), np.array([3, 2]), np.array([3, 2], dtype=np.uint8)):
+        goal = goal_of(given, index)
+        assert goal == PerImage((3, 2), (5, 6)) and parse(str(goal)) == goal
+        assert goal(labels, LOGITS, index).targets.tolist() == [3, 2]
+        assert goal(labels, LOGITS, index.flip(0)).targets.tolist() == [2, 3]  # each example's own, in any order
+        assert goal(labels[1:], LOGITS[1:], index[1:]).targets.tolist() == [2]
+    assert goal_of(None, index) == Untargeted() and goal_of(LeastLikely(), index) == LeastLikely()
+
+
+def test_one_goal_per_image_has_one_print_and_one_key():
+    goal = PerImage((3, 1, 2), (0, 1, 2))
+    assert str(goal) == "PerImage(targets=(3, 1, 2))" == str(PerImage([2, 3, 1], [2, 0, 1]))
+    assert key(goal) == key(PerImage(torch.tensor([3, 1, 2]))) == key(PerImage((3, 1, 2, 2), (0, 1, 2, 2)))
+    assert key(goal) != key(PerImage((3, 1, 2), (4, 5, 6)))
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ([3], r"one target per example, shape \(2,\), got \(1,\)"),
+        (torch.eye(4)[:2], r"shape \(2,\), got \(2, 4\); .* argmax"),
+        ([1.0, 2.0], "whole numbers"),
+        (torch.tensor([True, False]), "whole numbers"),
+        ([3, -1], "at least 0, got -1"),
+        (3, r"a goal such as Targeted\(3\), or a class for each example, got 3"),
+        (Untargeted, "a goal such as"),
+        (["a", "b"], "whole numbers"),
+    ],
+)
+def test_what_is_no_goal_is_refused_with_the_cure(given, says):
+    with pytest.raises((TypeError, ValueError), match=says):
+        goal_of(given, torch.tensor([5, 6]))
+
+
+def test_targets_that_cannot_be_are_refused():
+    labels, index = torch.tensor([0, 1]), torch.tensor([5, 6])
+    with pytest.raises(ValueError, match="classes from 0 to 3, got 4"):
+        PerImage((1, 4), (5, 9))(labels[:1], LOGITS[:1], index[:1])  # found before the example it belongs to
+    with pytest.raises(ValueError, match="no target for the example of index 6"):
+        PerImage((1, 2), (5, 9))(labels, LOGITS, index)
+    with pytest.raises(SpecError, match="got 1 for 2"):
+        PerImage((1,), (5, 6))
+    with pytest.raises(SpecError, match="two different ones for the same index"):
+        PerImage((1, 2), (5, 5))
 
 
 def test_the_least_likely_class_is_never_the_true_one():

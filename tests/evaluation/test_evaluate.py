@@ -13,6 +13,7 @@ from retroact.attacks.pgd import PGD
 from retroact.attacks.threat import L2, Linf
 from retroact.evaluation.evaluate import decide, evaluate
 from retroact.evaluation.metrics import robust_accuracy, success_rate
+from retroact.spec import parse
 
 
 @dataclass
@@ -46,6 +47,43 @@ def test_the_facts_are_those_of_the_images(scene):
     assert record.index.tolist() == list(range(100, 130))
     assert np.array_equal(record.originals, few.images.numpy())
     assert set(record.pedigree) >= {"network", "attack", "threat", "seed", "seconds", "versions", "machine"}
+
+
+def test_a_goal_for_each_image_is_kept_whatever_the_order_slice_and_chunk(scene):
+    net, few = scene
+    targets = (few.labels + torch.arange(30) % 3) % 10  # every third has its own class for a target
+    whole = evaluate(net, few, PGD(steps=10), Linf(0.2), goal=targets, keep=30)
+    assert whole.target.tolist() == targets.tolist()
+    assert success_rate(whole) == np.mean((whole.adversarial == whole.target)[eligible(whole)]) > 0.5
+    assert eligible(whole).sum() == ((targets != few.labels) & (torch.from_numpy(whole.clean) != targets)).sum()
+    for rows in (torch.arange(29, -1, -1), torch.arange(4, 17)):
+        part = Few(few.images[rows], few.labels[rows], few.index[rows])
+        by_class = evaluate(net, part, PGD(steps=10), Linf(0.2), goal=targets[rows].numpy(), chunk=7, keep=30)
+        by_goal = evaluate(net, part, PGD(steps=10), Linf(0.2), goal=parse(whole.pedigree["goal"]), chunk=7, keep=30)
+        assert by_class == by_goal
+        assert np.abs(by_class.examples - whole.examples[rows]).max() < 1e-5
+        assert by_class.target.tolist() == targets[rows].tolist()
+    with pytest.raises(ValueError, match=r"one target per example, shape \(30,\), got \(29,\)"):
+        evaluate(net, few, PGD(steps=10), Linf(0.2), goal=targets[1:])
+    with pytest.raises(ValueError, match="classes from 0 to 9, got 10"):
+        evaluate(net, few, PGD(steps=10), Linf(0.2), goal=[10] * 30)
+
+
+def eligible(record):
+    return (record.label != record.target) & (record.clean != record.target)
+
+
+def test_images_whose_logits_are_all_alike_are_not_decided(scene):
+    net, few = scene
+
+    def blind(x: Tensor) -> Tensor:
+        return net(x) * (torch.arange(len(x)) % 2)[:, None]
+
+    decided, right = decide(blind, few.images, chunk=30), net(few.images).argmax(1)
+    assert (decided[::2] == -1).all() and torch.equal(decided[1::2], right[1::2])
+    near = torch.tensor([[1.0, 1 + 2**-20], [1.0, 1.0]])
+    assert decide(lambda x: near, few.images[:2]).tolist() == [-1, -1]
+    assert decide(lambda x: near, few.images[:2], attacked=True).tolist() == [1, -1]
 
 
 def test_keep_keeps_the_first_so_many(scene):

@@ -163,7 +163,8 @@ class Straight:
 def _fooled(oracle: Oracle, x: Tensor, rows: Tensor, aim: Aim) -> Tensor:
     if not len(rows):
         return rows.bool()
-    return aim[rows].reached(F.one_hot(oracle.decisions(x, rows)).float())
+    decisions = oracle.decisions(x, rows)
+    return aim[rows].reached(F.one_hot(decisions, int(decisions.max()) + 2).float())
 
 
 @dataclass(frozen=True)
