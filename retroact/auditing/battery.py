@@ -28,9 +28,10 @@ from retroact.attacks.square import Square
 from retroact.attacks.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples, decide, decided
 from retroact.evaluation.proof import Proved, craft_on, prove, prove_same
-from retroact.retrofitting.activations import Kernel, PerSite
+from retroact.retrofitting.activations import Kernel, PerSite, ReLU
 from retroact.retrofitting.folding import FoldError, fold
-from retroact.retrofitting.surgery import Retrofit, refit
+from retroact.retrofitting.sites import sites
+from retroact.retrofitting.surgery import Retrofit, refit, retrofit
 from retroact.spec import AtLeast0, Count, Within, show, spec
 
 Role = Literal["claimed", "white box", "control"]
@@ -242,6 +243,7 @@ def parties(
         for net in (twin, defended, surrogate)
         if net is not None
     )
+    before, after = (_own_jumps(on, data, threat) for on in (before, after))
     folded = _folded(before, data, threat), _folded(after, data, threat)
     one, other = Party(before, folded[0], after), Party(after, folded[1], before)
     if own:
@@ -252,6 +254,27 @@ def parties(
     )
 
 
+def _own_jumps(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
+    """A network whose own code jumps (x[x <= t] = 0), dressed as the retrofit that it is, so that kernels can see it.
+
+    As it is where it has no such sites, carries a retrofit, or the dressed form is not proved to compute the same.
+    """
+    if not isinstance(on.lean, nn.Module) or getattr(on.lean, "retrofit", None) is not None:
+        return on
+    example = data.images[:2].to(device_of(on.lean))
+    try:
+        found = sites(on.lean, example, also=(OWN_JUMP,))
+        if not any(site.own is not None and site.own.jump for site in found):
+            return on
+        each = PerSite(tuple(site.own or ReLU() for site in found))
+        dressed = retrofit(on.lean, each, also=(OWN_JUMP,), example=example)
+    except (ValueError, TypeError, RuntimeError):  # sealed, or not to be replaced: it is attacked without kernels
+        return on
+    same = prove_same(on.network, dressed, data.images, data.index, threat, gradients=False)
+    return replace(on, lean=dressed) if same else on
+
+
+OWN_JUMP = "jumprelu"  # what recognition calls a jump that a network's own code makes
 _MANY = 1000  # what an audit asks of an image: always more than a proof costs
 
 

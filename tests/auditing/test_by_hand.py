@@ -1,0 +1,61 @@
+"""LeNet as its authors' code has it, typed in by hand: what its code does itself is audited like a retrofit."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import retroact as ra
+from retroact.auditing.audit import Audit
+
+EPS = ra.Linf(0.1)
+
+
+class LeNet(nn.Module):
+    """The LeNet-like net of Erichson et al. 2019 with `view`, and with its activation as a threshold in place."""
+
+    def __init__(self, kappa: float) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.drop = nn.Conv2d(1, 10, 5), nn.Conv2d(10, 20, 5), nn.Dropout2d()
+        self.fc1, self.fc2, self.fc3 = nn.Linear(320, 120), nn.Linear(120, 90), nn.Linear(90, 10)
+        self.kappa = kappa
+
+    def active(self, x: Tensor) -> Tensor:
+        x[x <= self.kappa] = 0
+        return x
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.active(F.max_pool2d(self.conv1(x), 2))
+        x = self.active(F.max_pool2d(self.drop(self.conv2(x)), 2))
+        x = x.view(-1, 320)
+        return self.fc3(self.active(self.fc2(self.active(self.fc1(x)))))
+
+
+def by_hand(kappa: float) -> ra.Classifier:
+    net = LeNet(kappa)
+    trained = ra.load("lenet-mnist").module.state_dict().values()
+    net.load_state_dict(dict(zip(net.state_dict(), trained, strict=True)))
+    return ra.Classifier(net, 0.1307, 0.3081, shape=(1, 28, 28))
+
+
+@pytest.fixture(scope="module")
+def ours() -> Audit:
+    return ra.audit("lenet-mnist", "JumpReLU(1.0)", "mnist[:80]", EPS, battery="quick")
+
+
+@pytest.mark.parametrize("changed", ["JumpReLU(1.0)", "by hand"])
+def test_it_gets_the_verdict_of_our_own(ours, changed):
+    after = by_hand(1.0) if changed == "by hand" else changed
+    made = ra.audit(by_hand(0.0), after, "mnist[:80]", EPS, battery="quick")
+    assert made.verdict.effect == "HARMFUL" and made.verdict.claim.startswith("MASKED")
+    assert made.pedigree["forms"] == ["frozen", "frozen"]
+    assert made.verdict.counts == ours.verdict.counts
+    assert any("kernel" in run.title for run in made.retrofit.runs)
+
+
+def test_its_sites_are_found_and_what_it_is_stays_as_it_was():
+    net = by_hand(1.0)
+    assert [site.own for site in ra.sites(net, also=("jumprelu",))] == [ra.JumpReLU(1.0)] * 4
+    x = ra.data("mnist[:8]").images
+    with torch.no_grad():
+        assert torch.equal(net(x), ra.retrofit(ra.load("lenet-mnist"), ra.JumpReLU(1.0))(x))
