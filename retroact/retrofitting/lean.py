@@ -54,7 +54,7 @@ def forms(net: nn.Module, example: Tensor) -> list[Form]:
     """
     try:
         folds = _folds(copied(net).eval().requires_grad_(False), example)
-    except ValueError:
+    except (ValueError, TypeError, RuntimeError, NotImplementedError):  # sealed: scripted, exported, compiled
         return []
     ways = [(f, last) for last in ([True, False] if _gains_by_channels_last(net) else [False]) for f in (folds, ())]
     return [Form(*way) for way in dict.fromkeys(ways)]
