@@ -215,7 +215,7 @@ def _readings(out: Any, n: int) -> dict[tuple[str | int, ...], Tensor]:
     flat, squeezed, trailing = {}, {}, {}
     for place, value in _unique(_tensors(out)):
         if not place and value.ndim == 2 and not value.is_complex():
-            value = value.float() if not _floats(value) else value  # one-hot decisions: scores, though without slopes
+            value = _as_floats(value)
         if not _floats(value) or (n > 0 and value.numel() == 0):
             continue
         if value.ndim == 2 and value.shape[0] == n:
@@ -226,6 +226,11 @@ def _readings(out: Any, n: int) -> dict[tuple[str | int, ...], Tensor]:
             trailing[place] = value.flatten(1)
     # A squeeze makes it hard to say, for one image, what belongs to the image: then everything may be meant.
     return flat | squeezed | trailing if squeezed else flat or trailing
+
+
+def _as_floats(value: Tensor) -> Tensor:
+    """Quantised scores, and one-hot decisions, which are scores without slopes."""
+    return value if _floats(value) else value.dequantize() if value.is_quantized else value.float()
 
 
 def _of_two_classes(out: Any, n: int) -> Tensor:
@@ -409,7 +414,7 @@ def switch_to_eval(net: nn.Module) -> None:
     try:
         if training:
             net.eval()
-    except NotImplementedError:  # an exported module among them
+    except (NotImplementedError, TypeError):  # an exported module among them, or a train() of the user's own
         for m in training:
             m.training = False
 

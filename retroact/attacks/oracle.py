@@ -179,6 +179,7 @@ class Graph:
     def __init__(self, oracle: Oracle, x: Tensor, rows: Tensor, look: _Look, logits: Tensor, seen: Tensor) -> None:
         self._oracle, self._x, self._rows, self._look = oracle, x, rows, look
         self.logits, self.seen = logits, seen
+        self._serves_once = self._spent = False
 
     def __len__(self) -> int:
         return len(self._x)
@@ -186,14 +187,33 @@ class Graph:
     def gradient(self, some: Tensor | None, objective: Callable[[Tensor], Tensor], *, last: bool = False) -> Tensor:
         """d objective / d x at the points `some` (s,; None: all), shaped (s, …); the pass runs through all m points.
 
-        `objective` takes the logits (s, k) and gives one number per point. `last` frees the graph.
+        `objective` takes the logits (s, k) and gives one number per point. `last` frees the graph. Where a graph
+        serves only once, as that of compiled code may, every gradient has a pass of its own.
         """
+        if self._spent:
+            self._look = self._anew(self._x)
         look, rows = self._look, self._rows if some is None else self._rows[some]
         at = some if look.rows is None else look.rows if some is None else look.rows[some]
         with torch.enable_grad():
             value = objective(look.logits if at is None else look.logits[at]).sum()
-        gradient = _derivative(value, look.leaf, keep=not last).to(self._x.dtype)
+        keep = not (last or self._serves_once)
+        try:
+            (gradient,) = torch.autograd.grad(value, look.leaf, retain_graph=keep, allow_unused=True)
+        except RuntimeError as e:
+            if is_out_of_memory(e) or isinstance(e, getattr(torch, "AcceleratorError", ())):
+                raise
+            if not keep:
+                raise AccessError(_no_gradient(e)) from e
+            self._serves_once = self._spent = True
+            return self.gradient(some, objective, last=last)
+        if gradient is None:
+            raise AccessError(_no_gradient())
+        self._spent = self._serves_once
+        gradient = gradient.to(self._x.dtype)
         return self._oracle._account(gradient if at is None else gradient[at], rows)
+
+    def _anew(self, x: Tensor) -> _Look:
+        return _Look(x, *_with_graph(self._oracle._guide, x), None)
 
     def narrowed(self, some: Tensor) -> Graph:
         """The graph of the points `some` alone: a forward pass, and cheaper backward passes from then on.
@@ -201,10 +221,10 @@ class Graph:
         It tells the attacker nothing that `logits` has not told, so it is no query: counters do not depend on
         who shares a chunk.
         """
-        x = self._x[some]
-        leaf, traced = _with_graph(self._oracle._guide, x)
-        look = _Look(x, leaf, traced, None)
-        return Graph(self._oracle, x, self._rows[some], look, self.logits[some], self.seen[some])
+        look = self._anew(self._x[some])
+        made = Graph(self._oracle, look.x, self._rows[some], look, self.logits[some], self.seen[some])
+        made._serves_once = self._serves_once
+        return made
 
 
 class _Look(NamedTuple):
@@ -239,19 +259,6 @@ def _answers(network: Network, x: Tensor) -> bool:
     except Exception:
         return False
     return True
-
-
-def _derivative(value: Tensor, leaf: Tensor, *, keep: bool) -> Tensor:
-    """d value / d leaf; AccessError where a step between them has no derivative."""
-    try:
-        (gradient,) = torch.autograd.grad(value, leaf, retain_graph=keep, allow_unused=True)
-    except RuntimeError as e:
-        if is_out_of_memory(e) or isinstance(e, getattr(torch, "AcceleratorError", ())):
-            raise
-        raise AccessError(_no_gradient(e)) from e
-    if gradient is None:
-        raise AccessError(_no_gradient())
-    return gradient
 
 
 def _no_gradient(why: object = "it detaches, rounds, is quantised or leaves torch") -> str:

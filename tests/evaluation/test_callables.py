@@ -257,7 +257,7 @@ def test_a_scripted_network_has_its_mode_back() -> None:
 
 @pytest.mark.filterwarnings("ignore")
 def test_what_was_exported_in_train_mode_is_refused() -> None:
-    for net in (torch.jit.trace(NET, X, check_trace=False), exported(NET)):
+    for net in (torch.jit.trace(network(), X, check_trace=False), exported(network())):
         for given in (net, lambda x, net=net: net(x)):
             with pytest.raises(ValueError, match=r"in train mode, which eval\(\) cannot change.*export it again"):
                 ra.evaluate(given, DATA, ra.Square(queries=5), ra.Linf(0.1))
@@ -303,6 +303,56 @@ def test_networks_without_gradients_serve_scores_and_say_what_is_missing(name: s
             ra.evaluate(net, data, attack, ra.Linf(0.1))
     helped = ra.evaluate(net, data, ra.PGD(steps=5), ra.Linf(0.1), source=PLAIN)  # the cure that the error names
     assert ra.robust_accuracy(helped) < 0.5
+
+
+class Once(torch.autograd.Function):
+    """The identity, whose graph serves one gradient, as that of compiled code may."""
+
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        ctx.buffer = torch.ones(())
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        if ctx.buffer is None:
+            raise RuntimeError("the buffers of this graph are gone")
+        buffer, ctx.buffer = ctx.buffer, None
+        return gradient * buffer
+
+
+def test_a_graph_that_serves_once_is_made_anew() -> None:
+    once = lambda x: PLAIN(Once.apply(x))  # noqa: E731
+    for attack in (ra.DeepFool(), ra.TrustRegion(steps=5), ra.FMN(steps=5)):
+        expected, found = (ra.evaluate(n, DATA, attack, ra.Linf(0.1)) for n in (lambda x: PLAIN(x), once))
+        assert np.array_equal(found.distance, expected.distance)
+        assert np.array_equal(found.gradients, expected.gradients)
+        assert np.array_equal(found.queries, expected.queries)
+
+
+class TrainsItself(nn.Module):
+    """As tutorials write it: train and eval are loops over a loader."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = NET
+
+    def train(self, loader: object, epochs: int) -> None:
+        raise AssertionError("nobody asked for training")
+
+    def eval(self, loader: object) -> float:
+        raise AssertionError("nobody asked for an accuracy")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+@pytest.mark.parametrize("wrap", [lambda net: net, Classifier], ids=["bare", "classifier"])
+def test_train_and_eval_may_be_methods_of_the_networks_own(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    net = wrap(TrainsItself())
+    for attack in (ra.PGD(steps=2), ra.Square(queries=5)):
+        record = ra.evaluate(net, DATA, attack, ra.Linf(0.05))
+        assert (record.clean == record.label).all()
 
 
 def test_a_fault_of_the_network_itself_stays_what_it_is() -> None:
