@@ -185,18 +185,18 @@ def logits_in(out: Any, n: int, output: Place | None = None) -> Tensor:
         return out  # type: ignore[no-any-return]
     if output == SIGMOID:
         return _of_two_classes(out, n)
-    named = out if output is None else _picked(out, output)
-    found = _readings(named, n)
+    inner = out if output is None else _picked(out, output)
+    found = _readings(inner, n)
     if len(found) > 1:
         raise SeveralPlacesError(
             f"the net returned {len(found)} tensors that may be its logits for {n} images: {_listed(found)}; "
             f"name one: Classifier(net, output={spelled(next(iter(found)))}), or return it alone"
         )
     if not found:
-        raise _refusal(named, n)
+        raise _refusal(inner, n)
     ((place, logits),) = found.items()
     if logits.shape[1] == 1:
-        raise _refusal(named, n)
+        raise _refusal(inner, n)
     _note(_steps(output), place)
     return logits
 

@@ -15,6 +15,7 @@ from retroact.attacks.oracle import in_float, place_of
 from retroact.doors import SeveralPlacesError, logits_in
 from retroact.evaluation.evaluate import decide
 from retroact.nets.classifier import Classifier
+from retroact.retrofitting.lean import lean
 
 
 class ModelOutput(OrderedDict):
@@ -283,3 +284,22 @@ def test_a_network_that_returns_its_own_buffer_does_not_change_logits_that_were_
     kept = first.clone()
     in_float(net, 1 - X)
     assert torch.equal(first, kept)
+
+
+@pytest.mark.filterwarnings("ignore:the net returns more")
+def test_a_network_that_returns_more_than_logits_is_attacked_in_a_lean_form_too() -> None:
+    class More(nn.Module):
+        shape = (1, 8, 8)
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+
+        def forward(self, x: Tensor) -> object:
+            return {"logits": self.net(x), "images": x}
+
+    torch.manual_seed(0)
+    net = More().eval()
+    data = ra.Images.of(X, decide(net, X))
+    assert ra.evaluate(net, data, ra.PGD(steps=10), ra.Linf(0.05)).pedigree["form"] == "folded, channels last"
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in lean(net).modules())
