@@ -1,19 +1,25 @@
-"""The doors that data passes once, before any work: what was expected, what came, and what to do.
+"""The doors that data passes once, before any work, and the one that a network's answers pass: what was expected,
+what came, and what to do.
 
-Everyone may use them; they know tensors only.
+Everyone may use them; they know tensors, and of networks only what these return and which mode they are in.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
 import operator
 import os
 import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, fx, nn
 
 SLACK = 1e-6
 """How far outside [0,1] a pixel may lie: the rounding of a float32 decoder, never an unscaled image."""
@@ -22,6 +28,8 @@ SEEDS = 2**62
 """Seeds lie below: attacks add small numbers to them, and their sum must be an int64."""
 
 Shape = tuple[int, int, int]
+Place = str | int | tuple[str | int, ...]
+"""Where in a network's output something is: a key or attribute, a position, or several of these, outermost first."""
 
 
 def check_images(images: Tensor, shape: Shape | None = None) -> None:
@@ -128,9 +136,17 @@ def named(net: Any) -> Any:
 def warn_of_probabilities(logits: Tensor) -> bool:
     """Warns, and says True, where every row of `logits` (n, k) is at least 0 and sums to 1 within 1e-3.
 
-    Attacks need logits: a softmax in the net makes their gradients vanish and flatters it.
+    Attacks need logits: a softmax in the net makes their gradients vanish and flatters it. Two logits [0, p] with
+    every p in [0,1] for 8 images or more are a probability too, of a sigmoid in the net: class 0 could never win.
     """
     rows = logits.detach().float()
+    if rows.shape[1] == 2 and _is_one_probability(*rows.unbind(1)):
+        warnings.warn(
+            "the net seems to return one probability, not one logit, so that class 0 can never win: remove its "
+            "sigmoid, or pass output=lambda p: torch.stack([(1 - p).log(), p.log()], 1).flatten(1)",
+            stacklevel=2,
+        )
+        return True
     found = rows.shape[1] > 1 and bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-3).all())
     if found:
         warnings.warn(
@@ -139,3 +155,296 @@ def warn_of_probabilities(logits: Tensor) -> bool:
             stacklevel=2,
         )
     return found
+
+
+def _is_one_probability(zero: Tensor, p: Tensor) -> bool:
+    return len(p) >= 8 and bool(((zero == 0) & (p >= 0) & (p <= 1)).all())
+
+
+# ------------------------------------------------------------------------- what a network returned
+
+
+SIGMOID = "sigmoid"
+"""The output= of a network that returns one logit z per image, P(class 1) = 1 / (1 + exp(-z))."""
+
+
+class SeveralPlacesError(ValueError):
+    """A network returned several tensors that may be its logits."""
+
+
+def logits_in(out: Any, n: int, output: Place | None = None) -> Tensor:
+    """The logits (n, k), k ≥ 2, in what a network returned for `n` images.
+
+    Without `output`, the one float tensor (n, k) of a tuple, mapping, dataclass or other object, some levels deep,
+    or the output itself, also where it holds integers; (n, k, 1, …) counts as (n, k) where nothing else does, and
+    (k,) as (1, k) for one image, whom a squeeze has cost its batch. `output` says where they are; "sigmoid" makes
+    [0, z] of one logit z per image.
+    Raises SeveralPlacesError where several tensors may be meant, ValueError or TypeError where none can.
+    """
+    if _are_logits(out, n) and output is None:
+        return out  # type: ignore[no-any-return]
+    if output == SIGMOID:
+        return _of_two_classes(out, n)
+    inner = out if output is None else _picked(out, output)
+    found = _readings(inner, n)
+    if len(found) > 1:
+        raise SeveralPlacesError(
+            f"the net returned {len(found)} tensors that may be its logits for {n} images: {_listed(found)}; "
+            f"name one: Classifier(net, output={spelled(next(iter(found)))}), or return it alone"
+        )
+    if not found:
+        raise _refusal(inner, n)
+    ((place, logits),) = found.items()
+    if logits.shape[1] == 1:
+        raise _refusal(inner, n)
+    _note(_steps(output), place)
+    return logits
+
+
+def _are_logits(value: Any, n: int) -> bool:
+    # asked first, as under torch.export the sizes are symbols, of which more could not be asked
+    return _floats(value) and value.ndim == 2 and value.shape[0] == n and value.shape[1] > 1
+
+
+def _floats(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def _readings(out: Any, n: int) -> dict[tuple[str | int, ...], Tensor]:
+    """Every place whose tensor may be logits, with the tensor as (n, k)."""
+    flat, squeezed, trailing = {}, {}, {}
+    for place, value in _unique(_tensors(out)):
+        if not place and value.ndim == 2 and not value.is_complex():
+            value = _as_floats(value)
+        if not _floats(value) or (n > 0 and value.numel() == 0):
+            continue
+        if value.ndim == 2 and value.shape[0] == n:
+            flat[place] = value
+        elif value.ndim == 1 and n == 1 and len(value) > 1:
+            squeezed[place] = value[None]
+        elif value.ndim > 2 and value.shape[0] == n and value.numel() == n * value.shape[1]:
+            trailing[place] = value.flatten(1)
+    # A squeeze makes it hard to say, for one image, what belongs to the image: then everything may be meant.
+    return flat | squeezed | trailing if squeezed else flat or trailing
+
+
+def _as_floats(value: Tensor) -> Tensor:
+    """Quantised scores, and one-hot decisions, which are scores without slopes."""
+    return value if _floats(value) else value.dequantize() if value.is_quantized else value.float()
+
+
+def _of_two_classes(out: Any, n: int) -> Tensor:
+    """[0, z], (n, 2), of the one logit z per image, whose softmax is [1 - sigmoid(z), sigmoid(z)]."""
+    found = {p: v.reshape(n, 1) for p, v in _unique(_tensors(out)) if _floats(v) and _is_column(v, n)}
+    if len(found) > 1:
+        raise SeveralPlacesError(
+            f"the net returned {len(found)} tensors of one number for each of {n} images: {_listed(found)}; "
+            "choose and widen one: Classifier(net, output=lambda out: …), which gives logits (n, 2)"
+        )
+    if not found:
+        raise ValueError(
+            f'output="sigmoid" expects one float logit per image, shape ({n},) or ({n}, 1), got {_described(out)}; '
+            "leave output= out where the net gives logits of several classes"
+        )
+    (z,) = found.values()
+    return torch.cat([torch.zeros_like(z), z], 1)
+
+
+def _is_column(value: Tensor, n: int) -> bool:
+    return value.numel() == n and (value.ndim == 0 or value.shape[0] == n)
+
+
+# ---- the places of an output
+
+_DEEPEST = 4
+
+
+def _tensors(out: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Tensor]]:
+    """Every tensor in an output, and where; arrays of numbers become tensors."""
+    if isinstance(out, Tensor):
+        yield place, out
+    elif isinstance(out, np.ndarray):
+        yield place, torch.tensor(out)
+    elif len(place) < _DEEPEST:
+        for step, inner in _inside(out):
+            yield from _tensors(inner, (*place, step))
+
+
+def _inside(out: Any) -> list[tuple[str | int, Any]]:
+    if isinstance(out, Mapping):
+        return list(out.items())
+    if hasattr(out, "_fields"):  # a named tuple
+        return list(zip(out._fields, out, strict=True))
+    if isinstance(out, Sequence) and not isinstance(out, str | bytes):
+        return list(enumerate(out))
+    if dataclasses.is_dataclass(out) and not isinstance(out, type):
+        return [(f.name, getattr(out, f.name)) for f in dataclasses.fields(out)]
+    if isinstance(out, type | nn.Module) or callable(out):
+        return []
+    return [(name, value) for name, value in getattr(out, "__dict__", {}).items() if not name.startswith("_")]
+
+
+def _unique(
+    found: Iterator[tuple[tuple[str | int, ...], Tensor]],
+) -> Iterator[tuple[tuple[str | int, ...], Tensor]]:
+    seen: list[Tensor] = []
+    for place, value in found:
+        if not any(value is other for other in seen):
+            seen.append(value)
+            yield place, value
+
+
+def _picked(out: Any, output: Place) -> Any:
+    for step in _steps(output):
+        try:
+            out = out[step] if isinstance(step, int) or isinstance(out, Mapping) else getattr(out, step)
+        except (AttributeError, KeyError, IndexError, TypeError):
+            raise ValueError(f"the net returned {type(out).__name__}, which has no {step!r}; {_has(out)}") from None
+    return out
+
+
+def _steps(output: Place | None) -> tuple[str | int, ...]:
+    return output if isinstance(output, tuple) else () if output is None else (output,)
+
+
+def _has(out: Any) -> str:
+    if isinstance(out, Tensor):
+        return "it is a tensor, so drop output="
+    if isinstance(out, Sequence) and not hasattr(out, "_fields"):
+        return f"it has positions 0 to {len(out) - 1}"
+    names = ", ".join(repr(step) for step, _ in _inside(out))
+    return f"it has the keys {names}" if isinstance(out, Mapping) else f"it has {names}"
+
+
+def _listed(found: Mapping[tuple[str | int, ...], Tensor]) -> str:
+    return ", ".join(f"{spelled(place)} {tuple(value.shape)}" for place, value in found.items())
+
+
+def spelled(place: tuple[str | int, ...]) -> str:
+    """The place as `output=` has it."""
+    return repr(place[0] if len(place) == 1 else place)
+
+
+# ---- refusals
+
+
+def _refusal(out: Any, n: int) -> Exception:
+    """Why there are no logits in `out`, and what to do."""
+    came = f"the net returned {_described(out)} for {n} images"
+    values = [value for _, value in _tensors(out)]
+    if not values:
+        return TypeError(
+            f"{came}, expected logits of shape (n, k), a tensor or one in a tuple, mapping or object; "
+            "say where it is: Classifier(net, output=function), or return it alone"
+        )
+    floats = [v for v in values if _floats(v)]
+    if not floats:
+        return ValueError(
+            f"{came}, decisions it seems, expected logits of shape (n, k): return the scores behind them, "
+            "or where there are none F.one_hot(decisions, k)"
+        )
+    if any(_is_column(v, n) for v in floats):
+        return ValueError(
+            f'{came}, expected logits of shape (n, k): of one sigmoid logit Classifier(net, output="sigmoid") makes '
+            "two classes; a function returns torch.cat([torch.zeros_like(z), z], 1) for its z (n, 1)"
+        )
+    if any(v.ndim > 2 and v.shape[0] == n for v in floats):
+        return ValueError(
+            f"{came}, a map or a sequence, expected logits of shape (n, k), one row per image: "
+            "take what decides, such as Classifier(net, output=lambda out: out.flatten(2).mean(2))"
+        )
+    return ValueError(
+        f"{came}, expected logits of shape (n, k), k at least 2; adapt it with Classifier(net, output=function)"
+    )
+
+
+def _described(out: Any) -> str:
+    if isinstance(out, Tensor | np.ndarray):
+        return f"{out.dtype} of shape {tuple(out.shape)}"
+    inside = ", ".join(f"{spelled(p)} {v.dtype} {tuple(v.shape)}" for p, v in list(_tensors(out))[:12])
+    return f"{type(out).__name__} with {inside}" if inside else type(out).__name__
+
+
+# ---- what is said of it
+
+_noted: ContextVar[list[tuple[str | int, ...]] | None] = ContextVar("_noted", default=None)
+
+
+@contextmanager
+def places() -> Iterator[list[tuple[str | int, ...]]]:
+    """A list that fills with the places at which `logits_in` found logits by itself, in the time of the block."""
+    mine: list[tuple[str | int, ...]] = []
+    token = _noted.set(mine)
+    try:
+        yield mine
+    finally:
+        _noted.reset(token)
+
+
+def _note(named: tuple[str | int, ...], found: tuple[str | int, ...]) -> None:
+    noted = _noted.get()
+    if found and noted is not None:
+        noted.append((*named, *found))
+
+
+def warn_of_place(found: Sequence[tuple[str | int, ...]]) -> None:
+    """Says, in a warning, where in a larger output logits were found, if they were."""
+    if found:
+        warnings.warn(
+            f"the net returns more than logits: they were found at {spelled(found[0])}; "
+            f"Classifier(net, output={spelled(found[0])}) names that place",
+            stacklevel=2,
+        )
+
+
+# ------------------------------------------------------------------------------------- its mode
+
+
+def switch_to_eval(net: nn.Module) -> None:
+    """Eval mode for every module that has a mode; an exported one's was fixed when it was made.
+
+    Raises ValueError where that fixed mode is training: its batch norms and dropout would ask the batch or chance.
+    """
+    if any(_trains(call) for call in _calls_for_ever(net)):
+        raise ValueError(
+            f"{type(net).__name__} was exported or traced in train mode, which eval() cannot change: its dropout and "
+            "batch norms stay random or follow the batch; call net.eval() and export it again"
+        )
+    training = [m for m in net.modules() if getattr(m, "training", False)]
+    try:
+        if training:
+            net.eval()
+    except (NotImplementedError, TypeError):  # an exported module among them, or a train() of the user's own
+        for m in training:
+            m.training = False
+
+
+def _calls_for_ever(net: nn.Module) -> Iterator[Mapping[str, Any]]:
+    """The arguments, by name, of the torch operations that exporting or tracing has written down."""
+    if isinstance(net, torch.jit.ScriptModule):
+        yield from _calls_in_script(net)
+        return  # its graph has those of its children in it
+    if isinstance(net, fx.GraphModule):
+        yield from _calls_in_graph(net)
+    for child in net.children():
+        yield from _calls_for_ever(child)
+
+
+def _trains(call: Mapping[str, Any]) -> bool:
+    return any(call.get(flag) is True for flag in ("train", "training"))
+
+
+def _calls_in_graph(net: fx.GraphModule) -> Iterator[dict[str, Any]]:
+    for node in net.graph.nodes:
+        schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
+        if schema is not None:
+            yield dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+
+
+def _calls_in_script(net: Any) -> Iterator[dict[str, Any]]:
+    graph = getattr(net, "inlined_graph", None)
+    for node in () if graph is None else graph.nodes():
+        if node.kind() in ("aten::batch_norm", "aten::dropout"):
+            schema = torch._C.parse_schema(node.schema())
+            names = (a.name for a in schema.arguments)
+            yield {name: v.toIValue() for name, v in zip(names, node.inputs(), strict=False)}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from retroact.attacks.goals import Aim, Goal, Targets, goal_of
-from retroact.attacks.oracle import Network, Oracle, device_of, dtype_of, evaluating, settled
+from retroact.attacks.oracle import Network, Oracle, device_of, dtype_of, evaluating, is_out_of_memory, settled
 from retroact.attacks.threat import SLACK, Access, Norm, ThreatModel, allows
 from retroact.doors import checked
 from retroact.ground import neutral
@@ -208,6 +208,7 @@ def _craft_chunk(
     x, y, index = images.to(device, wide), labels.to(device), index.to(device)
     whole = Oracle(network, len(x), gradients=gradients, access=threats[0].access)
     clean = whole.look(x, for_gradient=getattr(attack, "starts_clean", False))
+    x = x.to(torch.promote_types(x.dtype, clean.dtype))  # a function may give wider logits than the weights behind it
     aim = goal(y, clean, index)
     # A network that overflows on the clean image, or whose logits rounding has made alike, decides nothing, so there
     # is nothing to change.
@@ -292,7 +293,7 @@ def in_halves(run: Callable[[slice], T], rows: slice) -> Iterator[T]:
     try:
         found = run(rows)
     except (RuntimeError, MemoryError) as e:
-        if rows.stop - rows.start < 2 or not _is_out_of_memory(e):
+        if rows.stop - rows.start < 2 or not is_out_of_memory(e):
             raise
     else:
         yield found
@@ -300,12 +301,6 @@ def in_halves(run: Callable[[slice], T], rows: slice) -> Iterator[T]:
     half = (rows.start + rows.stop) // 2
     for part in (slice(rows.start, half), slice(half, rows.stop)):
         yield from in_halves(run, part)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # torch has a type of its own for accelerators; its CPU allocator raises a plain RuntimeError
-    named = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return named or "not enough memory" in str(error) or "can't allocate memory" in str(error)
 
 
 def _check(attack: Attack, threats: Sequence[ThreatModel], images: Tensor, chunk: int) -> None:

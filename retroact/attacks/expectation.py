@@ -11,7 +11,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from retroact.attacks.drawing import drawing
-from retroact.attacks.oracle import Network
+from retroact.attacks.oracle import Network, in_float
 
 
 class Expectation(nn.Module):
@@ -30,7 +30,7 @@ class Expectation(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         with drawing(hash((self.seed, float(x.detach().double().sum()))) % 2**32, x.device):
-            total = self.net(x)
+            total = in_float(self.net, x)
             for _ in range(self.draws - 1):
-                total = total + self.net(x)
+                total = total + in_float(self.net, x)
         return total / self.draws

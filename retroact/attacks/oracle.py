@@ -10,14 +10,18 @@ threat model grants, and never leaves a `.grad` on anybody's parameters.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from functools import cached_property, partial
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from retroact.attacks.threat import ACCESS, Access
+from retroact.doors import SeveralPlacesError, logits_in, places, spelled, switch_to_eval
 
 Network = Callable[[Tensor], Tensor]
 
@@ -59,15 +63,13 @@ class Oracle:
         look's graph and saves a forward pass.
         """
         rows = torch.arange(len(x), device="cpu")
-        if not for_gradient or self._guide is not self._network or self.access != "gradient":
+        asked = for_gradient and self._guide is self._network and self.access == "gradient"
+        if not asked or self._guide_is_quantised:
             return self._forward(x, rows)
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            logits = in_float(self._network, leaf)
+        leaf, logits = _with_graph(self._network, x)
         self.queries[rows] += 1
         self._flag(rows, logits.detach())
-        if logits.requires_grad:
-            self._look = _Look(x, leaf, logits, rows)
+        self._look = _Look(x, leaf, logits, rows)
         return logits.detach()
 
     def narrowed(self, rows: Tensor, x: Tensor) -> Oracle:
@@ -118,12 +120,14 @@ class Oracle:
         Costs each example a query; every gradient that is asked of it counts as a gradient.
         """
         self._need("gradient")
+        if self._guide_is_quantised:
+            raise AccessError(_no_gradient("quantised layers have no derivative, so one around them would mislead"))
         look, self._look = self._look, None  # its graph serves one asker
         if look is not None and look.x is x:
             seen = look.logits.detach()
             seen = seen if look.rows is None else seen[look.rows]
             return Graph(self, x, rows, look, seen, seen)
-        leaf, traced = self._traced(x)
+        leaf, traced = _with_graph(self._guide, x)
         seen = logits = traced.detach()
         if self._guide is not self._network:
             logits = self._forward(x, rows)
@@ -131,6 +135,11 @@ class Oracle:
             self.queries[rows.cpu()] += 1
             self._flag(rows, logits)
         return Graph(self, x, rows, _Look(x, leaf, traced, None), logits, seen)
+
+    @cached_property
+    def _guide_is_quantised(self) -> bool:
+        kinds = {type(m).__module__ for net in modules_of(self._guide) for m in net.modules()}
+        return any(kind.startswith("torch.ao.nn.") and ".quantized" in kind for kind in kinds)
 
     def _need(self, needed: Access) -> None:
         if ACCESS.index(needed) > ACCESS.index(self.access):
@@ -145,17 +154,6 @@ class Oracle:
         self.queries[rows.cpu()] += 1
         self._flag(rows, logits)
         return logits
-
-    def _traced(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            leaf = x.detach().requires_grad_()
-            logits = in_float(self._guide, leaf)
-        if not logits.requires_grad:
-            raise AccessError(
-                "this network gives no gradient with respect to its input (it detaches, rounds or "
-                "leaves torch); use an attack on scores or decisions, or pass a differentiable source="
-            )
-        return leaf, logits
 
     def _account(self, gradient: Tensor, rows: Tensor) -> Tensor:
         at = rows.cpu()
@@ -181,6 +179,7 @@ class Graph:
     def __init__(self, oracle: Oracle, x: Tensor, rows: Tensor, look: _Look, logits: Tensor, seen: Tensor) -> None:
         self._oracle, self._x, self._rows, self._look = oracle, x, rows, look
         self.logits, self.seen = logits, seen
+        self._serves_once = self._spent = False
 
     def __len__(self) -> int:
         return len(self._x)
@@ -188,14 +187,33 @@ class Graph:
     def gradient(self, some: Tensor | None, objective: Callable[[Tensor], Tensor], *, last: bool = False) -> Tensor:
         """d objective / d x at the points `some` (s,; None: all), shaped (s, …); the pass runs through all m points.
 
-        `objective` takes the logits (s, k) and gives one number per point. `last` frees the graph.
+        `objective` takes the logits (s, k) and gives one number per point. `last` frees the graph. Where a graph
+        serves only once, as that of compiled code may, every gradient has a pass of its own.
         """
+        if self._spent:
+            self._look = self._anew(self._x)
         look, rows = self._look, self._rows if some is None else self._rows[some]
         at = some if look.rows is None else look.rows if some is None else look.rows[some]
         with torch.enable_grad():
             value = objective(look.logits if at is None else look.logits[at]).sum()
-        (gradient,) = torch.autograd.grad(value, look.leaf, retain_graph=not last)
+        keep = not (last or self._serves_once)
+        try:
+            (gradient,) = torch.autograd.grad(value, look.leaf, retain_graph=keep, allow_unused=True)
+        except RuntimeError as e:
+            if is_out_of_memory(e) or isinstance(e, getattr(torch, "AcceleratorError", ())):
+                raise
+            if not keep:
+                raise AccessError(_no_gradient(e)) from e
+            self._serves_once = self._spent = True
+            return self.gradient(some, objective, last=last)
+        if gradient is None:
+            raise AccessError(_no_gradient())
+        self._spent = self._serves_once
+        gradient = gradient.to(self._x.dtype)
         return self._oracle._account(gradient if at is None else gradient[at], rows)
+
+    def _anew(self, x: Tensor) -> _Look:
+        return _Look(x, *_with_graph(self._oracle._guide, x), None)
 
     def narrowed(self, some: Tensor) -> Graph:
         """The graph of the points `some` alone: a forward pass, and cheaper backward passes from then on.
@@ -203,10 +221,10 @@ class Graph:
         It tells the attacker nothing that `logits` has not told, so it is no query: counters do not depend on
         who shares a chunk.
         """
-        x = self._x[some]
-        leaf, traced = self._oracle._traced(x)
-        look = _Look(x, leaf, traced, None)
-        return Graph(self._oracle, x, self._rows[some], look, self.logits[some], self.seen[some])
+        look = self._anew(self._x[some])
+        made = Graph(self._oracle, look.x, self._rows[some], look, self.logits[some], self.seen[some])
+        made._serves_once = self._serves_once
+        return made
 
 
 class _Look(NamedTuple):
@@ -218,11 +236,99 @@ class _Look(NamedTuple):
     rows: Tensor | None
 
 
+def _with_graph(network: Network, x: Tensor) -> tuple[Tensor, Tensor]:
+    """A leaf at `x`, and the logits there with their graph; AccessError where the network makes none."""
+    leaf = x.detach().requires_grad_()
+    try:
+        with torch.enable_grad():
+            logits = in_float(network, leaf)
+    except Exception as e:
+        if is_out_of_memory(e) or not _answers(network, x):
+            raise
+        raise AccessError(_no_gradient(e)) from e
+    if not logits.requires_grad:
+        raise AccessError(_no_gradient())
+    return leaf, logits
+
+
+@torch.no_grad()
+def _answers(network: Network, x: Tensor) -> bool:
+    """Whether the network gives logits where nobody asks for gradients."""
+    try:
+        in_float(network, x)
+    except Exception:
+        return False
+    return True
+
+
+def _no_gradient(why: object = "it detaches, rounds, is quantised or leaves torch") -> str:
+    reason = str(why).strip().partition("\n")[0] or type(why).__name__
+    return (
+        f"this network gives no gradient with respect to its input ({reason}); "
+        "use an attack on scores or decisions, or pass a differentiable source="
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory did not suffice; torch has a type for accelerators only, its CPU allocator raises RuntimeError."""
+    named = isinstance(error, MemoryError | torch.OutOfMemoryError)
+    return named or "not enough memory" in str(error) or "can't allocate memory" in str(error)
+
+
+# ------------------------------------------------------------------------------------- one network, asked
+
+
 def in_float(network: Network, x: Tensor) -> Tensor:
-    """The logits of `network` in float32 or better, whatever dtype its weights have."""
-    wanted = dtype_of(network)
-    logits = network(x if wanted is None else x.to(wanted))
-    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+    """The logits (n, k), k ≥ 2, of `network` in float32 or better, on the device of `x`, whatever its weights have and
+    wherever in its output they are: see `logits_in`.
+
+    The network gets its own copy of `x` in the dtype of its weights, so that it may write to it, and what it returns
+    is copied, so that it may keep it. Raises as `logits_in` does.
+    """
+    try:
+        return _asked(network, x)
+    except SeveralPlacesError as e:
+        try:  # what does not grow with the batch, such as a constant of as many rows, belongs to no image
+            return _asked(network, torch.cat([x, x[-1:]]))[:-1]
+        except SeveralPlacesError:
+            raise e from None
+
+
+def _asked(network: Network, x: Tensor) -> Tensor:
+    wanted = dtype_of(network) or x.dtype
+    try:
+        out = network(x.to(wanted, copy=True))
+    except (AssertionError, RuntimeError):
+        size = _fixed_batch(network)
+        if size is None or size == len(x):
+            raise
+        return torch.cat([_padded(network, part, size) for part in x.split(size)])
+    logits = logits_in(out, len(x))
+    return logits.to(x.device, torch.float32 if logits.dtype in _HALVES else logits.dtype, copy=True)
+
+
+_HALVES = (torch.float16, torch.bfloat16)
+
+
+def _padded(network: Network, x: Tensor, size: int) -> Tensor:
+    """The logits of up to `size` images from a network that takes no fewer: the last image makes the batch full."""
+    return _asked(network, torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])]))[: len(x)]
+
+
+def _fixed_batch(network: Network) -> int | None:
+    """The only batch size that an exported network takes, where it was exported for one."""
+    exported = (m for net in modules_of(network) for m in net.modules() if isinstance(m, fx.GraphModule))
+    inputs = (n.meta["val"] for m in exported for n in m.graph.nodes if n.op == "placeholder" and "val" in n.meta)
+    sizes = (i.shape[0] for i in inputs if isinstance(i, Tensor) and i.ndim)
+    return next((size for size in sizes if isinstance(size, int)), None)
+
+
+@torch.no_grad()
+def place_of(network: Network, x: Tensor) -> str:
+    """Where in the network's output its logits were found, as output= of a Classifier has it; "" for a tensor."""
+    with evaluating(network), places() as found:
+        in_float(network, x.to(device_of(network)))
+    return spelled(found[0]) if found else ""
 
 
 def apart(logits: Tensor, roundings: float = _TIED) -> Tensor:
@@ -248,8 +354,7 @@ def settled(logits: Tensor) -> Tensor:
 
 def dtype_of(network: Network) -> torch.dtype | None:
     """The floating dtype of the network's weights, or None where it has none."""
-    weights = network.parameters() if isinstance(network, nn.Module) else iter(())
-    return next((w.dtype for w in weights if w.is_floating_point()), None)
+    return next((w.dtype for w in _weights(network) if w.is_floating_point()), None)
 
 
 def device_of(network: Network) -> torch.device:
@@ -257,8 +362,7 @@ def device_of(network: Network) -> torch.device:
 
     Raises ValueError where they lie on several devices.
     """
-    weights = network.parameters() if isinstance(network, nn.Module) else iter(())
-    devices = {w.device for w in weights}
+    devices = {w.device for w in _weights(network)}
     if len(devices) > 1:
         raise ValueError(
             f"expected a network on one device, got {sorted(map(str, devices))}; call net.to(device) first"
@@ -269,13 +373,112 @@ def device_of(network: Network) -> torch.device:
 @contextmanager
 def evaluating(*networks: Network | None) -> Iterator[None]:
     """Eval mode for the time of the block; every module's own train/eval flag afterwards as before."""
-    modules = [m for net in networks if isinstance(net, nn.Module) for m in net.modules()]
+    nets = [net for network in networks if network is not None for net in modules_of(network)]
+    modules = [m for net in nets for m in net.modules() if hasattr(m, "training")]  # a frozen script has no mode
     modes = [m.training for m in modules]
     try:
-        for net in networks:
-            if isinstance(net, nn.Module):
-                net.eval()
+        for net in nets:
+            switch_to_eval(net)
         yield
     finally:
         for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
+            if module.training != mode:
+                module.training = mode
+
+
+# --------------------------------------------------------------------------- what a network is made of
+
+
+def modules_of(network: Any) -> Iterator[nn.Module]:
+    """The modules behind a network: itself, those that a function reads, a partial or a method carries or an object
+    has, and those that a module keeps in a list, where `modules()` does not find them; each once, the nearest first."""
+    seen: set[int] = set()
+    waiting = deque([(network, 0)])
+    while waiting:
+        holder, depth = waiting.popleft()
+        if id(holder) in seen:
+            continue
+        seen.add(id(holder))
+        if isinstance(holder, nn.Module):
+            yield holder
+            seen.update(id(m) for m in holder.modules())
+        if depth < _DEEPEST:
+            waiting.extend((held, depth + 1) for held in _held(holder))
+
+
+_DEEPEST = 6
+_LEADS = (nn.Module, FunctionType, MethodType, partial)
+_OF_EVERY_MODULE = frozenset(vars(nn.Module()))
+
+
+def _held(holder: Any) -> Iterator[Any]:
+    """What may lead from here to a module; of lists only what does, as they may be data."""
+    if isinstance(holder, nn.Module):
+        for module in holder.modules():
+            kept = (v for k, v in vars(module).items() if k not in _OF_EVERY_MODULE)
+            yield from (v for v in kept if isinstance(v, (*_LEADS, list, tuple, dict)))
+    elif isinstance(holder, partial):
+        yield from (holder.func, *holder.args, *holder.keywords.values())
+    elif isinstance(holder, MethodType):
+        yield from (holder.__self__, holder.__func__)
+    elif isinstance(holder, FunctionType):
+        yield from _read_by(holder)
+    elif isinstance(holder, list | tuple | Mapping):
+        inside = holder.values() if isinstance(holder, Mapping) else holder
+        yield from (v for v in inside if isinstance(v, _LEADS))
+    elif not isinstance(holder, type | ModuleType | Tensor):
+        yield from getattr(holder, "__dict__", {}).values()
+
+
+def _read_by(function: FunctionType) -> Iterator[Any]:
+    """Defaults, what the function closes over, and the globals that it names, also as attributes of imported files."""
+    yield from function.__defaults__ or ()
+    yield from (function.__kwdefaults__ or {}).values()
+    yield from (cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell))
+    known = function.__globals__
+    if known.get("__name__", "").split(".")[0] == "torch":
+        return
+    names = _names(function.__code__)
+    for value in (known[name] for name in names if name in known):
+        if isinstance(value, ModuleType):
+            inside = (vars(value).get(name) for name in names)
+            yield from (v for v in inside if isinstance(v, nn.Module | FunctionType))
+        else:
+            yield value
+
+
+def _names(code: CodeType) -> list[str]:
+    inner = (const for const in code.co_consts if isinstance(const, CodeType))
+    return [*code.co_names, *(name for part in inner for name in _names(part))]
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True
+
+
+def _weights(network: Any) -> Iterator[Tensor]:
+    """The weights of the first module behind the network that has any; none where nothing has."""
+    if isinstance(network, torch.jit.ScriptFunction):
+        yield from _largest_constant([network])
+    for net in modules_of(network):
+        for kind in (net.parameters(), _largest_constant(net.modules()), net.buffers()):
+            first = next(kind, None)
+            if first is not None:
+                yield first
+                yield from kind
+                return
+
+
+def _largest_constant(parts: Iterable[Any]) -> Iterator[Tensor]:
+    """The largest tensor that freezing or tracing has written into a script: a weight, not a number beside it."""
+    scripts = (p for p in parts if isinstance(p, torch.jit.ScriptModule | torch.jit.ScriptFunction))
+    graphs = (getattr(script, "graph", None) for script in scripts)
+    nodes = (node for graph in graphs if graph is not None for node in graph.findAllNodes("prim::Constant"))
+    values = [n.output().toIValue() for n in nodes if n.output().type().kind() == "TensorType"]
+    tensors = [v for v in values if isinstance(v, Tensor)]
+    if tensors:
+        yield max(tensors, key=Tensor.numel)

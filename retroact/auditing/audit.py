@@ -274,8 +274,6 @@ def _settled(net: Network, x: Tensor, name: str) -> Tensor:
             first, second = (in_float(net, x.to(device_of(net))) for _ in range(2))
     except RuntimeError as e:
         raise ValueError(f"{name} fails on images of shape {tuple(x.shape[1:])}: {e}") from e
-    if first.dim() != 2:
-        raise ValueError(f"{name}: expected logits of shape (n, classes), got {tuple(first.shape)}")
     if not torch.allclose(first, second, rtol=1e-3, atol=1e-4, equal_nan=True):
         raise ValueError(
             f"{name} gives other logits each time it is asked; pass draws=20 to audit its mean over 20 draws "

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from retroact.attacks.oracle import evaluating
+from retroact.attacks.oracle import evaluating, in_float
 
 Floats = NDArray[np.float64]
 TRAINING = 0.8
@@ -89,7 +89,7 @@ def _recorded(net: nn.Module, layers: Sequence[str]) -> Iterator[Callable[[Tenso
         return record
 
     def run(images: Tensor) -> list[Tensor]:
-        logits = net(images)
+        logits = in_float(net, images)
         return [v.flatten(1) for v in (images, *(seen[name] for name in layers), logits)]
 
     hooks = [modules[name].register_forward_hook(recorder(name)) for name in layers]

@@ -18,7 +18,7 @@ from retroact.attacks.driver import CHUNK, Attack, chunks, in_halves, serves_sev
 from retroact.attacks.goals import Goal, Targets, Untargeted
 from retroact.attacks.oracle import Network, apart, device_of, evaluating, in_float, settled
 from retroact.attacks.threat import ThreatModel
-from retroact.doors import check_labels, checked, warn_of_probabilities
+from retroact.doors import check_labels, checked, places, warn_of_place, warn_of_probabilities
 from retroact.evaluation.proof import Crafted, Proved, craft_on, prove_for
 from retroact.evaluation.record import Record
 from retroact.ground import neutral
@@ -165,14 +165,20 @@ def decide(
 
     They do not where one is NaN or infinite or rounding leaves nothing of their spread: see `settled`. `attacked`
     images may lie next to a boundary, so that there it is enough that the logits are not all alike. With `labels`,
-    checks that they fit the network's classes and warns of probabilities that pose as logits.
+    checks that they fit the network's classes, and warns of logits that were found in a larger output and of
+    probabilities that pose as logits.
     """
     device = device_of(network)
+    classes: set[int] = set()
 
     def run(rows: slice) -> Tensor:
-        logits = in_float(network, images[rows].to(device))
-        if labels is not None and rows.start == 0:
-            _check_logits(logits, labels)
+        with places() as found:
+            logits = in_float(network, images[rows].to(device))
+        if labels is not None and not classes:
+            warn_of_place(found)
+            check_labels(labels, logits.shape[1])
+            warn_of_probabilities(logits)
+        _check_classes(classes, logits)
         return decided(logits, attacked=attacked).cpu()
 
     with evaluating(network), torch.no_grad():
@@ -180,11 +186,13 @@ def decide(
     return torch.cat(found)
 
 
-def _check_logits(logits: Tensor, labels: Tensor) -> None:
-    if logits.dim() != 2:
-        raise ValueError(f"expected logits of shape (n, classes), got {tuple(logits.shape)}; see Classifier(output=)")
-    check_labels(labels, logits.shape[1])
-    warn_of_probabilities(logits)
+def _check_classes(classes: set[int], logits: Tensor) -> None:
+    classes.add(logits.shape[1])
+    if len(classes) > 1:
+        raise ValueError(
+            f"expected the same classes for every image, got {' and then '.join(map(str, sorted(classes)))}: "
+            "the network's output depends on which images stand together; give it a fixed number of logits"
+        )
 
 
 def _sizes(d: Tensor) -> np.ndarray[Any, np.dtype[np.float32]]:

@@ -289,7 +289,8 @@ def _state_of(net: nn.Module) -> str:
     told = hashlib.sha256()
     for path, module in net.named_modules():
         hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
-        told.update(f"{path} {id(module)} {type(module).__qualname__} {module.training} {hooks}".encode())
+        mode = getattr(module, "training", None)  # a frozen script has none
+        told.update(f"{path} {id(module)} {type(module).__qualname__} {mode} {hooks}".encode())
         told.update(str(sorted((k, _told(v)) for k, v in vars(module).items())).encode())
     for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
         told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device}".encode())

@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from retroact.doors import Shape, check_batch
+from retroact.doors import Place, Shape, check_batch, logits_in, switch_to_eval
 
-Output = str | int | Callable[[Any], Tensor] | None
+Output = Place | Callable[[Any], Tensor] | None
 
 
 class Classifier(nn.Module):
@@ -24,9 +24,10 @@ class Classifier(nn.Module):
 
     `module` is the net as it was trained and stays reachable under that name. `mean` and `std` are in
     pixel units, one number or one per channel. `shape` is (c, h, w) where it is known. `output` says
-    where the logits are when the net returns something else: an attribute or key, a position, or a
-    function. Is in eval mode from birth. Raises ValueError or TypeError for a std that cannot divide,
-    a batch that cannot be images, and an output that is not (n, k) floats.
+    where the logits are when the net returns more than one float tensor (n, k): an attribute or key, a
+    position, several of these from the outside in, or a function; "sigmoid" makes two classes, [0, z], of
+    one sigmoid logit z. Is in eval mode from birth. Raises ValueError or TypeError for a std that cannot
+    divide, a batch that cannot be images, and an output in which there are no logits (n, k), or several.
     """
 
     mean: Tensor
@@ -47,7 +48,7 @@ class Classifier(nn.Module):
             raise TypeError(f"Classifier: expected a plain nn.Module, got {type(module).__name__}; pass the net")
         self.module = module
         self.shape = None if shape is None else _checked_shape(shape)
-        self.output = output
+        self.output = tuple(output) if isinstance(output, list) else output
         self.name = name
         self.network = ""  # the print of the spec that built it, where one did: what lets it be saved whole
         self.code = ""  # the package.module:function that built it, where one did
@@ -57,16 +58,14 @@ class Classifier(nn.Module):
         self.register_buffer("std", _per_channel(std, "std", self.shape, dtype))
         if not bool((self.std > 0).all()):
             raise ValueError(f"Classifier: std must be greater than 0, got {std}; std=1.0 leaves pixels as they are")
-        self.eval()
+        switch_to_eval(self)
 
     def forward(self, images: Tensor) -> Tensor:
         images = _batch_door(images, self.shape)
         out = self.module((images - self.mean) / self.std)
         if callable(self.output):
-            out = self.output(out)
-        elif self.output is not None:
-            out = _picked(out, self.output)
-        return _logits_door(out, images)
+            return _logits_door(self.output(out), images, None)
+        return _logits_door(out, images, self.output)
 
     def extra_repr(self) -> str:
         return f"name={self.name!r}, mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
@@ -112,35 +111,5 @@ def _batch_door(images: Tensor, shape: Shape | None) -> Tensor:
 
 
 @torch.fx.wrap
-def _logits_door(logits: Any, images: Tensor) -> Tensor:
-    if not isinstance(logits, Tensor):
-        raise TypeError(
-            f"the net returned {type(logits).__name__}, expected a tensor of logits (n, k); "
-            "say where they are: Classifier(net, output='logits'), output=0, or a function"
-        )
-    if logits.ndim != 2 or logits.shape[0] != images.shape[0] or not logits.is_floating_point():
-        raise ValueError(
-            f"the net returned {logits.dtype} of shape {tuple(logits.shape)} for {images.shape[0]} images, "
-            "expected float logits (n, k); adapt it with Classifier(net, output=function)"
-        )
-    return logits
-
-
-@torch.fx.wrap
-def _picked(out: Any, output: str | int) -> Any:
-    try:
-        if isinstance(output, int) or isinstance(out, Mapping):
-            return out[output]
-        return getattr(out, output)
-    except (AttributeError, KeyError, IndexError, TypeError):
-        raise ValueError(f"the net returned {type(out).__name__}, which has no {output!r}; {_places(out)}") from None
-
-
-def _places(out: Any) -> str:
-    if isinstance(out, Mapping):
-        return f"it has the keys {', '.join(map(repr, out))}"
-    if isinstance(out, Tensor):
-        return "it is a tensor, so drop output="
-    if isinstance(out, Sequence):
-        return f"it has positions 0 to {len(out) - 1}"
-    return f"it has {', '.join(n for n in vars(out) if not n.startswith('_'))}" if hasattr(out, "__dict__") else ""
+def _logits_door(out: Any, images: Tensor, output: Place | None) -> Tensor:
+    return logits_in(out, images.shape[0], output)

@@ -1,14 +1,20 @@
+import copy
 import pickle
 import warnings
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from retroact.checkpoint import load, save
 from retroact.doors import check_images, check_labels, warn_of_probabilities
-from retroact.nets.classifier import Classifier
+from retroact.nets.classifier import Classifier, Output
 from retroact.nets.lenet_like import LeNetLike
+from retroact.retrofitting.activations import JumpReLU
+from retroact.retrofitting.export import export
+from retroact.retrofitting.surgery import retrofit
 
 X = torch.rand(3, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -79,8 +85,10 @@ class _Wrapped(nn.Module):
                 return None, logits
             case "object":
                 return SimpleNamespace(logits=logits)
-            case _:
+            case "map":
                 return logits[:, :, None]
+            case _:
+                return logits
 
 
 @pytest.mark.parametrize(
@@ -92,17 +100,57 @@ def test_it_finds_logits_in_other_outputs(kind: str, output: object) -> None:
     assert torch.equal(Classifier(net, output=output)(X), net.inner(X))  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("kind", ["dict", "tuple", "object"])
+def test_it_finds_the_one_tensor_of_logits_by_itself(kind: str) -> None:
+    net = _Wrapped(kind)
+    assert torch.equal(Classifier(net)(X), net.inner(X))
+    assert torch.equal(Classifier(net)(X[:1]), net.inner(X[:1]))
+
+
+def test_trailing_dimensions_of_1_are_no_map() -> None:
+    net = _Wrapped("map")
+    assert torch.equal(Classifier(net)(X), net.inner(X))
+
+
 def test_an_output_that_is_no_logits_says_what_came_and_what_to_do() -> None:
-    with pytest.raises(TypeError, match=r"returned dict.*output='logits'"):
-        Classifier(_Wrapped("dict"))(X)
-    with pytest.raises(ValueError, match=r"shape \(3, 5, 1\) for 3 images"):
-        Classifier(_Wrapped("map"))(X)
+    with pytest.raises(TypeError, match=r"returned NoneType for 3 images.*Classifier\(net, output=function\)"):
+        Classifier(_Wrapped("dict"), output="loss")(X)
+    with pytest.raises(ValueError, match=r"shape \(3, 5, 2\) for 3 images"):
+        Classifier(_linear(), output=lambda out: torch.stack([out, out], 2))(X)
     with pytest.raises(ValueError, match="has the keys 'logits', 'loss'"):
         Classifier(_Wrapped("dict"), output="scores")(X)
     with pytest.raises(ValueError, match="positions 0 to 1"):
         Classifier(_Wrapped("tuple"), output=2)(X)
-    with pytest.raises(ValueError, match="float logits"):
-        Classifier(_linear(), output=lambda out: out.long())(X)
+    with pytest.raises(ValueError, match="has no 'b'; it has the keys 'logits', 'loss'"):
+        Classifier(_Wrapped("dict"), output=("b", 0))(X)
+    with pytest.raises(ValueError, match="it is a tensor, so drop output="):
+        Classifier(_linear(), output="logits")(X)
+    with pytest.raises(ValueError, match=r"returned torch.int64 of shape \(3,\).* decisions"):
+        Classifier(_linear(), output=lambda out: out.argmax(1))(X)
+
+
+@pytest.mark.parametrize(
+    ("kind", "output"),
+    [("dict", None), ("dict", "logits"), ("tuple", None), ("tuple", (1,)), ("map", None), ("plain", "sigmoid")],
+)
+def test_whatever_its_output_it_pickles_traces_exports_and_is_retrofitted(
+    kind: str, output: Output, tmp_path: Path
+) -> None:
+    net = _Wrapped(kind)
+    net.inner = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 1 if output == "sigmoid" else 5)
+    )
+    made = Classifier(net, 0.5, 0.25, shape=(3, 4, 4), output=output)
+    expected = made(X)
+    assert expected.shape == (3, 2 if output == "sigmoid" else 5)
+    assert torch.equal(pickle.loads(pickle.dumps(made))(X), expected)
+    assert torch.equal(torch.fx.symbolic_trace(made)(X), expected)
+    assert torch.equal(retrofit(made, JumpReLU(0.0))(X), expected)
+    assert export(retrofit(made, JumpReLU(0.1)), tmp_path / "net.pt2", images=X).max_difference < 1e-5
+    save(made, tmp_path / "net.safetensors")
+    again = load(tmp_path / "net.safetensors", into=copy.deepcopy(net))
+    assert again.output == output
+    assert torch.equal(again(X), expected)
 
 
 # ------------------------------------------------------------------------------------ construction
