@@ -241,7 +241,7 @@ def _with_graph(network: Network, x: Tensor) -> tuple[Tensor, Tensor]:
     leaf = x.detach().requires_grad_()
     try:
         with torch.enable_grad():
-            logits = in_float(network, leaf)
+            logits = in_company(network, leaf)
     except Exception as e:
         if is_out_of_memory(e) or not _answers(network, x):
             raise
@@ -249,6 +249,22 @@ def _with_graph(network: Network, x: Tensor) -> tuple[Tensor, Tensor]:
     if not logits.requires_grad:
         raise AccessError(_no_gradient())
     return leaf, logits
+
+
+def in_company(network: Network, leaf: Tensor) -> Tensor:
+    """`in_float` of images whose gradient is wanted, where a batch of one has company.
+
+    On a CPU, torch (2.13) gives a batch norm in eval mode a wrong gradient for a batch of one whose incoming gradient
+    lies in channels last, as after flatten(2).transpose(1, 2): every stem of convolutions before attention. The logits
+    are right, so nothing shows.
+    """
+    alone = len(leaf) == 1 and leaf.device.type == "cpu" and _has_batch_norm(network)
+    return in_float(network, torch.cat([leaf, leaf.detach()]))[:1] if alone else in_float(network, leaf)
+
+
+def _has_batch_norm(network: Network) -> bool:
+    norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+    return any(isinstance(m, norms) for net in modules_of(network) for m in net.modules())
 
 
 @torch.no_grad()

@@ -27,7 +27,7 @@ from retroact.attacks.driver import CHUNK, Attack, Outcome, chunks, in_halves, s
 from retroact.attacks.geometry import project, steepest
 from retroact.attacks.goals import Aim, Goal, Targets, goal_of
 from retroact.attacks.noise import normal, uniform
-from retroact.attacks.oracle import Network, device_of, dtype_of, evaluating, in_float
+from retroact.attacks.oracle import Network, device_of, dtype_of, evaluating, in_company, in_float
 from retroact.attacks.threat import ThreatModel
 from retroact.ground import neutral
 from retroact.retrofitting.lean import Form, forms
@@ -195,7 +195,7 @@ class _Question:
                     return _Seen(in_float(network, x).double().cpu(), None)
             with torch.enable_grad():
                 leaf = x.detach().requires_grad_()
-                logits = in_float(network, leaf)
+                logits = in_company(network, leaf)
             (gradient,) = torch.autograd.grad((logits * _weights(logits)).sum(), leaf)
             return _Seen(logits.detach().double().cpu(), gradient.double().cpu())
 

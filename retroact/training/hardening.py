@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from retroact.attacks.geometry import project, random_start, steepest
 from retroact.attacks.goals import Aim
 from retroact.attacks.losses import margin
-from retroact.attacks.oracle import device_of, in_float
+from retroact.attacks.oracle import device_of, in_company, in_float
 from retroact.attacks.threat import ThreatModel
 from retroact.doors import checked
 from retroact.evaluation.evaluate import decide
@@ -410,7 +410,7 @@ def _moved(net: nn.Module, x: Tensor, y: Tensor, index: Tensor, threat: ThreatMo
     x_adv = random_start(x, threat, index, seed)
     for _ in range(steps):
         leaf = x_adv.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(margin(in_float(net, leaf), Aim(y)).sum(), leaf)
+        (gradient,) = torch.autograd.grad(margin(in_company(net, leaf), Aim(y)).sum(), leaf)
         x_adv = project(leaf.detach() + 2.5 * threat.eps / steps * steepest(gradient, threat.norm), x, threat)
     return x_adv
 
