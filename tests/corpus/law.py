@@ -1,0 +1,96 @@
+"""What the law asks of each architecture, measured; `test_corpus.py` says what must hold.
+
+    walk = walked("Swin")       its sites, what replaced them or why nothing did, and the form that was proved
+    crafted(walk)               PGD, DeepFool and Square on the network and on that form
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from architectures import ARCHITECTURES, Architecture, Made
+from torch import Tensor, nn
+
+import retroact as ra
+from retroact.attacks.driver import Attack, craft
+from retroact.attacks.threat import Linf
+from retroact.evaluation.proof import Proved, prove
+from retroact.retrofitting.sites import Survey, survey
+from retroact.retrofitting.surgery import CoverageError
+
+JUMP = ra.JumpReLU(0.01)
+PROVED_WITHIN = Linf(0.01)
+LONG = 10_000
+"""Passes of a run that is long enough for a proof."""
+
+
+@dataclass(frozen=True)
+class Walk:
+    """One architecture, its network, and what became of it."""
+
+    architecture: Architecture
+    made: Made
+    found: Survey
+    hard: nn.Module | None
+    refused: CoverageError | None
+    on: Proved
+
+
+@dataclass(frozen=True)
+class Fate:
+    """What an attack made of the images: which it `fooled`, with perturbations of what `norm`, ending how near
+    to the decision boundary (`margin`: the lead of the label, as a share of the spread of the logits)."""
+
+    fooled: Tensor
+    norm: Tensor
+    margin: Tensor
+
+
+@cache
+def walked(name: str) -> Walk:
+    """Builds, surveys, retrofits and proves."""
+    architecture = ARCHITECTURES[name]
+    made = architecture.made()
+    hard, refused = None, None
+    try:
+        hard = ra.retrofit(made.net, JUMP, also=architecture.also)
+    except CoverageError as e:
+        refused = e
+    found = survey(made.net, also=architecture.also)
+    return Walk(architecture, made, found, hard, refused, proved(made.net, made.data))
+
+
+def proved(net: nn.Module, data: ra.Images) -> Proved:
+    """The form that attacks run on."""
+    return prove(net, data.images, data.index, PROVED_WITHIN, passes=LONG)
+
+
+def crafted(walk: Walk) -> dict[str, tuple[Fate, Fate]]:
+    """The fates of the images on the network itself and on its form, by attack.
+
+    The budget of PGD is the norm that DeepFool needs for half of the images, that of Square three times as much.
+    """
+    deepfool = _both(walk, ra.DeepFool(steps=20, probes=0), 1.0)
+    eps = float(deepfool[0].norm.median())
+    return {
+        "DeepFool": deepfool,
+        "PGD": _both(walk, ra.PGD(steps=7), eps),
+        "Square": _both(walk, ra.Square(queries=40), min(3 * eps, 1.0)),
+    }
+
+
+def _both(walk: Walk, attack: Attack, eps: float) -> tuple[Fate, Fate]:
+    return _fate(walk, walk.on.network, attack, eps), _fate(walk, walk.on.lean, attack, eps)
+
+
+def _fate(walk: Walk, network: nn.Module, attack: Attack, eps: float) -> Fate:
+    net, data = walk.made.net, walk.made.data
+    x = craft(attack, network, data.images, data.labels, data.index, Linf(eps)).x_adv
+    with torch.no_grad():
+        logits = net(x.clone())
+    own = logits.gather(1, data.labels[:, None])[:, 0]
+    lead = own - logits.scatter(1, data.labels[:, None], -torch.inf).amax(1)
+    spread = logits.amax(1) - logits.amin(1)
+    return Fate(lead < 0, (x - data.images).abs().flatten(1).amax(1), lead / spread)
