@@ -211,15 +211,20 @@ _MOBILEVIT = {
     "initializer_range": 0.2,
 }
 _PVT = {
-    "num_encoder_blocks": 2,
-    "hidden_sizes": [8, 16],
-    "depths": [1, 1],
-    "num_attention_heads": [1, 2],
-    "mlp_ratios": [2, 2],
+    "hidden_sizes": [8, 8, 16, 16],
+    "depths": [1, 1, 1, 1],
+    "num_attention_heads": [1, 1, 2, 2],
+    "mlp_ratios": [2, 2, 2, 2],
     "initializer_range": 0.2,
 }
-_PVT2 = _PVT | {"strides": [2, 2], "patch_sizes": [3, 3]}
-_CVT = {"embed_dim": [8, 16], "num_heads": [1, 2], "depth": [1, 2], "cls_token": [False, True], "initializer_range": 0.2}
+_PVT2 = _PVT | {"strides": [2, 2, 2, 2], "patch_sizes": [3, 3, 3, 3]}
+_CVT = {
+    "embed_dim": [8, 16],
+    "num_heads": [1, 2],
+    "depth": [1, 2],
+    "cls_token": [False, True],
+    "initializer_range": 0.2,
+}
 _HGNET = {
     "embedding_size": 8,
     "hidden_sizes": [16, 16, 24, 24],
@@ -236,7 +241,14 @@ _GHOST = [[[3, 16, 16, 0, 1]], [[3, 24, 16, 0.25, 2]]]
 _NARROW = {"channels": (8, 8, 16, 16), "layers": (1, 1, 1, 1)}
 _MIXER = {"img_size": 32, "patch_size": 8, "num_blocks": 2, "embed_dim": 24}
 _TIMM_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24}
-_TIMM_LEVIT = {"img_size": 32, "embed_dim": (16, 24), "key_dim": 8, "depth": (1, 1), "num_heads": (2, 2), "stem_type": "s8"}
+_TIMM_LEVIT = {
+    "img_size": 32,
+    "embed_dim": (16, 24),
+    "key_dim": 8,
+    "depth": (1, 1),
+    "num_heads": (2, 2),
+    "stem_type": "s8",
+}
 
 
 ARCHITECTURES: dict[str, Architecture] = {
@@ -277,7 +289,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "timm VGG": _timm_class(timm.models.VGG, cfg=[8, "M", 8, "M", 16, "M"], mlp_ratio=0.01, norm_layer=nn.BatchNorm2d),
     "timm MLP-Mixer": _timm_class(timm.models.MlpMixer, also=("gelu",), **_MIXER),
     "timm ViT": _timm("vit_tiny_patch16_224", also=("gelu",), depth=2, num_heads=2, **_TIMM_VIT),
-    "timm ConvNeXt": _timm("convnext_atto", also=("gelu",), depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), ls_init_value=0.5),
+    "timm ConvNeXt": _timm(
+        "convnext_atto", also=("gelu",), depths=(1, 1, 1, 1), dims=(8, 8, 16, 16), ls_init_value=0.5
+    ),
     "timm MobileNet V3": _timm_class(_mobilenet_v3, also=("hardswish",)),
     "timm EfficientNet": _timm("test_efficientnet", also=("silu",)),
     "timm GhostNet": _timm_class(timm.models.GhostNet, cfgs=_GHOST),

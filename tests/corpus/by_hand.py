@@ -117,7 +117,9 @@ class Lambdas(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.layers = nn.ModuleList([nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 8, 3, 2), nn.Flatten(), nn.Linear(72, CLASSES)])
+        self.layers = nn.ModuleList(
+            [nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 8, 3, 2), nn.Flatten(), nn.Linear(72, CLASSES)]
+        )
         self.between = [F.relu, lambda x: F.relu(x, inplace=True), _gated, lambda x: x]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """What the law asks of each architecture, measured; `test_corpus.py` says what must hold.
 
-    walk = walked("Swin")       its sites, what replaced them or why nothing did, and the form that was proved
-    crafted(walk)               PGD, DeepFool and Square on the network and on that form
+walk = walked("Swin")       its sites, what replaced them or why nothing did, and the form that was proved
+crafted(walk)               PGD, DeepFool and Square on the network and on that form
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 from architectures import ARCHITECTURES
-from law import Fate, Walk, crafted, proved, walked
+from law import Walk, crafted, proved, walked
 from torch import Tensor, nn
 from trained import TRAINED, digits, trained
 
@@ -20,6 +20,8 @@ every = pytest.mark.parametrize("name", ARCHITECTURES)
 
 AT_THE_BOUNDARY = 1e-3
 """Of the spread of the logits: a decision within it is made by rounding, and two networks may differ in it."""
+PIXEL = 4 * torch.finfo(torch.float32).eps
+"""No norm is known better than the pixels that it is a difference of."""
 
 
 def logits(net: nn.Module, images: Tensor) -> Tensor:
@@ -84,17 +86,15 @@ def test_attacks_end_alike_on_the_network_and_on_its_form(name):
     before = walk.made.data.images.clone()
     for attack, (plain, lean) in crafted(walk).items():
         parted = plain.fooled != lean.fooled
+        excused = torch.minimum(plain.margin.abs(), lean.margin.abs()) < AT_THE_BOUNDARY
         if attack == "DeepFool":
             assert bool(plain.fooled.any())
-            parted |= ~torch.isclose(plain.norm, lean.norm, rtol=1e-3, atol=0.0)
-        # Where a decision of one run hung on rounding, the two may part, but hardly twice in eight.
-        assert bool((_nearest(plain, lean)[parted] < AT_THE_BOUNDARY).all()), attack
+            parted |= ~torch.isclose(plain.norm, lean.norm, rtol=1e-3, atol=PIXEL)
+            excused |= torch.isclose(plain.norm, lean.norm, rtol=1e-2)
+        # Where a decision hung on rounding, or a step crossed a kink by it, the two may part: once in eight.
         assert int(parted.sum()) <= 1, attack
+        assert bool(excused[parted].all()), attack
     assert torch.equal(walk.made.data.images, before)
-
-
-def _nearest(plain: Fate, lean: Fate) -> Tensor:
-    return torch.minimum(plain.margin.abs(), lean.margin.abs())
 
 
 @every
@@ -159,5 +159,5 @@ def test_nearly_all_are_retrofitted_and_most_run_on_a_lean_form():
     walks: list[Walk] = [walked(name) for name in ARCHITECTURES]
     retrofitted = sum(w.hard is not None for w in walks)
     lean = sum(w.on.form is not None for w in walks)
-    assert retrofitted >= 0.9 * len(walks)
-    assert lean >= 0.75 * len(walks)
+    assert retrofitted >= 0.9 * len(walks)  # 36 of 40
+    assert lean >= 0.75 * len(walks)  # 30 of 40
