@@ -18,7 +18,6 @@ from retroact.attacks.driver import Attack, craft
 from retroact.attacks.threat import Linf
 from retroact.evaluation.proof import Proved, prove
 from retroact.retrofitting.sites import Survey, survey
-from retroact.retrofitting.surgery import CoverageError
 
 JUMP = ra.JumpReLU(0.01)
 PROVED_WITHIN = Linf(0.01)
@@ -34,7 +33,7 @@ class Walk:
     made: Made
     found: Survey
     hard: nn.Module | None
-    refused: CoverageError | None
+    refused: ValueError | None
     on: Proved
 
 
@@ -56,7 +55,7 @@ def walked(name: str) -> Walk:
     hard, refused = None, None
     try:
         hard = ra.retrofit(made.net, JUMP, also=architecture.also)
-    except CoverageError as e:
+    except ValueError as e:
         refused = e
     found = survey(made.net, also=architecture.also)
     return Walk(architecture, made, found, hard, refused, proved(made.net, made.data))

@@ -22,7 +22,7 @@ def row(name: str) -> tuple[str, ...]:
 def _replaced(walk: Walk) -> str:
     kinds = Counter(site.kind for site in walk.found.sites)
     if walk.refused is not None:
-        return f"refused: {len(walk.refused.missed)} cannot be"
+        return f"refused: {str(walk.refused).split(';')[0]}"
     return ", ".join(f"{n} {kind}" for kind, n in kinds.items())
 
 
@@ -33,14 +33,13 @@ def _left_alone(walk: Walk) -> str:
 
 def main() -> None:
     """The table, as markdown."""
-    rows = [row(name) for name in ARCHITECTURES]
     print("| " + " | ".join(HEAD) + " |")
     print("|---|---|--:|---|---|---|--:|")
-    for cells in rows:
-        print("| " + " | ".join(cells) + " |")
+    for name in ARCHITECTURES:
+        print("| " + " | ".join(row(name)) + " |", flush=True)
     retrofitted = sum(walked(name).hard is not None for name in ARCHITECTURES)
     lean = sum(walked(name).on.form is not None for name in ARCHITECTURES)
-    print(f"\n{len(rows)} networks: {retrofitted} retrofitted; attacks run on a lean form of {lean}.")
+    print(f"\n{len(ARCHITECTURES)} networks: {retrofitted} retrofitted; attacks run on a lean form of {lean}.")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@ attacks run on is the network or not used, and it can be saved, exported and pic
 
 import pickle
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 from trained import TRAINED, digits, trained
 
 import retroact as ra
+from retroact.retrofitting.export import Exported
 from retroact.retrofitting.sites import survey
+from retroact.retrofitting.surgery import CoverageError
 
 # one worker walks the corpus, since what it learns of a network serves several tests
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("corpus")]
@@ -59,6 +62,7 @@ def test_every_site_is_replaced_or_named_in_a_refusal(name):
     names = [site.name for site in walk.found.sites]
     assert names
     if walk.refused is not None:
+        assert isinstance(walk.refused, CoverageError), walk.refused
         assert set(walk.refused.missed) <= set(names) and walk.refused.missed
         assert all(missed in str(walk.refused) for missed in walk.refused.missed)
         return
@@ -127,17 +131,21 @@ def _pickles(net: nn.Module) -> bool:
 @every
 def test_the_retrofitted_network_exports_where_the_network_does(name, tmp_path):
     walk = walked(name)
-    images = walk.made.data.images
     if walk.hard is None:
         return
-    try:
-        made = ra.export(walk.hard, tmp_path / "hard.pt2", images=images)
-    except Exception:
-        with pytest.raises(Exception):
-            ra.export(walk.made.net, tmp_path / "net.pt2", images=images)
+    made = _exported(walk.hard, tmp_path, walk.made.data.images)
+    if made is None:
+        assert _exported(walk.made.net, tmp_path, walk.made.data.images) is None
         return
     assert made.agreement == 1.0
     assert made.max_difference < 1e-4
+
+
+def _exported(net: nn.Module, folder: Path, images: Tensor) -> Exported | None:
+    try:
+        return ra.export(net, folder / "net.pt2", images=images)
+    except Exception:  # a branch that depends on the data: torch says no in many ways
+        return None
 
 
 @pytest.mark.parametrize("name", TRAINED)
