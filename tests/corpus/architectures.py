@@ -297,7 +297,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "timm GhostNet": _timm_class(timm.models.GhostNet, cfgs=_GHOST),
     "timm RegNet-like": _timm("test_byobnet"),
     "timm NFNet": _timm("test_nfnet", also=("silu",)),
-    "timm MambaOut": _timm("test_mambaout", also=("gelu",)),
+    "timm MambaOut": _timm("test_mambaout", also=("gelu", "silu")),
     "timm LeViT": _timm_class(timm.models.Levit, also=("hardswish",), **_TIMM_LEVIT),
     "Viewed": _by_hand(by_hand.Viewed),
     "Reshaped": _by_hand(by_hand.Reshaped),

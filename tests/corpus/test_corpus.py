@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from architectures import ARCHITECTURES
-from law import Walk, crafted, proved, walked
+from law import Walk, crafted, proved, slopes, walked
 from torch import Tensor, nn
 from trained import TRAINED, digits, trained
 
@@ -23,8 +23,6 @@ every = pytest.mark.parametrize("name", ARCHITECTURES)
 
 AT_THE_BOUNDARY = 1e-3
 """Of the spread of the logits: a decision within it is made by rounding, and two networks may differ in it."""
-PIXEL = 4 * torch.finfo(torch.float32).eps
-"""No norm is known better than the pixels that it is a difference of."""
 
 
 def logits(net: nn.Module, images: Tensor) -> Tensor:
@@ -85,19 +83,29 @@ def test_the_form_that_attacks_run_on_is_the_network(name):
 
 
 @every
+def test_an_image_alone_has_the_gradient_that_it_has_in_company(name):
+    # torch's batch norm in eval mode has been seen to get a batch of one wrong, and attacks end with one image left
+    walk = walked(name)
+    images = walk.made.data.images
+    for net in {walk.on.network, walk.on.lean}:
+        together = slopes(net, images)
+        alone = torch.cat([slopes(net, image[None]) for image in images])
+        assert float(torch.cosine_similarity(alone.flatten(1), together.flatten(1)).min()) > 0.999
+
+
+@every
 def test_attacks_end_alike_on_the_network_and_on_its_form(name):
     walk = walked(name)
     before = walk.made.data.images.clone()
-    for attack, (plain, lean) in crafted(walk).items():
-        parted = plain.fooled != lean.fooled
-        excused = torch.minimum(plain.margin.abs(), lean.margin.abs()) < AT_THE_BOUNDARY
-        if attack == "DeepFool":
-            assert bool(plain.fooled.any())
-            parted |= ~torch.isclose(plain.norm, lean.norm, rtol=1e-3, atol=PIXEL)
-            excused |= torch.isclose(plain.norm, lean.norm, rtol=1e-2)
-        # Where a decision hung on rounding, or a step crossed a kink by it, the two may part: once in eight.
-        assert int(parted.sum()) <= 1, attack
-        assert bool(excused[parted].all()), attack
+    fates = crafted(walk)
+    plain, lean = fates.pop("DeepFool")
+    assert int(plain.fooled.sum()) >= 4
+    assert torch.equal(plain.fooled, lean.fooled)
+    torch.testing.assert_close(lean.norm, plain.norm, rtol=1e-3, atol=0.0)
+    for attack, (plain, lean) in fates.items():
+        # where the decision of one run hangs on rounding, the two may part
+        sure = (plain.margin.abs() > AT_THE_BOUNDARY) | (lean.margin.abs() > AT_THE_BOUNDARY)
+        assert torch.equal(plain.fooled[sure], lean.fooled[sure]), attack
     assert torch.equal(walk.made.data.images, before)
 
 
