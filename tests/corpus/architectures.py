@@ -25,7 +25,6 @@ from torch import Tensor, nn
 from torchvision_stub import torchvision_stub
 
 import retroact as ra
-from retroact.nets.alex_like import AlexLike
 from retroact.nets.classifier import Shape
 from retroact.nets.digits_cnn import DigitsCNN
 from retroact.nets.lenet_like import LeNetLike
@@ -210,14 +209,15 @@ _MOBILEVIT = {
     "num_attention_heads": 2,
     "initializer_range": 0.2,
 }
-_PVT = {
+_PVT2 = {
     "hidden_sizes": [8, 8, 16, 16],
     "depths": [1, 1, 1, 1],
     "num_attention_heads": [1, 1, 2, 2],
     "mlp_ratios": [2, 2, 2, 2],
+    "strides": [2, 2, 2, 2],
+    "patch_sizes": [3, 3, 3, 3],
     "initializer_range": 0.2,
 }
-_PVT2 = _PVT | {"strides": [2, 2, 2, 2], "patch_sizes": [3, 3, 3, 3]}
 _CVT = {
     "embed_dim": [8, 16],
     "num_heads": [1, 2],
@@ -255,7 +255,6 @@ ARCHITECTURES: dict[str, Architecture] = {
     "DigitsCNN": _ours(DigitsCNN(), (1, 8, 8)),
     "MnistCNN": _ours(MnistCNN(), (1, 28, 28)),
     "LeNetLike": _ours(LeNetLike(), (1, 28, 28)),
-    "AlexLike": _ours(AlexLike(), (3, 32, 32)),
     "ResNet20": _ours(ResNet20(), (3, 32, 32)),
     "WideResNet(10, 1)": _ours(WideResNet(depth=10, widen=1), (3, 32, 32)),
     "ViT": _hf("ViT", also=("gelu",), image_size=32, patch_size=8, **_TRANSFORMER),
@@ -275,11 +274,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "PoolFormer": _hf("PoolFormer", also=("gelu",), layer_scale_init_value=0.5, **_POOLFORMER),
     "LeViT": _hf("Levit", also=("hardswish",), image_size=32, **_LEVIT),
     "MobileViT": _hf("MobileViT", also=("silu",), image_size=32, **_MOBILEVIT),
-    "PVT": _hf("Pvt", also=("gelu",), image_size=32, **_PVT),
     "PVT V2": _hf("PvtV2", also=("gelu",), image_size=32, **_PVT2),
     "CvT": _hf("Cvt", also=("gelu",), **_CVT),
     "HGNet V2": _hf("HGNetV2", **_HGNET),
-    "FocalNet": _hf("FocalNet", also=("gelu",), image_size=32, initializer_range=0.2, embed_dim=16, depths=[1, 1]),
     "SwiftFormer": _hf("SwiftFormer", also=("gelu",), image_size=32, **_SWIFT),
     "timm ResNet": _timm("resnet18", **_NARROW),
     "timm SE-ResNet": _timm("seresnet50", **_NARROW),
