@@ -40,8 +40,10 @@ $(VENV)/.runtime: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e .
 	touch $@
 
+# timm without what it depends on: torchvision is a library of its own size, and its networks need none of it.
 $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(PIP) -e ".[dev]"
+	$(PIP) --no-deps timm
 	touch $@ $(VENV)/.runtime
 
 clean:
