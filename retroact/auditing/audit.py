@@ -43,7 +43,7 @@ from retroact.auditing.battery import (
 from retroact.auditing.indicators import Glance, Reading, indicators
 from retroact.auditing.verdict import MARGIN, Counts, Verdict, counted, judge
 from retroact.doors import check_images, check_labels, checked, warn_of_probabilities, whole
-from retroact.evaluation.evaluate import decide, described
+from retroact.evaluation.evaluate import decide, described, left_alone
 from retroact.evaluation.proof import Proved
 from retroact.ground import neutral
 from retroact.reading import Data, Examples, Net, Said, as_attack, as_changed, as_images, as_network, as_threat
@@ -438,6 +438,7 @@ def _pedigree(both: tuple[Party, Party], seed: int, *sides: Side) -> dict[str, A
     return {
         "seed": seed,
         "device": str(device_of(both[0].net.network)),
+        "left_alone": left_alone(both[1].net.network),
         "forms": [str(party.net) for party in both],
         "threads": torch.get_num_threads(),
         "machine": f"{platform.machine()} {platform.system()}",

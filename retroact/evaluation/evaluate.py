@@ -224,6 +224,7 @@ def _pedigree(
         "form": str(on),
         "source_form": None if source is None else str(source),
         "again": again,
+        "left_alone": left_alone(on.network),
         "data": data.name,
         "attack": str(attack),
         "threat": str(threat),
@@ -235,6 +236,11 @@ def _pedigree(
         "machine": f"{platform.machine()} {platform.system()}",
         "versions": f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
     }
+
+
+def left_alone(network: Network) -> dict[str, int]:
+    """Which kinds of activations the network's retrofit left as they are, and how often each is called."""
+    return dict(getattr(network, "left_alone", {}))
 
 
 def described(network: Network) -> str:

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from retroact.evaluation.metrics import wilson
 from retroact.reports import plots
 from retroact.reports.html import rendered
-from retroact.reports.tables import markdown_table
+from retroact.reports.tables import left_alone, markdown_table
 
 TONES = {"GENUINE": "good", "HARMFUL": "bad", "HONEST": "good", "MASKED": "bad"}
 """How an answer looks on the page; those that are not here are a warning."""
@@ -75,6 +75,7 @@ def page(audit: Audited, *, title: str = "retroact audit") -> str:
         rows=table(found),
         bars=Markup(plots.claims([(r["what"], (r["before"], r["after"])) for r in table(found)], found["n"])),
         why=why(found),
+        left_alone=left_alone(found["pedigree"]),
         statistics=statistics(found),
         panels=_panels(found["curves"]),
         indicators=[_reading(r) for r in found["indicators"]],
@@ -109,6 +110,7 @@ def markdown(audit: Audited, *, title: str = "retroact audit") -> str:
             [[r[k] for k in ("title", "mechanism", "value", "twin", "fires", "state")] for r in readings],
         ),
         *(_ran(who, found["attacks"][side]) for who, side in (("after", "network"), ("before", "twin"))),
+        *([f"The change leaves {kinds} as they are."] if (kinds := left_alone(found["pedigree"])) else []),
         f"Seed {found['pedigree']['seed']}; {found['pedigree']['versions']}; `{found['battery']}`.",
         "Verified is the worst case over every attack that was run, image by image: an upper bound on what the "
         "network withstands, never a certificate.",

@@ -80,6 +80,11 @@ class Line:
             **{k: self.record.pedigree.get(k) for k in ("seconds", "device", "machine", "versions")},
         }
 
+    @property
+    def left_alone(self) -> str:
+        """What the retrofit left as it is: "17 gelu", or nothing."""
+        return left_alone(self.record.pedigree)
+
     def alarms(self) -> list[str]:
         """What makes this line's number doubtful, each in a few words."""
         found = []
@@ -99,6 +104,11 @@ class Worst:
     accuracy: float
     interval: tuple[float, float]
     n: int
+
+
+def left_alone(pedigree: Mapping[str, Any]) -> str:
+    """The kinds of activations that a retrofit left, with their numbers: "17 gelu, 2 sigmoid"."""
+    return ", ".join(f"{n} {kind}" for kind, n in pedigree.get("left_alone", {}).items())
 
 
 def network(fields: Mapping[str, Any]) -> str:

@@ -59,3 +59,28 @@ def test_its_sites_are_found_and_what_it_is_stays_as_it_was():
     x = ra.data("mnist[:8]").images
     with torch.no_grad():
         assert torch.equal(net(x), ra.retrofit(ra.load("lenet-mnist"), ra.JumpReLU(1.0))(x))
+
+
+def test_every_report_names_the_kinds_that_a_retrofit_left(tmp_path):
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc1, self.fc2, self.out = nn.Linear(64, 32), nn.Linear(32, 32), nn.Linear(32, 5)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.out(F.gelu(self.fc2(F.gelu(F.relu(self.fc1(x.flatten(1)))))))
+
+    net = ra.Classifier(Mixed(), shape=(1, 8, 8))
+    x = ra.data("digits[:40]").images
+    with torch.no_grad():
+        net.module.out.bias -= net(x).median(0).values
+        data = ra.Images.of(x, net(x).argmax(1))
+    made = ra.audit(net, "JumpReLU(0.1)", data, EPS, battery="quick")
+    assert made.numbers()["pedigree"]["left_alone"] == {"gelu": 2}
+    for name in ("audit.html", "audit.md", "audit.json"):
+        ra.report(made, tmp_path / name)
+    assert "leaves 2 gelu as they are" in (tmp_path / "audit.html").read_text()
+    assert "leaves 2 gelu as they are" in (tmp_path / "audit.md").read_text()
+    record = ra.evaluate(ra.retrofit(net, "JumpReLU(0.1)"), data, ra.FGSM(), EPS)
+    assert record.pedigree["left_alone"] == {"gelu": 2}
