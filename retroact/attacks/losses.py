@@ -20,7 +20,7 @@ Loss = Literal[
     "cross_entropy", "away_from_true", "towards_and_away", "logit", "log_odds", "scaled_log_odds", "margin", "dlr"
 ]
 
-_SPREAD = 10.0  # softer, and all classes pull alike; harder, and it is the margin
+_SPREAD = 8.0  # softer, and all classes pull alike; harder, and it is the margin
 
 
 class LossFunction(Protocol):
@@ -85,7 +85,7 @@ def log_odds(logits: Tensor, aim: Aim) -> Tensor:
 
 
 def scaled_log_odds(logits: Tensor, aim: Aim) -> Tensor:
-    """`log_odds` of 10 z / (max z − min z), the divisor held constant: its gradient's direction does not change when
+    """`log_odds` of 8 z / (max z − min z), the divisor held constant: its gradient's direction does not change when
     logits are scaled or shifted, and the classes that are nearly as likely as the nearest pull as well.
     """
     unit = nonzero(spread(logits.detach())) / _SPREAD

@@ -72,7 +72,7 @@ def zero_gradient_share(record: Record) -> float:
 
 @metric("non-finite", better="lower")
 def nonfinite_share(record: Record) -> float:
-    """Share of examples on which a NaN or infinite logit or gradient was seen."""
+    """Share of examples on which a NaN or infinite logit or gradient was seen, or logits alike but for rounding."""
     return float(np.mean(record.nonfinite))
 
 

@@ -91,7 +91,8 @@ class Line:
         if zero_gradient_share(self.record) > ZERO_GRADIENT_ALARM:
             found.append(f"{zero_gradient_share(self.record):.0%} of its gradients were exactly zero")
         if nonfinite_share(self.record) > 0:
-            found.append(f"NaN or infinity on {int(self.record.nonfinite.sum())} of {len(self.record)} images")
+            seen = f"{int(self.record.nonfinite.sum())} of {len(self.record)} images"
+            found.append(f"NaN, infinity or logits all alike on {seen}")
         return found
 
 

@@ -79,7 +79,7 @@ def test_scaled_log_odds_are_those_of_logits_of_one_spread_whatever_their_scale_
     assert spread(LOGITS).tolist() == [5.0, 3.0]
     for aim in (RIGHT, TARGET):
         one = scaled_log_odds(LOGITS, aim)
-        torch.testing.assert_close(one, log_odds(LOGITS * torch.tensor([[2.0], [10 / 3]]), aim))
+        torch.testing.assert_close(one, log_odds(LOGITS * torch.tensor([[8 / 5], [8 / 3]]), aim))
         assert torch.equal(scaled_log_odds(2.0**60 * LOGITS, aim), one)
         torch.testing.assert_close(scaled_log_odds(LOGITS.double() + 1e6, aim), one.double(), rtol=1e-6, atol=1e-6)
     z = LOGITS.clone().requires_grad_()

@@ -63,7 +63,7 @@ def test_lines_carry_the_numbers_of_their_records(store):
     assert json.loads(json.dumps(a.numbers()))["attack"] == "PGD(steps=40)"
     assert a.alarms() == []
     assert c.alarms() == ["100% of its gradients were exactly zero"]
-    assert d.alarms() == ["NaN or infinity on 2 of 20 images"]
+    assert d.alarms() == ["NaN, infinity or logits all alike on 2 of 20 images"]
 
 
 def test_only_like_is_compared_with_like(store):

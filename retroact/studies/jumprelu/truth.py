@@ -43,8 +43,8 @@ from retroact.studies.truth import answered, audits
 DEEPFOOLS = ("deepfool_linf", "deepfool_l2")
 WIDTHS = (3.0, 8.0)
 """beta · kappa of the kernels at the jump: a wide and a narrow one."""
-PLAIN_DDN = DDN(loss="log_odds")
-"""As it was when the norms of this page were found; on its own scale DDN now finds smaller ones at jumps."""
+PLAIN_DDN = DDN(loss="log_odds", step_size=1.0)
+"""As it was when the norms of this page were found; its defaults now find smaller ones, at jumps above all."""
 GREATLY = 5.0
 """Points of accuracy, the margin of an audit's verdict, that "greatly" asks for at least."""
 
