@@ -66,7 +66,7 @@ class Oracle:
         asked = for_gradient and self._guide is self._network and self.access == "gradient"
         if not asked or self._guide_is_quantised:
             return self._forward(x, rows)
-        leaf, logits = _with_graph(self._network, x)
+        leaf, logits = self._with_graph(x)
         self.queries[rows] += 1
         self._flag(rows, logits.detach())
         self._look = _Look(x, leaf, logits, rows)
@@ -127,7 +127,7 @@ class Oracle:
             seen = look.logits.detach()
             seen = seen if look.rows is None else seen[look.rows]
             return Graph(self, x, rows, look, seen, seen)
-        leaf, traced = _with_graph(self._guide, x)
+        leaf, traced = self._with_graph(x)
         seen = logits = traced.detach()
         if self._guide is not self._network:
             logits = self._forward(x, rows)
@@ -135,6 +135,14 @@ class Oracle:
             self.queries[rows.cpu()] += 1
             self._flag(rows, logits)
         return Graph(self, x, rows, _Look(x, leaf, traced, None), logits, seen)
+
+    def _with_graph(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        company = len(x) == 1 and self._guide_wants_company
+        return _with_graph(self._guide, x, company)
+
+    @cached_property
+    def _guide_wants_company(self) -> bool:
+        return wants_company(self._guide)
 
     @cached_property
     def _guide_is_quantised(self) -> bool:
@@ -213,7 +221,7 @@ class Graph:
         return self._oracle._account(gradient if at is None else gradient[at], rows)
 
     def _anew(self, x: Tensor) -> _Look:
-        return _Look(x, *_with_graph(self._oracle._guide, x), None)
+        return _Look(x, *self._oracle._with_graph(x), None)
 
     def narrowed(self, some: Tensor) -> Graph:
         """The graph of the points `some` alone: a forward pass, and cheaper backward passes from then on.
@@ -236,12 +244,12 @@ class _Look(NamedTuple):
     rows: Tensor | None
 
 
-def _with_graph(network: Network, x: Tensor) -> tuple[Tensor, Tensor]:
+def _with_graph(network: Network, x: Tensor, company: bool) -> tuple[Tensor, Tensor]:
     """A leaf at `x`, and the logits there with their graph; AccessError where the network makes none."""
     leaf = x.detach().requires_grad_()
     try:
         with torch.enable_grad():
-            logits = in_company(network, leaf)
+            logits = in_company(network, leaf, company)
     except Exception as e:
         if is_out_of_memory(e) or not _answers(network, x):
             raise
@@ -251,18 +259,20 @@ def _with_graph(network: Network, x: Tensor) -> tuple[Tensor, Tensor]:
     return leaf, logits
 
 
-def in_company(network: Network, leaf: Tensor) -> Tensor:
-    """`in_float` of images whose gradient is wanted, where a batch of one has company.
+def in_company(network: Network, leaf: Tensor, company: bool | None = None) -> Tensor:
+    """`in_float` of images whose gradient is wanted, where a batch of one has company if the network wants it.
 
     On a CPU, torch (2.13) gives a batch norm in eval mode a wrong gradient for a batch of one whose incoming gradient
     lies in channels last, as after flatten(2).transpose(1, 2): every stem of convolutions before attention. The logits
-    are right, so nothing shows.
+    are right, so nothing shows. `company` says what `wants_company` would, where it has been asked.
     """
-    alone = len(leaf) == 1 and leaf.device.type == "cpu" and _has_batch_norm(network)
-    return in_float(network, torch.cat([leaf, leaf.detach()]))[:1] if alone else in_float(network, leaf)
+    if len(leaf) != 1 or leaf.device.type != "cpu" or not (wants_company(network) if company is None else company):
+        return in_float(network, leaf)
+    return in_float(network, torch.cat([leaf, leaf.detach()]))[:1]
 
 
-def _has_batch_norm(network: Network) -> bool:
+def wants_company(network: Network) -> bool:
+    """Whether there is a batch norm in it."""
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     return any(isinstance(m, norms) for net in modules_of(network) for m in net.modules())
 

@@ -274,7 +274,9 @@ def _settled(net: Network, x: Tensor, name: str) -> Tensor:
             first, second = (in_float(net, x.to(device_of(net))) for _ in range(2))
     except RuntimeError as e:
         raise ValueError(f"{name} fails on images of shape {tuple(x.shape[1:])}: {e}") from e
-    if not torch.allclose(first, second, rtol=1e-3, atol=1e-4, equal_nan=True):
+    spread = (first.amax(1) - first.amin(1)).nan_to_num(0.0, 0.0, 0.0)[:, None]
+    same = ((first - second).abs() <= 1e-3 * spread) | ~first.isfinite() & ~second.isfinite() | (first == second)
+    if not same.all():
         raise ValueError(
             f"{name} gives other logits each time it is asked; pass draws=20 to audit its mean over 20 draws "
             "(expectation over transformation), or fix its randomness"
