@@ -5,12 +5,13 @@
 Prints a markdown table. In each round ours and every peer attack the same images once, one after the other,
 in one process on one thread; a ratio is the median over rounds of (peer's CPU seconds / ours), so that what
 else happens on the machine meets all. Peers get the images as one batch, as a call of theirs takes them; ours
-go through `craft` with its own chunks, on the form of the network that is proved: the proof itself falls into the
-first round, which is not counted (it costs about a hundred gradients of an image, once for a network and its images). Strength comes first: `robust` is the accuracy left within eps (budget
-attacks), `norm` the mean perturbation over the images that all of them fool (minimum-norm attacks), judged by
-one function. `passes` is our mean number of gradients per image; `of limit` is our time over that of as many
-bare passes (forward, and backward to the input; for an attack on scores its
-queries, forward only) of the form that attacks run on. A ratio counts where our robust or norm is no larger.
+go through `craft` with its own chunks, on the form of the network that is proved: the proof itself falls into
+the first round, which is not counted (about a hundred gradients of an image, once for a network and its images).
+Strength comes first: `robust` is the accuracy left within eps (budget attacks), `norm` the mean perturbation over
+the images that all of them fool (minimum-norm attacks), judged by one function. `passes` is our mean number of
+gradients per image; `of limit` is our time over that of as many bare passes (forward, and backward to the input;
+for an attack on scores its queries, forward only) of that form. A ratio counts where our robust or norm is no
+larger.
 """
 
 from __future__ import annotations

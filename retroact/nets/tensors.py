@@ -180,14 +180,10 @@ def _hidden(
 def _check_plain(name: str, t: Tensor) -> None:
     if is_lazy(t):
         raise ValueError(f"{name} has no shape yet (a lazy module); run the net once on an image and save it then")
-    if t.device.type == "meta":
+    if t.is_meta and type(t) in (Tensor, nn.Parameter):
         raise ValueError(f"{name} lies on the meta device and has no numbers; load the net's weights and save it then")
-    if (
-        type(t) not in (Tensor, nn.Parameter)
-        or t.layout is not torch.strided
-        or t.is_quantized
-        or t.dtype is torch.complex128
-    ):
+    t = t.detach().cpu()  # a device may have a type of its own
+    if type(t) is not Tensor or t.layout is not torch.strided or t.is_quantized or t.dtype is torch.complex128:
         kind = f"{type(t).__name__} of {t.dtype}, {str(t.layout).removeprefix('torch.')}"
         raise ValueError(f"{name} is a {kind}, expected a plain tensor; safetensors holds no other: make it dense")
 

@@ -45,17 +45,21 @@ def of_the_jump() -> Audit:
 
 
 class Handmade(nn.Module):
-    """The digits net with a jump that somebody else wrote: no spec tells of it."""
+    """The digits net with a jump that somebody else wrote: no spec tells of it, and `hidden` no call either."""
 
-    def __init__(self, kappa: float) -> None:
+    def __init__(self, kappa: float, *, hidden: bool = True) -> None:
         super().__init__()
-        self.net, self.kappa = plain(), kappa
+        self.net, self.kappa, self.hidden = plain(), kappa, hidden
+
+    def active(self, z: Tensor) -> Tensor:
+        if not self.hidden:
+            return F.threshold(z, self.kappa, 0.0)
+        return torch.stack((torch.zeros_like(z), z)).gather(0, (z > self.kappa).long()[None])[0]
 
     def forward(self, x: Tensor) -> Tensor:
         inside = self.net.module
-        x = F.threshold(inside.conv1(x), self.kappa, 0.0)
-        x = inside.pool(F.threshold(inside.conv2(x), self.kappa, 0.0))
-        out: Tensor = inside.fc2(F.threshold(inside.fc1(x.flatten(1)), self.kappa, 0.0))
+        x = inside.pool(self.active(inside.conv2(self.active(inside.conv1(x)))))
+        out: Tensor = inside.fc2(self.active(inside.fc1(x.flatten(1))))
         return out
 
 
@@ -110,6 +114,12 @@ def test_a_jump_that_no_spec_tells_of_is_never_genuine():
     assert blind.verdict.effect != "GENUINE"
     if blind.verdict.counts.verified_gain > 0:
         assert blind.verdict.effect == "ABSTAINED" and "surrogate=" in str(blind)
+
+
+def test_a_jump_that_its_code_tells_of_is_attacked_through_kernels():
+    seen, ours = run(Handmade(0.5, hidden=False)), of_the_jump()
+    assert any("kernel" in r.title for r in seen.retrofit.runs)
+    assert seen.verdict.counts == ours.verdict.counts
 
 
 def test_a_surrogate_answers_a_jump_without_a_spec():

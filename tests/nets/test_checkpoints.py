@@ -185,7 +185,7 @@ class Bomb:
         return self.what
 
 
-@pytest.mark.parametrize("how", [os.mkdir, os.makedirs, Path.touch, pathlib.Path, open], ids=str)
+@pytest.mark.parametrize("how", [os.mkdir, os.makedirs, Path.touch, pathlib.Path, open], ids=lambda f: f.__name__)
 def test_nothing_that_lies_beside_the_weights_runs(tmp_path: Path, how: Any) -> None:
     """Whether a file is refused or read for its weights, no code of it runs."""
     mark = tmp_path / "it-ran"
