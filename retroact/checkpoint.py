@@ -49,6 +49,8 @@ def save(net: str | os.PathLike[str] | nn.Module, path: str | Path) -> Path:
     for an `output=` adapter that is a function, which no file can hold (that of a `package.module:function` can).
     """
     net = named(net)
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"expected a name that ends in .safetensors, got {str(path)!r}; `load` would not read another")
     if not isinstance(net, Classifier):
         raise ValueError(f"expected a Classifier, got {type(net).__name__}; save(Classifier(net, mean=…, std=…))")
     if callable(net.output) and not net.code:

@@ -40,8 +40,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-out = Console()
-err = Console(stderr=True)
+out = Console(emoji=False)  # mynets:x:y is a name, not a cross
+err = Console(stderr=True, emoji=False)
 
 NetArgument = Annotated[str, typer.Argument(help="zoo name, saved file, or package.module:function")]
 AttackArgument = Annotated[str, typer.Argument(help='such as "PGD(steps=40)"')]
@@ -87,6 +87,7 @@ def _failed(error: Exception) -> int:
         return int(getattr(error, "exit_code", 2))
     if isinstance(error, ValueError | TypeError | OSError | RuntimeError | KeyError | ArithmeticError | ImportError):
         said = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        said = "; ".join((said, *getattr(error, "__notes__", ())))
         err.print(f"error: {said}", style="red", highlight=False, markup=False, soft_wrap=True)
         return 2
     raise error

@@ -94,7 +94,7 @@ def check_labels(labels: Tensor, classes: int | None = None, n: int | None = Non
     if low < 0 or (classes is not None and high >= classes):
         below = "" if classes is None else f" and below {classes}"
         cure = "check the order of classes"
-        if low == 1 and high == classes:
+        if low >= 1 and high == classes:
             cure = "they count from 1: use labels - 1"
         raise ValueError(f"expected labels at least 0{below}, got {low} to {high}; {cure}")
 
@@ -123,6 +123,19 @@ def whole(value: object, name: str, low: int = 0, high: int | None = None) -> in
 def checked(seed: object, chunk: object = None, keep: object = 0) -> tuple[int, int | None, int]:
     """The three numbers of a run as ints: its seed, images per chunk (None: the attack's own), images to keep."""
     return whole(seed, "seed", 0, SEEDS), None if chunk is None else whole(chunk, "chunk", 1), whole(keep, "keep")
+
+
+@contextmanager
+def noting_failure(images: object) -> Iterator[None]:
+    """Adds a note that names the shape of its `images` to what a net raises on them; the error stays what it is."""
+    try:
+        yield
+    except RuntimeError as e:
+        if isinstance(images, Tensor):
+            note = f"the net failed on images of shape {tuple(images.shape[1:])}; it may want another size or channels"
+            if note not in getattr(e, "__notes__", ()):
+                e.add_note(note)
+        raise
 
 
 def named(net: Any) -> Any:

@@ -27,6 +27,7 @@ from retroact.nets import sources, zoo
 from retroact.nets.arrays import is_picture, plain, stacked
 from retroact.nets.data import DataSlice, Images, data
 from retroact.retrofitting.activations import Activation, is_activation
+from retroact.retrofitting.sites import Example, noise_for
 from retroact.retrofitting.surgery import Retrofit, retrofit
 from retroact.spec import SpecError, is_spec, is_spec_class, parse, show
 
@@ -320,14 +321,23 @@ def as_module(what: Net) -> nn.Module:
     return found
 
 
-def as_changed(what: Net | Said[Activation] | Retrofit, twin: Network) -> Network:
-    """A changed network, or `twin` with the activation that `what` is, or says."""
+def as_changed(what: Net | Said[Activation] | Retrofit, twin: Network, images: Tensor | None = None) -> Network:
+    """A changed network, or `twin` with the activation that `what` is, or says.
+
+    Where `twin` does not say the shape of its input, it is that of the `images` (n, c, h, w).
+    """
     found: Any = parse(what) if isinstance(what, str) and _names_a_spec(what) else what
     if isinstance(found, Retrofit):
-        return found(as_module(twin))
+        return found(as_module(twin), _example(twin, images))
     if is_spec_class(found) or is_spec(found) or (is_activation(found) and not isinstance(found, nn.Module)):
-        return retrofit(as_module(twin), as_activation(found))
+        return retrofit(as_module(twin), as_activation(found), example=_example(twin, images))
     return as_network(found)
+
+
+def _example(twin: Network, images: Tensor | None) -> Example | None:
+    if images is None or _shape_of(twin) is not None:
+        return None
+    return noise_for(as_module(twin), images.shape[1:])
 
 
 def _names_a_spec(text: str) -> bool:

@@ -41,11 +41,12 @@ class SpecError(ValueError):
 
 @dataclass(frozen=True)
 class Within:
-    """The closed interval that a number must lie in; `above=True` leaves out the lower end."""
+    """The closed interval that a number must lie in; `above=True` leaves out the lower end, `cure` says what to do."""
 
     low: float = -math.inf
     high: float = math.inf
     above: bool = False
+    cure: str = ""
 
     def __contains__(self, value: float) -> bool:
         return (self.low < value if self.above else self.low <= value) and value <= self.high
@@ -62,6 +63,9 @@ Positive = Annotated[float, Within(0.0, above=True)]
 UnitInterval = Annotated[float, Within(0.0, 1.0)]
 Count = Annotated[int, Within(1)]
 Seed = Annotated[int, Within(0, 2**62)]
+
+MANY = 16
+"""Beyond so many names an error that can say which was meant does not list them."""
 
 _known: dict[str, type] = {}
 
@@ -170,12 +174,15 @@ def parse(text: str, *, having: str | None = None) -> Any:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as e:
         raise SpecError(f"cannot read {text!r} as a spec, expected Name(field=value, …): {e}") from None
-    value = _read(ast.Call(tree, [], []) if isinstance(tree, ast.Name) else tree, text)
+    tree = ast.Call(tree, [], []) if isinstance(tree, ast.Name) else tree
+    if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name):
+        _check_known(tree.func.id, having)
+    value = _read(tree, text)
     if not is_spec(value):
-        raise SpecError(f"expected a spec such as PGD(steps=40), got {text!r}")
+        such = "a spec such as PGD(steps=40)" if having is None else f"one of {_names(having)}"
+        raise SpecError(f"expected {such}, got {text!r}")
     if having is not None and not hasattr(value, having):
-        choices = ", ".join(c.__name__ for c in known(having=having))
-        raise SpecError(f"{show(value)} does not belong here; expected one of: {choices}")
+        raise SpecError(f"{show(value)} does not belong here; expected one of: {_names(having)}")
     return value
 
 
@@ -206,11 +213,20 @@ def _find(name: str) -> type | None:
     return _known.get(name)
 
 
-def _make(name: str, args: list[Any], values: dict[str, Any]) -> Any:
+def _check_known(name: str, having: str | None = None) -> None:
+    """Raises SpecError, naming the nearest of those that would do, for a name that no spec has."""
     if _find(name) is None:
-        for public in importlib.import_module(__package__).__all__:
-            _find(public)  # so that the error can name the nearest of all
-        raise SpecError(_unknown("spec", name, list(_known)))
+        raise SpecError(_unknown("spec", name, _names(having).split(", ")))
+
+
+def _names(having: str | None) -> str:
+    for public in importlib.import_module(__package__).__all__:
+        _find(public)
+    return ", ".join(cls.__name__ for cls in known(having=having))
+
+
+def _make(name: str, args: list[Any], values: dict[str, Any]) -> Any:
+    _check_known(name)
     cls = _known[name]
     fields = [f.name for f in dataclasses.fields(cls)]
     if len(args) > len(fields):
@@ -233,7 +249,9 @@ def _unknown(what: str, name: str, names: list[str]) -> str:
     folded = {n.lower(): n for n in names}
     near = difflib.get_close_matches(name.lower(), list(folded), n=1, cutoff=0.5)
     hint = f"; did you mean {folded[near[0]]}?" if near else ""
-    return f"unknown {what} {name!r}{hint} (known: {', '.join(sorted(names))})"
+    return f"unknown {what} {name!r}{hint}" + (
+        "" if near and len(names) > MANY else f" (known: {', '.join(sorted(names))})"
+    )
 
 
 # ------------------------------------------------------------------------------------------- key
@@ -363,4 +381,4 @@ def _fraction(text: str, where: str) -> float:
 
 def _check_within(value: Any, bound: Any, where: str) -> None:
     if isinstance(bound, Within) and value is not None and value not in bound:
-        raise SpecError(f"{where}: expected a number {bound}, got {value!r}")
+        raise SpecError(f"{where}: expected a number {bound}, got {value!r}{bound.cure and '; '}{bound.cure}")

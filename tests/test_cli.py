@@ -326,6 +326,10 @@ def test_a_source_of_the_same_name_has_the_same_weights_and_a_sweep_pairs_nets_w
         (("attack", "digits-cnn", "PDG(steps=5)", *ATTACK[3:]), "did you mean PGD?"),
         (("attack", "digits-cnn", "Linf(0.1)", *ATTACK[3:]), "does not belong here"),
         ((*ATTACK[:4], "Linf(-1)", *ATTACK[5:]), "greater than 0"),
+        ((*ATTACK[:4], "Linf(8)", *ATTACK[5:]), "so 8 of 255 is Linf(8/255)"),
+        ((*ATTACK[:4], "linf(0.1)", *ATTACK[5:]), "did you mean Linf? (known: L2, Linf)"),
+        ((*ATTACK[:4], "0.1", *ATTACK[5:]), "expected one of L2, Linf, got '0.1'"),
+        (("retrofit", "digits-cnn", "JumpReLU(1.0)", "--out", "h.pth"), "ends in .safetensors"),
         ((*ATTACK[:6], "digits[:4000]"), "examples"),
         ((*ATTACK[:6], "digts"), "did you mean 'digits'?"),
         ((*ATTACK, "--activation", "JumpReLU(kappa=nan)"), "nan"),
@@ -402,6 +406,10 @@ def test_nets_in_detail_are_blocks_that_a_narrow_terminal_holds():
     block = lines[lines.index("digits-cnn") :]
     assert "parameters: 38282" in block[:7] and "sites: conv1_relu, conv2_relu, fc1_relu" in block[:7]
     assert "    (fc2): Linear(in_features=64, out_features=10, bias=True)" in block[:20]
+
+
+def test_colons_are_no_emoji(tmp_path):
+    assert "nowhere:x: ModuleNotFoundError" in run("attack", "nowhere:x", *ATTACK[2:], code=2, cwd=tmp_path).stderr
 
 
 def test_brackets_are_no_markup(call):

@@ -1,13 +1,17 @@
 """The docs say what the code does: the reference is up to date, the README's Python runs, paths stay out."""
 
+import importlib
 import os
 import re
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
 from retroact.nets import zoo
 
@@ -47,6 +51,126 @@ def test_the_guide_to_ones_own_network_runs(tmp_path):
     verdicts = [out for command, out in told if "audit" in command or "verdict" in command or "hf" in command]
     assert len(verdicts) == 5 and all(re.search("GENUINE|HARMFUL|NO EFFECT|INCONCL|ABSTAINED", v) for v in verdicts)
     assert (tmp_path / "verdict.html").stat().st_size > 10_000
+
+
+def _mistakes(folder):
+    """Every mistake in the guide's table, as a function, by the row's first column."""
+    import retroact as ra
+
+    mine = sys.modules["mine"]
+    state, digits = mine.Net().state_dict(), ra.data("digits[:40]")
+    fine = ra.load("digits-cnn")
+    x, y = digits.images, digits.labels
+
+    def file(name, content):
+        torch.save(content, folder / name)
+        return folder / name
+
+    def wrapped(adapt, **more):
+        class Adapted(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = fine.module
+
+            def forward(self, x):
+                return adapt(self.net(x))
+
+        return ra.Classifier(Adapted(), 0.0, 1.0, shape=(1, 8, 8), **more)
+
+    def attacked(net=fine, images=x, labels=y):
+        return ra.evaluate(net, (images, labels), "PGD(steps=1)", "Linf(0.1)")
+
+    def audited(net=fine, change="JumpReLU(0.5)", threat="Linf(0.1)"):
+        return ra.audit(net, change, digits, threat, battery="quick")
+
+    gelus = ra.Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.GELU(), nn.Linear(20, 10)), shape=(1, 8, 8))
+    wide = {**state, "fc.weight": torch.zeros(100, 512), "fc.bias": torch.zeros(100)}
+    (folder / "junk.pth").write_bytes(b"hello")
+    hard = ra.retrofit(fine, "JumpReLU(0.5)")
+
+    def of_file(path):
+        return lambda: ra.load("mine:build", weights=path)
+
+    return {
+        "`net.load_state_dict(…)` of a file whose names begin with `module.`": lambda: mine.Net().load_state_dict(
+            {f"module.{name}": value for name, value in state.items()}
+        ),
+        "a whole network in the file, `torch.save(net, …)`": of_file(file("whole.pth", mine.Net())),
+        "a file that is no checkpoint": of_file(folder / "junk.pth"),
+        "a file in which names are missing": of_file(
+            file("part.pth", {k: v for k, v in state.items() if "fc" not in k})
+        ),
+        "weights of another architecture, or number of classes": of_file(file("wide.pth", wide)),
+        'the file in the place of the network, `ra.load("mine.pth")`': lambda: ra.load(file("mine.pth", state)),
+        "no weights at all": lambda: audited(ra.load("mine:build")),
+        "a name misspelt": lambda: ra.load("lenet-mnits"),
+        "a module that cannot be imported": lambda: ra.load("nowhere:build"),
+        "the file in the place of the module, `mine.py:build`": lambda: ra.load("mine.py:build"),
+        "a function misspelt": lambda: ra.load("mine:buid"),
+        "a class that needs arguments": lambda: ra.load("torch.nn:Linear"),
+        "the class in the place of the network": lambda: attacked(mine.Net),
+        "no shape, where there are no images yet": lambda: ra.retrofit(mine.Net(), "JumpReLU(0.5)"),
+        "`mean` and `std` of pixels up to 255": lambda: ra.Classifier(mine.Net(), mean=123.7, std=58.4),
+        "a network that draws noise or drops units in eval mode": lambda: audited(wrapped(nn.functional.dropout)),
+        "logits of two heads": lambda: attacked(wrapped(lambda z: (z, 2 * z))),
+        "an `output=` that is not there": lambda: attacked(
+            wrapped(lambda z: {"logits": z, "aux": 2 * z}, output="logit")
+        ),
+        "one logit for two classes": lambda: attacked(wrapped(lambda z: z[:, :1])),
+        "probabilities": lambda: attacked(wrapped(lambda z: z.softmax(1))),
+        "decisions": lambda: attacked(wrapped(lambda z: z.argmax(1))),
+        "images of another size": lambda: attacked(images=torch.rand(40, 1, 28, 28)),
+        "the same, where the Classifier says no shape": lambda: attacked(
+            ra.Classifier(mine.Net()), torch.rand(40, 1, 28, 28)
+        ),
+        "pixels up to 255, as floats": lambda: attacked(images=x * 255),
+        "normalised pixels": lambda: attacked(images=(x - 0.3) / 0.4),
+        "labels from 1": lambda: attacked(labels=y + 1),
+        "one-hot labels": lambda: attacked(labels=nn.functional.one_hot(y)),
+        "test data in `tune` or `harden`": lambda: ra.tune(fine, "JumpReLU", "digits[:40]", "Linf(0.1)"),
+        "an activation misspelt": lambda: audited(change="JumpRelu(0.5)"),
+        "a network of GELUs": lambda: audited(gelus),
+        "a kind misspelt": lambda: ra.retrofit(gelus, "JumpReLU(0.5)", also="gellu"),
+        "a TorchScript network to retrofit": lambda: audited(torch.jit.trace(fine.module, x[:2])),
+        "a retrofit of a retrofit": lambda: ra.retrofit(hard, "JumpReLU(0.5)"),
+        "a radius in pixels up to 255": lambda: audited(threat="Linf(8)"),
+        "a radius at which every image can be made grey": lambda: audited(threat="Linf(0.6)"),
+        '`ra.save(net, "hard.pth")`': lambda: ra.save(hard, folder / "hard.pth"),
+    }
+
+
+def _errors_and_cures():
+    """The rows of the guide's table: what was done, and the sentence said of it."""
+    table = (ROOT / "docs" / "your-network.md").read_text().split("## Errors and cures")[1]
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in table.splitlines() if line.startswith("| ")]
+    return {done: said.split("`")[1] for done, said, _ in rows[1:] if "`" in said}
+
+
+@pytest.fixture
+def guide(tmp_path, monkeypatch):
+    """The guide's `mine.py` in a folder of its own, imported from there."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "your-network.md").read_text(), re.S)
+    (tmp_path / "mine.py").write_text(blocks[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    importlib.import_module("mine")
+    torch.manual_seed(0)
+    yield _mistakes(tmp_path)
+    sys.modules.pop("mine", None)
+
+
+def test_each_mistake_in_the_guide_gets_its_sentence(guide):
+    told = _errors_and_cures()
+    assert told.keys() == guide.keys()
+    for done, said in told.items():
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            try:
+                guide[done]()
+                found = ""
+            except (ValueError, TypeError, RuntimeError) as error:
+                found = "; ".join((str(error), *getattr(error, "__notes__", ())))
+        assert said in found or any(said in str(w.message) for w in warned), f"{done}: {found}"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

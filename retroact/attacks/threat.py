@@ -18,6 +18,8 @@ SLACK = 1e-6
 Access = Literal["decision", "score", "gradient"]
 Norm = Literal["linf", "l2"]
 
+_PIXELS = "eps is in pixels of [0,1], so 8 of 255 is Linf(8/255)"
+
 ACCESS: tuple[Access, ...] = ("decision", "score", "gradient")
 
 
@@ -40,7 +42,7 @@ class ThreatModel(Protocol):
 class Linf:
     """‖x_adv − x‖_∞ ≤ eps: each pixel may change by `eps` of the [0, 1] range (0 < eps ≤ 1)."""
 
-    eps: Annotated[float, Within(0.0, 1.0, above=True)]
+    eps: Annotated[float, Within(0.0, 1.0, above=True, cure=_PIXELS)]
     access: Access = "gradient"
     norm: ClassVar[Norm] = "linf"
 

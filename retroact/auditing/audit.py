@@ -159,7 +159,8 @@ def audit(
     """
     spent = _spent(battery)
     twin = as_network(twin)
-    defended, data = as_changed(defended, twin), as_images(data, twin)
+    data = as_images(data, twin)
+    defended = as_changed(defended, twin, data.images)
     threat, claimed = as_threat(threat), as_attack(claimed)
     surrogate = None if surrogate is None else as_network(surrogate)
     (seed, chunk, _), draws, workers = checked(seed, chunk), whole(draws, "draws"), whole(workers, "workers", 1)
@@ -297,21 +298,26 @@ def _look(
 ) -> tuple[list[Reading], dict[str, Any]]:
     """The readings on the first `points` that both decide rightly, and the curves behind them for a picture."""
     x, y = data.images, data.labels
-    right = [decide(side.network, x) == y for side in (twin, defended)]
-    _refuse_chance([float(r.float().mean()) for r in right], y)
+    decisions = [decide(side.network, x) for side in (twin, defended)]
+    _refuse_chance(decisions, y)
+    right = [decided == y for decided in decisions]
     rows = (right[0] & right[1]).nonzero()[:points, 0]
     glances = [Glance(side, x[rows], y[rows], data.index[rows], threat, seed) for side in (defended, twin)]
     readings = [ask(*glances) for ask in indicators()]
     return readings, {name: _curves(g) for name, g in zip(("network", "twin"), glances, strict=True)}
 
 
-def _refuse_chance(accuracies: list[float], y: Tensor) -> None:
+def _refuse_chance(decisions: list[Tensor], y: Tensor) -> None:
     most = float(y.bincount().max()) / len(y)
-    for accuracy, name in zip(accuracies, ("the twin", "the defended network"), strict=True):
+    for decided, name in zip(decisions, ("the twin", "the defended network"), strict=True):
+        accuracy, beside = float((decided == y).float().mean()), float((decided == y - 1).float().mean())
         if len(y) >= 20 and accuracy <= most + 0.02:
+            cure = "check weights, labels, normalisation and the retrofit's size"
+            if beside > most + 0.02 and beside > 0.5:
+                cure = f"labels - 1 would be right for {beside:.0%}, so they count from 1: use labels - 1"
             raise ValueError(
                 f"{name} decides {accuracy:.0%} of these images rightly, and always naming the commonest class would "
-                f"get {most:.0%}: there is nothing to audit; check labels, normalisation and the retrofit's size"
+                f"get {most:.0%}: there is nothing to audit; {cure}"
             )
 
 

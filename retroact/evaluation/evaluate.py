@@ -18,7 +18,7 @@ from retroact.attacks.driver import CHUNK, Attack, chunks, in_halves, serves_sev
 from retroact.attacks.goals import Goal, Targets, Untargeted
 from retroact.attacks.oracle import Network, apart, device_of, evaluating, in_float, settled
 from retroact.attacks.threat import ThreatModel
-from retroact.doors import check_labels, checked, places, warn_of_place, warn_of_probabilities
+from retroact.doors import check_labels, checked, noting_failure, places, warn_of_place, warn_of_probabilities
 from retroact.evaluation.proof import Crafted, Proved, craft_on, prove_for
 from retroact.evaluation.record import Record
 from retroact.ground import neutral
@@ -172,7 +172,7 @@ def decide(
     classes: set[int] = set()
 
     def run(rows: slice) -> Tensor:
-        with places() as found:
+        with places() as found, noting_failure(images):
             logits = in_float(network, images[rows].to(device))
         if labels is not None and not classes:
             warn_of_place(found)

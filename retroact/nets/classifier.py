@@ -45,7 +45,7 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(module, nn.Module) or isinstance(module, Classifier):
-            raise TypeError(f"Classifier: expected a plain nn.Module, got {type(module).__name__}; pass the net")
+            raise TypeError(f"Classifier: expected a plain nn.Module, got {_called(module)}")
         self.module = module
         self.shape = None if shape is None else _checked_shape(shape)
         self.output = tuple(output) if isinstance(output, list) else output
@@ -81,6 +81,14 @@ def sized(net: nn.Module, shape: Sequence[int] | None) -> nn.Module:
     return made
 
 
+def _called(what: object) -> str:
+    if isinstance(what, type):
+        return f"the class {what.__name__}; make one: {what.__name__}(…)"
+    if isinstance(what, Classifier):
+        return "a Classifier; it is one already, pass its .module"
+    return f"{type(what).__name__}; pass the net, and wrap a function in a module whose forward calls it"
+
+
 def _checked_shape(shape: Sequence[int]) -> Shape:
     sizes = tuple(int(s) for s in shape)
     if len(sizes) != 3 or min(sizes) < 1:
@@ -98,7 +106,8 @@ def _per_channel(value: float | Sequence[float], what: str, shape: Shape | None,
             "divide mean and std by 255"
         )
     if shape is not None and len(numbers) not in (1, shape[0]):
-        raise ValueError(f"Classifier: {what} has {len(numbers)} numbers for {shape[0]} channels; give 1 or {shape[0]}")
+        channels = "1 channel; give 1" if shape[0] == 1 else f"{shape[0]} channels; give 1 or {shape[0]}"
+        raise ValueError(f"Classifier: {what} has {len(numbers)} numbers for {channels}")
     return torch.tensor(numbers, dtype=dtype).view(1, -1, 1, 1)
 
 

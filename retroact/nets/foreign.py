@@ -10,7 +10,6 @@ net decide, all of them, and what was done is said.
 
 from __future__ import annotations
 
-import pickle
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -107,7 +106,7 @@ def _read(path: Path) -> tuple[Any, list[str]]:
     try:
         with torch.serialization.safe_globals(inert):  # type: ignore[arg-type]
             return torch.load(path, map_location="cpu", weights_only=True), strange
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, TypeError, AttributeError) as e:
+    except Exception as e:  # bytes that are no checkpoint end in any error, a KeyError among them
         raise _refused(path, strange) from e
 
 
@@ -306,7 +305,8 @@ def _is_cut(found: Tensor, own: Tensor) -> bool:
 def _says_misfit(fit: _Fit, module: nn.Module, path: Path) -> str:
     there = f" (under {fit.where!r})" if fit.where else ""
     there += f" (without {fit.off!r})" if fit.off else ""
-    return f"{path}{there} does not fit {type(module).__name__}: {_few(sorted(fit.wrong), 5)}"
+    wrong = _few(sorted(fit.wrong), 5)
+    return f"{path}{there} does not fit {type(module).__name__}: {wrong}; build the very net whose weights these are"
 
 
 def _grouped(names: list[str], among: Mapping[str, Tensor]) -> list[str]:

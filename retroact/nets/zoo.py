@@ -13,6 +13,7 @@ import difflib
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import sys
@@ -191,7 +192,13 @@ def _folder(name: str) -> Path:
     if name in NETWORKS:
         raise ZooError(f"the weights of {name} are not here; looked in {looked}; {_train(name)}")
     near = difflib.get_close_matches(name, [*names(), *NETWORKS], n=1, cutoff=0.4)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    hint = (
+        f"; did you mean {near[0]}?"
+        if near
+        else f"; did you mean {name[:-3]}:FUNCTION?"
+        if name.endswith(".py")
+        else ""
+    )
     known = ", ".join(sorted({*names(), *NETWORKS}))
     raise ZooError(f"unknown net {name!r}{hint} (known: {known}; your own: package.module:function)")
 
@@ -318,13 +325,37 @@ def _called(where: str) -> nn.Module:
     module, _, function = where.partition(":")
     if not module or not function.isidentifier():
         raise ZooError(f"cannot read {where!r} as a net; write package.module:function, such as mynets.small:build")
+    builder = _found(module, function, where)
     try:
-        made = getattr(_imported(module), function)()
+        made = builder()
     except Exception as e:
-        raise ZooError(f"{where}: {type(e).__name__}: {e}; it must import and take no arguments") from e
+        cure = "; write a function without arguments that builds it" if _lacks_arguments(builder) else ""
+        raise ZooError(f"{where}() raised {type(e).__name__}: {e}{cure}") from e
     if not isinstance(made, nn.Module):
-        raise ZooError(f"{where} gave {type(made).__name__}, expected an nn.Module")
+        raise ZooError(f"{where} gave {type(made).__name__}, expected an nn.Module; let it return the net")
     return made
+
+
+def _found(module: str, function: str, where: str) -> Any:
+    try:
+        home = _imported(module)
+    except Exception as e:
+        cure = f"write {module[:-3]}:{function}" if module.endswith(".py") else "stand in its folder, or install it"
+        missing = isinstance(e, ImportError) and (e.name or module).split(".")[0] == module.split(".")[0]
+        raise ZooError(f"{where}: {type(e).__name__}: {e}; {cure if missing else 'it must import as it stands'}") from e
+    if not callable(getattr(home, function, None)):
+        near = difflib.get_close_matches(function, [n for n, v in vars(home).items() if callable(v)], n=1)
+        hint = f"; did you mean {module}:{near[0]}?" if near else "; name a function or class that builds the net"
+        raise ZooError(f"{where}: {module} has no function {function!r}{hint}")
+    return getattr(home, function)
+
+
+def _lacks_arguments(builder: Any) -> bool:
+    try:
+        inspect.signature(builder).bind()
+    except (TypeError, ValueError):
+        return True
+    return False
 
 
 def _imported(module: str) -> Any:

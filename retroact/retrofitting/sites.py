@@ -14,6 +14,7 @@ The net itself never runs: its mode, hooks, buffers and gradients stay as they a
 
 from __future__ import annotations
 
+import difflib
 import fnmatch
 import functools
 import random
@@ -21,7 +22,7 @@ import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -34,7 +35,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from retroact.doors import named
+from retroact.doors import named, noting_failure
 from retroact.ground import neutral
 from retroact.retrofitting.activations import Activation, ReLU
 from retroact.retrofitting.copying import copied
@@ -120,7 +121,9 @@ def survey(net: nn.Module, example: Example | None = None, *, also: tuple[str, .
     """Runs a copy of the net on the example and lists the activation calls it makes."""
     refuse_what_cannot_be_read(net, also)
     work = copied(net).eval()
-    seen, on_pixels, put_in = _probe(work, example_for(net, example))
+    inputs = example_for(net, example)
+    with noting_failure(inputs[0] if inputs else None):
+        seen, on_pixels, put_in = _probe(work, inputs)
     if not seen and not put_in:  # a net of nothing but a ReLU on its input
         seen = [s for s in on_pixels if s.own == ReLU()]
     depth = _wrappers(work, [s.name for s in seen])
@@ -147,9 +150,14 @@ def example_for(net: nn.Module, example: Example | None) -> tuple[Any, ...]:
     shape = next((s for s in said if s is not None), None)
     if shape is None:
         raise ValueError(
-            f"{type(net).__name__} does not say the shape of its input; pass example=, "
-            "a batch of two of its inputs, such as example=torch.rand(2, 3, 32, 32)"
+            f"{type(net).__name__} does not say the shape of its input; say it, Classifier(net, shape=(c, h, w)), or "
+            "pass example=, a batch of two of its inputs, such as example=torch.rand(2, 3, 32, 32)"
         )
+    return noise_for(net, shape)
+
+
+def noise_for(net: nn.Module, shape: Sequence[int]) -> tuple[Any, ...]:
+    """Two images of noise (2, c, h, w) for a trial run, of the net's device and dtype."""
     like = next((p for p in net.parameters() if p.is_floating_point()), None)
     cpu = torch.Generator(device="cpu").manual_seed(0)
     noise = torch.rand((2, *shape), generator=cpu, dtype=torch.float32, device="cpu")
@@ -178,8 +186,11 @@ def refuse_what_cannot_be_read(net: nn.Module, also: tuple[str, ...] = ()) -> No
         raise ValueError("the net is quantised, its ReLUs lie inside integer kernels; retrofit the float net first")
     unknown = [kind for kind in also if kind not in KINDS]
     if unknown:
-        known = ", ".join(sorted(KINDS))
-        raise ValueError(f"also={also}: expected kinds of activations ({known}), got {unknown[0]!r}")
+        near = difflib.get_close_matches(unknown[0], KINDS, n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ValueError(
+            f"also={also}: expected kinds of activations ({', '.join(sorted(KINDS))}), got {unknown[0]!r}{hint}"
+        )
 
 
 # --------------------------------------------------------------------------------------- selection

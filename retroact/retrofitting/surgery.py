@@ -123,7 +123,8 @@ def retrofit(
     ValueError for a sealed (TorchScript, quantised) or an already retrofitted net, and a selection that is
     empty, TypeError for what is no module.
     """
-    return Retrofit(activation, _as_text(sites), tuple(also), tuple(allow))(named(net), example)  # type: ignore[arg-type]
+    kinds, left = (tuple((names,) if isinstance(names, str) else names) for names in (also, allow))
+    return Retrofit(activation, _as_text(sites), kinds, left)(named(net), example)  # type: ignore[arg-type]
 
 
 @neutral()
@@ -161,7 +162,7 @@ def _refuse_twice(net: nn.Module) -> None:
 def _nothing_to_replace(net: nn.Module, found: Survey) -> str:
     others = {site.kind for site in found.left_alone}
     named, by_hand = ", ".join(sorted(others & KINDS)), ", ".join(sorted(others - KINDS))
-    cure = f"; it calls {named}: name them in also= to replace them" if named else ""
+    cure = f"; it calls {named}: name them in also= (--also) to replace them" if named else ""
     cure += f"; it has {by_hand} written by hand: write F.relu there to have it replaced" if by_hand else ""
     return f"{type(net).__name__} calls no ReLU, so there is nothing to replace{cure}"
 

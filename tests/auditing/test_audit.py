@@ -268,6 +268,23 @@ def test_a_network_at_chance_is_refused_by_name():
         run(plain(), twin=lost)
 
 
+def test_labels_that_count_from_one_are_recognised_where_none_is_out_of_range():
+    part = data()
+    rows = part.labels < 9
+    with pytest.raises(ValueError, match="labels - 1 would be right for 9.%, so they count from 1: use labels - 1"):
+        audit(plain(), "JumpReLU(0.5)", (part.images[rows], part.labels[rows] + 1), EPS, battery=SMALL)
+
+
+def test_a_plain_module_takes_its_shape_from_the_images():
+    bare, part = plain().module, data()
+    assert audit(bare, "SReLU(2)", (part.images, part.labels), EPS, battery=SMALL).numbers()["clean"] > 0.9
+    other = nn.Sequential(nn.Flatten(), nn.Linear(49, 10), nn.ReLU())
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as raised:
+        audit(other, "SReLU(2)", (part.images, part.labels), EPS, battery=SMALL)
+    (note,) = raised.value.__notes__
+    assert note.startswith("the net failed on images of shape (1, 8, 8)")
+
+
 def test_a_randomised_network_needs_draws():
     with pytest.raises(ValueError, match="draws=20"):
         run(Noisy(), 25)

@@ -240,8 +240,10 @@ def test_weights_that_are_none_say_so(mynets: Path) -> None:
     [
         ("my_own_nets", "package.module:function"),
         ("my_own_nets:small()", "package.module:function"),
-        ("no_such_module:build", "ModuleNotFoundError"),
-        ("my_own_nets:missing", "AttributeError"),
+        ("no_such_module:build", "No module named .*; stand in its folder"),
+        ("my_own_nets.py:small", "write my_own_nets:small"),
+        ("my_own_nets:missing", "my_own_nets has no function 'missing'"),
+        ("my_own_nets:smal", "did you mean my_own_nets:small"),
         ("my_own_nets:broken", "TypeError"),
         ("my_own_nets:nothing", "gave NoneType"),
     ],

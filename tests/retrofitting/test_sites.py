@@ -165,7 +165,7 @@ class TestExample:
         assert len(sites(Two(), (X, X))) == 1
 
     def test_no_shape(self) -> None:
-        with pytest.raises(ValueError, match=r"does not say the shape of its input; pass example="):
+        with pytest.raises(ValueError, match=r"does not say the shape of its input; say it, .* or pass example="):
             sites(nn.ReLU())
 
     def test_no_net(self) -> None:
