@@ -2,11 +2,12 @@
 
 A graph is a straight line, and tracing is easily fooled: it fixes `self.training`, draws a random
 number once, takes one side of an `if`, forgets `torch.no_grad()` and the backward of an autograd.Function,
-and what forward notes (a counter, a feature map) becomes part of the trace. So a net is said to trace only
-if, while it is traced, no tensor operation runs, no random number is drawn and nothing is noted
-anywhere; if its graphs in train and in eval mode, with and without gradients, are the same (functional
-dropout, whose flag differs, becomes a dropout module); if it has no hooks; and if the graph keeps
-every name of the state_dict. A copy is traced, so the net itself never sees a proxy.
+takes `mask=None` for a mask, and what forward notes (a counter, a feature map) becomes part of the trace. So
+a net is said to trace only if, while it is traced, no tensor operation runs, no random number is drawn and
+nothing is noted anywhere; if its graphs in train and in eval mode, with and without gradients, are the same
+(functional dropout, whose flag differs, becomes a dropout module), and the one without optional arguments is
+too; if it has no hooks; and if the graph keeps every name of the state_dict. A copy is traced, so the net
+itself never sees a proxy.
 
 While torch.fx traces, every module call of the process goes through its tracer. Ours lets those of other
 threads pass, and two of ours wait for each other.
@@ -15,6 +16,7 @@ threads pass, and two of ours wait for each other.
 from __future__ import annotations
 
 import gc
+import inspect
 import sys
 import threading
 import weakref
@@ -59,7 +61,8 @@ class Tracer(fx.Tracer):
 
     proxy_buffer_attributes = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, alone: bool = False) -> None:
+        self._alone = alone  # optional arguments at their defaults
         self._thread, self._world = threading.get_ident(), _world()
         self._proxies: list[weakref.ref[fx.Proxy]] = []
         super().__init__()
@@ -82,6 +85,12 @@ class Tracer(fx.Tracer):
         self._autowrap_search.extend(sys.modules[home] for home in sorted(homes) if home in sys.modules)
         with _TRACING, _unpatched():
             return super().trace(root, concrete_args)
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
+        """The arguments of `forward`: a proxy for each, or for those with a default, `alone`, their defaults."""
+        fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
+        defaults = _defaults(root_fn) if self._alone else {}
+        return fn, [defaults.get(i, arg) for i, arg in enumerate(args)]
 
     def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Traces a call of this thread; another thread's module just runs."""
@@ -112,6 +121,12 @@ class Tracer(fx.Tracer):
         return any(proxy() is not None for proxy in self._proxies)
 
 
+def _defaults(function: Any) -> dict[int, Any]:
+    """The defaults of a function by the places of their parameters."""
+    parameters = inspect.signature(function).parameters.values()
+    return {i: p.default for i, p in enumerate(parameters) if p.default is not p.empty}
+
+
 def _world() -> tuple[Any, ...]:
     devices = ("cpu", "cuda")
     autocast = [(torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
@@ -138,9 +153,10 @@ def traced(net: nn.Module) -> fx.GraphModule | None:
         read = shadow(net)
         graph = _graph(read, training=False, grad=True)
         in_training, without_grad = _graph(shadow(net), True, True), _graph(shadow(net), False, False)
+        alone = _graph(shadow(net), False, True, alone=True) if _defaults(type(net).forward) else graph
     except Exception:  # a forward pass that meets a proxy may raise anything
         return None
-    if _differing(graph, without_grad) != [] or _differing(graph, in_training) is None:
+    if any(_differing(graph, other) != [] for other in (without_grad, alone)) or _differing(graph, in_training) is None:
         return None
     return _as_module(net, read, graph, in_training)
 
@@ -214,12 +230,12 @@ def _is_plain(name: str, value: Any) -> bool:
     return not name.startswith("_") and not isinstance(value, nn.Module) and name != "training"
 
 
-def _graph(net: nn.Module, training: bool, grad: bool) -> fx.Graph:
+def _graph(net: nn.Module, training: bool, grad: bool, *, alone: bool = False) -> fx.Graph:
     net.train(training)
     notes = Notes(net)
     try:
         with torch.inference_mode(False), torch.set_grad_enabled(grad), _NothingRuns():
-            tracer = Tracer()
+            tracer = Tracer(alone=alone)
             graph = tracer.trace(net)
         if notes.changed() or tracer.is_kept():
             raise WouldBakeError("the forward pass notes something or draws random numbers")

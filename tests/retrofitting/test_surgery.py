@@ -380,6 +380,31 @@ class TestWholeNets:
         assert torch.allclose(got, wanted)
 
 
+class WithOptions(Conv):
+    """What nobody passes is no mask, though a graph would hold one in its place."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__(F.relu)
+        self.way = way
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, flips: bool = False, scale: float = 3.0) -> Tensor:
+        if self.way == "crashes" and mask is not None:
+            x = x * mask
+        if self.way == "is another net" and flips is not False:
+            x = x.flip(-1)
+        return super().forward(x) * (scale if self.way == "scales" else 1.0)
+
+
+@pytest.mark.parametrize("way", ["crashes", "is another net", "scales", "unread"])
+def test_optional_arguments_are_left_out_and_stay_optional(way):
+    net = WithOptions(way)
+    hard = retrofit(net, SReLU(2.0), example=IMAGES)
+    net.act = lambda z: 2 * F.relu(z)
+    assert torch.equal(hard(IMAGES), net(IMAGES))
+    given = {"mask": IMAGES > 0, "flips": True, "scale": 0.5}
+    assert torch.equal(hard(IMAGES, **given), net(IMAGES, **given))
+
+
 class TestSelection:
     NET = Wrapper(ResNet(True, blocks=2))
 
