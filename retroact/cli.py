@@ -10,6 +10,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +64,7 @@ DryOption = Annotated[bool, typer.Option("--dry-run", help="say what would run a
 
 STORE = Path("retroact.sqlite")
 STOPPED = 130  # what a shell expects of a program that Ctrl-C ended
+BROKEN = 70  # of a program with a fault in it (sysexits.h); 1 is an answer of --fail-on
 
 
 def main() -> None:
@@ -90,7 +92,8 @@ def _failed(error: Exception) -> int:
         said = "; ".join((said, *getattr(error, "__notes__", ())))
         err.print(f"error: {said}", style="red", highlight=False, markup=False, soft_wrap=True)
         return 2
-    raise error
+    traceback.print_exception(error)
+    return BROKEN
 
 
 # ------------------------------------------------------------------------------------------- demo

@@ -125,6 +125,15 @@ def checked(seed: object, chunk: object = None, keep: object = 0) -> tuple[int, 
     return whole(seed, "seed", 0, SEEDS), None if chunk is None else whole(chunk, "chunk", 1), whole(keep, "keep")
 
 
+def check_device(device: str) -> None:
+    """Raises ValueError for a device that this machine, or this torch, has not."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as e:  # a torch without CUDA asserts that it has it
+        said = str(e).strip().splitlines()[0].rstrip(".")
+        raise ValueError(f"device {device!r} is not here ({said}); choose another, such as cpu") from e
+
+
 @contextmanager
 def noting_failure(images: object) -> Iterator[None]:
     """Adds a note that names the shape of its `images` to what a net raises on them; the error stays what it is."""

@@ -336,6 +336,7 @@ def test_a_source_of_the_same_name_has_the_same_weights_and_a_sweep_pairs_nets_w
         ((*ATTACK, "--activation", "JumpReLU(kappa=-1)"), "at least 0"),
         ((*ATTACK, "--activation", "JumpReLU(kappa=1)", "--sites", "nowhere*"), "nowhere"),
         ((*ATTACK, "--dtype", "float7"), "float7"),
+        ((*ATTACK, "--device", "nonesuch"), "device 'nonesuch' is not here"),
         ((*ATTACK, "--goal", "Targeted(77)"), "77"),
         (("tune", "digits-cnn", "JumpReLU", "--threat", "Linf(0.1)", "--data", "digits"), "nothing is tuned on it"),
         (("list", "nonsense"), "cannot list 'nonsense'"),
@@ -406,6 +407,15 @@ def test_nets_in_detail_are_blocks_that_a_narrow_terminal_holds():
     block = lines[lines.index("digits-cnn") :]
     assert "parameters: 38282" in block[:7] and "sites: conv1_relu, conv2_relu, fc1_relu" in block[:7]
     assert "    (fc2): Linear(in_features=64, out_features=10, bias=True)" in block[:20]
+
+
+def test_a_fault_of_the_program_is_no_answer_of_fail_on(call, monkeypatch):
+    def broken(*_: object, **__: object) -> None:
+        raise AssertionError("a fault")
+
+    monkeypatch.setattr("retroact.checkpoint.load", broken)
+    code, _, err = call("audit", "digits-cnn", "JumpReLU(1.0)", "--threat", "Linf(0.1)", "--data", "digits[:20]")
+    assert code == 70 and "AssertionError: a fault" in err
 
 
 def test_colons_are_no_emoji(tmp_path):

@@ -135,6 +135,9 @@ def _mistakes(folder):
         "a retrofit of a retrofit": lambda: ra.retrofit(hard, "JumpReLU(0.5)"),
         "a radius in pixels up to 255": lambda: audited(threat="Linf(8)"),
         "a radius at which every image can be made grey": lambda: audited(threat="Linf(0.6)"),
+        "`--device cuda` where there is none": lambda: ra.sweep(
+            [ra.Cell("digits-cnn", "digits[:2]", ra.PGD(), ra.Linf(0.1))], ra.Store(folder / "s.sqlite"), device="cuda"
+        ),
         '`ra.save(net, "hard.pth")`': lambda: ra.save(hard, folder / "hard.pth"),
     }
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from retroact.doors import checked, whole
+from retroact.doors import check_device, checked, whole
 from retroact.evaluation.record import Record
 from retroact.experiments.cell import Cell, Model, alike, all_locked
 from retroact.experiments.executors import processes, serial
@@ -53,6 +53,7 @@ def sweep(
     stop, a kill among them, loses at most the cells that were running.
     """
     (_, chunk, keep), workers = checked(0, chunk, keep), whole(workers, "workers", 1)
+    check_device(device)
     planned = plan(cells, store, keep=keep)
     todo = alike(planned.cells[k] for k in planned.todo)
     done, total = len(planned.cells) - len(planned.todo), len(planned.cells)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from retroact.doors import check_labels, checked
+from retroact.doors import check_device, check_labels, checked
 from retroact.nets import zoo
 from retroact.nets.classifier import Classifier
 from retroact.nets.data import DataSlice, Images
@@ -46,6 +46,7 @@ def train(
     """
     network, recipe = _named(name, epochs)
     seed, _, _ = checked(seed)
+    check_device(device)
     part = DataSlice.read(data or f"{network.data}/train")
     if part.split != "train":
         raise ValueError(f"{part} is {part.split} data, which nothing is trained on; use {part.name}/train")
