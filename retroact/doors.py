@@ -51,6 +51,8 @@ def _cure(low: float, high: float) -> str:
         return "divide by 255" + ("" if high > 127 else f", or by what white is ({high:g}?)")
     if low >= 0 and high <= 65535:
         return "divide by 65535, or by what white is"
+    if low >= -0.5 - SLACK and high <= 0.5 + SLACK:
+        return "map [-0.5,0.5] to [0,1] with x + 0.5 and give the net Classifier(net, mean=0.5)"
     if low >= -1 - SLACK and high <= 1 + SLACK:
         return "map [-1,1] to [0,1] with (x + 1) / 2 and give the net Classifier(net, mean=0.5, std=0.5)"
     return (

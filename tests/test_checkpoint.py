@@ -146,6 +146,29 @@ def test_what_the_caller_has_set_has_no_part_in_a_net_that_is_saved_or_read(net,
         assert all(p.grad is not None for p in made.parameters())
 
 
+@pytest.mark.parametrize("setting", [torch.inference_mode, lambda: torch.device("meta")], ids=["inference", "meta"])
+def test_an_instance_that_cannot_be_filled_takes_the_tensors_of_the_file(tmp_path, setting):
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.norm = nn.Linear(4, 4), nn.Linear(4, 4), nn.BatchNorm1d(4)
+            self.b.weight = self.a.weight
+            self.register_buffer("scale", torch.arange(4.0), persistent=False)
+
+        def forward(self, x):
+            return self.norm(self.b(self.a(x.flatten(1)).relu())) * self.scale
+
+    x, path = torch.rand(3, 1, 2, 2), tmp_path / "tied.safetensors"
+    net = Classifier(Tied(), shape=(1, 2, 2))
+    save(net, path)
+    with setting():
+        blank = Tied()
+    made = load(path, into=blank)
+    assert torch.equal(made(x), net(x)) and made.module.a.weight is made.module.b.weight
+    made(x).sum().backward()
+    assert made.module.a.weight.grad is not None
+
+
 def test_damaged_and_foreign_files_are_refused_with_the_cure(net, tmp_path):
     path = save(net, tmp_path / "net.safetensors")
     path.write_bytes(path.read_bytes()[:-100])

@@ -138,7 +138,7 @@ class Oracle:
 
     def _with_graph(self, x: Tensor) -> tuple[Tensor, Tensor]:
         company = len(x) == 1 and self._guide_wants_company
-        return _with_graph(self._guide, x, company)
+        return with_graph(self._guide, x, company)
 
     @cached_property
     def _guide_wants_company(self) -> bool:
@@ -244,7 +244,7 @@ class _Look(NamedTuple):
     rows: Tensor | None
 
 
-def _with_graph(network: Network, x: Tensor, company: bool) -> tuple[Tensor, Tensor]:
+def with_graph(network: Network, x: Tensor, company: bool | None = None) -> tuple[Tensor, Tensor]:
     """A leaf at `x`, and the logits there with their graph; AccessError where the network makes none."""
     leaf = x.detach().requires_grad_()
     try:
@@ -329,7 +329,7 @@ def _asked(network: Network, x: Tensor) -> Tensor:
         if size is None or size == len(x):
             raise
         return torch.cat([_padded(network, part, size) for part in x.split(size)])
-    logits = logits_in(out, len(x))
+    logits = logits_in(out, len(x)).as_subclass(Tensor)  # a subclass need not know what losses call
     return logits.to(x.device, torch.float32 if logits.dtype in _HALVES else logits.dtype, copy=True)
 
 

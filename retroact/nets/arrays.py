@@ -79,7 +79,8 @@ def plain(what: Any) -> Tensor:
         what = _from_numpy(what)
     # Inference mode marks its tensors for life, and a network could not be differentiated on them.
     with torch.inference_mode(False):
-        found: Tensor = what.detach().as_subclass(Tensor).cpu()  # type: ignore[attr-defined]
+        what = what if what.layout is torch.strided else what.to_dense()  # type: ignore[attr-defined]
+        found: Tensor = what.detach().as_subclass(Tensor).cpu()
         return found.clone() if found.is_inference() else found
 
 
@@ -156,8 +157,10 @@ def _channels_first(x: Tensor, shape: Shape | None, *, sure: bool) -> Tensor:
 def _scaled(x: Tensor) -> Tensor:
     if x.is_floating_point() or x.is_complex() or not x.numel():
         return x.float() if not x.numel() else x
-    low, high = int(x.min()), int(x.max())
-    if low < 0 or high > 255 or high < DARK:
+    whole = x.to(torch.int64)  # torch finds no smallest of 16 bits without a sign
+    low, high = int(whole.min()), int(whole.max())
+    if low < 0 or high > 255 or high < DARK or x.dtype == torch.int8:  # whose brightest is 127
         cure = "bring them to floats in [0,1]" if low < 0 else f"where {high} is white, use images.float() / {high}"
-        raise ValueError(f"expected whole pixels from 0 to 255, got {low} to {high}; {cure}")
+        of = f" of {str(x.dtype).removeprefix('torch.')}" if x.dtype == torch.int8 else ""
+        raise ValueError(f"expected whole pixels from 0 to 255, got {low} to {high}{of}; {cure}")
     return x.to(torch.float32).div_(255)

@@ -93,6 +93,7 @@ def unpack(module: nn.Module, tensors: Mapping[str, Tensor], said: Said) -> None
         names = [name, *(n for n, owner in tied.items() if owner == name)]
         there = {id(own[n]): own[n] for n in names if isinstance(own.get(n), Tensor)}
         alone = len(there) == 1 and sorted(called[next(iter(there))]) == sorted(names)
+        alone = alone and all(_can_be_filled(t) for t in there.values())
         value = _settled(next(iter(there.values())), found[name], name in shared) if alone else found[name]
         like = next(iter(there.values()), None)
         if not alone and isinstance(like, nn.Parameter):
@@ -104,10 +105,15 @@ def unpack(module: nn.Module, tensors: Mapping[str, Tensor], said: Said) -> None
         if name in hidden:
             owner, before = tied.get(name, name), held[last]
             value = placed.get(owner, found[owner])
-            if before is None:
+            if before is None or not _can_be_filled(before):
                 held[last] = value
             elif before.shape == value.shape:  # one of another shape was no more than a cache
                 held[last] = _settled(before, value, name in shared or owner in placed)
+
+
+def _can_be_filled(own: Tensor) -> bool:
+    """Whether a tensor takes other numbers: one on the meta device has none, one of inference mode keeps its own."""
+    return not (own.is_meta or own.is_inference())
 
 
 def _settled(own: Tensor, value: Tensor, shared: bool) -> Tensor:

@@ -30,6 +30,7 @@ def copied(net: nn.Module) -> nn.Module:
     A compiled net is copied as the net inside, also where it lies inside another; tensors that belong to
     the graph of an earlier forward pass are detached. The caller's inference mode makes no difference.
     """
+    _refuse_closures(net)
     try:
         with torch.inference_mode(False):
             return _deep(net, {})
@@ -45,6 +46,22 @@ def copied(net: nn.Module) -> nn.Module:
         ) from e
 
 
+def _refuse_closures(net: nn.Module) -> None:
+    """A function is not copied, and what it closes over neither: the copy would run the weights of the net."""
+    modules = set(map(id, net.modules()))
+    for path, module in net.named_modules():
+        if "_orig_mod" in module._modules:  # a compiled net, which is copied as the net inside
+            continue
+        cells = getattr(vars(module).get("forward"), "__closure__", None) or ()
+        held = [getattr(cell, "cell_contents", None) for cell in cells]
+        if any(id(getattr(value, "__self__", value)) in modules for value in held):
+            raise ValueError(
+                f"{type(net).__name__} cannot be copied: the forward of {path or 'the net'} was replaced by a function "
+                "that holds the old one, so that a copy would run this net; write it as a method of a class, or set "
+                "types.MethodType(forward, module)"
+            )
+
+
 def shadow(net: nn.Module) -> nn.Module:
     """A deep copy that shares every tensor with the net: what can be read and rewritten at no cost."""
     return _deep(net, {id(t): t for t in _tensors(net)})
@@ -52,8 +69,8 @@ def shadow(net: nn.Module) -> nn.Module:
 
 def _deep(net: nn.Module, memo: dict[int, Any]) -> nn.Module:
     for module in list(net.modules()):
-        inner = module._modules.get("_orig_mod")
-        if inner is not None:
+        if "_orig_mod" in module._modules:  # those of a script have no get()
+            inner = module._modules["_orig_mod"]
             memo[id(module)] = copy.deepcopy(inner, memo)
     return copy.deepcopy(net, memo)
 

@@ -147,7 +147,7 @@ def traced(net: nn.Module) -> fx.GraphModule | None:
 
     The net stays as it is, and so do the caller's grad mode and `nn.Module`, after an exception too.
     """
-    if any(_has_hooks(m) for m in net.modules()):
+    if any(_has_hooks(m) for m in net.modules()) or "forward" in vars(net):  # torch.fx reads that of the class
         return None
     try:
         read = shadow(net)

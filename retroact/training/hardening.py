@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from retroact.attacks.geometry import project, random_start, steepest
 from retroact.attacks.goals import Aim
 from retroact.attacks.losses import margin
-from retroact.attacks.oracle import device_of, in_company, in_float
+from retroact.attacks.oracle import device_of, in_float, with_graph
 from retroact.attacks.threat import ThreatModel
 from retroact.doors import checked
 from retroact.evaluation.evaluate import decide
@@ -409,8 +409,8 @@ def _moved(net: nn.Module, x: Tensor, y: Tensor, index: Tensor, threat: ThreatMo
     """`steps` steps of 2.5 eps/steps up the margin loss, none saved: learning wants the worst image, not the first."""
     x_adv = random_start(x, threat, index, seed)
     for _ in range(steps):
-        leaf = x_adv.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(margin(in_company(net, leaf), Aim(y)).sum(), leaf)
+        leaf, logits = with_graph(net, x_adv)
+        (gradient,) = torch.autograd.grad(margin(logits, Aim(y)).sum(), leaf)
         x_adv = project(leaf.detach() + 2.5 * threat.eps / steps * steepest(gradient, threat.norm), x, threat)
     return x_adv
 

@@ -303,3 +303,22 @@ def test_a_network_that_returns_more_than_logits_is_attacked_in_a_lean_form_too(
     data = ra.Images.of(X, decide(net, X))
     assert ra.evaluate(net, data, ra.PGD(steps=10), ra.Linf(0.05)).pedigree["form"] == "folded, channels last"
     assert not any(isinstance(m, nn.BatchNorm2d) for m in lean(net).modules())
+
+
+class Tagged(torch.Tensor):
+    """One that refuses what it does not know, as subclasses with their own dispatch do."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func is torch.nn.functional.cross_entropy:
+            return NotImplemented
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def test_logits_of_a_tensors_subclass_are_read_as_the_tensor():
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
+    x = torch.rand(6, 1, 4, 4)
+    data = ra.Images.of(x, net(x).argmax(1))
+    found = [ra.evaluate(f, data, "PGD(steps=3)", "Linf(0.3)") for f in (net, lambda v: net(v).as_subclass(Tagged))]
+    assert found[0] == found[1]

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import pickle
+import types
 from collections import OrderedDict
 
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from retroact.nets.classifier import Classifier
 from retroact.retrofitting.activations import JumpReLU, SReLU
+from retroact.retrofitting.copying import copied
 from retroact.retrofitting.folding import fold
 from retroact.retrofitting.sites import left_alone, sites, survey
 from retroact.retrofitting.surgery import Retrofit, refit, retrofit
@@ -209,3 +211,34 @@ class TestLeftAlone:
     def test_a_survey_of_a_retrofitted_net_finds_the_same(self) -> None:
         after = survey(retrofit(Mixed(), SReLU(2.0)))
         assert [s.kind for s in after.left_alone] == ["gelu", "gelu", "gelu", "sigmoid"]
+
+
+class TestReplacedForward:
+    """An instance may have a forward of its own, which torch.fx does not read and a copy may not own."""
+
+    def net(self) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Flatten(), nn.Linear(9, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+
+    def test_a_method_of_the_instance_is_retrofitted(self) -> None:
+        net, x = self.net(), torch.randn(5, 1, 3, 3)
+        net.forward = types.MethodType(lambda self, x: nn.Sequential.forward(self, x) ** 2, net)
+        for hard in (retrofit(net, SReLU(3.0), example=x), copied(retrofit(net, SReLU(3.0), example=x))):
+            assert torch.equal(hard(x), net[3](3.0 * net[2](net[1](net[0](x)))) ** 2)
+
+    def test_a_function_around_the_old_one_is_refused_since_a_copy_would_run_the_net(self) -> None:
+        net = self.net()
+        old = net.forward
+        net.forward = lambda x: old(x) * 2
+        with pytest.raises(ValueError, match=r"forward of the net was replaced.*types\.MethodType\(forward, module\)"):
+            retrofit(net, SReLU(3.0), example=torch.randn(2, 1, 3, 3))
+
+
+def test_a_script_is_copied() -> None:
+    net, x = torch.jit.script(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()), torch.randn(2, 3)
+    made = copied(net)
+    expected = net(x)
+    assert torch.equal(made(x), expected)
+    with torch.no_grad():
+        next(made.parameters()).zero_()
+    assert torch.equal(net(x), expected)

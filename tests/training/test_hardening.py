@@ -8,6 +8,7 @@ from torch import nn
 
 import retroact as ra
 from retroact.attacks.driver import craft
+from retroact.attacks.oracle import AccessError
 from retroact.evaluation.evaluate import decide
 from retroact.retrofitting.activations import JumpReLU, PerSite, SReLU
 from retroact.training.hardening import Hardening, _jumped, harden
@@ -119,6 +120,11 @@ def test_the_gradient_of_a_jump_for_kappa_is_that_of_the_smooth_step():
     torch.testing.assert_close(gradient, -(beta * z * s * (1 - s)).sum()[None])
 
 
+class Detached(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x).detach()
+
+
 def test_bad_input_is_refused(net, train, held):
     with pytest.raises(ValueError, match="test data"):
         harden(net, ra.data("digits"), THREAT, BRIEF)
@@ -132,6 +138,8 @@ def test_bad_input_is_refused(net, train, held):
         harden(ra.retrofit(net, ra.JumpReLU(0.4)), train, THREAT, BRIEF)
     with pytest.raises(ValueError, match="no dose keeps"):
         harden(net, train, ra.Linf(0.4), Hardening(steps=20, lr=5.0), keep=1.0, held=held, doses=(1.0,))
+    with pytest.raises(AccessError, match="gives no gradient with respect to its input"):
+        harden(ra.Classifier(Detached(net.module), shape=(1, 8, 8)), train, THREAT, BRIEF)
 
 
 def test_the_rate_suits_what_is_learned_unless_it_is_given():
