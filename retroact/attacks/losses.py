@@ -89,7 +89,9 @@ def scaled_log_odds(logits: Tensor, aim: Aim) -> Tensor:
     logits are scaled or shifted, and the classes that are nearly as likely as the nearest pull as well.
     """
     unit = nonzero(spread(logits.detach())) / _SPREAD
-    return log_odds(logits / unit[:, None], aim)
+    value = log_odds(logits / unit[:, None], aim)
+    # of its slope only the direction counts: in the logits' own size, so that half floats carry it on backwards
+    return value.detach() + unit * (value - value.detach())
 
 
 def margin(logits: Tensor, aim: Aim) -> Tensor:

@@ -85,6 +85,9 @@ def test_scaled_log_odds_are_those_of_logits_of_one_spread_whatever_their_scale_
     z = LOGITS.clone().requires_grad_()
     (slope,) = torch.autograd.grad(scaled_log_odds(z, RIGHT).sum(), z)
     torch.testing.assert_close(slope.sum(1), torch.zeros(2))  # the divisor is held constant
+    assert (slope.abs().amax(1) <= 1.0).all()
+    (small,) = torch.autograd.grad(scaled_log_odds(z * 2.0**-14, RIGHT).sum(), z)
+    assert torch.equal(small, slope * 2.0**-14)
     assert scaled_log_odds(torch.zeros(1, 3), Aim(torch.tensor([0]))).isfinite().all()
 
 

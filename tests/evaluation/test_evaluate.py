@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import retroact as ra
 from retroact.attacks.goals import Targeted
 from retroact.attacks.pgd import PGD
 from retroact.attacks.threat import L2, Linf
@@ -215,3 +216,18 @@ def test_half_precision_networks_are_judged_in_float32(scene):
     record = evaluate(half, few, PGD(steps=5), Linf(0.02))
     assert robust_accuracy(record) < 25 / 30
     assert torch.equal(decide(half, few.images), torch.from_numpy(record.clean))
+
+
+@pytest.mark.parametrize("attack", [ra.DDN(steps=40), ra.FMN(steps=40), ra.DeepFool()], ids=str)
+def test_a_half_network_of_tiny_logits_is_attacked_as_any(attack):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 5))
+    x = torch.rand(24, 1, 8, 8)
+    with torch.no_grad():
+        net[3].bias -= net(x).median(0).values
+        net[3].weight *= 2.0**-10
+        net[3].bias *= 2.0**-10
+    net.half()
+    data = ra.Images.of(x, net(x.half()).argmax(1))
+    record = ra.evaluate(net, data, attack, ra.L2(3.0))
+    assert ra.robust_accuracy(record) < 0.5 and not record.nonfinite.any()
