@@ -12,6 +12,7 @@ an attack goes where no sample goes; where the two differ, the network itself is
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import threading
 import weakref
@@ -285,22 +286,45 @@ def _asked(net: nn.Module, question: _Question) -> _Answer:
 
 
 def _state_of(net: nn.Module) -> str:
-    """Names what a network computes with: its modules, their plain attributes and specs, its weights' bits."""
+    """Names what a network computes with: its modules, their attributes and specs, and the bits of its tensors."""
     told = hashlib.sha256()
     for path, module in net.named_modules():
         hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
         mode = getattr(module, "training", None)  # a frozen script has none
         told.update(f"{path} {id(module)} {type(module).__qualname__} {mode} {hooks}".encode())
-        told.update(str(sorted((k, _told(v)) for k, v in vars(module).items())).encode())
+        kept = sorted((k, _told(v)) for k, v in vars(module).items() if k not in _NAMED)
+        told.update(str(kept).encode())
     for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
-        told.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {tensor.device}".encode())
-        told.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        told.update(f"{name} {_bits(tensor)}".encode())
     return told.hexdigest()
 
 
-def _told(value: Any) -> str:
-    plain = isinstance(value, bool | int | float | str | bytes | tuple | torch.dtype | None)
-    return repr(value) if plain or is_spec(value) else str(id(value))
+def _told(value: Any, depth: int = 0) -> str:
+    if isinstance(value, bool | int | float | str | bytes | torch.dtype | None) or is_spec(value):
+        return repr(value)
+    if isinstance(value, Tensor):
+        return _bits(value)
+    if isinstance(value, list | tuple) and depth < _DEEP:
+        return f"{type(value).__name__}({', '.join(_told(v, depth + 1) for v in value)})"
+    if isinstance(value, dict) and depth < _DEEP:
+        return f"{id(value)}: {', '.join(f'{k!r}={_told(v, depth + 1)}' for k, v in value.items())}"
+    return str(id(value))
+
+
+_NAMED = ("_parameters", "_buffers", "_modules")  # which are told by their names
+_DEEP = 3  # how far into lists and dictionaries a network's state is read
+
+
+def _bits(tensor: Tensor) -> str:
+    said = f"{tensor.dtype} {tuple(tensor.shape)} {tensor.device}"
+    try:
+        flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
+        return f"{said} {hashlib.sha256(flat.numpy().tobytes()).hexdigest()}"
+    except (RuntimeError, TypeError, NotImplementedError):  # sparse, quantised: no plain bits; never the same again
+        return f"{said} {next(_NEVER)}"
+
+
+_NEVER = itertools.count()
 
 
 # ------------------------------------------------------------------------------------------ the run

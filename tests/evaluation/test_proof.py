@@ -184,6 +184,26 @@ def test_the_same_question_is_asked_once_and_a_changed_net_is_asked_again(monkey
     assert str(proved(net)) == "folded" and len(asked) == 3
     proved(net, threat=ra.Linf(0.2)), proved(net, n=23)
     assert len(asked) == 5
+    net.kept = {"mask": [torch.ones(3)]}
+    proved(net)
+    net.kept["mask"][0][1] = 0.0
+    proved(net), proved(net)
+    assert len(asked) == 7
+
+
+def test_weights_without_plain_bits_are_no_hindrance():
+    class Sparse(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.fc = nn.Parameter(torch.randn(5, 64).to_sparse()), nn.Linear(5, 4)
+
+        def forward(self, x):
+            return self.fc(torch.sparse.mm(self.first, x.flatten(1).T).T)
+
+    net = Sparse()
+    record = ra.evaluate(net, data_of(net), ra.PGD(steps=10), ra.Linf(0.3))
+    assert ra.robust_accuracy(record) < 0.5
 
 
 def test_nothing_is_remembered_of_a_net_that_is_gone():
