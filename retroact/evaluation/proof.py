@@ -425,18 +425,13 @@ def craft(
     index: Tensor,
     threat: ThreatModel,
     goal: Goal | Targets | None = None,
-    *,
-    gradients: Network | None = None,
-    seed: int = 0,
-    chunk: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    **how: Any,
 ) -> Outcome:
     """Attacks every example of `images` (n, c, h, w) that does not already meet the goal, on a proved lean form.
 
-    What comes back, and which errors are raised, is as `attacks.driver.craft` says, which runs on the network as it
-    is given.
+    `how`: gradients=, seed=, chunk= and progress= as `craft_all` takes them. What comes back, and which errors are
+    raised, is as `attacks.driver.craft` says, which runs on the network as it is given.
     """
-    how: dict[str, Any] = {"gradients": gradients, "seed": seed, "chunk": chunk, "progress": progress}
     return craft_all(attack, network, images, labels, index, [threat], goal, **how)[0]
 
 
