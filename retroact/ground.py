@@ -14,6 +14,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,6 +65,30 @@ class _Process:
 
 
 _PROCESS = _Process()
+
+
+class Held:
+    """A setting of the process that blocks, in any thread, hold at `value`: the last one that is left puts it back."""
+
+    def __init__(self, read: Callable[[], Any], write: Callable[[Any], object], value: Any) -> None:
+        self._read, self._write, self._value = read, write, value
+        self._lock, self._inside, self._before = threading.Lock(), 0, value
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The setting at its value for the time of the block."""
+        with self._lock:
+            if self._inside == 0:
+                self._before = self._read()
+                self._write(self._value)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._inside -= 1
+                if self._inside == 0:
+                    self._write(self._before)
 
 
 def _states() -> list[Callable[[], object]]:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -249,11 +250,14 @@ LEFT = "1 gelu (--also replaces a kind)"
 
 
 @pytest.fixture
-def plain(tmp_path):
+def plain(tmp_path, monkeypatch):
     """A module of one's own in this folder, and a checkpoint of it as a trainer leaves one."""
     import torch
     from torch import nn
 
+    # a command is a process of its own, which has seen no module of this name in another folder
+    monkeypatch.delitem(sys.modules, "plain_here", raising=False)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if not Path(p, "plain_here.py").exists()])
     (tmp_path / "plain_here.py").write_text(PLAIN)
     torch.manual_seed(3)
     body = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 10))

@@ -11,6 +11,7 @@ from torch import nn
 
 import retroact as ra
 from retroact.ground import neutral
+from retroact.retrofitting.sites import trial
 
 EPS = ra.Linf(0.1)
 
@@ -168,6 +169,30 @@ def test_the_last_block_puts_back_what_the_first_found():
         torch.rand(5)
     beside.join()
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_two_trials_beside_one_another_leave_torchs_fast_path_as_it_was():
+    fast, first_in, second_in, first_out = (
+        torch.backends.mha.get_fastpath_enabled(),
+        *(threading.Event() for _ in "123"),
+    )
+    inside = []
+
+    def other():
+        first_in.wait()
+        with trial():
+            second_in.set()
+            first_out.wait()
+            inside.append(torch.backends.mha.get_fastpath_enabled())
+
+    beside = threading.Thread(target=other)
+    beside.start()
+    with trial():
+        first_in.set()
+        second_in.wait()
+    first_out.set()
+    beside.join()
+    assert inside == [False] and torch.backends.mha.get_fastpath_enabled() is fast is True
 
 
 class Noisy(nn.Module):

@@ -36,7 +36,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from retroact.doors import named, noting_failure
-from retroact.ground import neutral
+from retroact.ground import Held, neutral
 from retroact.retrofitting.activations import Activation, ReLU
 from retroact.retrofitting.copying import copied
 from retroact.retrofitting.installed import installed
@@ -427,13 +427,11 @@ def trial() -> Iterator[None]:
 
     Random numbers are those of seed 0 in every trial, so that two of them can be compared.
     """
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with neutral(), torch.no_grad(), _seeded(), _eager():
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    with _NO_FAST_PATH.held(), neutral(), torch.no_grad(), _seeded(), _eager():
+        yield
+
+
+_NO_FAST_PATH = Held(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled, False)
 
 
 @contextmanager

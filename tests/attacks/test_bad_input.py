@@ -289,7 +289,7 @@ def test_a_network_that_is_broken_on_some_images_is_attacked_on_the_others(value
         ),
         ({"images": torch.rand(3, 8, 8)}, r"expected images \(n, c, h, w\), got shape \(3, 8, 8\); one image needs"),
         ({"images": torch.rand(0, 3, 8, 8)}, r"expected at least one image, got shape \(0, 3, 8, 8\)"),
-        ({"labels": torch.full((6,), 5)}, "expected labels at least 0 and below 5, got 5 to 5; check the order"),
+        ({"labels": torch.full((6,), 5)}, "expected labels at least 0 and below 5, got 5 to 5; they count from 1"),
         ({"labels": torch.full((6,), -1)}, "expected labels at least 0, got -1 to -1; check the order"),
         ({"labels": torch.zeros(6)}, r"expected labels as an int64 tensor, got torch.float32; use .*long\(\)"),
         ({"labels": torch.zeros(5).long()}, r"expected one label per image, shape \(6,\), got \(5,\)"),
