@@ -14,7 +14,6 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
 
 import numpy as np
 import torch
@@ -36,51 +35,27 @@ def neutral() -> Iterator[None]:
                 stack.enter_context(torch.autocast(kind, enabled=False))
         if torch.get_default_device().type != "cpu":
             stack.enter_context(torch.device("cpu"))
-        stack.enter_context(_PROCESS.entered())
+        stack.enter_context(_PROCESS.held())
         yield
 
 
-class _Process:
-    """What is set for the whole process: set by the first block that is entered, put back by the last that is left."""
-
-    def __init__(self) -> None:
-        self._lock, self._inside = threading.Lock(), 0
-        self._put_back: list[Callable[[], object]] = []
-
-    @contextmanager
-    def entered(self) -> Iterator[None]:
-        with self._lock:
-            if self._inside == 0:
-                self._put_back = _states()
-                _settle()
-            self._inside += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._inside -= 1
-                if self._inside == 0:
-                    for put_back in self._put_back:
-                        put_back()
-
-
-_PROCESS = _Process()
-
-
 class Held:
-    """A setting of the process that blocks, in any thread, hold at `value`: the last one that is left puts it back."""
+    """Settings of the process: the first block that is entered, in any thread, settles them, the last puts them back.
 
-    def __init__(self, read: Callable[[], Any], write: Callable[[Any], object], value: Any) -> None:
-        self._read, self._write, self._value = read, write, value
-        self._lock, self._inside, self._before = threading.Lock(), 0, value
+    `settle` sets them and gives what puts them back as they were.
+    """
+
+    def __init__(self, settle: Callable[[], Callable[[], object]]) -> None:
+        self._settle = settle
+        self._lock, self._inside = threading.Lock(), 0
+        self._put_back: Callable[[], object] = lambda: None
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """The setting at its value for the time of the block."""
+        """The settings as they are settled, for the time of the block."""
         with self._lock:
             if self._inside == 0:
-                self._before = self._read()
-                self._write(self._value)
+                self._put_back = self._settle()
             self._inside += 1
         try:
             yield
@@ -88,25 +63,28 @@ class Held:
             with self._lock:
                 self._inside -= 1
                 if self._inside == 0:
-                    self._write(self._before)
+                    self._put_back()
 
 
-def _states() -> list[Callable[[], object]]:
-    """How each setting of the process is put back as it is now."""
+def _settled() -> Callable[[], object]:
+    """The default dtype and the generators as torch has them at first; what puts them back."""
     dtype, cpu = torch.get_default_dtype(), torch.get_rng_state()
     python, numpy = random.getstate(), np.random.get_state()
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
-    return [
-        lambda: torch.set_default_dtype(dtype),
-        lambda: random.setstate(python),
-        lambda: np.random.set_state(numpy),
-        lambda: torch.set_rng_state(cpu),
-        lambda: None if gpus is None else torch.cuda.set_rng_state_all(gpus),  # type: ignore[func-returns-value]
-    ]
 
+    def put_back() -> None:
+        torch.set_default_dtype(dtype)
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if gpus is not None:
+            torch.cuda.set_rng_state_all(gpus)
 
-def _settle() -> None:
     torch.set_default_dtype(torch.float32)
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
+    return put_back
+
+
+_PROCESS = Held(_settled)

@@ -22,7 +22,7 @@ import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from os import PathLike
@@ -431,7 +431,13 @@ def trial() -> Iterator[None]:
         yield
 
 
-_NO_FAST_PATH = Held(torch.backends.mha.get_fastpath_enabled, torch.backends.mha.set_fastpath_enabled, False)
+def _fast_path_off() -> Callable[[], object]:
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    return lambda: torch.backends.mha.set_fastpath_enabled(before)
+
+
+_NO_FAST_PATH = Held(_fast_path_off)
 
 
 @contextmanager
