@@ -1,13 +1,15 @@
 """Audits of the zoo's networks, and what stronger or other people's attacks find beyond them.
 
-    python bench/audits.py lenet-mnist-robust --activation "JumpReLU(1.0)" --eps 0.2 --n 1000 --beyond
-    python bench/audits.py lenet-mnist --harden "Hardening()" --eps 0.1 --n 500 --autoattack 100
+    python bench/audits.py lenet-mnist-robust --activation "JumpReLU(1.0)" --eps 0.2 --n 1000
+    --beyond python bench/audits.py lenet-mnist --harden "Hardening()" --eps 0.1 --n 500
+    --autoattack 100
 
-Prints a row of the table of docs/audit.md, and what each run of the battery did. `--beyond` attacks every image that
-the audit calls robust with its battery, rounds included, at twice the steps and starts, with AutoAttack's standard
-version and with Foolbox's attacks, and prints how many fall to each. `--autoattack N` runs AutoAttack's standard
-version on the first N images, on both networks, and prints its accuracies, McNemar's p and its CPU seconds beside the
-audit's on the same images. CPU seconds of one process on one thread.
+Prints a row of the table of docs/audit.md, and what each run of the battery did. `--beyond` attacks
+every image that the audit calls robust with its battery, rounds included, at twice the steps and
+starts, with AutoAttack's standard version and with Foolbox's attacks, and prints how many fall to
+each. `--autoattack N` runs AutoAttack's standard version on the first N images, on both networks,
+and prints its accuracies, McNemar's p and its CPU seconds beside the audit's on the same images.
+CPU seconds of one process on one thread.
 """
 
 from __future__ import annotations
@@ -43,14 +45,25 @@ def main() -> None:
     made = ra.audit(twin, defended, data, threat, battery=_battery(args), seed=args.seed)
     spent = time.process_time() - began
     c = made.verdict.counts
-    shares = " | ".join(f"{100 * a:.1f} / {100 * b:.1f}" for a, b in (c.clean, c.claimed, c.verified))
+    shares = " | ".join(
+        f"{100 * a:.1f} / {100 * b:.1f}" for a, b in (c.clean, c.claimed, c.verified)
+    )
     print(
-        f"| {args.net} | {made_by} | {show(threat)} | {c.n} | {shares} | {made.verdict} | {spent:.0f} s |", flush=True
+        f"| {args.net} | {made_by} | {show(threat)} | {c.n} | {shares} | {made.verdict} |"
+        f" {spent:.0f} s |",
+        flush=True,
     )
     for name, side in zip(("twin", "defended"), made.sides, strict=True):
         for run in side.runs:
-            print(f"    {name}: {run.title}: felled {run.felled} of {run.asked}, {run.gradients} gradients", flush=True)
-    print("    alarms:", ", ".join(f"{r.title} {r.value:.3g} ({r.twin:.3g})" for r in made.alarms) or "none")
+            print(
+                f"    {name}: {run.title}: felled {run.felled} of {run.asked}, {run.gradients}"
+                " gradients",
+                flush=True,
+            )
+    print(
+        "    alarms:",
+        ", ".join(f"{r.title} {r.value:.3g} ({r.twin:.3g})" for r in made.alarms) or "none",
+    )
     print("    gradients per image:", made.pedigree["gradients_per_image"], flush=True)
     if args.beyond:
         _beyond(twin, defended, data, threat, made, args)
@@ -62,16 +75,26 @@ def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("net")
     parser.add_argument("--activation", default="")
-    parser.add_argument("--harden", type=ra.parse, help="a recipe instead, such as \"Hardening(learn='norms')\"")
-    parser.add_argument("--against", default="", help="or a changed network that was saved, such as hard.safetensors")
-    parser.add_argument("--train", type=int, default=5000, help="how many training images it learns on")
+    parser.add_argument(
+        "--harden", type=ra.parse, help="a recipe instead, such as \"Hardening(learn='norms')\""
+    )
+    parser.add_argument(
+        "--against",
+        default="",
+        help="or a changed network that was saved, such as hard.safetensors",
+    )
+    parser.add_argument(
+        "--train", type=int, default=5000, help="how many training images it learns on"
+    )
     parser.add_argument("--keep", type=float, default=0.0)
     parser.add_argument("--eps", required=True, help="in pixels, such as 0.1 or 2/255")
     parser.add_argument("--n", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--thorough", action="store_true")
-    parser.add_argument("--only-doubled", action="store_true", help="with --beyond: the doubled battery alone")
+    parser.add_argument(
+        "--only-doubled", action="store_true", help="with --beyond: the doubled battery alone"
+    )
     parser.add_argument("--beyond", action="store_true")
     parser.add_argument("--autoattack", type=int, default=0)
     return parser.parse_args()
@@ -98,23 +121,33 @@ def _defended(twin: Any, args: argparse.Namespace) -> tuple[Any, str]:
     made = ra.harden(twin, train, ra.Linf(args.eps), recipe, keep=args.keep, held=held)
     seconds = time.process_time() - began
     curve = ", ".join(f"{point.dose:g}: {100 * point.clean:.1f}" for point in made.curve)
-    print(f"    hardened: {made}; {seconds:.0f} CPU s; clean accuracy on {held.name} by dose {curve}", flush=True)
+    print(
+        f"    hardened: {made}; {seconds:.0f} CPU s; clean accuracy on {held.name} by dose {curve}",
+        flush=True,
+    )
     return made.net, f"hardened, {show(recipe)}"
 
 
-def _beyond(twin: Any, defended: Any, data: Any, threat: Any, made: Audit, args: argparse.Namespace) -> None:
+def _beyond(
+    twin: Any, defended: Any, data: Any, threat: Any, made: Audit, args: argparse.Namespace
+) -> None:
     rows = torch.from_numpy(np.flatnonzero(made.retrofit.verified))
     stands = ra.Images(data.images[rows], data.labels[rows], data.index[rows], classes=data.classes)
     _, party = parties(twin, defended, data, threat)
     net = chosen_guide(party, made.retrofit) or party.folded
     siege, twice = Siege(defended, stands, threat, args.seed + 1), made.battery.doubled()
     siege.attack("doubled", "white box", twice.untargeted(), party.folded)
-    siege.attack("doubled, targeted", "white box", twice.targeted(data.classes), **party.seen_through(net))
+    siege.attack(
+        "doubled, targeted", "white box", twice.targeted(data.classes), **party.seen_through(net)
+    )
     twice.again(siege, party, net, "", data.classes)
     spent = sum(run.gradients for run in siege.runs) / len(rows)
     each = ", ".join(f"{run.title} {run.felled}" for run in siege.runs)
     fell = int((~siege.stands).sum())
-    print(f"    {show(twice)}: {fell} of {len(rows)}, {spent:.0f} gradients an image ({each})", flush=True)
+    print(
+        f"    {show(twice)}: {fell} of {len(rows)}, {spent:.0f} gradients an image ({each})",
+        flush=True,
+    )
     if args.only_doubled:
         return
     for attack in (*(ra.Foolbox(name) for name in FOOLBOX), ra.AutoAttack()):
@@ -123,16 +156,25 @@ def _beyond(twin: Any, defended: Any, data: Any, threat: Any, made: Audit, args:
         inside = threat(found.x_adv, stands.images)
         hit = (decide(defended, found.x_adv) != stands.labels) & inside
         seconds = time.process_time() - began
-        print(f"    {show(attack)}: {int(hit.sum())} of {len(rows)}, {seconds:.0f} CPU s", flush=True)
+        print(
+            f"    {show(attack)}: {int(hit.sum())} of {len(rows)}, {seconds:.0f} CPU s", flush=True
+        )
 
 
-def _beside_autoattack(twin: Any, defended: Any, data: Any, threat: Any, args: argparse.Namespace) -> None:
+def _beside_autoattack(
+    twin: Any, defended: Any, data: Any, threat: Any, args: argparse.Namespace
+) -> None:
     standing, seconds = [], []
     for net in (twin, defended):
         began = time.process_time()
         found = craft(ra.AutoAttack(), net, data.images, data.labels, data.index, threat)
         seconds.append(time.process_time() - began)
-        standing.append(((decide(net, data.images) == data.labels) & (decide(net, found.x_adv) == data.labels)).numpy())
+        standing.append(
+            (
+                (decide(net, data.images) == data.labels)
+                & (decide(net, found.x_adv) == data.labels)
+            ).numpy()
+        )
     began = time.process_time()
     made = ra.audit(twin, defended, data, threat, battery=_battery(args), seed=args.seed)
     ours = time.process_time() - began
@@ -141,9 +183,10 @@ def _beside_autoattack(twin: Any, defended: Any, data: Any, threat: Any, args: a
     theirs = f"{100 * v0.mean():.1f} / {100 * v1.mean():.1f}, gained {gained}, lost {lost}"
     verified = " / ".join(f"{100 * v:.1f}" for v in made.verdict.counts.verified)
     print(
-        f"    AutoAttack, standard, n = {len(data)}: {theirs}, p = {mcnemar(gained, lost):.2g}; "
-        f"{seconds[0]:.0f} + {seconds[1]:.0f} CPU s. The audit there: {verified}, {ours:.0f} CPU s for everything, "
-        f"{made.twin.seconds:.0f} + {made.retrofit.seconds:.0f} s wall for the batteries",
+        f"    AutoAttack, standard, n = {len(data)}: {theirs}, p = {mcnemar(gained, lost):.2g};"
+        f" {seconds[0]:.0f} + {seconds[1]:.0f} CPU s. The audit there: {verified}, {ours:.0f} CPU s"
+        f" for everything, {made.twin.seconds:.0f} + {made.retrofit.seconds:.0f} s wall for the"
+        " batteries",
         flush=True,
     )
 

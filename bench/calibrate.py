@@ -1,12 +1,14 @@
-"""The audit's indicators on networks that the audit is never reported on: what they fire on, and what they miss.
+"""The audit's indicators on networks that the audit is never reported on: what they fire on, and
+what they miss.
 
     python bench/calibrate.py --out build/calibration
 
-Trains small networks (kept as safetensors under `--out`, so that a second run only reads them), standard and with
-FGSM images, and lets every indicator look at pairs whose answer is known. *Negatives* mask nothing: the network
-itself, SReLU(1), random shifts of its ReLUs, a few more steps of training, adversarial training. *Positives* do:
-steep slopes and loud logits (saturation), JumpReLU (jump). All points are held out from training, and none is test
-data. Prints a markdown table with one line per indicator: what it shows, its false alarms and misses at the present
+Trains small networks (kept as safetensors under `--out`, so that a second run only reads them),
+standard and with FGSM images, and lets every indicator look at pairs whose answer is known.
+*Negatives* mask nothing: the network itself, SReLU(1), random shifts of its ReLUs, a few more steps
+of training, adversarial training. *Positives* do: steep slopes and loud logits (saturation),
+JumpReLU (jump). All points are held out from training, and none is test data. Prints a markdown
+table with one line per indicator: what it shows, its false alarms and misses at the present
 threshold, and between which thresholds there are fewest of both.
 """
 
@@ -42,7 +44,8 @@ KAPPAS = (0.3, 0.5, 1.0)
 
 @dataclass(frozen=True)
 class Family:
-    """Networks of one architecture: how it is built and trained, its data, the seeds, and the eps it is looked at."""
+    """Networks of one architecture: how it is built and trained, its data, the seeds, and the eps
+    it is looked at."""
 
     name: str
     build: Callable[[], nn.Module]
@@ -54,7 +57,8 @@ class Family:
 
 
 class Skipping(nn.Module):
-    """conv 1→12 | norm | A | (conv 12→12 | norm | A | conv 12→12 | norm) + skip | A | mean over 4x4 | fc 10."""
+    """conv 1→12 | norm | A | (conv 12→12 | norm | A | conv 12→12 | norm) + skip | A | mean over 4x4
+    | fc 10."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -92,7 +96,11 @@ FAMILIES = (
     ),
     _mnist("mnist-cnn", NETWORKS["mnist-cnn"], Standard(epochs=2, lr=0.05, batch=64)),
     _mnist("mlp", _mlp, Standard(epochs=2, lr=0.1, batch=64)),
-    _mnist("skipping", lambda: ra.Classifier(Skipping(), shape=(1, 28, 28)), Standard(epochs=2, lr=0.1, batch=64)),
+    _mnist(
+        "skipping",
+        lambda: ra.Classifier(Skipping(), shape=(1, 28, 28)),
+        Standard(epochs=2, lr=0.1, batch=64),
+    ),
 )
 ROBUST_EPS = 0.1
 
@@ -110,8 +118,12 @@ class Seen:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path("build/calibration"), help="where the networks are kept")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=Path("build/calibration"), help="where the networks are kept"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the looks' random starts")
     parser.add_argument("--each", action="store_true", help="print every value, too")
     args = parser.parse_args()
@@ -121,17 +133,25 @@ def main() -> None:
     seen = [one for family in FAMILIES for one in _looks(family, args.out, args.seed)]
     if args.each:
         for one in seen:
-            print(f"{one.indicator} | {one.kind} | {one.net} | {one.eps} | {one.change} | {one.value:.4g}")
+            print(
+                f"{one.indicator} | {one.kind} | {one.net} | {one.eps} | {one.change} |"
+                f" {one.value:.4g}"
+            )
     print(*_table(seen), sep="\n")
     pairs = {(one.net, one.eps, one.change, one.kind) for one in seen}
     kinds = {kind: sum(k == kind for *_, k in pairs) for kind in ("none", "saturation", "jump")}
-    print(f"\n{len(pairs)} pairs: {kinds}; n = {POINTS} points, {time.process_time() - began:.0f} s of CPU")
+    print(
+        f"\n{len(pairs)} pairs: {kinds}; n = {POINTS} points, {time.process_time() - began:.0f} s"
+        " of CPU"
+    )
 
 
-# ------------------------------------------------------------------------------------------ the networks
+# ------------------------------------------------------------------------------------- the networks
 
 
-def _trained(family: Family, seed: int, out: Path, recipe: Recipe, name: str, start: nn.Module | None) -> nn.Module:
+def _trained(
+    family: Family, seed: int, out: Path, recipe: Recipe, name: str, start: nn.Module | None
+) -> nn.Module:
     """The network of that name from `out`, or trained now: from `start`, or from scratch."""
     torch.manual_seed(seed)
     net, path = family.build(), out / f"{name}.safetensors"
@@ -147,14 +167,17 @@ def _trained(family: Family, seed: int, out: Path, recipe: Recipe, name: str, st
 
 def _family(family: Family, seed: int, out: Path) -> tuple[nn.Module, nn.Module, nn.Module]:
     """The network, the same trained with FGSM images, and the first one trained a little longer."""
-    name, tail = f"{family.name}-{seed}", Standard(epochs=1, lr=family.plan.lr / 10, batch=family.plan.batch)
+    name, tail = (
+        f"{family.name}-{seed}",
+        Standard(epochs=1, lr=family.plan.lr / 10, batch=family.plan.batch),
+    )
     net = _trained(family, seed, out, family.plan, name, None)
     hardy = MixedFGSM(family.plan, ratio=0.5, eps=ROBUST_EPS)
     robust = _trained(family, seed, out, hardy, f"{name}-robust", None)
     return net, robust, _trained(family, seed + 100, out, tail, f"{name}-tuned", net)
 
 
-# ---------------------------------------------------------------------------------------------- the looks
+# ---------------------------------------------------------------------------------------- the looks
 
 
 def _looks(family: Family, out: Path, seed: int) -> Iterator[Seen]:
@@ -162,15 +185,23 @@ def _looks(family: Family, out: Path, seed: int) -> Iterator[Seen]:
     for number in family.seeds:
         net, robust, tuned = _family(family, number, out)
         name = f"{family.name}-{number}"
-        others: dict[str, tuple[nn.Module, str]] = {"tuned": (tuned, "none"), "robust": (robust, "none")}
+        others: dict[str, tuple[nn.Module, str]] = {
+            "tuned": (tuned, "none"),
+            "robust": (robust, "none"),
+        }
         for title, twin, more in ((name, net, others), (f"{name}-robust", robust, {})):
-            print(f"# {title}: {_right(twin, held).float().mean():.1%} of {len(held)} right", flush=True)
+            print(
+                f"# {title}: {_right(twin, held).float().mean():.1%} of {len(held)} right",
+                flush=True,
+            )
             changes = {**more, **dict(_changes(twin, held, out / f"{title}-shifts.safetensors"))}
             for eps in family.eps:
                 yield from _pairs(title, twin, changes, held, ra.Linf(eps), seed)
 
 
-def _changes(net: nn.Module, held: ra.Images, file: Path) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
+def _changes(
+    net: nn.Module, held: ra.Images, file: Path
+) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
     """Retrofits of a network, each with what it masks its gradients by."""
     yield "itself", (net, "none")
     yield "SReLU(1)", (ra.retrofit(net, ra.SReLU(1.0)), "none")
@@ -189,7 +220,9 @@ def _shifted(net: nn.Module, held: ra.Images, file: Path) -> nn.Module:
     widths: dict[str, int] = {}
     work = ra.retrofit(net, ra.ReLU())
     for name, site in installed(work).items():
-        site.register_forward_hook(lambda m, args, out, name=name: widths.__setitem__(name, args[0].shape[1]))
+        site.register_forward_hook(
+            lambda m, args, out, name=name: widths.__setitem__(name, args[0].shape[1])
+        )
     with torch.no_grad():
         work(held.images[:2])
     generator = torch.Generator().manual_seed(0)
@@ -209,7 +242,10 @@ def _pairs(
     for change, (net, kind) in changes.items():
         rows = (base & _right(net, held)).nonzero()[:POINTS, 0]
         part = held.select(rows)
-        now, before = (Glance(unproved(n), part.images, part.labels, part.index, threat, seed) for n in (net, twin))
+        now, before = (
+            Glance(unproved(n), part.images, part.labels, part.index, threat, seed)
+            for n in (net, twin)
+        )
         for ask in indicators():
             reading = ask(now, before)
             value = reading.value / reading.twin if ask.ratio else reading.value - reading.twin
@@ -221,7 +257,7 @@ def _right(net: nn.Module, held: ra.Images) -> Tensor:
         return torch.cat([net(x).argmax(1) for x in held.images.split(200)]) == held.labels
 
 
-# ---------------------------------------------------------------------------------------------- the table
+# ---------------------------------------------------------------------------------------- the table
 
 
 def _table(seen: list[Seen]) -> Iterator[str]:
@@ -231,14 +267,18 @@ def _table(seen: list[Seen]) -> Iterator[str]:
     )
     yield "|" + "---|" * 9
     for ask in indicators():
-        values = {k: [s.value for s in seen if s.indicator == ask.title and s.kind == k] for k in ("none", *_KINDS)}
+        values = {
+            k: [s.value for s in seen if s.indicator == ask.title and s.kind == k]
+            for k in ("none", *_KINDS)
+        }
         own, none = values[ask.mechanism], values["none"]
         other = [v for k in _KINDS if k != ask.mechanism for v in values[k]]
         low, high, errors = _best(none, own)
         yield (
-            f"| {ask.title} | {ask.threshold:g} | {max(none):.3g} | {_above(none, ask)} of {len(none)} "
-            f"| {_above(other, ask)} of {len(other)} | {min(own):.3g}, {sorted(own)[len(own) // 2]:.3g} "
-            f"| {len(own) - _above(own, ask)} of {len(own)} | {errors} | {low:.3g} to {high:.3g} |"
+            f"| {ask.title} | {ask.threshold:g} | {max(none):.3g} | {_above(none, ask)} of"
+            f" {len(none)} | {_above(other, ask)} of {len(other)} | {min(own):.3g},"
+            f" {sorted(own)[len(own) // 2]:.3g} | {len(own) - _above(own, ask)} of {len(own)} |"
+            f" {errors} | {low:.3g} to {high:.3g} |"
         )
     for kind in _KINDS:
         fired = {ask.title: ask for ask in indicators() if ask.mechanism == kind}
@@ -246,7 +286,11 @@ def _table(seen: list[Seen]) -> Iterator[str]:
             (s.net, s.eps, s.change, s.kind): False for s in seen if s.kind in ("none", kind)
         }  # whether any fired
         for s in seen:
-            if s.indicator in fired and s.value > fired[s.indicator].threshold and s.kind in ("none", kind):
+            if (
+                s.indicator in fired
+                and s.value > fired[s.indicator].threshold
+                and s.kind in ("none", kind)
+            ):
                 caught[s.net, s.eps, s.change, s.kind] = True
         alarms = [c for c, hit in caught.items() if hit and c[3] == "none"]
         missed = [c for c, hit in caught.items() if not hit and c[3] == kind]

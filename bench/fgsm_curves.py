@@ -1,9 +1,10 @@
-"""The top row of the Sloped ReLU paper's Figure 2 at full size, timed: FGSM, three networks, six slopes, 10,000 images.
+"""The top row of the Sloped ReLU paper's Figure 2 at full size, timed: FGSM, three networks, six
+slopes, 10,000 images.
 
     python bench/fgsm_curves.py --workers 2 --store curves.sqlite
 
-One gradient per image serves every radius. Prints a line per curve and the wall clock; what the store has is not made
-again, so time it on a fresh one.
+One gradient per image serves every radius. Prints a line per curve and the wall clock; what the
+store has is not made again, so time it on a fresh one.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""Figure 4's battery, ours beside Foolbox's own, on the same images: CPU seconds, and how the results differ.
+"""Figure 4's battery, ours beside Foolbox's own, on the same images: CPU seconds, and how the
+results differ.
 
     python bench/foolbox_battery.py --net mnist-cnn --slope 1 --n 50
 
-Both run the 21 distinct attacks of the Sloped ReLU paper for all its eps, one after the other, in one process on one
-thread; Foolbox gets the images as one batch, as the paper's notebooks gave them. A deterministic attack should give
-the same answer for every image and eps, a random one an accuracy within two standard errors, but for the images that
-Foolbox turns into NaN, which it counts as fooled and we do not. Prints a markdown table and the ratio of the totals.
+Both run the 21 distinct attacks of the Sloped ReLU paper for all its eps, one after the other, in
+one process on one thread; Foolbox gets the images as one batch, as the paper's notebooks gave them.
+A deterministic attack should give the same answer for every image and eps, a random one an accuracy
+within two standard errors, but for the images that Foolbox turns into NaN, which it counts as
+fooled and we do not. Prints a markdown table and the ratio of the totals.
 """
 
 from __future__ import annotations
@@ -36,8 +38,13 @@ def main() -> None:
     net = next(n for n in NETS if n.key.startswith(args.net.split("-")[0]))
     model, images = net.sloped(args.slope)().eval(), ra.data(net.slice(args.n))
     eps = tuple(e for e in net.eps if e > 0)
-    print(f"{net.title}, slope {args.slope:g}, {images.name}, eps {eps}, torch {torch.__version__}\n")
-    print("| attack | ours, CPU s | Foolbox, CPU s | ratio | accuracies at the last eps | NaN | difference |")
+    print(
+        f"{net.title}, slope {args.slope:g}, {images.name}, eps {eps}, torch {torch.__version__}\n"
+    )
+    print(
+        "| attack | ours, CPU s | Foolbox, CPU s | ratio | accuracies at the last eps | NaN |"
+        " difference |"
+    )
     print("|---|---|---|---|---|---|---|")
     totals, published = np.zeros(2), 0.0
     for entry in (e for e in BATTERY if args.only in e.name):
@@ -45,17 +52,26 @@ def main() -> None:
         totals += spent
         published += entry.times * spent[1]
         print(flush=True)
-    print(f"\n21 distinct attacks: {totals[1] / totals[0]:.1f} times faster ({totals[0]:.0f} s, {totals[1]:.0f} s);")
-    print(f"the published list of 25 takes Foolbox {published:.0f} s, {published / totals[0]:.1f} times ours")
+    print(
+        f"\n21 distinct attacks: {totals[1] / totals[0]:.1f} times faster ({totals[0]:.0f} s,"
+        f" {totals[1]:.0f} s);"
+    )
+    print(
+        f"the published list of 25 takes Foolbox {published:.0f} s, {published / totals[0]:.1f}"
+        " times ours"
+    )
 
 
-def _line(entry: Entry, net: Net, model: nn.Module, images: Images, eps: tuple[float, ...]) -> NDArray[np.float64]:
+def _line(
+    entry: Entry, net: Net, model: nn.Module, images: Images, eps: tuple[float, ...]
+) -> NDArray[np.float64]:
     ours, mine = _timed(lambda: _ours(entry, model, images, eps))
     (theirs, ruined), yours = _timed(lambda: _theirs(entry, model, images, eps))
     last = f"{100 * ours[-1].mean():.1f} / {100 * theirs[-1].mean():.1f}"
     times = f"{mine:.2f} | {yours:.2f} | {yours / mine:.1f}"
     print(
-        f"| {entry.name} | {times} | {last} | {int(ruined.sum())} | {_difference(entry, ours, theirs, ruined)} |",
+        f"| {entry.name} | {times} | {last} | {int(ruined.sum())} |"
+        f" {_difference(entry, ours, theirs, ruined)} |",
         end="",
     )
     return np.array([mine, yours])
@@ -84,7 +100,9 @@ def _ours(entry: Entry, model: nn.Module, images: Images, eps: tuple[float, ...]
     return np.array([survives(r) for r in records])
 
 
-def _theirs(entry: Entry, model: nn.Module, images: Images, eps: tuple[float, ...]) -> tuple[Stands, Stands]:
+def _theirs(
+    entry: Entry, model: nn.Module, images: Images, eps: tuple[float, ...]
+) -> tuple[Stands, Stands]:
     attack = entry.foolbox._attack(foolbox, entry.threat(eps[-1]))
     bounded = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
     torch.manual_seed(0)

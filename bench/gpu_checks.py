@@ -1,8 +1,9 @@
-"""Checks of retroact on a device: what it finds there is what it finds on the CPU, but for rounding.
+"""Checks of retroact on a device: what it finds there is what it finds on the CPU, but for
+rounding.
 
-Needs no test runner and no data set at hand: `checks(device, images)` yields a name and a function that says what it
-found or raises AssertionError. The network is the packaged `cifar10-cnn1`, the labels its own decisions, so that every
-image is to be attacked, whatever it shows.
+Needs no test runner and no data set at hand: `checks(device, images)` yields a name and a function
+that says what it found or raises AssertionError. The network is the packaged `cifar10-cnn1`, the
+labels its own decisions, so that every image is to be attacked, whatever it shows.
 """
 
 from __future__ import annotations
@@ -62,7 +63,10 @@ def checks(device: str, images: ra.Images) -> Iterator[tuple[str, Callable[[], s
     yield "noise", lambda: _noise(device)
     yield "logits", lambda: _logits(pair)
     for attack, threat in ATTACKS:
-        yield f"{attack} under {threat}", lambda attack=attack, threat=threat: _attack(pair, attack, threat)
+        yield (
+            f"{attack} under {threat}",
+            lambda attack=attack, threat=threat: _attack(pair, attack, threat),
+        )
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
         yield f"PGD on {dtype}", lambda dtype=dtype: _dtype(pair, dtype)
     yield "audit", lambda: _audit(pair)
@@ -76,7 +80,8 @@ def checks(device: str, images: ra.Images) -> Iterator[tuple[str, Callable[[], s
 def _noise(device: str) -> str:
     index = torch.arange(50)
     even, bell = (
-        (draw((3, 32, 32), index, 7), draw((3, 32, 32), index.to(device), 7).cpu()) for draw in (uniform, normal)
+        (draw((3, 32, 32), index, 7), draw((3, 32, 32), index.to(device), 7).cpu())
+        for draw in (uniform, normal)
     )
     off = float((bell[0] - bell[1]).abs().max())
     assert torch.equal(*even), "uniform draws differ"
@@ -87,16 +92,23 @@ def _noise(device: str) -> str:
 def _logits(pair: Pair) -> str:
     found = []
     for activation in (None, ra.JumpReLU(0.1), ra.SReLU(2.0)):
-        nets = [net if activation is None else ra.retrofit(net, activation) for net in (pair.here, pair.there)]
+        nets = [
+            net if activation is None else ra.retrofit(net, activation)
+            for net in (pair.here, pair.there)
+        ]
         x = pair.images.images
         with torch.no_grad():
             here, there = nets[0](x), nets[1](x.to(pair.device)).cpu()
         # a jump may flip a unit where rounding differs
         off = (here - there).abs().amax(1) / (here.amax(1) - here.amin(1))
         share = float((off < 1e-4).float().mean())
-        assert share > 1 - MOVED, f"{activation}: logits within 1e-4 of their spread on {share:.1%} of the images only"
+        assert share > 1 - MOVED, (
+            f"{activation}: logits within 1e-4 of their spread on {share:.1%} of the images only"
+        )
         found.append(f"{share:.1%}")
-    return f"within 1e-4 of their spread on {', '.join(found)} of the images (plain, JumpReLU, SReLU)"
+    return (
+        f"within 1e-4 of their spread on {', '.join(found)} of the images (plain, JumpReLU, SReLU)"
+    )
 
 
 def _attack(pair: Pair, attack: Any, threat: Any) -> str:
@@ -123,14 +135,18 @@ def _audit(pair: Pair) -> str:
     verified = [audit.verdict.counts.verified for audit in audits]
     said = f"here {audits[0]}; there {audits[1]}"
     apart = max(abs(a - b) for a, b in zip(*verified, strict=True))
-    assert apart <= MOVED + 1 / len(pair.images), f"verified accuracies differ by {apart:.1%}: {said}"
+    assert apart <= MOVED + 1 / len(pair.images), (
+        f"verified accuracies differ by {apart:.1%}: {said}"
+    )
     return said
 
 
 def _tune(pair: Pair) -> str:
     held = replace(pair.images, split="validation", name="cifar10/validation")
     found = [ra.tune(net, ra.JumpReLU, held, LINF, grid=(0.05,)) for net in (pair.here, pair.there)]
-    apart = max(abs(a.verified - b.verified) for a, b in zip(found[0].points, found[1].points, strict=True))
+    apart = max(
+        abs(a.verified - b.verified) for a, b in zip(found[0].points, found[1].points, strict=True)
+    )
     assert apart <= MOVED, f"verified accuracies differ by {apart:.1%}"
     return f"verified accuracies within {apart:.1%}"
 
@@ -142,7 +158,9 @@ def _harden(pair: Pair) -> str:
         recipe = ra.Hardening(learn=learn, steps=5, batch=min(100, len(train)))
         made = [ra.harden(net, train, LINF, recipe) for net in (pair.here, pair.there)]
         assert {p.device.type for p in made[1].net.parameters()} == {torch.device(pair.device).type}
-        here, there = (ra.robust_accuracy(ra.evaluate(m.net, train, ra.PGD(steps=10), LINF)) for m in made)
+        here, there = (
+            ra.robust_accuracy(ra.evaluate(m.net, train, ra.PGD(steps=10), LINF)) for m in made
+        )
         assert abs(here - there) <= 3 * MOVED, f"{learn}: robust {here:.1%} here, {there:.1%} there"
         said.append(f"{learn} {here:.1%} and {there:.1%}")
     return f"robust here and there: {', '.join(said)}"
@@ -154,19 +172,27 @@ def _saved(pair: Pair) -> str:
         ra.save(net, Path(folder) / "net.safetensors")
         again = ra.load(Path(folder) / "net.safetensors")
     weights = again.state_dict()
-    assert all(torch.equal(v.cpu(), weights[k].cpu()) for k, v in net.state_dict().items()), "weights differ"
+    assert all(torch.equal(v.cpu(), weights[k].cpu()) for k, v in net.state_dict().items()), (
+        "weights differ"
+    )
     return f"{len(weights)} tensors as they were"
 
 
 def _train(pair: Pair, kind: type) -> str:
     """One epoch by the clock, and the others from its checkpoint."""
     images = replace(pair.images, split="train", name="cifar10/train")
-    plan = Standard(epochs=3, lr=0.05, batch=min(50, len(images)), augment=True, bf16=True, channels_last=True)
+    plan = Standard(
+        epochs=3, lr=0.05, batch=min(50, len(images)), augment=True, bf16=True, channels_last=True
+    )
     recipe = plan if kind is Standard else kind(plan)
     torch.manual_seed(0)
     told: list[Progress] = []
     with tempfile.TemporaryDirectory() as folder:
-        how: dict[str, Any] = {"device": pair.device, "checkpoint_dir": folder, "progress": told.append}
+        how: dict[str, Any] = {
+            "device": pair.device,
+            "checkpoint_dir": folder,
+            "progress": told.append,
+        }
         try:
             fit(NETWORKS["cifar10-cnn1"](), images, recipe, seconds=0.0, **how)
         except UnfinishedError:

@@ -1,10 +1,11 @@
 """CIFAR-10 in one file, for a machine that has neither the data set nor `datasets`.
 
-    RETROACT_DATA=… python bench/gpu_pack.py            # writes bench/pack/cifar10.npz and says its size
+    RETROACT_DATA=… python bench/gpu_pack.py            # writes bench/pack/cifar10.npz and says its
+    size
 
-The images stay encoded as they are stored (PNG and JPEG bytes), one after another, and the file is deflated: nine
-tenths are JPEG, whose tables are the same in every image. `unpacked` decodes them and gives the splits that
-`ra.data("cifar10/train")` and its like give, with the same fingerprints.
+The images stay encoded as they are stored (PNG and JPEG bytes), one after another, and the file is
+deflated: nine tenths are JPEG, whose tables are the same in every image. `unpacked` decodes them
+and gives the splits that `ra.data("cifar10/train")` and its like give, with the same fingerprints.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ class Rows(NamedTuple):
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=PACK)
-    parser.add_argument("--first", type=int, default=None, help="so many rows of each split (default: all)")
+    parser.add_argument(
+        "--first", type=int, default=None, help="so many rows of each split (default: all)"
+    )
     args = parser.parse_args()
     found, origin, class_names = _stored(args.first)
     pack(args.out, found, origin, class_names)
@@ -53,16 +56,24 @@ def _stored(first: int | None) -> tuple[dict[str, Rows], str, Sequence[str]]:
     found = datasets.load_dataset(str(folder) if folder.is_dir() else sources.HUB[NAME])
     features = found["train"].features
     image = next(name for name, feature in features.items() if isinstance(feature, datasets.Image))
-    label = next(name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel))
+    label = next(
+        name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)
+    )
     raw = found.cast_column(image, datasets.Image(decode=False))
     parts = {split: rows[: first or len(rows)] for split, rows in raw.items()}
-    rows = {split: Rows([cell["bytes"] for cell in part[image]], part[label]) for split, part in parts.items()}
+    rows = {
+        split: Rows([cell["bytes"] for cell in part[image]], part[label])
+        for split, part in parts.items()
+    }
     return rows, source.origin, source.class_names
 
 
 def pack(path: Path, found: Mapping[str, Rows], origin: str, class_names: Sequence[str]) -> None:
     """Writes the rows of each split into one file."""
-    arrays: dict[str, np.ndarray] = {"origin": np.array(origin), "class_names": np.array(class_names)}
+    arrays: dict[str, np.ndarray] = {
+        "origin": np.array(origin),
+        "class_names": np.array(class_names),
+    }
     for split, rows in found.items():
         arrays[f"{split} bytes"] = np.frombuffer(b"".join(rows.encoded), dtype=np.uint8)
         arrays[f"{split} sizes"] = np.array([len(one) for one in rows.encoded], dtype=np.int64)
@@ -98,7 +109,9 @@ def _decoded(arrays: Mapping[str, np.ndarray], split: str) -> np.ndarray:
     """Uint8 (n, 3, height, width)."""
     joined, ends = arrays[f"{split} bytes"].tobytes(), arrays[f"{split} sizes"].cumsum()
     starts = np.concatenate([[0], ends[:-1]])
-    pictures = [np.asarray(Image.open(io.BytesIO(joined[a:b]))) for a, b in zip(starts, ends, strict=True)]
+    pictures = [
+        np.asarray(Image.open(io.BytesIO(joined[a:b]))) for a, b in zip(starts, ends, strict=True)
+    ]
     return np.ascontiguousarray(np.stack(pictures).transpose(0, 3, 1, 2))
 
 

@@ -2,9 +2,10 @@
 
     python bench/inference.py
 
-Prints a markdown table. The two nets of a row run alternately in one process on one thread, each for
-`--rounds` rounds; a ratio is the median over rounds of CPU seconds of one over those of the other, so that
-what else happens on the machine meets both. The row "ReLU" against a copy of itself shows the noise.
+Prints a markdown table. The two nets of a row run alternately in one process on one thread, each
+for `--rounds` rounds; a ratio is the median over rounds of CPU seconds of one over those of the
+other, so that what else happens on the machine meets both. The row "ReLU" against a copy of itself
+shows the noise.
 """
 
 from __future__ import annotations
@@ -34,7 +35,10 @@ Pass = Callable[[], object]
 def main() -> None:
     args = _arguments()
     torch.set_num_threads(1)
-    print(f"CPU time over that of the ReLU net, median of {args.rounds} alternated rounds, one thread\n")
+    print(
+        f"CPU time over that of the ReLU net, median of {args.rounds} alternated rounds, one"
+        " thread\n"
+    )
     print("| net | batch | runtime | ReLU again | JumpReLU(0.5) | SReLU(10) | SReLU(10), folded |")
     print("|---|---|---|---|---|---|---|")
     for name, (net, shape, batch) in NETS.items():
@@ -44,7 +48,11 @@ def main() -> None:
         for runtime, passes in (("torch", _in_torch), ("onnxruntime", _in_onnxruntime)):
             reference = passes(bare, images)
             ratios = [
-                "-" if variant is None else f"{_ratio(passes(variant, images), reference, args.rounds):.3f}"
+                (
+                    "-"
+                    if variant is None
+                    else f"{_ratio(passes(variant, images), reference, args.rounds):.3f}"
+                )
                 for variant in variants
             ]
             print(f"| {name} | {batch} | {runtime} | {' | '.join(ratios)} |", flush=True)
@@ -79,13 +87,16 @@ def _in_onnxruntime(net: nn.Module, images: Tensor) -> Pass:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     with tempfile.TemporaryDirectory() as folder:
         done = export(net, Path(folder) / "net.onnx", images[:2])
-        session = onnxruntime.InferenceSession(done.path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            done.path.read_bytes(), options, providers=["CPUExecutionProvider"]
+        )
     fed = {session.get_inputs()[0].name: images.numpy()}
     return lambda: session.run(None, fed)
 
 
 def _ratio(one: Pass, other: Pass, rounds: int) -> float:
-    repeats = max(1, round(0.02 / _seconds(other, 3)))  # about 20 ms a round, so that the clock is fine enough
+    # about 20 ms a round, so that the clock is fine enough
+    repeats = max(1, round(0.02 / _seconds(other, 3)))
     pairs = [(_seconds(one, repeats), _seconds(other, repeats)) for _ in range(rounds)]
     return statistics.median(a / b for a, b in pairs)
 

@@ -1,4 +1,5 @@
-"""Writes docs/reference.md from the code: `make docs`. A test fails where the page is not up to date."""
+"""Writes docs/reference.md from the code: `make docs`. A test fails where the page is not up to
+date."""
 
 from __future__ import annotations
 
@@ -59,7 +60,10 @@ def page() -> str:
     parts = [
         "# Reference",
         "",
-        "Made from the code by `make docs`. Every spec prints and reads back in this form (∞: leave the field out).",
+        (
+            "Made from the code by `make docs`. Every spec prints and reads back in this form (∞:"
+            " leave the field out)."
+        ),
         "",
         "## Attacks",
         "",

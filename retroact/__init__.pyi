@@ -1,5 +1,6 @@
-# The public names, each beside its home. `retroact/__init__.py` reads this list and imports a name's
-# home when the name is first used, so that `import retroact` (and `retroact --help`) need no torch.
+# The public names, each beside its home. `retroact/__init__.py` reads this list and imports a
+# name's home when the name is first used, so that `import retroact` (and `retroact --help`) need no
+# torch.
 from retroact.attacks.annealed import Annealed as Annealed
 from retroact.attacks.apgd import APGD as APGD
 from retroact.attacks.bim import BIM as BIM

@@ -3,11 +3,12 @@
     save(hard, "hard.safetensors"); load("hard.safetensors")
     load("mynets:build", weights="hard.safetensors")
 
-Nothing is unpickled and nothing that a file names is imported: the architecture and the retrofit stand
-in the file's metadata as specs, which are read without running any code. A network of your own is saved
-in the same way; the file says which `package.module:function` built it (`code_of`), and it is read again
-where you say that name yourself, or `into=` an instance that you build. The command line says the name for
-you where that function is written in a file under the folder in which you stand, and says so.
+Nothing is unpickled and nothing that a file names is imported: the architecture and the retrofit
+stand in the file's metadata as specs, which are read without running any code. A network of your
+own is saved in the same way; the file says which `package.module:function` built it (`code_of`),
+and it is read again where you say that name yourself, or `into=` an instance that you build. The
+command line says the name for you where that function is written in a file under the folder in
+which you stand, and says so.
 """
 
 from __future__ import annotations
@@ -45,19 +46,30 @@ class CheckpointError(ValueError):
 def save(net: str | os.PathLike[str] | nn.Module, path: str | Path) -> Path:
     """Writes a network, retrofitted or not, to one safetensors file, whole or not at all.
 
-    Raises ValueError for a plain module (wrap it in a Classifier, which knows its normalisation) and
-    for an `output=` adapter that is a function, which no file can hold (that of a `package.module:function` can).
+    Raises ValueError for a plain module (wrap it in a Classifier, which knows its normalisation)
+    and for an `output=` adapter that is a function, which no file can hold (that of a
+    `package.module:function` can).
     """
     net = named(net)
     if Path(path).suffix != ".safetensors":
-        raise ValueError(f"expected a name that ends in .safetensors, got {str(path)!r}; `load` would not read another")
+        raise ValueError(
+            f"expected a name that ends in .safetensors, got {str(path)!r}; `load` would not read"
+            " another"
+        )
     if not isinstance(net, Classifier):
-        raise ValueError(f"expected a Classifier, got {type(net).__name__}; save(Classifier(net, mean=…, std=…))")
+        raise ValueError(
+            f"expected a Classifier, got {type(net).__name__}; save(Classifier(net, mean=…, std=…))"
+        )
     if callable(net.output) and not net.code:
-        raise ValueError("an output= that is a function cannot be saved; use a name or a position instead")
+        raise ValueError(
+            "an output= that is a function cannot be saved; use a name or a position instead"
+        )
     retrofit: Retrofit | None = getattr(net, "retrofit", None)
     if retrofit is not None and net.shape is None:
-        raise ValueError("a retrofit is made anew on an image when it is read; set net.shape = (c, h, w) and save then")
+        raise ValueError(
+            "a retrofit is made anew on an image when it is read; set net.shape = (c, h, w) and"
+            " save then"
+        )
     tensors, held = packed(net.module, leave=lambda module: isinstance(module, Installed))
     tensors |= {name: getattr(net, name).detach().cpu() for name in ("mean", "std")}
     if retrofit is not None:
@@ -85,11 +97,13 @@ def load(
     into: nn.Module | None = None,
     shape: Shape | None = None,
 ) -> nn.Module:
-    """A network by zoo name, by the file that `save` wrote, or as `package.module:function` with `weights`.
+    """A network by zoo name, by the file that `save` wrote, or as `package.module:function` with
+    `weights`.
 
-    `weights` are a state dict, or a file that `save` wrote, whose normalisation and retrofit then count too.
-    `into`: for a saved network of your own, an untrained instance of its module (retrofitted anew here).
-    `shape`: (c, h, w) of its images, where a network of your own does not say it.
+    `weights` are a state dict, or a file that `save` wrote, whose normalisation and retrofit then
+    count too. `into`: for a saved network of your own, an untrained instance of its module
+    (retrofitted anew here). `shape`: (c, h, w) of its images, where a network of your own does not
+    say it.
 
     Raises ZooError or CheckpointError, each saying where it looked and what to do.
     """
@@ -97,7 +111,8 @@ def load(
     if Path(text).suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin"):
         if weights is not None:
             raise CheckpointError(
-                f"{text} holds its own weights; drop weights={str(weights)!r}, or name the net's code"
+                f"{text} holds its own weights; drop weights={str(weights)!r}, or name the net's"
+                " code"
             )
         return _read(Path(text), into)
     if ":" in text and weights is not None and _says(Path(weights).expanduser()) is not None:
@@ -105,26 +120,32 @@ def load(
     if ":" in text:
         return sized(zoo.from_user(text, weights), shape)
     if weights is not None:
-        raise CheckpointError(f"weights= goes with package.module:function, got {text!r} with {weights}")
+        raise CheckpointError(
+            f"weights= goes with package.module:function, got {text!r} with {weights}"
+        )
     return zoo.load(text)
 
 
 def code_of(path: str | Path) -> str:
-    """The `package.module:function` that built the network in a file of `save`; "" where there is none."""
+    """The `package.module:function` that built the network in a file of `save`; "" where there is
+    none."""
     said = _says(Path(path)) or {}
     return "" if said.get("network") else str(said.get("code", ""))
 
 
 def digest(net: nn.Module) -> str:
-    """The first 16 hex digits of a SHA-256 over names, types, shapes and bits of all weights and buffers,
-    and over the retrofit where there is one."""
+    """The first 16 hex digits of a SHA-256 over names, types, shapes and bits of all weights and
+    buffers, and over the retrofit where there is one."""
     found = hashlib.sha256(show(getattr(net, "retrofit", None)).encode())
     for name, value in sorted((bare(name), value) for name, value in net.state_dict().items()):
         if not isinstance(value, Tensor):
-            found.update(f"{name} {json.dumps(value, sort_keys=True, default=lambda v: type(v).__name__)}".encode())
+            content = json.dumps(value, sort_keys=True, default=lambda v: type(v).__name__)
+            found.update(f"{name} {content}".encode())
             continue
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        found.update(
+            value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return found.hexdigest()[:16]
 
 
@@ -146,7 +167,9 @@ def _read(path: Path, into: nn.Module | None) -> nn.Module:
         return net
     retrofit = parse(said["retrofit"])
     if not isinstance(retrofit, Retrofit):
-        raise CheckpointError(f"{path} should name a Retrofit, got {said['retrofit']}; save the network again")
+        raise CheckpointError(
+            f"{path} should name a Retrofit, got {said['retrofit']}; save the network again"
+        )
     return retrofit(net)
 
 
@@ -160,7 +183,9 @@ def _built(said: dict[str, Any], into: nn.Module | None, path: Path) -> Classifi
         return network()
     inner = into.module if isinstance(into, Classifier) else into
     shape = getattr(into, "shape", None) if said["shape"] is None else tuple(said["shape"])
-    net = Classifier(inner, said["mean"], said["std"], shape=shape, output=_output(said, into, path))
+    net = Classifier(
+        inner, said["mean"], said["std"], shape=shape, output=_output(said, into, path)
+    )
     net.code = into.code if isinstance(into, Classifier) else str(said.get("code", ""))
     return net
 
@@ -184,9 +209,9 @@ def _whose(path: Path, code: str) -> str:
             "load(path, into=your_module()) with an instance that you build"
         )
     return (
-        f"{path} holds a network that {code} built, and nothing that a file names is imported: say it yourself, "
-        f"load({code!r}, weights={str(path)!r}), on the command line {code} --weights {path}; "
-        "or load(path, into=your_module())"
+        f"{path} holds a network that {code} built, and nothing that a file names is imported: say"
+        f" it yourself, load({code!r}, weights={str(path)!r}), on the command line {code} --weights"
+        f" {path}; or load(path, into=your_module())"
     )
 
 
@@ -204,25 +229,33 @@ def _says(path: Path) -> dict[str, Any] | None:
 
 def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if not path.is_file():
-        raise CheckpointError(f"no file {path}; save(net, path) or `retroact retrofit … --out FILE` writes one")
+        raise CheckpointError(
+            f"no file {path}; save(net, path) or `retroact retrofit … --out FILE` writes one"
+        )
     if path.suffix != ".safetensors":
         raise CheckpointError(
-            f"{path} is no safetensors file, and unpickling one could run its code; bring its weights with "
-            "`package.module:function --weights FILE` (read without running any) and save that"
+            f"{path} is no safetensors file, and unpickling one could run its code; bring its"
+            " weights with `package.module:function --weights FILE` (read without running any) and"
+            " save that"
         )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             said = json.loads((file.metadata() or {})["retroact"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+            names = file.keys()  # a method of its own: the file is no mapping
+            tensors = {name: file.get_tensor(name) for name in names}
     except KeyError:
         raise CheckpointError(
             f"{path} has tensors but does not say of which network; bring it as "
             f"`package.module:function --weights {path.name}`"
         ) from None
     except (safetensors.SafetensorError, OSError, ValueError) as e:
-        raise CheckpointError(f"{path} is truncated or no safetensors file: {e}; make or fetch it again") from None
+        raise CheckpointError(
+            f"{path} is truncated or no safetensors file: {e}; make or fetch it again"
+        ) from None
     if said.get("format") != FORMAT:
-        raise CheckpointError(f"{path} has format {said.get('format')}, expected {FORMAT}; upgrade retroact")
+        raise CheckpointError(
+            f"{path} has format {said.get('format')}, expected {FORMAT}; upgrade retroact"
+        )
     return said, tensors
 
 

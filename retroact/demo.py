@@ -34,7 +34,8 @@ from retroact.training.hardening import harden
 
 @dataclass(frozen=True)
 class Scene:
-    """What the demo runs on: a network, its data, a radius in pixels, and the clean accuracy to keep."""
+    """What the demo runs on: a network, its data, a radius in pixels, and the clean accuracy to
+    keep."""
 
     net: str
     test: str
@@ -46,10 +47,13 @@ class Scene:
 
 SCENES = {
     "digits": Scene("digits-cnn", "digits", "digits/validation", "digits/train", 0.1, 0.97),
-    "mnist": Scene("lenet-mnist", "mnist[:500]", "mnist/validation[:200]", "mnist/train[:5000]", 0.1, 0.99),
+    "mnist": Scene(
+        "lenet-mnist", "mnist[:500]", "mnist/validation[:200]", "mnist/train[:5000]", 0.1, 0.99
+    ),
 }
 KEPT = 12
-CELLS = 9  # what the progress bar reckons with until tuning has said whether there is a jump to smooth
+# what the progress bar reckons with until tuning has said whether there is a jump to smooth
+CELLS = 9
 AUDITS = 20  # hardening and three audits, in the time of a cell
 
 
@@ -61,7 +65,8 @@ def run(
     workers: int = 1,
     progress: Callable[[float, int], None] | None = None,
 ) -> tuple[list[Line], list[str], Path]:
-    """Runs the demo on `name` (digits or mnist); returns the table's lines, what they say, and the page's path."""
+    """Runs the demo on `name` (digits or mnist); returns the table's lines, what they say, and the
+    page's path."""
     if name not in SCENES:
         raise ValueError(f"the demo knows {' and '.join(SCENES)}, got {name!r}")
     scene = SCENES[name]
@@ -81,9 +86,17 @@ def run(
             progress=lambda done, _: tell(done, CELLS),
         )
     jump = tuned.activation if tuned.activation.jump else tuned.largest.activation
-    cells = [cell for activation in (None, SReLU(100.0), jump) for cell in _cells(scene, activation)]
+    cells = [
+        cell for activation in (None, SReLU(100.0), jump) for cell in _cells(scene, activation)
+    ]
     with Store(store) as opened:
-        sweep(cells, opened, workers=workers, keep=KEPT, progress=lambda done, total: tell(values + done, total))
+        sweep(
+            cells,
+            opened,
+            workers=workers,
+            keep=KEPT,
+            progress=lambda done, total: tell(values + done, total),
+        )
         mine = plan(cells, opened, keep=KEPT).cells
         found = [line for line in lines(opened, images=True) if line.key in mine]
     found.sort(key=lambda line: list(mine).index(line.key))
@@ -94,7 +107,13 @@ def run(
     curve = plots.tuning(tuned.points, tuned.knob, jump.kappa)
     caption = f"Tuning on {tuned.data}, {tuned.threat}; the bar marks the value shown below."
     told = [(what, made.numbers()) for what, made in audits]
-    text = html.page(found, title=f"retroact demo: {scene.net}", notes=notes, figures=[(caption, curve)], audits=told)
+    text = html.page(
+        found,
+        title=f"retroact demo: {scene.net}",
+        notes=notes,
+        figures=[(caption, curve)],
+        audits=told,
+    )
     return found, notes, html.write(text, page)
 
 
@@ -110,7 +129,9 @@ def _audits(scene: Scene, jump: Any, tell: Callable[[float], None]) -> list[tupl
         held=read(scene.validation),
         progress=lambda done, total: tell(part * done / total),
     )
-    changed = {show(a): retrofit(net, a) for a in (SReLU(100.0), jump)} | {f"hardened ({hardened})": hardened.net}
+    changed = {show(a): retrofit(net, a) for a in (SReLU(100.0), jump)} | {
+        f"hardened ({hardened})": hardened.net
+    }
     audits = []
     for i, (what, defended) in enumerate(changed.items(), start=1):
         audits.append((what, audit(net, defended, read(scene.test), threat, battery="quick")))
@@ -122,26 +143,36 @@ def _cells(scene: Scene, activation: Any) -> list[Cell]:
     model, threat = Model(scene.net, activation), Linf(scene.eps)
     cells = [Cell(model, scene.test, attack, threat) for attack in (CLAIMED, MARGIN)]
     if activation is not None:
-        cells.append(Cell(model, scene.test, PGD(steps=40, loss="margin"), threat, source=Model(scene.net)))
+        cells.append(
+            Cell(model, scene.test, PGD(steps=40, loss="margin"), threat, source=Model(scene.net))
+        )
         if activation.jump:
             cells.append(Cell(model, scene.test, MARGIN, threat, beta=SHARPNESS / activation.kappa))
     return cells
 
 
 def _findings(found: list[Line]) -> list[str]:
-    """One sentence per network: what the papers' attack claims, and what stands under all attacks."""
+    """One sentence per network: what the papers' attack claims, and what stands under all
+    attacks."""
     names = list(dict.fromkeys(line.network for line in found))
     own = {name: [line for line in found if line.network == name] for name in names}
-    verified = {name: float(worst_case([line.record for line in own[name]]).mean()) for name in names}
+    verified = {
+        name: float(worst_case([line.record for line in own[name]]).mean()) for name in names
+    }
     claimed = {name: _claimed(own[name]) for name in names}
     twin = names[0]
     return [
-        f"{name}: {claimed[name]:.1%} under cross-entropy PGD ({100 * (claimed[name] - claimed[twin]):+.1f} points "
-        f"claimed), {verified[name]:.1%} under all attacks ({100 * (verified[name] - verified[twin]):+.1f} verified)."
+        f"{name}: {claimed[name]:.1%} under cross-entropy PGD"
+        f" ({100 * (claimed[name] - claimed[twin]):+.1f} points claimed), {verified[name]:.1%}"
+        f" under all attacks ({100 * (verified[name] - verified[twin]):+.1f} verified)."
         for name in names[1:]
     ]
 
 
 def _claimed(mine: list[Line]) -> float:
-    line = next(line for line in mine if line.fields["attack"] == show(CLAIMED) and line.fields["source"] is None)
+    line = next(
+        line
+        for line in mine
+        if line.fields["attack"] == show(CLAIMED) and line.fields["source"] is None
+    )
     return float(line.numbers()["robust_accuracy"])

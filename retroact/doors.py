@@ -1,7 +1,8 @@
-"""The doors that data passes once, before any work, and the one that a network's answers pass: what was expected,
-what came, and what to do.
+"""The doors that data passes once, before any work, and the one that a network's answers pass: what
+was expected, what came, and what to do.
 
-Everyone may use them; they know tensors, and of networks only what these return and which mode they are in.
+Everyone may use them; they know tensors, and of networks only what these return and which mode they
+are in.
 """
 
 from __future__ import annotations
@@ -22,14 +23,16 @@ import torch
 from torch import Tensor, fx, nn
 
 SLACK = 1e-6
-"""How far outside [0,1] a pixel may lie: the rounding of a float32 decoder, never an unscaled image."""
+"""How far outside [0,1] a pixel may lie: the rounding of a float32 decoder, never an unscaled
+image."""
 
 SEEDS = 2**62
 """Seeds lie below: attacks add small numbers to them, and their sum must be an int64."""
 
 Shape = tuple[int, int, int]
 Place = str | int | tuple[str | int, ...]
-"""Where in a network's output something is: a key or attribute, a position, or several of these, outermost first."""
+"""Where in a network's output something is: a key or attribute, a position, or several of these,
+outermost first."""
 
 
 def check_images(images: Tensor, shape: Shape | None = None) -> None:
@@ -39,7 +42,9 @@ def check_images(images: Tensor, shape: Shape | None = None) -> None:
         raise ValueError(f"expected at least one image, got shape {tuple(images.shape)}")
     low, high = (float(v) for v in torch.aminmax(images))
     if not (math.isfinite(low) and math.isfinite(high)):
-        raise ValueError("expected finite pixels, got NaN or infinity; look for a division by zero before")
+        raise ValueError(
+            "expected finite pixels, got NaN or infinity; look for a division by zero before"
+        )
     if low < -SLACK or high > 1 + SLACK:
         raise ValueError(f"expected pixels in [0,1], got [{low:g}, {high:g}]; {_cure(low, high)}")
 
@@ -54,36 +59,56 @@ def _cure(low: float, high: float) -> str:
     if low >= -0.5 - SLACK and high <= 0.5 + SLACK:
         return "map [-0.5,0.5] to [0,1] with x + 0.5 and give the net Classifier(net, mean=0.5)"
     if low >= -1 - SLACK and high <= 1 + SLACK:
-        return "map [-1,1] to [0,1] with (x + 1) / 2 and give the net Classifier(net, mean=0.5, std=0.5)"
+        return (
+            "map [-1,1] to [0,1] with (x + 1) / 2 and give the net Classifier(net, mean=0.5,"
+            " std=0.5)"
+        )
     return (
-        "leave normalisation to Classifier(net, mean=…, std=…), out of the data and its transforms, "
-        "and pass raw pixels / 255"
+        "leave normalisation to Classifier(net, mean=…, std=…), out of the data and its transforms,"
+        " and pass raw pixels / 255"
     )
 
 
 def check_batch(images: Tensor, shape: Shape | None) -> None:
-    """Raises unless `images` are floats (n, c, h, w), of `shape` (c, h, w) where that is known; reads no values."""
+    """Raises unless `images` are floats (n, c, h, w), of `shape` (c, h, w) where that is known;
+    reads no values."""
     if not isinstance(images, Tensor):
-        raise TypeError(f"expected a tensor of images (n, c, h, w), got {type(images).__name__}; use torch.as_tensor")
+        raise TypeError(
+            f"expected a tensor of images (n, c, h, w), got {type(images).__name__}; use"
+            " torch.as_tensor"
+        )
     if not images.is_floating_point():
-        raise TypeError(f"expected float images in [0,1], got {images.dtype}; use images.float() / 255")
+        raise TypeError(
+            f"expected float images in [0,1], got {images.dtype}; use images.float() / 255"
+        )
     if images.ndim != 4:
-        raise ValueError(f"expected images (n, c, h, w), got shape {tuple(images.shape)}; one image needs images[None]")
+        raise ValueError(
+            f"expected images (n, c, h, w), got shape {tuple(images.shape)}; one image needs"
+            " images[None]"
+        )
     if shape is not None and tuple(images.shape[1:]) != shape:
         swapped = tuple(images.permute(0, 3, 1, 2).shape[1:]) == shape
-        cure = "permute(0, 3, 1, 2) puts channels first" if swapped else "resize them or choose another net"
+        cure = (
+            "permute(0, 3, 1, 2) puts channels first"
+            if swapped
+            else "resize them or choose another net"
+        )
         raise ValueError(f"expected images of shape {shape}, got {tuple(images.shape[1:])}; {cure}")
 
 
 def check_labels(labels: Tensor, classes: int | None = None, n: int | None = None) -> None:
-    """Raises unless `labels` are int64 (n,), each at least 0 and below `classes` where that is known."""
+    """Raises unless `labels` are int64 (n,), each at least 0 and below `classes` where that is
+    known."""
     if not isinstance(labels, Tensor):
         found = type(labels).__name__
-        raise TypeError(f"expected labels as an int64 tensor, got {found}; use torch.as_tensor(labels).long()")
+        raise TypeError(
+            f"expected labels as an int64 tensor, got {found}; use torch.as_tensor(labels).long()"
+        )
     if labels.ndim != 1 or (n is not None and len(labels) != n):
         expected = "(n,)" if n is None else f"({n},)"
         raise ValueError(
-            f"expected one label per image, shape {expected}, got {tuple(labels.shape)}{_one_label(labels, n)}"
+            f"expected one label per image, shape {expected}, got"
+            f" {tuple(labels.shape)}{_one_label(labels, n)}"
         )
     if labels.dtype != torch.int64:
         cure = "use torch.as_tensor(labels).long()"
@@ -104,16 +129,22 @@ def check_labels(labels: Tensor, classes: int | None = None, n: int | None = Non
 def _one_label(labels: Tensor, n: int | None) -> str:
     """The cure for labels of another shape."""
     if labels.ndim == 2 and n in (None, len(labels)):
-        return "; use labels.flatten()" if labels.shape[1] == 1 else "; where they are one-hot, use labels.argmax(1)"
+        return (
+            "; use labels.flatten()"
+            if labels.shape[1] == 1
+            else "; where they are one-hot, use labels.argmax(1)"
+        )
     if labels.ndim == 1:
         return "; images and labels must be of the same examples, in the same order"
     return "" if labels.ndim else "; one image needs a list of one label"
 
 
 def whole(value: object, name: str, low: int = 0, high: int | None = None) -> int:
-    """`value`, of any type of integer, as an int; ValueError unless it is a whole number from `low` to `high`."""
+    """`value`, of any type of integer, as an int; ValueError unless it is a whole number from `low`
+    to `high`."""
     try:
-        number = None if isinstance(value, bool) else operator.index(value)  # type: ignore[arg-type]
+        given = operator.index(value)  # type: ignore[arg-type]
+        number = None if isinstance(value, bool) else given
     except TypeError:
         number = None
     if number is None or number < low or (high is not None and number > high):
@@ -123,8 +154,13 @@ def whole(value: object, name: str, low: int = 0, high: int | None = None) -> in
 
 
 def checked(seed: object, chunk: object = None, keep: object = 0) -> tuple[int, int | None, int]:
-    """The three numbers of a run as ints: its seed, images per chunk (None: the attack's own), images to keep."""
-    return whole(seed, "seed", 0, SEEDS), None if chunk is None else whole(chunk, "chunk", 1), whole(keep, "keep")
+    """The three numbers of a run as ints: its seed, images per chunk (None: the attack's own),
+    images to keep."""
+    return (
+        whole(seed, "seed", 0, SEEDS),
+        None if chunk is None else whole(chunk, "chunk", 1),
+        whole(keep, "keep"),
+    )
 
 
 def check_device(device: str) -> None:
@@ -133,17 +169,23 @@ def check_device(device: str) -> None:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as e:  # a torch without CUDA asserts that it has it
         said = str(e).strip().splitlines()[0].rstrip(".")
-        raise ValueError(f"device {device!r} is not here ({said}); choose another, such as cpu") from e
+        raise ValueError(
+            f"device {device!r} is not here ({said}); choose another, such as cpu"
+        ) from e
 
 
 @contextmanager
 def noting_failure(images: object) -> Iterator[None]:
-    """Adds a note that names the shape of its `images` to what a net raises on them; the error stays what it is."""
+    """Adds a note that names the shape of its `images` to what a net raises on them; the error
+    stays what it is."""
     try:
         yield
     except RuntimeError as e:
         if isinstance(images, Tensor):
-            note = f"the net failed on images of shape {tuple(images.shape[1:])}; it may want another size or channels"
+            note = (
+                f"the net failed on images of shape {tuple(images.shape[1:])}; it may want another"
+                " size or channels"
+            )
             if note not in getattr(e, "__notes__", ()):
                 e.add_note(note)
         raise
@@ -154,28 +196,39 @@ def named(net: Any) -> Any:
 
     By its public name, as `parse` finds specs, for whoever may stand before networks on disk.
     """
-    return importlib.import_module(__package__).load(net) if isinstance(net, str | os.PathLike) else net
+    return (
+        importlib.import_module(__package__).load(net)
+        if isinstance(net, str | os.PathLike)
+        else net
+    )
 
 
 def warn_of_probabilities(logits: Tensor) -> bool:
-    """Warns, and says True, where every row of `logits` (n, k) is at least 0 and sums to 1 within 1e-3.
+    """Warns, and says True, where every row of `logits` (n, k) is at least 0 and sums to 1 within
+    1e-3.
 
-    Attacks need logits: a softmax in the net makes their gradients vanish and flatters it. Two logits [0, p] with
-    every p in [0,1] for 8 images or more are a probability too, of a sigmoid in the net: class 0 could never win.
+    Attacks need logits: a softmax in the net makes their gradients vanish and flatters it. Two
+    logits [0, p] with every p in [0,1] for 8 images or more are a probability too, of a sigmoid in
+    the net: class 0 could never win.
     """
     rows = logits.detach().float()
     if rows.shape[1] == 2 and _is_one_probability(*rows.unbind(1)):
         warnings.warn(
-            "the net seems to return one probability, not one logit, so that class 0 can never win: remove its "
-            "sigmoid, or pass output=lambda p: torch.stack([(1 - p).log(), p.log()], 1).flatten(1)",
+            "the net seems to return one probability, not one logit, so that class 0 can never win:"
+            " remove its sigmoid, or pass output=lambda p: torch.stack([(1 - p).log(), p.log()],"
+            " 1).flatten(1)",
             stacklevel=2,
         )
         return True
-    found = rows.shape[1] > 1 and bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-3).all())
+    found = (
+        rows.shape[1] > 1
+        and bool((rows >= 0).all())
+        and bool(((rows.sum(1) - 1).abs() < 1e-3).all())
+    )
     if found:
         warnings.warn(
-            "the net seems to return probabilities, not logits; attacks on it would see vanishing gradients: "
-            "remove its softmax, or pass output=lambda p: p.log()",
+            "the net seems to return probabilities, not logits; attacks on it would see vanishing"
+            " gradients: remove its softmax, or pass output=lambda p: p.log()",
             stacklevel=2,
         )
     return found
@@ -199,11 +252,12 @@ class SeveralPlacesError(ValueError):
 def logits_in(out: Any, n: int, output: Place | None = None) -> Tensor:
     """The logits (n, k), k ≥ 2, in what a network returned for `n` images.
 
-    Without `output`, the one float tensor (n, k) of a tuple, mapping, dataclass or other object, some levels deep,
-    or the output itself, also where it holds integers; (n, k, 1, …) counts as (n, k) where nothing else does, and
-    (k,) as (1, k) for one image, whom a squeeze has cost its batch. `output` says where they are; "sigmoid" makes
-    [0, z] of one logit z per image.
-    Raises SeveralPlacesError where several tensors may be meant, ValueError or TypeError where none can.
+    Without `output`, the one float tensor (n, k) of a tuple, mapping, dataclass or other object,
+    some levels deep, or the output itself, also where it holds integers; (n, k, 1, …) counts as (n,
+    k) where nothing else does, and (k,) as (1, k) for one image, whom a squeeze has cost its batch.
+    `output` says where they are; "sigmoid" makes [0, z] of one logit z per image.
+    Raises SeveralPlacesError where several tensors may be meant, ValueError or TypeError where none
+    can.
     """
     if _are_logits(out, n) and output is None:
         return out  # type: ignore[no-any-return]
@@ -213,8 +267,9 @@ def logits_in(out: Any, n: int, output: Place | None = None) -> Tensor:
     found = _readings(inner, n)
     if len(found) > 1:
         raise SeveralPlacesError(
-            f"the net returned {len(found)} tensors that may be its logits for {n} images: {_listed(found)}; "
-            f"name one: Classifier(net, output={spelled(next(iter(found)))}), or return it alone"
+            f"the net returned {len(found)} tensors that may be its logits for {n} images:"
+            f" {_listed(found)}; name one: Classifier(net, output={spelled(next(iter(found)))}), or"
+            " return it alone"
         )
     if not found:
         raise _refusal(inner, n)
@@ -248,7 +303,8 @@ def _readings(out: Any, n: int) -> dict[tuple[str | int, ...], Tensor]:
             squeezed[place] = value[None]
         elif value.ndim > 2 and value.shape[0] == n and value.numel() == n * value.shape[1]:
             trailing[place] = value.flatten(1)
-    # A squeeze makes it hard to say, for one image, what belongs to the image: then everything may be meant.
+    # A squeeze makes it hard to say, for one image, what belongs to the image: then everything may
+    # be meant.
     return flat | squeezed | trailing if squeezed else flat or trailing
 
 
@@ -258,17 +314,21 @@ def _as_floats(value: Tensor) -> Tensor:
 
 
 def _of_two_classes(out: Any, n: int) -> Tensor:
-    """[0, z], (n, 2), of the one logit z per image, whose softmax is [1 - sigmoid(z), sigmoid(z)]."""
-    found = {p: v.reshape(n, 1) for p, v in _unique(_tensors(out)) if _floats(v) and _is_column(v, n)}
+    """[0, z], (n, 2), of the one logit z per image, whose softmax is [1 - sigmoid(z),
+    sigmoid(z)]."""
+    found = {
+        p: v.reshape(n, 1) for p, v in _unique(_tensors(out)) if _floats(v) and _is_column(v, n)
+    }
     if len(found) > 1:
         raise SeveralPlacesError(
-            f"the net returned {len(found)} tensors of one number for each of {n} images: {_listed(found)}; "
-            "choose and widen one: Classifier(net, output=lambda out: …), which gives logits (n, 2)"
+            f"the net returned {len(found)} tensors of one number for each of {n} images:"
+            f" {_listed(found)}; choose and widen one: Classifier(net, output=lambda out: …), which"
+            " gives logits (n, 2)"
         )
     if not found:
         raise ValueError(
-            f'output="sigmoid" expects one float logit per image, shape ({n},) or ({n}, 1), got {_described(out)}; '
-            "leave output= out where the net gives logits of several classes"
+            f'output="sigmoid" expects one float logit per image, shape ({n},) or ({n}, 1), got'
+            f" {_described(out)}; leave output= out where the net gives logits of several classes"
         )
     (z,) = found.values()
     return torch.cat([torch.zeros_like(z), z], 1)
@@ -283,7 +343,9 @@ def _is_column(value: Tensor, n: int) -> bool:
 _DEEPEST = 4
 
 
-def _tensors(out: Any, place: tuple[str | int, ...] = ()) -> Iterator[tuple[tuple[str | int, ...], Tensor]]:
+def _tensors(
+    out: Any, place: tuple[str | int, ...] = ()
+) -> Iterator[tuple[tuple[str | int, ...], Tensor]]:
     """Every tensor in an output, and where; arrays of numbers become tensors."""
     if isinstance(out, Tensor):
         yield place, out
@@ -305,7 +367,11 @@ def _inside(out: Any) -> list[tuple[str | int, Any]]:
         return [(f.name, getattr(out, f.name)) for f in dataclasses.fields(out)]
     if isinstance(out, type | nn.Module) or callable(out):
         return []
-    return [(name, value) for name, value in getattr(out, "__dict__", {}).items() if not name.startswith("_")]
+    return [
+        (name, value)
+        for name, value in getattr(out, "__dict__", {}).items()
+        if not name.startswith("_")
+    ]
 
 
 def _unique(
@@ -321,9 +387,15 @@ def _unique(
 def _picked(out: Any, output: Place) -> Any:
     for step in _steps(output):
         try:
-            out = out[step] if isinstance(step, int) or isinstance(out, Mapping) else getattr(out, step)
+            out = (
+                out[step]
+                if isinstance(step, int) or isinstance(out, Mapping)
+                else getattr(out, step)
+            )
         except (AttributeError, KeyError, IndexError, TypeError):
-            raise ValueError(f"the net returned {type(out).__name__}, which has no {step!r}; {_has(out)}") from None
+            raise ValueError(
+                f"the net returned {type(out).__name__}, which has no {step!r}; {_has(out)}"
+            ) from None
     return out
 
 
@@ -358,19 +430,20 @@ def _refusal(out: Any, n: int) -> Exception:
     values = [value for _, value in _tensors(out)]
     if not values:
         return TypeError(
-            f"{came}, expected logits of shape (n, k), a tensor or one in a tuple, mapping or object; "
-            "say where it is: Classifier(net, output=function), or return it alone"
+            f"{came}, expected logits of shape (n, k), a tensor or one in a tuple, mapping or"
+            " object; say where it is: Classifier(net, output=function), or return it alone"
         )
     floats = [v for v in values if _floats(v)]
     if not floats:
         return ValueError(
-            f"{came}, decisions it seems, expected logits of shape (n, k): return the scores behind them, "
-            "or where there are none F.one_hot(decisions, k)"
+            f"{came}, decisions it seems, expected logits of shape (n, k): return the scores behind"
+            " them, or where there are none F.one_hot(decisions, k)"
         )
     if any(_is_column(v, n) for v in floats):
         return ValueError(
-            f'{came}, expected logits of shape (n, k): of one sigmoid logit Classifier(net, output="sigmoid") makes '
-            "two classes; a function returns torch.cat([torch.zeros_like(z), z], 1) for its z (n, 1)"
+            f"{came}, expected logits of shape (n, k): of one sigmoid logit Classifier(net,"
+            ' output="sigmoid") makes two classes; a function returns'
+            " torch.cat([torch.zeros_like(z), z], 1) for its z (n, 1)"
         )
     if any(v.ndim > 2 and v.shape[0] == n for v in floats):
         return ValueError(
@@ -378,14 +451,17 @@ def _refusal(out: Any, n: int) -> Exception:
             "take what decides, such as Classifier(net, output=lambda out: out.flatten(2).mean(2))"
         )
     return ValueError(
-        f"{came}, expected logits of shape (n, k), k at least 2; adapt it with Classifier(net, output=function)"
+        f"{came}, expected logits of shape (n, k), k at least 2; adapt it with Classifier(net,"
+        " output=function)"
     )
 
 
 def _described(out: Any) -> str:
     if isinstance(out, Tensor | np.ndarray):
         return f"{out.dtype} of shape {tuple(out.shape)}"
-    inside = ", ".join(f"{spelled(p)} {v.dtype} {tuple(v.shape)}" for p, v in list(_tensors(out))[:12])
+    inside = ", ".join(
+        f"{spelled(p)} {v.dtype} {tuple(v.shape)}" for p, v in list(_tensors(out))[:12]
+    )
     return f"{type(out).__name__} with {inside}" if inside else type(out).__name__
 
 
@@ -396,7 +472,8 @@ _noted: ContextVar[list[tuple[str | int, ...]] | None] = ContextVar("_noted", de
 
 @contextmanager
 def places() -> Iterator[list[tuple[str | int, ...]]]:
-    """A list that fills with the places at which `logits_in` found logits by itself, in the time of the block."""
+    """A list that fills with the places at which `logits_in` found logits by itself, in the time of
+    the block."""
     mine: list[tuple[str | int, ...]] = []
     token = _noted.set(mine)
     try:
@@ -427,24 +504,28 @@ def warn_of_place(found: Sequence[tuple[str | int, ...]]) -> None:
 def switch_to_eval(net: nn.Module) -> None:
     """Eval mode for every module that has a mode; an exported one's was fixed when it was made.
 
-    Raises ValueError where that fixed mode is training: its batch norms and dropout would ask the batch or chance.
+    Raises ValueError where that fixed mode is training: its batch norms and dropout would ask the
+    batch or chance.
     """
     if any(_trains(call) for call in _calls_for_ever(net)):
         raise ValueError(
-            f"{type(net).__name__} was exported or traced in train mode, which eval() cannot change: its dropout and "
-            "batch norms stay random or follow the batch; call net.eval() and export it again"
+            f"{type(net).__name__} was exported or traced in train mode, which eval() cannot"
+            " change: its dropout and batch norms stay random or follow the batch; call net.eval()"
+            " and export it again"
         )
     training = [m for m in net.modules() if getattr(m, "training", False)]
     try:
         if training:
             net.eval()
-    except (NotImplementedError, TypeError):  # an exported module among them, or a train() of the user's own
+    except (NotImplementedError, TypeError):
+        # an exported module among them, or a train() of the user's own
         for m in training:
             m.training = False
 
 
 def _calls_for_ever(net: nn.Module) -> Iterator[Mapping[str, Any]]:
-    """The arguments, by name, of the torch operations that exporting or tracing has written down."""
+    """The arguments, by name, of the torch operations that exporting or tracing has written
+    down."""
     if isinstance(net, torch.jit.ScriptModule):
         yield from _calls_in_script(net)
         return  # its graph has those of its children in it
@@ -462,7 +543,9 @@ def _calls_in_graph(net: fx.GraphModule) -> Iterator[dict[str, Any]]:
     for node in net.graph.nodes:
         schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
         if schema is not None:
-            yield dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | dict(node.kwargs)
+            yield dict(zip((a.name for a in schema.arguments), node.args, strict=False)) | dict(
+                node.kwargs
+            )
 
 
 def _calls_in_script(net: Any) -> Iterator[dict[str, Any]]:

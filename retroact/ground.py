@@ -3,9 +3,10 @@
     @neutral()
     def evaluate(...): ...
 
-Grad and inference mode, autocast, the default dtype and device belong to the caller; so do the states of the
-random generators, which a network may draw from or seed. Within the block they are torch's own defaults, and the
-generators are seeded; afterwards, also after an exception, they are as they were. Everyone may use this.
+Grad and inference mode, autocast, the default dtype and device belong to the caller; so do the
+states of the random generators, which a network may draw from or seed. Within the block they are
+torch's own defaults, and the generators are seeded; afterwards, also after an exception, they are
+as they were. Everyone may use this.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ _AUTOCAST = ("cpu", "cuda", "mps")
 
 @contextmanager
 def neutral() -> Iterator[None]:
-    """Gradients on, no inference mode, no autocast, float32 and the CPU by default, generators seeded with 0.
+    """Gradients on, no inference mode, no autocast, float32 and the CPU by default, generators
+    seeded with 0.
 
     Also a decorator: `@neutral()`. A block within a block, in any thread, finds all this done.
     """
@@ -40,7 +42,8 @@ def neutral() -> Iterator[None]:
 
 
 class Held:
-    """Settings of the process: the first block that is entered, in any thread, settles them, the last puts them back.
+    """Settings of the process: the first block that is entered, in any thread, settles them, the
+    last puts them back.
 
     `settle` sets them and gives what puts them back as they were.
     """

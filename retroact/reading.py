@@ -1,6 +1,8 @@
-"""What people bring, made what the house uses, once, at the door: data, networks, and specs as text.
+"""What people bring, made what the house uses, once, at the door: data, networks, and specs as
+text.
 
-    as_images("mnist[:1000]"); as_images((x, y), net); as_network("lenet-mnist"); as_attack("PGD(steps=40)")
+    as_images("mnist[:1000]"); as_images((x, y), net); as_network("lenet-mnist");
+    as_attack("PGD(steps=40)")
 
 What is plainly one thing is taken; all else is refused with a sentence that names the cure.
 """
@@ -35,7 +37,8 @@ T = TypeVar("T")
 
 
 class Examples(Protocol):
-    """Labelled images: `images` (n, c, h, w) float32 in [0, 1], `labels` (n,), `index` (n,), `name`."""
+    """Labelled images: `images` (n, c, h, w) float32 in [0, 1], `labels` (n,), `index` (n,),
+    `name`."""
 
     @property
     def images(self) -> Tensor: ...
@@ -55,7 +58,14 @@ class Rows(Protocol):
 
 
 Data: TypeAlias = (
-    str | PathLike[str] | Examples | tuple[Any, Any] | Mapping[str, Any] | Rows | Dataset[Any] | DataLoader[Any]
+    str
+    | PathLike[str]
+    | Examples
+    | tuple[Any, Any]
+    | Mapping[str, Any]
+    | Rows
+    | Dataset[Any]
+    | DataLoader[Any]
 )
 """What `as_images` takes."""
 
@@ -79,12 +89,14 @@ FORMS = (
 
 
 def as_images(what: Data, net: object = None) -> Images:
-    """`Images` of the notation as text, of (images, labels) as tensors, arrays or lists, of a torch `Dataset` or
-    `DataLoader`, of a `datasets.Dataset`, or of a folder's path; `Images` come back as they are.
+    """`Images` of the notation as text, of (images, labels) as tensors, arrays or lists, of a torch
+    `Dataset` or `DataLoader`, of a `datasets.Dataset`, or of a folder's path; `Images` come back as
+    they are.
 
-    The shape that `net` expects says where the channels are. Images are numbered in the order in which they come, so
-    a loader that shuffles numbers them anew each time, and one that drops its last batch leaves it out; whatever is
-    read is held in memory as float32. Raises ValueError or TypeError, naming the cure, for any other form.
+    The shape that `net` expects says where the channels are. Images are numbered in the order in
+    which they come, so a loader that shuffles numbers them anew each time, and one that drops its
+    last batch leaves it out; whatever is read is held in memory as float32. Raises ValueError or
+    TypeError, naming the cure, for any other form.
     """
     if isinstance(what, Images):
         return what
@@ -108,11 +120,17 @@ def as_images(what: Data, net: object = None) -> Images:
 
 def _folder(path: Path) -> Images:
     split = path.name in ("train", "validation", "test")
-    return DataSlice(f"folder:{path.parent if split else path}", cast(Any, path.name if split else "test"))()
+    return DataSlice(
+        f"folder:{path.parent if split else path}", cast(Any, path.name if split else "test")
+    )()
 
 
 def _examples(what: Any, shape: Shape | None) -> Images:
-    told = {word: getattr(what, word) for word in ("name", "split") if isinstance(getattr(what, word, None), str)}
+    told = {
+        word: getattr(what, word)
+        for word in ("name", "split")
+        if isinstance(getattr(what, word, None), str)
+    }
     index = getattr(what, "index", None)
     if index is None or callable(index):  # a named tuple's method
         return Images.of(what.images, what.labels, shape=shape, **told)
@@ -121,24 +139,33 @@ def _examples(what: Any, shape: Shape | None) -> Images:
 
 def _shape_of(net: object) -> Shape | None:
     shape = getattr(net, "shape", None)
-    return shape if isinstance(shape, tuple) and len(shape) == 3 and all(isinstance(s, int) for s in shape) else None
+    return (
+        shape
+        if isinstance(shape, tuple) and len(shape) == 3 and all(isinstance(s, int) for s in shape)
+        else None
+    )
 
 
 def _columns(row: Mapping[str, Any]) -> tuple[Any, Any]:
     """The image and the label, or all of them, of a dictionary."""
     if row and all(_is_table(part) for part in row.values()):
         first, *_ = row
-        raise TypeError(f"expected one split, got a {type(row).__name__} of {', '.join(row)}; choose: data[{first!r}]")
-    found = [next((word for word in words if word in row), None) for words in (IMAGE_WORDS, LABEL_WORDS)]
+        raise TypeError(
+            f"expected one split, got a {type(row).__name__} of {', '.join(row)}; choose:"
+            f" data[{first!r}]"
+        )
+    found = [
+        next((word for word in words if word in row), None) for words in (IMAGE_WORDS, LABEL_WORDS)
+    ]
     if None in found:
         raise TypeError(
-            f"expected images and labels under names such as 'image' and 'label', got {', '.join(map(str, row))}; "
-            "give (images, labels)"
+            "expected images and labels under names such as 'image' and 'label', got"
+            f" {', '.join(map(str, row))}; give (images, labels)"
         )
     return row[cast(str, found[0])], row[cast(str, found[1])]
 
 
-# ------------------------------------------------------------------------------------ a table of rows
+# ---------------------------------------------------------------------------------- a table of rows
 
 
 def _is_table(what: object) -> bool:
@@ -151,7 +178,8 @@ def _of_table(table: Any, shape: Shape | None) -> Images:
     import datasets
 
     encoded = any(isinstance(feature, datasets.Image) for feature in table.features.values())
-    if not len(table) or not encoded or table.format["type"] == "custom":  # a transform of the user's is his data
+    # a transform of the user's is his data
+    if not len(table) or not encoded or table.format["type"] == "custom":
         rows = table.with_format("numpy") if table.format["type"] is None else table
         return _of_pieces(table, _rows(rows), shape)
     source = sources.from_datasets({"rows": table}, "your table")
@@ -165,16 +193,21 @@ def _of_table(table: Any, shape: Shape | None) -> Images:
     )
 
 
-# ------------------------------------------------------------------------------------- piece by piece
+# ----------------------------------------------------------------------------------- piece by piece
 
 
 def _of_pieces(what: Any, pieces: Iterator[tuple[Any, Any]], shape: Shape | None) -> Images:
-    with torch.random.fork_rng(devices=[]):  # a loader draws from the caller's generator even where it keeps the order
+    # a loader draws from the caller's generator even where it keeps the order
+    with torch.random.fork_rng(devices=[]):
         found = list(pieces)
     if not found:
         raise ValueError(f"expected at least one image, got a {type(what).__name__} without any")
     labels = [_number(label) for _, label in found]
-    many = labels if all(np.ndim(label) == 0 for label in labels) else stacked([plain(label) for label in labels])
+    many = (
+        labels
+        if all(np.ndim(label) == 0 for label in labels)
+        else stacked([plain(label) for label in labels])
+    )
     return Images.of(
         stacked([image for image, _ in found]),
         many,
@@ -190,11 +223,17 @@ def _number(label: Any) -> Any:
 
 
 def _rows(what: Any) -> Iterator[tuple[Any, Any]]:
-    """The rows of a data set or a list, each (image, label) or a dictionary; a row may be a whole batch."""
+    """The rows of a data set or a list, each (image, label) or a dictionary; a row may be a whole
+    batch."""
     if isinstance(what, Tensor | np.ndarray):
-        raise TypeError(f"expected images with their labels, got one {type(what).__name__}; give (images, labels)")
+        raise TypeError(
+            f"expected images with their labels, got one {type(what).__name__}; give (images,"
+            " labels)"
+        )
     _refuse_stream(what)
-    for row in what if isinstance(what, IterableDataset) else (_row(what, i) for i in range(len(what))):
+    for row in (
+        what if isinstance(what, IterableDataset) else (_row(what, i) for i in range(len(what)))
+    ):
         image, label = _pair(row)
         yield from _in_step(image, label) if _dimensions(image) == 4 else [(image, label)]
 
@@ -215,7 +254,10 @@ def _batches(loader: DataLoader[Any]) -> Iterator[tuple[Any, Any]]:
 
 def _in_step(images: Any, labels: Any) -> Iterator[tuple[Any, Any]]:
     if len(images) != len(labels):
-        raise ValueError(f"expected one label per image, got a batch of {len(images)} images and {len(labels)} labels")
+        raise ValueError(
+            f"expected one label per image, got a batch of {len(images)} images and {len(labels)}"
+            " labels"
+        )
     return zip(images, labels, strict=True)
 
 
@@ -225,14 +267,16 @@ def _pair(row: Any) -> tuple[Any, Any]:
     if isinstance(row, tuple | list) and len(row) > 1:
         return row[0], row[1]
     raise TypeError(
-        f"expected each row to be (image, label) or a dictionary of both, got {type(row).__name__}; "
-        "all images and all labels are a pair, (images, labels)"
+        f"expected each row to be (image, label) or a dictionary of both, got {type(row).__name__};"
+        " all images and all labels are a pair, (images, labels)"
     )
 
 
 def _is_row(what: Any) -> bool:
     return isinstance(what, Mapping) or (
-        isinstance(what, tuple | list) and len(what) > 1 and (_dimensions(what[0]) > 1 or is_picture(what[0]))
+        isinstance(what, tuple | list)
+        and len(what) > 1
+        and (_dimensions(what[0]) > 1 or is_picture(what[0]))
     )
 
 
@@ -246,7 +290,9 @@ def _refuse_stream(what: Any) -> None:
     try:
         len(what)
     except TypeError:
-        if isinstance(what, type) or not (hasattr(what, "__iter__") or hasattr(what, "__getitem__")):
+        if isinstance(what, type) or not (
+            hasattr(what, "__iter__") or hasattr(what, "__getitem__")
+        ):
             raise _unknown(what) from None
         raise TypeError(
             f"expected data of a known length, got a {type(what).__name__} without one; "
@@ -258,7 +304,7 @@ def _unknown(what: Any) -> TypeError:
     return TypeError(f"cannot read {type(what).__name__} as data; expected {FORMS}")
 
 
-# ---------------------------------------------------------------------------- what data says of itself
+# ------------------------------------------------------------------------- what data says of itself
 
 
 def _inner(what: Any) -> Iterator[Any]:
@@ -274,7 +320,8 @@ def _name_of(what: Any) -> str:
 
 
 def _split_of(what: Any) -> str:
-    """test, validation or train where the data says so, as torchvision's does: nothing is tuned on test data."""
+    """test, validation or train where the data says so, as torchvision's does: nothing is tuned on
+    test data."""
     for inner in _inner(what):
         said, trained = str(getattr(inner, "split", "")), getattr(inner, "train", None)
         if said in SPLITS:
@@ -295,7 +342,7 @@ def _class_names(what: Any, labels: Sequence[Any]) -> tuple[str, ...]:
     return tuple(names) if names and fits and whole and max(labels) < len(names) else ()
 
 
-# --------------------------------------------------------------------------------- networks and specs
+# ------------------------------------------------------------------------------- networks and specs
 
 
 def as_network(what: Net) -> Network:
@@ -305,11 +352,18 @@ def as_network(what: Net) -> Network:
     """
     found = named(what)
     if isinstance(found, type):
-        raise TypeError(f"expected a network, got the class {found.__name__}; make one: {found.__name__}(…)")
+        raise TypeError(
+            f"expected a network, got the class {found.__name__}; make one: {found.__name__}(…)"
+        )
     if is_spec(found):
-        raise TypeError(f"expected a network, got the spec {show(found)}; where it makes one, give what its call makes")
+        raise TypeError(
+            f"expected a network, got the spec {show(found)}; where it makes one, give what its"
+            " call makes"
+        )
     if not callable(found):
-        raise TypeError(f'expected a network or its name, such as "lenet-mnist", got {type(found).__name__}')
+        raise TypeError(
+            f'expected a network or its name, such as "lenet-mnist", got {type(found).__name__}'
+        )
     return cast(Network, found)
 
 
@@ -317,11 +371,15 @@ def as_module(what: Net) -> nn.Module:
     """`as_network` where a module is needed, to read its weights and activations."""
     found = as_network(what)
     if not isinstance(found, nn.Module):
-        raise TypeError(f"expected an nn.Module, got {type(found).__name__}; wrap the function in a module")
+        raise TypeError(
+            f"expected an nn.Module, got {type(found).__name__}; wrap the function in a module"
+        )
     return found
 
 
-def as_changed(what: Net | Said[Activation] | Retrofit, twin: Network, images: Tensor | None = None) -> Network:
+def as_changed(
+    what: Net | Said[Activation] | Retrofit, twin: Network, images: Tensor | None = None
+) -> Network:
     """A changed network, or `twin` with the activation that `what` is, or says.
 
     Where `twin` does not say the shape of its input, it is that of the `images` (n, c, h, w).
@@ -329,7 +387,11 @@ def as_changed(what: Net | Said[Activation] | Retrofit, twin: Network, images: T
     found: Any = parse(what) if isinstance(what, str) and _names_a_spec(what) else what
     if isinstance(found, Retrofit):
         return found(as_module(twin), _example(twin, images))
-    if is_spec_class(found) or is_spec(found) or (is_activation(found) and not isinstance(found, nn.Module)):
+    if (
+        is_spec_class(found)
+        or is_spec(found)
+        or (is_activation(found) and not isinstance(found, nn.Module))
+    ):
         return retrofit(as_module(twin), as_activation(found), example=_example(twin, images))
     return as_network(found)
 
@@ -341,7 +403,8 @@ def _example(twin: Network, images: Tensor | None) -> Example | None:
 
 
 def _names_a_spec(text: str) -> bool:
-    """`JumpReLU(1.0)` or a bare name; what networks are called has a dash, a dot or a colon in it, as a rule."""
+    """`JumpReLU(1.0)` or a bare name; what networks are called has a dash, a dot or a colon in it,
+    as a rule."""
     return (text.strip().endswith(")") or text.strip().isidentifier()) and text not in zoo.names()
 
 
@@ -352,7 +415,9 @@ def as_attack(what: Said[Attack]) -> Attack:
 
 def as_threat(what: Said[ThreatModel]) -> ThreatModel:
     """A threat model, or the one that a text such as "Linf(8/255)" says."""
-    return cast(ThreatModel, _as_spec(what, ("norm", "eps"), "a threat model such as Linf(eps=0.1)"))
+    return cast(
+        ThreatModel, _as_spec(what, ("norm", "eps"), "a threat model such as Linf(eps=0.1)")
+    )
 
 
 def as_threats(what: Said[ThreatModel] | Sequence[Said[ThreatModel]]) -> list[ThreatModel]:
@@ -363,7 +428,9 @@ def as_threats(what: Said[ThreatModel] | Sequence[Said[ThreatModel]]) -> list[Th
 
 def as_activation(what: Said[Activation]) -> Activation:
     """An activation, or the one that a text such as "JumpReLU(1.0)" says."""
-    return cast(Activation, _as_spec(what, ("surrogate", "at"), "an activation such as JumpReLU(kappa=1.0)"))
+    return cast(
+        Activation, _as_spec(what, ("surrogate", "at"), "an activation such as JumpReLU(kappa=1.0)")
+    )
 
 
 def as_goal(what: Said[Goal] | Targets | None, index: Tensor | None = None) -> Goal | None:
@@ -378,7 +445,9 @@ def as_goal(what: Said[Goal] | Targets | None, index: Tensor | None = None) -> G
     expected = "a goal: Untargeted(), Targeted(3), LeastLikely() or Random()"
     found = _made(what, expected)
     others = {"norms": "attack=", "norm": "threat=", "surrogate": "retrofit(net, …)"}
-    place = next((place for word, place in others.items() if is_spec(found) and hasattr(found, word)), "")
+    place = next(
+        (place for word, place in others.items() if is_spec(found) and hasattr(found, word)), ""
+    )
     if place or not callable(found):
         said = f"{_called(found)} does not belong here" + (f" but in {place}" if place else "")
         raise SpecError(f"{said}; expected {expected}")
@@ -393,12 +462,15 @@ def _as_spec(what: Any, having: tuple[str, ...], expected: str) -> Any:
 
 
 def _made(what: Any, expected: str) -> Any:
-    """The spec that a text or a class stands for, at its defaults where it says no more; anything else as it is."""
+    """The spec that a text or a class stands for, at its defaults where it says no more; anything
+    else as it is."""
     if isinstance(what, str):
         return parse(what)
     if isinstance(what, type):
         if not is_spec_class(what):
-            raise SpecError(f"expected {expected}, got the class {what.__name__}; make one: {what.__name__}(…)")
+            raise SpecError(
+                f"expected {expected}, got the class {what.__name__}; make one: {what.__name__}(…)"
+            )
         return parse(what.__name__)
     return what
 

@@ -10,9 +10,9 @@ So one notation serves code, command line, tables and store, and nothing is regi
 the decorator knows every spec that has been defined.
 
 Fields settle on construction: where a field is a float, ints and fractions such as "8/255" become
-floats; where it is a spec, its text becomes one; lists become tuples; scalars of numpy and of torch become
-Python's own; NaN, booleans in the place of numbers, and values outside a field's `Within` are refused with an
-error that says what was expected, what came, and what to do.
+floats; where it is a spec, its text becomes one; lists become tuples; scalars of numpy and of torch
+become Python's own; NaN, booleans in the place of numbers, and values outside a field's `Within`
+are refused with an error that says what was expected, what came, and what to do.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class SpecError(ValueError):
 
 @dataclass(frozen=True)
 class Within:
-    """The closed interval that a number must lie in; `above=True` leaves out the lower end, `cure` says what to do."""
+    """The closed interval that a number must lie in; `above=True` leaves out the lower end, `cure`
+    says what to do."""
 
     low: float = -math.inf
     high: float = math.inf
@@ -55,7 +56,11 @@ class Within:
         low = f"{'greater than' if self.above else 'at least'} {self.low:g}"
         if self.high == math.inf:
             return low
-        return f"at most {self.high:g}" if self.low == -math.inf else f"{low} and at most {self.high:g}"
+        return (
+            f"at most {self.high:g}"
+            if self.low == -math.inf
+            else f"{low} and at most {self.high:g}"
+        )
 
 
 AtLeast0 = Annotated[float, Within(0.0)]
@@ -81,7 +86,9 @@ def spec(cls: type[C]) -> type[C]:
 
     def settle(self: Any) -> None:
         for field, hint in _hints(cls).items():  # type: ignore[arg-type]  # a class is hashable
-            object.__setattr__(self, field, _settle(getattr(self, field), hint, f"{cls.__name__}.{field}"))
+            object.__setattr__(
+                self, field, _settle(getattr(self, field), hint, f"{cls.__name__}.{field}")
+            )
         if check is not None:
             check(self)
 
@@ -119,8 +126,8 @@ def known(*, having: str | None = None) -> Iterator[type]:
 
 
 def show(value: Any) -> str:
-    """Prints a spec as the code that makes it: the first field (the knob) as a rule, others where they
-    differ from their default. `parse(show(s)) == s` for every spec."""
+    """Prints a spec as the code that makes it: the first field (the knob) as a rule, others where
+    they differ from their default. `parse(show(s)) == s` for every spec."""
     if is_spec(value):
         said = ", ".join(f"{f}={show(v)}" for f, v in _said(value))
         return f"{type(value).__name__}({said})"
@@ -136,8 +143,11 @@ def _said(value: Any) -> Iterator[tuple[str, Any]]:
     for i, field in enumerate(dataclasses.fields(value)):
         v = getattr(value, field.name)
         default = field.default
-        plain = default is not dataclasses.MISSING and v == _settled_default(type(value), field.name)
-        if not plain or (i == 0 and v is not None and v != math.inf):  # infinity and None say nothing
+        plain = default is not dataclasses.MISSING and v == _settled_default(
+            type(value), field.name
+        )
+        # infinity and None say nothing
+        if not plain or (i == 0 and v is not None and v != math.inf):
             yield field.name, v
 
 
@@ -147,7 +157,8 @@ def _settled_default(cls: type, name: str) -> Any:
 
 
 def _show_float(value: float) -> str:
-    # 8/255 is how the field writes a pixel radius; a quotient is used only where it is exactly this float.
+    # 8/255 is how the field writes a pixel radius; a quotient is used only where it is exactly this
+    # float.
     if math.isinf(value):
         return "1e999" if value > 0 else "-1e999"
     if 0 < value < 1 and len(repr(value)) > 8:
@@ -173,7 +184,9 @@ def parse(text: str, *, having: str | None = None) -> Any:
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as e:
-        raise SpecError(f"cannot read {text!r} as a spec, expected Name(field=value, …): {e}") from None
+        raise SpecError(
+            f"cannot read {text!r} as a spec, expected Name(field=value, …): {e}"
+        ) from None
     tree = ast.Call(tree, [], []) if isinstance(tree, ast.Name) else tree
     if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name):
         _check_known(tree.func.id, having)
@@ -203,11 +216,14 @@ def _read(node: ast.AST, text: str) -> Any:
         case ast.Call(func=ast.Name(id=name), args=args, keywords=words):
             values = {str(k.arg): _read(k.value, text) for k in words}
             return _make(name, [_read(a, text) for a in args], values)
-    raise SpecError(f"{ast.unparse(node)!r} in {text!r} is no literal; write numbers, strings or specs")
+    raise SpecError(
+        f"{ast.unparse(node)!r} in {text!r} is no literal; write numbers, strings or specs"
+    )
 
 
 def _find(name: str) -> type | None:
-    # The package imports the homes of its public names on first use, and a spec is known once its home is.
+    # The package imports the homes of its public names on first use, and a spec is known once its
+    # home is.
     if name not in _known:
         getattr(importlib.import_module(__package__), name, None)
     return _known.get(name)
@@ -230,8 +246,11 @@ def _make(name: str, args: list[Any], values: dict[str, Any]) -> Any:
     cls = _known[name]
     fields = [f.name for f in dataclasses.fields(cls)]
     if len(args) > len(fields):
-        raise SpecError(f"{name} takes at most {len(fields)} values ({', '.join(fields)}), got {len(args)}")
-    # A spec that wraps somebody else's takes that one's own words, too, by a constructor of its own.
+        raise SpecError(
+            f"{name} takes at most {len(fields)} values ({', '.join(fields)}), got {len(args)}"
+        )
+    # A spec that wraps somebody else's takes that one's own words, too, by a constructor of its
+    # own.
     takes_more = any(p.kind is p.VAR_KEYWORD for p in inspect.signature(cls).parameters.values())
     for word in values:
         if word not in fields and not takes_more:
@@ -239,7 +258,11 @@ def _make(name: str, args: list[Any], values: dict[str, Any]) -> Any:
         if word in fields[: len(args)]:
             raise SpecError(f"{name}.{word} is given twice; drop one")
     given = dict(zip(fields, args, strict=False)) | values
-    missing = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING and f.name not in given]
+    missing = [
+        f.name
+        for f in dataclasses.fields(cls)
+        if f.default is dataclasses.MISSING and f.name not in given
+    ]
     if missing:
         raise SpecError(f"{name} needs {', '.join(missing)}; write {name}({missing[0]}=…)")
     return cls(**given)
@@ -283,7 +306,9 @@ def _versions(value: Any) -> Iterator[str]:
 @cache  # classes do not change, and every spec that is made asks
 def _hints(cls: type) -> dict[str, Any]:
     hints = typing.get_type_hints(cls, include_extras=True)
-    return {n: h for n, h in hints.items() if typing.get_origin(h) is not ClassVar and h is not ClassVar}
+    return {
+        n: h for n, h in hints.items() if typing.get_origin(h) is not ClassVar and h is not ClassVar
+    }
 
 
 def _settle(value: Any, hint: Any, where: str) -> Any:
@@ -300,7 +325,9 @@ def _settle(value: Any, hint: Any, where: str) -> Any:
         if value not in inner:
             raise SpecError(f"{where}: {_unknown('choice', str(value), [str(i) for i in inner])}")
         return value
-    if origin is tuple and (isinstance(value, list | tuple) or len(getattr(value, "shape", ())) == 1):
+    if origin is tuple and (
+        isinstance(value, list | tuple) or len(getattr(value, "shape", ())) == 1
+    ):
         return tuple(_settle(v, inner[0], f"{where}[{i}]") for i, v in enumerate(value))
     if hint is float:
         return _settle_float(value, where)
@@ -327,8 +354,8 @@ def _wants_a_spec(hint: Any) -> bool:
 def _plain(value: Any) -> Any:
     """A scalar of numpy or a tensor without dimensions as Python's own; anything else as it is.
 
-    A float shorter than Python's becomes what was meant, the shortest decimal or the fraction that rounds to it:
-    float32(0.1) is 0.1 and not 0.10000000149, float32(8/255) is 8/255.
+    A float shorter than Python's becomes what was meant, the shortest decimal or the fraction that
+    rounds to it: float32(0.1) is 0.1 and not 0.10000000149, float32(8/255) is 8/255.
     """
     if not hasattr(value, "item") or getattr(value, "shape", None) != ():
         return value
@@ -376,9 +403,13 @@ def _fraction(text: str, where: str) -> float:
         over, _, under = text.partition("/")
         return float(over) / float(under) if under else float(over)
     except (ValueError, ZeroDivisionError):
-        raise SpecError(f'{where}: expected a number or a fraction such as "8/255", got {text!r}') from None
+        raise SpecError(
+            f'{where}: expected a number or a fraction such as "8/255", got {text!r}'
+        ) from None
 
 
 def _check_within(value: Any, bound: Any, where: str) -> None:
     if isinstance(bound, Within) and value is not None and value not in bound:
-        raise SpecError(f"{where}: expected a number {bound}, got {value!r}{bound.cure and '; '}{bound.cure}")
+        raise SpecError(
+            f"{where}: expected a number {bound}, got {value!r}{bound.cure and '; '}{bound.cure}"
+        )

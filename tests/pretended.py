@@ -1,7 +1,8 @@
-"""A device for machines that have none: its tensors say that they lie on `meta` and are computed on the CPU.
+"""A device for machines that have none: its tensors say that they lie on `meta` and are computed on
+the CPU.
 
-As on a real one, an operation whose tensors lie on both sides is an error (numbers without dimensions aside, and a
-CPU tensor of indices), and nothing comes back unless it is asked for.
+As on a real one, an operation whose tensors lie on both sides is an error (numbers without
+dimensions aside, and a CPU tensor of indices), and nothing comes back unless it is asked for.
 """
 
 from __future__ import annotations
@@ -51,7 +52,12 @@ class There(torch.Tensor):
     @staticmethod
     def __new__(cls, inner: torch.Tensor) -> There:
         made = torch.Tensor._make_wrapper_subclass(
-            cls, inner.shape, inner.stride(), inner.storage_offset(), dtype=inner.dtype, device=torch.device(NAME)
+            cls,
+            inner.shape,
+            inner.stride(),
+            inner.storage_offset(),
+            dtype=inner.dtype,
+            device=torch.device(NAME),
         )
         made.inner = inner
         return made
@@ -106,7 +112,9 @@ def _refuse_mixtures(func: Any, args: Any, flat: list[Any]) -> None:
     if not (there and here):
         return
     if func in _PUTTING:
-        mixed = not isinstance(args[0], There) or not (isinstance(args[2], There) or args[2].dim() == 0)
+        mixed = not isinstance(args[0], There) or not (
+            isinstance(args[2], There) or args[2].dim() == 0
+        )
     elif func is aten.index.Tensor:
         mixed = not isinstance(args[0], There)
     else:

@@ -31,7 +31,9 @@ def specs() -> list[type]:
     for name in retroact.__all__:
         getattr(retroact, name)
     # what a study measures is named in its store alone, nobody writes it down
-    return [c for c in known() if c.__module__.startswith("retroact.") and "studies" not in c.__module__]
+    return [
+        c for c in known() if c.__module__.startswith("retroact.") and "studies" not in c.__module__
+    ]
 
 
 def values(hint: Any) -> st.SearchStrategy[Any]:
@@ -46,7 +48,12 @@ def values(hint: Any) -> st.SearchStrategy[Any]:
         return st.sampled_from(inner)
     if origin is tuple:
         return st.lists(values(inner[0]), min_size=1, max_size=3).map(tuple)
-    plain = {bool: st.booleans(), int: st.integers(0, 99), float: st.floats(-9, 9), str: st.text(max_size=5)}
+    plain = {
+        bool: st.booleans(),
+        int: st.integers(0, 99),
+        float: st.floats(-9, 9),
+        str: st.text(max_size=5),
+    }
     return plain[hint]
 
 
@@ -67,7 +74,8 @@ def strategy(cls: type) -> st.SearchStrategy[Any]:
 
 
 def tried(cls: type) -> Any:
-    """`cls`, but None where the values do not go together (a check of the class over several fields)."""
+    """`cls`, but None where the values do not go together (a check of the class over several
+    fields)."""
 
     def make(**fields: Any) -> Any:
         try:
@@ -81,19 +89,33 @@ def tried(cls: type) -> Any:
 activations = st.builds(JumpReLU, st.floats(0, 9)) | st.builds(SReLU, st.floats(0.1, 99))
 models = st.builds(Model, st.just("digits-cnn"), st.none() | activations, st.just("fc*"))
 SPECIAL: dict[str, st.SearchStrategy[Any]] = {
-    "Adversarial": st.builds(Adversarial, st.builds(Standard, st.integers(1, 99)), st.floats(0.1, 1)),
+    "Adversarial": st.builds(
+        Adversarial, st.builds(Standard, st.integers(1, 99)), st.floats(0.1, 1)
+    ),
     "Model": models,
-    "Cell": st.builds(Cell, models, st.just("digits[:9]"), st.builds(PGD, st.integers(1, 9)), st.just(Linf("8/255"))),
-    "DataSlice": st.builds(DataSlice, st.just("mnist"), start=st.integers(0, 9), stop=st.integers(10, 99)),
+    "Cell": st.builds(
+        Cell,
+        models,
+        st.just("digits[:9]"),
+        st.builds(PGD, st.integers(1, 9)),
+        st.just(Linf("8/255")),
+    ),
+    "DataSlice": st.builds(
+        DataSlice, st.just("mnist"), start=st.integers(0, 9), stop=st.integers(10, 99)
+    ),
     "Foolbox": st.builds(retroact.Foolbox, st.just("LinfPGD"), steps=st.integers(1, 9)),
     "MixedFGSM": st.builds(MixedFGSM, st.builds(Standard, st.integers(1, 99)), st.floats(0, 1)),
     "Network": st.builds(Network, st.just(LeNetLike()), st.just("mnist"), st.just((1, 28, 28))),
     "PerSite": st.lists(activations, min_size=1, max_size=3).map(lambda a: PerSite(tuple(a))),
     "Retrofit": st.builds(Retrofit, activations, st.just("0:2")),
-    "Shifted": st.builds(Shifted, st.builds(Standard, st.integers(1, 99)), st.floats(-9, 9), st.floats(0.1, 9)),
+    "Shifted": st.builds(
+        Shifted, st.builds(Standard, st.integers(1, 99)), st.floats(-9, 9), st.floats(0.1, 9)
+    ),
     "ShiftedReLU": st.just(retroact.ShiftedReLU()),
     "Surrogate": st.builds(lambda a, b: a.surrogate(b), activations, st.floats(0.1, 99)),
-    "WideResNet": st.builds(retroact.parse, st.sampled_from(["WideResNet(34, 4)", "WideResNet(16, 2)"])),
+    "WideResNet": st.builds(
+        retroact.parse, st.sampled_from(["WideResNet(34, 4)", "WideResNet(16, 2)"])
+    ),
 }
 
 
@@ -111,7 +133,8 @@ def test_reads_back_from_its_print_with_the_same_key(cls, data):
 
 def meaning(cls: type) -> str:
     fields = [
-        f"{f.name}={'…' if f.default is dataclasses.MISSING else show(f.default)}" for f in dataclasses.fields(cls)
+        f"{f.name}={'…' if f.default is dataclasses.MISSING else show(f.default)}"
+        for f in dataclasses.fields(cls)
     ]
     return f"{cls.__name__} v{getattr(cls, 'version', 1)}({', '.join(fields)})"
 

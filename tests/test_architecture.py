@@ -24,7 +24,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"nets", "retrofitting", "attacks", "reading", "evaluation"},
     "auditing": {"retrofitting", "attacks", "reading", "evaluation"},
     "detection": {"attacks", "evaluation"},
-    "experiments": {"nets", "retrofitting", "attacks", "checkpoint", "reading", "evaluation", "training"},
+    "experiments": {
+        "nets",
+        "retrofitting",
+        "attacks",
+        "checkpoint",
+        "reading",
+        "evaluation",
+        "training",
+    },
     "reports": {"evaluation.metrics", "evaluation.record", "experiments.store"},
     "demo": {
         "nets",
@@ -51,7 +59,8 @@ def room_of(path: Path) -> str:
 
 
 def imports_of(path: Path) -> set[str]:
-    """The retroact modules that a file imports, anywhere in it, types included, without the leading name."""
+    """The retroact modules that a file imports, anywhere in it, types included, without the leading
+    name."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom):
@@ -60,21 +69,33 @@ def imports_of(path: Path) -> set[str]:
                 found |= {name.name for name in node.names}
             elif node.module and node.module.startswith("retroact."):
                 module = node.module.removeprefix("retroact.")
-                inner = {f"{module}.{n.name}" for n in node.names if (HOUSE / module / f"{n.name}.py").exists()}
+                inner = {
+                    f"{module}.{n.name}"
+                    for n in node.names
+                    if (HOUSE / module / f"{n.name}.py").exists()
+                }
                 found |= inner or {module}
         elif isinstance(node, ast.Import):
-            found |= {n.name.removeprefix("retroact.") for n in node.names if n.name.startswith("retroact.")}
+            found |= {
+                n.name.removeprefix("retroact.")
+                for n in node.names
+                if n.name.startswith("retroact.")
+            }
     return found
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(HOUSE)))
 def test_a_room_imports_only_what_stands_before_it(path):
     room = room_of(path)
-    assert room in MAY_IMPORT, f"{room} has no place in the house: give it one in docs/architecture.md and here"
+    assert room in MAY_IMPORT, (
+        f"{room} has no place in the house: give it one in docs/architecture.md and here"
+    )
     for module in imports_of(path):
         inside = module.split(".")[0] in {room, *EVERYONES}
         allowed = any(module == m or module.startswith(f"{m}.") for m in MAY_IMPORT[room])
-        assert inside or allowed or (room == "cli" and module == "retroact"), f"{room} must not import {module}"
+        assert inside or allowed or (room == "cli" and module == "retroact"), (
+            f"{room} must not import {module}"
+        )
 
 
 def test_rooms_hold_no_cycle():
@@ -98,14 +119,24 @@ def test_every_public_name_is_there():
 def test_forbidden_words_do_not_occur_as_names():
     forbidden = ("utils", "helpers", "helper", "Manager")
     for path in FILES:
-        names = {n.name for n in ast.walk(ast.parse(path.read_text())) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        names = {
+            n.name
+            for n in ast.walk(ast.parse(path.read_text()))
+            if isinstance(n, ast.FunctionDef | ast.ClassDef)
+        }
         bad = [n for n in names if n in forbidden or n.startswith(("Base", "get_", "GetA"))]
         assert path.stem not in forbidden and not bad, f"{path}: {bad}"
 
 
 @pytest.mark.parametrize(
     "words",
-    [["--help"], ["attack", "--help"], ["report", "--help"], ["audit", "--help"], ["harden", "--help"]],
+    [
+        ["--help"],
+        ["attack", "--help"],
+        ["report", "--help"],
+        ["audit", "--help"],
+        ["harden", "--help"],
+    ],
     ids=lambda words: " ".join(words),
 )
 def test_help_needs_no_torch(words):
@@ -126,5 +157,7 @@ def test_reports_need_no_torch(tmp_path):
         "from retroact.experiments.store import Store\n"
         "assert tables.lines(Store(sys.argv[1])) == []\nassert 'torch' not in sys.modules"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "s.sqlite")], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "s.sqlite")], capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr

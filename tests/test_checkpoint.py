@@ -1,4 +1,5 @@
-"""Saved networks load back equal, with their retrofit; nothing is unpickled and nothing named is imported."""
+"""Saved networks load back equal, with their retrofit; nothing is unpickled and nothing named is
+imported."""
 
 import json
 import pickle
@@ -33,7 +34,9 @@ def images():
     return data("digits[:50]").images
 
 
-@pytest.mark.parametrize("activation", [None, JumpReLU(0.7), SReLU(10.0), "per site", "shifts"], ids=str)
+@pytest.mark.parametrize(
+    "activation", [None, JumpReLU(0.7), SReLU(10.0), "per site", "shifts"], ids=str
+)
 def test_a_saved_network_loads_back_equal(net, images, tmp_path, activation):
     if activation == "per site":
         count = len(sites(net))
@@ -41,9 +44,12 @@ def test_a_saved_network_loads_back_equal(net, images, tmp_path, activation):
     if activation == "shifts":
         torch.manual_seed(0)
         channels = {
-            s.name: net.get_submodule(f"module.{s.name.replace('_relu', '')}").weight.shape[0] for s in sites(net)
+            s.name: net.get_submodule(f"module.{s.name.replace('_relu', '')}").weight.shape[0]
+            for s in sites(net)
         }
-        activation = write_shifts(tmp_path / "b.safetensors", {k: 0.3 * torch.randn(c) for k, c in channels.items()})
+        activation = write_shifts(
+            tmp_path / "b.safetensors", {k: 0.3 * torch.randn(c) for k, c in channels.items()}
+        )
     hard = net if activation is None else retrofit(net, activation)
     again = load(save(hard, tmp_path / "hard.safetensors"))
     (tmp_path / "b.safetensors").unlink(missing_ok=True)
@@ -65,7 +71,9 @@ class Mine(nn.Module):
 
 
 def test_a_network_of_ones_own_needs_an_instance(images, tmp_path):
-    hard = retrofit(Classifier(Mine(), 0.5, 0.25, shape=(1, 8, 8), output="logits", name="mine"), JumpReLU(0.1))
+    hard = retrofit(
+        Classifier(Mine(), 0.5, 0.25, shape=(1, 8, 8), output="logits", name="mine"), JumpReLU(0.1)
+    )
     path = save(hard, tmp_path / "mine.safetensors")
     with pytest.raises(CheckpointError, match="whose code it cannot name.*into="):
         load(path)
@@ -97,25 +105,39 @@ def test_a_file_names_the_code_of_a_network_and_runs_none(my_file, images, where
     hard = retrofit(load(where), JumpReLU(0.1))
     path = save(hard, my_file / "mine.safetensors")
     assert code_of(path) == where
-    assert torch.equal(load(where, weights=path)(images), hard(images))  # normalisation, output and retrofit with it
+    # normalisation, output and retrofit with it
+    assert torch.equal(load(where, weights=path)(images), hard(images))
     assert not torch.equal(load(where, weights=path)(images), load(where)(images))
     again = load(where, weights=save(load(where, weights=path), my_file / "again.safetensors"))
     assert digest(again) == digest(hard)
     del sys.modules["of_my_own"]
-    with pytest.raises(CheckpointError, match=r"nothing that a file names is imported.*load\('of_my_own:.*weights="):
+    with pytest.raises(
+        CheckpointError, match=r"nothing that a file names is imported.*load\('of_my_own:.*weights="
+    ):
         load(path)
     assert "of_my_own" not in sys.modules
 
 
 def test_what_a_file_names_is_found_only_where_its_function_is_written_here(my_file):
     (my_file / "package").mkdir()
-    (my_file / "package" / "__init__.py").write_text("from of_my_own import small\nfrom os import abort\n")
+    (my_file / "package" / "__init__.py").write_text(
+        "from of_my_own import small\nfrom os import abort\n"
+    )
     (my_file / "package" / "nets.py").write_text("class Net: ...\nhidden = 1\n")
     (my_file / "json.py").write_text("def build(): ...\n")  # the standard library's comes before it
     assert zoo.written_here("of_my_own:small") == my_file / "of_my_own.py"
     assert zoo.written_here("package.nets:Net") == my_file / "package" / "nets.py"
-    for elsewhere in ("package:small", "package:abort", "package.nets:hidden", "package.none:build", "json:build",
-                      "os:abort", "torch.nn:Identity", "no_such_module:build", "..of_my_own:small"):  # fmt: skip
+    for elsewhere in (
+        "package:small",
+        "package:abort",
+        "package.nets:hidden",
+        "package.none:build",
+        "json:build",
+        "os:abort",
+        "torch.nn:Identity",
+        "no_such_module:build",
+        "..of_my_own:small",
+    ):
         assert zoo.written_here(elsewhere) is None
     assert not {"of_my_own", "package"} & sys.modules.keys()
 
@@ -129,9 +151,15 @@ def test_what_cannot_be_saved_whole_is_refused_and_nothing_is_written(net, tmp_p
 
 
 @pytest.mark.parametrize("setting", ["float64", "meta", "inference", "no grad"])
-def test_what_the_caller_has_set_has_no_part_in_a_net_that_is_saved_or_read(net, images, tmp_path, setting):
+def test_what_the_caller_has_set_has_no_part_in_a_net_that_is_saved_or_read(
+    net, images, tmp_path, setting
+):
     hard = retrofit(net, JumpReLU(0.3))
-    ours = {"inference": torch.inference_mode, "no grad": torch.no_grad, "meta": lambda: torch.device("meta")}
+    ours = {
+        "inference": torch.inference_mode,
+        "no grad": torch.no_grad,
+        "meta": lambda: torch.device("meta"),
+    }
     before = torch.get_rng_state()
     try:
         torch.set_default_dtype(torch.float64 if setting == "float64" else torch.float32)
@@ -146,7 +174,9 @@ def test_what_the_caller_has_set_has_no_part_in_a_net_that_is_saved_or_read(net,
         assert all(p.grad is not None for p in made.parameters())
 
 
-@pytest.mark.parametrize("setting", [torch.inference_mode, lambda: torch.device("meta")], ids=["inference", "meta"])
+@pytest.mark.parametrize(
+    "setting", [torch.inference_mode, lambda: torch.device("meta")], ids=["inference", "meta"]
+)
 def test_an_instance_that_cannot_be_filled_takes_the_tensors_of_the_file(tmp_path, setting):
     class Tied(nn.Module):
         def __init__(self) -> None:
@@ -230,12 +260,19 @@ def test_metadata_runs_nothing(net, tmp_path):
         load(tmp_path / "newer.safetensors")
 
 
-def test_a_hardened_network_is_the_same_bit_for_bit_where_nothing_but_its_file_is_known(net, images, tmp_path):
+def test_a_hardened_network_is_the_same_bit_for_bit_where_nothing_but_its_file_is_known(
+    net, images, tmp_path
+):
     recipe = Hardening(steps=4, batch=50)
     made = harden(net, data("digits/train[:200]"), Linf(0.1), recipe).net
     path = save(made, tmp_path / "hard.safetensors")
-    changed = [k for k, v in net.module.state_dict().items() if not torch.equal(v, made.module.state_dict()[k])]
-    assert len(changed) == 1 and changed[0].endswith("bias")  # the logits' own; the shifts lie in the retrofit
+    changed = [
+        k
+        for k, v in net.module.state_dict().items()
+        if not torch.equal(v, made.module.state_dict()[k])
+    ]
+    # the logits' own; the shifts lie in the retrofit
+    assert len(changed) == 1 and changed[0].endswith("bias")
     assert all(bool(site.activation.shift.abs().max() > 0) for site in installed(made).values())
     code = (  # another process, which has never seen these shifts
         "import sys, torch; import retroact as ra\n"

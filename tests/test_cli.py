@@ -1,4 +1,5 @@
-"""The command line, run as a person runs it: words in, tables or JSON out, errors with their cure."""
+"""The command line, run as a person runs it: words in, tables or JSON out, errors with their
+cure."""
 
 import json
 import os
@@ -15,7 +16,9 @@ from retroact import cli
 
 
 def run(*words: str, code: int = 0, cwd=None) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([sys.executable, "-m", "retroact.cli", *words], capture_output=True, text=True, cwd=cwd)
+    done = subprocess.run(
+        [sys.executable, "-m", "retroact.cli", *words], capture_output=True, text=True, cwd=cwd
+    )
     assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     return done
@@ -23,7 +26,8 @@ def run(*words: str, code: int = 0, cwd=None) -> subprocess.CompletedProcess[str
 
 @pytest.fixture
 def call(tmp_path, monkeypatch, capsys):
-    """Runs a command in this process, in a folder of its own; returns (exit code, stdout, stderr)."""
+    """Runs a command in this process, in a folder of its own; returns (exit code, stdout,
+    stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def called(*words: str) -> tuple[int, str, str]:
@@ -54,9 +58,19 @@ def test_attack_prints_a_table_and_stores_the_cell(call):
 
 
 def test_the_three_ways_of_the_readme_differ_as_they_should(call):
-    words = ("attack", "digits-cnn", "PGD(steps=40, loss='margin')", "--threat", "Linf(0.1)", "--data", "digits[:150]")
+    words = (
+        "attack",
+        "digits-cnn",
+        "PGD(steps=40, loss='margin')",
+        "--threat",
+        "Linf(0.1)",
+        "--data",
+        "digits[:150]",
+    )
     hard = ("--activation", "JumpReLU(kappa=0.8)")
-    found = [call(*words, *more, "--json") for more in ((), hard, (*hard, "--source", "digits-cnn"))]
+    found = [
+        call(*words, *more, "--json") for more in ((), hard, (*hard, "--source", "digits-cnn"))
+    ]
     plain, white, gray = (json.loads(out)[0] for _, out, _ in found)
     assert [r["knowledge"] for r in (plain, white, gray)] == ["white", "white", "gray"]
     assert plain["activation"] is None and white["activation"] == "JumpReLU(kappa=0.8)"
@@ -74,15 +88,35 @@ def test_dry_run_says_the_cost_and_writes_nothing(call, tmp_path):
 
 
 def test_sweep_then_report(call, tmp_path):
-    words = ("sweep", "--net", "digits-cnn", "--attack", "FGSM", "--attack", "PGD(steps=3)", "--threat", "Linf(0.05)")
-    more = ("--threat", "Linf(0.1)", "--activation", "none", "--activation", "SReLU(alpha=10)", "--data", "digits[:30]")
+    words = (
+        "sweep",
+        "--net",
+        "digits-cnn",
+        "--attack",
+        "FGSM",
+        "--attack",
+        "PGD(steps=3)",
+        "--threat",
+        "Linf(0.05)",
+    )
+    more = (
+        "--threat",
+        "Linf(0.1)",
+        "--activation",
+        "none",
+        "--activation",
+        "SReLU(alpha=10)",
+        "--data",
+        "digits[:30]",
+    )
     code, out, _ = call(*words, *more, "--workers", "1", "--keep", "4", "--json")
     assert code == 0 and len(json.loads(out)) == 8
     files = ("--html", "r.html", "--md", "r.md", "--csv", "r.csv")
     code, _, err = call("report", *files)
     assert code == 0 and err.count("wrote") == 3
     page = (tmp_path / "r.html").read_text()
-    assert not re.search(r"<(script|link|iframe)|(src|href)=.(?!data:|#)", page)  # nothing is fetched
+    # nothing is fetched
+    assert not re.search(r"<(script|link|iframe)|(src|href)=.(?!data:|#)", page)
     assert page.count("data:image/png;base64") == 8 and "Accuracy against eps" in page
     assert (tmp_path / "r.md").read_text().count("SReLU(alpha=10.0)") >= 4
     assert len((tmp_path / "r.csv").read_text().splitlines()) == 9
@@ -92,24 +126,59 @@ def test_sweep_then_report(call, tmp_path):
 
 def test_retrofit_saves_a_network_that_attacks_take(call, tmp_path):
     code, out, _ = call(
-        "retrofit", "digits-cnn", "JumpReLU(kappa=0.5)", "--out", "h.safetensors", "--data", "digits", "--json"
+        "retrofit",
+        "digits-cnn",
+        "JumpReLU(kappa=0.5)",
+        "--out",
+        "h.safetensors",
+        "--data",
+        "digits",
+        "--json",
     )
     told = json.loads(out)
     assert code == 0 and told["clean accuracy after"] > 0.9
     assert told["found"] == told["replaced"] == len(told["sites"]) == 3
-    code, out, _ = call("attack", "h.safetensors", "FGSM", "--threat", "Linf(0.1)", "--data", "digits[:40]", "--json")
-    direct = call("attack", "digits-cnn", "FGSM", "--activation", "JumpReLU(kappa=0.5)", *ATTACK[3:], "--json")
+    code, out, _ = call(
+        "attack",
+        "h.safetensors",
+        "FGSM",
+        "--threat",
+        "Linf(0.1)",
+        "--data",
+        "digits[:40]",
+        "--json",
+    )
+    direct = call(
+        "attack", "digits-cnn", "FGSM", "--activation", "JumpReLU(kappa=0.5)", *ATTACK[3:], "--json"
+    )
     assert json.loads(out)[0]["robust_accuracy"] == json.loads(direct[1])[0]["robust_accuracy"]
 
 
 def test_tune_prints_a_curve(call):
-    words = ("tune", "digits-cnn", "JumpReLU", "--threat", "Linf(0.1)", "--data", "digits/validation[:40]")
+    words = (
+        "tune",
+        "digits-cnn",
+        "JumpReLU",
+        "--threat",
+        "Linf(0.1)",
+        "--data",
+        "digits/validation[:40]",
+    )
     code, out, _ = call(*words, "--grid", "0,0.5", "--json")
     told = json.loads(out)
     assert code == 0 and [p["value"] for p in told["points"]] == [0, 0.5] and "recommended" in told
 
 
-AUDIT = ("audit", "digits-cnn", "SReLU(100)", "--threat", "Linf(0.1)", "--data", "digits[:60]", "--quick")
+AUDIT = (
+    "audit",
+    "digits-cnn",
+    "SReLU(100)",
+    "--threat",
+    "Linf(0.1)",
+    "--data",
+    "digits[:60]",
+    "--quick",
+)
 
 
 def test_audit_prints_the_verdict_and_writes_its_files(call, tmp_path):
@@ -121,15 +190,23 @@ def test_audit_prints_the_verdict_and_writes_its_files(call, tmp_path):
     shares = [f"{100 * told[k]:.1f}" for k in ("clean", "claimed", "verified")]
     assert re.search(r"digits-cnn \+ \S*SReLU\S+ +" + " +".join(shares), out)
     assert "! logit scale, a sign of saturation" in out and "! gradient fidelity" not in out
-    assert told["claimed_attack"] == "PGD(steps=9)" and told["pedigree"]["seed"] == 4 and told["n"] == 60
+    assert (
+        told["claimed_attack"] == "PGD(steps=9)"
+        and told["pedigree"]["seed"] == 4
+        and told["n"] == 60
+    )
     assert told["claimed"] > 0.9 > told["verified"] and told["effect"] in out
-    assert told["plainly"] in (tmp_path / "a.md").read_text() and "<svg" in (tmp_path / "a.html").read_text()
+    assert (
+        told["plainly"] in (tmp_path / "a.md").read_text()
+        and "<svg" in (tmp_path / "a.html").read_text()
+    )
 
 
 def test_audit_fails_on_the_answers_that_are_named(call, tmp_path):
     words = ("audit", "digits-cnn", "--threat", "Linf(0.1)", "--data", "digits[:60]", "--quick")
     code, out, _ = call(*words, "SReLU(100)", "--fail-on", "harmful, Masked", "--json", "a.json")
-    assert code == 1 and "MASKED" in out and (tmp_path / "a.json").exists()  # the files are there all the same
+    # the files are there all the same
+    assert code == 1 and "MASKED" in out and (tmp_path / "a.json").exists()
     code, out, _ = call(*words, "--against", "digits-cnn", "--fail-on", "MASKED,HARMFUL,GENUINE")
     assert code == 0 and "NO EFFECT" in out
 
@@ -172,8 +249,14 @@ def test_harden_saves_a_network_that_an_audit_takes(call, tmp_path):
     assert "learned: 122 of 38282 numbers (shifts)" in out and "saved: h.safetensors" in out
     code, out, _ = call(*HARDEN, *small, "--attack-steps", "2", "--bf16", "--json")
     told = json.loads(out)
-    assert told["recipe"] == "Hardening(learn='shifts', steps=4, batch=50, attack_steps=2, bf16=True)"
-    assert [p["dose"] for p in told["curve"]] == [0.0, 1.0] and told["dose"] == 1.0 and told["learned"] == 122
+    assert (
+        told["recipe"] == "Hardening(learn='shifts', steps=4, batch=50, attack_steps=2, bf16=True)"
+    )
+    assert (
+        [p["dose"] for p in told["curve"]] == [0.0, 1.0]
+        and told["dose"] == 1.0
+        and told["learned"] == 122
+    )
     code, out, _ = call(*AUDIT[:2], "--against", "h.safetensors", *AUDIT[3:])
     assert code == 0 and "ShiftedReLU" in out
 
@@ -185,13 +268,23 @@ import retroact as ra
 
 def build():
     torch.manual_seed(0)
-    return ra.Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU()), 0.5, 0.5, shape=(1, 8, 8))
+    module = nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.ReLU())
+    return ra.Classifier(module, 0.5, 0.5, shape=(1, 8, 8))
 """
 
 
 def test_a_network_of_ones_own(tmp_path):
     (tmp_path / "mine.py").write_text(MINE)
-    words = ("attack", "mine:build", "FGSM", "--threat", "Linf(0.1)", "--data", "digits[:20]", "--json")
+    words = (
+        "attack",
+        "mine:build",
+        "FGSM",
+        "--threat",
+        "Linf(0.1)",
+        "--data",
+        "digits[:20]",
+        "--json",
+    )
     told = json.loads(run(*words, cwd=tmp_path).stdout)
     assert told[0]["net"] == "mine:build" and told[0]["n"] == 20
 
@@ -201,17 +294,29 @@ import retroact as ra
 
 def build():
     zoo = ra.load("digits-cnn")
-    return ra.Classifier(zoo.module, zoo.mean.flatten().tolist(), zoo.std.flatten().tolist(), shape=(1, 8, 8))
+    mean, std = zoo.mean.flatten().tolist(), zoo.std.flatten().tolist()
+    return ra.Classifier(zoo.module, mean, std, shape=(1, 8, 8))
 """
 
 
 def test_a_hardened_network_of_ones_own_is_read_again_by_every_command(call, tmp_path, monkeypatch):
     (tmp_path / "ours_here.py").write_text(OURS)
     threat, digits = ("--threat", "Linf(0.1)"), ("--data", "digits[:40]")
-    learn = ("--data", "digits/train[:200]", "--steps", "4", "--batch", "50", "--out", "h.safetensors")
+    learn = (
+        "--data",
+        "digits/train[:200]",
+        "--steps",
+        "4",
+        "--batch",
+        "50",
+        "--out",
+        "h.safetensors",
+    )
     code, _, err = call("harden", "ours_here:build", *threat, *learn)
     assert code == 0, err
-    code, out, err = call("audit", "ours_here:build", "--against", "h.safetensors", *threat, *digits, "--quick")
+    code, out, err = call(
+        "audit", "ours_here:build", "--against", "h.safetensors", *threat, *digits, "--quick"
+    )
     assert code == 0 and "ShiftedReLU" in out
     assert "running" not in err  # the command itself names ours_here:build
     more = ("FGSM", *threat, *digits, "--json")
@@ -221,18 +326,44 @@ def test_a_hardened_network_of_ones_own_is_read_again_by_every_command(call, tmp
         ("ours_here:build", *more),
     )
     bare, named, plain = (json.loads(call("attack", *w)[1])[0] for w in words)
-    assert bare["key"] == named["key"] != plain["key"] and bare["net"] == "ours_here:build with h.safetensors"
+    assert (
+        bare["key"] == named["key"] != plain["key"]
+        and bare["net"] == "ours_here:build with h.safetensors"
+    )
     assert bare["robust_accuracy"] != plain["robust_accuracy"]
-    call("harden", "ours_here:build", *threat, *learn[:-1], "all.safetensors", "--learn", "all")  # no retrofit in it
+    # no retrofit in it
+    call("harden", "ours_here:build", *threat, *learn[:-1], "all.safetensors", "--learn", "all")
     for words in (
-        ("tune", "all.safetensors", "JumpReLU", *threat, "--data", "digits/validation[:20]", "--grid", "0.1"),
+        (
+            "tune",
+            "all.safetensors",
+            "JumpReLU",
+            *threat,
+            "--data",
+            "digits/validation[:20]",
+            "--grid",
+            "0.1",
+        ),
         ("retrofit", "all.safetensors", "JumpReLU(0.1)"),
         ("harden", "all.safetensors", *threat, *learn[:-1], "again.safetensors"),
         ("export", "all.safetensors", "all.pt2"),
-        ("sweep", "--net", "all.safetensors", "--attack", "FGSM", *threat, *digits, "--workers", "1"),
+        (
+            "sweep",
+            "--net",
+            "all.safetensors",
+            "--attack",
+            "FGSM",
+            *threat,
+            *digits,
+            "--workers",
+            "1",
+        ),
     ):
         code, _, err = call(*words)
-        assert code == 0 and f"all.safetensors names ours_here:build: running {tmp_path / 'ours_here.py'}" in err
+        assert (
+            code == 0
+            and f"all.safetensors names ours_here:build: running {tmp_path / 'ours_here.py'}" in err
+        )
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path)])
@@ -244,7 +375,8 @@ PLAIN = """
 from torch import nn
 
 def build(gelu=nn.GELU):  # a plain module that says no shape, as a tutorial has it
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), gelu(), nn.Linear(32, 10))
+    layers = nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), gelu(), nn.Linear(32, 10)
+    return nn.Sequential(nn.Flatten(), *layers)
 """
 LEFT = "1 gelu (--also replaces a kind)"
 
@@ -260,13 +392,20 @@ def plain(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", [p for p in sys.path if not Path(p, "plain_here.py").exists()])
     (tmp_path / "plain_here.py").write_text(PLAIN)
     torch.manual_seed(3)
-    body = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 10))
-    state = {f"module.net.{k}": v for k, v in body.state_dict().items()} | {"criterion.weight": torch.ones(10)}
+    body = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 32), nn.GELU(), nn.Linear(32, 10)
+    )
+    state = {f"module.net.{k}": v for k, v in body.state_dict().items()} | {
+        "criterion.weight": torch.ones(10)
+    }
     torch.save({"state_dict": state, "epoch": 3}, tmp_path / "best.pth")
     return ("--weights", "best.pth")
 
 
-SAID = "best.pth: weights found under 'state_dict'; prefix 'module.net.' taken off; left aside: criterion.weight"
+SAID = (
+    "best.pth: weights found under 'state_dict'; prefix 'module.net.' taken off; left aside:"
+    " criterion.weight"
+)
 LINF = ("--threat", "Linf(0.1)")
 JUMP = "JumpReLU(0.3)"
 
@@ -276,15 +415,50 @@ JUMP = "JumpReLU(0.3)"
     [
         (("attack", "NET", "FGSM", *LINF, "--data", "digits[:20]"), ""),
         (("attack", "NET", "FGSM", *LINF, "--data", "digits[:20]", "--activation", JUMP), LEFT),
-        (("sweep", "--net", "NET", "--attack", "FGSM", *LINF, "--data", "digits[:20]", "--activation", JUMP), LEFT),
-        (("tune", "NET", "JumpReLU", *LINF, "--data", "digits/validation[:20]", "--grid", "0.1"), LEFT),
-        (("harden", "NET", *LINF, "--data", "digits/train[:40]", "--steps", "1", "--out", "h.safetensors"), LEFT),
+        (
+            (
+                "sweep",
+                "--net",
+                "NET",
+                "--attack",
+                "FGSM",
+                *LINF,
+                "--data",
+                "digits[:20]",
+                "--activation",
+                JUMP,
+            ),
+            LEFT,
+        ),
+        (
+            ("tune", "NET", "JumpReLU", *LINF, "--data", "digits/validation[:20]", "--grid", "0.1"),
+            LEFT,
+        ),
+        (
+            (
+                "harden",
+                "NET",
+                *LINF,
+                "--data",
+                "digits/train[:40]",
+                "--steps",
+                "1",
+                "--out",
+                "h.safetensors",
+            ),
+            LEFT,
+        ),
         (("export", "NET", "e.pt2", "--activation", JUMP, "--data", "digits[:20]"), LEFT),
-        (("retrofit", "NET", JUMP, "--data", "digits[:20]", "--out", "h.safetensors"), "left alone: 1 gelu"),
+        (
+            ("retrofit", "NET", JUMP, "--data", "digits[:20]", "--out", "h.safetensors"),
+            "left alone: 1 gelu",
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_every_command_takes_a_checkpoint_and_names_the_kinds_that_it_leaves_alone(call, plain, tmp_path, words, says):
+def test_every_command_takes_a_checkpoint_and_names_the_kinds_that_it_leaves_alone(
+    call, plain, tmp_path, words, says
+):
     words = ["plain_here:build" if word == "NET" else word for word in words]
     code, out, err = call(*words, *plain)
     assert code == 0 and err.count(SAID) == 1
@@ -297,25 +471,74 @@ def test_every_command_takes_a_checkpoint_and_names_the_kinds_that_it_leaves_alo
         assert code == 0 and "left alone" not in err  # the file says which kinds were replaced
 
 
-def test_an_audit_takes_a_checkpoint_on_both_sides_and_names_what_it_leaves_alone(call, plain, tmp_path):
-    train = ("harden", "plain_here:build", *LINF, "--learn", "all", "--data", "digits/train[:600]", "--steps", "60",
-             "--lr", "0.01", "--attack-steps", "1", "--clean-weight", "1")  # fmt: skip
+def test_an_audit_takes_a_checkpoint_on_both_sides_and_names_what_it_leaves_alone(
+    call, plain, tmp_path
+):
+    train = (
+        "harden",
+        "plain_here:build",
+        *LINF,
+        "--learn",
+        "all",
+        "--data",
+        "digits/train[:600]",
+        "--steps",
+        "60",
+        "--lr",
+        "0.01",
+        "--attack-steps",
+        "1",
+        "--clean-weight",
+        "1",
+    )
     assert call(*train, *plain, "--out", "t.safetensors")[0] == 0
-    audit = ("audit", "plain_here:build", *LINF, "--data", "digits[:40]", "--quick", "--weights", "t.safetensors")
+    audit = (
+        "audit",
+        "plain_here:build",
+        *LINF,
+        "--data",
+        "digits[:40]",
+        "--quick",
+        "--weights",
+        "t.safetensors",
+    )
     code, out, err = call(*audit, JUMP)
     assert code == 0 and LEFT in err and "JumpReLU(kappa=0.3)" in out
     code, _, err = call(*audit, JUMP, "--also", "gelu")
     assert code == 0 and "left alone" not in err
-    code, out, _ = call(*audit, "--against", "plain_here:build", "--against-weights", "t.safetensors")
+    code, out, _ = call(
+        *audit, "--against", "plain_here:build", "--against-weights", "t.safetensors"
+    )
     assert code == 0 and "verified +0.0 points" in out
 
 
-def test_a_source_of_the_same_name_has_the_same_weights_and_a_sweep_pairs_nets_with_theirs(call, plain, tmp_path):
-    words = ("attack", "plain_here:build", "FGSM", *LINF, "--data", "digits[:20]", "--source", "plain_here:build")
+def test_a_source_of_the_same_name_has_the_same_weights_and_a_sweep_pairs_nets_with_theirs(
+    call, plain, tmp_path
+):
+    words = (
+        "attack",
+        "plain_here:build",
+        "FGSM",
+        *LINF,
+        "--data",
+        "digits[:20]",
+        "--source",
+        "plain_here:build",
+    )
     told = json.loads(call(*words, *plain, "--json")[1])[0]
     assert told["source"] == told["net"] == "plain_here:build with best.pth"
     words = ("sweep", "--net", "digits-cnn", "--net", "plain_here:build", "--attack", "FGSM", *LINF)
-    more = ("--data", "digits[:20]", "--weights", "none", *plain, "--source", "plain_here:build", "--workers", "1")
+    more = (
+        "--data",
+        "digits[:20]",
+        "--weights",
+        "none",
+        *plain,
+        "--source",
+        "plain_here:build",
+        "--workers",
+        "1",
+    )
     told = json.loads(call(*words, *more, "--json")[1])
     assert {t["net"] for t in told} == {"digits-cnn", "plain_here:build with best.pth"}
     assert {t["source"] for t in told} == {None, "plain_here:build with best.pth"}
@@ -342,7 +565,10 @@ def test_a_source_of_the_same_name_has_the_same_weights_and_a_sweep_pairs_nets_w
         ((*ATTACK, "--dtype", "float7"), "float7"),
         ((*ATTACK, "--device", "nonesuch"), "device 'nonesuch' is not here"),
         ((*ATTACK, "--goal", "Targeted(77)"), "77"),
-        (("tune", "digits-cnn", "JumpReLU", "--threat", "Linf(0.1)", "--data", "digits"), "nothing is tuned on it"),
+        (
+            ("tune", "digits-cnn", "JumpReLU", "--threat", "Linf(0.1)", "--data", "digits"),
+            "nothing is tuned on it",
+        ),
         (("list", "nonsense"), "cannot list 'nonsense'"),
         (("report", "--store", "none.sqlite"), "no store at none.sqlite"),
         (("train", "nonesuch"), "nonesuch"),
@@ -351,15 +577,24 @@ def test_a_source_of_the_same_name_has_the_same_weights_and_a_sweep_pairs_nets_w
         (("audit",), "an audit needs NET and --threat and --data"),
         ((*AUDIT[:2], *AUDIT[3:]), "either an ACTIVATION"),
         ((*AUDIT, "--against", "digits-cnn"), "either an ACTIVATION"),
-        ((*AUDIT, "--fail-on", "MASKED,DANGEROUS"), "DANGEROUS; expected some of: GENUINE, HARMFUL, NO EFFECT"),
+        (
+            (*AUDIT, "--fail-on", "MASKED,DANGEROUS"),
+            "DANGEROUS; expected some of: GENUINE, HARMFUL, NO EFFECT",
+        ),
         ((*AUDIT, "--claimed", "PDG(steps=5)"), "did you mean PGD?"),
         ((*AUDIT, "--html", "nowhere/a.html"), "make it first"),
         ((*AUDIT, "--margin", "0"), "--margin"),
         ((*AUDIT[:4], "Linf(0.6)", *AUDIT[5:]), "expected eps below 0.5"),
         (("audit", "digits-cnn", "--selftest"), "takes none"),
         ((*ATTACK, "--also", "gelu"), "says what an activation replaces"),
-        ((*AUDIT[:2], *AUDIT[3:], "--against", "digits-cnn", "--also", "gelu"), "says what an activation replaces"),
-        ((*ATTACK, "--activation", "JumpReLU(0.5)", "--also", "gleu"), "expected kinds of activations"),
+        (
+            (*AUDIT[:2], *AUDIT[3:], "--against", "digits-cnn", "--also", "gelu"),
+            "says what an activation replaces",
+        ),
+        (
+            (*ATTACK, "--activation", "JumpReLU(0.5)", "--also", "gleu"),
+            "expected kinds of activations",
+        ),
         ((*HARDEN[:-1], "digits"), "is test data"),
         ((*HARDEN, "--keep", "0.9"), "give held="),
         ((*HARDEN, "--learn", "everything"), "everything"),
@@ -377,7 +612,17 @@ def test_wrong_input_gets_one_message_with_the_cure_and_leaves_nothing(call, tmp
 
 @pytest.mark.slow
 def test_control_c_says_how_to_go_on(tmp_path):
-    words = ["sweep", "--net", "digits-cnn", "--threat", "Linf(0.1)", "--data", "digits", "--workers", "1"]
+    words = [
+        "sweep",
+        "--net",
+        "digits-cnn",
+        "--threat",
+        "Linf(0.1)",
+        "--data",
+        "digits",
+        "--workers",
+        "1",
+    ]
     attacks = [w for s in range(1, 40) for w in ("--attack", f"PGD(steps=40, restarts={s})")]
     child = subprocess.Popen(
         [sys.executable, "-m", "retroact.cli", *words, *attacks],
@@ -409,7 +654,9 @@ def test_lists(call, what):
 def test_nets_in_detail_are_blocks_that_a_narrow_terminal_holds():
     lines = run("list", "nets", "--detail").stdout.splitlines()  # no terminal: 80 columns
     block = lines[lines.index("digits-cnn") :]
-    assert "parameters: 38282" in block[:7] and "sites: conv1_relu, conv2_relu, fc1_relu" in block[:7]
+    assert (
+        "parameters: 38282" in block[:7] and "sites: conv1_relu, conv2_relu, fc1_relu" in block[:7]
+    )
     assert "    (fc2): Linear(in_features=64, out_features=10, bias=True)" in block[:20]
 
 
@@ -418,12 +665,17 @@ def test_a_fault_of_the_program_is_no_answer_of_fail_on(call, monkeypatch):
         raise AssertionError("a fault")
 
     monkeypatch.setattr("retroact.checkpoint.load", broken)
-    code, _, err = call("audit", "digits-cnn", "JumpReLU(1.0)", "--threat", "Linf(0.1)", "--data", "digits[:20]")
+    code, _, err = call(
+        "audit", "digits-cnn", "JumpReLU(1.0)", "--threat", "Linf(0.1)", "--data", "digits[:20]"
+    )
     assert code == 70 and "AssertionError: a fault" in err
 
 
 def test_colons_are_no_emoji(tmp_path):
-    assert "nowhere:x: ModuleNotFoundError" in run("attack", "nowhere:x", *ATTACK[2:], code=2, cwd=tmp_path).stderr
+    assert (
+        "nowhere:x: ModuleNotFoundError"
+        in run("attack", "nowhere:x", *ATTACK[2:], code=2, cwd=tmp_path).stderr
+    )
 
 
 def test_brackets_are_no_markup(call):
@@ -440,7 +692,11 @@ def test_study_writes_a_page_markdown_and_figures_and_resumes(call, tmp_path):
     assert figures and all(f"srelu/{f.name}" in text for f in figures)
     assert call(*words)[0] == 0 and (tmp_path / "made" / "srelu.md").read_text() == text
     code, out, _ = call(*words, "--json", "--facts", "new/facts.json")
-    assert code == 0 and json.loads(out) == [] and json.loads((tmp_path / "new" / "facts.json").read_text()) == []
+    assert (
+        code == 0
+        and json.loads(out) == []
+        and json.loads((tmp_path / "new" / "facts.json").read_text()) == []
+    )
     (tmp_path / "facts.json").write_text('[{"key": "k", "what": "w", "seconds": 1.5, "facts": {}}]')
     assert call(*words, "--facts", "facts.json")[0] == 0
     assert json.loads((tmp_path / "facts.json").read_text())[0]["key"] == "k"

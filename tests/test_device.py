@@ -1,4 +1,5 @@
-"""Networks on another device than the CPU: nothing mixes the two, and what is found there is what is found here."""
+"""Networks on another device than the CPU: nothing mixes the two, and what is found there is what
+is found here."""
 
 import copy
 import inspect
@@ -35,14 +36,22 @@ def attacks() -> Iterator[tuple[Any, Any]]:
         getattr(ra, name)
     for cls in known(having="norms"):
         if cls.__module__.startswith("retroact.attacks") and cls.__name__ not in FOREIGN:
-            attack = cls(**{k: v for k, v in SHORT.items() if k in inspect.signature(cls).parameters})
-            yield from ((attack, t) for t in (ra.Linf(4 / 255), ra.L2(1.0)) if t.norm in attack.norms)
+            attack = cls(
+                **{k: v for k, v in SHORT.items() if k in inspect.signature(cls).parameters}
+            )
+            yield from (
+                (attack, t) for t in (ra.Linf(4 / 255), ra.L2(1.0)) if t.norm in attack.norms
+            )
 
 
 def test_the_pretended_device_refuses_what_a_real_one_refuses() -> None:
     with pretended():
         there, here = torch.rand(3, device=NAME), torch.rand(3)
-        for mix in (lambda: there + here, lambda: here[there > 0.5], lambda: there.index_put_((here > 0,), here)):
+        for mix in (
+            lambda: there + here,
+            lambda: here[there > 0.5],
+            lambda: there.index_put_((here > 0,), here),
+        ):
             with pytest.raises(RuntimeError, match="same device"):
                 mix()
         assert there.device.type == NAME and there.cpu().device.type == "cpu"
@@ -58,7 +67,9 @@ def test_an_attack_finds_the_same_on_a_device(attack: Any, threat: Any) -> None:
     expected = ra.evaluate(lambda x: here(x), data, attack, threat)
     with pretended():
         found = ra.evaluate(copy.deepcopy(here).to(NAME), data, attack, threat)
-    assert (found.adversarial == expected.adversarial).all() and (found.gradients == expected.gradients).all()
+    assert (found.adversarial == expected.adversarial).all() and (
+        found.gradients == expected.gradients
+    ).all()
     assert abs(found.distance - expected.distance).max() < 1e-4
 
 
@@ -82,4 +93,6 @@ def test_what_is_learned_lies_where_the_network_lies(learn: str) -> None:
     with pretended():
         made = ra.harden(copy.deepcopy(net).to(NAME), train, ra.Linf(2 / 255), recipe).net
         assert {p.device.type for p in made.parameters()} == {NAME}
-        torch.testing.assert_close(made(train.images.to(NAME)).cpu(), expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            made(train.images.to(NAME)).cpu(), expected, rtol=1e-4, atol=1e-4
+        )

@@ -1,4 +1,5 @@
-"""The docs say what the code does: the reference is up to date, the README's Python runs, paths stay out."""
+"""The docs say what the code does: the reference is up to date, the README's Python runs, paths
+stay out."""
 
 import importlib
 import os
@@ -21,35 +22,54 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
 def test_the_reference_is_up_to_date():
     code = "import runpy; print(runpy.run_path('docs/make_reference.py')['page'](), end='')"
-    made = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    made = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     assert made == (ROOT / "docs" / "reference.md").read_text(), "run `make docs`"
 
 
-@pytest.mark.skipif(not os.environ.get("RETROACT_DATA"), reason="the README's example needs MNIST in RETROACT_DATA")
+@pytest.mark.skipif(
+    not os.environ.get("RETROACT_DATA"), reason="the README's example needs MNIST in RETROACT_DATA"
+)
 def test_the_readmes_python_runs(tmp_path):
     text = (ROOT / "README.md").read_text()
-    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "ra.tune" in block)
+    code = next(
+        block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "ra.tune" in block
+    )
     code = code.replace("[:500]", "[:20]").replace("[:1000]", "[:20]")
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 def test_the_guide_to_ones_own_network_runs(tmp_path):
-    """Each named block is written, each command run in turn, in one folder; verdicts come out of all of them."""
+    """Each named block is written, each command run in turn, in one folder; verdicts come out of
+    all of them."""
     told = []
-    for language, block in re.findall(r"```(\w*)\n(.*?)```", (ROOT / "docs" / "your-network.md").read_text(), re.S):
+    for language, block in re.findall(
+        r"```(\w*)\n(.*?)```", (ROOT / "docs" / "your-network.md").read_text(), re.S
+    ):
         if language == "python":
             (tmp_path / block.splitlines()[0].removeprefix("# ")).write_text(block)
             continue
         for command in block.strip().splitlines():
             program, rest = command.split(" ", 1)
             words = {"python": [], "retroact": ["-m", "retroact.cli"]}[program] + shlex.split(rest)
-            done = subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, text=True)
+            done = subprocess.run(
+                [sys.executable, *words], cwd=tmp_path, capture_output=True, text=True
+            )
             assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
             told.append((command, done.stdout))
-    verdicts = [out for command, out in told if "audit" in command or "verdict" in command or "hf" in command]
-    assert len(verdicts) == 5 and all(re.search("GENUINE|HARMFUL|NO EFFECT|INCONCL|ABSTAINED", v) for v in verdicts)
+    verdicts = [
+        out
+        for command, out in told
+        if "audit" in command or "verdict" in command or "hf" in command
+    ]
+    assert len(verdicts) == 5 and all(
+        re.search("GENUINE|HARMFUL|NO EFFECT|INCONCL|ABSTAINED", v) for v in verdicts
+    )
     assert (tmp_path / "verdict.html").stat().st_size > 10_000
 
 
@@ -83,7 +103,10 @@ def _mistakes(folder):
     def audited(net=fine, change="JumpReLU(0.5)", threat="Linf(0.1)"):
         return ra.audit(net, change, digits, threat, battery="quick")
 
-    gelus = ra.Classifier(nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.GELU(), nn.Linear(20, 10)), shape=(1, 8, 8))
+    gelus = ra.Classifier(
+        nn.Sequential(nn.Flatten(), nn.Linear(64, 20), nn.GELU(), nn.Linear(20, 10)),
+        shape=(1, 8, 8),
+    )
     wide = {**state, "fc.weight": torch.zeros(100, 512), "fc.bias": torch.zeros(100)}
     (folder / "junk.pth").write_bytes(b"hello")
     hard = ra.retrofit(fine, "JumpReLU(0.5)")
@@ -92,8 +115,8 @@ def _mistakes(folder):
         return lambda: ra.load("mine:build", weights=path)
 
     return {
-        "`net.load_state_dict(…)` of a file whose names begin with `module.`": lambda: mine.Net().load_state_dict(
-            {f"module.{name}": value for name, value in state.items()}
+        "`net.load_state_dict(…)` of a file whose names begin with `module.`": lambda: (
+            mine.Net().load_state_dict({f"module.{name}": value for name, value in state.items()})
         ),
         "a whole network in the file, `torch.save(net, …)`": of_file(file("whole.pth", mine.Net())),
         "a file that is no checkpoint": of_file(folder / "junk.pth"),
@@ -101,7 +124,9 @@ def _mistakes(folder):
             file("part.pth", {k: v for k, v in state.items() if "fc" not in k})
         ),
         "weights of another architecture, or number of classes": of_file(file("wide.pth", wide)),
-        'the file in the place of the network, `ra.load("mine.pth")`': lambda: ra.load(file("mine.pth", state)),
+        'the file in the place of the network, `ra.load("mine.pth")`': lambda: ra.load(
+            file("mine.pth", state)
+        ),
         "no weights at all": lambda: audited(ra.load("mine:build")),
         "a name misspelt": lambda: ra.load("lenet-mnits"),
         "a module that cannot be imported": lambda: ra.load("nowhere:build"),
@@ -110,8 +135,12 @@ def _mistakes(folder):
         "a class that needs arguments": lambda: ra.load("torch.nn:Linear"),
         "the class in the place of the network": lambda: attacked(mine.Net),
         "no shape, where there are no images yet": lambda: ra.retrofit(mine.Net(), "JumpReLU(0.5)"),
-        "`mean` and `std` of pixels up to 255": lambda: ra.Classifier(mine.Net(), mean=123.7, std=58.4),
-        "a network that draws noise or drops units in eval mode": lambda: audited(wrapped(nn.functional.dropout)),
+        "`mean` and `std` of pixels up to 255": lambda: ra.Classifier(
+            mine.Net(), mean=123.7, std=58.4
+        ),
+        "a network that draws noise or drops units in eval mode": lambda: audited(
+            wrapped(nn.functional.dropout)
+        ),
         "logits of two heads": lambda: attacked(wrapped(lambda z: (z, 2 * z))),
         "an `output=` that is not there": lambda: attacked(
             wrapped(lambda z: {"logits": z, "aux": 2 * z}, output="logit")
@@ -127,7 +156,9 @@ def _mistakes(folder):
         "normalised pixels": lambda: attacked(images=(x - 0.3) / 0.4),
         "labels from 1": lambda: attacked(labels=y + 1),
         "one-hot labels": lambda: attacked(labels=nn.functional.one_hot(y)),
-        "test data in `tune` or `harden`": lambda: ra.tune(fine, "JumpReLU", "digits[:40]", "Linf(0.1)"),
+        "test data in `tune` or `harden`": lambda: ra.tune(
+            fine, "JumpReLU", "digits[:40]", "Linf(0.1)"
+        ),
         "an activation misspelt": lambda: audited(change="JumpRelu(0.5)"),
         "a network of GELUs": lambda: audited(gelus),
         "a kind misspelt": lambda: ra.retrofit(gelus, "JumpReLU(0.5)", also="gellu"),
@@ -136,7 +167,9 @@ def _mistakes(folder):
         "a radius in pixels up to 255": lambda: audited(threat="Linf(8)"),
         "a radius at which every image can be made grey": lambda: audited(threat="Linf(0.6)"),
         "`--device cuda` where there is none": lambda: ra.sweep(
-            [ra.Cell("digits-cnn", "digits[:2]", ra.PGD(), ra.Linf(0.1))], ra.Store(folder / "s.sqlite"), device="cuda"
+            [ra.Cell("digits-cnn", "digits[:2]", ra.PGD(), ra.Linf(0.1))],
+            ra.Store(folder / "s.sqlite"),
+            device="cuda",
         ),
         '`ra.save(net, "hard.pth")`': lambda: ra.save(hard, folder / "hard.pth"),
     }
@@ -145,14 +178,20 @@ def _mistakes(folder):
 def _errors_and_cures():
     """The rows of the guide's table: what was done, and the sentence said of it."""
     table = (ROOT / "docs" / "your-network.md").read_text().split("## Errors and cures")[1]
-    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in table.splitlines() if line.startswith("| ")]
+    rows = [
+        [cell.strip() for cell in line[1:-1].split("|")]
+        for line in table.splitlines()
+        if line.startswith("| ")
+    ]
     return {done: said.split("`")[1] for done, said, _ in rows[1:] if "`" in said}
 
 
 @pytest.fixture
 def guide(tmp_path, monkeypatch):
     """The guide's `mine.py` in a folder of its own, imported from there."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "your-network.md").read_text(), re.S)
+    blocks = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "your-network.md").read_text(), re.S
+    )
     (tmp_path / "mine.py").write_text(blocks[0])
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
@@ -185,7 +224,11 @@ def test_links_lead_somewhere(page):
 @pytest.mark.parametrize("name", zoo.names())
 def test_the_zoos_table_says_what_each_page_says(name):
     page = zoo.entry(name)
-    row = next(line for line in (ROOT / "docs" / "zoo.md").read_text().splitlines() if line.startswith(f"| `{name}` |"))
+    row = next(
+        line
+        for line in (ROOT / "docs" / "zoo.md").read_text().splitlines()
+        if line.startswith(f"| `{name}` |")
+    )
     told = (
         f"{100 * page.accuracy:.2f}% of {page.test_n}",
         f"{100 * page.validation_accuracy:.2f}% of {page.validation_n}",

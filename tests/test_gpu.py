@@ -1,4 +1,5 @@
-"""The stages of bench/gpu.sh at toy size on the CPU, where none of what a bare machine lacks can be imported."""
+"""The stages of bench/gpu.sh at toy size on the CPU, where none of what a bare machine lacks can be
+imported."""
 
 import io
 import json
@@ -18,7 +19,18 @@ from retroact.training.recipes import Adversarial, MixedFGSM
 
 ROOT = Path(__file__).parents[1]
 LIMIT = 16 * 2**20
-MISSING = ("datasets", "pandas", "pyarrow", "typer", "rich", "matplotlib", "sklearn", "jinja2", "pytest", "hypothesis")
+MISSING = (
+    "datasets",
+    "pandas",
+    "pyarrow",
+    "typer",
+    "rich",
+    "matplotlib",
+    "sklearn",
+    "jinja2",
+    "pytest",
+    "hypothesis",
+)
 TRAININGS = (
     "wideresnet-cifar10",
     "wideresnet-cifar10-robust",
@@ -51,7 +63,9 @@ def bare(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def run(stage: str, out: Path, env: dict[str, str], *words: str) -> str:
     command = ["bash", "bench/gpu.sh", stage, "--toy", "--before", str(out), *words]
-    done = subprocess.run(command, cwd=ROOT, env=env | {"OUT": str(out)}, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=ROOT, env=env | {"OUT": str(out)}, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(path.stat().st_size <= LIMIT for path in out.iterdir())
     return done.stdout
@@ -59,7 +73,9 @@ def run(stage: str, out: Path, env: dict[str, str], *words: str) -> str:
 
 def test_the_machine_of_these_tests_is_bare(bare: dict[str, str]) -> None:
     for name in MISSING:
-        done = subprocess.run([sys.executable, "-c", f"import {name}"], env=bare, capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", f"import {name}"], env=bare, capture_output=True, text=True
+        )
         assert f"No module named {name!r}" in done.stderr
 
 
@@ -88,7 +104,11 @@ def test_a_training_writes_a_network_that_loads(
     assert page.command == f"bash bench/gpu.sh {name}"
     recipe = ra.parse(page.recipe)
     assert isinstance(recipe, MixedFGSM | Adversarial) == name.endswith("robust")
-    assert (recipe.standard.bf16, recipe.standard.channels_last, recipe.standard.sizes) == (True, True, ())
+    assert (recipe.standard.bf16, recipe.standard.channels_last, recipe.standard.sizes) == (
+        True,
+        True,
+        (),
+    )
     assert report["finished"] and [e["epoch"] for e in report["epochs"]] == [1, 2]
     assert 0 <= report["robust"]["accuracy"] <= 1 and report["robust"]["n"] == 8
     x = torch.rand(2, 3, 32, 32)
@@ -96,29 +116,37 @@ def test_a_training_writes_a_network_that_loads(
 
 
 @pytest.mark.slow
-def test_a_training_that_was_not_done_in_time_goes_on_in_the_next_call(tmp_path: Path, bare: dict[str, str]) -> None:
+def test_a_training_that_was_not_done_in_time_goes_on_in_the_next_call(
+    tmp_path: Path, bare: dict[str, str]
+) -> None:
     name = "mobilenetv2-cifar10"
     assert "1 of 2 epochs are behind" in run(name, tmp_path, bare, "--minutes", "0")
-    assert sorted(p.name for p in tmp_path.iterdir()) == [f"{name}.checkpoint.safetensors", f"{name}.report.json"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"{name}.checkpoint.safetensors",
+        f"{name}.report.json",
+    ]
     assert not json.loads((tmp_path / f"{name}.report.json").read_text())["finished"]
     run(name, tmp_path, bare, "--minutes", "0")
     report = json.loads((tmp_path / f"{name}.report.json").read_text())
-    assert report["finished"] and report["went_on"] and [e["epoch"] for e in report["epochs"]] == [2]
+    assert (
+        report["finished"] and report["went_on"] and [e["epoch"] for e in report["epochs"]] == [2]
+    )
     assert not (tmp_path / f"{name}.checkpoint.safetensors").exists()
 
 
 def test_the_pack_has_the_splits_of_the_data_room(tmp_path: Path) -> None:
     _parquet(tmp_path / "cifar10", {"train": 30, "test": 12})
-    env = os.environ | {"RETROACT_DATA": str(tmp_path), "HF_DATASETS_CACHE": str(tmp_path / "cache")}
+    env = os.environ | {
+        "RETROACT_DATA": str(tmp_path),
+        "HF_DATASETS_CACHE": str(tmp_path / "cache"),
+    }
     code = (
-        "import sys; sys.path.insert(0, 'bench')\n"
-        "import gpu_pack, retroact as ra; from pathlib import Path\n"
-        "gpu_pack.main()\n"
-        "names = 'cifar10/train', 'cifar10/validation', 'cifar10'\n"
-        "for part, text in zip(gpu_pack.unpacked(Path(sys.argv[-1])), names, strict=True):\n"
-        "    room = ra.data(text)\n"
-        "    assert part.fingerprint == room.fingerprint and part.index.equal(room.index), text\n"
-        "    assert repr(part) == repr(room) and part.split == room.split and part.class_names == room.class_names\n"
+        "import sys; sys.path.insert(0, 'bench')\nimport gpu_pack, retroact as ra; from pathlib"
+        " import Path\ngpu_pack.main()\nnames = 'cifar10/train', 'cifar10/validation',"
+        " 'cifar10'\nfor part, text in zip(gpu_pack.unpacked(Path(sys.argv[-1])), names,"
+        " strict=True):\n    room = ra.data(text)\n    assert part.fingerprint == room.fingerprint"
+        " and part.index.equal(room.index), text\n    assert repr(part) == repr(room) and"
+        " part.split == room.split and part.class_names == room.class_names\n"
     )
     words = [sys.executable, "-c", code, "--out", str(tmp_path / "pack.npz")]
     done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
@@ -132,7 +160,9 @@ def _parquet(folder: Path, sizes: dict[str, int]) -> None:
 
     folder.mkdir()
     names = [f"class {i}" for i in range(10)]
-    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=names)})
+    features = datasets.Features(
+        {"img": datasets.Image(), "label": datasets.ClassLabel(names=names)}
+    )
     random = np.random.RandomState(0)
     for split, n in sizes.items():
         cells = []
@@ -141,5 +171,7 @@ def _parquet(folder: Path, sizes: dict[str, int]) -> None:
             pixels = random.randint(0, 256, (32, 32, 3)).astype(np.uint8)
             Image.fromarray(pixels).save(picture, "JPEG" if i % 3 else "PNG")
             cells.append({"bytes": picture.getvalue(), "path": None})
-        rows = datasets.Dataset.from_dict({"img": cells, "label": [i % 10 for i in range(n)]}, features=features)
+        rows = datasets.Dataset.from_dict(
+            {"img": cells, "label": [i % 10 for i in range(n)]}, features=features
+        )
         rows.to_parquet(str(folder / f"{split}-00000-of-00001.parquet"))

@@ -1,4 +1,5 @@
-"""A result does not depend on what the caller's program has set, and nothing that it has set is changed."""
+"""A result does not depend on what the caller's program has set, and nothing that it has set is
+changed."""
 
 import random
 import threading
@@ -20,13 +21,20 @@ def small():
     """A net with a norm and a dropout, in train mode, on images that it decides in several ways."""
     torch.manual_seed(0)
     body = nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(144, 5)
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(),
+        nn.Linear(144, 5),
     )
     return ra.Classifier(body, shape=(1, 8, 8)).train()
 
 
 def images(split=""):
-    x = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float32, device="cpu")
+    x = torch.rand(
+        24, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float32, device="cpu"
+    )
     net = small().eval()
     with torch.inference_mode(False), torch.no_grad():
         net.module[-1].bias -= net(x).median(0).values
@@ -52,11 +60,15 @@ JOBS = {
     "TrustRegion": lambda net, d: flat(ra.evaluate(net, d, ra.TrustRegion(steps=5), ra.L2(1.0))),
     "FMN": lambda net, d: flat(ra.evaluate(net, d, ra.FMN(steps=5), ra.L2(1.0))),
     "DDN": lambda net, d: flat(ra.evaluate(net, d, ra.DDN(steps=5), ra.L2(1.0))),
-    "CarliniWagner": lambda net, d: flat(ra.evaluate(net, d, ra.CarliniWagner(steps=5), ra.L2(1.0))),
+    "CarliniWagner": lambda net, d: flat(
+        ra.evaluate(net, d, ra.CarliniWagner(steps=5), ra.L2(1.0))
+    ),
     "Square": lambda net, d: flat(ra.evaluate(net, d, ra.Square(queries=10), EPS)),
     "APGD": lambda net, d: flat(ra.evaluate(net, d, ra.APGD(steps=5), EPS)),
     "Foolbox": lambda net, d: flat(ra.evaluate(net, d, ra.Foolbox("LinfPGD", steps=2), EPS)),
-    "audit": lambda net, d: str(ra.audit(net, ra.retrofit(net, ra.JumpReLU(0.1)), d, EPS, battery="quick")),
+    "audit": lambda net, d: str(
+        ra.audit(net, ra.retrofit(net, ra.JumpReLU(0.1)), d, EPS, battery="quick")
+    ),
     "harden": lambda net, d: hardened(net),
     "tune": lambda net, d: str(ra.tune(net, ra.JumpReLU, d, EPS, grid=[0.1])),
     "retrofit": lambda net, d: str(ra.retrofit(net, ra.JumpReLU(0.1)).retrofit),
@@ -100,7 +112,8 @@ def told():
 
 def of(net):
     return [
-        (m.training, len(m._forward_hooks), len(m._forward_pre_hooks), m._parameters.keys()) for m in net.modules()
+        (m.training, len(m._forward_hooks), len(m._forward_pre_hooks), m._parameters.keys())
+        for m in net.modules()
     ] + [(p.requires_grad, p.grad, p.detach().numpy().tobytes()) for p in net.parameters()]
 
 

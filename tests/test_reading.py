@@ -1,4 +1,5 @@
-"""What people bring gives the same bits as `Images` of the same pixels, and what is no data gives its cure."""
+"""What people bring gives the same bits as `Images` of the same pixels, and what is no data gives
+its cure."""
 
 import itertools
 import random
@@ -12,7 +13,14 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import ConcatDataset, DataLoader, Dataset, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    ConcatDataset,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    Subset,
+    TensorDataset,
+)
 
 import retroact as ra
 from retroact.reading import as_changed, as_goal, as_images
@@ -23,7 +31,9 @@ N = 12
 
 def network(shape=(3, 8, 8), *, known=True):
     torch.manual_seed(0)
-    inner = nn.Sequential(nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], 16), nn.ReLU(), nn.Linear(16, 5))
+    inner = nn.Sequential(
+        nn.Flatten(), nn.Linear(shape[0] * shape[1] * shape[2], 16), nn.ReLU(), nn.Linear(16, 5)
+    )
     return ra.Classifier(inner, shape=shape if known else None)
 
 
@@ -57,7 +67,10 @@ class Photos(Dataset):
 
 
 def table(pixels, labels, **features):
-    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=list("abcde"))} | features
+    features = {
+        "image": datasets.Image(),
+        "label": datasets.ClassLabel(names=list("abcde")),
+    } | features
     held = {"image": pictures(pixels), "label": labels.tolist()}
     return datasets.Dataset.from_dict(held, features=datasets.Features(features))
 
@@ -85,8 +98,14 @@ FORMS = {
     "big-endian floats": lambda p, y: ((p / 255).astype(">f4"), y.numpy().astype(">i4")),
     "long doubles": lambda p, y: ((p / 255).astype(np.longdouble), y.numpy()),
     "read-only": lambda p, y: (np.frombuffer(p.tobytes(), np.uint8).reshape(p.shape), y.numpy()),
-    "strided and backwards": lambda p, y: (np.repeat(p, 2, 3)[::-1, :, :, ::2][::-1], y.numpy().repeat(2)[::2]),
-    "channels-last memory": lambda p, y: ((torch.from_numpy(p).float() / 255).to(memory_format=torch.channels_last), y),
+    "strided and backwards": lambda p, y: (
+        np.repeat(p, 2, 3)[::-1, :, :, ::2][::-1],
+        y.numpy().repeat(2)[::2],
+    ),
+    "channels-last memory": lambda p, y: (
+        (torch.from_numpy(p).float() / 255).to(memory_format=torch.channels_last),
+        y,
+    ),
     "nested lists": lambda p, y: ((p / 255).tolist(), y.tolist()),
     "nested lists of whole numbers": lambda p, y: (p.tolist(), y.tolist()),
     "int64 array, channels last": lambda p, y: (last(p).astype(int), y.numpy()),
@@ -99,33 +118,55 @@ FORMS = {
     "int32 labels": lambda p, y: (p, y.to(torch.int32)),
     "uint8 labels": lambda p, y: (p, y.to(torch.uint8)),
     "sparse": lambda p, y: ((torch.from_numpy(p).float() / 255).to_sparse(), y),
-    "images that require grad": lambda p, y: ((torch.from_numpy(p).float() / 255).requires_grad_(), y),
+    "images that require grad": lambda p, y: (
+        (torch.from_numpy(p).float() / 255).requires_grad_(),
+        y,
+    ),
     "a parameter": lambda p, y: (nn.Parameter(torch.from_numpy(p).float() / 255), y),
     "Images": lambda p, y: ra.Images.of(torch.from_numpy(p).float() / 255, y),
     "rows": lambda p, y: [(torch.from_numpy(a), int(b)) for a, b in zip(p, y, strict=True)],
-    "rows as dictionaries": lambda p, y: [{"img": a, "target": b} for a, b in zip(pictures(p), y, strict=True)],
-    "batches in a list": lambda p, y: [[torch.from_numpy(p[i : i + 6]), y[i : i + 6]] for i in (0, 6)],
+    "rows as dictionaries": lambda p, y: [
+        {"img": a, "target": b} for a, b in zip(pictures(p), y, strict=True)
+    ],
+    "batches in a list": lambda p, y: [
+        [torch.from_numpy(p[i : i + 6]), y[i : i + 6]] for i in (0, 6)
+    ],
     "a TensorDataset": lambda p, y: TensorDataset(torch.from_numpy(p), y),
     "a Dataset of pictures": lambda p, y: Photos(p, y),
-    "a Dataset of tensors": lambda p, y: Photos(p, y, lambda image, label: (to_tensor(image), label)),
-    "a Dataset of dictionaries": lambda p, y: Photos(p, y, lambda image, label: {"image": image, "label": label}),
-    "a Dataset with more in a row": lambda p, y: Photos(p, y, lambda image, label: (image, label, "where from")),
+    "a Dataset of tensors": lambda p, y: Photos(
+        p, y, lambda image, label: (to_tensor(image), label)
+    ),
+    "a Dataset of dictionaries": lambda p, y: Photos(
+        p, y, lambda image, label: {"image": image, "label": label}
+    ),
+    "a Dataset with more in a row": lambda p, y: Photos(
+        p, y, lambda image, label: (image, label, "where from")
+    ),
     "a Subset": lambda p, y: Subset(Photos(p, y), range(N)),
     "a ConcatDataset": lambda p, y: ConcatDataset([Photos(p[:5], y[:5]), Photos(p[5:], y[5:])]),
     "a DataLoader": lambda p, y: DataLoader(TensorDataset(torch.from_numpy(p), y), batch_size=5),
-    "a DataLoader without batches": lambda p, y: DataLoader(TensorDataset(torch.from_numpy(p), y), batch_size=None),
+    "a DataLoader without batches": lambda p, y: DataLoader(
+        TensorDataset(torch.from_numpy(p), y), batch_size=None
+    ),
     "a DataLoader of dictionaries": lambda p, y: DataLoader(
         Photos(p, y, lambda image, label: {"image": to_tensor(image), "label": label}), batch_size=7
     ),
     "a table": lambda p, y: table(p, y),
     "a table in torch's format": lambda p, y: table(p, y).with_format("torch"),
-    "a table with a transform": lambda p, y: table(p, y).with_transform(
-        lambda rows: {"pixel_values": [to_tensor(i) for i in rows["image"]], "label": rows["label"]}
+    "a table with a transform": (
+        lambda p, y: table(p, y).with_transform(
+            lambda rows: {
+                "pixel_values": [to_tensor(i) for i in rows["image"]],
+                "label": rows["label"],
+            }
+        )
     ),
     "rows of a table": lambda p, y: table(p, y)[:],
     "a table of arrays": lambda p, y: datasets.Dataset.from_dict(
         {"image": list(p), "label": y.tolist()},
-        features=datasets.Features({"image": datasets.Array3D(p.shape[1:], "uint8"), "label": datasets.Value("int64")}),
+        features=datasets.Features(
+            {"image": datasets.Array3D(p.shape[1:], "uint8"), "label": datasets.Value("int64")}
+        ),
     ),
 }
 
@@ -147,13 +188,18 @@ def test_every_form_gives_the_bits_of_images_of_the_same_pixels(form, given, exp
     found = as_images(FORMS[form](p.copy(), y.clone()), net)
     assert found.fingerprint == images.fingerprint and torch.equal(found.index, images.index)
     assert found.images.is_contiguous() and not found.images.requires_grad
-    assert ra.evaluate(net, FORMS[form](p.copy(), y.clone()), ra.PGD(steps=3), ra.Linf(0.02), keep=N) == record
+    assert (
+        ra.evaluate(net, FORMS[form](p.copy(), y.clone()), ra.PGD(steps=3), ra.Linf(0.02), keep=N)
+        == record
+    )
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_a_network_that_does_not_say_its_shape_reads_the_same(form, expected):
     _, p, y = COLOUR
-    assert as_images(FORMS[form](p, y), network(known=False)).fingerprint == expected[3][0].fingerprint
+    assert (
+        as_images(FORMS[form](p, y), network(known=False)).fingerprint == expected[3][0].fingerprint
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -165,8 +211,14 @@ def test_half_floats_are_widened(dtype):
 def test_grey_images_receive_their_channel():
     _, p, y = GREY
     whole = as_images((p, y)).fingerprint
-    assert as_images((p[:, 0], y)).fingerprint == as_images((list(torch.from_numpy(p[:, 0])), y)).fingerprint == whole
-    assert as_images(DataLoader(TensorDataset(torch.from_numpy(p[:, 0]), y), 5)).fingerprint == whole
+    assert (
+        as_images((p[:, 0], y)).fingerprint
+        == as_images((list(torch.from_numpy(p[:, 0])), y)).fingerprint
+        == whole
+    )
+    assert (
+        as_images(DataLoader(TensorDataset(torch.from_numpy(p[:, 0]), y), 5)).fingerprint == whole
+    )
 
 
 def test_tensors_of_inference_mode_are_made_usable():
@@ -187,7 +239,11 @@ def test_a_path_is_the_folder_of_that_name(tmp_path):
             Image.new("L", (6, 6), 40 * i + ord(label)).save(folder / split / label / f"{i}.png")
     text = ra.data(f"folder:{folder}")
     assert (len(text), text.class_names, text.split) == (8, ("x", "y"), "test")
-    assert as_images(folder).fingerprint == as_images(f"folder:{folder}[0:8]").fingerprint == text.fingerprint
+    assert (
+        as_images(folder).fingerprint
+        == as_images(f"folder:{folder}[0:8]").fingerprint
+        == text.fingerprint
+    )
     assert as_images(folder / "train").split == "train"
     assert ra.data(f"folder:{folder}[2:4]").labels.tolist() == [0, 0]
     with pytest.raises(ValueError, match="no such folder"):
@@ -208,7 +264,9 @@ def test_data_say_which_split_they_are_and_nothing_is_tuned_on_test_data():
         assert as_images(given).split == ("" if isinstance(given, TensorDataset) else "test")
     with pytest.raises(ValueError, match="your Photos is test data"):
         ra.tune(network(), "JumpReLU", photos, "Linf(0.1)", grid=[1.0])
-    split = datasets.Dataset.from_dict({"image": list(p), "label": y.tolist()}, split=datasets.Split.VALIDATION)
+    split = datasets.Dataset.from_dict(
+        {"image": list(p), "label": y.tolist()}, split=datasets.Split.VALIDATION
+    )
     assert as_images(split).split == "validation"
     named = table(p, y)
     assert as_images(named).class_names == tuple("abcde") and as_images(named).classes == 5
@@ -217,12 +275,17 @@ def test_data_say_which_split_they_are_and_nothing_is_tuned_on_test_data():
 
 def test_reading_leaves_the_callers_generators_alone_and_keeps_the_order_of_the_loader():
     _, p, y = COLOUR
-    loader = DataLoader(TensorDataset(torch.from_numpy(p), y), batch_size=5, shuffle=True, drop_last=True)
+    loader = DataLoader(
+        TensorDataset(torch.from_numpy(p), y), batch_size=5, shuffle=True, drop_last=True
+    )
     before = torch.get_rng_state(), random.getstate()
     found = as_images(loader)
     assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
     assert len(found) == 10 and found.index.tolist() == list(range(10))
-    order = [int((torch.from_numpy(p) == (x * 255).byte()).flatten(1).all(1).nonzero()) for x in (found.images + 1e-4)]
+    order = [
+        int((torch.from_numpy(p) == (x * 255).byte()).flatten(1).all(1).nonzero())
+        for x in found.images + 1e-4
+    ]
     assert order != sorted(order) and torch.equal(y[order], found.labels)
 
 
@@ -239,7 +302,7 @@ def test_data_is_read_on_the_cpu_whatever_torchs_defaults():
         torch.set_default_dtype(before)
 
 
-# ------------------------------------------------------------------------------------------ channels
+# ----------------------------------------------------------------------------------------- channels
 
 
 @pytest.mark.parametrize(
@@ -268,7 +331,8 @@ def test_the_channels_are_where_shape_or_sizes_say(size, shape, came):
 def test_channels_that_could_be_at_either_end_are_refused_for_an_array_and_torchs_in_a_tensor(size):
     x = np.zeros((5, *size), np.float32)
     with pytest.raises(
-        ValueError, match=r"cannot tell the channels in images of shape .*Classifier\(net, shape=.*from_numpy"
+        ValueError,
+        match=r"cannot tell the channels in images of shape .*Classifier\(net, shape=.*from_numpy",
     ):
         as_images((x, [0] * 5))
     assert as_images((torch.from_numpy(x), [0] * 5)).images.shape == (5, *size)
@@ -300,7 +364,10 @@ def normalised(mean, std):
 
 
 CURES = {
-    "one-hot labels": ((X, nn.functional.one_hot(Y, 5)), r"shape \(6,\), got \(6, 5\); .* labels.argmax\(1\)"),
+    "one-hot labels": (
+        (X, nn.functional.one_hot(Y, 5)),
+        r"shape \(6,\), got \(6, 5\); .* labels.argmax\(1\)",
+    ),
     "soft labels": ((X, torch.full((6, 5), 0.2)), r"labels.argmax\(1\)"),
     "one-hot rows": ([(x, y) for x, y in zip(X, torch.eye(6), strict=True)], r"labels.argmax\(1\)"),
     "one-hot lists": ((X, torch.eye(6).tolist()), r"labels.argmax\(1\)"),
@@ -310,25 +377,40 @@ CURES = {
     "targets of a regression": ((X, Y + 0.5), "an attack needs classes, numbered from 0"),
     "names as labels": ((X, list("abcabc")), "number the classes from 0"),
     "no labels at all": ((X, [None] * 6), "expected numbers, got list of object"),
-    "a label too few": ((X, Y[:5]), r"shape \(6,\), got \(5,\); images and labels must be of the same examples"),
+    "a label too few": (
+        (X, Y[:5]),
+        r"shape \(6,\), got \(5,\); images and labels must be of the same examples",
+    ),
     "label -1": ((X, Y - 1), "labels at least 0, got -1 to 3"),
     "labels alone first": ((Y, X), "they come first, then their labels"),
     "floats up to 255": ((BYTES.float(), Y), r"got .*; divide by 255$"),
     "float64 up to 255": ((BYTES.numpy().astype(float), Y), "divide by 255$"),
     "floats up to 16": (((X * 16).round(), Y), r"divide by 255, or by what white is \(16\?\)"),
     "16 bits": (((X * 65535).round(), Y), "divide by 65535"),
-    "[-1, 1]": ((X * 2 - 1, Y), r"\(x \+ 1\) / 2 and give the net Classifier\(net, mean=0.5, std=0.5\)"),
+    "[-1, 1]": (
+        (X * 2 - 1, Y),
+        r"\(x \+ 1\) / 2 and give the net Classifier\(net, mean=0.5, std=0.5\)",
+    ),
     "normalised": (((X - 0.1307) / 0.3081, Y), "leave normalisation to Classifier"),
     "a loader that normalises": (
         normalised(0.45, 0.22),
         "leave normalisation to Classifier.*out of the data and its transf",
     ),
     "a loader to [-1, 1]": (normalised(0.5, 0.5), r"\(x \+ 1\) / 2"),
-    "uint8 of zeros and ones": ((X.round().byte(), Y), r"got 0 to 1; where 1 is white, use images.float\(\) / 1"),
-    "whole pixels up to 16": (((X * 16).round().long(), Y), r"got 0 to 16; where 16 is white, .* / 16"),
+    "uint8 of zeros and ones": (
+        (X.round().byte(), Y),
+        r"got 0 to 1; where 1 is white, use images.float\(\) / 1",
+    ),
+    "whole pixels up to 16": (
+        ((X * 16).round().long(), Y),
+        r"got 0 to 16; where 16 is white, .* / 16",
+    ),
     "16 bits, whole": (((X * 65535).long(), Y), "where 65.* is white"),
     "16 bits without a sign": (((X * 65535).numpy().astype("uint16"), Y), "where 65.* is white"),
-    "8 bits with a sign": (((X * 127).to(torch.int8), Y), r"of int8; where 12. is white, use images.float\(\) / 12"),
+    "8 bits with a sign": (
+        ((X * 127).to(torch.int8), Y),
+        r"of int8; where 12. is white, use images.float\(\) / 12",
+    ),
     "[-0.5, 0.5]": ((X - 0.5, Y), r"x \+ 0.5 and give the net Classifier\(net, mean=0.5\)"),
     "negative whole pixels": ((BYTES.long() - 128, Y), "from 0 to 255, got -128 to"),
     "a mask": ((X > 0.5, Y), "got 0 to 1; where 1 is white"),
@@ -341,12 +423,24 @@ CURES = {
     "an empty pair": ((X[:0], Y[:0]), "at least one image"),
     "an empty list": ([], "at least one image, got a list"),
     "an empty Dataset": (TensorDataset(X[:0], Y[:0]), "at least one image, got a TensorDataset"),
-    "an empty loader": (DataLoader(TensorDataset(X[:3], Y[:3]), batch_size=4, drop_last=True), "at least one image"),
+    "an empty loader": (
+        DataLoader(TensorDataset(X[:3], Y[:3]), batch_size=4, drop_last=True),
+        "at least one image",
+    ),
     "an empty table": (table(BYTES[:0].numpy(), Y[:0]), "at least one image, got a Dataset"),
-    "sizes that differ": (([X[0], X[1, :, :7]], [0, 1]), r"image 1 is \(3, 7, 8\) .*image 0 is \(3, 8, 8\).*resize"),
-    "rows that differ": ([(X[0], 0), (X[1, :, :, :7], 1)], "image 1 is .* resize or convert them first"),
+    "sizes that differ": (
+        ([X[0], X[1, :, :7]], [0, 1]),
+        r"image 1 is \(3, 7, 8\) .*image 0 is \(3, 8, 8\).*resize",
+    ),
+    "rows that differ": (
+        [(X[0], 0), (X[1, :, :, :7], 1)],
+        "image 1 is .* resize or convert them first",
+    ),
     "nested lists that differ": (([[[0.1, 0.2]], [[0.1]]], [0, 1]), "rows of several sizes"),
-    "types that differ": ([(X[0], 0), (BYTES[1], 1)], r"image 1 is \(3, 8, 8\) of uint8 .* of float32"),
+    "types that differ": (
+        [(X[0], 0), (BYTES[1], 1)],
+        r"image 1 is \(3, 8, 8\) of uint8 .* of float32",
+    ),
     "pictures in RGBA": ([(Image.new("RGBA", (8, 8)), 0)], r"mode RGBA; convert\('RGB'\) first"),
     "images without labels": (X, r"with their labels, got one Tensor; give \(images, labels\)"),
     "an array without labels": (X.numpy(), "got one ndarray"),
@@ -355,7 +449,10 @@ CURES = {
     "rows of images": ([X[0], X[1], X[2]], "each row to be .* got Tensor"),
     "strange names": ({"a": X, "b": Y}, "names such as 'image' and 'label', got a, b"),
     "strange names in a Dataset": ([{"photo": X[0], "label": 1}], "got photo, label"),
-    "all splits": (datasets.DatasetDict({"test": table(BYTES.numpy(), Y)}), r"one split, .* choose: data\['test'\]"),
+    "all splits": (
+        datasets.DatasetDict({"test": table(BYTES.numpy(), Y)}),
+        r"one split, .* choose: data\['test'\]",
+    ),
     "a stream": (Stream(), r"known length, got a Stream .* list\(itertools.islice\(data, 1000\)\)"),
     "a generator": (((x, y) for x, y in zip(X, Y, strict=True)), "known length, got a generator"),
     "a loader of a stream": (DataLoader(Stream(), batch_size=4), "known length, got a DataLoader"),
@@ -394,7 +491,9 @@ def test_the_cures_cure():
 
 
 def test_labels_from_1_are_known_by_the_networks_classes():
-    with pytest.raises(ValueError, match="at least 0 and below 5, got 1 to 5; they count from 1: use labels - 1"):
+    with pytest.raises(
+        ValueError, match="at least 0 and below 5, got 1 to 5; they count from 1: use labels - 1"
+    ):
         ra.evaluate(network(), (X, torch.tensor([1, 2, 3, 4, 5, 1])), ra.PGD(steps=1), ra.Linf(0.1))
 
 
@@ -411,11 +510,23 @@ def test_evaluate_takes_texts_and_classes():
     net, part = ra.load("digits-cnn"), ra.data("digits[:8]")
     record = ra.evaluate(net, part, ra.PGD(steps=2), ra.Linf(0.1), goal=ra.Targeted(3), source=net)
     assert same(
-        ra.evaluate("digits-cnn", "digits[:8]", "PGD(steps=2)", "Linf(0.1)", goal="Targeted(3)", source="digits-cnn"),
+        ra.evaluate(
+            "digits-cnn",
+            "digits[:8]",
+            "PGD(steps=2)",
+            "Linf(0.1)",
+            goal="Targeted(3)",
+            source="digits-cnn",
+        ),
         record,
     )
-    assert same(ra.evaluate(net, part, ra.FGSM, "Linf(8/255)"), ra.evaluate(net, part, ra.FGSM(), ra.Linf("8/255")))
-    both = ra.evaluate_all("digits-cnn", "digits[:8]", "FGSM", ["Linf(0.1)", ra.Linf(0.2)], goal=ra.LeastLikely)
+    assert same(
+        ra.evaluate(net, part, ra.FGSM, "Linf(8/255)"),
+        ra.evaluate(net, part, ra.FGSM(), ra.Linf("8/255")),
+    )
+    both = ra.evaluate_all(
+        "digits-cnn", "digits[:8]", "FGSM", ["Linf(0.1)", ra.Linf(0.2)], goal=ra.LeastLikely
+    )
     assert [r.pedigree["threat"] for r in both] == ["Linf(eps=0.1)", "Linf(eps=0.2)"]
     assert same(ra.evaluate_all(net, part, "FGSM", "Linf(0.1)", goal="LeastLikely")[0], both[0])
 
@@ -423,26 +534,40 @@ def test_evaluate_takes_texts_and_classes():
 def test_a_network_is_read_from_its_file(tmp_path):
     path = ra.save("digits-cnn", tmp_path / "net.safetensors")
     for said in (path, str(path)):
-        assert same(*(ra.evaluate(net, "digits[:8]", "FGSM", "Linf(0.1)") for net in (said, "digits-cnn")))
+        assert same(
+            *(ra.evaluate(net, "digits[:8]", "FGSM", "Linf(0.1)") for net in (said, "digits-cnn"))
+        )
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"attack": "Linf(0.1)"}, r"Linf\(eps=0.1\) does not belong here; expected an attack such as PGD\(steps=40\)"),
+        (
+            {"attack": "Linf(0.1)"},
+            r"Linf\(eps=0.1\) does not belong here; expected an attack such as PGD\(steps=40\)",
+        ),
         ({"attack": ra.Targeted(3)}, "expected an attack"),
         ({"attack": ra.Linf}, "Linf needs eps"),
         ({"attack": lambda x: x}, "function .* does not belong here; expected an attack"),
-        ({"attack": nn.Linear}, r"expected an attack .*, got the class Linear; make one: Linear\(…\)"),
+        (
+            {"attack": nn.Linear},
+            r"expected an attack .*, got the class Linear; make one: Linear\(…\)",
+        ),
         ({"attack": "PDG"}, "did you mean PGD"),
-        ({"threat": "PGD"}, r"PGD\(steps=40\) does not belong here; expected a threat model such as Linf"),
+        (
+            {"threat": "PGD"},
+            r"PGD\(steps=40\) does not belong here; expected a threat model such as Linf",
+        ),
         ({"threat": 0.1}, "float '0.1' does not belong here; expected a threat"),
         ({"threat": torch.tensor(0.1)}, "Tensor .* does not belong here; expected a threat"),
         ({"threat": "0.1"}, "expected a spec"),
         ({"goal": "PGD"}, r"PGD\(steps=40\) does not belong here but in attack=; expected a goal"),
         ({"goal": ra.Linf(0.1)}, "but in threat=; expected a goal"),
         ({"goal": ra.JumpReLU(1.0)}, r"but in retrofit\(net, …\); expected a goal"),
-        ({"goal": 3}, r"int '3' does not belong here; expected a goal: Untargeted\(\), Targeted\(3\)"),
+        (
+            {"goal": 3},
+            r"int '3' does not belong here; expected a goal: Untargeted\(\), Targeted\(3\)",
+        ),
         ({"network": ra.JumpReLU(1.0)}, r"expected a network, got the spec JumpReLU\(kappa=1.0\)"),
         ({"network": nn.Linear}, r"got the class Linear; make one: Linear\(…\)"),
         ({"network": None}, "expected a network or its name, .* got NoneType"),
@@ -452,7 +577,12 @@ def test_a_network_is_read_from_its_file(tmp_path):
     ids=lambda given: given if isinstance(given, str) else "-".join(given),
 )
 def test_what_stands_in_the_wrong_place_is_told_where_it_belongs(change, says):
-    given = {"network": network(), "data": (X, Y), "attack": ra.FGSM(), "threat": ra.Linf(0.1)} | change
+    given = {
+        "network": network(),
+        "data": (X, Y),
+        "attack": ra.FGSM(),
+        "threat": ra.Linf(0.1),
+    } | change
     with pytest.raises((SpecError, TypeError, ValueError), match=says):
         ra.evaluate(**given)
 
@@ -469,9 +599,17 @@ def test_an_audit_takes_an_activation_for_the_changed_network():
     twin, part = ra.load("digits-cnn"), ra.data("digits[:60]")
     by_hand = ra.audit(twin, ra.retrofit(twin, ra.JumpReLU(0.5)), part, ra.Linf(0.1), **quick)
     by_text = ra.audit(
-        "digits-cnn", "JumpReLU(0.5)", "digits[:60]", "Linf(0.1)", claimed="PGD(steps=40, relative_step=1/30)", **quick
+        "digits-cnn",
+        "JumpReLU(0.5)",
+        "digits[:60]",
+        "Linf(0.1)",
+        claimed="PGD(steps=40, relative_step=1/30)",
+        **quick,
     )
-    timeless = lambda made: {k: v for k, v in made.numbers().items() if k not in ("pedigree", "attacks")}  # noqa: E731
+
+    def timeless(made):
+        return {k: v for k, v in made.numbers().items() if k not in ("pedigree", "attacks")}
+
     assert timeless(by_hand) == timeless(by_text)
     assert by_text.names == ("digits-cnn", "digits-cnn + JumpReLU(kappa=0.5)")
 
@@ -489,7 +627,9 @@ def test_a_changed_network_is_told_from_an_activation():
         assert as_changed(said, twin).retrofit.activation == ra.JumpReLU(0.0)
     assert getattr(as_changed("digits-cnn", twin), "retrofit", None) is None
     assert as_changed(twin, twin) is twin
-    with pytest.raises(SpecError, match=r"PGD\(steps=40\) does not belong here; expected an activation"):
+    with pytest.raises(
+        SpecError, match=r"PGD\(steps=40\) does not belong here; expected an activation"
+    ):
         as_changed("PGD", twin)
     with pytest.raises(SpecError, match="did you mean JumpReLU"):
         as_changed("JumpRelu(1.0)", twin)
@@ -517,12 +657,20 @@ def test_retrofit_and_its_neighbours_take_texts(tmp_path):
 
 def test_fields_of_specs_take_texts():
     assert ra.PerSite(["JumpReLU(1)", "ReLU"]) == ra.PerSite((ra.JumpReLU(1.0), ra.ReLU()))
-    cell = ra.Cell(ra.Model("digits-cnn", ra.JumpReLU(1.0)), "digits[:4]", ra.PGD(steps=2), ra.Linf(0.1))
+    cell = ra.Cell(
+        ra.Model("digits-cnn", ra.JumpReLU(1.0)), "digits[:4]", ra.PGD(steps=2), ra.Linf(0.1)
+    )
     texts = ra.Cell(
-        ra.Model("digits-cnn", "JumpReLU(1.0)"), "digits[0:4]", "PGD(steps=2)", "Linf(0.1)", goal="Untargeted"
+        ra.Model("digits-cnn", "JumpReLU(1.0)"),
+        "digits[0:4]",
+        "PGD(steps=2)",
+        "Linf(0.1)",
+        goal="Untargeted",
     )
     assert texts == cell and ra.key(texts) == ra.key(cell)
-    assert ra.Cell("digits-cnn", "digits", "PGD", "Linf(0.1)", source="digits-cnn").source == ra.Model("digits-cnn")
+    assert ra.Cell(
+        "digits-cnn", "digits", "PGD", "Linf(0.1)", source="digits-cnn"
+    ).source == ra.Model("digits-cnn")
     assert ra.Cell(ra.show(cell.model), "digits[:4]", ra.PGD(steps=2), ra.Linf(0.1)) == cell
     assert ra.parse(ra.show(cell)) == cell
     with pytest.raises(SpecError, match="expected an activation"):
@@ -539,10 +687,18 @@ def test_tune_and_harden_take_texts():
         ra.tune("digits-cnn", "JumpReLU(0.5)", held, "Linf(0.1)")
     train = ra.data("digits/train[:64]")
     made = ra.harden(
-        "digits-cnn", "digits/train[:64]", "Linf(0.1)", "Hardening(steps=2)", held="digits/validation[:20]"
+        "digits-cnn",
+        "digits/train[:64]",
+        "Linf(0.1)",
+        "Hardening(steps=2)",
+        held="digits/validation[:20]",
     )
     other = ra.harden(
-        ra.load("digits-cnn"), train, ra.Linf(0.1), ra.Hardening(steps=2), held=(held.images, held.labels)
+        ra.load("digits-cnn"),
+        train,
+        ra.Linf(0.1),
+        ra.Hardening(steps=2),
+        held=(held.images, held.labels),
     )
     assert torch.equal(made.net(held.images), other.net(held.images)) and made.curve == other.curve
     with pytest.raises(SpecError, match="expected a recipe"):
@@ -553,7 +709,14 @@ def test_tune_and_harden_take_texts():
 def test_a_sweep_runs_on_images_of_ones_own(tmp_path, workers):
     part = ra.data("digits[:6]")
     given = (part.images, part.labels)
-    cells = ra.grid("digits-cnn", ["none", ra.JumpReLU(0.5)][1:], "FGSM", ["Linf(0.1)", "Linf(0.2)"], given, seeds=0)
+    cells = ra.grid(
+        "digits-cnn",
+        ["none", ra.JumpReLU(0.5)][1:],
+        "FGSM",
+        ["Linf(0.1)", "Linf(0.2)"],
+        given,
+        seeds=0,
+    )
     cells.append(ra.Cell("digits-cnn", given, "PGD(steps=2)", "Linf(0.1)"))
     with ra.Store(tmp_path / "s.sqlite") as store:
         records = ra.sweep([*cells[:2], ra.show(cells[2])], store, workers=workers)
@@ -579,7 +742,7 @@ def test_images_of_ones_own_have_a_name_made_of_what_they_hold():
         ra.data(cell.data + "[:7]")
 
 
-# ------------------------------------------------------------------------------ the numbers of a run
+# ----------------------------------------------------------------------------- the numbers of a run
 
 WRONG = [
     ("keep", -1, "at least 0, got -1"),
@@ -619,7 +782,11 @@ def test_numbers_that_are_none_are_refused_at_every_door(name, value, says, tmp_
         doors.append(lambda: ra.harden(net, held, "Linf(0.1)", **given))
     else:
         with ra.Store(tmp_path / "s.sqlite") as store:
-            doors.append(lambda: ra.sweep([ra.Cell("digits-cnn", "digits[:4]", "FGSM", "Linf(0.1)")], store, **given))
+            doors.append(
+                lambda: ra.sweep(
+                    [ra.Cell("digits-cnn", "digits[:4]", "FGSM", "Linf(0.1)")], store, **given
+                )
+            )
     for door in doors:
         with pytest.raises(ValueError, match=says):
             door()
@@ -629,7 +796,13 @@ def test_whole_numbers_of_numpy_and_torch_are_whole_numbers():
     net, part = ra.load("digits-cnn"), ra.data("digits[:4]")
     plain = ra.evaluate(net, part, "PGD(steps=2)", "Linf(0.1)", seed=3, chunk=2, keep=1)
     numpy = ra.evaluate(
-        net, part, "PGD(steps=2)", "Linf(0.1)", seed=np.uint8(3), chunk=np.int64(2), keep=torch.tensor(1)
+        net,
+        part,
+        "PGD(steps=2)",
+        "Linf(0.1)",
+        seed=np.uint8(3),
+        chunk=np.int64(2),
+        keep=torch.tensor(1),
     )
     assert numpy == plain and numpy.examples.shape[0] == 1 and type(numpy.pedigree["seed"]) is int
     ra.evaluate(net, part, "PGD(steps=2)", "Linf(0.1)", seed=2**62, chunk=10**9, keep=10**9)
@@ -641,7 +814,11 @@ def test_whole_numbers_of_numpy_and_torch_are_whole_numbers():
 def test_images_take_arrays_and_lists():
     images = ra.Images.of(X.numpy(), Y.tolist())
     assert images.fingerprint == ra.Images.of(X, Y).fingerprint
-    assert images.select(np.arange(3)).name == images.select([0, 1, 2]).name == images.select(torch.arange(3)).name
+    assert (
+        images.select(np.arange(3)).name
+        == images.select([0, 1, 2]).name
+        == images.select(torch.arange(3)).name
+    )
     assert images.select(np.array([True, False] * 3)).index.tolist() == [0, 2, 4]
     assert ra.Images(X, Y, np.arange(6, dtype=np.int16)).index.dtype == torch.int64
     for rows, says in (
@@ -670,7 +847,10 @@ def test_images_that_require_grad_pass_without_a_warning_or_a_graph(recwarn):
 )
 def test_a_mean_for_pixels_up_to_255_is_refused(given):
     with pytest.raises(
-        ValueError, match=r"for pixels in \[0,255\], and pixels here are in \[0,1\]; divide mean and std by 255"
+        ValueError,
+        match=(
+            r"for pixels in \[0,255\], and pixels here are in \[0,1\]; divide mean and std by 255"
+        ),
     ):
         ra.Classifier(nn.Flatten(), **given)
     ra.Classifier(nn.Flatten(), **{k: np.asarray(v) / 255 for k, v in given.items()})
@@ -678,8 +858,8 @@ def test_a_mean_for_pixels_up_to_255_is_refused(given):
 
 def test_reading_imports_datasets_for_nobody():
     code = (
-        "import sys, torch\nfrom retroact.reading import as_images\nas_images((torch.rand(2, 1, 4, 4), [0, 1]))\n"
-        "assert 'datasets' not in sys.modules"
+        "import sys, torch\nfrom retroact.reading import as_images\nas_images((torch.rand(2, 1, 4,"
+        " 4), [0, 1]))\nassert 'datasets' not in sys.modules"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -60,7 +60,9 @@ def test_keys_differ_exactly_where_specs_do(a, b):
 
 def test_print_shows_the_first_field_and_what_differs_from_the_default():
     assert show(Outer()) == "Outer(steps=40)"
-    assert show(Outer(size="8/255", many=[1, 2.5])) == "Outer(steps=40, size=8/255, many=(1.0, 2.5))"
+    assert (
+        show(Outer(size="8/255", many=[1, 2.5])) == "Outer(steps=40, size=8/255, many=(1.0, 2.5))"
+    )
     assert show(Outer(inner=Inner(3))) == "Outer(steps=40, inner=Inner(width=3.0))"
 
 
@@ -71,13 +73,24 @@ def test_a_fraction_is_the_float_that_python_divides():
 
 @pytest.mark.parametrize(
     "number",
-    [np.float16(0.1), np.float32(0.1), np.float64(0.1), np.longdouble("0.1"), np.array(0.1, np.float32)]
-    + [torch.tensor(0.1, dtype=t) for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64)],
+    [
+        np.float16(0.1),
+        np.float32(0.1),
+        np.float64(0.1),
+        np.longdouble("0.1"),
+        np.array(0.1, np.float32),
+    ]
+    + [
+        torch.tensor(0.1, dtype=t)
+        for t in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+    ],
     ids=repr,
 )
 def test_a_scalar_of_numpy_or_torch_is_the_number_that_was_meant(number):
     made = Outer(size=number, many=[number, 1], inner=(number, ("a", number)))
-    assert made == Outer(size=0.1, many=[0.1, 1], inner=(0.1, ("a", 0.1))) and key(made) == key(parse(show(made)))
+    assert made == Outer(size=0.1, many=[0.1, 1], inner=(0.1, ("a", 0.1))) and key(made) == key(
+        parse(show(made))
+    )
     assert type(made.size) is float and type(made.inner[1][1]) is float
 
 
@@ -85,10 +98,21 @@ def test_whole_numbers_fractions_texts_and_arrays_of_numpy_and_torch():
     for three in (np.int64(3), np.uint8(3), torch.tensor(3), np.array(3)):
         assert Outer(steps=three) == Outer(3) and type(Outer(steps=three).steps) is int
         assert Inner(three) == Inner(3.0)
-    assert Inner(np.float32(8 / 255)) == Inner(np.float32(8) / 255) == Inner(torch.tensor(8 / 255)) == Inner("8/255")
+    assert (
+        Inner(np.float32(8 / 255))
+        == Inner(np.float32(8) / 255)
+        == Inner(torch.tensor(8 / 255))
+        == Inner("8/255")
+    )
     assert np.float32(Inner(np.float32(0.123456789)).width) == np.float32(0.123456789)
-    assert Outer(many=np.array([0.1, 2], np.float32)) == Outer(many=torch.tensor([0.1, 2])) == Outer(many=(0.1, 2.0))
-    assert Outer(flag=np.bool_(True)).flag is True and Outer(kind=np.str_("odd")) == Outer(kind="odd")
+    assert (
+        Outer(many=np.array([0.1, 2], np.float32))
+        == Outer(many=torch.tensor([0.1, 2]))
+        == Outer(many=(0.1, 2.0))
+    )
+    assert Outer(flag=np.bool_(True)).flag is True and Outer(kind=np.str_("odd")) == Outer(
+        kind="odd"
+    )
 
 
 @pytest.mark.parametrize(
@@ -146,7 +170,9 @@ def test_version_enters_the_key():
     ],
 )
 def test_what_cannot_be_is_refused_with_the_cure(text, says):
-    with pytest.raises(SpecError, match=says.replace("(", r"\(").replace(")", r"\)").replace("?", r"\?")):
+    with pytest.raises(
+        SpecError, match=says.replace("(", r"\(").replace(")", r"\)").replace("?", r"\?")
+    ):
         parse(text)
 
 

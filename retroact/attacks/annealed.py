@@ -1,9 +1,10 @@
-"""Annealed: one network in several forms, a kinder one for the first steps of an attack and a truer one for the last.
+"""Annealed: one network in several forms, a kinder one for the first steps of an attack and a truer
+one for the last.
 
     craft(Momentum(targets=9), Annealed([wide, narrower, narrow]), ...)
 
-A kernel at a jump that is wide shows the way from afar and misleads near by; one that is narrow is right near by
-and blind from afar. So an attack through kernels begins wide and ends narrow.
+A kernel at a jump that is wide shows the way from afar and misleads near by; one that is narrow is
+right near by and blind from afar. So an attack through kernels begins wide and ends narrow.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 
 class Annealed(nn.Module):
-    """Computes with the form whose turn it is; all forms must decide alike and differ in their backward pass only.
+    """Computes with the form whose turn it is; all forms must decide alike and differ in their
+    backward pass only.
 
     `progress(share)` says how much of a run is behind, from 0 to 1. Raises ValueError for no form.
     """

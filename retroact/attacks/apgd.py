@@ -1,11 +1,12 @@
 """APGD, projected gradient descent that sets its own step size.
 
-z = Π(x_k + η s(∇L(x_k))), x_{k+1} = Π(x_k + 0.75 (z − x_k) + 0.25 (x_k − x_{k−1})), η = 2 eps at first
-(Croce & Hein 2020, algorithm 1). At checkpoints, ever closer to each other, η is halved and the climb goes
-back to its best point, where too few of the last steps went up or where neither η nor the best has moved.
+z = Π(x_k + η s(∇L(x_k))), x_{k+1} = Π(x_k + 0.75 (z − x_k) + 0.25 (x_k − x_{k−1})), η = 2 eps at
+first (Croce & Hein 2020, algorithm 1). At checkpoints, ever closer to each other, η is halved and
+the climb goes back to its best point, where too few of the last steps went up or where neither η
+nor the best has moved.
 
-Progress is judged on the network under attack, wherever the gradients come from. Examples whose goal is
-reached leave the climb at once; those that stand to the end return their best point.
+Progress is judged on the network under attack, wherever the gradients come from. Examples whose
+goal is reached leave the climb at once; those that stand to the end return their best point.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ class _Climb(NamedTuple):
 class APGD:
     """`steps` gradients, `restarts` times from random points of the ball (L_inf and L2).
 
-    `targets=k` climbs towards each of the k classes that the clean logits rank next after the true one, one
-    run each, for an untargeted goal (APGD-T: loss="dlr", targets=9); 0 climbs away from the true class.
+    `targets=k` climbs towards each of the k classes that the clean logits rank next after the true
+    one, one run each, for an untargeted goal (APGD-T: loss="dlr", targets=9); 0 climbs away from
+    the true class.
     """
 
     steps: Count = 50
@@ -68,7 +70,9 @@ class APGD:
     def passes(self) -> int:
         return self.steps * self.restarts * max(1, self.targets)
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         standing, kept = Standing(x, aim), x.clone()
         record = x.new_full((len(x),), -math.inf)
         for run, towards in enumerate(likeliest(oracle, x, aim, self.targets, self.restarts)):
@@ -83,41 +87,59 @@ class APGD:
         return standing.finish(kept[standing.rows])
 
     def _climb(
-        self, oracle: Oracle, standing: Standing, start: Tensor, centre: Tensor, threat: ThreatModel, aim: Aim
+        self,
+        oracle: Oracle,
+        standing: Standing,
+        start: Tensor,
+        centre: Tensor,
+        threat: ThreatModel,
+        aim: Aim,
     ) -> _Climb:
         """`steps` steps for the standing examples; where the rest of them is at the end."""
         loss, checkpoints = loss_of(self.loss), _checkpoints(self.steps)
         check, width = next(checkpoints)
         at = _outset(start, centre, threat)
         for k in range(self.steps):
-            logits, gradient = oracle.gradient(at.x, standing.rows, partial(loss, aim=aim[standing.rows]))
+            logits, gradient = oracle.gradient(
+                at.x, standing.rows, partial(loss, aim=aim[standing.rows])
+            )
             at, logits, gradient = _remaining(standing, at, logits, gradient)
             if not len(standing):
                 return at
-            at = _judged(at, loss(logits, aim[standing.rows]), margin(logits, standing.aim), gradient)
+            at = _judged(
+                at, loss(logits, aim[standing.rows]), margin(logits, standing.aim), gradient
+            )
             if k == check:
                 at, gradient = _checked(at, gradient, width)
                 check, width = next(checkpoints)
             at = _stepped(at, gradient, threat, MOMENTUM if k else 1.0)
         logits = oracle.logits(at.x, standing.rows)
         at, logits, _ = _remaining(standing, at, logits, at.x)
-        return _judged(at, loss(logits, aim[standing.rows]), margin(logits, standing.aim), at.uphill)
+        return _judged(
+            at, loss(logits, aim[standing.rows]), margin(logits, standing.aim), at.uphill
+        )
 
 
 def likeliest(oracle: Oracle, x: Tensor, aim: Aim, targets: int, restarts: int) -> Iterator[Aim]:
-    """What each run climbs towards, for the whole chunk: as `aim` says, or each of the `targets` classes that the
-    clean logits rank next after the true one.
+    """What each run climbs towards, for the whole chunk: as `aim` says, or each of the `targets`
+    classes that the clean logits rank next after the true one.
 
-    Raises ValueError for a goal that has targets of its own, and for more targets than there are wrong classes.
+    Raises ValueError for a goal that has targets of its own, and for more targets than there are
+    wrong classes.
     """
     if not targets:
         yield from [aim] * restarts
         return
     if aim.targets is not None:
-        raise ValueError(f"targets={targets} chooses targets itself, so it serves Untargeted() only; set targets=0")
+        raise ValueError(
+            f"targets={targets} chooses targets itself, so it serves Untargeted() only; set"
+            " targets=0"
+        )
     logits = oracle.logits(x, torch.arange(len(x), device=x.device))
     if targets >= logits.shape[1]:
-        raise ValueError(f"targets: expected at most {logits.shape[1] - 1} wrong classes, got {targets}")
+        raise ValueError(
+            f"targets: expected at most {logits.shape[1] - 1} wrong classes, got {targets}"
+        )
     ranked = logits.scatter(1, aim.labels[:, None], -math.inf).topk(targets, dim=1).indices
     for _ in range(restarts):
         yield from (Aim(aim.labels, towards) for towards in ranked.T)
@@ -140,10 +162,25 @@ def _outset(start: Tensor, centre: Tensor, threat: ThreatModel) -> _Climb:
     low, zero = start.new_full((len(start),), -math.inf), start.new_zeros(len(start))
     never = torch.zeros(len(start), dtype=torch.bool, device=start.device)
     step = torch.full_like(zero, 2 * threat.eps)
-    return _Climb(start, start, centre, start, torch.zeros_like(start), low, low, -low, zero, low, ~never, step)
+    return _Climb(
+        start,
+        start,
+        centre,
+        start,
+        torch.zeros_like(start),
+        low,
+        low,
+        -low,
+        zero,
+        low,
+        ~never,
+        step,
+    )
 
 
-def _remaining(standing: Standing, at: _Climb, logits: Tensor, gradient: Tensor) -> tuple[_Climb, Tensor, Tensor]:
+def _remaining(
+    standing: Standing, at: _Climb, logits: Tensor, gradient: Tensor
+) -> tuple[_Climb, Tensor, Tensor]:
     x, *rest, logits, gradient = standing.drop(at.x, logits, *at[1:], logits, gradient)
     return _Climb(x, *rest), logits, gradient
 
@@ -163,7 +200,8 @@ def _judged(at: _Climb, loss: Tensor, margins: Tensor, gradient: Tensor) -> _Cli
 
 
 def _checked(at: _Climb, gradient: Tensor, width: int) -> tuple[_Climb, Tensor]:
-    """Halves the step and goes back to the best point where the climb stalls (conditions 1 and 2)."""
+    """Halves the step and goes back to the best point where the climb stalls (conditions 1 and
+    2)."""
     stalled = (at.rises < RHO * width) | (~at.halved & (at.anchor >= at.score))
     wide = each(stalled, at.x)
     back = at._replace(

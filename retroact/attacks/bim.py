@@ -1,8 +1,8 @@
 """BIM, the basic iterative method, or iterative FGSM: small steps from the clean image itself.
 
-x ← Π(x + step · s(∇_x L(f(x), y))), from x_0 = x (Kurakin et al. 2016, section 2.2). It is PGD without the
-random start, under the name and with the step that its tables use. How the papers ran it differs: see
-`published.Torchattacks13BIM` and `published.ErichsonPGD`.
+x ← Π(x + step · s(∇_x L(f(x), y))), from x_0 = x (Kurakin et al. 2016, section 2.2). It is PGD
+without the random start, under the name and with the step that its tables use. How the papers ran
+it differs: see `published.Torchattacks13BIM` and `published.ErichsonPGD`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from retroact.spec import Count, Positive, spec
 
 @spec
 class BIM:
-    """`steps` steps of `relative_step` · eps each; examples leave as soon as their goal is reached."""
+    """`steps` steps of `relative_step` · eps each; examples leave as soon as their goal is
+    reached."""
 
     steps: Count = 10
     relative_step: Positive = 0.2
@@ -35,6 +36,8 @@ class BIM:
     def passes(self) -> int:
         return self.steps
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         walk = PGD(self.steps, self.relative_step, random_start=False, loss=self.loss)
         return walk(oracle, x, aim, threat, index=index, seed=seed)

@@ -1,13 +1,15 @@
 """Carlini and Wagner's L2 attack: the perturbation as the minimum of one smooth function.
 
-min_w ‖x' − x‖₂² + c · max(confidence − m(x'), 0), x' = (tanh w + 1) / 2, m the margin (positive where the goal
-is reached), by Adam, and c by search: the smallest that still succeeds (Carlini & Wagner 2017, eq. 7, f_6).
+min_w ‖x' − x‖₂² + c · max(confidence − m(x'), 0), x' = (tanh w + 1) / 2, m the margin (positive
+where the goal is reached), by Adam, and c by search: the smallest that still succeeds (Carlini &
+Wagner 2017, eq. 7, f_6).
 
 What makes few steps enough: where the perturbation is smallest, 2‖δ‖ = c‖∇m‖, and a linear network
-has ‖δ‖ = |m| / ‖∇m‖; so the search starts at c = 2|m| / ‖∇m‖², whatever the scale of the logits, and each
-round goes on from the best point so far. Beyond the smallest c that succeeds a larger one only makes Adam
-swing wider around the boundary, so c falls gently; and the last gradient goes to the nearest point of the
-boundary's tangent, where Adam, which never stands quite still, does not arrive by itself.
+has ‖δ‖ = |m| / ‖∇m‖; so the search starts at c = 2|m| / ‖∇m‖², whatever the scale of the logits,
+and each round goes on from the best point so far. Beyond the smallest c that succeeds a larger one
+only makes Adam swing wider around the boundary, so c falls gently; and the last gradient goes to
+the nearest point of the boundary's tangent, where Adam, which never stands quite still, does not
+arrive by itself.
 """
 
 from __future__ import annotations
@@ -28,12 +30,14 @@ from retroact.spec import AtLeast0, Count, Positive, Within, spec
 
 _DOWN, _UP = 1.5, 10.0  # between one c and the next, until it is known from both sides
 _REACH = 1.0
-_INNER = 0.999  # tanh reaches the edges of the box at infinity, and is too flat to leave them from nearby
+# tanh reaches the edges of the box at infinity, and is too flat to leave them from nearby
+_INNER = 0.999
 
 
 @spec
 class CarliniWagner:
-    """`search_steps` rounds of `steps` Adam steps of length `learning_rate` (of w), each with its own c.
+    """`search_steps` rounds of `steps` Adam steps of length `learning_rate` (of w), each with its
+    own c.
 
     `probes` forward passes then draw the result towards the clean image (0: the published end).
     """
@@ -54,22 +58,33 @@ class CarliniWagner:
     def passes(self) -> int:
         return 1 + self.steps * self.search_steps
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         found = Smallest(x, aim, "l2", self.confidence)
         rows = torch.arange(len(x), device=x.device)
         logits, seen, slope = oracle.tangent(x, rows, partial(margin, aim=aim))
         found.keep(x, logits, rows)
         length = dual_norm(inward(slope, x), "l2")
         away = (margin(seen, aim).abs() + self.confidence) / length
-        c = 2 * away  # in units of 1 / length: so c and all that it is multiplied with are pixels, whatever the logits
+        # in units of 1 / length: so c and all that it is multiplied with are pixels, whatever the
+        # logits
+        c = 2 * away
         rows = rows[c.isfinite()]  # a dead gradient at the clean image leads nowhere
-        # Adam's first steps move all of w alike: no farther than a share of the way to the linearised boundary
-        rates = (_REACH * away / norm(2 * x * (1 - x), "l2").clamp_min(TINY)).clamp_max(self.learning_rate)
+        # Adam's first steps move all of w alike: no farther than a share of the way to the
+        # linearised boundary
+        rates = (_REACH * away / norm(2 * x * (1 - x), "l2").clamp_min(TINY)).clamp_max(
+            self.learning_rate
+        )
         c, low, high = c[rows], torch.zeros_like(c[rows]), torch.full_like(c[rows], torch.inf)
         for left in range(self.search_steps if len(rows) else 0, 0, -1):
-            reached = self._descend(oracle, found, x, aim[rows], rows, c, length[rows], rates[rows], last=left == 1)
+            reached = self._descend(
+                oracle, found, x, aim[rows], rows, c, length[rows], rates[rows], last=left == 1
+            )
             low, high = c.where(~reached, low), c.where(reached, high)
-            c = torch.where(low == 0, high / _DOWN, torch.where(high.isinf(), low * _UP, (low * high).sqrt()))
+            c = torch.where(
+                low == 0, high / _DOWN, torch.where(high.isinf(), low * _UP, (low * high).sqrt())
+            )
         found.pull(oracle, self.probes)
         return found.polish(oracle, self.probes)
 
@@ -86,7 +101,8 @@ class CarliniWagner:
         *,
         last: bool,
     ) -> Tensor:
-        """One round of Adam from the best points so far; returns which examples reached the goal in it, bool (m,).
+        """One round of Adam from the best points so far; returns which examples reached the goal in
+        it, bool (m,).
 
         In the last round the steps grow shorter, and one gradient is left over for the polish.
         """

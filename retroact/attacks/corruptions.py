@@ -1,10 +1,11 @@
-"""Noise and corruptions: what a network should survive before anyone speaks of attacks. Decisions only.
+"""Noise and corruptions: what a network should survive before anyone speaks of attacks. Decisions
+only.
 
-Additive noise is a budget attack: a random direction, as long as the radius. The others are minimum-norm
-attacks along one path from the clean image to a ruined one (salt and pepper, blur, contrast, inversion,
-blending with noise): a scan finds the first level that fools, bisection sharpens it. The paths grow with
-the level, so the first level is the smallest perturbation on the path. After the families of foolbox
-(Rauber et al. 2020), which the Sloped ReLU paper ran (Fig. 4).
+Additive noise is a budget attack: a random direction, as long as the radius. The others are
+minimum-norm attacks along one path from the clean image to a ruined one (salt and pepper, blur,
+contrast, inversion, blending with noise): a scan finds the first level that fools, bisection
+sharpens it. The paths grow with the level, so the first level is the smallest perturbation on the
+path. After the families of foolbox (Rauber et al. 2020), which the Sloped ReLU paper ran (Fig. 4).
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ Path = Callable[[Tensor, Tensor], Tensor]
 
 @spec
 class AdditiveUniformNoise:
-    """Noise from [−1, 1], times eps for L_inf, scaled to the length eps for L2; `repeats` draws, one has to fool."""
+    """Noise from [−1, 1], times eps for L_inf, scaled to the length eps for L2; `repeats` draws,
+    one has to fool."""
 
     repeats: Count = 1
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
@@ -45,11 +47,20 @@ class AdditiveUniformNoise:
     def passes(self) -> int:
         return self.repeats
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         return self.sweep(oracle, x, aim, [threat], index=index, seed=seed)[0]
 
     def sweep(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threats: Sequence[ThreatModel], *, index: Tensor, seed: int
+        self,
+        oracle: Oracle,
+        x: Tensor,
+        aim: Aim,
+        threats: Sequence[ThreatModel],
+        *,
+        index: Tensor,
+        seed: int,
     ) -> list[Tensor]:
         """One direction serves every eps."""
 
@@ -62,7 +73,8 @@ class AdditiveUniformNoise:
 
 @spec
 class AdditiveGaussianNoise:
-    """A direction drawn evenly from the sphere, eps long (L2 only); `repeats` draws, one has to fool."""
+    """A direction drawn evenly from the sphere, eps long (L2 only); `repeats` draws, one has to
+    fool."""
 
     repeats: Count = 1
     norms: ClassVar[tuple[Norm, ...]] = ("l2",)
@@ -74,11 +86,20 @@ class AdditiveGaussianNoise:
     def passes(self) -> int:
         return self.repeats
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         return self.sweep(oracle, x, aim, [threat], index=index, seed=seed)[0]
 
     def sweep(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threats: Sequence[ThreatModel], *, index: Tensor, seed: int
+        self,
+        oracle: Oracle,
+        x: Tensor,
+        aim: Aim,
+        threats: Sequence[ThreatModel],
+        *,
+        index: Tensor,
+        seed: int,
     ) -> list[Tensor]:
         """One direction serves every eps."""
 
@@ -90,7 +111,8 @@ class AdditiveGaussianNoise:
 
 @spec
 class SaltAndPepper:
-    """Ever more entries at 0 or 1, half each, in an order drawn once; `steps` levels up to all of them."""
+    """Ever more entries at 0 or 1, half each, in an order drawn once; `steps` levels up to all of
+    them."""
 
     steps: Count = 50
     norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
@@ -102,7 +124,9 @@ class SaltAndPepper:
     def passes(self) -> int:
         return self.steps + HALVINGS
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         drawn = uniform(tuple(x.shape[1:]), index, seed)
 
         def path(rows: Tensor, level: Tensor) -> Tensor:
@@ -126,7 +150,9 @@ class GaussianBlur:
     def passes(self) -> int:
         return self.steps + HALVINGS
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         def path(rows: Tensor, level: Tensor) -> Tensor:
             sigma = level * max(x.shape[2:])
             down, across = (_weights(size, sigma)[:, None] for size in x.shape[2:])
@@ -149,7 +175,9 @@ class Contrast:
     def passes(self) -> int:
         return self.steps + HALVINGS
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         def path(rows: Tensor, level: Tensor) -> Tensor:
             return x[rows].lerp(torch.full_like(x[rows], 0.5), each(level, x))
 
@@ -166,13 +194,16 @@ class Inversion:
     paper: ClassVar[str] = "Hosseini et al. 2017, arXiv:1703.06857"
     passes: ClassVar[int] = 1
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         return 1 - x
 
 
 @spec
 class BlendedNoise:
-    """x + level · (u − x) for an image u of uniform noise: the first of `draws` that fools by itself is blended in."""
+    """x + level · (u − x) for an image u of uniform noise: the first of `draws` that fools by
+    itself is blended in."""
 
     steps: Count = 50
     draws: Count = 50
@@ -185,7 +216,9 @@ class BlendedNoise:
     def passes(self) -> int:
         return self.draws + self.steps + HALVINGS
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         far, rows = x.clone(), torch.arange(len(x), device=x.device)
         for stream in range(self.draws):
             noise = uniform(tuple(x.shape[1:]), index[rows], seed, stream)
@@ -202,9 +235,15 @@ class BlendedNoise:
 
 
 def _noised(
-    oracle: Oracle, x: Tensor, aim: Aim, threats: Sequence[ThreatModel], repeats: int, draw: Callable[[int], Tensor]
+    oracle: Oracle,
+    x: Tensor,
+    aim: Aim,
+    threats: Sequence[ThreatModel],
+    repeats: int,
+    draw: Callable[[int], Tensor],
 ) -> list[Tensor]:
-    """x + eps · draw for each eps; with repeats, for each example the first draw that fools, else the last."""
+    """x + eps · draw for each eps; with repeats, for each example the first draw that fools, else
+    the last."""
     standings, last = [Standing(x, aim) for _ in threats], [x] * len(threats)
     for stream in range(repeats):
         direction = draw(stream)
@@ -217,7 +256,8 @@ def _noised(
 
 
 def _first(oracle: Oracle, x: Tensor, aim: Aim, path: Path, steps: int) -> Tensor:
-    """The first image along the path that fools, of each example; the clean image where none does."""
+    """The first image along the path that fools, of each example; the clean image where none
+    does."""
     high = x.new_zeros(len(x))
     rows = torch.arange(len(x), device=x.device)
     for step in range(1, steps + 1):
@@ -235,7 +275,9 @@ def _first(oracle: Oracle, x: Tensor, aim: Aim, path: Path, steps: int) -> Tenso
     return found
 
 
-def _sharpened(oracle: Oracle, aim: Aim, path: Path, rows: Tensor, low: Tensor, high: Tensor) -> Tensor:
+def _sharpened(
+    oracle: Oracle, aim: Aim, path: Path, rows: Tensor, low: Tensor, high: Tensor
+) -> Tensor:
     for _ in range(HALVINGS):
         middle = (low + high) / 2
         fooled = _fooled(oracle, path(rows, middle), rows, aim)

@@ -1,11 +1,12 @@
 """DDN: the direction and the norm of the perturbation are found apart.
 
-δ ← δ + α_i · ∇L / ‖∇L‖₂, then ε ← (1 ∓ γ) ε as the last point was adversarial or not, then δ ← ε · δ / ‖δ‖₂
-and a cut with the box; α_i falls along a cosine to 0.01 (Rony et al. 2019, Algorithm 1).
-Unlike there, the image is not rounded to 256 grey levels, and L is the log-odds of logits of one and the same spread:
-near the direction of the cross-entropy's gradient, but it neither vanishes where the network is sure nor changes with
-the scale of its logits. And α_0 is 3, not 1, which looks farther around before it settles: smaller norms on validation
-images of all networks that were tried.
+δ ← δ + α_i · ∇L / ‖∇L‖₂, then ε ← (1 ∓ γ) ε as the last point was adversarial or not, then δ ← ε ·
+δ / ‖δ‖₂ and a cut with the box; α_i falls along a cosine to 0.01 (Rony et al. 2019, Algorithm 1).
+Unlike there, the image is not rounded to 256 grey levels, and L is the log-odds of logits of one
+and the same spread: near the direction of the cross-entropy's gradient, but it neither vanishes
+where the network is sure nor changes with the scale of its logits. And α_0 is 3, not 1, which looks
+farther around before it settles: smaller norms on validation images of all networks that were
+tried.
 """
 
 from __future__ import annotations
@@ -27,10 +28,12 @@ from retroact.spec import Count, Positive, Within, spec
 
 @spec
 class DDN:
-    """`steps` gradients from a first norm `init` (L2, pixels), which changes by the part `gamma` at each step.
+    """`steps` gradients from a first norm `init` (L2, pixels), which changes by the part `gamma` at
+    each step.
 
-    The first step is `step_size` long (pixels), the last 0.01. `probes` forward passes then draw the result towards
-    the clean image. With loss="cross_entropy", step_size=1 and probes=0 it is the published algorithm.
+    The first step is `step_size` long (pixels), the last 0.01. `probes` forward passes then draw
+    the result towards the clean image. With loss="cross_entropy", step_size=1 and probes=0 it is
+    the published algorithm.
     """
 
     steps: Count = 100
@@ -43,14 +46,17 @@ class DDN:
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "minimum-norm"
     paper: ClassVar[str] = "Rony et al. 2019, arXiv:1811.09600"
-    version: ClassVar[int] = 3  # a loss that does not depend on the scale of the logits, and longer first steps
+    # a loss that does not depend on the scale of the logits, and longer first steps
+    version: ClassVar[int] = 3
     starts_clean: ClassVar[bool] = True
 
     @property
     def passes(self) -> int:
         return self.steps + (self.probes > 0)  # the polish takes one
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         found, loss = Smallest(x, aim, "l2"), loss_of(self.loss)
         rows, at = torch.arange(len(x), device=x.device), x
         size = x.new_full((len(x),), self.init)
@@ -58,7 +64,11 @@ class DDN:
             logits, gradient = oracle.gradient(at, rows, partial(loss, aim=aim[rows]))
             hit = found.keep(at, logits, rows)
             size = torch.where(hit, size * (1 - self.gamma), size * (1 + self.gamma))
-            d = at - x[rows] + cosine(i, self.steps, self.step_size, 0.01) * steepest(gradient, "l2")
+            d = (
+                at
+                - x[rows]
+                + cosine(i, self.steps, self.step_size, 0.01) * steepest(gradient, "l2")
+            )
             moved = norm(d, "l2") > 0
             if not moved.all():  # no gradient at the clean image: there never will be one
                 rows, d, size = rows[moved], d[moved], size[moved]

@@ -1,7 +1,8 @@
-"""The process's own random generators, lent for a block: seeded, to one borrower at a time, and as they were after it.
+"""The process's own random generators, lent for a block: seeded, to one borrower at a time, and as
+they were after it.
 
-Our attacks draw from generators of their own, example by example. Randomised networks and other people's attacks
-draw from torch's and numpy's, which all threads share.
+Our attacks draw from generators of their own, example by example. Randomised networks and other
+people's attacks draw from torch's and numpy's, which all threads share.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ _LENT = threading.RLock()  # the same thread may borrow within its own block
 
 @contextmanager
 def drawing(seed: int, device: torch.device) -> Iterator[None]:
-    """Torch's (also `device`'s) and numpy's generators seeded with `seed`, 0 to 2^32 − 1; other threads wait."""
+    """Torch's (also `device`'s) and numpy's generators seeded with `seed`, 0 to 2^32 − 1; other
+    threads wait."""
     devices = [device] if device.type == "cuda" else []
     with _LENT:
         state = np.random.get_state()

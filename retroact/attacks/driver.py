@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 
 from retroact.attacks.goals import Aim, Goal, Targets, goal_of
-from retroact.attacks.oracle import Network, Oracle, device_of, dtype_of, evaluating, is_out_of_memory, settled
+from retroact.attacks.oracle import (
+    Network,
+    Oracle,
+    device_of,
+    dtype_of,
+    evaluating,
+    is_out_of_memory,
+    settled,
+)
 from retroact.attacks.threat import SLACK, Access, Norm, ThreatModel, allows
 from retroact.doors import checked
 from retroact.ground import neutral
@@ -33,9 +41,9 @@ class Attack(Protocol):
 
     `norms`: the norms it serves · `needs`: the access it needs · `kind`: "budget" (best within eps)
     or "minimum-norm" (smallest perturbation) · `paper`: where it comes from · `passes`: how many
-    gradients an example costs at most. An attack whose first gradient is at the clean images themselves
-    may say `starts_clean = True` and gets it for the price of the backward pass; one that likes other chunks
-    than CHUNK names its own as `chunk`.
+    gradients an example costs at most. An attack whose first gradient is at the clean images
+    themselves may say `starts_clean = True` and gets it for the price of the backward pass; one
+    that likes other chunks than CHUNK names its own as `chunk`.
     """
 
     norms: ClassVar[tuple[Norm, ...]]
@@ -46,12 +54,15 @@ class Attack(Protocol):
     @property
     def passes(self) -> int: ...
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
-        """Adversarial images, shaped as `x` (n, c, h, w), in [0, 1] and, for a budget attack, in the ball.
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
+        """Adversarial images, shaped as `x` (n, c, h, w), in [0, 1] and, for a budget attack, in
+        the ball.
 
-        A minimum-norm attack returns the smallest perturbation it finds in the threat's norm; the driver
-        puts those beyond eps back to the clean image, so one run serves every eps. `index` (n,) names
-        each example for its noise; row i of the oracle's chunk is row i of `x`.
+        A minimum-norm attack returns the smallest perturbation it finds in the threat's norm; the
+        driver puts those beyond eps back to the clean image, so one run serves every eps. `index`
+        (n,) names each example for its noise; row i of the oracle's chunk is row i of `x`.
         """
         ...
 
@@ -60,7 +71,8 @@ class Attack(Protocol):
 class Outcome:
     """What crafting left behind, per example: the images and the oracle's counters. All on the CPU.
 
-    `last` is where the attack ended: `x_adv`, but for a minimum-norm attack what it found beyond eps, too.
+    `last` is where the attack ended: `x_adv`, but for a minimum-norm attack what it found beyond
+    eps, too.
     """
 
     x_adv: Tensor
@@ -98,7 +110,8 @@ class Standing:
         return x, *others
 
     def finish(self, x: Tensor) -> Tensor:
-        """The chunk's adversarial images: the beaten ones, and `x` for those that stand to the end."""
+        """The chunk's adversarial images: the beaten ones, and `x` for those that stand to the
+        end."""
         self.x_adv[self.rows] = x
         return self.x_adv
 
@@ -119,13 +132,13 @@ def craft(
 ) -> Outcome:
     """Attacks every example of `images` (n, c, h, w) that does not already meet the goal.
 
-    Examples that meet it clean (untargeted: misclassified ones) are returned as they are, and so are
-    those for which a minimum-norm attack needs more than `threat.eps`. With `gradients`, decisions come
-    from `network` and gradients from that other network. `progress` is called with (examples done,
-    examples in all) after each chunk.
+    Examples that meet it clean (untargeted: misclassified ones) are returned as they are, and so
+    are those for which a minimum-norm attack needs more than `threat.eps`. With `gradients`,
+    decisions come from `network` and gradients from that other network. `progress` is called with
+    (examples done, examples in all) after each chunk.
 
-    Raises ValueError for a norm or an access that the attack does not serve, and for an L2 radius beyond the
-    diagonal of the box, unless the attack is minimum-norm.
+    Raises ValueError for a norm or an access that the attack does not serve, and for an L2 radius
+    beyond the diagonal of the box, unless the attack is minimum-norm.
     """
     return craft_all(
         attack,
@@ -159,13 +172,16 @@ def craft_all(
 ) -> list[Outcome]:
     """`craft` for several threat models of one norm and access: one Outcome each.
 
-    A minimum-norm attack runs once for all of them, and so does one with a `sweep` method (FGSM: one
-    gradient serves every eps); their counters are those of that one run. Others run once for each.
+    A minimum-norm attack runs once for all of them, and so does one with a `sweep` method (FGSM:
+    one gradient serves every eps); their counters are those of that one run. Others run once for
+    each.
     """
     seed, chunk, _ = checked(seed, getattr(attack, "chunk", CHUNK) if chunk is None else chunk)
     assert chunk is not None
     _check(attack, threats, images, chunk)
-    todo: list[list[ThreatModel]] = [list(threats)] if serves_several(attack) else [[t] for t in threats]
+    todo: list[list[ThreatModel]] = (
+        [list(threats)] if serves_several(attack) else [[t] for t in threats]
+    )
     goal = goal_of(goal, index)
     outcomes = []
     with evaluating(network, gradients):
@@ -208,10 +224,11 @@ def _craft_chunk(
     x, y, index = images.to(device, wide), labels.to(device), index.to(device)
     whole = Oracle(network, len(x), gradients=gradients, access=threats[0].access)
     clean = whole.look(x, for_gradient=getattr(attack, "starts_clean", False))
-    x = x.to(torch.promote_types(x.dtype, clean.dtype))  # a function may give wider logits than the weights behind it
+    # a function may give wider logits than the weights behind it
+    x = x.to(torch.promote_types(x.dtype, clean.dtype))
     aim = goal(y, clean, index)
-    # A network that overflows on the clean image, or whose logits rounding has made alike, decides nothing, so there
-    # is nothing to change.
+    # A network that overflows on the clean image, or whose logits rounding has made alike, decides
+    # nothing, so there is nothing to change.
     decides = settled(clean)
     whole.nonfinite |= ~decides.cpu()
     todo = (~aim.reached(clean) & decides).nonzero()[:, 0]
@@ -272,13 +289,18 @@ def _add(whole: Oracle, inner: Oracle, rows: Tensor) -> None:
 
 
 def _healed(x_adv: Tensor, x: Tensor) -> Tensor:
-    # An image with a NaN in it is no adversarial example: such an example goes back to its clean image.
+    # An image with a NaN in it is no adversarial example: such an example goes back to its clean
+    # image.
     finite = x_adv.flatten(1).isfinite().all(1)
     return x_adv if finite.all() else x_adv.where(finite.view(-1, *[1] * (x.dim() - 1)), x)
 
 
 def _join(parts: Sequence[Outcome]) -> Outcome:
-    columns = {f.name: torch.cat([getattr(p, f.name) for p in parts]) for f in fields(Outcome) if f.name != "last"}
+    columns = {
+        f.name: torch.cat([getattr(p, f.name) for p in parts])
+        for f in fields(Outcome)
+        if f.name != "last"
+    }
     one = all(p.last is p.x_adv for p in parts)
     return Outcome(**columns, last=columns["x_adv"] if one else torch.cat([p.last for p in parts]))
 
@@ -289,7 +311,8 @@ def chunks(n: int, size: int) -> Iterator[slice]:
 
 
 def in_halves(run: Callable[[slice], T], rows: slice) -> Iterator[T]:
-    """`run(rows)`; where memory does not suffice, its halves, and theirs, down to single examples."""
+    """`run(rows)`; where memory does not suffice, its halves, and theirs, down to single
+    examples."""
     try:
         found = run(rows)
     except (RuntimeError, MemoryError) as e:
@@ -311,10 +334,14 @@ def _check(attack: Attack, threats: Sequence[ThreatModel], images: Tensor, chunk
             f"got n={n}, chunk={chunk}, {len(threats)} threats"
         )
     if len({(t.norm, t.access) for t in threats}) > 1:
-        raise ValueError(f"expected threats of one norm and access, got {', '.join(map(str, threats))}")
+        raise ValueError(
+            f"expected threats of one norm and access, got {', '.join(map(str, threats))}"
+        )
     threat = threats[0]
     if threat.norm not in attack.norms:
-        raise ValueError(f"{attack} serves the norms {', '.join(attack.norms)}, got {threat}; choose another")
+        raise ValueError(
+            f"{attack} serves the norms {', '.join(attack.norms)}, got {threat}; choose another"
+        )
     if not allows(threat, attack.needs):
         raise ValueError(
             f"{attack} needs {attack.needs} access, got {threat}; "
@@ -329,6 +356,7 @@ def _check_radius(eps: float, shape: tuple[int, ...]) -> None:
     diagonal = math.sqrt(math.prod(shape))
     if eps > diagonal * (1 + SLACK):
         raise ValueError(
-            f"expected an L2 radius of at most {diagonal:.4g}, the diagonal of the box [0,1] for images {shape}, "
-            f"got {eps:g}; eps is in pixels of [0,1], so divide a radius for [0,255] by 255"
+            f"expected an L2 radius of at most {diagonal:.4g}, the diagonal of the box [0,1] for"
+            f" images {shape}, got {eps:g}; eps is in pixels of [0,1], so divide a radius for"
+            " [0,255] by 255"
         )

@@ -2,8 +2,9 @@
 
     craft(attack, net, ..., gradients=Expectation(net, draws=20))
 
-Gradients of one draw of a randomised net are mostly noise; those of the mean of its logits are not (Athalye et
-al. 2018, section 3). Given as `network` too, it also decides by the mean, which is how such a net should be judged.
+Gradients of one draw of a randomised net are mostly noise; those of the mean of its logits are not
+(Athalye et al. 2018, section 3). Given as `network` too, it also decides by the mean, which is how
+such a net should be judged.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from retroact.attacks.oracle import Network, in_float
 
 
 class Expectation(nn.Module):
-    """f(x) = 1/draws · Σ_i net_i(x), net_i the net with its randomness drawn from torch's or numpy's generator.
+    """f(x) = 1/draws · Σ_i net_i(x), net_i the net with its randomness drawn from torch's or
+    numpy's generator.
 
-    Maps (n, c, h, w) to mean logits (n, k). The draws depend on `seed` and on the images, so every step draws
-    anew and yet a run repeats; the generators are as they were afterwards. A net that draws from a generator of its
-    own is averaged but not repeated. Raises ValueError for draws < 1.
+    Maps (n, c, h, w) to mean logits (n, k). The draws depend on `seed` and on the images, so every
+    step draws anew and yet a run repeats; the generators are as they were afterwards. A net that
+    draws from a generator of its own is averaged but not repeated. Raises ValueError for draws < 1.
     """
 
     def __init__(self, net: Network, draws: int = 20, seed: int = 0) -> None:

@@ -1,7 +1,7 @@
 """FGSM, the fast gradient sign method: one step to the edge of the ball.
 
-x_adv = clip(x + eps · s(∇_x L(f(x), y))), s = sign for L_inf (Goodfellow et al. 2014), s = g/‖g‖₂ for
-L2 (the "fast gradient method" of Miyato et al. 2016). JumpReLU eq. 4; Sloped ReLU eq. 1 and 2.
+x_adv = clip(x + eps · s(∇_x L(f(x), y))), s = sign for L_inf (Goodfellow et al. 2014), s = g/‖g‖₂
+for L2 (the "fast gradient method" of Miyato et al. 2016). JumpReLU eq. 4; Sloped ReLU eq. 1 and 2.
 """
 
 from __future__ import annotations
@@ -33,11 +33,20 @@ class FGSM:
     passes: ClassVar[int] = 1
     starts_clean: ClassVar[bool] = True
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         return self.sweep(oracle, x, aim, [threat], index=index, seed=seed)[0]
 
     def sweep(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threats: Sequence[ThreatModel], *, index: Tensor, seed: int
+        self,
+        oracle: Oracle,
+        x: Tensor,
+        aim: Aim,
+        threats: Sequence[ThreatModel],
+        *,
+        index: Tensor,
+        seed: int,
     ) -> list[Tensor]:
         """One gradient serves every eps."""
         rows = torch.arange(len(x), device=x.device)

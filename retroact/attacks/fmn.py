@@ -1,11 +1,13 @@
-"""FMN, fast minimum-norm: a ball that shrinks around the clean image as long as it holds an adversarial point.
+"""FMN, fast minimum-norm: a ball that shrinks around the clean image as long as it holds an
+adversarial point.
 
-Each step climbs the margin, δ ← δ + α_i · ∇m / ‖∇m‖₂, and cuts δ with the ball of radius ε_i and with the
-box. Until a first adversarial point is found ε is the distance of the linearised boundary,
-‖δ‖_p + |m| / ‖∇m‖_q; then it is (1 − γ_i) ε inside, never above the best norm, and (1 + γ_i) ε outside.
-α and γ fall along a cosine (Pintor et al. 2021, Algorithm 1). Two things differ from there: the first
-distance is taken (1 + γ_i) times too, or a flat boundary would be neared from inside without end; and
-pixels at an edge of the box, pushed outward, do not count in ∇m, which the box would make too long.
+Each step climbs the margin, δ ← δ + α_i · ∇m / ‖∇m‖₂, and cuts δ with the ball of radius ε_i and
+with the box. Until a first adversarial point is found ε is the distance of the linearised boundary,
+‖δ‖_p + |m| / ‖∇m‖_q; then it is (1 − γ_i) ε inside, never above the best norm, and (1 + γ_i) ε
+outside. α and γ fall along a cosine (Pintor et al. 2021, Algorithm 1). Two things differ from
+there: the first distance is taken (1 + γ_i) times too, or a flat boundary would be neared from
+inside without end; and pixels at an edge of the box, pushed outward, do not count in ∇m, which the
+box would make too long.
 """
 
 from __future__ import annotations
@@ -29,11 +31,11 @@ _STEP: dict[Norm, float] = {"l2": 1.0, "linf": 5.0}
 
 @spec
 class FMN:
-    """`steps` gradients; the first step is `step_size` long (L2, pixels; None: 1 for the L2 norm, 5 for L_inf,
-    whose ball a step leaves in most pixels at once), the last a hundredth of it.
+    """`steps` gradients; the first step is `step_size` long (L2, pixels; None: 1 for the L2 norm, 5
+    for L_inf, whose ball a step leaves in most pixels at once), the last a hundredth of it.
 
-    `gamma` is the first part by which the radius changes, 0.001 the last; `probes` forward passes then
-    draw the result towards the clean image (0: the published algorithm).
+    `gamma` is the first part by which the radius changes, 0.001 the last; `probes` forward passes
+    then draw the result towards the clean image (0: the published algorithm).
     """
 
     steps: Count = 100
@@ -51,7 +53,9 @@ class FMN:
     def passes(self) -> int:
         return self.steps + (self.probes > 0)  # the polish takes one
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         found, p = Smallest(x, aim, threat.norm), threat.norm
         rows, at = torch.arange(len(x), device=x.device), x
         radius, first = torch.full_like(found.size, torch.inf), self.step_size or _STEP[p]
@@ -63,8 +67,11 @@ class FMN:
             edge = norm(d, p) + margin(seen, aim[rows]).abs() / dual_norm(gradient, p)
             gamma = cosine(i, self.steps, self.gamma, 0.001)
             inside = torch.minimum(radius * (1 - gamma), best)
-            radius = inside.where(hit, (edge.where(best.isinf(), radius) * (1 + gamma))).nan_to_num(torch.inf)
-            d = torch.where(each(edge.isfinite(), d), d, (1 + gamma) * d)  # a dead place is left along the ray
+            radius = inside.where(hit, (edge.where(best.isinf(), radius) * (1 + gamma))).nan_to_num(
+                torch.inf
+            )
+            # a dead place is left along the ray
+            d = torch.where(each(edge.isfinite(), d), d, (1 + gamma) * d)
             d = d + cosine(i, self.steps, first, first / 100) * steepest(gradient, "l2")
             moved = norm(d, p) > 0
             if not moved.all():  # no gradient at the clean image: there never will be one

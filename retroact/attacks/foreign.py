@@ -1,13 +1,14 @@
 """Other people's attacks as specs, judged, stored and reported like our own.
 
     Foolbox("LinfDeepFoolAttack", steps=50)      # any attack of foolbox.attacks, by its name
-    AutoAttack(version="standard")               # the ensemble of Croce & Hein 2020, through pyautoattack
+    AutoAttack(version="standard")               # the ensemble of Croce & Hein 2020, through
+                                                 pyautoattack
 
-They see the network through the oracle, so all they cost is counted, and gradients may come from elsewhere here
-too (transfer, BPDA): the loss at the logits of the network under attack, the slopes of the other. Their
-randomness is their own: it repeats with the seed and the chunk, but unlike ours it changes with the chunk's
-make-up. Where such an attack looks at only some examples of the chunk, it does not say which, and the counters
-are right in total only.
+They see the network through the oracle, so all they cost is counted, and gradients may come from
+elsewhere here too (transfer, BPDA): the loss at the logits of the network under attack, the slopes
+of the other. Their randomness is their own: it repeats with the seed and the chunk, but unlike ours
+it changes with the chunk's make-up. Where such an attack looks at only some examples of the chunk,
+it does not say which, and the counters are right in total only.
 """
 
 from __future__ import annotations
@@ -33,12 +34,14 @@ Version = Literal["standard", "plus", "rand"]
 
 @spec
 class Foolbox:
-    """The attack `name` of foolbox.attacks with its `options`, also as keywords: Foolbox("DDNAttack", steps=50).
+    """The attack `name` of foolbox.attacks with its `options`, also as keywords:
+    Foolbox("DDNAttack", steps=50).
 
-    A minimum-norm attack of foolbox runs once for every eps, and what it finds is cut back to the ball, as
-    foolbox does. "l2" or "linf" as the option `distance` is foolbox's distance of that name; where an attack
-    leaves it open, it is the threat's. Raises ModuleNotFoundError without foolbox, and ValueError for a name
-    that foolbox does not know or a norm that the attack does not serve.
+    A minimum-norm attack of foolbox runs once for every eps, and what it finds is cut back to the
+    ball, as foolbox does. "l2" or "linf" as the option `distance` is foolbox's distance of that
+    name; where an attack leaves it open, it is the threat's. Raises ModuleNotFoundError without
+    foolbox, and ValueError for a name that foolbox does not know or a norm that the attack does not
+    serve.
     """
 
     name: str
@@ -50,10 +53,16 @@ class Foolbox:
 
     def __init__(self, name: str, options: Sequence[tuple[str, Any]] = (), **more: Any) -> None:
         pairs = tuple(options) + tuple(more.items())
-        if not all(isinstance(p, tuple | list) and len(p) == 2 and isinstance(p[0], str) for p in pairs):
-            raise SpecError(f'Foolbox.options: expected pairs such as (("steps", 50),), got {options!r}')
+        if not all(
+            isinstance(p, tuple | list) and len(p) == 2 and isinstance(p[0], str) for p in pairs
+        ):
+            raise SpecError(
+                f'Foolbox.options: expected pairs such as (("steps", 50),), got {options!r}'
+            )
         object.__setattr__(self, "name", name)
-        object.__setattr__(self, "options", tuple(sorted((str(key), value) for key, value in pairs)))
+        object.__setattr__(
+            self, "options", tuple(sorted((str(key), value) for key, value in pairs))
+        )
         self.__post_init__()
 
     def __post_init__(self) -> None:
@@ -64,11 +73,20 @@ class Foolbox:
         """The option `steps`, where it is given: foolbox does not say what its attacks cost."""
         return int(dict(self.options).get("steps", 50))
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         return self.sweep(oracle, x, aim, [threat], index=index, seed=seed)[0]
 
     def sweep(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threats: Sequence[ThreatModel], *, index: Tensor, seed: int
+        self,
+        oracle: Oracle,
+        x: Tensor,
+        aim: Aim,
+        threats: Sequence[ThreatModel],
+        *,
+        index: Tensor,
+        seed: int,
     ) -> list[Tensor]:
         """All eps in one call, as foolbox takes them."""
         foolbox = _module("foolbox", "foolbox")
@@ -86,22 +104,27 @@ class Foolbox:
         made: Callable[..., Any] | None = getattr(foolbox.attacks, self.name, None)
         if made is None:
             known = ", ".join(n for n in dir(foolbox.attacks) if n.endswith("Attack"))
-            raise ValueError(f"foolbox {foolbox.__version__} has no attack {self.name!r}; it has {known}")
+            raise ValueError(
+                f"foolbox {foolbox.__version__} has no attack {self.name!r}; it has {known}"
+            )
         options = dict(self.options)
         if "distance" in inspect.signature(made).parameters:
             options["distance"] = getattr(foolbox.distances, options.get("distance", threat.norm))
         attack = made(**options)
         wanted = getattr(foolbox.distances, threat.norm).p
         if attack.distance.p != wanted:
-            raise ValueError(f"{self} measures in {attack.distance}, got {threat}; choose a threat of its norm")
+            raise ValueError(
+                f"{self} measures in {attack.distance}, got {threat}; choose a threat of its norm"
+            )
         return attack
 
 
 @spec
 class AutoAttack:
-    """AutoAttack of pyautoattack: "standard" (APGD-CE, APGD-T, FAB-T, Square-5000), "plus", or "rand" for
-    randomised nets. Untargeted only. Raises ModuleNotFoundError without pyautoattack, and ValueError for fewer
-    than 4 classes ("rand": 3), since its DLR losses compare so many logits.
+    """AutoAttack of pyautoattack: "standard" (APGD-CE, APGD-T, FAB-T, Square-5000), "plus", or
+    "rand" for randomised nets. Untargeted only. Raises ModuleNotFoundError without pyautoattack,
+    and ValueError for fewer than 4 classes ("rand": 3), since its DLR losses compare so many
+    logits.
     """
 
     version: Version = "standard"
@@ -113,11 +136,17 @@ class AutoAttack:
     @property
     def passes(self) -> int:
         """Gradients and queries of the published settings for 10 classes, counted together."""
-        return {"standard": 100 + 900 + 1800 + 5000, "plus": 8900 + 5 * 1000, "rand": 2 * 20 * 100}[self.version]
+        return {"standard": 100 + 900 + 1800 + 5000, "plus": 8900 + 5 * 1000, "rand": 2 * 20 * 100}[
+            self.version
+        ]
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         if aim.targets is not None:
-            raise ValueError("AutoAttack chooses its targets itself, so it serves Untargeted() only; use APGD")
+            raise ValueError(
+                "AutoAttack chooses its targets itself, so it serves Untargeted() only; use APGD"
+            )
         pyautoattack = _module("pyautoattack", "autoattack")
         net = _Seen(oracle, len(x)).eval()
         classes = self._classes(net(x[:1]))
@@ -133,20 +162,24 @@ class AutoAttack:
             )
             for targeted in (ensemble.apgd_targeted, ensemble.fab):
                 targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
-            x_adv, _ = ensemble.run_standard_evaluation(x.contiguous(), aim.labels, batch_size=len(x))
+            x_adv, _ = ensemble.run_standard_evaluation(
+                x.contiguous(), aim.labels, batch_size=len(x)
+            )
         return project(x_adv.detach(), x, threat)
 
     def _classes(self, logits: Tensor) -> int:
         needs, found = 3 if self.version == "rand" else 4, logits.shape[1]
         if found < needs:
             raise ValueError(
-                f'{self} needs at least {needs} classes, got {found}; use APGD(loss="margin") and Square() instead'
+                f'{self} needs at least {needs} classes, got {found}; use APGD(loss="margin") and'
+                " Square() instead"
             )
         return found
 
 
 class _Seen(nn.Module):
-    """The oracle as a module with a gradient: what a foreign attack is given in place of the network."""
+    """The oracle as a module with a gradient: what a foreign attack is given in place of the
+    network."""
 
     def __init__(self, oracle: Oracle, n: int) -> None:
         super().__init__()
@@ -179,7 +212,8 @@ def _module(name: str, extra: str) -> Any:
         return __import__(name)
     except ModuleNotFoundError as e:
         raise ModuleNotFoundError(
-            f'this attack needs {name}, which is not installed (no module {e.name!r}); pip install "retroact[{extra}]"',
+            f"this attack needs {name}, which is not installed (no module {e.name!r}); pip install"
+            f' "retroact[{extra}]"',
             name=e.name,
         ) from e
 

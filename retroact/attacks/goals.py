@@ -21,7 +21,8 @@ from retroact.spec import Seed, SpecError, Within, spec
 
 @dataclass(frozen=True)
 class Aim:
-    """A goal bound to the examples of a chunk: true `labels` (n,) and, if targeted, `targets` (n,)."""
+    """A goal bound to the examples of a chunk: true `labels` (n,) and, if targeted, `targets`
+    (n,)."""
 
     labels: Tensor
     targets: Tensor | None = None
@@ -33,8 +34,10 @@ class Aim:
         return len(self.labels)
 
     def reached(self, logits: Tensor) -> Tensor:
-        """Bool (n,): the decision is wrong (untargeted) or is the target. Never where a logit is NaN or
-        infinite, nor where all are alike but for rounding: such a network has not been fooled, it has been broken."""
+        """Bool (n,): the decision is wrong (untargeted) or is the target. Never where a logit is
+        NaN or infinite, nor where all are alike but for rounding: such a network has not been
+        fooled, it has been broken.
+        """
         decision = logits.argmax(1)
         hit = decision != self.labels if self.targets is None else decision == self.targets
         return hit & apart(logits)
@@ -45,7 +48,8 @@ Targets = Tensor | np.ndarray[Any, Any] | Sequence[int]
 
 
 class Goal(Protocol):
-    """`goal(labels, logits, index) -> Aim`: labels (n,), clean logits (n, k), index (n,) of each example."""
+    """`goal(labels, logits, index) -> Aim`: labels (n,), clean logits (n, k), index (n,) of each
+    example."""
 
     def __call__(self, labels: Tensor, logits: Tensor, index: Tensor) -> Aim: ...
 
@@ -60,29 +64,35 @@ class Untargeted:
 
 @spec
 class Targeted:
-    """The decision `target` for every example. Examples of that class, or already decided so, count as ineligible.
+    """The decision `target` for every example. Examples of that class, or already decided so, count
+    as ineligible.
 
-    Those already decided so are not attacked. An example of that class that is decided wrongly is, since a
-    goal asks for a decision and knows no right or wrong, but `success_rate` leaves it out: to be led to its own
-    class is no success. Where no example is eligible, `success_rate` is NaN. Raises ValueError for a target
-    that the network does not have.
+    Those already decided so are not attacked. An example of that class that is decided wrongly is,
+    since a goal asks for a decision and knows no right or wrong, but `success_rate` leaves it out:
+    to be led to its own class is no success. Where no example is eligible, `success_rate` is NaN.
+    Raises ValueError for a target that the network does not have.
     """
 
     target: Annotated[int, Within(0)]
 
     def __call__(self, labels: Tensor, logits: Tensor, index: Tensor) -> Aim:
         if self.target >= logits.shape[1]:
-            raise ValueError(f"Targeted.target: expected a class from 0 to {logits.shape[1] - 1}, got {self.target}")
+            raise ValueError(
+                f"Targeted.target: expected a class from 0 to {logits.shape[1] - 1}, got"
+                f" {self.target}"
+            )
         return Aim(labels, torch.full_like(labels, self.target))
 
 
 @spec
 class PerImage:
-    """A decision for each example: `targets[i]` for the one whose index is `index[i]` (no `index`: 0, 1, 2, …).
+    """A decision for each example: `targets[i]` for the one whose index is `index[i]` (no `index`:
+    0, 1, 2, …).
 
-    Bound by the examples' own indices, so order, slices and chunks do not matter. Who is eligible is as for
-    `Targeted`. Raises SpecError where the two differ in length or give one example two targets, and ValueError for
-    a target that the network does not have or an example that has no target.
+    Bound by the examples' own indices, so order, slices and chunks do not matter. Who is eligible
+    is as for `Targeted`. Raises SpecError where the two differ in length or give one example two
+    targets, and ValueError for a target that the network does not have or an example that has no
+    target.
     """
 
     targets: tuple[Annotated[int, Within(0)], ...]
@@ -91,29 +101,42 @@ class PerImage:
     def __post_init__(self) -> None:
         named = self.index or tuple(range(len(self.targets)))
         if not self.targets or len(named) != len(self.targets):
-            raise SpecError(f"PerImage: expected one target per example, got {len(self.targets)} for {len(named)}")
+            raise SpecError(
+                f"PerImage: expected one target per example, got {len(self.targets)} for"
+                f" {len(named)}"
+            )
         pairs = dict(sorted(set(zip(named, self.targets, strict=True))))
         if any(pairs[i] != target for i, target in zip(named, self.targets, strict=True)):
-            raise SpecError("PerImage: expected one target per example, got two different ones for the same index")
+            raise SpecError(
+                "PerImage: expected one target per example, got two different ones for the same"
+                " index"
+            )
         # in one order, and no index where there is nothing to say: one goal, one print, one key
         object.__setattr__(self, "targets", tuple(pairs.values()))
-        object.__setattr__(self, "index", () if tuple(pairs) == tuple(range(len(pairs))) else tuple(pairs))
+        object.__setattr__(
+            self, "index", () if tuple(pairs) == tuple(range(len(pairs))) else tuple(pairs)
+        )
 
     def __call__(self, labels: Tensor, logits: Tensor, index: Tensor) -> Aim:
         if max(self.targets) >= logits.shape[1]:
             raise ValueError(
-                f"PerImage.targets: expected classes from 0 to {logits.shape[1] - 1}, got {max(self.targets)}"
+                f"PerImage.targets: expected classes from 0 to {logits.shape[1] - 1}, got"
+                f" {max(self.targets)}"
             )
         chosen = dict(zip(self.index or range(len(self.targets)), self.targets, strict=True))
         missing = [i for i in index.tolist() if i not in chosen]
         if missing:
-            raise ValueError(f"PerImage: no target for the example of index {missing[0]}; give one for each example")
+            raise ValueError(
+                f"PerImage: no target for the example of index {missing[0]}; give one for each"
+                " example"
+            )
         return Aim(labels, labels.new_tensor([chosen[i] for i in index.tolist()]))
 
 
 @spec
 class LeastLikely:
-    """The class that the clean image's logits rank last (Kurakin et al. 2016), the true one left out."""
+    """The class that the clean image's logits rank last (Kurakin et al. 2016), the true one left
+    out."""
 
     def __call__(self, labels: Tensor, logits: Tensor, index: Tensor) -> Aim:
         others = logits.scatter(1, labels[:, None], float("inf"))
@@ -133,8 +156,9 @@ class Random:
 
 
 def goal_of(given: Goal | Targets | None, index: Tensor) -> Goal:
-    """The goal that was meant for the examples of `index` (n,): a goal as it is, None as `Untargeted()`, and classes,
-    one for each example in this order (a tensor, an array or a list), as `PerImage`.
+    """The goal that was meant for the examples of `index` (n,): a goal as it is, None as
+    `Untargeted()`, and classes, one for each example in this order (a tensor, an array or a list),
+    as `PerImage`.
 
     Raises TypeError where these are no whole numbers, and ValueError for another number of them.
     """
@@ -143,11 +167,15 @@ def goal_of(given: Goal | Targets | None, index: Tensor) -> Goal:
     if not isinstance(given, Tensor | np.ndarray | list | tuple):
         if callable(given) and not isinstance(given, type):
             return given
-        raise TypeError(f"expected a goal such as Targeted(3), or a class for each example, got {given!r}")
+        raise TypeError(
+            f"expected a goal such as Targeted(3), or a class for each example, got {given!r}"
+        )
     try:
         targets = torch.as_tensor(given, device="cpu")
     except (TypeError, ValueError, RuntimeError) as e:
-        raise TypeError(f"expected targets as whole numbers, one per example, got {str(given)[:60]}: {e}") from None
+        raise TypeError(
+            f"expected targets as whole numbers, one per example, got {str(given)[:60]}: {e}"
+        ) from None
     if targets.shape != index.shape:
         cure = "; scores or one-hot rows need argmax(1)" if targets.dim() == 2 else ""
         shapes = f"shape {tuple(index.shape)}, got {tuple(targets.shape)}"

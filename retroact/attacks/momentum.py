@@ -1,9 +1,10 @@
 """Momentum: steps along a running mean of gradients, long at first and short at the end.
 
-g ← μ g + ∇m / mean|∇m|, x ← Π(x + η_k s(g)), η_k falling from eps to eps/50 along half a cosine. The mean of
-normalised gradients is Dong et al.'s; they keep the step, Croce & Hein's APGD sets it by what the loss does. Where
-gradients are only a guide to a loss with jumps, the loss says little about the step, and a plan does better. There
-`noise` helps too: gradients at points around the one that is judged, whose mean over the steps smooths the jumps.
+g ← μ g + ∇m / mean|∇m|, x ← Π(x + η_k s(g)), η_k falling from eps to eps/50 along half a cosine.
+The mean of normalised gradients is Dong et al.'s; they keep the step, Croce & Hein's APGD sets it
+by what the loss does. Where gradients are only a guide to a loss with jumps, the loss says little
+about the step, and a plan does better. There `noise` helps too: gradients at points around the one
+that is judged, whose mean over the steps smooths the jumps.
 """
 
 from __future__ import annotations
@@ -27,19 +28,22 @@ from retroact.attacks.threat import Access, Norm, ThreatModel
 from retroact.spec import AtLeast0, Count, UnitInterval, Within, spec
 
 _LAST = 0.02  # of eps: the length of the last step
-_LOOK = 5  # steps from one look at the point itself to the next, where gradients are taken around it
+# steps from one look at the point itself to the next, where gradients are taken around it
+_LOOK = 5
 _TURN = 10_007  # pixels from the noise of one step to that of the next; a prime, to come round late
 _NOISE = 600_000_011  # streams of their own, so that starts do not move with the noise
 
 
 @spec
 class Momentum:
-    """`steps` gradients from each of `restarts` random starts, the running mean keeping `mu` of itself.
+    """`steps` gradients from each of `restarts` random starts, the running mean keeping `mu` of
+    itself.
 
-    `targets=k` climbs towards each of the k classes that the clean logits rank next after the true one, for an
-    untargeted goal, each from the best point of those before; 0 climbs as the goal says. `finish` more gradients
-    from the best point of all climb towards the class that is nearest there. With `noise`, gradients are taken at a
-    point drawn around the one that moves, up to so many times the step away.
+    `targets=k` climbs towards each of the k classes that the clean logits rank next after the true
+    one, for an untargeted goal, each from the best point of those before; 0 climbs as the goal
+    says. `finish` more gradients from the best point of all climb towards the class that is nearest
+    there. With `noise`, gradients are taken at a point drawn around the one that moves, up to so
+    many times the step away.
     """
 
     steps: Count = 30
@@ -58,8 +62,13 @@ class Momentum:
     def passes(self) -> int:
         return self.restarts * (self.steps * max(1, self.targets) + self.finish)
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
-        at, runs = _Chunk(oracle, x, Standing(x, aim), _Best(x), threat, index, seed), max(1, self.targets)
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
+        at, runs = (
+            _Chunk(oracle, x, Standing(x, aim), _Best(x), threat, index, seed),
+            max(1, self.targets),
+        )
         for run, towards in enumerate(likeliest(oracle, x, aim, self.targets, self.restarts)):
             rows = at.standing.rows
             if not len(rows):
@@ -88,16 +97,21 @@ class Momentum:
                 _, gradient = at.oracle.gradient(around, standing.rows, climbed)
                 if k % _LOOK == 0:
                     logits = at.oracle.logits(x, standing.rows)
-                    x, centre, gradient, mean, drawn = at.judged(x, logits, centre, gradient, mean, drawn)
+                    x, centre, gradient, mean, drawn = at.judged(
+                        x, logits, centre, gradient, mean, drawn
+                    )
             if not len(standing):
                 return
-            mean = self.mu * mean + gradient / each(nonzero(gradient.flatten(1).abs().mean(1)), gradient)
+            mean = self.mu * mean + gradient / each(
+                nonzero(gradient.flatten(1).abs().mean(1)), gradient
+            )
             x = project(x + step * steepest(mean, at.threat.norm), centre, at.threat)
         at.judged(x, at.oracle.logits(x, standing.rows))
 
 
 class _Chunk(NamedTuple):
-    """What the runs of an attack share: the chunk's clean images `centre`, who stands, and the best points."""
+    """What the runs of an attack share: the chunk's clean images `centre`, who stands, and the best
+    points."""
 
     oracle: Oracle
     centre: Tensor
@@ -108,29 +122,35 @@ class _Chunk(NamedTuple):
     seed: int
 
     def judged(self, x: Tensor, logits: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        """Keeps the best points and files the fallen away; (x, *others) of those that still stand."""
+        """Keeps the best points and files the fallen away; (x, *others) of those that still
+        stand."""
         self.best.keep(x, margin(logits, self.standing.aim), self.standing.rows)
         return self.standing.drop(x, logits, *others)
 
     def nearest(self, aim: Aim) -> Aim:
-        """Towards the class that each best point's logits rank next after the true one, if the goal lets us choose."""
+        """Towards the class that each best point's logits rank next after the true one, if the goal
+        lets us choose."""
         if aim.targets is not None:
             return aim
         rows = self.standing.rows
-        logits = self.oracle.logits(self.best.x[rows], rows).scatter(1, aim.labels[rows, None], -torch.inf)
+        logits = self.oracle.logits(self.best.x[rows], rows).scatter(
+            1, aim.labels[rows, None], -torch.inf
+        )
         towards = aim.labels.clone()
         towards[rows] = logits.argmax(1)
         return Aim(aim.labels, towards)
 
     def noise(self, run: int) -> Tensor:
-        """For each standing example, shaped as its image: from [-1, 1) for L_inf, for L2 of length 1 or so."""
+        """For each standing example, shaped as its image: from [-1, 1) for L_inf, for L2 of length
+        1 or so."""
         shape = tuple(self.centre.shape[1:])
         drawn = uniform(shape, self.named[self.standing.rows], self.seed, _NOISE + run) * 2 - 1
         return drawn if self.threat.norm == "linf" else drawn * math.sqrt(3 / math.prod(shape))
 
 
 def _turned(noise: Tensor, k: int) -> Tensor:
-    """The noise of step `k`: the run's own with its pixels shifted, as new draws at each step would cost much."""
+    """The noise of step `k`: the run's own with its pixels shifted, as new draws at each step would
+    cost much."""
     return noise.flatten(1).roll(_TURN * k, 1).view_as(noise)
 
 

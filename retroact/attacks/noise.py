@@ -1,4 +1,5 @@
-"""Noise per example: the draw of example i under seed s is the same in any batch, order, worker or resume.
+"""Noise per example: the draw of example i under seed s is the same in any batch, order, worker or
+resume.
 
 A counter-based generator: entry j of example i is a hash of (seed, stream, i, j), so there is no
 state to carry and nothing depends on who was drawn before. The hash is SplitMix64's finaliser

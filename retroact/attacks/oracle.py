@@ -27,8 +27,11 @@ Network = Callable[[Tensor], Tensor]
 
 _TIED = 2  # roundings of the largest logit that logits must spread over, or they are all alike
 _RESOLVED = 256  # and more of them, or an attack's small steps are lost between two numbers,
-_RESOLVED_2 = 16  # though fewer of two classes, whose spread is their margin: it is small where the image is just near
-_ROOM = 2.0**16  # between logits and the ends of their dtype: slopes may be as many times larger or smaller
+# though fewer of two classes, whose spread is their margin: it is small where the image is just
+# near
+_RESOLVED_2 = 16
+# between logits and the ends of their dtype: slopes may be as many times larger or smaller
+_ROOM = 2.0**16
 
 
 class AccessError(PermissionError):
@@ -45,7 +48,12 @@ class Oracle:
     """
 
     def __init__(
-        self, network: Network, n: int, *, gradients: Network | None = None, access: Access = "gradient"
+        self,
+        network: Network,
+        n: int,
+        *,
+        gradients: Network | None = None,
+        access: Access = "gradient",
     ) -> None:
         self._network = network
         self._guide = network if gradients is None else gradients
@@ -57,10 +65,11 @@ class Oracle:
         self._look: _Look | None = None
 
     def look(self, x: Tensor, *, for_gradient: bool) -> Tensor:
-        """Logits of all n clean images: the evaluator's look, not the attacker's, so it needs no access.
+        """Logits of all n clean images: the evaluator's look, not the attacker's, so it needs no
+        access.
 
-        With `for_gradient`, an attack whose first gradient is at these very images gets it from this
-        look's graph and saves a forward pass.
+        With `for_gradient`, an attack whose first gradient is at these very images gets it from
+        this look's graph and saves a forward pass.
         """
         rows = torch.arange(len(x), device="cpu")
         asked = for_gradient and self._guide is self._network and self.access == "gradient"
@@ -88,17 +97,23 @@ class Oracle:
         self._need("score")
         return self._forward(x, rows)
 
-    def gradient(self, x: Tensor, rows: Tensor, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def gradient(
+        self, x: Tensor, rows: Tensor, objective: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Logits (m, k) of the network under attack and d objective / d x, shaped as `x`.
 
         `objective` takes logits and gives one number per example. Where the gradient is NaN or
-        infinite the example is flagged and its gradient is zero, so that no NaN walks into an image.
+        infinite the example is flagged and its gradient is zero, so that no NaN walks into an
+        image.
         """
         logits, _, gradient = self.tangent(x, rows, objective)
         return logits, gradient
 
-    def tangent(self, x: Tensor, rows: Tensor, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """`gradient`, and between its two results the logits (m, k) of the network that gave the gradient.
+    def tangent(
+        self, x: Tensor, rows: Tensor, objective: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`gradient`, and between its two results the logits (m, k) of the network that gave the
+        gradient.
 
         A linear model of a network needs its values and its slopes from the same network; decisions
         still belong to the network under attack.
@@ -108,7 +123,8 @@ class Oracle:
         return graph.logits, graph.seen, gradient
 
     def progress(self, share: float) -> None:
-        """Says how much of a run is behind, from 0 to 1, to a network that wants to know: see `Annealed`."""
+        """Says how much of a run is behind, from 0 to 1, to a network that wants to know: see
+        `Annealed`."""
         for network in {id(n): n for n in (self._network, self._guide)}.values():
             told = getattr(network, "progress", None)
             if told is not None:
@@ -121,7 +137,11 @@ class Oracle:
         """
         self._need("gradient")
         if self._guide_is_quantised:
-            raise AccessError(_no_gradient("quantised layers have no derivative, so one around them would mislead"))
+            raise AccessError(
+                _no_gradient(
+                    "quantised layers have no derivative, so one around them would mislead"
+                )
+            )
         look, self._look = self._look, None  # its graph serves one asker
         if look is not None and look.x is x:
             seen = look.logits.detach()
@@ -165,15 +185,21 @@ class Oracle:
 
     def _account(self, gradient: Tensor, rows: Tensor) -> Tensor:
         at = rows.cpu()
-        largest = gradient.flatten(1).abs().amax(1)  # NaN and infinity come through, and zero means all zero
+        # NaN and infinity come through, and zero means all zero
+        largest = gradient.flatten(1).abs().amax(1)
         finite = largest.isfinite()
         self.gradients[at] += 1
         self.zero_gradients[at] += (largest == 0).cpu()
         self.nonfinite[at] |= ~finite.cpu()
-        return gradient if finite.all() else gradient.where(finite.view(-1, *[1] * (gradient.dim() - 1)), 0.0)
+        return (
+            gradient
+            if finite.all()
+            else gradient.where(finite.view(-1, *[1] * (gradient.dim() - 1)), 0.0)
+        )
 
     def _flag(self, rows: Tensor, logits: Tensor) -> None:
-        # The spread of two classes is their margin: an attack that looks for the boundary brings it to nothing.
+        # The spread of two classes is their margin: an attack that looks for the boundary brings it
+        # to nothing.
         sound = apart(logits) if logits.shape[1] > 2 else logits.isfinite().all(1)
         self.nonfinite[rows.cpu()] |= ~sound.cpu()
 
@@ -181,10 +207,13 @@ class Oracle:
 class Graph:
     """The forward pass at m points, kept, so that a further gradient costs a backward pass alone.
 
-    `logits` (m, k) are those of the network under attack, `seen` (m, k) those of the network that gives gradients.
+    `logits` (m, k) are those of the network under attack, `seen` (m, k) those of the network that
+    gives gradients.
     """
 
-    def __init__(self, oracle: Oracle, x: Tensor, rows: Tensor, look: _Look, logits: Tensor, seen: Tensor) -> None:
+    def __init__(
+        self, oracle: Oracle, x: Tensor, rows: Tensor, look: _Look, logits: Tensor, seen: Tensor
+    ) -> None:
         self._oracle, self._x, self._rows, self._look = oracle, x, rows, look
         self.logits, self.seen = logits, seen
         self._serves_once = self._spent = False
@@ -192,11 +221,15 @@ class Graph:
     def __len__(self) -> int:
         return len(self._x)
 
-    def gradient(self, some: Tensor | None, objective: Callable[[Tensor], Tensor], *, last: bool = False) -> Tensor:
-        """d objective / d x at the points `some` (s,; None: all), shaped (s, …); the pass runs through all m points.
+    def gradient(
+        self, some: Tensor | None, objective: Callable[[Tensor], Tensor], *, last: bool = False
+    ) -> Tensor:
+        """d objective / d x at the points `some` (s,; None: all), shaped (s, …); the pass runs
+        through all m points.
 
-        `objective` takes the logits (s, k) and gives one number per point. `last` frees the graph. Where a graph
-        serves only once, as that of compiled code may, every gradient has a pass of its own.
+        `objective` takes the logits (s, k) and gives one number per point. `last` frees the graph.
+        Where a graph serves only once, as that of compiled code may, every gradient has a pass of
+        its own.
         """
         if self._spent:
             self._look = self._anew(self._x)
@@ -206,7 +239,9 @@ class Graph:
             value = objective(look.logits if at is None else look.logits[at]).sum()
         keep = not (last or self._serves_once)
         try:
-            (gradient,) = torch.autograd.grad(value, look.leaf, retain_graph=keep, allow_unused=True)
+            (gradient,) = torch.autograd.grad(
+                value, look.leaf, retain_graph=keep, allow_unused=True
+            )
         except RuntimeError as e:
             if is_out_of_memory(e) or isinstance(e, getattr(torch, "AcceleratorError", ())):
                 raise
@@ -224,19 +259,23 @@ class Graph:
         return _Look(x, *self._oracle._with_graph(x), None)
 
     def narrowed(self, some: Tensor) -> Graph:
-        """The graph of the points `some` alone: a forward pass, and cheaper backward passes from then on.
+        """The graph of the points `some` alone: a forward pass, and cheaper backward passes from
+        then on.
 
-        It tells the attacker nothing that `logits` has not told, so it is no query: counters do not depend on
-        who shares a chunk.
+        It tells the attacker nothing that `logits` has not told, so it is no query: counters do not
+        depend on who shares a chunk.
         """
         look = self._anew(self._x[some])
-        made = Graph(self._oracle, look.x, self._rows[some], look, self.logits[some], self.seen[some])
+        made = Graph(
+            self._oracle, look.x, self._rows[some], look, self.logits[some], self.seen[some]
+        )
         made._serves_once = self._serves_once
         return made
 
 
 class _Look(NamedTuple):
-    """The graph of a look at images: `x` as the attack knows them, rows `rows` (None: all) of `leaf`."""
+    """The graph of a look at images: `x` as the attack knows them, rows `rows` (None: all) of
+    `leaf`."""
 
     x: Tensor
     leaf: Tensor
@@ -245,7 +284,8 @@ class _Look(NamedTuple):
 
 
 def with_graph(network: Network, x: Tensor, company: bool | None = None) -> tuple[Tensor, Tensor]:
-    """A leaf at `x`, and the logits there with their graph; AccessError where the network makes none."""
+    """A leaf at `x`, and the logits there with their graph; AccessError where the network makes
+    none."""
     leaf = x.detach().requires_grad_()
     try:
         with torch.enable_grad():
@@ -260,13 +300,19 @@ def with_graph(network: Network, x: Tensor, company: bool | None = None) -> tupl
 
 
 def in_company(network: Network, leaf: Tensor, company: bool | None = None) -> Tensor:
-    """`in_float` of images whose gradient is wanted, where a batch of one has company if the network wants it.
+    """`in_float` of images whose gradient is wanted, where a batch of one has company if the
+    network wants it.
 
-    On a CPU, torch (2.13) gives a batch norm in eval mode a wrong gradient for a batch of one whose incoming gradient
-    lies in channels last, as after flatten(2).transpose(1, 2): every stem of convolutions before attention. The logits
-    are right, so nothing shows. `company` says what `wants_company` would, where it has been asked.
+    On a CPU, torch (2.13) gives a batch norm in eval mode a wrong gradient for a batch of one whose
+    incoming gradient lies in channels last, as after flatten(2).transpose(1, 2): every stem of
+    convolutions before attention. The logits are right, so nothing shows. `company` says what
+    `wants_company` would, where it has been asked.
     """
-    if len(leaf) != 1 or leaf.device.type != "cpu" or not (wants_company(network) if company is None else company):
+    if (
+        len(leaf) != 1
+        or leaf.device.type != "cpu"
+        or not (wants_company(network) if company is None else company)
+    ):
         return in_float(network, leaf)
     return in_float(network, torch.cat([leaf, leaf.detach()]))[:1]
 
@@ -296,25 +342,27 @@ def _no_gradient(why: object = "it detaches, rounds, is quantised or leaves torc
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory did not suffice; torch has a type for accelerators only, its CPU allocator raises RuntimeError."""
+    """Whether memory did not suffice; torch has a type for accelerators only, its CPU allocator
+    raises RuntimeError."""
     named = isinstance(error, MemoryError | torch.OutOfMemoryError)
     return named or "not enough memory" in str(error) or "can't allocate memory" in str(error)
 
 
-# ------------------------------------------------------------------------------------- one network, asked
+# ------------------------------------------------------------------------------- one network, asked
 
 
 def in_float(network: Network, x: Tensor) -> Tensor:
-    """The logits (n, k), k ≥ 2, of `network` in float32 or better, on the device of `x`, whatever its weights have and
-    wherever in its output they are: see `logits_in`.
+    """The logits (n, k), k ≥ 2, of `network` in float32 or better, on the device of `x`, whatever
+    its weights have and wherever in its output they are: see `logits_in`.
 
-    The network gets its own copy of `x` in the dtype of its weights, so that it may write to it, and what it returns
-    is copied, so that it may keep it. Raises as `logits_in` does.
+    The network gets its own copy of `x` in the dtype of its weights, so that it may write to it,
+    and what it returns is copied, so that it may keep it. Raises as `logits_in` does.
     """
     try:
         return _asked(network, x)
     except SeveralPlacesError as e:
-        try:  # what does not grow with the batch, such as a constant of as many rows, belongs to no image
+        # what does not grow with the batch, such as a constant of as many rows, belongs to no image
+        try:
             return _asked(network, torch.cat([x, x[-1:]]))[:-1]
         except SeveralPlacesError:
             raise e from None
@@ -330,48 +378,60 @@ def _asked(network: Network, x: Tensor) -> Tensor:
             raise
         return torch.cat([_padded(network, part, size) for part in x.split(size)])
     logits = logits_in(out, len(x)).as_subclass(Tensor)  # a subclass need not know what losses call
-    return logits.to(x.device, torch.float32 if logits.dtype in _HALVES else logits.dtype, copy=True)
+    return logits.to(
+        x.device, torch.float32 if logits.dtype in _HALVES else logits.dtype, copy=True
+    )
 
 
 _HALVES = (torch.float16, torch.bfloat16)
 
 
 def _padded(network: Network, x: Tensor, size: int) -> Tensor:
-    """The logits of up to `size` images from a network that takes no fewer: the last image makes the batch full."""
+    """The logits of up to `size` images from a network that takes no fewer: the last image makes
+    the batch full."""
     return _asked(network, torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])]))[: len(x)]
 
 
 def _fixed_batch(network: Network) -> int | None:
     """The only batch size that an exported network takes, where it was exported for one."""
-    exported = (m for net in modules_of(network) for m in net.modules() if isinstance(m, fx.GraphModule))
-    inputs = (n.meta["val"] for m in exported for n in m.graph.nodes if n.op == "placeholder" and "val" in n.meta)
+    exported = (
+        m for net in modules_of(network) for m in net.modules() if isinstance(m, fx.GraphModule)
+    )
+    inputs = (
+        n.meta["val"]
+        for m in exported
+        for n in m.graph.nodes
+        if n.op == "placeholder" and "val" in n.meta
+    )
     sizes = (i.shape[0] for i in inputs if isinstance(i, Tensor) and i.ndim)
     return next((size for size in sizes if isinstance(size, int)), None)
 
 
 @torch.no_grad()
 def place_of(network: Network, x: Tensor) -> str:
-    """Where in the network's output its logits were found, as output= of a Classifier has it; "" for a tensor."""
+    """Where in the network's output its logits were found, as output= of a Classifier has it; ""
+    for a tensor."""
     with evaluating(network), places() as found:
         in_float(network, x.to(device_of(network)))
     return spelled(found[0]) if found else ""
 
 
 def apart(logits: Tensor, roundings: float = _TIED) -> Tensor:
-    """Bool (n,): whether the logits (n, k) of each image are finite and not all alike: they spread (largest −
-    smallest) over more than so many `roundings` of the largest in magnitude."""
+    """Bool (n,): whether the logits (n, k) of each image are finite and not all alike: they spread
+    (largest − smallest) over more than so many `roundings` of the largest in magnitude."""
     low, high = logits.amin(1), logits.amax(1)
     # false for a NaN and for an infinity, which is not larger than a part of itself
     return high - low > torch.maximum(high, -low) * (roundings * torch.finfo(logits.dtype).eps)
 
 
 def settled(logits: Tensor) -> Tensor:
-    """Bool (n,): whether the logits (n, k) of each clean image carry a decision that can be attacked or called robust.
+    """Bool (n,): whether the logits (n, k) of each clean image carry a decision that can be
+    attacked or called robust.
 
-    They do where they are finite, spread over more than 256 roundings of the largest (two classes: 16; an offset of
-    1e8 in float32 leaves no such spread), and lie far enough from the ends of their dtype for slopes to be computed.
-    Of a point that an attack has found less is asked, that its logits are `apart`: at their boundary two classes are
-    nearly tied.
+    They do where they are finite, spread over more than 256 roundings of the largest (two classes:
+    16; an offset of 1e8 in float32 leaves no such spread), and lie far enough from the ends of
+    their dtype for slopes to be computed. Of a point that an attack has found less is asked, that
+    its logits are `apart`: at their boundary two classes are nearly tied.
     """
     info, largest = torch.finfo(logits.dtype), logits.abs().amax(1)
     roomy = (largest > info.tiny * _ROOM) & (largest < info.max / _ROOM)
@@ -391,16 +451,19 @@ def device_of(network: Network) -> torch.device:
     devices = {w.device for w in _weights(network)}
     if len(devices) > 1:
         raise ValueError(
-            f"expected a network on one device, got {sorted(map(str, devices))}; call net.to(device) first"
+            f"expected a network on one device, got {sorted(map(str, devices))}; call"
+            " net.to(device) first"
         )
     return devices.pop() if devices else torch.device("cpu")
 
 
 @contextmanager
 def evaluating(*networks: Network | None) -> Iterator[None]:
-    """Eval mode for the time of the block; every module's own train/eval flag afterwards as before."""
+    """Eval mode for the time of the block; every module's own train/eval flag afterwards as
+    before."""
     nets = [net for network in networks if network is not None for net in modules_of(network)]
-    modules = [m for net in nets for m in net.modules() if hasattr(m, "training")]  # a frozen script has no mode
+    # a frozen script has no mode
+    modules = [m for net in nets for m in net.modules() if hasattr(m, "training")]
     modes = [m.training for m in modules]
     try:
         for net in nets:
@@ -412,12 +475,14 @@ def evaluating(*networks: Network | None) -> Iterator[None]:
                 module.training = mode
 
 
-# --------------------------------------------------------------------------- what a network is made of
+# ------------------------------------------------------------------------ what a network is made of
 
 
 def modules_of(network: Any) -> Iterator[nn.Module]:
-    """The modules behind a network: itself, those that a function reads, a partial or a method carries or an object
-    has, and those that a module keeps in a list, where `modules()` does not find them; each once, the nearest first."""
+    """The modules behind a network: itself, those that a function reads, a partial or a method
+    carries or an object has, and those that a module keeps in a list, where `modules()` does not
+    find them; each once, the nearest first.
+    """
     seen: set[int] = set()
     waiting = deque([(network, 0)])
     while waiting:
@@ -457,7 +522,8 @@ def _held(holder: Any) -> Iterator[Any]:
 
 
 def _read_by(function: FunctionType) -> Iterator[Any]:
-    """Defaults, what the function closes over, and the globals that it names, also as attributes of imported files."""
+    """Defaults, what the function closes over, and the globals that it names, also as attributes of
+    imported files."""
     yield from function.__defaults__ or ()
     yield from (function.__kwdefaults__ or {}).values()
     yield from (cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell))
@@ -500,10 +566,16 @@ def _weights(network: Any) -> Iterator[Tensor]:
 
 
 def _largest_constant(parts: Iterable[Any]) -> Iterator[Tensor]:
-    """The largest tensor that freezing or tracing has written into a script: a weight, not a number beside it."""
+    """The largest tensor that freezing or tracing has written into a script: a weight, not a number
+    beside it."""
     scripts = (p for p in parts if isinstance(p, torch.jit.ScriptModule | torch.jit.ScriptFunction))
     graphs = (getattr(script, "graph", None) for script in scripts)
-    nodes = (node for graph in graphs if graph is not None for node in graph.findAllNodes("prim::Constant"))
+    nodes = (
+        node
+        for graph in graphs
+        if graph is not None
+        for node in graph.findAllNodes("prim::Constant")
+    )
     values = [n.output().toIValue() for n in nodes if n.output().type().kind() == "TensorType"]
     tensors = [v for v in values if isinstance(v, Tensor)]
     if tensors:

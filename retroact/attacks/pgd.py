@@ -24,7 +24,8 @@ from retroact.spec import Count, Positive, spec
 
 @spec
 class PGD:
-    """`steps` steps of `relative_step` · eps each (None: 2.5/steps, Madry et al.'s rule), `restarts` times.
+    """`steps` steps of `relative_step` · eps each (None: 2.5/steps, Madry et al.'s rule),
+    `restarts` times.
 
     The first start is random too unless `random_start` is False; further restarts always are.
     """
@@ -43,7 +44,9 @@ class PGD:
     def passes(self) -> int:
         return self.steps * self.restarts
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         standing, last = Standing(x, aim), x
         for restart in range(self.restarts):
             rows = standing.rows
@@ -58,7 +61,9 @@ class PGD:
                 break
         return standing.finish(last)
 
-    def _climb(self, oracle: Oracle, standing: Standing, x: Tensor, centre: Tensor, threat: ThreatModel) -> Tensor:
+    def _climb(
+        self, oracle: Oracle, standing: Standing, x: Tensor, centre: Tensor, threat: ThreatModel
+    ) -> Tensor:
         loss = loss_of(self.loss)
         step = threat.eps * (self.relative_step or 2.5 / self.steps)
         for _ in range(self.steps):

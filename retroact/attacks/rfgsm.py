@@ -1,8 +1,9 @@
 """R+FGSM: a random step, then FGSM with what is left of the radius.
 
-x' = clip(x + alpha · sign(N(0, 1))), x_adv = clip(x' + (eps − alpha) · sign(∇L(f(x'), y))), alpha < eps
-(Tramèr et al. 2017, eq. 7). The random step leaves the flat spot that adversarial training digs around the
-clean image. `published.Torchattacks13RFGSM` is the version of the Sloped ReLU paper, which leaves the ball.
+x' = clip(x + alpha · sign(N(0, 1))), x_adv = clip(x' + (eps − alpha) · sign(∇L(f(x'), y))), alpha <
+eps (Tramèr et al. 2017, eq. 7). The random step leaves the flat spot that adversarial training digs
+around the clean image. `published.Torchattacks13RFGSM` is the version of the Sloped ReLU paper,
+which leaves the ball.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from retroact.spec import UnitInterval, spec
 
 @spec
 class RFGSM:
-    """A random step of `start` · eps, then one gradient step of (1 − start) · eps; `start=0` is FGSM."""
+    """A random step of `start` · eps, then one gradient step of (1 − start) · eps; `start=0` is
+    FGSM."""
 
     start: UnitInterval = 0.5
     loss: Loss = "cross_entropy"
@@ -34,7 +36,9 @@ class RFGSM:
     paper: ClassVar[str] = "Tramèr et al. 2017, arXiv:1705.07204"
     passes: ClassVar[int] = 1
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         alpha = self.start * threat.eps
         moved = project(x + alpha * normal(tuple(x.shape[1:]), index, seed).sign(), x, threat)
         rows = torch.arange(len(x), device=x.device)

@@ -1,4 +1,5 @@
-"""The smallest perturbation found so far: what every minimum-norm attack keeps, and its last polish.
+"""The smallest perturbation found so far: what every minimum-norm attack keeps, and its last
+polish.
 
 An attack shows each point it visits to `keep`, with the logits of the network under attack; only
 points that reach the goal count, so a NaN or a dead gradient can never become a success. `pull`
@@ -21,27 +22,32 @@ from retroact.attacks.oracle import Oracle
 from retroact.attacks.threat import Norm
 
 _GUARD = 0.02  # no probe lands nearer to an end of its interval than this part of it
-_CLEAR = 1e-6  # of the logits' spread: nearer to the boundary, another batch size could round to another decision,
-_ROUNDINGS = 4  # and so it could nearer than so many roundings of the largest logit, which an offset makes coarse
+# of the logits' spread: nearer to the boundary, another batch size could round to another decision,
+_CLEAR = 1e-6
+# and so it could nearer than so many roundings of the largest logit, which an offset makes coarse
+_ROUNDINGS = 4
 _SAFE = 3.0  # times that: where to aim for, so that rounding does not fall short of it
-_NEWTON = 6  # of its steps find where a line meets the box exactly, unless the box cuts it in very many places
+# of its steps find where a line meets the box exactly, unless the box cuts it in very many places
+_NEWTON = 6
 
 
 class Smallest:
-    """For each example of a chunk: `x_adv`, the nearest point in norm p that reached the goal (the clean
-    image where none did), and its distance `size` (n,), infinite where none did. With `confidence`, only
-    points count whose margin is at least that."""
+    """For each example of a chunk: `x_adv`, the nearest point in norm p that reached the goal (the
+    clean image where none did), and its distance `size` (n,), infinite where none did. With
+    `confidence`, only points count whose margin is at least that."""
 
     def __init__(self, x: Tensor, aim: Aim, p: Norm, confidence: float = 0.0) -> None:
         self.x, self.x_adv = x, x.clone()
         self.size = x.new_full((len(x),), torch.inf)
         self._margin = torch.zeros_like(self.size)
-        self._clean: Tensor | None = None  # the logits of x, once they have been seen, and their spread
+        # the logits of x, once they have been seen, and their spread
+        self._clean: Tensor | None = None
         self._across = torch.zeros_like(self.size)
         self._aim, self._p, self._confidence = aim, p, confidence
 
     def keep(self, x_adv: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
-        """Keeps the points (m, …) that reach the goal nearer than before; returns which reach it, bool (m,)."""
+        """Keeps the points (m, …) that reach the goal nearer than before; returns which reach it,
+        bool (m,)."""
         if x_adv is self.x:
             self._clean, self._across = logits, spread(logits)
         aim = self._aim[rows]
@@ -51,7 +57,8 @@ class Smallest:
         return hit
 
     def pull(self, oracle: Oracle, probes: int) -> Tensor:
-        """`x_adv`, drawn towards the clean image to the last decision boundary that `probes` looks find.
+        """`x_adv`, drawn towards the clean image to the last decision boundary that `probes` looks
+        find.
 
         The boundary lies at some t on the line x + t (x_adv − x): false position on the margin in
         [0, 1], Illinois rule (Dowell & Jarratt 1971), whose upper end always reaches the goal.
@@ -75,14 +82,20 @@ class Smallest:
             # An end that stays twice counts half, or one side would creep to the boundary alone.
             below = torch.where(hit, torch.where(was > 0, below / 2, below), here - enough)
             above = torch.where(hit, here - enough, torch.where(was < 0, above / 2, above))
-            low, high, was = t.where(~hit, low), t.where(hit, high), torch.ones_like(was).where(hit, -1.0)
+            low, high, was = (
+                t.where(~hit, low),
+                t.where(hit, high),
+                torch.ones_like(was).where(hit, -1.0),
+            )
         return self.x_adv
 
     def polish(self, oracle: Oracle, probes: int) -> Tensor:
-        """`x_adv`, moved to the nearest point of the linearised boundary in the box, where that is nearer.
+        """`x_adv`, moved to the nearest point of the linearised boundary in the box, where that is
+        nearer.
 
-        min ‖δ‖_p with ∇m·δ ≥ ∇m·δ₀ − m(δ₀) and x + δ in [0, 1]: δ = clip(t · s(∇m)), exact where the network is
-        linear. One gradient; `probes` forward passes then look for the boundary on the ray through x + δ.
+        min ‖δ‖_p with ∇m·δ ≥ ∇m·δ₀ − m(δ₀) and x + δ in [0, 1]: δ = clip(t · s(∇m)), exact where
+        the network is linear. One gradient; `probes` forward passes then look for the boundary on
+        the ray through x + δ.
         """
         rows = self.size.isfinite().nonzero()[:, 0]
         if probes == 0 or len(rows) == 0:
@@ -90,10 +103,16 @@ class Smallest:
         x, at, aim = self.x[rows], self.x_adv[rows], self._aim[rows]
         _, seen, slope = oracle.tangent(at, rows, partial(margin, aim=aim))
         way = (slope * (at - x)).flatten(1).sum(1)
-        # The network that gives slopes may have logits of another size: its own say what is enough there.
-        wanted = way - (margin(seen, aim) - self._clear(seen, torch.maximum(spread(seen), way.abs()), _SAFE))
+        # The network that gives slopes may have logits of another size: its own say what is enough
+        # there.
+        wanted = way - (
+            margin(seen, aim) - self._clear(seen, torch.maximum(spread(seen), way.abs()), _SAFE)
+        )
         d = _shortest(slope, wanted, x, self._p)
-        (clean, enough), goal = self._at_clean(oracle, rows), self._enough(self._logits(oracle)[rows], rows, _SAFE)
+        (clean, enough), goal = (
+            self._at_clean(oracle, rows),
+            self._enough(self._logits(oracle)[rows], rows, _SAFE),
+        )
         t = torch.ones_like(clean)
         for _ in range(probes):
             point = (x + each(t, d) * d).clamp(0.0, 1.0)
@@ -105,7 +124,8 @@ class Smallest:
 
     def _enough(self, logits: Tensor, rows: Tensor, clearance: float = 1.0) -> Tensor:
         """The margin from which on a point counts, (m,)."""
-        # At their boundary two classes have no spread: there the clean image's says how large the logits are.
+        # At their boundary two classes have no spread: there the clean image's says how large the
+        # logits are.
         return self._clear(logits, torch.maximum(spread(logits), self._across[rows]), clearance)
 
     def _clear(self, logits: Tensor, across: Tensor, clearance: float) -> Tensor:
@@ -134,8 +154,8 @@ class Smallest:
 def _shortest(w: Tensor, wanted: Tensor, x: Tensor, p: Norm) -> Tensor:
     """The shortest d (m, …) in norm p with w·d = `wanted` (m,) and x + d in the box [0, 1].
 
-    d = clip(t · s(w)): w·d grows with t ever more slowly, so that Newton's method nears t from below. Where the box
-    holds no such point, d is cut short.
+    d = clip(t · s(w)): w·d grows with t ever more slowly, so that Newton's method nears t from
+    below. Where the box holds no such point, d is cut short.
     """
     w = inward(w, x)
     s, low, high, t = steepest(w, p), -x, 1 - x, wanted / dual_norm(w, p)

@@ -1,9 +1,10 @@
 """Square: random search over square windows, on scores alone.
 
-Each query repaints one random square window of the perturbation and keeps the result where the loss rises;
-the squares shrink as the search goes on (Andriushchenko et al. 2020, algorithms 1 to 3, from stripes for
-L_inf and from a grid of bumps for L2). Without gradients there is nothing to mask: where it beats a gradient
-attack, that one was blinded. Examples whose goal is reached cost no further query.
+Each query repaints one random square window of the perturbation and keeps the result where the loss
+rises; the squares shrink as the search goes on (Andriushchenko et al. 2020, algorithms 1 to 3, from
+stripes for L_inf and from a grid of bumps for L2). Without gradients there is nothing to mask:
+where it beats a gradient attack, that one was blinded. Examples whose goal is reached cost no
+further query.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from retroact.attacks.threat import Access, Norm, ThreatModel
 from retroact.spec import Count, Within, spec
 
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""After how many of 10,000 queries the share of repainted pixels is halved (section 4.1 of the paper)."""
+"""After how many of 10,000 queries the share of repainted pixels is halved (section 4.1 of the
+paper)."""
 
 PACE: dict[Norm, float] = {"linf": 0.75, "l2": 0.5}
 """N queries go through that schedule (10,000 / N)^pace times as fast.
 
-The paper's 1 leaves a short search four fifths of its queries for the smallest squares; 0 never gets to them.
-Chosen at 100 to 1000 queries on MNIST validation images."""
+The paper's 1 leaves a short search four fifths of its queries for the smallest squares; 0 never
+gets to them. Chosen at 100 to 1000 queries on MNIST validation images."""
 
 TILES = 5  # the bumps of the L2 start, along each side
 BLOCK = 50  # queries whose random numbers are drawn together
@@ -40,7 +42,8 @@ BLOCK = 50  # queries whose random numbers are drawn together
 
 @spec
 class Square:
-    """At most `queries` looks at the logits; `p_init` is the share of pixels that the first squares repaint."""
+    """At most `queries` looks at the logits; `p_init` is the share of pixels that the first squares
+    repaint."""
 
     queries: Count = 5000
     p_init: Annotated[float, Within(0.0, 1.0, above=True)] = 0.8
@@ -49,25 +52,36 @@ class Square:
     needs: ClassVar[Access] = "score"
     kind: ClassVar[str] = "budget"
     paper: ClassVar[str] = "Andriushchenko et al. 2020, arXiv:1912.00049"
-    version: ClassVar[int] = 2  # the start of L2 has two-sided bumps, the schedule a pace of its own
-    chunk: ClassVar[int] = 256  # most queries look at the few examples left, so more of them share a look
+    # the start of L2 has two-sided bumps, the schedule a pace of its own
+    version: ClassVar[int] = 2
+    # most queries look at the few examples left, so more of them share a look
+    chunk: ClassVar[int] = 256
 
     @property
     def passes(self) -> int:
         """Queries, which cost less than the gradients that other attacks count here."""
         return self.queries
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         loss, standing = loss_of(self.loss), Standing(x, aim)
-        repaint, most = (_repainted_linf, _side) if threat.norm == "linf" else (_repainted_l2, _odd_side)
+        repaint, most = (
+            (_repainted_linf, _side) if threat.norm == "linf" else (_repainted_l2, _odd_side)
+        )
         best, centre = _outset(x, threat, index, seed), x
         record = x.new_full((len(x),), -math.inf)
         tried = best
         for query in range(self.queries):
             turn = query % BLOCK
             if turn == 0:
-                sides = [most(self._share(query + 1 + k, threat.norm), *x.shape[2:]) for k in range(BLOCK)]
-                corners, signs = _drawn(x, sides, index[standing.rows], seed, stream=1 + query // BLOCK)
+                sides = [
+                    most(self._share(query + 1 + k, threat.norm), *x.shape[2:])
+                    for k in range(BLOCK)
+                ]
+                corners, signs = _drawn(
+                    x, sides, index[standing.rows], seed, stream=1 + query // BLOCK
+                )
             logits = oracle.logits(tried, standing.rows)
             tried, logits, best, centre, record, corners, signs = standing.drop(
                 tried, logits, logits, best, centre, record, corners, signs
@@ -81,11 +95,14 @@ class Square:
         return standing.finish(best)
 
     def _share(self, query: int, p: Norm) -> float:
-        return self.p_init * 0.5 ** bisect_left(HALVED_AT, int(query * (10_000 / self.queries) ** PACE[p]))
+        return self.p_init * 0.5 ** bisect_left(
+            HALVED_AT, int(query * (10_000 / self.queries) ** PACE[p])
+        )
 
 
 def _outset(x: Tensor, threat: ThreatModel, index: Tensor, seed: int) -> Tensor:
-    """Vertical stripes of ± eps for L_inf; for L2 two-sided bumps of random signs on a grid, with the norm eps."""
+    """Vertical stripes of ± eps for L_inf; for L2 two-sided bumps of random signs on a grid, with
+    the norm eps."""
     channels, height, width = x.shape[1:]
     if threat.norm == "linf":
         return (x + threat.eps * _signs(uniform((channels, 1, width), index, seed))).clamp(0.0, 1.0)
@@ -101,11 +118,13 @@ def _outset(x: Tensor, threat: ThreatModel, index: Tensor, seed: int) -> Tensor:
     return (x + d * each(threat.eps / norm(d, "l2"), d)).clamp(0.0, 1.0)
 
 
-def _drawn(x: Tensor, sides: list[int], index: Tensor, seed: int, stream: int) -> tuple[Tensor, Tensor]:
+def _drawn(
+    x: Tensor, sides: list[int], index: Tensor, seed: int, stream: int
+) -> tuple[Tensor, Tensor]:
     """The chances of as many queries as there are `sides`, for each example of `index` (n,).
 
-    Where the windows' upper left corners lie in a flat image, (n, q, 2), and signs for the orientation
-    and each channel, (n, q, 1 + c).
+    Where the windows' upper left corners lie in a flat image, (n, q, 2), and signs for the
+    orientation and each channel, (n, q, 1 + c).
     """
     channels, height, width = x.shape[1:]
     drawn = uniform((len(sides), 5 + channels), index, seed, stream)
@@ -115,7 +134,9 @@ def _drawn(x: Tensor, sides: list[int], index: Tensor, seed: int, stream: int) -
     return at[..., 0] * width + at[..., 1], _signs(drawn[..., 4:])
 
 
-def _repainted_linf(best: Tensor, centre: Tensor, eps: float, side: int, corners: Tensor, signs: Tensor) -> Tensor:
+def _repainted_linf(
+    best: Tensor, centre: Tensor, eps: float, side: int, corners: Tensor, signs: Tensor
+) -> Tensor:
     """One window of each image at + eps or − eps of the clean image, per channel (algorithm 2)."""
     window = _window(best, side, corners[:, 0])
     shift = eps * signs[:, 1:, None]
@@ -126,8 +147,11 @@ def _repainted_linf(best: Tensor, centre: Tensor, eps: float, side: int, corners
     return _painted(best, window, new.where(each(moved, new), (middle - shift).clamp(0.0, 1.0)))
 
 
-def _repainted_l2(best: Tensor, centre: Tensor, eps: float, side: int, corners: Tensor, signs: Tensor) -> Tensor:
-    """The budget of two windows, and what is unused, moved into a two-sided bump in the first (algorithm 3)."""
+def _repainted_l2(
+    best: Tensor, centre: Tensor, eps: float, side: int, corners: Tensor, signs: Tensor
+) -> Tensor:
+    """The budget of two windows, and what is unused, moved into a two-sided bump in the first
+    (algorithm 3)."""
     first, second = _window(best, side, corners[:, 0]), _window(best, side, corners[:, 1])
     d = best - centre
     old = _seen(d, first)
@@ -137,7 +161,9 @@ def _repainted_l2(best: Tensor, centre: Tensor, eps: float, side: int, corners: 
     unused = (eps**2 - energy.sum(1, keepdim=True)) / d.shape[1]
     available = (energy - _energy(rest) + unused).clamp_min(0.0)
     pair = _pair(side).to(d)
-    bump = torch.where(signs[:, :1, None] > 0, pair.flatten(), pair.T.flatten()) * signs[:, 1:, None]
+    bump = (
+        torch.where(signs[:, :1, None] > 0, pair.flatten(), pair.T.flatten()) * signs[:, 1:, None]
+    )
     new = bump + old / _energy(old).sqrt().clamp_min(TINY)[:, :, None]
     new = new * (available / _energy(new).clamp_min(TINY)).sqrt()[:, :, None]
     return (centre + _painted(rest, first, new)).clamp(0.0, 1.0)
@@ -181,7 +207,8 @@ def _side(share: float, height: int, width: int) -> int:
 
 
 def _odd_side(share: float, height: int, width: int) -> int:
-    """That of the squares of L2, which have a middle: at least 3, odd, as far as the image allows."""
+    """That of the squares of L2, which have a middle: at least 3, odd, as far as the image
+    allows."""
     return _odd(max(3, round(math.sqrt(share * height * width))), min(height, width))
 
 
@@ -201,7 +228,8 @@ def _pair(side: int) -> Tensor:
 
 
 def _bump(height: int, width: int) -> Tensor:
-    """η_{rs} = Σ_{j=d}^{m} 1/(j+1)², d the distance of (r, s) from the middle in L_inf, m its bound (eq. 2)."""
+    """η_{rs} = Σ_{j=d}^{m} 1/(j+1)², d the distance of (r, s) from the middle in L_inf, m its bound
+    (eq. 2)."""
     down = (torch.arange(height, device="cpu") - height // 2).abs()
     across = (torch.arange(width, device="cpu") - width // 2).abs()
     rings = torch.maximum(down[:, None], across[None])

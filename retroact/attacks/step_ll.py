@@ -1,8 +1,8 @@
 """StepLL: steps towards the class that the clean image looks least like.
 
 x ← Π(x − step · sign(∇_x CE(f(x), y_LL))), y_LL = argmin of the clean logits (Kurakin et al. 2016,
-section 2.3; one step: Kurakin, Goodfellow & Bengio 2016, "step l.l."). It is scored as any attack with its
-goal: for an untargeted one it has won when the decision is any wrong class.
+section 2.3; one step: Kurakin, Goodfellow & Bengio 2016, "step l.l."). It is scored as any attack
+with its goal: for an untargeted one it has won when the decision is any wrong class.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from retroact.spec import Count, Positive, spec
 
 @spec
 class StepLL:
-    """`steps` steps of `relative_step` · eps each (None: eps/steps, and so one step of eps by default).
+    """`steps` steps of `relative_step` · eps each (None: eps/steps, and so one step of eps by
+    default).
 
     A targeted goal keeps its own target; with `LeastLikely()` that is the same class.
     """
@@ -41,12 +42,16 @@ class StepLL:
     def passes(self) -> int:
         return self.steps
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         loss, standing, centre = loss_of(self.loss), Standing(x, aim), x
         towards = self._towards(oracle, x, aim, index)
         step = threat.eps * (self.relative_step or 1 / self.steps)
         for _ in range(self.steps):
-            logits, gradient = oracle.gradient(x, standing.rows, partial(loss, aim=towards[standing.rows]))
+            logits, gradient = oracle.gradient(
+                x, standing.rows, partial(loss, aim=towards[standing.rows])
+            )
             x, centre, gradient = standing.drop(x, logits, centre, gradient)
             if not len(standing):
                 break

@@ -34,7 +34,8 @@ class ThreatModel(Protocol):
     def access(self) -> Access: ...
 
     def __call__(self, found: Tensor, x: Tensor) -> Tensor:
-        """Bool (n,): whether each image of `found` lies in the ball around that of `x`, but for rounding."""
+        """Bool (n,): whether each image of `found` lies in the ball around that of `x`, but for
+        rounding."""
         ...
 
 
@@ -55,8 +56,8 @@ class Linf:
 class L2:
     """‖x_adv − x‖₂ ≤ eps, the Euclidean norm over all pixels and channels of [0, 1] images.
 
-    A budget attack refuses a radius beyond the diagonal √(c·h·w) of the box; to a minimum-norm attack a large
-    one means no limit.
+    A budget attack refuses a radius beyond the diagonal √(c·h·w) of the box; to a minimum-norm
+    attack a large one means no limit.
     """
 
     eps: Positive

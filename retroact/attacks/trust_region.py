@@ -1,9 +1,10 @@
 """Trust Region: DeepFool's step, no longer than the region in which the linear model is trusted.
 
-One class is chosen on the clean image, that of the nearest ("best") or farthest ("worst") linearised boundary.
-Then x ← clip(x + min(g / ‖w‖_q, radius) · s(w)), g = f_top − f_t, w = ∇(f_t − f_top), until the goal is reached.
-With `adaptive` the radius follows ρ = (decrease of g) / (decrease that the linear model promised): larger
-by a fifth above 0.9, smaller by a fifth below 0.5 (Yao et al. 2018, Algorithm 1).
+One class is chosen on the clean image, that of the nearest ("best") or farthest ("worst")
+linearised boundary. Then x ← clip(x + min(g / ‖w‖_q, radius) · s(w)), g = f_top − f_t, w = ∇(f_t −
+f_top), until the goal is reached. With `adaptive` the radius follows ρ = (decrease of g) /
+(decrease that the linear model promised): larger by a fifth above 0.9, smaller by a fifth below 0.5
+(Yao et al. 2018, Algorithm 1).
 """
 
 from __future__ import annotations
@@ -23,18 +24,21 @@ from retroact.attacks.threat import Access, Norm, ThreatModel
 from retroact.spec import AtLeast0, Count, Positive, Within, spec
 
 Classes = Literal["best", "worst"]
-_RADIUS: dict[Norm, float] = {"l2": 0.15, "linf": 0.005}  # L2: the 0.5 of normalised MNIST behind JumpReLU's tables
+# L2: the 0.5 of normalised MNIST behind JumpReLU's tables
+_RADIUS: dict[Norm, float] = {"l2": 0.15, "linf": 0.005}
 _NUDGE = 1e-3  # of the first radius, added to each step: steps from inside never quite arrive
 _RANGE = 10.0  # an adaptive radius stays within this factor of the first
 
 
 @spec
 class TrustRegion:
-    """At most `steps` steps of at most `radius` (pixels, in the threat's norm; None: 0.15 in L2, 0.005 in L_inf).
+    """At most `steps` steps of at most `radius` (pixels, in the threat's norm; None: 0.15 in L2,
+    0.005 in L_inf).
 
-    `classes`: whether to go to the nearest or the farthest of the `candidates` likeliest classes; with
-    "worst" nothing but a decision for that class ends the walk. `overshoot` lengthens each step, as in the
-    authors' code; `probes` forward passes draw the result towards the clean image (0: the published end).
+    `classes`: whether to go to the nearest or the farthest of the `candidates` likeliest classes;
+    with "worst" nothing but a decision for that class ends the walk. `overshoot` lengthens each
+    step, as in the authors' code; `probes` forward passes draw the result towards the clean image
+    (0: the published end).
     """
 
     steps: Count = 1000
@@ -54,7 +58,9 @@ class TrustRegion:
     def passes(self) -> int:
         return self.candidates - 1 + self.steps
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         p = threat.norm
         towards = Aim(aim.labels, self._class(oracle, x, aim, p))
         found = Smallest(x, towards if self.classes == "worst" else aim, p)
@@ -66,7 +72,9 @@ class TrustRegion:
             if self.adaptive and i > 0:
                 radius = _trusted(radius, (gain - before) / promised, first)
             go = ~found.keep(at, logits, rows) & (length > 0)
-            rows, at, slope, gain, length, radius = (t[go] for t in (rows, at, slope, gain, length, radius))
+            rows, at, slope, gain, length, radius = (
+                t[go] for t in (rows, at, slope, gain, length, radius)
+            )
             if len(rows) == 0:
                 return found.pull(oracle, self.probes)
             step = torch.minimum(gain.abs() / length + _NUDGE * first, radius)
@@ -83,7 +91,9 @@ class TrustRegion:
         graph = oracle.graph(x, rows)
         others = graph.logits.scatter(1, aim.labels[:, None], -torch.inf)
         likely = others.topk(min(self.candidates, others.shape[1]) - 1, dim=1).indices
-        distances = torch.stack([_distance(graph, rows, Aim(aim.labels, c), p) for c in likely.T], dim=1)
+        distances = torch.stack(
+            [_distance(graph, rows, Aim(aim.labels, c), p) for c in likely.T], dim=1
+        )
         chosen = distances.argmin(1) if self.classes == "best" else distances.argmax(1)
         return likely.gather(1, chosen[:, None])[:, 0]
 

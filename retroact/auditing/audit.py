@@ -1,8 +1,9 @@
 """audit: what a retrofit is worth, claimed beside verified, with the mechanism and a verdict.
 
-The order of the procedure is that of `audit`: the doors, the indicators on points that both networks decide
-rightly, the same battery on both, the doubts, and the verdict. *Verified* is the worst case over every
-attack that was run, example by example: an upper bound on what the network withstands, never a certificate.
+The order of the procedure is that of `audit`: the doors, the indicators on points that both
+networks decide rightly, the same battery on both, the doubts, and the verdict. *Verified* is the
+worst case over every attack that was run, example by example: an upper bound on what the network
+withstands, never a certificate.
 """
 
 from __future__ import annotations
@@ -46,7 +47,17 @@ from retroact.doors import check_images, check_labels, checked, warn_of_probabil
 from retroact.evaluation.evaluate import decide, described, left_alone
 from retroact.evaluation.proof import Proved
 from retroact.ground import neutral
-from retroact.reading import Data, Examples, Net, Said, as_attack, as_changed, as_images, as_network, as_threat
+from retroact.reading import (
+    Data,
+    Examples,
+    Net,
+    Said,
+    as_attack,
+    as_changed,
+    as_images,
+    as_network,
+    as_threat,
+)
 from retroact.retrofitting.activations import Activation
 from retroact.retrofitting.surgery import Retrofit
 from retroact.spec import show
@@ -57,7 +68,8 @@ CLAIMED = PGD(steps=40, relative_step=1 / 30)
 
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """The outcome of an audit: `verdict`, the two `sides` (twin, retrofit), the `readings`, and what was run."""
+    """The outcome of an audit: `verdict`, the two `sides` (twin, retrofit), the `readings`, and
+    what was run."""
 
     verdict: Verdict
     sides: tuple[Side, Side]
@@ -87,10 +99,15 @@ class Audit:
         return str(self.verdict)
 
     def numbers(self) -> dict[str, Any]:
-        """The audit as plain numbers and texts, for JSON and the report; what an indicator asks stands beside it."""
+        """The audit as plain numbers and texts, for JSON and the report; what an indicator asks
+        stands beside it."""
         c, v = self.verdict.counts, self.verdict
         asked = {
-            i.title: {"about": inspect.getdoc(i.function) or "", "source": i.source, "ratio": i.ratio}
+            i.title: {
+                "about": inspect.getdoc(i.function) or "",
+                "source": i.source,
+                "ratio": i.ratio,
+            }
             for i in indicators()
         }
         return {
@@ -119,7 +136,10 @@ class Audit:
             "claimed_attack": self.claimed_attack,
             "battery": show(self.battery),
             "indicators": [vars(r) | asked.get(r.title, {}) for r in self.readings],
-            "attacks": {"twin": [vars(r) for r in self.twin.runs], "network": [vars(r) for r in self.retrofit.runs]},
+            "attacks": {
+                "twin": [vars(r) for r in self.twin.runs],
+                "network": [vars(r) for r in self.retrofit.runs],
+            },
             "curves": self.curves,
             "pedigree": self.pedigree,
         }
@@ -143,19 +163,23 @@ def audit(
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
-    """What `defended` is worth beside `twin`, the network before the change, on the examples of `data`.
+    """What `defended` is worth beside `twin`, the network before the change, on the examples of
+    `data`.
 
-    Any two networks with the same inputs and classes will do; where `defended` is a retrofit, the attacks that
-    know it are derived from its spec, and where it is an activation, `twin` is retrofitted with it. All of these may
-    be their texts: audit("lenet-mnist", "JumpReLU(1.0)", "mnist[:300]", "Linf(0.1)").
+    Any two networks with the same inputs and classes will do; where `defended` is a retrofit, the
+    attacks that know it are derived from its spec, and where it is an activation, `twin` is
+    retrofitted with it. All of these may be their texts: audit("lenet-mnist", "JumpReLU(1.0)",
+    "mnist[:300]", "Linf(0.1)").
 
-    `claimed` is the attack behind the claim; `surrogate` a network to climb in the place of `defended`, if it has no
-    spec. `battery` "quick" runs the decisive attacks only, "thorough" begins anew until nothing more falls. `draws`
-    averages randomised networks over so many draws. `margin` is the accuracy difference that matters. With two
-    `workers` both networks are attacked at once, in threads, with the same outcome.
+    `claimed` is the attack behind the claim; `surrogate` a network to climb in the place of
+    `defended`, if it has no spec. `battery` "quick" runs the decisive attacks only, "thorough"
+    begins anew until nothing more falls. `draws` averages randomised networks over so many draws.
+    `margin` is the accuracy difference that matters. With two `workers` both networks are attacked
+    at once, in threads, with the same outcome.
 
-    Raises ValueError for networks that do not fit each other or the data, that decide at chance or at random
-    (without `draws`), for a threat without gradient access, and for a radius at which nothing can survive.
+    Raises ValueError for networks that do not fit each other or the data, that decide at chance or
+    at random (without `draws`), for a threat without gradient access, and for a radius at which
+    nothing can survive.
     """
     spent = _spent(battery)
     twin = as_network(twin)
@@ -163,18 +187,26 @@ def audit(
     defended = as_changed(defended, twin, data.images)
     threat, claimed = as_threat(threat), as_attack(claimed)
     surrogate = None if surrogate is None else as_network(surrogate)
-    (seed, chunk, _), draws, workers = checked(seed, chunk), whole(draws, "draws"), whole(workers, "workers", 1)
+    (seed, chunk, _), draws, workers = (
+        checked(seed, chunk),
+        whole(draws, "draws"),
+        whole(workers, "workers", 1),
+    )
     if draws:
         twin, defended = Expectation(twin, draws), Expectation(defended, draws)
     classes = _check(twin, defended, data, threat)
     stage = _Stages(progress, 2 * STAGES + 2)
     # all copies are made and proved here, before two threads run them
-    both = parties(twin, defended, data, threat, surrogate, KERNELS if kernels is None else kernels, seed)
+    both = parties(
+        twin, defended, data, threat, surrogate, KERNELS if kernels is None else kernels, seed
+    )
     readings, curves = _look(both[0].net, both[1].net, data, threat, seed, spent.points)
     stage()
     how: dict[str, Any] = {"classes": classes, "seed": seed, "chunk": chunk, "progress": stage}
     with evaluating(twin, defended):  # here, so that neither side switches the other's network back
-        before, after = _of_both(lambda party: spent(party, data, threat, claimed, **how), both, workers)
+        before, after = _of_both(
+            lambda party: spent(party, data, threat, claimed, **how), both, workers
+        )
     counts = _counts(before, after)
     if not spent.queries and counts.interval[0] > 0:  # nothing is GENUINE that no control has seen
         after = spent.controlled(after, both[1], data, threat, seed, chunk)
@@ -199,7 +231,9 @@ def audit(
 
 
 def _counts(before: Side, after: Side) -> Counts:
-    return counted(*((getattr(before, w), getattr(after, w)) for w in ("clean", "claimed", "verified")))
+    return counted(
+        *((getattr(before, w), getattr(after, w)) for w in ("clean", "claimed", "verified"))
+    )
 
 
 def _spent(battery: Battery | Literal["quick", "thorough"] | None) -> Battery:
@@ -223,8 +257,11 @@ class _Stages:
             self._progress(done, self._total)
 
 
-def _of_both(run: Callable[[Party], Side], both: tuple[Party, Party], workers: int) -> tuple[Side, Side]:
-    """`run` of both parties; with two workers the first in a thread, a daemon so that an interrupt ends it too."""
+def _of_both(
+    run: Callable[[Party], Side], both: tuple[Party, Party], workers: int
+) -> tuple[Side, Side]:
+    """`run` of both parties; with two workers the first in a thread, a daemon so that an interrupt
+    ends it too."""
     first, second = both
     if workers < 2:
         return run(first), run(second)
@@ -252,15 +289,18 @@ def _check(twin: Network, defended: Network, data: Examples, threat: ThreatModel
     grey = _diagonal(threat, data.images) / 2
     if threat.eps >= grey:
         raise ValueError(
-            f"at {show(threat)} every image can be turned into the same grey one, so nothing can survive; "
-            f"expected eps below {grey:g}"
+            f"at {show(threat)} every image can be turned into the same grey one, so nothing can"
+            f" survive; expected eps below {grey:g}"
         )
     x = data.images[:32]
-    logits = [_settled(net, x, name) for net, name in ((twin, "the twin"), (defended, "the defended network"))]
+    logits = [
+        _settled(net, x, name)
+        for net, name in ((twin, "the twin"), (defended, "the defended network"))
+    ]
     if logits[0].shape != logits[1].shape:
         raise ValueError(
-            f"the twin gives {logits[0].shape[1]} classes and the defended network {logits[1].shape[1]}; "
-            "an audit compares two networks for the same task"
+            f"the twin gives {logits[0].shape[1]} classes and the defended network"
+            f" {logits[1].shape[1]}; an audit compares two networks for the same task"
         )
     classes = int(logits[0].shape[1])
     check_labels(data.labels, classes)
@@ -269,18 +309,23 @@ def _check(twin: Network, defended: Network, data: Examples, threat: ThreatModel
 
 
 def _settled(net: Network, x: Tensor, name: str) -> Tensor:
-    """Logits of a net that gives the same ones twice. ValueError for one that does not, or fails on these images."""
+    """Logits of a net that gives the same ones twice. ValueError for one that does not, or fails on
+    these images."""
     try:
         with torch.no_grad(), evaluating(net):
             first, second = (in_float(net, x.to(device_of(net))) for _ in range(2))
     except RuntimeError as e:
         raise ValueError(f"{name} fails on images of shape {tuple(x.shape[1:])}: {e}") from e
     spread = (first.amax(1) - first.amin(1)).nan_to_num(0.0, 0.0, 0.0)[:, None]
-    same = ((first - second).abs() <= 1e-3 * spread) | ~first.isfinite() & ~second.isfinite() | (first == second)
+    same = (
+        ((first - second).abs() <= 1e-3 * spread)
+        | ~first.isfinite() & ~second.isfinite()
+        | (first == second)
+    )
     if not same.all():
         raise ValueError(
-            f"{name} gives other logits each time it is asked; pass draws=20 to audit its mean over 20 draws "
-            "(expectation over transformation), or fix its randomness"
+            f"{name} gives other logits each time it is asked; pass draws=20 to audit its mean over"
+            " 20 draws (expectation over transformation), or fix its randomness"
         )
     return first
 
@@ -296,28 +341,39 @@ def _diagonal(threat: ThreatModel, images: Tensor) -> float:
 def _look(
     twin: Proved, defended: Proved, data: Examples, threat: ThreatModel, seed: int, points: int
 ) -> tuple[list[Reading], dict[str, Any]]:
-    """The readings on the first `points` that both decide rightly, and the curves behind them for a picture."""
+    """The readings on the first `points` that both decide rightly, and the curves behind them for a
+    picture."""
     x, y = data.images, data.labels
     decisions = [decide(side.network, x) for side in (twin, defended)]
     _refuse_chance(decisions, y)
     right = [decided == y for decided in decisions]
     rows = (right[0] & right[1]).nonzero()[:points, 0]
-    glances = [Glance(side, x[rows], y[rows], data.index[rows], threat, seed) for side in (defended, twin)]
+    glances = [
+        Glance(side, x[rows], y[rows], data.index[rows], threat, seed) for side in (defended, twin)
+    ]
     readings = [ask(*glances) for ask in indicators()]
-    return readings, {name: _curves(g) for name, g in zip(("network", "twin"), glances, strict=True)}
+    return readings, {
+        name: _curves(g) for name, g in zip(("network", "twin"), glances, strict=True)
+    }
 
 
 def _refuse_chance(decisions: list[Tensor], y: Tensor) -> None:
     most = float(y.bincount().max()) / len(y)
     for decided, name in zip(decisions, ("the twin", "the defended network"), strict=True):
-        accuracy, beside = float((decided == y).float().mean()), float((decided == y - 1).float().mean())
+        accuracy, beside = (
+            float((decided == y).float().mean()),
+            float((decided == y - 1).float().mean()),
+        )
         if len(y) >= 20 and accuracy <= most + 0.02:
             cure = "check weights, labels, normalisation and the retrofit's size"
             if beside > most + 0.02 and beside > 0.5:
-                cure = f"labels - 1 would be right for {beside:.0%}, so they count from 1: use labels - 1"
+                cure = (
+                    f"labels - 1 would be right for {beside:.0%}, so they count from 1: use"
+                    " labels - 1"
+                )
             raise ValueError(
-                f"{name} decides {accuracy:.0%} of these images rightly, and always naming the commonest class would "
-                f"get {most:.0%}: there is nothing to audit; {cure}"
+                f"{name} decides {accuracy:.0%} of these images rightly, and always naming the"
+                f" commonest class would get {most:.0%}: there is nothing to audit; {cure}"
             )
 
 
@@ -337,7 +393,8 @@ def _curves(glance: Glance) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class _Doubter:
-    """Looks for reasons to abstain: the attacks on the defended network may have missed something."""
+    """Looks for reasons to abstain: the attacks on the defended network may have missed
+    something."""
 
     party: Party
     side: Side
@@ -356,7 +413,8 @@ class _Doubter:
         return [*found, *self._unbounded()]
 
     def _dead(self) -> Iterator[str]:
-        """Where the loss has no gradient at all, attacks that follow it see nothing, and stand for nothing."""
+        """Where the loss has no gradient at all, attacks that follow it see nothing, and stand for
+        nothing."""
         sample = self._some(self.side.clean, self.battery.points)
         if sample is None:
             return
@@ -364,7 +422,9 @@ class _Doubter:
         on = self.party.folded if guide is None else guide
         dead = Glance(on, sample.images, sample.labels, sample.index, self.threat, self.seed).dead
         if dead > _DEAD:
-            yield f"the gradient is exactly zero at {100 * dead:.0f} % of the points: give surrogate="
+            yield (
+                f"the gradient is exactly zero at {100 * dead:.0f} % of the points: give surrogate="
+            )
 
     def _controls(self) -> Iterator[str]:
         n = len(self.side.clean)
@@ -373,7 +433,10 @@ class _Doubter:
                 continue  # one example is no sign of anything
             standing = float(np.mean(self.side.verified)) + run.felled / n
             if run.felled / run.asked * standing > _POINT:
-                yield f"{run.title}, a control, felled {run.felled} of {run.asked} that the white-box attacks left"
+                yield (
+                    f"{run.title}, a control, felled {run.felled} of {run.asked} that the white-box"
+                    " attacks left"
+                )
 
     def _unanswered(self, readings: Sequence[Reading], gain: float) -> Iterator[str]:
         """A gain beside an alarm counts only where the alarm's remedy was run."""
@@ -389,14 +452,19 @@ class _Doubter:
         felled = int((~stands).sum())
         moved = felled / len(stands) * float(np.mean(self.side.verified))
         if felled > 1 and moved > _POINT:
-            yield f"twice the steps, begun anew, fell {felled} of {len(stands)} more, about {100 * moved:.1f} points"
+            yield (
+                f"twice the steps, begun anew, fell {felled} of {len(stands)} more, about"
+                f" {100 * moved:.1f} points"
+            )
 
     def _rising(self) -> Iterator[str]:
-        """What falls at eps must fall at a larger one, or the attack is steered by something else than the loss."""
+        """What falls at eps must fall at a larger one, or the attack is steered by something else
+        than the loss."""
         sample = self._some(self.side.clean & ~self.side.verified, self.battery.sample // 2)
         if sample is None:
             return
-        stands = self._besieged(sample, replace(self.threat, eps=1.5 * self.threat.eps), self.battery)  # type: ignore[type-var]
+        wider = replace(self.threat, eps=1.5 * self.threat.eps)  # type: ignore[type-var]
+        stands = self._besieged(sample, wider, self.battery)
         if stands.sum() > 1 and float(stands.mean()) > _RISING:
             yield f"{int(stands.sum())} of {len(stands)} that fall at eps stand at 1.5 eps"
 
@@ -407,24 +475,35 @@ class _Doubter:
         whole = _diagonal(self.threat, self.data.images)
         stands = self._besieged(sample, replace(self.threat, eps=whole), self.battery)  # type: ignore[type-var]
         if float(stands.mean()) > 1 / self.classes + 0.05:
-            yield f"{int(stands.sum())} of {len(stands)} stand at any eps, so the attacks do not bite"
+            yield (
+                f"{int(stands.sum())} of {len(stands)} stand at any eps, so the attacks do not bite"
+            )
 
     def _besieged(
         self, sample: Examples, threat: ThreatModel, battery: Battery, seed: int | None = None
     ) -> NDArray[np.bool_]:
         """Which of `sample` stand under the decisive attacks."""
-        siege = Siege(self.party.net.network, sample, threat, self.seed if seed is None else seed, self.chunk)
+        siege = Siege(
+            self.party.net.network, sample, threat, self.seed if seed is None else seed, self.chunk
+        )
         guide = chosen_guide(self.party, self.side)
         net = self.party.folded if guide is None else guide
         siege.attack("again", "white box", battery.untargeted(), self.party.folded)
-        siege.attack("again, targeted", "white box", battery.targeted(self.classes), **self.party.seen_through(net))
+        siege.attack(
+            "again, targeted",
+            "white box",
+            battery.targeted(self.classes),
+            **self.party.seen_through(net),
+        )
         return siege.stands
 
     def _some(self, which: NDArray[np.bool_], at_most: int) -> Examples | None:
         rows = torch.from_numpy(np.flatnonzero(which)[:at_most])
         if not len(rows):
             return None
-        return _Some(self.data.images[rows], self.data.labels[rows], self.data.index[rows], self.data.name)
+        return _Some(
+            self.data.images[rows], self.data.labels[rows], self.data.index[rows], self.data.name
+        )
 
 
 _POINT = 0.01  # of accuracy: what controls and doubled attacks may move
@@ -450,7 +529,9 @@ def _pedigree(both: tuple[Party, Party], seed: int, *sides: Side) -> dict[str, A
         "forms": [str(party.net) for party in both],
         "threads": torch.get_num_threads(),
         "machine": f"{platform.machine()} {platform.system()}",
-        "versions": f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
+        "versions": (
+            f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
+        ),
         "gradients_per_image": [round(s.gradients / len(s.clean), 1) for s in sides],
         "seconds": [round(s.seconds, 2) for s in sides],
     }

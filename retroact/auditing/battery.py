@@ -1,9 +1,10 @@
 """The battery: the attacks that stand behind "verified", the same on the twin and on the retrofit.
 
-One after the other on the examples that still stand; what counts is the union. The claimed attack comes first,
-on all. Then the margin loss on the network, or on its folded copy where slopes would saturate it, untargeted and
-targeted. Where the activation has a jump, the same through a backward pass with a kernel at the jump; which kernel
-and how wide is tried out on a few standing examples. Last the controls, which should find nothing new.
+One after the other on the examples that still stand; what counts is the union. The claimed attack
+comes first, on all. Then the margin loss on the network, or on its folded copy where slopes would
+saturate it, untargeted and targeted. Where the activation has a jump, the same through a backward
+pass with a kernel at the jump; which kernel and how wide is tried out on a few standing examples.
+Last the controls, which should find nothing new.
 """
 
 from __future__ import annotations
@@ -42,21 +43,24 @@ KERNELS: tuple[Schedule, ...] = (
     ("sigmoid", (1.5, 2.5, 4.0, 6.0, 10.0)),
     ("rectangle", (0.5, 1.0, 2.0)),
 )
-"""Kernels with their beta · kappa from the first steps of an attack to its last: wide, then narrow."""
+"""Kernels with their beta · kappa from the first steps of an attack to its last: wide, then
+narrow."""
 
 KEPT = 6  # fallen examples per network that are kept for the report
 
 
 @spec
 class Battery:
-    """How much is spent: APGD `steps` untargeted, then `targeted_steps` towards each of the `targets` likeliest
-    classes and `finish` towards the nearest, through the kernel where there is a jump, gradients taken within `noise`.
+    """How much is spent: APGD `steps` untargeted, then `targeted_steps` towards each of the
+    `targets` likeliest classes and `finish` towards the nearest, through the kernel where there is
+    a jump, gradients taken within `noise`.
 
-    Then up to `rounds` of the targeted attack from fresh starts, the first with 3 times the steps, the next with 4
-    times, and so on until one of them fells nothing. Kernels are tried for `trial_steps` (0: the first is taken) on
-    `sample` standing examples; the Square control takes `queries` on half as many; the indicators look at `points`.
-    Gradients per example that stands to the end: (steps + targets · targeted_steps + finish) · restarts and those
-    of the rounds; the transfer control `steps` more. Chosen on validation images: docs/audit.md.
+    Then up to `rounds` of the targeted attack from fresh starts, the first with 3 times the steps,
+    the next with 4 times, and so on until one of them fells nothing. Kernels are tried for
+    `trial_steps` (0: the first is taken) on `sample` standing examples; the Square control takes
+    `queries` on half as many; the indicators look at `points`. Gradients per example that stands to
+    the end: (steps + targets · targeted_steps + finish) · restarts and those of the rounds; the
+    transfer control `steps` more. Chosen on validation images: docs/audit.md.
     """
 
     steps: Count = 30
@@ -87,14 +91,17 @@ class Battery:
         siege = Siege(party.net.network, data, threat, seed, chunk)
         siege.attack(_CLAIMED, "claimed", claimed, party.net)
         under_claim = siege.stands.copy()
-        if party.folded is not party.net:  # where slopes blinded it: the twin, which it saw, has had its chance
+        # where slopes blinded it: the twin, which it saw, has had its chance
+        if party.folded is not party.net:
             siege.attack("claimed, on the folded net", "white box", claimed, party.folded)
         progress()
         siege.attack("APGD, margin", "white box", self.untargeted(), party.folded)
         progress()
         name, guide = _best_guide(siege, party, self)
         progress()
-        siege.attack(f"targeted{name}", "white box", self.targeted(classes), **party.seen_through(guide))
+        siege.attack(
+            f"targeted{name}", "white box", self.targeted(classes), **party.seen_through(guide)
+        )
         progress()
         self.again(siege, party, guide, name, classes)
         if self.queries:
@@ -103,20 +110,34 @@ class Battery:
         return siege.ended(under_claim)
 
     def controlled(
-        self, side: Side, party: Party, data: Examples, threat: ThreatModel, seed: int = 0, chunk: int | None = None
+        self,
+        side: Side,
+        party: Party,
+        data: Examples,
+        threat: ThreatModel,
+        seed: int = 0,
+        chunk: int | None = None,
     ) -> Side:
-        """The side after the controls, also where the battery itself runs none: what they fell counts."""
+        """The side after the controls, also where the battery itself runs none: what they fell
+        counts."""
         siege = Siege(party.net.network, data, threat, seed, chunk)
         siege.stands, siege.felled_by = side.verified.copy(), side.felled_by.copy()
         siege.runs, siege.fallen = list(side.runs), list(side.fallen)
-        _controls(siege, party, replace(self, queries=self.queries or Battery.queries, sample=2 * self.sample))
+        _controls(
+            siege,
+            party,
+            replace(self, queries=self.queries or Battery.queries, sample=2 * self.sample),
+        )
         return siege.ended(side.claimed)
 
     def again(self, siege: Siege, party: Party, guide: Proved, name: str, classes: int) -> None:
-        """The rounds, until one fells nothing: so to spend more still would find next to nothing."""
+        """The rounds, until one fells nothing: so to spend more still would find next to
+        nothing."""
         for turn in range(1, self.rounds + 1):
             attack = self.longer(_FIRST_ROUND + turn - 1).targeted(classes)
-            if not siege.attack(f"round {turn}{name}", "white box", attack, **party.seen_through(guide), fresh=turn):
+            if not siege.attack(
+                f"round {turn}{name}", "white box", attack, **party.seen_through(guide), fresh=turn
+            ):
                 return
 
     def doubled(self) -> Battery:
@@ -125,7 +146,9 @@ class Battery:
 
     def longer(self, times: int) -> Battery:
         """So many times the steps."""
-        steps, targeted, finish = (times * n for n in (self.steps, self.targeted_steps, self.finish))
+        steps, targeted, finish = (
+            times * n for n in (self.steps, self.targeted_steps, self.finish)
+        )
         return replace(self, steps=steps, targeted_steps=targeted, finish=finish)
 
     def untargeted(self) -> APGD:
@@ -133,10 +156,21 @@ class Battery:
 
     def targeted(self, classes: int) -> Momentum:
         targets = min(self.targets, classes - 1)
-        return Momentum(self.targeted_steps, self.restarts, targets, finish=self.finish, noise=self.noise)
+        return Momentum(
+            self.targeted_steps, self.restarts, targets, finish=self.finish, noise=self.noise
+        )
 
 
-QUICK = Battery(steps=10, targets=3, targeted_steps=15, finish=45, trial_steps=0, sample=24, queries=0, points=100)
+QUICK = Battery(
+    steps=10,
+    targets=3,
+    targeted_steps=15,
+    finish=45,
+    trial_steps=0,
+    sample=24,
+    queries=0,
+    points=100,
+)
 """The decisive attacks alone, for a first answer; the controls only before it says GENUINE."""
 
 THOROUGH = Battery(rounds=8)
@@ -162,8 +196,9 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class Side:
-    """One network under the battery, example by example, all (n,): `clean` right, standing under the claimed
-    attack (`claimed`), under all of them (`verified`), and which run felled it first (`felled_by`, −1: none).
+    """One network under the battery, example by example, all (n,): `clean` right, standing under
+    the claimed attack (`claimed`), under all of them (`verified`), and which run felled it first
+    (`felled_by`, −1: none).
 
     `fallen` keeps some rows with their adversarial images.
     """
@@ -187,7 +222,8 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Fallen:
-    """An example that fell: its row, the images (c, h, w) before and after, the class decided, and the run's title."""
+    """An example that fell: its row, the images (c, h, w) before and after, the class decided, and
+    the run's title."""
 
     row: int
     label: int
@@ -205,9 +241,9 @@ Guide = tuple[str, Callable[[], Proved]]
 class Party:
     """A network under audit, `net`, with what the battery may climb instead of it.
 
-    `folded` computes the same without slopes (the net itself where there are none or it does not fold); `other`
-    is the network it is compared with; `guides` see a jump in their backward pass. They compute the same, unless they
-    are `foreign`: a user's surrogate.
+    `folded` computes the same without slopes (the net itself where there are none or it does not
+    fold); `other` is the network it is compared with; `guides` see a jump in their backward pass.
+    They compute the same, unless they are `foreign`: a user's surrogate.
     """
 
     net: Proved
@@ -217,8 +253,8 @@ class Party:
     foreign: bool = False
 
     def seen_through(self, guide: Proved) -> dict[str, Any]:
-        """What an attack along `guide` is run on: a guide that computes the same decides too, which is cheaper; of a
-        `foreign` one only the gradients are taken."""
+        """What an attack along `guide` is run on: a guide that computes the same decides too, which
+        is cheaper; of a `foreign` one only the gradients are taken."""
         if self.foreign and guide is not self.folded:
             return {"on": self.net, "source": guide}
         return {"on": guide}
@@ -233,10 +269,12 @@ def parties(
     kernels: Sequence[Schedule] = KERNELS,
     seed: int = 0,
 ) -> tuple[Party, Party]:
-    """The two sides of an audit, (twin, defended), with kernels and folds derived from their own specs.
+    """The two sides of an audit, (twin, defended), with kernels and folds derived from their own
+    specs.
 
-    Each network's lean form, its fold and what its kernels are put into are made here, once, and proved on `data`.
-    `surrogate` is a user's own network to climb in the place of `defended`, for a defence without a spec.
+    Each network's lean form, its fold and what its kernels are put into are made here, once, and
+    proved on `data`. `surrogate` is a user's own network to climb in the place of `defended`, for a
+    defence without a spec.
     """
     before, after, *own = (
         prove(net, data.images, data.index, threat, passes=_MANY, seed=seed)
@@ -255,9 +293,11 @@ def parties(
 
 
 def _own_jumps(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
-    """A network whose own code jumps (x[x <= t] = 0), dressed as the retrofit that it is, so that kernels can see it.
+    """A network whose own code jumps (x[x <= t] = 0), dressed as the retrofit that it is, so that
+    kernels can see it.
 
-    As it is where it has no such sites, carries a retrofit, or the dressed form is not proved to compute the same.
+    As it is where it has no such sites, carries a retrofit, or the dressed form is not proved to
+    compute the same.
     """
     if not isinstance(on.lean, nn.Module) or getattr(on.lean, "retrofit", None) is not None:
         return on
@@ -268,7 +308,8 @@ def _own_jumps(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
             return on
         each = PerSite(tuple(site.own or ReLU() for site in found))
         dressed = retrofit(on.lean, each, also=(OWN_JUMP,), example=example)
-    except (ValueError, TypeError, RuntimeError):  # sealed, or not to be replaced: it is attacked without kernels
+    except (ValueError, TypeError, RuntimeError):
+        # sealed, or not to be replaced: it is attacked without kernels
         return on
     same = prove_same(on.network, dressed, data.images, data.index, threat, gradients=False)
     return replace(on, lean=dressed) if same else on
@@ -281,8 +322,8 @@ _MANY = 1000  # what an audit asks of an image: always more than a proof costs
 def _guides(
     on: Proved, other: Proved, kernels: Sequence[Schedule], data: Examples, threat: ThreatModel
 ) -> tuple[Guide, ...]:
-    """Kernels at the jumps of a network; where it has none and the other has, kernels of the same bandwidth at its
-    kinks."""
+    """Kernels at the jumps of a network; where it has none and the other has, kernels of the same
+    bandwidth at its kinks."""
     own, others = getattr(on.lean, "retrofit", None), getattr(other.lean, "retrofit", None)
     if not isinstance(on.lean, nn.Module):
         return ()
@@ -309,8 +350,8 @@ Bend = Callable[[float, Kernel], Any]
 
 
 def _softened(net: nn.Module, others: Retrofit, data: Examples, neutral: Any) -> nn.Module | None:
-    """The net with the other one's kernels at kappa = 0, where its own activation has its kink; None where it has
-    no such sites."""
+    """The net with the other one's kernels at kappa = 0, where its own activation has its kink;
+    None where it has no such sites."""
     if getattr(net, "retrofit", None) is not None:
         return refit(net, neutral)
     given = None if getattr(net, "shape", None) is not None else data.images[:2].to(device_of(net))
@@ -324,8 +365,11 @@ def _called(kernel: Kernel, widths: tuple[float, ...]) -> str:
     return f"{kernel} kernel, beta kappa = {', '.join(f'{w:g}' for w in widths)}"
 
 
-def _annealed(on: Proved, net: nn.Module, bare: Callable[[], Any], bend: Bend, schedule: Schedule) -> Proved:
-    """`net`, which computes what `on` does, with one kernel after the other; `bare` makes it without the lean form."""
+def _annealed(
+    on: Proved, net: nn.Module, bare: Callable[[], Any], bend: Bend, schedule: Schedule
+) -> Proved:
+    """`net`, which computes what `on` does, with one kernel after the other; `bare` makes it
+    without the lean form."""
     kernel, widths = schedule
 
     def through(net: nn.Module) -> Annealed:
@@ -335,12 +379,15 @@ def _annealed(on: Proved, net: nn.Module, bare: Callable[[], Any], bend: Bend, s
 
 
 def smoothed(activation: Any, sharpness: float, kernel: Kernel, *, plain: bool = False) -> Any:
-    """The activation with a kernel of bandwidth sharpness/kappa at its jump; `plain`: at its neutral value.
+    """The activation with a kernel of bandwidth sharpness/kappa at its jump; `plain`: at its
+    neutral value.
 
     The neutral one gets the same bandwidth, so that both networks are attacked alike.
     """
     if isinstance(activation, PerSite):
-        return PerSite(tuple(smoothed(a, sharpness, kernel, plain=plain) for a in activation.activations))
+        return PerSite(
+            tuple(smoothed(a, sharpness, kernel, plain=plain) for a in activation.activations)
+        )
     shape = activation.neutral if plain and activation.neutral is not None else activation
     if not activation.jump:
         return shape
@@ -349,7 +396,8 @@ def smoothed(activation: Any, sharpness: float, kernel: Kernel, *, plain: bool =
 
 
 def _folded(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
-    """The network without its slopes; as it is where it has none, does not fold, or its fold is not proved."""
+    """The network without its slopes; as it is where it has none, does not fold, or its fold is not
+    proved."""
     net = on.network
     if getattr(net, "retrofit", None) is None or not isinstance(net, nn.Module):
         return on
@@ -368,9 +416,12 @@ def _folded(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
 
 
 class Siege:
-    """A network's examples under one attack after the other; `stands` (n,) are those that none has felled."""
+    """A network's examples under one attack after the other; `stands` (n,) are those that none has
+    felled."""
 
-    def __init__(self, net: Network, data: Examples, threat: ThreatModel, seed: int, chunk: int | None = None) -> None:
+    def __init__(
+        self, net: Network, data: Examples, threat: ThreatModel, seed: int, chunk: int | None = None
+    ) -> None:
         self._data, self._threat, self._seed, self._chunk = data, threat, seed, chunk
         self.clean = (decide(net, data.images, chunk=chunk) == data.labels).numpy()
         self.stands = self.clean.copy()
@@ -389,11 +440,15 @@ class Siege:
         among: int | None = None,
         fresh: int = 0,
     ) -> int:
-        """Attacks the first `among` (None: all) standing examples on a form; the network itself judges what falls.
+        """Attacks the first `among` (None: all) standing examples on a form; the network itself
+        judges what falls.
 
-        `fresh` counts how often the attack has begun anew, from other random starts. Returns how many fell.
+        `fresh` counts how often the attack has begun anew, from other random starts. Returns how
+        many fell.
         """
-        return self.file(self.attempt(title, role, attack, on, source=source, among=among, fresh=fresh))
+        return self.file(
+            self.attempt(title, role, attack, on, source=source, among=among, fresh=fresh)
+        )
 
     def attempt(
         self,
@@ -411,13 +466,21 @@ class Siege:
         if not len(rows):
             return Attempt(Run(title, show(attack), role, 0, 0, 0, 0, 0, 0.0), rows, rows, None)
         x, y, index = self._data.images[rows], self._data.labels[rows], self._data.index[rows]
-        how: dict[str, Any] = {"source": source, "seed": self._seed + _APART * fresh, "chunk": self._chunk}
+        how: dict[str, Any] = {
+            "source": source,
+            "seed": self._seed + _APART * fresh,
+            "chunk": self._chunk,
+        }
         (made,) = craft_on(on, attack, x, y, index, [self._threat], **how)
         decision, outcome = decided(made.logits, attacked=True), made.outcome
         hit = (decision != y) & (decision >= 0)  # −1: the network overflowed, which is no success
-        passes, dead, queries = (int(c.sum()) for c in (outcome.gradients, outcome.zero_gradients, outcome.queries))
+        passes, dead, queries = (
+            int(c.sum()) for c in (outcome.gradients, outcome.zero_gradients, outcome.queries)
+        )
         seconds = time.perf_counter() - began
-        run = Run(title, show(attack), role, len(rows), int(hit.sum()), passes, dead, queries, seconds)
+        run = Run(
+            title, show(attack), role, len(rows), int(hit.sum()), passes, dead, queries, seconds
+        )
         return Attempt(run, rows[hit], decision[hit], outcome.x_adv[hit])
 
     def file(self, attempt: Attempt) -> int:
@@ -435,7 +498,14 @@ class Siege:
         row = int(attempt.rows[i])
         assert attempt.x_adv is not None
         before, after = self._data.images[row].numpy(), attempt.x_adv[i].numpy()
-        return Fallen(row, int(self._data.labels[row]), int(attempt.decided[i]), before, after, attempt.run.title)
+        return Fallen(
+            row,
+            int(self._data.labels[row]),
+            int(attempt.decided[i]),
+            before,
+            after,
+            attempt.run.title,
+        )
 
     def ended(self, claimed: NDArray[np.bool_]) -> Side:
         """What came out of it."""
@@ -460,7 +530,8 @@ _CLAIMED = "claimed"
 
 
 def _best_guide(siege: Siege, party: Party, battery: Battery) -> tuple[str, Proved]:
-    """The kernel that fells most of a few standing examples, with its name; the folded net where there is no jump."""
+    """The kernel that fells most of a few standing examples, with its name; the folded net where
+    there is no jump."""
     if not party.guides:
         return "", party.folded
     if not battery.trial_steps:
@@ -469,10 +540,17 @@ def _best_guide(siege: Siege, party: Party, battery: Battery) -> tuple[str, Prov
     guides = [(name, make()) for name, make in party.guides]
     trial = Momentum(battery.trial_steps)
     tried = [
-        siege.attempt(f"trial of a {name}", "white box", trial, **party.seen_through(net), among=battery.sample)
+        siege.attempt(
+            f"trial of a {name}",
+            "white box",
+            trial,
+            **party.seen_through(net),
+            among=battery.sample,
+        )
         for name, net in guides
     ]
-    best = max(range(len(guides)), key=lambda i: tried[i].run.felled)  # the first of those that fell as many
+    # the first of those that fell as many
+    best = max(range(len(guides)), key=lambda i: tried[i].run.felled)
     for attempt in tried:
         siege.file(attempt)
     return f" through a {guides[best][0]}", guides[best][1]
@@ -481,12 +559,17 @@ def _best_guide(siege: Siege, party: Party, battery: Battery) -> tuple[str, Prov
 def chosen_guide(party: Party, side: Side) -> Proved | None:
     """The kernel that the battery chose; None where it needed none."""
     titles = {run.title for run in side.runs}
-    return next((make() for name, make in party.guides if f"targeted through a {name}" in titles), None)
+    return next(
+        (make() for name, make in party.guides if f"targeted through a {name}" in titles), None
+    )
 
 
 def _controls(siege: Siege, party: Party, battery: Battery) -> None:
-    """Attacks that should be weaker: where they are not, the white-box ones have missed something."""
+    """Attacks that should be weaker: where they are not, the white-box ones have missed
+    something."""
     if party.folded is not party.net:
         siege.attack("APGD on the net as it is", "control", battery.untargeted(), party.net)
     siege.attack("APGD, transfer", "control", battery.untargeted(), party.net, source=party.other)
-    siege.attack("Square", "control", Square(battery.queries), party.net, among=max(1, battery.sample // 2))
+    siege.attack(
+        "Square", "control", Square(battery.queries), party.net, among=max(1, battery.sample // 2)
+    )

@@ -1,10 +1,12 @@
 """Indicators: what a few dozen gradient passes say about why an attack on a network may fail.
 
-Each is a function of two glances, one at the retrofit and one at its twin, and gives a value for both; it fires
-where the difference (or the ratio) passes its threshold. *Saturation*: the loss is flat because logits are huge.
-*Jump*: the gradient is finite, well scaled and wrong. To add an indicator, add a function here.
+Each is a function of two glances, one at the retrofit and one at its twin, and gives a value for
+both; it fires where the difference (or the ratio) passes its threshold. *Saturation*: the loss is
+flat because logits are huge. *Jump*: the gradient is finite, well scaled and wrong. To add an
+indicator, add a function here.
 
-Thresholds: docs/calibration.md says on which networks they were calibrated, and what they miss there.
+Thresholds: docs/calibration.md says on which networks they were calibrated, and what they miss
+there.
 """
 
 from __future__ import annotations
@@ -36,12 +38,16 @@ _CHUNK = 64
 
 
 class Glance:
-    """A network seen on points that it and its twin decide rightly: `x` (m, c, h, w), `y` (m,), `index` (m,).
+    """A network seen on points that it and its twin decide rightly: `x` (m, c, h, w), `y` (m,),
+    `index` (m,).
 
-    What is looked at is computed once, when it is first asked for; `gradients` counts the passes per point.
+    What is looked at is computed once, when it is first asked for; `gradients` counts the passes
+    per point.
     """
 
-    def __init__(self, on: Proved, x: Tensor, y: Tensor, index: Tensor, threat: ThreatModel, seed: int = 0) -> None:
+    def __init__(
+        self, on: Proved, x: Tensor, y: Tensor, index: Tensor, threat: ThreatModel, seed: int = 0
+    ) -> None:
         device = device_of(on.network)
         self.network, self.threat, self.seed = on.network, threat, seed
         self._cheap = on.lean
@@ -65,24 +71,31 @@ class Glance:
 
     @property
     def dead(self) -> float:
-        """Share of points at which the margin loss, which nothing saturates, has a gradient of exactly zero."""
+        """Share of points at which the margin loss, which nothing saturates, has a gradient of
+        exactly zero."""
         return _share((self.uphill.gradient == 0).flatten(1).all(1))
 
     @cached_property
     def prediction_errors(self) -> Tensor:
-        """How far a step of `SHARE` · eps up the margin loss changes it, over the first-order prediction, (m,).
+        """How far a step of `SHARE` · eps up the margin loss changes it, over the first-order
+        prediction, (m,).
 
         NaN where nothing is predicted, which is another indicator's business.
         """
         before, gradient, *_ = self.uphill
-        step = project(self.x + SHARE * self.threat.eps * steepest(gradient, self.threat.norm), self.x, self.threat)
+        step = project(
+            self.x + SHARE * self.threat.eps * steepest(gradient, self.threat.norm),
+            self.x,
+            self.threat,
+        )
         predicted = (gradient * (step - self.x)).flatten(1).sum(1)
         change = margin(self._logits(step), Aim(self.y)) - before
         return torch.where(predicted > 0, change / predicted, torch.nan)
 
     @cached_property
     def climb(self) -> tuple[Tensor, Tensor]:
-        """Cross-entropy PGD, `STEPS` steps of eps/4: losses (STEPS + 1, m), and who was fooled on the way (m,)."""
+        """Cross-entropy PGD, `STEPS` steps of eps/4: losses (STEPS + 1, m), and who was fooled on
+        the way (m,)."""
         x, losses = random_start(self.x, self.threat, self.index, self.seed), []
         fooled = torch.zeros_like(self.y, dtype=torch.bool)
         for step in range(STEPS):
@@ -103,15 +116,21 @@ class Glance:
 
     @cached_property
     def standing_far(self) -> tuple[float, float]:
-        """Share that stands at the largest eps there is, under the cross-entropy and under the margin loss."""
-        far = Linf(1.0) if self.threat.norm == "linf" else L2(math.sqrt(math.prod(self.x.shape[1:])))
+        """Share that stands at the largest eps there is, under the cross-entropy and under the
+        margin loss."""
+        far = (
+            Linf(1.0) if self.threat.norm == "linf" else L2(math.sqrt(math.prod(self.x.shape[1:])))
+        )
         return self._standing(far, cross_entropy), self._standing(far, margin)
 
     @cached_property
     def broken(self) -> float:
-        """Share of points with a NaN or infinite logit or gradient, in float32, bfloat16 or float16."""
+        """Share of points with a NaN or infinite logit or gradient, in float32, bfloat16 or
+        float16."""
         bad = self.cross_entropy.broken | ~self.margins.isfinite()
-        return max(_share(bad), *(self._broken_in(dtype) for dtype in (torch.bfloat16, torch.float16)))
+        return max(
+            _share(bad), *(self._broken_in(dtype) for dtype in (torch.bfloat16, torch.float16))
+        )
 
     def _broken_in(self, dtype: torch.dtype) -> float:
         if not isinstance(self.network, nn.Module):
@@ -120,7 +139,8 @@ class Glance:
             rounded = copy.deepcopy(self.network).to(dtype)
             with torch.no_grad(), evaluating(rounded):
                 logits = torch.cat([in_float(rounded, part) for part in self.x.split(_CHUNK)])
-        except (RuntimeError, TypeError):  # no copies, or no such kernels on this device: nothing is seen
+        except (RuntimeError, TypeError):
+            # no copies, or no such kernels on this device: nothing is seen
             return 0.0
         return _share(~logits.isfinite().all(1))
 
@@ -135,18 +155,31 @@ class Glance:
         with evaluating(self._cheap):
             for part, y in zip(x.split(_CHUNK), labels.split(_CHUNK), strict=True):
                 aim, oracle = Aim(y), Oracle(self._cheap, len(y))
-                logits, gradient = oracle.gradient(part, torch.arange(len(y)), partial(loss, aim=aim))
-                parts.append((loss(logits, aim), gradient, aim.reached(logits), oracle.nonfinite.to(x.device)))
+                logits, gradient = oracle.gradient(
+                    part, torch.arange(len(y)), partial(loss, aim=aim)
+                )
+                parts.append(
+                    (
+                        loss(logits, aim),
+                        gradient,
+                        aim.reached(logits),
+                        oracle.nonfinite.to(x.device),
+                    )
+                )
         return _Pass(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def _stepped(self, x: Tensor, gradient: Tensor, centre: Tensor, threat: ThreatModel) -> Tensor:
         return project(x + threat.eps / 4 * steepest(gradient, threat.norm), centre, threat)
 
     def _standing(self, threat: ThreatModel, loss: LossFunction) -> float:
-        """Share that `STEPS` steps of eps/4 up the loss do not fool; those that are fooled are left out at once."""
+        """Share that `STEPS` steps of eps/4 up the loss do not fool; those that are fooled are left
+        out at once."""
         if not len(self.x):
             return 0.0
-        x, rows = random_start(self.x, threat, self.index, self.seed), torch.arange(len(self.x), device=self.x.device)
+        x, rows = (
+            random_start(self.x, threat, self.index, self.seed),
+            torch.arange(len(self.x), device=self.x.device),
+        )
         for step in range(STEPS):
             seen = self._gradient(x, loss, rows)
             left = ~seen.fooled if step else torch.ones_like(seen.fooled)
@@ -159,8 +192,9 @@ class Glance:
 
 
 class _Pass(NamedTuple):
-    """A forward and a backward pass at m images: the loss (m,), its gradient (m, c, h, w), which of them fool, and
-    at which a logit or the gradient is NaN or infinite (there the gradient is given as zero)."""
+    """A forward and a backward pass at m images: the loss (m,), its gradient (m, c, h, w), which of
+    them fool, and at which a logit or the gradient is NaN or infinite (there the gradient is given
+    as zero)."""
 
     loss: Tensor
     gradient: Tensor
@@ -182,7 +216,14 @@ class Indicator:
     def __call__(self, retrofit: Glance, twin: Glance) -> Reading:
         """What the indicator shows on this pair."""
         value, reference = self.function(retrofit, twin)
-        return Reading(self.title, self.mechanism, value, reference, self.threshold, self._passes(value, reference))
+        return Reading(
+            self.title,
+            self.mechanism,
+            value,
+            reference,
+            self.threshold,
+            self._passes(value, reference),
+        )
 
     def _passes(self, value: float, reference: float) -> bool:
         if self.ratio:
@@ -209,7 +250,8 @@ class Reading:
 def indicator(
     title: str, mechanism: Mechanism, threshold: float, source: str, *, ratio: bool = False
 ) -> Callable[[Callable[[Glance, Glance], tuple[float, float]]], Indicator]:
-    """Marks a function of two glances as an indicator; it fires `threshold` above the twin (or times it)."""
+    """Marks a function of two glances as an indicator; it fires `threshold` above the twin (or
+    times it)."""
     return lambda function: Indicator(function, title, mechanism, threshold, source, ratio)
 
 
@@ -221,7 +263,12 @@ def indicators() -> list[Indicator]:
 # ------------------------------------------------------------------------------------ saturation
 
 
-@indicator("zero gradient", "saturation", 0.01, "Croce & Hein 2020; Carlini & Wagner 2016, arXiv:1607.04311")
+@indicator(
+    "zero gradient",
+    "saturation",
+    0.01,
+    "Croce & Hein 2020; Carlini & Wagner 2016, arXiv:1607.04311",
+)
 def zero_gradient(retrofit: Glance, twin: Glance) -> tuple[float, float]:
     """Share of points whose cross-entropy has a gradient of exactly zero."""
     shares = (_share((g.cross_entropy.gradient == 0).flatten(1).all(1)) for g in (retrofit, twin))
@@ -240,9 +287,12 @@ def logit_scale(retrofit: Glance, twin: Glance) -> tuple[float, float]:
     return float(retrofit.margins.median()), float(twin.margins.median())
 
 
-@indicator("rescaled logits", "saturation", 0.05, "Croce & Hein 2020, arXiv:2003.01690, section 4.1")
+@indicator(
+    "rescaled logits", "saturation", 0.05, "Croce & Hein 2020, arXiv:2003.01690, section 4.1"
+)
 def rescaled_logits(retrofit: Glance, twin: Glance) -> tuple[float, float]:
-    """Accuracy that falls to cross-entropy PGD only when the logits are divided by their median margin, or 0."""
+    """Accuracy that falls to cross-entropy PGD only when the logits are divided by their median
+    margin, or 0."""
     # 0 where rescaling weakens the attack: a twin on which it does so makes nobody else suspect
     lost = (max(0.0, _share(~g.climb[1]) - g.rescaled_standing) for g in (retrofit, twin))
     return tuple(lost)  # type: ignore[return-value]
@@ -270,10 +320,12 @@ def non_finite(retrofit: Glance, twin: Glance) -> tuple[float, float]:
 # ------------------------------------------------------------------------------------------ jump
 
 
-@indicator("gradient fidelity", "jump", 0.03, "Athalye et al. 2018, arXiv:1802.00420 (shattered gradients)")
+@indicator(
+    "gradient fidelity", "jump", 0.03, "Athalye et al. 2018, arXiv:1802.00420 (shattered gradients)"
+)
 def gradient_fidelity(retrofit: Glance, twin: Glance) -> tuple[float, float]:
-    """Share of points where a step of eps/30 changes the margin by less than half or more than twice of what
-    its gradient predicts."""
+    """Share of points where a step of eps/30 changes the margin by less than half or more than
+    twice of what its gradient predicts."""
     return _wrong(retrofit.prediction_errors), _wrong(twin.prediction_errors)
 
 

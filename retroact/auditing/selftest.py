@@ -1,7 +1,8 @@
 """The audit's own test: fakes and controls with known answers, run on a network that is given.
 
-Fakes must come out with their mechanism and with no gain; a network against itself must show nothing; an
-adversarially trained one must be GENUINE. An audit that damns everything, or nothing, or cannot see a jump, fails.
+Fakes must come out with their mechanism and with no gain; a network against itself must show
+nothing; an adversarially trained one must be GENUINE. An audit that damns everything, or nothing,
+or cannot see a jump, fails.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ OVER = 0.03
 
 @dataclass(frozen=True, eq=False)
 class Check:
-    """One case of the self-test: what was expected of the audit, what it said, and whether that passes."""
+    """One case of the self-test: what was expected of the audit, what it said, and whether that
+    passes."""
 
     title: str
     expected: str
@@ -36,7 +38,10 @@ class Check:
     passed: bool
 
     def __str__(self) -> str:
-        return f"{'passed' if self.passed else 'FAILED'}: {self.title}: expected {self.expected}; {self.audit}"
+        return (
+            f"{'passed' if self.passed else 'FAILED'}: {self.title}: expected {self.expected};"
+            f" {self.audit}"
+        )
 
 
 class Louder(nn.Module):
@@ -63,10 +68,11 @@ def selftest(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Check]:
-    """Audits of fakes of `net` and of controls; `robust` is the same network trained adversarially, if there is one.
+    """Audits of fakes of `net` and of controls; `robust` is the same network trained adversarially,
+    if there is one.
 
-    `kappa` is the size of the jump that must not pass, one that the network can bear. `kernels` empty switches the
-    kernel attacks off, as a test that the self-test can fail.
+    `kappa` is the size of the jump that must not pass, one that the network can bear. `kernels`
+    empty switches the kernel attacks off, as a test that the self-test can fail.
     """
     cases = list(_cases(net, robust, kappa))
     checks = []
@@ -83,7 +89,13 @@ _Case = tuple[str, str, nn.Module, nn.Module, Callable[[Audit], bool]]
 
 def _cases(net: nn.Module, robust: nn.Module | None, kappa: float) -> Iterator[_Case]:
     yield "itself", "NO EFFECT, not masked", net, net, _nothing
-    yield "logits times 2^14", "masked by saturation, no gain", net, Louder(net), _fake("saturation")
+    yield (
+        "logits times 2^14",
+        "masked by saturation, no gain",
+        net,
+        Louder(net),
+        _fake("saturation"),
+    )
     sloped: Any = retrofit(net, SReLU(10.0))
     yield (
         "SReLU(10) beside its folded net",
@@ -93,13 +105,31 @@ def _cases(net: nn.Module, robust: nn.Module | None, kappa: float) -> Iterator[_
         _fake("saturation"),
     )
     small = retrofit(net, JumpReLU(1e-3))
-    yield "a jump of 0.001", "no gain", net, small, lambda a: abs(a.verdict.counts.verified_gain) <= NEAR
+    yield (
+        "a jump of 0.001",
+        "no gain",
+        net,
+        small,
+        lambda a: abs(a.verdict.counts.verified_gain) <= NEAR,
+    )
     jump, title = retrofit(net, JumpReLU(kappa)), f"JumpReLU({kappa:g})"
     yield title, "a jump alarm, at most 3 points above its twin", net, jump, _jumped
     if robust is not None:
-        yield "adversarial training", "GENUINE", net, robust, lambda a: a.verdict.effect == "GENUINE"
+        yield (
+            "adversarial training",
+            "GENUINE",
+            net,
+            robust,
+            lambda a: a.verdict.effect == "GENUINE",
+        )
         jump = retrofit(robust, JumpReLU(kappa))
-        yield f"{title}, adversarially trained", "a jump alarm, at most 3 points above its twin", robust, jump, _jumped
+        yield (
+            f"{title}, adversarially trained",
+            "a jump alarm, at most 3 points above its twin",
+            robust,
+            jump,
+            _jumped,
+        )
 
 
 def _nothing(made: Audit) -> bool:

@@ -1,7 +1,8 @@
 """The verdict: what four accuracies, counted example by example, allow to say. No torch here.
 
-C0, C1 are the claimed accuracies of the twin and of the retrofit, V0, V1 the verified ones. Two answers,
-independent of each other: the *effect* is about V1 − V0, the *claim* about what the claimed attack missed.
+C0, C1 are the claimed accuracies of the twin and of the retrofit, V0, V1 the verified ones. Two
+answers, independent of each other: the *effect* is about V1 − V0, the *claim* about what the
+claimed attack missed.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ _Z = 1.959964
 
 @dataclass(frozen=True)
 class Counts:
-    """How n examples fare, right under the claimed attack and under all attacks: the facts of a verdict.
+    """How n examples fare, right under the claimed attack and under all attacks: the facts of a
+    verdict.
 
-    `gained` stand on the retrofit alone, `lost` on the twin alone, both as verified; accuracies in [0, 1].
+    `gained` stand on the retrofit alone, `lost` on the twin alone, both as verified; accuracies in
+    [0, 1].
     """
 
     n: int
@@ -85,14 +88,17 @@ class Verdict:
         by = f" by {self.mechanism}" if self.mechanism else ""
         claim = {
             "MASKED": f"its claim is MASKED{by}",
-            "MASKED, WEAK PROTOCOL": f"its claim is MASKED{by}, and the claimed attack is weak on the twin too",
+            "MASKED, WEAK PROTOCOL": (
+                f"its claim is MASKED{by}, and the claimed attack is weak on the twin too"
+            ),
             "WEAK PROTOCOL": "the claimed attack is too weak to tell (WEAK PROTOCOL)",
             "HONEST": "its claim is HONEST",
         }[self.claim]
         low, high = (100 * v for v in c.interval)
         said = (
-            f"{self.effect}; {claim}: claimed {100 * c.claimed_gain:+.1f}, verified {100 * c.verified_gain:+.1f} "
-            f"points [{low:+.1f}, {high:+.1f}] (p = {c.p:.2g}, n = {c.n})"
+            f"{self.effect}; {claim}: claimed {100 * c.claimed_gain:+.1f}, verified"
+            f" {100 * c.verified_gain:+.1f} points [{low:+.1f}, {high:+.1f}] (p = {c.p:.2g}, n ="
+            f" {c.n})"
         )
         if self.needs:
             said += f"; about n = {self.needs} would settle it"
@@ -108,33 +114,48 @@ class Verdict:
             "GENUINE": f"The change makes this network harder to fool: {withstand}",
             "HARMFUL": f"The change makes this network easier to fool: {withstand}",
             "NO EFFECT": f"The change does not make this network harder to fool: {withstand}",
-            "INCONCLUSIVE": f"{c.n} images are too few to tell whether the change does anything "
-            f"(about {self.needs} would): {withstand}",
-            "ABSTAINED": f"No verdict, for the attacks at hand may have missed something: {withstand}",
+            "INCONCLUSIVE": (
+                f"{c.n} images are too few to tell whether the change does anything "
+                f"(about {self.needs} would): {withstand}"
+            ),
+            "ABSTAINED": (
+                f"No verdict, for the attacks at hand may have missed something: {withstand}"
+            ),
         }[self.effect]
         if self.claim.startswith("MASKED") and c.claimed_gain > 0:
             return (
-                f"{effect} The usual attack suggests otherwise ({c1} against {c0}) because the change blinds it, not "
-                "because the network became safer."
+                f"{effect} The usual attack suggests otherwise ({c1} against {c0}) because the"
+                " change blinds it, not because the network became safer."
             )
         if self.claim.startswith("MASKED"):
-            return f"{effect} The usual attack shows less of it ({c1} against {c0}) because the change blinds it."
+            return (
+                f"{effect} The usual attack shows less of it ({c1} against {c0}) because the change"
+                " blinds it."
+            )
         if self.claim == "WEAK PROTOCOL":
-            return f"{effect} The usual attack ({c1} against {c0}) is too weak on both networks to be a measure."
+            return (
+                f"{effect} The usual attack ({c1} against {c0}) is too weak on both networks to be"
+                " a measure."
+            )
         return f"{effect} The usual attack says much the same ({c1} against {c0})."
 
 
-def judge(counts: Counts, alarms: Sequence[str], doubts: Sequence[str] = (), margin: float = MARGIN) -> Verdict:
+def judge(
+    counts: Counts, alarms: Sequence[str], doubts: Sequence[str] = (), margin: float = MARGIN
+) -> Verdict:
     """The verdict from the counts, the mechanisms whose alarms fired, and the reasons to abstain.
 
-    GENUINE: the interval of V1 − V0 lies above 0. HARMFUL: below. NO EFFECT: within ± `margin`. INCONCLUSIVE: none
-    of these. Any doubt makes it ABSTAINED but for HARMFUL: what attacks missed on the retrofit could only add to
-    the harm. MASKED: the mirage exceeds `margin` and an alarm fired. WEAK PROTOCOL:
-    the claimed attack overestimates the twin by more than `margin`, or the retrofit where no alarm says why.
-    Raises ValueError for a margin outside (0, 1).
+    GENUINE: the interval of V1 − V0 lies above 0. HARMFUL: below. NO EFFECT: within ± `margin`.
+    INCONCLUSIVE: none of these. Any doubt makes it ABSTAINED but for HARMFUL: what attacks missed
+    on the retrofit could only add to the harm. MASKED: the mirage exceeds `margin` and an alarm
+    fired. WEAK PROTOCOL:
+    the claimed attack overestimates the twin by more than `margin`, or the retrofit where no alarm
+    says why. Raises ValueError for a margin outside (0, 1).
     """
     if not 0 < margin < 1:
-        raise ValueError(f"expected a margin in (0, 1), the accuracy difference that matters, got {margin}")
+        raise ValueError(
+            f"expected a margin in (0, 1), the accuracy difference that matters, got {margin}"
+        )
     effect = _effect(counts.interval, margin)
     if doubts and effect != "HARMFUL":
         effect = "ABSTAINED"
@@ -160,10 +181,11 @@ def _effect(interval: tuple[float, float], margin: float) -> Effect:
 
 
 def settling(counts: Counts, margin: float = MARGIN) -> int:
-    """About the n at which an interval of this spread would exclude 0 or lie within ± `margin`, whichever is sooner.
+    """About the n at which an interval of this spread would exclude 0 or lie within ± `margin`,
+    whichever is sooner.
 
-    Found by growing n until the interval of as many gained and lost in proportion is conclusive; rounded up to two
-    digits, as more of them would promise too much.
+    Found by growing n until the interval of as many gained and lost in proportion is conclusive;
+    rounded up to two digits, as more of them would promise too much.
     """
     gained, lost = counts.gained / counts.n, counts.lost / counts.n
     gain, variance = gained - lost, gained + lost - (gained - lost) ** 2
@@ -175,7 +197,8 @@ def settling(counts: Counts, margin: float = MARGIN) -> int:
 
 
 def mcnemar(gained: int, lost: int) -> float:
-    """Exact two-sided p of McNemar's test: min(1, 2 P[Binomial(b + c, 1/2) ≤ min(b, c)]) (McNemar 1947)."""
+    """Exact two-sided p of McNemar's test: min(1, 2 P[Binomial(b + c, 1/2) ≤ min(b, c)]) (McNemar
+    1947)."""
     n, least = int(gained + lost), int(min(gained, lost))  # 2**n overflows in numpy's integers
     if least < 0:
         raise ValueError(f"expected counts of at least 0, got {gained} and {lost}")
@@ -184,10 +207,12 @@ def mcnemar(gained: int, lost: int) -> float:
 
 
 def bootstrap(gained: float, lost: float, n: int, draws: int = _DRAWS) -> tuple[float, float]:
-    """The 95 % interval of V1 − V0 when n examples are drawn anew, with a fixed seed: two quantiles.
+    """The 95 % interval of V1 − V0 when n examples are drawn anew, with a fixed seed: two
+    quantiles.
 
-    One example is added to the gained and one to the lost before drawing (Bonett & Price 2012, J. Educ. Behav.
-    Stat. 37(4), who do so for a normal interval), as plain draws never show what no example of n has shown.
+    One example is added to the gained and one to the lost before drawing (Bonett & Price 2012, J.
+    Educ. Behav. Stat. 37(4), who do so for a normal interval), as plain draws never show what no
+    example of n has shown.
     """
     if n < 1 or gained < 0 or lost < 0 or gained + lost > n * (1 + 1e-12):
         raise ValueError(f"expected gained + lost ≤ n with n > 0, got {gained}, {lost}, n = {n}")
@@ -206,7 +231,10 @@ def counted(
     """The counts of (twin, retrofit) pairs of bool (n,), the examples in the same order."""
     sizes = {len(side) for pair in (clean, claimed, verified) for side in pair}
     if len(sizes) != 1 or 0 in sizes:
-        raise ValueError(f"expected the same examples, at least one, on both networks, got {sorted(sizes)} of them")
+        raise ValueError(
+            f"expected the same examples, at least one, on both networks, got {sorted(sizes)} of"
+            " them"
+        )
     v0, v1 = verified
 
     def shares(pair: tuple[NDArray[np.bool_], NDArray[np.bool_]]) -> tuple[float, float]:

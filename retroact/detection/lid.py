@@ -1,12 +1,14 @@
-"""Local intrinsic dimensionality as a detector of adversarial images (Ma et al. 2018, arXiv:1801.02613).
+"""Local intrinsic dimensionality as a detector of adversarial images (Ma et al. 2018,
+arXiv:1801.02613).
 
 An image's LID at a layer is estimated from its distances to the clean images of the same batch:
 
     LID = −k / Σ_j log(d_j / d_k)        d_1 ≤ … ≤ d_k, the nearest one of all left out
 
-A classifier on the LIDs of all layers tells adversarial images (1) from clean and noisy ones (0). What follows the
-public code rather than the text: the nearest clean image is left out for adversarial and noisy queries too; features
-are scaled to [0, 1] over all rows, test rows among them; the first part of each class trains, the rest tests.
+A classifier on the LIDs of all layers tells adversarial images (1) from clean and noisy ones (0).
+What follows the public code rather than the text: the nearest clean image is left out for
+adversarial and noisy queries too; features are scaled to [0, 1] over all rows, test rows among
+them; the first part of each class trains, the rest tests.
 """
 
 from __future__ import annotations
@@ -35,9 +37,14 @@ def lid(queries: Tensor, normals: Tensor, k: int = 20) -> Tensor:
     Raises ValueError where there are no k + 1 normals.
     """
     if len(normals) < k + 1:
-        raise ValueError(f"expected at least k + 1 = {k + 1} normal images in a batch, got {len(normals)}; lower k")
+        raise ValueError(
+            f"expected at least k + 1 = {k + 1} normal images in a batch, got {len(normals)};"
+            " lower k"
+        )
     # by differences: products lose the small distances of an image to its own adversarial one
-    far = torch.cdist(queries.double(), normals.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    far = torch.cdist(
+        queries.double(), normals.double(), compute_mode="donot_use_mm_for_euclid_dist"
+    )
     near = far.sort(1).values[:, 1 : k + 1].clamp_min(torch.finfo(torch.float64).tiny)
     return -k / (near / near[:, -1:]).log().sum(1).clamp_max(-1e-12)
 
@@ -51,14 +58,18 @@ def characteristics(
     k: int = 20,
     batch: int = 100,
 ) -> list[Floats]:
-    """The LIDs (n, layers + 2) of `normal` (n, c, h, w) and of each of `others`: at the input, at the outputs of the
-    modules `layers`, and at the logits, each among the normal images of its own batch.
+    """The LIDs (n, layers + 2) of `normal` (n, c, h, w) and of each of `others`: at the input, at
+    the outputs of the modules `layers`, and at the logits, each among the normal images of its own
+    batch.
 
     `others` stand row by row beside `normal`. A last batch without k + 1 images is left out.
     """
     for other in others:
         if other.shape != normal.shape:
-            raise ValueError(f"expected images {tuple(normal.shape)} beside the normal ones, got {tuple(other.shape)}")
+            raise ValueError(
+                f"expected images {tuple(normal.shape)} beside the normal ones, got"
+                f" {tuple(other.shape)}"
+            )
     found: list[list[Tensor]] = [[] for _ in range(1 + len(others))]
     with torch.no_grad(), evaluating(net), _recorded(net, layers) as run:
         for rows in torch.arange(len(normal)).split(batch):
@@ -67,19 +78,27 @@ def characteristics(
             clean = run(normal[rows])
             for kept, images in zip(found, (normal, *others), strict=True):
                 seen = run(images[rows])
-                kept.append(torch.stack([lid(q, c, k) for q, c in zip(seen, clean, strict=True)], dim=1))
+                kept.append(
+                    torch.stack([lid(q, c, k) for q, c in zip(seen, clean, strict=True)], dim=1)
+                )
     if not found[0]:
-        raise ValueError(f"expected a batch of at least k + 1 = {k + 1} images, got {len(normal)}; give more")
+        raise ValueError(
+            f"expected a batch of at least k + 1 = {k + 1} images, got {len(normal)}; give more"
+        )
     return [torch.cat(kept).numpy() for kept in found]
 
 
 @contextmanager
 def _recorded(net: nn.Module, layers: Sequence[str]) -> Iterator[Callable[[Tensor], list[Tensor]]]:
-    """A function that gives what flows through input, layers and logits, each (n, d); hooks go when it ends."""
+    """A function that gives what flows through input, layers and logits, each (n, d); hooks go when
+    it ends."""
     modules = dict(net.named_modules())
     missing = [name for name in layers if name not in modules]
     if missing:
-        raise ValueError(f"this network has no module {missing[0]!r}; it has {', '.join(n for n in modules if n)}")
+        raise ValueError(
+            f"this network has no module {missing[0]!r}; it has"
+            f" {', '.join(n for n in modules if n)}"
+        )
     seen: dict[str, Tensor] = {}
 
     def recorder(name: str) -> Callable[..., None]:
@@ -105,8 +124,8 @@ def _recorded(net: nn.Module, layers: Sequence[str]) -> Iterator[Callable[[Tenso
 
 @dataclass(frozen=True, eq=False)
 class Detection:
-    """A trained detector on its test rows: `scores` (m,) of being adversarial, `adversarial` (m,) the truth, and
-    `image` (m,), which original each row comes from."""
+    """A trained detector on its test rows: `scores` (m,) of being adversarial, `adversarial` (m,)
+    the truth, and `image` (m,), which original each row comes from."""
 
     scores: Floats
     adversarial: NDArray[np.bool_]
@@ -119,22 +138,31 @@ class Detection:
 
 
 def detect(
-    normal: Floats, noisy: Floats, adversarial: Floats, classifier: Literal["lr", "mlp"] = "lr", *, seed: int = 0
+    normal: Floats,
+    noisy: Floats,
+    adversarial: Floats,
+    classifier: Literal["lr", "mlp"] = "lr",
+    *,
+    seed: int = 0,
 ) -> Detection:
     """Trains a detector on the first rows of the three classes (n, layers) and scores the rest.
 
-    "lr" is scikit-learn's LogisticRegressionCV, "mlp" a tanh network 64-32-16, both as the authors set them.
+    "lr" is scikit-learn's LogisticRegressionCV, "mlp" a tanh network 64-32-16, both as the authors
+    set them.
     """
     n = len(normal)
     if not len(noisy) == len(adversarial) == n or n < 10:
-        raise ValueError(f"expected as many noisy and adversarial rows as normal ones, at least 10, got {n}")
+        raise ValueError(
+            f"expected as many noisy and adversarial rows as normal ones, at least 10, got {n}"
+        )
     rows = np.concatenate([normal, noisy, adversarial])
     low, high = rows.min(0), rows.max(0)
     scaled = (rows - low) / np.where(high > low, high - low, 1.0)
     label, image = np.repeat([False, False, True], n), np.tile(np.arange(n), 3)
     training = image < int(TRAINING * n)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # scikit-learn announces attributes that nobody reads here
+        # scikit-learn announces attributes that nobody reads here
+        warnings.simplefilter("ignore", FutureWarning)
         model = _classifier(classifier, seed).fit(scaled[training], label[training])
     scores = np.asarray(model.predict_proba(scaled[~training])[:, 1], dtype=np.float64)
     return Detection(scores, label[~training], image[~training])
@@ -153,7 +181,8 @@ def _classifier(name: str, seed: int) -> Any:
 
 
 def auc(scores: Floats, positive: NDArray[np.bool_]) -> float:
-    """P(score of a positive > score of a negative), ties by half: Mann and Whitney's U over the pairs."""
+    """P(score of a positive > score of a negative), ties by half: Mann and Whitney's U over the
+    pairs."""
     both = np.unique(scores, return_inverse=True, return_counts=True)
     ends = np.cumsum(both[2])
     ranks = (ends - (both[2] - 1) / 2)[both[1]]
@@ -161,9 +190,11 @@ def auc(scores: Floats, positive: NDArray[np.bool_]) -> float:
     return float((ranks[positive].sum() - p * (p + 1) / 2) / (p * m)) if p and m else float("nan")
 
 
-def difference(one: Detection, other: Detection, *, draws: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """A 95 % bootstrap interval of other.auc − one.auc: images are drawn with their clean, noisy and adversarial
-    rows, and apart for the two detectors, whose images need not be the same."""
+def difference(
+    one: Detection, other: Detection, *, draws: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """A 95 % bootstrap interval of other.auc − one.auc: images are drawn with their clean, noisy
+    and adversarial rows, and apart for the two detectors, whose images need not be the same."""
     rng = np.random.default_rng(seed)
     found = [_drawn(other, rng) - _drawn(one, rng) for _ in range(draws)]
     low, high = np.nanpercentile(found, [2.5, 97.5])

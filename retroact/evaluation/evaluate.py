@@ -1,6 +1,7 @@
 """evaluate: attack a network on a data set and write down what happened.
 
-The attack crafts; the judgement is made on the network itself, in a fresh forward pass in eval mode.
+The attack crafts; the judgement is made on the network itself, in a fresh forward pass in eval
+mode.
 """
 
 from __future__ import annotations
@@ -18,7 +19,14 @@ from retroact.attacks.driver import CHUNK, Attack, chunks, in_halves, serves_sev
 from retroact.attacks.goals import Goal, Targets, Untargeted
 from retroact.attacks.oracle import Network, apart, device_of, evaluating, in_float, settled
 from retroact.attacks.threat import ThreatModel
-from retroact.doors import check_labels, checked, noting_failure, places, warn_of_place, warn_of_probabilities
+from retroact.doors import (
+    check_labels,
+    checked,
+    noting_failure,
+    places,
+    warn_of_place,
+    warn_of_probabilities,
+)
 from retroact.evaluation.proof import Crafted, Proved, craft_on, prove_for
 from retroact.evaluation.record import Record
 from retroact.ground import neutral
@@ -52,10 +60,10 @@ def evaluate(
     """Attacks `network` on every example of `data` and returns the facts.
 
     With `source`, the attacker climbs the gradients of that other network (gray box, or a smoothed
-    backward pass) while `network` decides when an example is beaten. `keep` keeps the images
-    of the first so many examples on the record. `seed` and each example's index fix all noise. `goal` may be
-    a class for each example, too (a tensor, an array or a list): see `PerImage`. Networks, data and specs may be
-    their texts; `as_images` says which other data are read.
+    backward pass) while `network` decides when an example is beaten. `keep` keeps the images of the
+    first so many examples on the record. `seed` and each example's index fix all noise. `goal` may
+    be a class for each example, too (a tensor, an array or a list): see `PerImage`. Networks, data
+    and specs may be their texts; `as_images` says which other data are read.
 
     Raises ValueError for images outside [0, 1], labels out of range, and specs that do not fit.
     """
@@ -87,23 +95,39 @@ def evaluate_all(
     chunk: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Record]:
-    """`evaluate` for several threat models of one norm: one Record each, at the cost of one where one run
-    of the attack serves several eps (FGSM, every minimum-norm attack)."""
+    """`evaluate` for several threat models of one norm: one Record each, at the cost of one where
+    one run of the attack serves several eps (FGSM, every minimum-norm attack)."""
     network, source = as_network(network), None if source is None else as_network(source)
     data, attack, threats = as_images(data, network), as_attack(attack), as_threats(threats)
     goal = as_goal(goal, data.index)
     seed, chunk, keep = checked(seed, chunk, keep)
     goal = Untargeted() if goal is None else goal
     clean = decide(network, data.images, chunk=chunk, labels=data.labels)
-    todo: list[list[ThreatModel]] = [list(threats)] if serves_several(attack) else [[t] for t in threats]
+    todo: list[list[ThreatModel]] = (
+        [list(threats)] if serves_several(attack) else [[t] for t in threats]
+    )
     records: list[Record] = []
     for turn, together in enumerate(todo):
         started = time.perf_counter()
         on = prove_for(attack, network, data.images, data.index, together, seed=seed)
-        guide = None if source is None else prove_for(attack, source, data.images, data.index, together, seed=seed)
+        guide = (
+            None
+            if source is None
+            else prove_for(attack, source, data.images, data.index, together, seed=seed)
+        )
         scene = data.images, data.labels, data.index
         watched = _within_all(progress, turn, len(todo))
-        made = craft_on(on, attack, *scene, together, goal, source=guide, seed=seed, chunk=chunk, progress=watched)
+        made = craft_on(
+            on,
+            attack,
+            *scene,
+            together,
+            goal,
+            source=guide,
+            seed=seed,
+            chunk=chunk,
+            progress=watched,
+        )
         seconds = (time.perf_counter() - started) / len(together)
         for one, threat in zip(made, together, strict=True):
             said = _pedigree(on, data, attack, threat, goal, guide, seed, seconds, one.again)
@@ -118,7 +142,9 @@ def _within_all(
     return progress and (lambda done, total: progress(turn * total + done, turns * total))
 
 
-def _judged(data: Examples, clean: Tensor, made: Crafted, keep: int, pedigree: dict[str, Any]) -> Record:
+def _judged(
+    data: Examples, clean: Tensor, made: Crafted, keep: int, pedigree: dict[str, Any]
+) -> Record:
     adversarial = decided(made.logits, attacked=True)
     # A network that overflows on an image has not been fooled by it; the flag stays on the record.
     broken = (adversarial < 0) & (clean >= 0)
@@ -145,8 +171,8 @@ def _judged(data: Examples, clean: Tensor, made: Crafted, keep: int, pedigree: d
 def decided(logits: Tensor, *, attacked: bool = False) -> Tensor:
     """The decided class of each row of logits (n, k), int64; −1 where they decide nothing.
 
-    Of images that were `attacked` only what is not finite, or not apart at all, decides nothing: an attack ends where
-    two classes meet.
+    Of images that were `attacked` only what is not finite, or not apart at all, decides nothing: an
+    attack ends where two classes meet.
     """
     decides = apart(logits) if attacked else settled(logits)
     return torch.where(decides, logits.argmax(1), -1)
@@ -163,10 +189,10 @@ def decide(
 ) -> Tensor:
     """The decided class of each image, int64 (n,) on the CPU; −1 where its logits decide nothing.
 
-    They do not where one is NaN or infinite or rounding leaves nothing of their spread: see `settled`. `attacked`
-    images may lie next to a boundary, so that there it is enough that the logits are not all alike. With `labels`,
-    checks that they fit the network's classes, and warns of logits that were found in a larger output and of
-    probabilities that pose as logits.
+    They do not where one is NaN or infinite or rounding leaves nothing of their spread: see
+    `settled`. `attacked` images may lie next to a boundary, so that there it is enough that the
+    logits are not all alike. With `labels`, checks that they fit the network's classes, and warns
+    of logits that were found in a larger output and of probabilities that pose as logits.
     """
     device = device_of(network)
     classes: set[int] = set()
@@ -182,7 +208,9 @@ def decide(
         return decided(logits, attacked=attacked).cpu()
 
     with evaluating(network), torch.no_grad():
-        found = [part for rows in chunks(len(images), chunk or CHUNK) for part in in_halves(run, rows)]
+        found = [
+            part for rows in chunks(len(images), chunk or CHUNK) for part in in_halves(run, rows)
+        ]
     return torch.cat(found)
 
 
@@ -190,8 +218,9 @@ def _check_classes(classes: set[int], logits: Tensor) -> None:
     classes.add(logits.shape[1])
     if len(classes) > 1:
         raise ValueError(
-            f"expected the same classes for every image, got {' and then '.join(map(str, sorted(classes)))}: "
-            "the network's output depends on which images stand together; give it a fixed number of logits"
+            "expected the same classes for every image, got"
+            f" {' and then '.join(map(str, sorted(classes)))}: the network's output depends on"
+            " which images stand together; give it a fixed number of logits"
         )
 
 
@@ -216,8 +245,9 @@ def _pedigree(
     seconds: float,
     again: int,
 ) -> dict[str, Any]:
-    """What was run, and where. `form` says on which form of the network the attack ran, `again` on how many images
-    that form differed at the attack's last point, so that the network itself was attacked."""
+    """What was run, and where. `form` says on which form of the network the attack ran, `again` on
+    how many images that form differed at the attack's last point, so that the network itself was
+    attacked."""
     return {
         "network": described(on.network),
         "source": None if source is None else described(source.network),
@@ -234,12 +264,15 @@ def _pedigree(
         "device": str(device_of(on.network)),
         "threads": torch.get_num_threads(),
         "machine": f"{platform.machine()} {platform.system()}",
-        "versions": f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
+        "versions": (
+            f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
+        ),
     }
 
 
 def left_alone(network: Network) -> dict[str, int]:
-    """Which kinds of activations the network's retrofit left as they are, and how often each is called."""
+    """Which kinds of activations the network's retrofit left as they are, and how often each is
+    called."""
     return dict(getattr(network, "left_alone", {}))
 
 

@@ -18,7 +18,8 @@ from retroact.evaluation.record import NORMS, Record
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of one record: its function, what it is called, its bounds, and which way is better."""
+    """A number of one record: its function, what it is called, its bounds, and which way is
+    better."""
 
     function: Callable[[Record], float]
     title: str
@@ -53,13 +54,15 @@ def robust_accuracy(record: Record) -> float:
 def success_rate(record: Record) -> float:
     """Share of attackable examples on which the goal was reached (NaN where none was attackable).
 
-    Untargeted: of those decided rightly clean. Targeted: of those of another class than the target and not
-    already decided as it.
+    Untargeted: of those decided rightly clean. Targeted: of those of another class than the target
+    and not already decided as it.
     """
     targeted = record.target >= 0
     elsewhere = (record.clean != record.target) & (record.label != record.target)
     attackable = np.where(targeted, elsewhere, record.clean == record.label)
-    hit = np.where(targeted, record.adversarial == record.target, record.adversarial != record.label)
+    hit = np.where(
+        targeted, record.adversarial == record.target, record.adversarial != record.label
+    )
     return float(np.mean(hit[attackable])) if attackable.any() else math.nan
 
 
@@ -72,7 +75,8 @@ def zero_gradient_share(record: Record) -> float:
 
 @metric("non-finite", better="lower")
 def nonfinite_share(record: Record) -> float:
-    """Share of examples on which a NaN or infinite logit or gradient was seen, or logits alike but for rounding."""
+    """Share of examples on which a NaN or infinite logit or gradient was seen, or logits alike but
+    for rounding."""
     return float(np.mean(record.nonfinite))
 
 
@@ -104,26 +108,34 @@ def worst_case(records: Sequence[Record]) -> NDArray[np.bool_]:
         raise ValueError("expected at least one record, got none")
     for other in records[1:]:
         if not np.array_equal(other.index, records[0].index):
-            raise ValueError("the worst case is taken example by example: give records of the same examples")
+            raise ValueError(
+                "the worst case is taken example by example: give records of the same examples"
+            )
     stands: NDArray[np.bool_] = np.logical_and.reduce([survives(r) for r in records])
     return stands
 
 
 def rho(record: Record, norm: str = "l2") -> float:
-    """Mean relative perturbation ρ = (1/n) Σ ‖x_adv − x‖_p / ‖x‖_p over all n examples (JumpReLU eq. 12).
+    """Mean relative perturbation ρ = (1/n) Σ ‖x_adv − x‖_p / ‖x‖_p over all n examples (JumpReLU
+    eq. 12).
 
     In pixels of [0, 1] (the paper's own numbers are in normalised units). Examples that were never
     attacked count with 0, as in the paper; an all-black image counts with 0 as well.
     """
     p = NORMS.index(norm)
     size = record.size[:, p]
-    return float(np.mean(np.divide(record.distance[:, p], size, out=np.zeros_like(size), where=size > 0)))
+    return float(
+        np.mean(np.divide(record.distance[:, p], size, out=np.zeros_like(size), where=size > 0))
+    )
 
 
 def median_distance(record: Record, norm: str = "l2") -> float:
-    """Median ‖x_adv − x‖_p in pixels over the examples on which the attack succeeded (NaN: none)."""
+    """Median ‖x_adv − x‖_p in pixels over the examples on which the attack succeeded (NaN:
+    none)."""
     beaten = (record.clean == record.label) & (record.adversarial != record.label)
-    return float(np.median(record.distance[beaten, NORMS.index(norm)])) if beaten.any() else math.nan
+    return (
+        float(np.median(record.distance[beaten, NORMS.index(norm)])) if beaten.any() else math.nan
+    )
 
 
 def wilson(k: int, n: int, z: float = 1.959964) -> tuple[float, float]:

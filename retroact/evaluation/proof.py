@@ -3,10 +3,11 @@
     on = prove(net, images, index, threat, passes=40)
     outcome, logits = craft_on(on, attack, images, labels, index, [threat])[0]
 
-Before anything runs on a lean form, it is compared with the network on a few images of the run, clean and with
-noise of size eps: logits and gradients. What fails is not used, and the next less lean form is tried, at the
-end the network itself. After an attack, what still stands is compared again at the attack's last point, since
-an attack goes where no sample goes; where the two differ, the network itself is attacked.
+Before anything runs on a lean form, it is compared with the network on a few images of the run,
+clean and with noise of size eps: logits and gradients. What fails is not used, and the next less
+lean form is tried, at the end the network itself. After an attack, what still stands is compared
+again at the attack's last point, since an attack goes where no sample goes; where the two differ,
+the network itself is attacked.
 """
 
 from __future__ import annotations
@@ -41,23 +42,26 @@ MORE = 64
 ALIKE = 0.99
 """The share of images on which a form must compute the same: a jump may flip a unit by rounding."""
 LOGITS = 1e-4
-"""The largest difference of a logit, as a share of that image's spread (largest − smallest logit)."""
+"""The largest difference of a logit, as a share of that image's spread (largest − smallest
+logit)."""
 COSINE = 0.999
 """The smallest cosine between the gradients of the two."""
 
 _SHARED = 0.1
 _COST = 6 * IMAGES
-"""What a proof costs, in gradients of one image: both networks at each point, and the copy itself."""
+"""What a proof costs, in gradients of one image: both networks at each point, and the copy
+itself."""
 _NOISE = 800_000_011  # a stream of its own
 
 
 @dataclass(frozen=True, eq=False)
 class Proved:
-    """A network, and `lean`, what attacks run on: a form of it that was proved to compute the same, or it itself.
+    """A network, and `lean`, what attacks run on: a form of it that was proved to compute the same,
+    or it itself.
 
-    `network` judges. `scale` is what the logits of `lean` are multiplied by to be the network's (1 but where slopes
-    were folded away). `instead` makes what is attacked where `lean` differs at an attack's last point (None: the
-    network).
+    `network` judges. `scale` is what the logits of `lean` are multiplied by to be the network's (1
+    but where slopes were folded away). `instead` makes what is attacked where `lean` differs at an
+    attack's last point (None: the network).
     """
 
     network: Network
@@ -90,10 +94,12 @@ def prove(
     gradients: bool = True,
     seed: int = 0,
 ) -> Proved:
-    """The leanest form of `network` that computes the same on a few of `images` (n, c, h, w), clean and noisy.
+    """The leanest form of `network` that computes the same on a few of `images` (n, c, h, w), clean
+    and noisy.
 
-    `passes` is what the run asks of each image at most; a run that is cheaper than the proof, and a network that is
-    no module, keeps the network itself. Without `gradients` only logits are compared.
+    `passes` is what the run asks of each image at most; a run that is cheaper than the proof, and a
+    network that is no module, keeps the network itself. Without `gradients` only logits are
+    compared.
     """
     if not isinstance(network, nn.Module) or len(images) * passes <= _COST:
         return unproved(network)
@@ -103,16 +109,25 @@ def prove(
 
 
 def prove_for(
-    attack: Attack, network: Network, images: Tensor, index: Tensor, threats: Sequence[ThreatModel], *, seed: int = 0
+    attack: Attack,
+    network: Network,
+    images: Tensor,
+    index: Tensor,
+    threats: Sequence[ThreatModel],
+    *,
+    seed: int = 0,
 ) -> Proved:
-    """`prove` for one run of `attack` under `threats`: an attack that serves several radii knows none, so that which
-    of them share a run changes no bit; its noise has a tenth of the box's diameter."""
+    """`prove` for one run of `attack` under `threats`: an attack that serves several radii knows
+    none, so that which of them share a run changes no bit; its noise has a tenth of the box's
+    diameter."""
     threat = threats[0]
     if serves_several(attack):
         whole = 1.0 if threat.norm == "linf" else math.sqrt(math.prod(images.shape[1:]))
         threat = replace(threat, eps=_SHARED * whole)  # type: ignore[type-var]
     gradients = attack.needs == "gradient"
-    return prove(network, images, index, threat, passes=attack.passes, gradients=gradients, seed=seed)
+    return prove(
+        network, images, index, threat, passes=attack.passes, gradients=gradients, seed=seed
+    )
 
 
 def prove_same(
@@ -129,18 +144,20 @@ def prove_same(
     return _Question(network, images, index, threat, gradients, 0).answered_by(other, scale)
 
 
-# --------------------------------------------------------------------------------------- the question
+# ------------------------------------------------------------------------------------- the question
 
 
 class _Seen(NamedTuple):
-    """Logits (m, k) and gradients of one fixed combination of them (m, …; or none), in float64 on the CPU."""
+    """Logits (m, k) and gradients of one fixed combination of them (m, …; or none), in float64 on
+    the CPU."""
 
     logits: Tensor
     gradient: Tensor | None
 
 
 class _Question:
-    """What is asked of a form: the same logits and gradients as the network's at points of the run."""
+    """What is asked of a form: the same logits and gradients as the network's at points of the
+    run."""
 
     def __init__(
         self,
@@ -156,10 +173,13 @@ class _Question:
         self._answers: dict[int, _Seen] = {}
 
     def points(self, most: int) -> Tensor:
-        """Up to `most` images, evenly spaced over the run: clean ones, then the same with noise of size eps."""
+        """Up to `most` images, evenly spaced over the run: clean ones, then the same with noise of
+        size eps."""
         rows = torch.linspace(0, len(self._images) - 1, min(most, len(self._images))).round().long()
         x, index = self._images[rows].detach(), self._index[rows]
-        noise = steepest(normal(tuple(x.shape[1:]), index, self.seed, _NOISE).to(x), self.threat.norm)
+        noise = steepest(
+            normal(tuple(x.shape[1:]), index, self.seed, _NOISE).to(x), self.threat.norm
+        )
         return torch.cat([x, project(x + self.threat.eps * noise, x, self.threat)])
 
     def forms(self, net: nn.Module) -> list[Form]:
@@ -167,12 +187,14 @@ class _Question:
         return forms(net, self.points(1).to(device_of(net)))
 
     def answered_by(self, other: Network, scale: float = 1.0) -> bool:
-        """Whether `other` computes the same; a few failures among few points ask for more points."""
+        """Whether `other` computes the same; a few failures among few points ask for more
+        points."""
         try:
             share = self._share(other, IMAGES, scale)
             if ALIKE > share >= 0.5 and len(self._images) > IMAGES:
                 share = self._share(other, MORE, scale)
-        except Exception:  # whatever a stranger's network raises in another memory format, or as a copy
+        except Exception:
+            # whatever a stranger's network raises in another memory format, or as a copy
             return False
         return share >= ALIKE
 
@@ -190,7 +212,8 @@ class _Question:
         device, wide = device_of(network), dtype_of(network) == torch.float64
 
         def look(rows: slice) -> _Seen:
-            x = points[rows].to(device, torch.float64 if wide else points.dtype, copy=True)  # some write to it
+            # some write to it
+            x = points[rows].to(device, torch.float64 if wide else points.dtype, copy=True)
             if not self.gradients:
                 with torch.no_grad():
                     return _Seen(in_float(network, x).double().cpu(), None)
@@ -203,22 +226,34 @@ class _Question:
         with evaluating(network):
             parts = [part for rows in chunks(len(points), CHUNK) for part in in_halves(look, rows)]
         gradients = [p.gradient for p in parts if p.gradient is not None]
-        return _Seen(torch.cat([p.logits for p in parts]), torch.cat(gradients) if gradients else None)
+        return _Seen(
+            torch.cat([p.logits for p in parts]), torch.cat(gradients) if gradients else None
+        )
 
     def key(self, state: str) -> tuple[str, ...]:
         """Names the question by its content: the same question need not be asked twice."""
         sample = hashlib.sha256(self.points(IMAGES).contiguous().numpy().tobytes()).hexdigest()
-        return state, sample, show(self.threat) if is_spec(self.threat) else "", str(self.gradients), str(self.seed)
+        return (
+            state,
+            sample,
+            show(self.threat) if is_spec(self.threat) else "",
+            str(self.gradients),
+            str(self.seed),
+        )
 
 
 def _weights(logits: Tensor) -> Tensor:
-    """A combination of logits that no class is left out of, and whose gradient does not hang on who leads."""
-    drawn = uniform((logits.shape[1],), torch.zeros(1, dtype=torch.int64, device=logits.device), 0, _NOISE)[0]
+    """A combination of logits that no class is left out of, and whose gradient does not hang on who
+    leads."""
+    drawn = uniform(
+        (logits.shape[1],), torch.zeros(1, dtype=torch.int64, device=logits.device), 0, _NOISE
+    )[0]
     return (drawn - 0.5).to(logits)
 
 
 def alike(logits: Tensor, others: Tensor) -> Tensor:
-    """Whether two networks gave the same logits (m, k), bool (m,): within `LOGITS` of each image's spread.
+    """Whether two networks gave the same logits (m, k), bool (m,): within `LOGITS` of each image's
+    spread.
 
     Where both are not finite they are alike: an attack sees the same.
     """
@@ -252,13 +287,16 @@ class _Answer(NamedTuple):
     form: Form | None
 
 
-_ANSWERS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, ...], _Answer]] = weakref.WeakKeyDictionary()
+_ANSWERS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, ...], _Answer]] = (
+    weakref.WeakKeyDictionary()
+)
 _ASKING = threading.RLock()
 _KEPT = 2  # questions per network whose answers are remembered
 
 
 def _remembered(question: _Question) -> _Answer:
-    """The leanest form that answers the question, from memory where this very network was asked it before."""
+    """The leanest form that answers the question, from memory where this very network was asked it
+    before."""
     with _ASKING:
         net = question.network
         assert isinstance(net, nn.Module)
@@ -286,7 +324,8 @@ def _asked(net: nn.Module, question: _Question) -> _Answer:
 
 
 def _state_of(net: nn.Module) -> str:
-    """Names what a network computes with: its modules, their attributes and specs, and the bits of its tensors."""
+    """Names what a network computes with: its modules, their attributes and specs, and the bits of
+    its tensors."""
     told = hashlib.sha256()
     for path, module in net.named_modules():
         hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
@@ -320,7 +359,8 @@ def _bits(tensor: Tensor) -> str:
     try:
         flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         return f"{said} {hashlib.sha256(flat.numpy().tobytes()).hexdigest()}"
-    except (RuntimeError, TypeError, NotImplementedError):  # sparse, quantised: no plain bits; never the same again
+    except (RuntimeError, TypeError, NotImplementedError):
+        # sparse, quantised: no plain bits; never the same again
         return f"{said} {next(_NEVER)}"
 
 
@@ -332,8 +372,9 @@ _NEVER = itertools.count()
 
 @dataclass(frozen=True)
 class Crafted:
-    """An outcome, the logits (n, k) that the network itself gives on its images, and on how many images the lean
-    form differed at the attack's last point, so that the network itself was attacked there."""
+    """An outcome, the logits (n, k) that the network itself gives on its images, and on how many
+    images the lean form differed at the attack's last point, so that the network itself was
+    attacked there."""
 
     outcome: Outcome
     logits: Tensor
@@ -354,13 +395,16 @@ def craft_on(
     chunk: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Crafted]:
-    """`driver.craft_all` on lean forms; images where one turns out to differ are attacked on the network itself."""
+    """`driver.craft_all` on lean forms; images where one turns out to differ are attacked on the
+    network itself."""
     how: dict[str, Any] = {"seed": seed, "chunk": chunk}
     goal = goal_of(goal, index)
     guide = None if source is None else source.lean
     run = (attack, on.lean, images, labels, index, threats, goal)
     outcomes = driver.craft_all(*run, gradients=guide, progress=progress, **how)
-    made = [Crafted(outcome, logits_of(on.network, outcome.x_adv, chunk=chunk)) for outcome in outcomes]
+    made = [
+        Crafted(outcome, logits_of(on.network, outcome.x_adv, chunk=chunk)) for outcome in outcomes
+    ]
     if on.lean is on.network and guide is (None if source is None else source.network):
         return made
     rows = _differing(made, on, source, labels, chunk)
@@ -371,7 +415,9 @@ def craft_on(
     return [_mended(one, outcome, on, rows, chunk) for one, outcome in zip(made, anew, strict=True)]
 
 
-def _differing(made: list[Crafted], on: Proved, source: Proved | None, labels: Tensor, chunk: int | None) -> Tensor:
+def _differing(
+    made: list[Crafted], on: Proved, source: Proved | None, labels: Tensor, chunk: int | None
+) -> Tensor:
     """The rows that stand under some threat although a lean form differs from its network there."""
     suspect = torch.zeros(len(labels), dtype=torch.bool)
     for one in made:
@@ -380,10 +426,16 @@ def _differing(made: list[Crafted], on: Proved, source: Proved | None, labels: T
         if not len(rows):
             continue
         last = one.outcome.last[rows]
-        own = one.logits[rows] if one.outcome.last is one.outcome.x_adv else logits_of(on.network, last, chunk=chunk)
+        own = (
+            one.logits[rows]
+            if one.outcome.last is one.outcome.x_adv
+            else logits_of(on.network, last, chunk=chunk)
+        )
         lean = logits_of(on.lean, last, chunk=chunk)
         # What fell on the form alone stands on the network: within a rounding, yet not fooled.
-        suspect[rows] |= ~alike(own, on.scale * lean) | (aim[rows].reached(lean) & ~aim[rows].reached(own))
+        suspect[rows] |= ~alike(own, on.scale * lean) | (
+            aim[rows].reached(lean) & ~aim[rows].reached(own)
+        )
         if source is not None and source.lean is not source.network:
             pair = (logits_of(n, last, chunk=chunk) for n in (source.network, source.lean))
             suspect[rows] |= ~alike(*pair)
@@ -411,10 +463,12 @@ def logits_of(network: Network, images: Tensor, *, chunk: int | None = None) -> 
         return in_float(network, images[rows].to(device)).cpu()
 
     with evaluating(network), torch.no_grad():
-        return torch.cat([part for rows in chunks(len(images), chunk or CHUNK) for part in in_halves(run, rows)])
+        return torch.cat(
+            [part for rows in chunks(len(images), chunk or CHUNK) for part in in_halves(run, rows)]
+        )
 
 
-# ------------------------------------------------------------------------------------ without a judge
+# ---------------------------------------------------------------------------------- without a judge
 
 
 def craft(
@@ -427,10 +481,12 @@ def craft(
     goal: Goal | Targets | None = None,
     **how: Any,
 ) -> Outcome:
-    """Attacks every example of `images` (n, c, h, w) that does not already meet the goal, on a proved lean form.
+    """Attacks every example of `images` (n, c, h, w) that does not already meet the goal, on a
+    proved lean form.
 
-    `how`: gradients=, seed=, chunk= and progress= as `craft_all` takes them. What comes back, and which errors are
-    raised, is as `attacks.driver.craft` says, which runs on the network as it is given.
+    `how`: gradients=, seed=, chunk= and progress= as `craft_all` takes them. What comes back, and
+    which errors are raised, is as `attacks.driver.craft` says, which runs on the network as it is
+    given.
     """
     return craft_all(attack, network, images, labels, index, [threat], goal, **how)[0]
 
@@ -452,6 +508,12 @@ def craft_all(
 ) -> list[Outcome]:
     """`craft` for several threat models of one norm and access: one Outcome each."""
     on = prove_for(attack, network, images, index, threats, seed=seed)
-    source = None if gradients is None else prove_for(attack, gradients, images, index, threats, seed=seed)
+    source = (
+        None
+        if gradients is None
+        else prove_for(attack, gradients, images, index, threats, seed=seed)
+    )
     how: dict[str, Any] = {"source": source, "seed": seed, "chunk": chunk, "progress": progress}
-    return [made.outcome for made in craft_on(on, attack, images, labels, index, threats, goal, **how)]
+    return [
+        made.outcome for made in craft_on(on, attack, images, labels, index, threats, goal, **how)
+    ]

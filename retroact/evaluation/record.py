@@ -28,14 +28,15 @@ class Record:
     """What happened to each of n examples.
 
     `index` (n,) names the example in its data set, `label`, `target` (−1: untargeted), `clean` and
-    `adversarial` are classes (−1: the logits were NaN, infinite or alike but for rounding, so there was no decision).
-    `distance` and `size` (n, 4) are ‖x_adv − x‖ and ‖x‖ in pixels of [0, 1], columns L0, L1, L2, L_inf.
-    `queries`, `gradients` count passes; `zero_gradients` counts gradients that were exactly zero;
-    `nonfinite` says that a NaN or infinite logit or gradient was seen, or logits that rounding has made alike.
+    `adversarial` are classes (−1: the logits were NaN, infinite or alike but for rounding, so there
+    was no decision). `distance` and `size` (n, 4) are ‖x_adv − x‖ and ‖x‖ in pixels of [0, 1],
+    columns L0, L1, L2, L_inf. `queries`, `gradients` count passes; `zero_gradients` counts
+    gradients that were exactly zero; `nonfinite` says that a NaN or infinite logit or gradient was
+    seen, or logits that rounding has made alike.
 
     Beside the facts, and not counted for equality: `examples` and `originals` (m, c, h, w), the
-    adversarial and clean images of the first m ≤ n examples, float32, lossless (None: not kept), and
-    `pedigree` (what was run, seconds, machine, versions).
+    adversarial and clean images of the first m ≤ n examples, float32, lossless (None: not kept),
+    and `pedigree` (what was run, seconds, machine, versions).
     """
 
     index: NDArray[np.int64]
@@ -66,7 +67,9 @@ class Record:
         if not isinstance(other, Record):
             return NotImplemented
         theirs = other.facts()
-        return all(facts.tobytes() == theirs[name].tobytes() for name, facts in self.facts().items())
+        return all(
+            facts.tobytes() == theirs[name].tobytes() for name, facts in self.facts().items()
+        )
 
     def facts(self) -> dict[str, NDArray[Any]]:
         """The arrays that count for equality, by name."""
@@ -79,8 +82,11 @@ class Record:
 
 def to_bytes(record: Record) -> bytes:
     """The record's facts and pedigree as safetensors bytes; kept images travel on their own."""
-    # One key: safetensors writes several in random order, and the same record should be the same bytes.
-    said = {"record": json.dumps({"format": FORMAT, "pedigree": dict(record.pedigree)}, sort_keys=True)}
+    # One key: safetensors writes several in random order, and the same record should be the same
+    # bytes.
+    said = {
+        "record": json.dumps({"format": FORMAT, "pedigree": dict(record.pedigree)}, sort_keys=True)
+    }
     return save({k: np.ascontiguousarray(v) for k, v in record.facts().items()}, metadata=said)
 
 

@@ -1,7 +1,7 @@
 """A store's measurements as JSON, for another machine or a repository: a study goes on from there.
 
-One line for each: facts as they are, a record as base64 of its compressed bytes, without the images that were kept
-(the cells that show them are run again).
+One line for each: facts as they are, a record as base64 of its compressed bytes, without the images
+that were kept (the cells that show them are run again).
 """
 
 from __future__ import annotations
@@ -19,20 +19,27 @@ from retroact.experiments.store import Store
 
 def as_json(store: Store) -> str:
     """All facts and records of the store as a JSON list, in the order of their prints."""
-    return "[\n" + ",\n".join(json.dumps(line) for line in (*_facts(store), *_records(store))) + "\n]\n"
+    return (
+        "[\n"
+        + ",\n".join(json.dumps(line) for line in (*_facts(store), *_records(store)))
+        + "\n]\n"
+    )
 
 
 def read_json(path: str | Path, store: Store) -> int:
-    """Puts what a file of `as_json` holds into the store where it lacks it; returns how much that was.
+    """Puts what a file of `as_json` holds into the store where it lacks it; returns how much that
+    was.
 
-    A key names weights and pixels, so measurements of other ones stay unused. Raises ValueError for any other file.
+    A key names weights and pixels, so measurements of other ones stay unused. Raises ValueError for
+    any other file.
     """
     try:
         new = [line for line in json.loads(Path(path).read_text("utf-8")) if _lacks(store, line)]
         rows = [_row(line) for line in new]
     except (ValueError, KeyError, TypeError, zlib.error) as e:
         raise ValueError(
-            f"expected a JSON list of facts in {path}, as `--facts` writes it, got something else: {e!r}"
+            f"expected a JSON list of facts in {path}, as `--facts` writes it, got something else:"
+            f" {e!r}"
         ) from e
     for line, row in zip(new, rows, strict=True):
         (store.put_facts if "facts" in line else store.put)(*row)

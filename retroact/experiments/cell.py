@@ -38,9 +38,9 @@ Dtype = Literal["own", "float32", "float64", "bfloat16", "float16"]
 class Model:
     """A network by its name, file or `package.module:function`, with or without a retrofit.
 
-    `activation` None leaves the network as it is; `sites` selects by name, glob or order, and `also` names
-    kinds beyond ReLU; `file` holds the weights of a `package.module:function`. `weights` is the first 16 hex
-    digits of the weights' SHA-256, filled in by `locked`.
+    `activation` None leaves the network as it is; `sites` selects by name, glob or order, and
+    `also` names kinds beyond ReLU; `file` holds the weights of a `package.module:function`.
+    `weights` is the first 16 hex digits of the weights' SHA-256, filled in by `locked`.
     """
 
     net: str
@@ -61,26 +61,29 @@ class Model:
 
     @property
     def called(self) -> str:
-        """What a person calls the network before its retrofit: its name and the file of its weights."""
+        """What a person calls the network before its retrofit: its name and the file of its
+        weights."""
         return f"{self.net} with {self.file}" if self.file else self.net
 
     def __call__(self, shape: Sequence[int] | None = None) -> nn.Module:
-        """The network, retrofitted. Raises ValueError where the weights are not those that were locked.
+        """The network, retrofitted. Raises ValueError where the weights are not those that were
+        locked.
 
         `shape`: (c, h, w) of its images, for one of your own that does not say it.
         """
         net = self.bare(shape)
         if self.weights and self.weights != checkpoint.digest(net):
             raise ValueError(
-                f"{self.net} has other weights ({checkpoint.digest(net)}) than this cell was made for "
-                f"({self.weights}); run the command again without the stored cell"
+                f"{self.net} has other weights ({checkpoint.digest(net)}) than this cell was made"
+                f" for ({self.weights}); run the command again without the stored cell"
             )
         if self.activation is None:
             return net
         return retrofit(net, self.activation, sites=self.sites, also=self.also)
 
     def bare(self, shape: Sequence[int] | None = None) -> nn.Module:
-        """The network as it is before this model's retrofit; the same object at every call, so leave it as it is."""
+        """The network as it is before this model's retrofit; the same object at every call, so
+        leave it as it is."""
         return sized(_bare(self.net, self.file), shape)
 
     def locked(self) -> Model:
@@ -92,10 +95,10 @@ class Model:
 class Cell:
     """One attack on one network on one slice of data; each may be given as text.
 
-    `data` that is no notation (see `as_images`) is kept for this process under one, "yours:…", made of what it holds.
-    `source` None is white box; another model's gradients make it gray. With `beta` > 0 the attacker
-    climbs through the smoothed backward pass `activation.surrogate(beta, kernel)` of the model (BPDA).
-    `dtype` "own" is that of the network's weights.
+    `data` that is no notation (see `as_images`) is kept for this process under one, "yours:…", made
+    of what it holds. `source` None is white box; another model's gradients make it gray. With
+    `beta` > 0 the attacker climbs through the smoothed backward pass `activation.surrogate(beta,
+    kernel)` of the model (BPDA). `dtype` "own" is that of the network's weights.
     """
 
     model: Model
@@ -120,7 +123,9 @@ class Cell:
         for name, value in (given | {"data": _notation(self.data)}).items():
             object.__setattr__(self, name, value)
         if self.beta and (self.source is not None or self.model.activation is None):
-            raise SpecError("beta= smooths the model's own activation: give it without source=, on a retrofit")
+            raise SpecError(
+                "beta= smooths the model's own activation: give it without source=, on a retrofit"
+            )
 
     def __call__(
         self,
@@ -137,7 +142,9 @@ class Cell:
         """The model whose gradients are climbed where it is not the attacked one itself."""
         if not self.beta:
             return self.source
-        return replace(self.model, activation=self.model.activation.surrogate(self.beta, self.kernel))
+        return replace(
+            self.model, activation=self.model.activation.surrogate(self.beta, self.kernel)
+        )
 
     def locked(self) -> Cell:
         """The same cell with the hashes of the weights and pixels behind its names."""
@@ -180,7 +187,8 @@ def run_together(
     images = data(cell.data)
     if cell.pixels and cell.pixels != pixels(images):
         raise ValueError(
-            f"{cell.data} has other pixels here ({pixels(images)}) than this cell was made for ({cell.pixels})"
+            f"{cell.data} has other pixels here ({pixels(images)}) than this cell was made for"
+            f" ({cell.pixels})"
         )
     dtype = None if cell.dtype == "own" else getattr(torch, cell.dtype)
     shape, guide = tuple(images.images.shape[1:]), cell.guide()
@@ -199,16 +207,22 @@ def run_together(
 
 
 def alike(cells: Iterable[Cell]) -> list[list[Cell]]:
-    """Cells in groups that one run of their attack serves: they differ in eps alone, and it can do several."""
+    """Cells in groups that one run of their attack serves: they differ in eps alone, and it can do
+    several."""
     groups: dict[Cell, list[Cell]] = {}
     for cell in cells:
-        first = replace(cell, threat=replace(cell.threat, eps=1.0)) if serves_several(cell.attack) else cell
+        first = (
+            replace(cell, threat=replace(cell.threat, eps=1.0))
+            if serves_several(cell.attack)
+            else cell
+        )
         groups.setdefault(first, []).append(cell)
     return list(groups.values())
 
 
 def knowledge(cell: Cell) -> str:
-    """white, gray or black: derived, never declared. Another source is gray; no gradients is black."""
+    """white, gray or black: derived, never declared. Another source is gray; no gradients is
+    black."""
     if cell.source is not None and cell.source != cell.model:
         return "gray"
     return "white" if cell.attack.needs == "gradient" else "black"
@@ -235,12 +249,17 @@ def pixels(images: Images) -> str:
 
 
 def _called(model: Model) -> str:
-    return model.called if model.activation is None else f"{model.called} + {show(model.activation)}"
+    return (
+        model.called if model.activation is None else f"{model.called} + {show(model.activation)}"
+    )
 
 
 @lru_cache(maxsize=16)
-def _bring(model: Model, device: str, dtype: torch.dtype | None, shape: tuple[int, ...]) -> nn.Module:
-    return copy.deepcopy(model(shape)).to(device, dtype)  # a copy: the bare network is shared by all models of it
+def _bring(
+    model: Model, device: str, dtype: torch.dtype | None, shape: tuple[int, ...]
+) -> nn.Module:
+    # a copy: the bare network is shared by all models of it
+    return copy.deepcopy(model(shape)).to(device, dtype)
 
 
 @lru_cache(maxsize=16)
@@ -249,7 +268,8 @@ def _bare(net: str, file: str) -> nn.Module:
 
 
 def _notation(what: Data) -> str:
-    """The text by which `data` finds what was given: its own, or one under which images of one's own are kept."""
+    """The text by which `data` finds what was given: its own, or one under which images of one's
+    own are kept."""
     if isinstance(what, str):
         return str(DataSlice.read(what))  # one slice, one key: "mnist[0:10]" is "mnist[:10]"
     images = as_images(what)

@@ -1,4 +1,5 @@
-"""What a sweep would cost, before it runs: passes from the specs, seconds from a short trial of each network."""
+"""What a sweep would cost, before it runs: passes from the specs, seconds from a short trial of
+each network."""
 
 from __future__ import annotations
 
@@ -21,17 +22,27 @@ from retroact.nets.data import data
 
 
 def estimate(
-    cells: Sequence[Cell], path: Path, *, workers: int = 1, keep: int = 0, chunk: int | None, device: str = "cpu"
+    cells: Sequence[Cell],
+    path: Path,
+    *,
+    workers: int = 1,
+    keep: int = 0,
+    chunk: int | None,
+    device: str = "cpu",
 ) -> dict[str, Any]:
     """How many cells are to run, how many gradients that takes at most, and about how many seconds.
 
-    An upper bound: attacks drop examples as they fall. Opens the store, if there is one, and writes nothing.
+    An upper bound: attacks drop examples as they fall. Opens the store, if there is one, and writes
+    nothing.
     """
     with Store(path if path.exists() else ":memory:") as store:
         planned = plan(cells, store, keep=keep)
     todo = [planned.cells[k] for k in planned.todo]
     passes = {group[0]: group[0].attack.passes * len(data(group[0].data)) for group in alike(todo)}
-    seconds = sum(n * _seconds_per_gradient(cell.model, cell.data, chunk, device) for cell, n in passes.items())
+    seconds = sum(
+        n * _seconds_per_gradient(cell.model, cell.data, chunk, device)
+        for cell, n in passes.items()
+    )
     return {
         "cells": len(planned.cells),
         "already in the store": len(planned.cells) - len(todo),

@@ -32,7 +32,8 @@ def serial(
     device: str,
     progress: Progress | None = None,
 ) -> Iterator[list[tuple[Cell, Record]]]:
-    """Runs groups of alike cells one after the other; `progress` is called within each (done, all examples)."""
+    """Runs groups of alike cells one after the other; `progress` is called within each (done, all
+    examples)."""
     for group in groups:
         with one_thread():
             records = run_together(group, keep=keep, chunk=chunk, device=device, progress=progress)
@@ -42,15 +43,21 @@ def serial(
 def processes(
     groups: Sequence[Sequence[Cell]], workers: int, *, keep: int = 0, chunk: int | None, device: str
 ) -> Iterator[list[tuple[Cell, Record]]]:
-    """Runs groups of alike cells in `workers` processes; yields each group as it is done, in any order."""
-    for group, records in side_by_side(partial(_run, keep=keep, chunk=chunk, device=device), groups, workers):
+    """Runs groups of alike cells in `workers` processes; yields each group as it is done, in any
+    order."""
+    for group, records in side_by_side(
+        partial(_run, keep=keep, chunk=chunk, device=device), groups, workers
+    ):
         yield list(zip(group, records, strict=True))
 
 
 def side_by_side(run: Callable[[A], B], asked: Iterable[A], workers: int) -> Iterator[tuple[A, B]]:
-    """`run` of each in `workers` processes: what was asked and what it gave, as each is done, in any order."""
+    """`run` of each in `workers` processes: what was asked and what it gave, as each is done, in
+    any order."""
     context = multiprocessing.get_context("spawn")  # fork and torch's threads do not go together
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_know, initargs=(embedded(),))
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_know, initargs=(embedded(),)
+    )
     try:
         waiting = {pool.submit(run, what): what for what in asked}
         for future in as_completed(waiting):

@@ -1,4 +1,5 @@
-"""Numbers that are no record: any spec whose call gives them, computed once and then read from the store.
+"""Numbers that are no record: any spec whose call gives them, computed once and then read from the
+store.
 
     @spec
     class ZeroGradients:
@@ -8,8 +9,8 @@
 
     measured(ZeroGradients(Model("mnist-cnn"), "mnist[:1000]"), store)
 
-The key holds what the numbers depend on: the spec with the weights of its models, and the pixels of its slices. JSON
-keeps lists, numbers and texts; the keys of a dictionary come back as texts.
+The key holds what the numbers depend on: the spec with the weights of its models, and the pixels of
+its slices. JSON keeps lists, numbers and texts; the keys of a dictionary come back as texts.
 """
 
 from __future__ import annotations
@@ -56,12 +57,17 @@ def measured_all(
     workers: int = 1,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Measured]:
-    """The facts of several measurements, in order; what the store lacks is measured in `workers` processes.
+    """The facts of several measurements, in order; what the store lacks is measured in `workers`
+    processes.
 
     Each is stored as it is done, so a stop loses those that were running.
     """
     names = [locked_key(what) for what in asked]
-    missing = {name: what for name, what in zip(names, asked, strict=True) if store.read_facts(name) is None}
+    missing = {
+        name: what
+        for name, what in zip(names, asked, strict=True)
+        if store.read_facts(name) is None
+    }
     done = len(set(names)) - len(missing)
     progress(done, done + len(missing))
     for i, (name, (facts, seconds)) in enumerate(_made(missing, workers), start=1):
@@ -70,10 +76,14 @@ def measured_all(
     return [_read(store, name, name not in missing) for name in names]
 
 
-def _made(missing: Mapping[str, Measurement], workers: int) -> Iterator[tuple[str, tuple[dict[str, Any], float]]]:
+def _made(
+    missing: Mapping[str, Measurement], workers: int
+) -> Iterator[tuple[str, tuple[dict[str, Any], float]]]:
     if workers < 2 or len(missing) < 2:
         return ((name, _measure(what)) for name, what in missing.items())
-    return ((name, made) for (name, _), made in side_by_side(_measure_named, missing.items(), workers))
+    return (
+        (name, made) for (name, _), made in side_by_side(_measure_named, missing.items(), workers)
+    )
 
 
 def _measure_named(named: tuple[str, Measurement]) -> tuple[dict[str, Any], float]:
@@ -94,7 +104,8 @@ def _read(store: Store, name: str, stored: bool) -> Measured:
 
 
 def locked_key(what: Measurement) -> str:
-    """The spec's key with the hashes of the weights and pixels that it names in fields of its own."""
+    """The spec's key with the hashes of the weights and pixels that it names in fields of its
+    own."""
     values = [getattr(what, f.name) for f in dataclasses.fields(what)]  # type: ignore[arg-type]
     inner = [v for value in values for v in (value if isinstance(value, tuple) else (value,))]
     weights = [model.locked().weights for model in inner if isinstance(model, Model)]

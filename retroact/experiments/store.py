@@ -29,7 +29,8 @@ CREATE TABLE IF NOT EXISTS cells (
   kept INTEGER NOT NULL, images BLOB
 );
 CREATE TABLE IF NOT EXISTS facts (
-  key TEXT PRIMARY KEY, what TEXT NOT NULL, written TEXT NOT NULL, seconds REAL NOT NULL, facts TEXT NOT NULL
+  key TEXT PRIMARY KEY, what TEXT NOT NULL, written TEXT NOT NULL,
+  seconds REAL NOT NULL, facts TEXT NOT NULL
 );
 CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY, key TEXT NOT NULL, written TEXT NOT NULL);
 """
@@ -41,7 +42,8 @@ class StoreError(RuntimeError):
 
 @dataclass(frozen=True)
 class Row:
-    """One finished cell: its key, its print, its fields as texts, when it was written, images kept."""
+    """One finished cell: its key, its print, its fields as texts, when it was written, images
+    kept."""
 
     key: str
     cell: str
@@ -60,7 +62,9 @@ class Store:
     def __init__(self, path: str | Path, *, create: bool = True) -> None:
         self.path = Path(path)
         if not create and not self.path.exists():
-            raise StoreError(f"no store at {self.path}; run a sweep first, or give its file with --store")
+            raise StoreError(
+                f"no store at {self.path}; run a sweep first, or give its file with --store"
+            )
         try:
             self._db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None)
             self._db.execute("PRAGMA foreign_keys = ON")
@@ -69,14 +73,18 @@ class Store:
             self._db.execute("INSERT OR IGNORE INTO about VALUES ('format', ?)", (str(FORMAT),))
         except sqlite3.Error as e:
             raise StoreError(
-                f"cannot open {self.path} as a store: {e}; if it is no store, give another file with --store"
+                f"cannot open {self.path} as a store: {e}; if it is no store, give another file"
+                " with --store"
             ) from None
 
     def __enter__(self) -> Store:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -106,11 +114,14 @@ class Store:
             self._db.execute("INSERT INTO runs (key, written) VALUES (?, ?)", (key, now))
 
     def read(self, key: str, *, images: bool = False) -> Record:
-        """The record of a cell, with its kept `images` if asked. Raises KeyError where there is none."""
+        """The record of a cell, with its kept `images` if asked. Raises KeyError where there is
+        none."""
         columns = "record, images" if images else "record, NULL"
         found = self._db.execute(f"SELECT {columns} FROM cells WHERE key = ?", (key,)).fetchone()
         if found is None:
-            raise KeyError(f"no cell {key} in {self.path}; `retroact list store` shows those that are there")
+            raise KeyError(
+                f"no cell {key} in {self.path}; `retroact list store` shows those that are there"
+            )
         return from_bytes(*found)
 
     def put_facts(self, key: str, what: str, facts: Mapping[str, Any], seconds: float) -> None:
@@ -122,7 +133,9 @@ class Store:
 
     def read_facts(self, key: str) -> tuple[dict[str, Any], float] | None:
         """Stored plain numbers and their seconds; None where there are none."""
-        found = self._db.execute("SELECT facts, seconds FROM facts WHERE key = ?", (key,)).fetchone()
+        found = self._db.execute(
+            "SELECT facts, seconds FROM facts WHERE key = ?", (key,)
+        ).fetchone()
         return None if found is None else (json.loads(found[0]), float(found[1]))
 
     def facts(self) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
@@ -146,17 +159,24 @@ class Store:
         return dict(self._db.execute("SELECT key, count(*) FROM runs GROUP BY key"))
 
     def remove(self, glob: str) -> int:
-        """Removes the cells and facts whose key or print matches `glob`, gives the space back; returns how many."""
+        """Removes the cells and facts whose key or print matches `glob`, gives the space back;
+        returns how many."""
         with self._transaction():
-            gone = self._db.execute("DELETE FROM cells WHERE key GLOB ? OR cell GLOB ?", (glob, glob)).rowcount
-            gone += self._db.execute("DELETE FROM facts WHERE key GLOB ? OR what GLOB ?", (glob, glob)).rowcount
+            gone = self._db.execute(
+                "DELETE FROM cells WHERE key GLOB ? OR cell GLOB ?", (glob, glob)
+            ).rowcount
+            gone += self._db.execute(
+                "DELETE FROM facts WHERE key GLOB ? OR what GLOB ?", (glob, glob)
+            ).rowcount
         self._db.execute("VACUUM")
         return int(gone)
 
     def _check_format(self) -> None:
         if not self._one("SELECT count(*) FROM sqlite_master WHERE name = 'about'")[0]:
             if self._one("SELECT count(*) FROM sqlite_master")[0]:
-                raise StoreError(f"{self.path} is a database but no store; give another file with --store")
+                raise StoreError(
+                    f"{self.path} is a database but no store; give another file with --store"
+                )
             return
         found = int(self._one("SELECT value FROM about WHERE name = 'format'")[0])
         if found > FORMAT:
@@ -178,8 +198,8 @@ class Store:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise StoreError(
-                f"could not write to {self.path}: {e}; every finished cell is still there, so make room "
-                "(or permissions) and run the same command again"
+                f"could not write to {self.path}: {e}; every finished cell is still there, so make"
+                " room (or permissions) and run the same command again"
             ) from None
         except BaseException:
             if self._db.in_transaction:

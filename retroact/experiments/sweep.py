@@ -33,7 +33,10 @@ def plan(cells: Iterable[Cell | str], store: Store, *, keep: int = 0) -> Plan:
 def _read(said: Cell | str) -> Cell:
     cell = parse(said) if isinstance(said, str) else said
     if not isinstance(cell, Cell):
-        raise SpecError(f'expected cells such as Cell("lenet-mnist", "mnist[:100]", "PGD", "Linf(0.1)"), got {cell!r}')
+        raise SpecError(
+            'expected cells such as Cell("lenet-mnist", "mnist[:100]", "PGD", "Linf(0.1)"), got'
+            f" {cell!r}"
+        )
     return cell
 
 
@@ -47,7 +50,8 @@ def sweep(
     device: str = "cpu",
     progress: Callable[[float, int], None] | None = None,
 ) -> list[Record]:
-    """Runs what is missing, writes each cell as it is done, and returns all records in the order given.
+    """Runs what is missing, writes each cell as it is done, and returns all records in the order
+    given.
 
     `progress` is called with (cells done, a fraction for the running one, and cells in all). Any
     stop, a kill among them, loses at most the cells that were running.
@@ -98,7 +102,15 @@ def grid(
     axes = product(*(_several(axis) for axis in given))
     kinds = tuple(_several(also))
     return [
-        Cell(_dressed(net, activation, sites, kinds), data, attack, threat, source=source, seed=seed, **others)
+        Cell(
+            _dressed(net, activation, sites, kinds),
+            data,
+            attack,
+            threat,
+            source=source,
+            seed=seed,
+            **others,
+        )
         for net, activation, source, attack, threat, seed in axes
     ]
 
@@ -110,4 +122,6 @@ def _several(said: Any) -> Iterable[Any]:
 
 def _dressed(net: str | Model, activation: Any, sites: str, also: tuple[str, ...]) -> Model:
     model = Model(net) if isinstance(net, str) else net
-    return replace(model, activation=activation, sites=sites, also=() if activation is None else also)
+    return replace(
+        model, activation=activation, sites=sites, also=() if activation is None else also
+    )

@@ -1,8 +1,9 @@
-"""tune: clean, claimed and verified accuracy against an activation's knob, on validation data, and what to take.
+"""tune: clean, claimed and verified accuracy against an activation's knob, on validation data, and
+what to take.
 
-*Claimed* is cross-entropy PGD, as the papers ran it. *Verified* is the per-example worst case of that,
-PGD on the margin loss, and, for an activation with a jump, PGD on the margin loss through the smoothed
-backward pass: an upper bound on what the network withstands. Test data is refused.
+*Claimed* is cross-entropy PGD, as the papers ran it. *Verified* is the per-example worst case of
+that, PGD on the margin loss, and, for an activation with a jump, PGD on the margin loss through the
+smoothed backward pass: an upper bound on what the network withstands. Test data is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from retroact.retrofitting.surgery import retrofit
 from retroact.spec import show
 
 SHARPNESS = 8.0
-"""beta · kappa of the smoothed backward: within [4, 16], where it sees the jump and is not misled by it."""
+"""beta · kappa of the smoothed backward: within [4, 16], where it sees the jump and is not misled
+by it."""
 
 CLAIMED = PGD(steps=40, relative_step=1 / 30)
 MARGIN = PGD(steps=40, loss="margin")
@@ -48,9 +50,9 @@ class Point:
 class Tuning:
     """The curve, and two readings of it.
 
-    `activation` has the best verified accuracy among those that keep `keep` of the clean accuracy (the
-    one nearest to the plain network where several are as good): what we recommend. `largest` is the
-    papers' rule: the largest knob that keeps `keep` of the clean accuracy.
+    `activation` has the best verified accuracy among those that keep `keep` of the clean accuracy
+    (the one nearest to the plain network where several are as good): what we recommend. `largest`
+    is the papers' rule: the largest knob that keeps `keep` of the clean accuracy.
     """
 
     points: tuple[Point, ...]
@@ -75,12 +77,16 @@ class Tuning:
 
     @property
     def affordable(self) -> list[Point]:
-        """The points that keep enough clean accuracy; the first, of the neutral value, always does."""
-        return [p for p in self.points if p.clean >= self.keep * self.points[0].clean] or [self.points[0]]
+        """The points that keep enough clean accuracy; the first, of the neutral value, always
+        does."""
+        return [p for p in self.points if p.clean >= self.keep * self.points[0].clean] or [
+            self.points[0]
+        ]
 
     @property
     def gain(self) -> float:
-        """Verified accuracy of the recommended value over the neutral value's; a gain of noise's size is none."""
+        """Verified accuracy of the recommended value over the neutral value's; a gain of noise's
+        size is none."""
         return self.best.verified - self.points[0].verified
 
     def __str__(self) -> str:
@@ -110,9 +116,9 @@ def tune(
 ) -> Tuning:
     """Tries each value of the first field of `kind` (an activation class, or its name) on `data`.
 
-    `grid` None takes the class's own `grid`; the neutral value, which is the plain network, is put first where it is
-    missing. `also` names kinds beyond ReLU that are replaced too, at the neutral value by a ReLU.
-    `progress` is called with (values done, values in all).
+    `grid` None takes the class's own `grid`; the neutral value, which is the plain network, is put
+    first where it is missing. `also` names kinds beyond ReLU that are replaced too, at the neutral
+    value by a ReLU. `progress` is called with (values done, values in all).
 
     Raises ValueError for test data, for data of unknown split that is named as test, for a kind
     without a knob, and for `keep` outside (0, 1].
@@ -122,7 +128,9 @@ def tune(
     seed, chunk, _ = checked(seed, chunk)
     _refuse_test_data(data)
     if not 0 < keep <= 1:
-        raise ValueError(f"expected keep in (0, 1], the share of clean accuracy to keep, got {keep}")
+        raise ValueError(
+            f"expected keep in (0, 1], the share of clean accuracy to keep, got {keep}"
+        )
     network = sized(network, data.images.shape[1:])
     candidates, kinds = _candidates(kind, grid), tuple(also)
     points: list[Point] = []
@@ -130,7 +138,9 @@ def tune(
         points.append(_point(network, activation, knob, data, threat, sites, kinds, seed, chunk))
         if progress is not None:
             progress(float(len(points)), len(candidates))
-    return Tuning(tuple(points), _knob_of(kind), keep, data.name, show(threat), len(data.labels), kinds)
+    return Tuning(
+        tuple(points), _knob_of(kind), keep, data.name, show(threat), len(data.labels), kinds
+    )
 
 
 def _point(
@@ -149,9 +159,14 @@ def _point(
     if activation.jump:
         smooth = activation.surrogate(SHARPNESS / activation.kappa)
         runs.append((MARGIN, retrofit(network, smooth, sites=sites, also=also)))
-    records = [evaluate(fitted, data, attack, threat, source=source, seed=seed, chunk=chunk) for attack, source in runs]
+    records = [
+        evaluate(fitted, data, attack, threat, source=source, seed=seed, chunk=chunk)
+        for attack, source in runs
+    ]
     verified = float(np.mean(worst_case(records)))
-    return Point(activation, knob, clean_accuracy(records[0]), robust_accuracy(records[0]), verified)
+    return Point(
+        activation, knob, clean_accuracy(records[0]), robust_accuracy(records[0]), verified
+    )
 
 
 def _candidates(kind: Any, grid: Sequence[float] | None) -> list[tuple[Any, float]]:
@@ -176,13 +191,15 @@ def _kind(said: type[Any] | str) -> Any:
 def _knob_of(kind: Any) -> str:
     named = [f.name for f in fields(kind)] if isinstance(kind, type) and is_dataclass(kind) else []
     if not named or not hasattr(kind, "surrogate"):
-        raise ValueError(f"expected an activation class with a number to tune, such as JumpReLU, got {kind!r}")
+        raise ValueError(
+            f"expected an activation class with a number to tune, such as JumpReLU, got {kind!r}"
+        )
     return named[0]
 
 
 def _refuse_test_data(data: Examples) -> None:
     if getattr(data, "split", "") == "test":
         raise ValueError(
-            f"{data.name} is test data, and nothing is tuned on it: the number would not be worth reading; "
-            f"use {data.name.partition('[')[0]}/validation"
+            f"{data.name} is test data, and nothing is tuned on it: the number would not be worth"
+            f" reading; use {data.name.partition('[')[0]}/validation"
         )

@@ -11,10 +11,11 @@ from retroact.spec import UnitInterval, spec
 
 @spec
 class AlexLike:
-    """Four 3x3 convs of 64, 64, 128, 128 maps, pooled after the second and the fourth, then fc 256, 256, 10.
+    """Four 3x3 convs of 64, 64, 128, 128 maps, pooled after the second and the fourth, then fc 256,
+    256, 10.
 
-    1,147,978 parameters, 6 sites; (n, 3, 32, 32) to (n, 10). No padding, no batch norm, and here the
-    activation comes before the pool.
+    1,147,978 parameters, 6 sites; (n, 3, 32, 32) to (n, 10). No padding, no batch norm, and here
+    the activation comes before the pool.
     """
 
     dropout: UnitInterval = 0.5

@@ -1,7 +1,8 @@
-"""The CIFAR-10 CNN of Borji 2020 (SReLU), Fig. 10: the net of PyTorch's "Training a classifier" tutorial.
+"""The CIFAR-10 CNN of Borji 2020 (SReLU), Fig. 10: the net of PyTorch's "Training a classifier"
+tutorial.
 
-The paper's CNN2 is no net of its own: it is CNN1 with CNN1's weights, whose two conv activations stay
-ReLU. Retrofit CNN1 on the sites `fc1_relu` and `fc2_relu` alone to have it.
+The paper's CNN2 is no net of its own: it is CNN1 with CNN1's weights, whose two conv activations
+stay ReLU. Retrofit CNN1 on the sites `fc1_relu` and `fc2_relu` alone to have it.
 """
 
 from __future__ import annotations

@@ -20,14 +20,16 @@ Output = Place | Callable[[Any], Tensor] | None
 
 
 class Classifier(nn.Module):
-    """Maps images in [0,1], shape (n, c, h, w), to logits, shape (n, k): `module((x - mean) / std)`.
+    """Maps images in [0,1], shape (n, c, h, w), to logits, shape (n, k): `module((x - mean) /
+    std)`.
 
-    `module` is the net as it was trained and stays reachable under that name. `mean` and `std` are in
-    pixel units, one number or one per channel. `shape` is (c, h, w) where it is known. `output` says
-    where the logits are when the net returns more than one float tensor (n, k): an attribute or key, a
-    position, several of these from the outside in, or a function; "sigmoid" makes two classes, [0, z], of
-    one sigmoid logit z. Is in eval mode from birth. Raises ValueError or TypeError for a std that cannot
-    divide, a batch that cannot be images, and an output in which there are no logits (n, k), or several.
+    `module` is the net as it was trained and stays reachable under that name. `mean` and `std` are
+    in pixel units, one number or one per channel. `shape` is (c, h, w) where it is known. `output`
+    says where the logits are when the net returns more than one float tensor (n, k): an attribute
+    or key, a position, several of these from the outside in, or a function; "sigmoid" makes two
+    classes, [0, z], of one sigmoid logit z. Is in eval mode from birth. Raises ValueError or
+    TypeError for a std that cannot divide, a batch that cannot be images, and an output in which
+    there are no logits (n, k), or several.
     """
 
     mean: Tensor
@@ -50,14 +52,18 @@ class Classifier(nn.Module):
         self.shape = None if shape is None else _checked_shape(shape)
         self.output = tuple(output) if isinstance(output, list) else output
         self.name = name
-        self.network = ""  # the print of the spec that built it, where one did: what lets it be saved whole
+        # the print of the spec that built it, where one did: what lets it be saved whole
+        self.network = ""
         self.code = ""  # the package.module:function that built it, where one did
         self.notes: tuple[str, ...] = ()  # sentences on how its weights were brought
         dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
         self.register_buffer("mean", _per_channel(mean, "mean", self.shape, dtype))
         self.register_buffer("std", _per_channel(std, "std", self.shape, dtype))
         if not bool((self.std > 0).all()):
-            raise ValueError(f"Classifier: std must be greater than 0, got {std}; std=1.0 leaves pixels as they are")
+            raise ValueError(
+                f"Classifier: std must be greater than 0, got {std}; std=1.0 leaves pixels as"
+                " they are"
+            )
         switch_to_eval(self)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -68,12 +74,15 @@ class Classifier(nn.Module):
         return _logits_door(out, images, self.output)
 
     def extra_repr(self) -> str:
-        return f"name={self.name!r}, mean={self.mean.flatten().tolist()}, std={self.std.flatten().tolist()}"
+        return (
+            f"name={self.name!r}, mean={self.mean.flatten().tolist()},"
+            f" std={self.std.flatten().tolist()}"
+        )
 
 
 def sized(net: nn.Module, shape: Sequence[int] | None) -> nn.Module:
-    """The net, or where it is a classifier that does not say the shape of its images, one that shares all with it and
-    does."""
+    """The net, or where it is a classifier that does not say the shape of its images, one that
+    shares all with it and does."""
     if shape is None or not isinstance(net, Classifier) or net.shape is not None:
         return net
     made = copy.copy(net)
@@ -86,33 +95,42 @@ def _called(what: object) -> str:
         return f"the class {what.__name__}; make one: {what.__name__}(…)"
     if isinstance(what, Classifier):
         return "a Classifier; it is one already, pass its .module"
-    return f"{type(what).__name__}; pass the net, and wrap a function in a module whose forward calls it"
+    return (
+        f"{type(what).__name__}; pass the net, and wrap a function in a module whose forward"
+        " calls it"
+    )
 
 
 def _checked_shape(shape: Sequence[int]) -> Shape:
     sizes = tuple(int(s) for s in shape)
     if len(sizes) != 3 or min(sizes) < 1:
-        raise ValueError(f"Classifier: expected shape=(channels, height, width), got {tuple(shape)}")
+        raise ValueError(
+            f"Classifier: expected shape=(channels, height, width), got {tuple(shape)}"
+        )
     return sizes[0], sizes[1], sizes[2]
 
 
-def _per_channel(value: float | Sequence[float], what: str, shape: Shape | None, dtype: torch.dtype) -> Tensor:
+def _per_channel(
+    value: float | Sequence[float], what: str, shape: Shape | None, dtype: torch.dtype
+) -> Tensor:
     numbers = [float(v) for v in ([value] if isinstance(value, int | float) else value)]
     if not numbers or not all(math.isfinite(v) for v in numbers):
         raise ValueError(f"Classifier: {what} must be finite numbers, got {value}")
     if max(numbers) > 2:  # no mean or spread of pixels in [0,1], and every one of pixels in [0,255]
         raise ValueError(
-            f"Classifier: {what}={value} looks like a number for pixels in [0,255], and pixels here are in [0,1]; "
-            "divide mean and std by 255"
+            f"Classifier: {what}={value} looks like a number for pixels in [0,255], and pixels here"
+            " are in [0,1]; divide mean and std by 255"
         )
     if shape is not None and len(numbers) not in (1, shape[0]):
-        channels = "1 channel; give 1" if shape[0] == 1 else f"{shape[0]} channels; give 1 or {shape[0]}"
+        channels = (
+            "1 channel; give 1" if shape[0] == 1 else f"{shape[0]} channels; give 1 or {shape[0]}"
+        )
         raise ValueError(f"Classifier: {what} has {len(numbers)} numbers for {channels}")
     return torch.tensor(numbers, dtype=dtype).view(1, -1, 1, 1)
 
 
-# The two doors read only shapes and dtypes: no synchronisation with the device, nothing that depends on
-# values, so a Classifier exports; `wrap` keeps them whole where torch.fx traces through.
+# The two doors read only shapes and dtypes: no synchronisation with the device, nothing that
+# depends on values, so a Classifier exports; `wrap` keeps them whole where torch.fx traces through.
 @torch.fx.wrap
 def _batch_door(images: Tensor, shape: Shape | None) -> Tensor:
     check_batch(images, shape)

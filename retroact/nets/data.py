@@ -2,11 +2,13 @@
 
 `data("mnist[:1000]")` reads a `DataSlice` and calls it. A data set is looked for first under
 RETROACT_DATA, then on the hub; `digits` is embedded in scikit-learn and `folder:PATH` is your own.
-Only the rows of the slice are decoded; decoded pixels stay in memory, so that the next call is free.
+Only the rows of the slice are decoded; decoded pixels stay in memory, so that the next call is
+free.
 
-Three splits, disjoint: `test` (a bare name), `validation` (never trained on) and `train`. MNIST holds
-out train[55000:], CIFAR-10 train[40000:41017]; elsewhere the set's own validation and test splits
-serve, and what is missing is drawn once from train by a fixed shuffle: 2/10 for test, 1/10 for validation.
+Three splits, disjoint: `test` (a bare name), `validation` (never trained on) and `train`. MNIST
+holds out train[55000:], CIFAR-10 train[40000:41017]; elsewhere the set's own validation and test
+splits serve, and what is missing is drawn once from train by a fixed shuffle: 2/10 for test, 1/10
+for validation.
 """
 
 from __future__ import annotations
@@ -38,14 +40,17 @@ def data(text: str) -> Images:
 
 # ------------------------------------------------------------------------------------------- slice
 
-_NOTATION = re.compile(r"(?P<name>.+?)(/(?P<split>train|validation|test))?(\[(?P<a>\d*):(?P<b>\d*)\])?")
+_NOTATION = re.compile(
+    r"(?P<name>.+?)(/(?P<split>train|validation|test))?(\[(?P<a>\d*):(?P<b>\d*)\])?"
+)
 
 
 @spec
 class DataSlice:
     """Examples `start` to `stop` (not included; None is the end) of a split of the data set `name`.
 
-    `str` gives the notation that `read` reads: "mnist[:1000]", "mnist/train[100:200]", "mnist/validation".
+    `str` gives the notation that `read` reads: "mnist[:1000]", "mnist/train[100:200]",
+    "mnist/validation".
     """
 
     name: str
@@ -56,7 +61,9 @@ class DataSlice:
     def __post_init__(self) -> None:
         _check_name(self.name)
         if self.stop is not None and self.stop <= self.start:
-            raise DataError(f"{self}: no example lies in [{self.start}:{self.stop}]; expected start < stop")
+            raise DataError(
+                f"{self}: no example lies in [{self.start}:{self.stop}]; expected start < stop"
+            )
 
     @classmethod
     def read(cls, text: str) -> DataSlice:
@@ -68,7 +75,9 @@ class DataSlice:
             )
         match = _NOTATION.fullmatch(text.strip())
         if match is None or ("[" in match["name"] and not match["name"].startswith("folder:")):
-            raise DataError(f'cannot read {text!r} as data; write "mnist", "mnist/train", or "mnist[100:200]"')
+            raise DataError(
+                f'cannot read {text!r} as data; write "mnist", "mnist/train", or "mnist[100:200]"'
+            )
         stop = int(match["b"]) if match["b"] else None
         split = cast(Split, match["split"] or "test")
         return cls(match["name"], split, int(match["a"] or 0), stop)
@@ -86,7 +95,9 @@ class DataSlice:
         source = sources.find(self.name)
         own_split, rows = sources.rows_of(self.name, self.split, source.sizes)
         if self.start >= len(rows) or (self.stop or 0) > len(rows):
-            raise DataError(f"{self}: this split has {len(rows)} examples; choose within [0:{len(rows)}]")
+            raise DataError(
+                f"{self}: this split has {len(rows)} examples; choose within [0:{len(rows)}]"
+            )
         rows = rows[self.start : self.stop]
         pixels, labels = sources.decoded(self.name, own_split, rows)
         return Images(
@@ -102,10 +113,16 @@ class DataSlice:
 
     def _of_ones_own(self) -> Images:
         if self.name not in _own:
-            raise DataError(f"{self.name} were images of your own in another process; bring them again, as they were")
+            raise DataError(
+                f"{self.name} were images of your own in another process; bring them again, as they"
+                " were"
+            )
         whole = _own[self.name]
         if self.start >= len(whole) or (self.stop or 0) > len(whole) or self.split != "test":
-            raise DataError(f"{self}: these are {len(whole)} examples in one split; choose within [0:{len(whole)}]")
+            raise DataError(
+                f"{self}: these are {len(whole)} examples in one split; choose within"
+                f" [0:{len(whole)}]"
+            )
         return replace(whole[self.start : self.stop], name=str(self))
 
     def narrow(self, start: int, stop: int) -> DataSlice:
@@ -134,8 +151,9 @@ def _check_name(name: str) -> None:
 class Images:
     """Images in [0,1], float32 (n, c, h, w), their int64 labels (n,), and where each one came from.
 
-    `index` (n,) is the row in the source's own split and stays with its example under slicing. `name`
-    is the notation that loads the same again; `split` tells test data from validation and train.
+    `index` (n,) is the row in the source's own split and stays with its example under slicing.
+    `name` is the notation that loads the same again; `split` tells test data from validation and
+    train.
     """
 
     images: Tensor
@@ -149,12 +167,22 @@ class Images:
 
     def __post_init__(self) -> None:
         images = arrays.unit(self.images)
-        labels, index = arrays.classes(self.labels, len(images)), arrays.numbers(self.index, "an index")
+        labels, index = (
+            arrays.classes(self.labels, len(images)),
+            arrays.numbers(self.index, "an index"),
+        )
         if index.shape != labels.shape:
-            raise ValueError(f"expected one index per image, ({len(labels)},), got {tuple(index.shape)}")
+            raise ValueError(
+                f"expected one index per image, ({len(labels)},), got {tuple(index.shape)}"
+            )
         classes = self.classes or int(labels.max()) + 1
         check_labels(labels, classes)
-        for name, value in (("images", images), ("labels", labels), ("index", index), ("classes", classes)):
+        for name, value in (
+            ("images", images),
+            ("labels", labels),
+            ("index", index),
+            ("classes", classes),
+        ):
             object.__setattr__(self, name, value)
 
     @classmethod
@@ -168,49 +196,78 @@ class Images:
         shape: Shape | None = None,
         class_names: tuple[str, ...] = (),
     ) -> Images:
-        """Images of your own, numbered from 0: tensors, numpy arrays or lists, uint8 or floats in [0,1].
+        """Images of your own, numbered from 0: tensors, numpy arrays or lists, uint8 or floats in
+        [0,1].
 
-        Channels may come last where that is plain, or where `shape` (c, h, w) says so. Raises as `pixels` says.
+        Channels may come last where that is plain, or where `shape` (c, h, w) says so. Raises as
+        `pixels` says.
         """
         found = arrays.plain(labels)
         n = len(found) if found.ndim else None
         index = torch.arange(n or 0, device="cpu")
-        return cls(arrays.pixels(images, shape=shape, n=n), found, index, name, split, len(class_names), class_names)
+        return cls(
+            arrays.pixels(images, shape=shape, n=n),
+            found,
+            index,
+            name,
+            split,
+            len(class_names),
+            class_names,
+        )
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __repr__(self) -> str:
         shape = "x".join(str(s) for s in self.images.shape[1:])
-        return f"Images({self.name!r}, {len(self)} of {shape}, {self.classes} classes, {self.origin})"
+        return (
+            f"Images({self.name!r}, {len(self)} of {shape}, {self.classes} classes, {self.origin})"
+        )
 
     def __getitem__(self, part: slice) -> Images:
         """The examples of a slice with step 1, named in the same notation."""
         if not isinstance(part, slice) or part.step not in (None, 1):
-            raise TypeError(f"expected a slice such as images[:10], got {part!r}; use select for chosen rows")
+            raise TypeError(
+                f"expected a slice such as images[:10], got {part!r}; use select for chosen rows"
+            )
         start, stop, _ = part.indices(len(self))
         if stop <= start:
-            raise DataError(f"{self.name}: no example lies in {part.start}:{part.stop} of {len(self)}")
+            raise DataError(
+                f"{self.name}: no example lies in {part.start}:{part.stop} of {len(self)}"
+            )
         return self._at(torch.arange(start, stop), _narrowed(self.name, start, stop))
 
     def select(self, rows: Any) -> Images:
-        """The examples at positions `rows` (whole numbers), in that order, or where a bool `rows` (n,) is True."""
+        """The examples at positions `rows` (whole numbers), in that order, or where a bool `rows`
+        (n,) is True."""
         rows = arrays.numbers(rows, "rows")
         if rows.dtype == torch.bool:
             if len(rows) != len(self):
-                raise ValueError(f"expected one True or False per image, ({len(self)},), got ({len(rows)},)")
+                raise ValueError(
+                    f"expected one True or False per image, ({len(self)},), got ({len(rows)},)"
+                )
             rows = rows.nonzero().flatten()
         if len(rows) and not -len(self) <= int(rows.min()) <= int(rows.max()) < len(self):
-            raise ValueError(f"expected rows from 0 to {len(self) - 1}, got {int(rows.min())} to {int(rows.max())}")
+            raise ValueError(
+                f"expected rows from 0 to {len(self) - 1}, got {int(rows.min())} to"
+                f" {int(rows.max())}"
+            )
         chosen = hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:8]
         return self._at(rows, f"{self.name} ({len(rows)} chosen, {chosen})")
 
     def _at(self, rows: Tensor, name: str) -> Images:
-        return replace(self, images=self.images[rows], labels=self.labels[rows], index=self.index[rows], name=name)
+        return replace(
+            self,
+            images=self.images[rows],
+            labels=self.labels[rows],
+            index=self.index[rows],
+            name=name,
+        )
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over shape, pixels and labels: the same for the same data, whatever its source."""
+        """SHA-256 over shape, pixels and labels: the same for the same data, whatever its
+        source."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
         digest.update(self.images.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
@@ -222,8 +279,11 @@ _own: dict[str, Images] = {}
 
 
 def embed(images: Images) -> str:
-    """Keeps images of your own for this process; gives the name that `data` reads, made of what they hold."""
-    held = hashlib.sha256(f"{images.fingerprint} {images.split}".encode() + images.index.numpy().tobytes())
+    """Keeps images of your own for this process; gives the name that `data` reads, made of what
+    they hold."""
+    held = hashlib.sha256(
+        f"{images.fingerprint} {images.split}".encode() + images.index.numpy().tobytes()
+    )
     name = f"{_OWN}{held.hexdigest()[:16]}"
     _own[name] = images
     return name

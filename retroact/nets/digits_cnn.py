@@ -1,4 +1,5 @@
-"""The digits CNN: a small net of our own for scikit-learn's 8x8 digits, so that a demo needs no download."""
+"""The digits CNN: a small net of our own for scikit-learn's 8x8 digits, so that a demo needs no
+download."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from retroact.spec import spec
 
 @spec
 class DigitsCNN:
-    """conv 1→16 3x3 | A | conv 16→32 3x3 | A | pool 2 | fc 512→64 | A | fc 10; 38,282 parameters, 3 sites."""
+    """conv 1→16 3x3 | A | conv 16→32 3x3 | A | pool 2 | fc 512→64 | A | fc 10; 38,282 parameters, 3
+    sites."""
 
     def __call__(self) -> nn.Sequential:
         return nn.Sequential(

@@ -2,10 +2,11 @@
 
     state, notes = weights_for(module, "epoch_90.pth")
 
-The file is read with `weights_only=True`, so none of its code runs; what else lies in it (arguments, numbers of
-numpy, a config) is left out, unmade. The weights are found wherever the file has them, under "state_dict" or
-elsewhere, and the wrappers' prefixes (`module.`, `model.`, `_orig_mod.`) are taken off: the names and shapes of the
-net decide, all of them, and what was done is said.
+The file is read with `weights_only=True`, so none of its code runs; what else lies in it
+(arguments, numbers of numpy, a config) is left out, unmade. The weights are found wherever the file
+has them, under "state_dict" or elsewhere, and the wrappers' prefixes (`module.`, `model.`,
+`_orig_mod.`) are taken off: the names and shapes of the net decide, all of them, and what was done
+is said.
 """
 
 from __future__ import annotations
@@ -26,9 +27,20 @@ from retroact.ground import neutral
 from retroact.nets.tensors import overlaps_itself, state_of, ties
 
 WRAPPERS = frozenset(
-    ("_forward_module", "_orig_mod", "backbone", "base_model", "model", "module", "net", "network", "student")
+    (
+        "_forward_module",
+        "_orig_mod",
+        "backbone",
+        "base_model",
+        "model",
+        "module",
+        "net",
+        "network",
+        "student",
+    )
 )
-"""Names under which trainers keep the net itself; beside one of them may lie whatever else was trained."""
+"""Names under which trainers keep the net itself; beside one of them may lie whatever else was
+trained."""
 
 BESIDE = (
     "criterion",
@@ -54,7 +66,8 @@ class WeightsError(ValueError):
 
 @neutral()
 def fill(module: nn.Module, path: Path) -> tuple[str, ...]:
-    """Loads a checkpoint into a module, in the module's own dtypes; returns what there is to say of it.
+    """Loads a checkpoint into a module, in the module's own dtypes; returns what there is to say of
+    it.
 
     Raises WeightsError, saying what is missing, unknown, or of another shape.
     """
@@ -77,7 +90,10 @@ def weights_for(module: nn.Module, path: Path) -> tuple[dict[str, Any], tuple[st
     if not good:
         raise WeightsError(_says_misfit(max(fits, key=lambda fit: len(fit.match)), module, path))
     best = good[0]
-    state = {name: best.tensors[best.match[name]] if name in best.match else value for name, value in own.items()}
+    state = {
+        name: best.tensors[best.match[name]] if name in best.match else value
+        for name, value in own.items()
+    }
     also = [fit.where for fit in good[1:]]
     said = "; ".join((*best.said(own), *_others(also)))
     return state, (f"{path.name}: {said}",) if said else ()
@@ -85,14 +101,18 @@ def weights_for(module: nn.Module, path: Path) -> tuple[dict[str, Any], tuple[st
 
 def _others(where: list[str]) -> Iterator[str]:
     if where:
-        yield f"{', '.join(map(repr, where))} would fit as well and was not taken (save the one you mean alone)"
+        yield (
+            f"{', '.join(map(repr, where))} would fit as well and was not taken (save the one you"
+            " mean alone)"
+        )
 
 
-# ------------------------------------------------------------------------------------------ the file
+# ----------------------------------------------------------------------------------------- the file
 
 
 def _read(path: Path) -> tuple[Any, list[str]]:
-    """What a file of weights holds, read without running any of its code, and the objects that were not made."""
+    """What a file of weights holds, read without running any of its code, and the objects that were
+    not made."""
     if not path.is_file():
         raise WeightsError(f"{path}: there is no such file of weights")
     if path.suffix == ".safetensors":
@@ -115,11 +135,14 @@ def tensors_in(raw: bytes, where: str) -> dict[str, Tensor]:
     try:
         return safetensors.torch.load(raw)
     except (safetensors.SafetensorError, ValueError, KeyError) as e:
-        raise WeightsError(f"{where} is truncated or no safetensors file: {e}; fetch or train it again") from e
+        raise WeightsError(
+            f"{where} is truncated or no safetensors file: {e}; fetch or train it again"
+        ) from e
 
 
 class _Emptied:
-    """Stands in for what torch would have to run code to make: a plain dict, since some of them are filled."""
+    """Stands in for what torch would have to run code to make: a plain dict, since some of them are
+    filled."""
 
     def __new__(cls, *_: Any, **__: Any) -> Any:
         return OrderedDict()
@@ -134,15 +157,20 @@ class _Nothing:
 
 
 def _refused(path: Path, strange: list[str]) -> WeightsError:
-    holds = f" (it asks for {', '.join(strange[:3])}{', …' if len(strange) > 3 else ''})" if strange else ""
+    holds = (
+        f" (it asks for {', '.join(strange[:3])}{', …' if len(strange) > 3 else ''})"
+        if strange
+        else ""
+    )
     return WeightsError(
-        f"{path} was refused: it is truncated, or more than tensors{holds}, and reading it would run its code; "
-        "save the weights alone: torch.save(net.state_dict(), 'net.pth')"
+        f"{path} was refused: it is truncated, or more than tensors{holds}, and reading it would"
+        " run its code; save the weights alone: torch.save(net.state_dict(), 'net.pth')"
     )
 
 
 def _candidates(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
-    """Every mapping of names to tensors in a file, by where it lies; running averages of weights come last."""
+    """Every mapping of names to tensors in a file, by where it lies; running averages of weights
+    come last."""
     found, strange = _read(path)
     there = list(_mappings(found, ""))
     if not there and strange:
@@ -150,7 +178,8 @@ def _candidates(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
     if not there:
         keys = f" with {', '.join(map(str, list(found)[:8]))}" if isinstance(found, Mapping) else ""
         raise WeightsError(
-            f"{path}: expected a state dict of tensors, got {type(found).__name__}{keys}; save net.state_dict()"
+            f"{path}: expected a state dict of tensors, got {type(found).__name__}{keys}; save"
+            " net.state_dict()"
         )
     return sorted(there, key=lambda pair: any(word in pair[0].lower() for word in _AVERAGES))
 
@@ -158,7 +187,9 @@ def _candidates(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
 def _mappings(found: Any, where: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
     if not isinstance(found, Mapping):
         return
-    tensors = {name: t for name, t in found.items() if isinstance(name, str) and isinstance(t, Tensor)}
+    tensors = {
+        name: t for name, t in found.items() if isinstance(name, str) and isinstance(t, Tensor)
+    }
     if tensors:
         yield where, tensors
     for name, inner in found.items():
@@ -166,12 +197,13 @@ def _mappings(found: Any, where: str) -> Iterator[tuple[str, dict[str, Tensor]]]
             yield from _mappings(inner, f"{where}.{name}".lstrip("."))
 
 
-# ------------------------------------------------------------------------------------------- the fit
+# ------------------------------------------------------------------------------------------ the fit
 
 
 @dataclass
 class _Fit:
-    """One reading of one state dict: which of its tensors is which of the net's, and what is wrong with that."""
+    """One reading of one state dict: which of its tensors is which of the net's, and what is wrong
+    with that."""
 
     where: str
     tensors: Mapping[str, Tensor]
@@ -194,14 +226,24 @@ class _Fit:
             yield f"left aside: {_few(_grouped(self.left, self.tensors))}"
         if self.kept:
             yield f"not in the file, so as the net was built: {_few(self.kept)}"
-        cut = [o for o, k in self.match.items() if isinstance(own[o], Tensor) and _is_cut(self.tensors[k], own[o])]
+        cut = [
+            o
+            for o, k in self.match.items()
+            if isinstance(own[o], Tensor) and _is_cut(self.tensors[k], own[o])
+        ]
         if cut:
-            types = f"{self.tensors[self.match[cut[0]]].dtype} to {own[cut[0]].dtype}".replace("torch.", "")
-            yield f"rounded from {types}: {_few(cut)} (build the net in the file's dtype to keep every bit)"
+            types = f"{self.tensors[self.match[cut[0]]].dtype} to {own[cut[0]].dtype}".replace(
+                "torch.", ""
+            )
+            yield (
+                f"rounded from {types}: {_few(cut)} (build the net in the file's dtype to keep"
+                " every bit)"
+            )
 
 
 def _fit(own: dict[str, Any], module: nn.Module, where: str, tensors: Mapping[str, Tensor]) -> _Fit:
-    """The reading with the least wrong in it; among those without fault the one that changes names least."""
+    """The reading with the least wrong in it; among those without fault the one that changes names
+    least."""
     readings = []
     for mode, wrapped in enumerate(((), ("_orig_mod",), ("_orig_mod", "module"))):
         keys = {_without(k, wrapped): k for k in tensors}
@@ -211,11 +253,21 @@ def _fit(own: dict[str, Any], module: nn.Module, where: str, tensors: Mapping[st
         for on in _leading(mine):
             for off in _prefixes([o.removeprefix(on) for o in mine], keys):
                 fit = _Fit(where, tensors, off, on)
-                fit.match = {o: keys[k] for n, o in mine.items() if (k := off + n.removeprefix(on)) in keys}
+                fit.match = {
+                    o: keys[k] for n, o in mine.items() if (k := off + n.removeprefix(on)) in keys
+                }
                 _judge(fit, own, module, keys)
-                if not fit.wrong and wrapped and any(_without(k, wrapped) != k for k in fit.match.values()):
-                    taken = sorted({p for k in fit.match.values() for p in k.split(".") if p in wrapped})
-                    fit.off = " and ".join(f"{p}." for p in taken) + (f" and {fit.off}" if fit.off else "")
+                if (
+                    not fit.wrong
+                    and wrapped
+                    and any(_without(k, wrapped) != k for k in fit.match.values())
+                ):
+                    taken = sorted(
+                        {p for k in fit.match.values() for p in k.split(".") if p in wrapped}
+                    )
+                    fit.off = " and ".join(f"{p}." for p in taken) + (
+                        f" and {fit.off}" if fit.off else ""
+                    )
                 readings.append(((len(fit.wrong), mode, bool(off), bool(on), len(fit.left)), fit))
     return min(readings, key=lambda reading: reading[0])[1]
 
@@ -264,7 +316,12 @@ def _judge(fit: _Fit, own: dict[str, Any], module: nn.Module, keys: Mapping[str,
             continue
         inner = short.removeprefix(fit.off) if short.startswith(fit.off) else None
         outside = inner is None and wrapper
-        if outside or (inner or "").endswith(_COUNTER) or inner in hidden or short.split(".")[0] in BESIDE:
+        if (
+            outside
+            or (inner or "").endswith(_COUNTER)
+            or inner in hidden
+            or short.split(".")[0] in BESIDE
+        ):
             fit.left.append(key)
         else:
             fit.wrong.append(f"unknown {key}")
@@ -291,7 +348,10 @@ def _differs(name: str, found: Tensor, own: Any) -> str:
         return ""
     if found.shape != own.shape:
         return f"{name} is {tuple(found.shape)}, expected {tuple(own.shape)}"
-    if found.is_floating_point() != own.is_floating_point() or found.is_quantized != own.is_quantized:
+    if (
+        found.is_floating_point() != own.is_floating_point()
+        or found.is_quantized != own.is_quantized
+    ):
         return f"{name} is {found.dtype}, expected {own.dtype}"
     return ""
 
@@ -306,11 +366,15 @@ def _says_misfit(fit: _Fit, module: nn.Module, path: Path) -> str:
     there = f" (under {fit.where!r})" if fit.where else ""
     there += f" (without {fit.off!r})" if fit.off else ""
     wrong = _few(sorted(fit.wrong), 5)
-    return f"{path}{there} does not fit {type(module).__name__}: {wrong}; build the very net whose weights these are"
+    return (
+        f"{path}{there} does not fit {type(module).__name__}: {wrong}; build the very net whose"
+        " weights these are"
+    )
 
 
 def _grouped(names: list[str], among: Mapping[str, Tensor]) -> list[str]:
-    """Names, those under one head as one, where a head is the first part in which the names of a file differ."""
+    """Names, those under one head as one, where a head is the first part in which the names of a
+    file differ."""
     split = [name.split(".") for name in among]
     depth = next((i for i, parts in enumerate(zip(*split, strict=False)) if len(set(parts)) > 1), 0)
     groups = Counter(".".join(name.split(".")[: depth + 1]) for name in names)

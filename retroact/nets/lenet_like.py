@@ -11,7 +11,8 @@ from retroact.spec import UnitInterval, spec
 
 @spec
 class LeNetLike:
-    """conv 1→10 5x5 | pool 2 | A | conv 10→20 5x5 | pool 2 | A | dropout | fc 120 | A | fc 90 | A | fc 10.
+    """conv 1→10 5x5 | pool 2 | A | conv 10→20 5x5 | pool 2 | A | dropout | fc 120 | A | fc 90 | A |
+    fc 10.
 
     55,600 parameters, 4 sites; (n, 1, 28, 28) to (n, 10). Pooling before A equals pooling after it
     for every monotone A, JumpReLU among them.

@@ -11,7 +11,8 @@ from retroact.spec import UnitInterval, spec
 
 @spec
 class MnistCNN:
-    """conv 1→10 5x5 | pool 2 | A | conv 10→20 5x5 | dropout2d | pool 2 | A | fc 50 | A | dropout | fc 10.
+    """conv 1→10 5x5 | pool 2 | A | conv 10→20 5x5 | dropout2d | pool 2 | A | fc 50 | A | dropout |
+    fc 10.
 
     21,840 parameters, 3 sites; (n, 1, 28, 28) to (n, 10). Borji feeds it raw pixels in [0,1].
     """

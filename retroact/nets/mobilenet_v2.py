@@ -1,4 +1,5 @@
-"""MobileNetV2 for CIFAR-10, as Erichson et al. 2019 (JumpReLU) use it: ReLU in the place of ReLU6."""
+"""MobileNetV2 for CIFAR-10, as Erichson et al. 2019 (JumpReLU) use it: ReLU in the place of
+ReLU6."""
 
 from __future__ import annotations
 
@@ -17,12 +18,14 @@ STAGES = (
     (6, 160, 3, 2),
     (6, 320, 1, 1),
 )
-"""Expansion, maps, blocks, and stride of the first block, per stage; 32x32 pixels until the third stage."""
+"""Expansion, maps, blocks, and stride of the first block, per stage; 32x32 pixels until the third
+stage."""
 
 
 @spec
 class MobileNetV2:
-    """conv 3→32 | BN | A, 17 inverted residual blocks, conv 320→1280 | BN | A | mean over the map | fc 10.
+    """conv 3→32 | BN | A, 17 inverted residual blocks, conv 320→1280 | BN | A | mean over the map |
+    fc 10.
 
     2,296,922 parameters, 36 sites; (n, 3, 32, 32) to (n, 10). With stride 1 a block always has its
     shortcut: the identity, or a 1x1 conv with BN where the number of maps changes.
@@ -50,13 +53,16 @@ def _blocks() -> nn.Sequential:
     before = 32
     for expansion, maps, count, stride in STAGES:
         for i in range(count):
-            blocks[f"block{len(blocks) + 1}"] = _InvertedResidual(before, maps, expansion, stride if i == 0 else 1)
+            blocks[f"block{len(blocks) + 1}"] = _InvertedResidual(
+                before, maps, expansion, stride if i == 0 else 1
+            )
             before = maps
     return nn.Sequential(blocks)
 
 
 class _InvertedResidual(nn.Module):
-    """1x1 conv up | BN | A | 3x3 depthwise conv | BN | A | 1x1 conv down | BN, plus the shortcut."""
+    """1x1 conv up | BN | A | 3x3 depthwise conv | BN | A | 1x1 conv down | BN, plus the
+    shortcut."""
 
     def __init__(self, before: int, maps: int, expansion: int, stride: int) -> None:
         super().__init__()

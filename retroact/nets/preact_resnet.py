@@ -1,7 +1,9 @@
-"""ResNet-18 with pre-activation (He et al. 2016, "Identity Mappings in Deep Residual Networks") for CIFAR-10.
+"""ResNet-18 with pre-activation (He et al. 2016, "Identity Mappings in Deep Residual Networks") for
+CIFAR-10.
 
-Nothing but additions lies on the way from the first conv to the last norm, except where the maps change. By default it
-has half of the usual maps, which is what adversarial training at 8/255 takes minutes for and not hours.
+Nothing but additions lies on the way from the first conv to the last norm, except where the maps
+change. By default it has half of the usual maps, which is what adversarial training at 8/255 takes
+minutes for and not hours.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ from retroact.spec import Count, spec
 
 @spec
 class PreActResNet18:
-    """conv 3→width, four stages of two blocks with 1, 2, 4, 8 times `width` maps, BN | A | mean over the map | fc 10.
+    """conv 3→width, four stages of two blocks with 1, 2, 4, 8 times `width` maps, BN | A | mean
+    over the map | fc 10.
 
-    Width 32: 2,796,714 parameters, 17 sites; (n, 3, 32, 32) to (n, 10); the usual net has width 64. Where the maps
-    change, the stride is 2 and the shortcut a 1x1 conv of the activated input. Convs start from N(0, 2 / (k k out)).
+    Width 32: 2,796,714 parameters, 17 sites; (n, 3, 32, 32) to (n, 10); the usual net has width 64.
+    Where the maps change, the stride is 2 and the shortcut a 1x1 conv of the activated input. Convs
+    start from N(0, 2 / (k k out)).
     """
 
     width: Count = 32
@@ -53,7 +57,8 @@ def _stage(before: int, maps: int, stride: int) -> nn.Sequential:
 
 
 class _PreActBlock(nn.Module):
-    """conv(A(BN(conv(a)))) + x with a = A(BN(x)); a 1x1 conv of a stands for x where the maps change."""
+    """conv(A(BN(conv(a)))) + x with a = A(BN(x)); a 1x1 conv of a stands for x where the maps
+    change."""
 
     def __init__(self, before: int, maps: int, stride: int) -> None:
         super().__init__()

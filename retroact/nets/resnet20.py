@@ -12,10 +12,11 @@ from retroact.spec import spec
 
 @spec
 class ResNet20:
-    """conv 3→16 | BN | A, three stages of three blocks with 16, 32, 64 maps, mean over the map, fc 10.
+    """conv 3→16 | BN | A, three stages of three blocks with 16, 32, 64 maps, mean over the map, fc
+    10.
 
-    272,474 parameters, 19 sites; (n, 3, 32, 32) to (n, 10). Where a stage begins, the stride is 2 and the
-    shortcut a 1x1 conv with BN. Convs start from N(0, 2 / (k k out)).
+    272,474 parameters, 19 sites; (n, 3, 32, 32) to (n, 10). Where a stage begins, the stride is 2
+    and the shortcut a 1x1 conv with BN. Convs start from N(0, 2 / (k k out)).
     """
 
     def __call__(self) -> nn.Sequential:
@@ -57,7 +58,9 @@ class _Block(nn.Module):
         self.relu2 = nn.ReLU()
         self.shortcut = nn.Sequential()
         if stride != 1 or before != maps:
-            self.shortcut = nn.Sequential(nn.Conv2d(before, maps, 1, stride, bias=False), nn.BatchNorm2d(maps))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(before, maps, 1, stride, bias=False), nn.BatchNorm2d(maps)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         inside = self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x)))))

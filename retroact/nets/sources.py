@@ -1,8 +1,10 @@
-"""Sources: where the pixels of a data set come from, which rows make up a split, and their decoding.
+"""Sources: where the pixels of a data set come from, which rows make up a split, and their
+decoding.
 
-A source has its own splits (`sizes`) and reads rows of them. `find` looks under RETROACT_DATA first, then
-on the hub; `rows_of` says which rows are `train`, `validation` and `test`; `decoded` keeps in memory
-what it decoded, and nothing is written beside the data (`datasets` keeps its own cache).
+A source has its own splits (`sizes`) and reads rows of them. `find` looks under RETROACT_DATA
+first, then on the hub; `rows_of` says which rows are `train`, `validation` and `test`; `decoded`
+keeps in memory what it decoded, and nothing is written beside the data (`datasets` keeps its own
+cache).
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ HUB = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
 """The hub ids behind the short names."""
 
 HELD_OUT = {"mnist": (55000, 60000), "cifar10": (40000, 41017)}
-"""Rows of the training split that are validation; CIFAR-10's are original pixels in every copy we know."""
+"""Rows of the training split that are validation; CIFAR-10's are original pixels in every copy we
+know."""
 
 THREE_WAYS = (
     "three ways to data: set RETROACT_DATA to a folder with mnist/ and cifar10/ as parquet files; "
@@ -47,7 +50,10 @@ def rows_of(name: str, split: str, sizes: Mapping[str, int]) -> tuple[str, Rows]
     if split != "train" and own is not None:
         return own, np.arange(sizes[own])
     if "train" not in sizes:
-        raise DataError(f"{name} has no {split} split and no train split to draw it from; it has {', '.join(sizes)}")
+        raise DataError(
+            f"{name} has no {split} split and no train split to draw it from; it has"
+            f" {', '.join(sizes)}"
+        )
     return "train", _drawn(name, sizes)[split]
 
 
@@ -72,7 +78,8 @@ def _drawn(name: str, sizes: Mapping[str, int]) -> dict[str, Rows]:
 
 
 class Source(NamedTuple):
-    """Where pixels come from: `read(own split, rows)` gives uint8 (n, c, h, w) up to `white`, and labels."""
+    """Where pixels come from: `read(own split, rows)` gives uint8 (n, c, h, w) up to `white`, and
+    labels."""
 
     origin: str
     class_names: tuple[str, ...]
@@ -85,7 +92,11 @@ def _local(name: str) -> str:
     """The folder of parquet files under RETROACT_DATA, or "" where there is none."""
     root = os.environ.get("RETROACT_DATA", "")
     folder = Path(root, name)
-    return str(folder) if root and not name.startswith("folder:") and any(folder.glob("**/*.parquet")) else ""
+    return (
+        str(folder)
+        if root and not name.startswith("folder:") and any(folder.glob("**/*.parquet"))
+        else ""
+    )
 
 
 def find(name: str) -> Source:
@@ -105,7 +116,8 @@ def _found(name: str, local: str) -> Source:
 
 
 def decoded(name: str, own_split: str, rows: Rows) -> tuple[Pixels, Rows]:
-    """The pixels, uint8 (n, c, h, w), and labels of `rows`, as they were decoded the last time or now."""
+    """The pixels, uint8 (n, c, h, w), and labels of `rows`, as they were decoded the last time or
+    now."""
     return _decoded(name, _local(name), own_split, rows.tobytes())
 
 
@@ -113,7 +125,10 @@ def decoded(name: str, own_split: str, rows: Rows) -> tuple[Pixels, Rows]:
 def _decoded(name: str, local: str, own_split: str, rows: bytes) -> tuple[Pixels, Rows]:
     pixels, labels = _found(name, local).read(own_split, np.frombuffer(rows, dtype=np.int64))
     if labels.min() < 0:
-        raise DataError(f"{name}, split {own_split}: some labels are {labels.min()}, so it has none; use another")
+        raise DataError(
+            f"{name}, split {own_split}: some labels are {labels.min()}, so it has none; use"
+            " another"
+        )
     return pixels, labels
 
 
@@ -134,13 +149,18 @@ def _digits() -> Source:
 def _image_folder(text: str) -> tuple[Any, str]:
     path = Path(text).expanduser()
     if not path.is_dir():
-        raise DataError(f"folder:{text}: there is no such folder; expected one with a sub-folder per class")
-    return _opened("imagefolder", data_dir=glob.escape(str(path))), "image folder"  # "a[1]b" is a name here, no pattern
+        raise DataError(
+            f"folder:{text}: there is no such folder; expected one with a sub-folder per class"
+        )
+    # "a[1]b" is a name here, no pattern
+    return _opened("imagefolder", data_dir=glob.escape(str(path))), "image folder"
 
 
 def _from_hub(hub_id: str) -> Any:
     if not _reachable(hub_id):
-        raise DataError(f"{hub_id} is not under RETROACT_DATA and the hub does not answer; {THREE_WAYS}")
+        raise DataError(
+            f"{hub_id} is not under RETROACT_DATA and the hub does not answer; {THREE_WAYS}"
+        )
     return _opened(hub_id)
 
 
@@ -155,7 +175,9 @@ def _reachable(hub_id: str) -> bool:
         HfApi().dataset_info(hub_id, timeout=5)
     except Exception as e:
         if type(e).__name__ in ("RepositoryNotFoundError", "GatedRepoError"):
-            raise DataError(f"the hub has no data set {hub_id!r} that is open to you: {e}; {THREE_WAYS}") from None
+            raise DataError(
+                f"the hub has no data set {hub_id!r} that is open to you: {e}; {THREE_WAYS}"
+            ) from None
         return False
     return True
 
@@ -167,9 +189,13 @@ def _opened(path: str, **options: Any) -> Any:
         with _quiet():
             found = datasets.load_dataset(path, **options)
     except Exception as e:
-        raise DataError(f"cannot read {Path(path).name}: {type(e).__name__}: {_first_line(e)}; {THREE_WAYS}") from e
+        raise DataError(
+            f"cannot read {Path(path).name}: {type(e).__name__}: {_first_line(e)}; {THREE_WAYS}"
+        ) from e
     if not isinstance(found, datasets.DatasetDict):
-        raise DataError(f"{path}: expected splits of rows, got {type(found).__name__}; {THREE_WAYS}")
+        raise DataError(
+            f"{path}: expected splits of rows, got {type(found).__name__}; {THREE_WAYS}"
+        )
     return found
 
 
@@ -192,13 +218,21 @@ def _first_line(e: Exception) -> str:
 
 
 def from_datasets(found: Mapping[str, Any], origin: str) -> Source:
-    """The source behind `datasets.Dataset`s, by split, that have a column of images and one of labels."""
+    """The source behind `datasets.Dataset`s, by split, that have a column of images and one of
+    labels."""
     import datasets
 
     features = next(iter(found.values())).features
-    image = _column(features, origin, "image", lambda f: isinstance(f, datasets.Image), ("image", "img"))
-    label = _column(features, origin, "label", lambda f: isinstance(f, datasets.ClassLabel), ("label", "labels"))
-    plain = {k: part.with_format(None).cast_column(image, datasets.Image(decode=False)) for k, part in found.items()}
+    image = _column(
+        features, origin, "image", lambda f: isinstance(f, datasets.Image), ("image", "img")
+    )
+    label = _column(
+        features, origin, "label", lambda f: isinstance(f, datasets.ClassLabel), ("label", "labels")
+    )
+    plain = {
+        k: part.with_format(None).cast_column(image, datasets.Image(decode=False))
+        for k, part in found.items()
+    }
 
     def read(own_split: str, rows: Rows) -> tuple[Pixels, Rows]:
         part = plain[own_split].select(rows)[:]
@@ -209,12 +243,19 @@ def from_datasets(found: Mapping[str, Any], origin: str) -> Source:
 
 
 def _column(
-    features: Mapping[str, Any], origin: str, what: str, fits: Callable[[Any], bool], usual: tuple[str, ...]
+    features: Mapping[str, Any],
+    origin: str,
+    what: str,
+    fits: Callable[[Any], bool],
+    usual: tuple[str, ...],
 ) -> str:
     fitting = [name for name, feature in features.items() if fits(feature)]
     fitting += [name for name in usual if name in features and name not in fitting]
     if not fitting:
-        raise DataError(f"{origin}: expected a column with one {what} per row, got {', '.join(features)}; {THREE_WAYS}")
+        raise DataError(
+            f"{origin}: expected a column with one {what} per row, got {', '.join(features)};"
+            f" {THREE_WAYS}"
+        )
     return fitting[0]
 
 
@@ -222,21 +263,24 @@ def _class_names(feature: Any, found: Any, label: str) -> tuple[str, ...]:
     if hasattr(feature, "names"):
         return tuple(feature.names)
     if "int" not in str(getattr(feature, "dtype", "")):
-        raise DataError(f"expected whole numbers or class names as labels, got {feature}; cast {label!r}")
+        raise DataError(
+            f"expected whole numbers or class names as labels, got {feature}; cast {label!r}"
+        )
     most = max(max(part[label]) for part in found.values())
     return tuple(str(i) for i in range(int(most) + 1))
 
 
 def _decode(cells: list[Mapping[str, Any]], rows: Rows) -> Pixels:
-    """Decodes to uint8 (n, c, h, w); raises DataError at the first image that differs or does not open."""
+    """Decodes to uint8 (n, c, h, w); raises DataError at the first image that differs or does not
+    open."""
     first = _pixels(cells[0], rows[0])
     out = np.empty((len(cells), *first.shape), dtype=np.uint8)
     for i, cell in enumerate(cells):
         one = _pixels(cell, rows[i])
         if one.shape != first.shape:
             raise DataError(
-                f"image {rows[i]} is {one.shape} and image {rows[0]} is {first.shape}, expected one size "
-                "(channels, height, width) for all; resize or convert them first"
+                f"image {rows[i]} is {one.shape} and image {rows[0]} is {first.shape}, expected one"
+                " size (channels, height, width) for all; resize or convert them first"
             )
         out[i] = one
     return out
@@ -249,7 +293,11 @@ def _pixels(cell: Mapping[str, Any], row: int) -> Pixels:
         picture = Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"])
         mode, pixels = picture.mode, np.asarray(picture)
     except Exception as e:
-        raise DataError(f"image {row} cannot be decoded: {_first_line(e)}; replace the file; {THREE_WAYS}") from e
+        raise DataError(
+            f"image {row} cannot be decoded: {_first_line(e)}; replace the file; {THREE_WAYS}"
+        ) from e
     if mode not in ("L", "RGB"):
-        raise DataError(f"image {row} has mode {mode}, expected grey (L) or RGB of 8 bits; convert it first")
+        raise DataError(
+            f"image {row} has mode {mode}, expected grey (L) or RGB of 8 bits; convert it first"
+        )
     return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)

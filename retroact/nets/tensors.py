@@ -1,11 +1,13 @@
-"""The tensors of a module as a file holds them: bits and dtypes, ties and views of one storage, extra state.
+"""The tensors of a module as a file holds them: bits and dtypes, ties and views of one storage,
+extra state.
 
     tensors, said = packed(module)      # to write, and what is said beside them
-    unpack(module, tensors, said)       # into another instance, equal to the last bit and tied alike
+    unpack(module, tensors, said)       # into another instance, equal to the last bit and tied
+                                        alike
 
-A tensor that several names share is held once. Tensors that overlap in one storage, and a tensor that overlaps
-itself (an expanded buffer), are held as that storage and views of it. The wrappers of `torch.compile` and
-`DataParallel` have no part in a name.
+A tensor that several names share is held once. Tensors that overlap in one storage, and a tensor
+that overlaps itself (an expanded buffer), are held as that storage and views of it. The wrappers of
+`torch.compile` and `DataParallel` have no part in a name.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 Said = dict[str, Any]
-"""tied: name -> the name that holds it; views: name -> [storage, offset, size, stride]; extra: name -> value."""
+"""tied: name -> the name that holds it; views: name -> [storage, offset, size, stride]; extra: name
+-> value."""
 
 
 def bare(name: str) -> str:
@@ -30,24 +33,32 @@ def bare(name: str) -> str:
 
 def inner(module: nn.Module) -> nn.Module:
     """The module that was trained, without what runs it in parallel or compiled."""
-    while isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(module, "_orig_mod"):
+    while isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(
+        module, "_orig_mod"
+    ):
         module = module._orig_mod if hasattr(module, "_orig_mod") else module.module  # type: ignore[assignment]
     return module
 
 
 def state_of(module: nn.Module) -> dict[str, Any]:
-    """The module's own state by bare names: its parameters and buffers themselves, and extra state."""
+    """The module's own state by bare names: its parameters and buffers themselves, and extra
+    state."""
     return {bare(name): value for name, value in module.state_dict(keep_vars=True).items()}
 
 
-def packed(module: nn.Module, leave: Callable[[nn.Module], bool] = lambda _: False) -> tuple[dict[str, Tensor], Said]:
+def packed(
+    module: nn.Module, leave: Callable[[nn.Module], bool] = lambda _: False
+) -> tuple[dict[str, Tensor], Said]:
     """What a file holds of a module: tensors by name, on the CPU, and what else is said of them.
 
-    Buffers that its state dict leaves out are kept too (`hidden`), but for those of modules that `leave` names.
-    Raises ValueError for what safetensors cannot hold, saying which name it is.
+    Buffers that its state dict leaves out are kept too (`hidden`), but for those of modules that
+    `leave` names. Raises ValueError for what safetensors cannot hold, saying which name it is.
     """
     module = inner(module)
-    state, hidden = state_of(module), {name: held[last] for name, held, last in _hidden(module, leave)}
+    state, hidden = (
+        state_of(module),
+        {name: held[last] for name, held, last in _hidden(module, leave)},
+    )
     named = {name: v for name, v in (state | hidden).items() if isinstance(v, Tensor)}
     for name, tensor in named.items():
         _check_plain(name, tensor)
@@ -61,8 +72,15 @@ def packed(module: nn.Module, leave: Callable[[nn.Module], bool] = lambda _: Fal
         tensors[f"storage.{i}"] = storage.cpu().clone()
         for name in cluster:
             t = owners[name]
-            views[name] = [f"storage.{i}", t.storage_offset() - low, list(t.shape), list(t.stride())]
-    tensors |= {f"module.{name}": t.cpu().contiguous() for name, t in owners.items() if name not in views}
+            views[name] = [
+                f"storage.{i}",
+                t.storage_offset() - low,
+                list(t.shape),
+                list(t.stride()),
+            ]
+    tensors |= {
+        f"module.{name}": t.cpu().contiguous() for name, t in owners.items() if name not in views
+    }
     extra = {name: _jsonable(name, v) for name, v in state.items() if not isinstance(v, Tensor)}
     said = {"tied": tied, "views": views, "extra": extra, "hidden": list(hidden)}
     return tensors, {what: value for what, value in said.items() if value}
@@ -72,13 +90,19 @@ def packed(module: nn.Module, leave: Callable[[nn.Module], bool] = lambda _: Fal
 def unpack(module: nn.Module, tensors: Mapping[str, Tensor], said: Said) -> None:
     """Puts what was `packed` into another instance, which takes its dtypes and ties as well.
 
-    Parameters stay the objects they are wherever the instance shares them as the file does, so that whatever else
-    of the module refers to them sees them filled. Raises RuntimeError where names or shapes differ.
+    Parameters stay the objects they are wherever the instance shares them as the file does, so that
+    whatever else of the module refers to them sees them filled. Raises RuntimeError where names or
+    shapes differ.
     """
     module = inner(module)
     tied, views, hidden = said.get("tied", {}), said.get("views", {}), set(said.get("hidden", ()))
-    # clones, for a file's tensors lie in memory as it packs them, and sums are added in another order there
-    found = {name.removeprefix("module."): t.clone() for name, t in tensors.items() if name.startswith("module.")}
+    # clones, for a file's tensors lie in memory as it packs them, and sums are added in another
+    # order there
+    found = {
+        name.removeprefix("module."): t.clone()
+        for name, t in tensors.items()
+        if name.startswith("module.")
+    }
     storages = {name: tensors[name].clone() for name in {view[0] for view in views.values()}}
     for name, (storage, offset, size, stride) in views.items():
         found[name] = storages[storage].as_strided(size, stride, offset)
@@ -94,13 +118,19 @@ def unpack(module: nn.Module, tensors: Mapping[str, Tensor], said: Said) -> None
         there = {id(own[n]): own[n] for n in names if isinstance(own.get(n), Tensor)}
         alone = len(there) == 1 and sorted(called[next(iter(there))]) == sorted(names)
         alone = alone and all(_can_be_filled(t) for t in there.values())
-        value = _settled(next(iter(there.values())), found[name], name in shared) if alone else found[name]
+        value = (
+            _settled(next(iter(there.values())), found[name], name in shared)
+            if alone
+            else found[name]
+        )
         like = next(iter(there.values()), None)
         if not alone and isinstance(like, nn.Parameter):
             value = nn.Parameter(value, requires_grad=like.requires_grad)
         placed |= dict.fromkeys(names, value)
     full = {bare(name): name for name in module.state_dict()}
-    module.load_state_dict({full.get(name, name): value for name, value in placed.items()}, assign=True)
+    module.load_state_dict(
+        {full.get(name, name): value for name, value in placed.items()}, assign=True
+    )
     for name, held, last in _hidden(module):
         if name in hidden:
             owner, before = tied.get(name, name), held[last]
@@ -112,12 +142,14 @@ def unpack(module: nn.Module, tensors: Mapping[str, Tensor], said: Said) -> None
 
 
 def _can_be_filled(own: Tensor) -> bool:
-    """Whether a tensor takes other numbers: one on the meta device has none, one of inference mode keeps its own."""
+    """Whether a tensor takes other numbers: one on the meta device has none, one of inference mode
+    keeps its own."""
     return not (own.is_meta or own.is_inference())
 
 
 def _settled(own: Tensor, value: Tensor, shared: bool) -> Tensor:
-    """The module's own tensor, filled; the value itself where the shapes differ, for torch to say so."""
+    """The module's own tensor, filled; the value itself where the shapes differ, for torch to say
+    so."""
     if is_lazy(own):
         own.materialize(value.shape, dtype=value.dtype)  # type: ignore[attr-defined]
     if own.shape != value.shape:
@@ -128,13 +160,15 @@ def _settled(own: Tensor, value: Tensor, shared: bool) -> Tensor:
     return own.copy_(value)
 
 
-# ------------------------------------------------------------------------------- who shares what with whom
+# ------------------------------------------------------------------------ who shares what with whom
 
 
 def ties(named: Mapping[str, Tensor]) -> dict[str, str]:
     """The names that share a tensor with an earlier one, each with that earlier name."""
     first: dict[int, str] = {}
-    return {name: first[id(t)] for name, t in named.items() if first.setdefault(id(t), name) != name}
+    return {
+        name: first[id(t)] for name, t in named.items() if first.setdefault(id(t), name) != name
+    }
 
 
 def clusters(named: Mapping[str, Tensor]) -> list[list[str]]:
@@ -165,7 +199,9 @@ def overlaps_itself(t: Tensor) -> bool:
 def _span(t: Tensor) -> tuple[int, int]:
     """The first and last place of the storage that a tensor reaches."""
     low = int(t.storage_offset())
-    return low, low + sum((size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True))
+    return low, low + sum(
+        (size - 1) * stride for size, stride in zip(t.shape, t.stride(), strict=True)
+    )
 
 
 def _hidden(
@@ -180,18 +216,32 @@ def _hidden(
         yield from _hidden(inner, leave, f"{path}{name}.")
 
 
-# ------------------------------------------------------------------------------- what no file can hold
+# ---------------------------------------------------------------------------- what no file can hold
 
 
 def _check_plain(name: str, t: Tensor) -> None:
     if is_lazy(t):
-        raise ValueError(f"{name} has no shape yet (a lazy module); run the net once on an image and save it then")
+        raise ValueError(
+            f"{name} has no shape yet (a lazy module); run the net once on an image and save it"
+            " then"
+        )
     if t.is_meta and type(t) in (Tensor, nn.Parameter):
-        raise ValueError(f"{name} lies on the meta device and has no numbers; load the net's weights and save it then")
+        raise ValueError(
+            f"{name} lies on the meta device and has no numbers; load the net's weights and save it"
+            " then"
+        )
     t = t.detach().cpu()  # a device may have a type of its own
-    if type(t) is not Tensor or t.layout is not torch.strided or t.is_quantized or t.dtype is torch.complex128:
+    if (
+        type(t) is not Tensor
+        or t.layout is not torch.strided
+        or t.is_quantized
+        or t.dtype is torch.complex128
+    ):
         kind = f"{type(t).__name__} of {t.dtype}, {str(t.layout).removeprefix('torch.')}"
-        raise ValueError(f"{name} is a {kind}, expected a plain tensor; safetensors holds no other: make it dense")
+        raise ValueError(
+            f"{name} is a {kind}, expected a plain tensor; safetensors holds no other: make it"
+            " dense"
+        )
 
 
 def _jsonable(name: str, value: Any) -> Any:

@@ -1,8 +1,8 @@
 """The wide residual net of Erichson et al. 2019 (JumpReLU) for CIFAR-10.
 
-The paper calls it 30-4, after the 30 convs in its blocks; by the usual count (Zagoruyko & Komodakis 2016)
-it is WRN-34-4. Two habits differ from the usual net and are kept: every conv has a bias, and the stride
-sits on the second conv of a block.
+The paper calls it 30-4, after the 30 convs in its blocks; by the usual count (Zagoruyko & Komodakis
+2016) it is WRN-34-4. Two habits differ from the usual net and are kept: every conv has a bias, and
+the stride sits on the second conv of a block.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from retroact.spec import Count, SpecError, UnitInterval, Within, spec
 class WideResNet:
     """conv 3→16, three groups of (depth - 4) / 6 blocks, BN | A | mean over the map | fc 10.
 
-    The groups have 16, 32, 64 times `widen` maps. Depth 34, widen 4: 7,404,074 parameters, 31 sites;
-    (n, 3, 32, 32) to (n, 10). A depth that is not 6 N + 4 raises SpecError.
+    The groups have 16, 32, 64 times `widen` maps. Depth 34, widen 4: 7,404,074 parameters, 31
+    sites; (n, 3, 32, 32) to (n, 10). A depth that is not 6 N + 4 raises SpecError.
     """
 
     depth: Annotated[int, Within(10)] = 34
@@ -29,7 +29,9 @@ class WideResNet:
 
     def __post_init__(self) -> None:
         if (self.depth - 4) % 6:
-            raise SpecError(f"WideResNet.depth: expected 6 N + 4 (10, 16, 22, 28, 34, …), got {self.depth}")
+            raise SpecError(
+                f"WideResNet.depth: expected 6 N + 4 (10, 16, 22, 28, 34, …), got {self.depth}"
+            )
 
     def __call__(self) -> nn.Sequential:
         maps = [16 * self.widen, 32 * self.widen, 64 * self.widen]
@@ -51,7 +53,9 @@ class WideResNet:
         blocks: OrderedDict[str, nn.Module] = OrderedDict()
         for i in range((self.depth - 4) // 6):
             first = i == 0
-            blocks[f"block{i + 1}"] = _WideBlock(before if first else maps, maps, stride if first else 1, self.dropout)
+            blocks[f"block{i + 1}"] = _WideBlock(
+                before if first else maps, maps, stride if first else 1, self.dropout
+            )
         return nn.Sequential(blocks)
 
 

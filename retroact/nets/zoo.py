@@ -1,8 +1,8 @@
 """The zoo: trained nets by name, as safetensors, each with a page that says where it comes from.
 
-`load("lenet-mnist")` finds NAME.safetensors and NAME.json under RETROACT_ZOO, then in the package's own
-`weights/` (files under 500 kB), then in the repository's `zoo/`, and loads it only where the weights
-have the SHA-256 that the page promises. `from_user` brings a net of your own.
+`load("lenet-mnist")` finds NAME.safetensors and NAME.json under RETROACT_ZOO, then in the package's
+own `weights/` (files under 500 kB), then in the repository's `zoo/`, and loads it only where the
+weights have the SHA-256 that the page promises. `from_user` brings a net of your own.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ from retroact.nets.wide_resnet import WideResNet
 from retroact.spec import SpecError, parse, show, spec
 
 PACKAGE_LIMIT = 500_000
-"""Bytes of the largest weights file in the wheel; larger ones live in the repository's zoo/, in fp16."""
+"""Bytes of the largest weights file in the wheel; larger ones live in the repository's zoo/, in
+fp16."""
 
 
 class ZooError(ValueError):
@@ -56,7 +57,8 @@ class Architecture(Protocol):
 
 @spec
 class Network:
-    """An architecture with what it expects: its data set, images (c, h, w), mean and std in pixel units."""
+    """An architecture with what it expects: its data set, images (c, h, w), mean and std in pixel
+    units."""
 
     architecture: Architecture
     data: str
@@ -66,10 +68,14 @@ class Network:
     classes: int = 10
 
     def __post_init__(self) -> None:
-        # files name networks, and in this place a Model, called, would import what it names, a DataSlice fetch it
+        # files name networks, and in this place a Model, called, would import what it names, a
+        # DataSlice fetch it
         room, _, file = type(self.architecture).__module__.rpartition(".")
         if room.split(".")[0] == "retroact" and (room != "retroact.nets" or file == "data"):
-            raise SpecError(f"Network.architecture: expected one such as LeNetLike(), got {show(self.architecture)}")
+            raise SpecError(
+                "Network.architecture: expected one such as LeNetLike(), got"
+                f" {show(self.architecture)}"
+            )
 
     def __call__(self) -> Classifier:
         """A classifier with untrained weights, drawn from torch's global generator."""
@@ -110,16 +116,17 @@ NETWORKS: dict[str, Network] = {
     "mobilenetv2-cifar10-robust": _cifar10(MobileNetV2()),
     "preactresnet18-cifar10-robust": _cifar10(PreActResNet18()),
 }
-"""Every net that can be trained by name; mean and std as in the papers (raw pixels for Borji 2020's nets)."""
+"""Every net that can be trained by name; mean and std as in the papers (raw pixels for Borji 2020's
+nets)."""
 
 
 @dataclass(frozen=True)
 class Entry:
     """The page of a net: what it is, how it came to be, and what it was measured to be.
 
-    `accuracy` is clean accuracy on `test` (n examples) and `validation_accuracy` on the held-out part of the
-    training set, both from 0 to 1 and measured with the weights as stored (`dtype`). `start_sha256` is that of the
-    file that training began from, where the recipe has a `start`.
+    `accuracy` is clean accuracy on `test` (n examples) and `validation_accuracy` on the held-out
+    part of the training set, both from 0 to 1 and measured with the weights as stored (`dtype`).
+    `start_sha256` is that of the file that training began from, where the recipe has a `start`.
     """
 
     name: str
@@ -152,12 +159,17 @@ def folders() -> list[Path]:
     """Where nets are looked for, in that order."""
     here = Path(__file__).resolve().parent
     named = os.environ.get("RETROACT_ZOO", "")
-    return ([Path(named).expanduser()] if named else []) + [here / "weights", here.parents[1] / "zoo"]
+    return ([Path(named).expanduser()] if named else []) + [
+        here / "weights",
+        here.parents[1] / "zoo",
+    ]
 
 
 def names() -> list[str]:
     """The names of the nets whose weights are here."""
-    return sorted({p.stem for folder in folders() for p in folder.glob("*.json") if _whole(folder, p.stem)})
+    return sorted(
+        {p.stem for folder in folders() for p in folder.glob("*.json") if _whole(folder, p.stem)}
+    )
 
 
 def _whole(folder: Path, name: str) -> bool:
@@ -171,13 +183,16 @@ def entry(name: str) -> Entry:
 
 @neutral()
 def load(name: str) -> Classifier:
-    """The net `name`, trained, in eval mode, in float32; raises ZooError where it is missing or damaged."""
+    """The net `name`, trained, in eval mode, in float32; raises ZooError where it is missing or
+    damaged."""
     folder = _folder(name)
     page = _page(folder, name)
     path = folder / f"{name}.safetensors"
     raw = path.read_bytes()
     if hashlib.sha256(raw).hexdigest() != page.weights_sha256:
-        raise ZooError(f"{path} is not the file its page describes (SHA-256 differs); {_train(name)}")
+        raise ZooError(
+            f"{path} is not the file its page describes (SHA-256 differs); {_train(name)}"
+        )
     net = _network(page)()
     net.name = name
     _fill(net.module, _tensors(raw, str(path)), str(path))
@@ -200,7 +215,9 @@ def _folder(name: str) -> Path:
         else ""
     )
     known = ", ".join(sorted({*names(), *NETWORKS}))
-    raise ZooError(f"unknown net {name!r}{hint} (known: {known}; your own: package.module:function)")
+    raise ZooError(
+        f"unknown net {name!r}{hint} (known: {known}; your own: package.module:function)"
+    )
 
 
 def _train(name: str) -> str:
@@ -230,25 +247,32 @@ def _network(page: Entry) -> Network:
 
 
 def write(net: Classifier, page: Entry, folder: str | Path) -> Entry:
-    """Writes NAME.safetensors and NAME.json into `folder`, each whole or not at all; gives the final page.
+    """Writes NAME.safetensors and NAME.json into `folder`, each whole or not at all; gives the
+    final page.
 
     `page.dtype` says how floating-point weights are stored; `weights_sha256` is filled in.
     """
     out = Path(folder)
     out.mkdir(parents=True, exist_ok=True)
-    # one word of metadata only: safetensors writes several in any order, and then the hash is any hash
+    # one word of metadata only: safetensors writes several in any order, and then the hash is any
+    # hash
     raw = safetensors.torch.save(stored(net, page.dtype), metadata={"network": page.network})
     page = dataclasses.replace(page, weights_sha256=hashlib.sha256(raw).hexdigest())
     _replace(out / f"{page.name}.safetensors", raw)
-    _replace(out / f"{page.name}.json", (json.dumps(dataclasses.asdict(page), indent=2) + "\n").encode())
+    _replace(
+        out / f"{page.name}.json", (json.dumps(dataclasses.asdict(page), indent=2) + "\n").encode()
+    )
     return page
 
 
 def stored(net: Classifier, dtype: str) -> dict[str, Tensor]:
-    """The weights of the inner net as they are stored: floating-point ones as `dtype`, on the CPU."""
+    """The weights of the inner net as they are stored: floating-point ones as `dtype`, on the
+    CPU."""
     kept: torch.dtype = getattr(torch, dtype)
     weights = {k: v.detach().cpu() for k, v in net.module.state_dict().items()}
-    return {k: (v.to(kept) if v.is_floating_point() else v).contiguous() for k, v in weights.items()}
+    return {
+        k: (v.to(kept) if v.is_floating_point() else v).contiguous() for k, v in weights.items()
+    }
 
 
 def _replace(path: Path, raw: bytes) -> None:
@@ -269,11 +293,13 @@ def from_user(
     shape: Shape | None = None,
     output: Output = None,
 ) -> Classifier:
-    """A net of your own: calls `package.module:function`, loads `weights` into it, wraps it in a Classifier.
+    """A net of your own: calls `package.module:function`, loads `weights` into it, wraps it in a
+    Classifier.
 
-    `weights` is a checkpoint, as safetensors or of torch.save, which is read without running any code; how its
-    weights were found (prefixes, what lay beside them) is said in the net's `notes`. A function that gives a
-    Classifier keeps its own mean and std. Raises ZooError, saying which of import, call, and weights went wrong.
+    `weights` is a checkpoint, as safetensors or of torch.save, which is read without running any
+    code; how its weights were found (prefixes, what lay beside them) is said in the net's `notes`.
+    A function that gives a Classifier keeps its own mean and std. Raises ZooError, saying which of
+    import, call, and weights went wrong.
     """
     net = _called(where)
     inner = net.module if isinstance(net, Classifier) else net
@@ -284,15 +310,17 @@ def from_user(
     if not isinstance(net, Classifier):
         net = Classifier(net, mean, std, shape=shape, output=output, name=where)
     net.notes = notes
-    net.code, net.network = where, ""  # whatever that function began with, it alone knows what it made of it
+    # whatever that function began with, it alone knows what it made of it
+    net.code, net.network = where, ""
     return net.eval()
 
 
 def written_here(where: str) -> Path | None:
-    """The file under the working folder in which `package.module:function` is written, found without running any.
+    """The file under the working folder in which `package.module:function` is written, found
+    without running any.
 
-    None where a plain import would take the module from elsewhere (the standard library, an installed package), or
-    where the function stands in another file and is only passed on.
+    None where a plain import would take the module from elsewhere (the standard library, an
+    installed package), or where the function stands in another file and is only passed on.
     """
     module, _, function = where.partition(":")
     first, *inner = module.split(".")
@@ -303,7 +331,8 @@ def written_here(where: str) -> Path | None:
     found = importlib.util.find_spec(first)
     homes = [] if found is None else [found.origin, *(found.submodule_search_locations or [])]
     if not any(
-        home and Path(home) in (here / first, here / first / "__init__.py", here / f"{first}.py") for home in homes
+        home and Path(home) in (here / first, here / first / "__init__.py", here / f"{first}.py")
+        for home in homes
     ):
         return None
     base = here.joinpath(first, *inner)
@@ -318,21 +347,32 @@ def _defines(file: Path, name: str) -> bool:
         body = ast.parse(file.read_bytes()).body
     except (SyntaxError, ValueError):
         return False
-    return any(isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name for node in body)
+    return any(
+        isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name for node in body
+    )
 
 
 def _called(where: str) -> nn.Module:
     module, _, function = where.partition(":")
     if not module or not function.isidentifier():
-        raise ZooError(f"cannot read {where!r} as a net; write package.module:function, such as mynets.small:build")
+        raise ZooError(
+            f"cannot read {where!r} as a net; write package.module:function, such as"
+            " mynets.small:build"
+        )
     builder = _found(module, function, where)
     try:
         made = builder()
     except Exception as e:
-        cure = "; write a function without arguments that builds it" if _lacks_arguments(builder) else ""
+        cure = (
+            "; write a function without arguments that builds it"
+            if _lacks_arguments(builder)
+            else ""
+        )
         raise ZooError(f"{where}() raised {type(e).__name__}: {e}{cure}") from e
     if not isinstance(made, nn.Module):
-        raise ZooError(f"{where} gave {type(made).__name__}, expected an nn.Module; let it return the net")
+        raise ZooError(
+            f"{where} gave {type(made).__name__}, expected an nn.Module; let it return the net"
+        )
     return made
 
 
@@ -340,12 +380,27 @@ def _found(module: str, function: str, where: str) -> Any:
     try:
         home = _imported(module)
     except Exception as e:
-        cure = f"write {module[:-3]}:{function}" if module.endswith(".py") else "stand in its folder, or install it"
-        missing = isinstance(e, ImportError) and (e.name or module).split(".")[0] == module.split(".")[0]
-        raise ZooError(f"{where}: {type(e).__name__}: {e}; {cure if missing else 'it must import as it stands'}") from e
+        cure = (
+            f"write {module[:-3]}:{function}"
+            if module.endswith(".py")
+            else "stand in its folder, or install it"
+        )
+        missing = (
+            isinstance(e, ImportError) and (e.name or module).split(".")[0] == module.split(".")[0]
+        )
+        raise ZooError(
+            f"{where}: {type(e).__name__}: {e};"
+            f" {cure if missing else 'it must import as it stands'}"
+        ) from e
     if not callable(getattr(home, function, None)):
-        near = difflib.get_close_matches(function, [n for n, v in vars(home).items() if callable(v)], n=1)
-        hint = f"; did you mean {module}:{near[0]}?" if near else "; name a function or class that builds the net"
+        near = difflib.get_close_matches(
+            function, [n for n, v in vars(home).items() if callable(v)], n=1
+        )
+        hint = (
+            f"; did you mean {module}:{near[0]}?"
+            if near
+            else "; name a function or class that builds the net"
+        )
         raise ZooError(f"{where}: {module} has no function {function!r}{hint}")
     return getattr(home, function)
 
@@ -364,7 +419,8 @@ def _imported(module: str) -> Any:
 
 
 def _look_here() -> None:
-    # a console script does not have the folder the user stands in on its path; last, so that it hides nothing
+    # a console script does not have the folder the user stands in on its path; last, so that it
+    # hides nothing
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
 
@@ -387,11 +443,16 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
     ]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ZooError(f"{where} does not fit {type(module).__name__}: {', '.join(sorted(wrong)[:5])}{more}")
+        raise ZooError(
+            f"{where} does not fit {type(module).__name__}: {', '.join(sorted(wrong)[:5])}{more}"
+        )
     module.load_state_dict(dict(tensors))
 
 
 def describe(name: str) -> str:
     """One line on a net that can be loaded: its architecture, data, and measured accuracy."""
     page = entry(name)
-    return f"{name}: {show(_network(page).architecture)} on {page.data}, {page.accuracy:.2%} of {page.test_n}"
+    return (
+        f"{name}: {show(_network(page).architecture)} on {page.data}, {page.accuracy:.2%} of"
+        f" {page.test_n}"
+    )

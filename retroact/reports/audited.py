@@ -1,6 +1,8 @@
-"""The report of one audit, as a page, Markdown or JSON: from its plain numbers and the images that fell.
+"""The report of one audit, as a page, Markdown or JSON: from its plain numbers and the images that
+fell.
 
-Nothing of the audit is imported: what is read is `Audited`, and all numbers are those of `numbers()`.
+Nothing of the audit is imported: what is read is `Audited`, and all numbers are those of
+`numbers()`.
 """
 
 from __future__ import annotations
@@ -24,16 +26,21 @@ TONES = {"GENUINE": "good", "HARMFUL": "bad", "HONEST": "good", "MASKED": "bad"}
 """How an answer looks on the page; those that are not here are a warning."""
 
 WHY = {
-    "saturation": "The change multiplies the network's scores until the usual loss is rounded flat. Its gradient "
-    "vanishes or loses its direction, and the usual attack stands still; an attack whose loss does not depend on "
-    "the scale moves again.",
-    "jump": "The change makes jumps that a gradient does not show, so the usual attack walks in wrong directions; "
-    "an attack that is told where the jumps are finds its way again.",
+    "saturation": (
+        "The change multiplies the network's scores until the usual loss is rounded flat. Its"
+        " gradient vanishes or loses its direction, and the usual attack stands still; an attack"
+        " whose loss does not depend on the scale moves again."
+    ),
+    "jump": (
+        "The change makes jumps that a gradient does not show, so the usual attack walks in wrong"
+        " directions; an attack that is told where the jumps are finds its way again."
+    ),
 }
 
 
 class Shown(Protocol):
-    """An example that fell: the images (c, h, w) before and after, its label, what was decided, and by what."""
+    """An example that fell: the images (c, h, w) before and after, its label, what was decided, and
+    by what."""
 
     @property
     def row(self) -> int: ...
@@ -57,7 +64,8 @@ class Attacked(Protocol):
 
 
 class Audited(Protocol):
-    """What a report needs of an audit: its plain numbers, and its two sides (twin, network) with what fell."""
+    """What a report needs of an audit: its plain numbers, and its two sides (twin, network) with
+    what fell."""
 
     def numbers(self) -> dict[str, Any]: ...
     @property
@@ -73,14 +81,19 @@ def page(audit: Audited, *, title: str = "retroact audit") -> str:
         found=found,
         tones=TONES,
         rows=table(found),
-        bars=Markup(plots.claims([(r["what"], (r["before"], r["after"])) for r in table(found)], found["n"])),
+        bars=Markup(
+            plots.claims([(r["what"], (r["before"], r["after"])) for r in table(found)], found["n"])
+        ),
         why=why(found),
         left_alone=left_alone(found["pedigree"]),
         statistics=statistics(found),
         panels=_panels(found["curves"]),
         indicators=[_reading(r) for r in found["indicators"]],
         fallen=[[_fallen(f) for f in side.fallen] for side in (audit.sides[1], audit.sides[0])],
-        sides=[(who, found["attacks"][side]) for who, side in (("after", "network"), ("before", "twin"))],
+        sides=[
+            (who, found["attacks"][side])
+            for who, side in (("after", "network"), ("before", "twin"))
+        ],
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
@@ -96,35 +109,57 @@ def markdown(audit: Audited, *, title: str = "retroact audit") -> str:
     readings = [_reading(r) for r in found["indicators"]]
     parts = [
         f"# {title}",
-        f"`{found['network']}` beside `{found['twin']}`, `{found['threat']}` on {found['data']}, n = {found['n']}",
+        (
+            f"`{found['network']}` beside `{found['twin']}`, `{found['threat']}` on"
+            f" {found['data']}, n = {found['n']}"
+        ),
         f"**{found['effect']} · {found['claim']}**: {found['plainly']}",
         *(f"- Doubt: {doubt}" for doubt in found["doubts"]),
         markdown_table(
             ["images decided rightly", "before", "after", "difference"],
-            [[r["what"], *(f"{100 * r[k]:.1f} %" for k in ("before", "after")), r["difference"]] for r in table(found)],
+            [
+                [r["what"], *(f"{100 * r[k]:.1f} %" for k in ("before", "after")), r["difference"]]
+                for r in table(found)
+            ],
         ),
         statistics(found),
         why(found),
         markdown_table(
             ["indicator", "a sign of", "after", "before", "fires at", ""],
-            [[r[k] for k in ("title", "mechanism", "value", "twin", "fires", "state")] for r in readings],
+            [
+                [r[k] for k in ("title", "mechanism", "value", "twin", "fires", "state")]
+                for r in readings
+            ],
         ),
-        *(_ran(who, found["attacks"][side]) for who, side in (("after", "network"), ("before", "twin"))),
-        *([f"The change leaves {kinds} as they are."] if (kinds := left_alone(found["pedigree"])) else []),
+        *(
+            _ran(who, found["attacks"][side])
+            for who, side in (("after", "network"), ("before", "twin"))
+        ),
+        *(
+            [f"The change leaves {kinds} as they are."]
+            if (kinds := left_alone(found["pedigree"]))
+            else []
+        ),
         f"Seed {found['pedigree']['seed']}; {found['pedigree']['versions']}; `{found['battery']}`.",
-        "Verified is the worst case over every attack that was run, image by image: an upper bound on what the "
-        "network withstands, never a certificate.",
+        (
+            "Verified is the worst case over every attack that was run, image by image: an upper"
+            " bound on what the network withstands, never a certificate."
+        ),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Clean, claimed and verified accuracy before and after, with Wilson's 95 % intervals and the difference."""
+    """Clean, claimed and verified accuracy before and after, with Wilson's 95 % intervals and the
+    difference."""
     rows = []
     for what in ("clean", "claimed", "verified"):
         before, after = found[f"{what}_twin"], found[what]
         n, said = found["n"], f"{100 * (after - before):+.1f}"
-        bounds = {f"{k}_bounds": wilson(round(v * n), n) for k, v in (("before", before), ("after", after))}
+        bounds = {
+            f"{k}_bounds": wilson(round(v * n), n)
+            for k, v in (("before", before), ("after", after))
+        }
         rows.append({"what": what, "before": before, "after": after, "difference": said, **bounds})
     return rows
 
@@ -133,9 +168,10 @@ def statistics(found: Mapping[str, Any]) -> str:
     """What stands behind the verified difference, in a sentence."""
     low, high = (100 * v for v in found["interval"])
     return (
-        f"Verified difference {100 * (found['verified'] - found['verified_twin']):+.1f} points, 95 % interval "
-        f"{low:+.1f} to {high:+.1f}; {found['gained']} of {found['n']} images withstand the attacks only after the "
-        f"change, {found['lost']} only before (McNemar's exact p = {found['p']:.2g})."
+        f"Verified difference {100 * (found['verified'] - found['verified_twin']):+.1f} points, 95"
+        f" % interval {low:+.1f} to {high:+.1f}; {found['gained']} of {found['n']} images withstand"
+        f" the attacks only after the change, {found['lost']} only before (McNemar's exact p ="
+        f" {found['p']:.2g})."
     )
 
 
@@ -143,7 +179,10 @@ def why(found: Mapping[str, Any]) -> str:
     """What the indicators say, in sentences for somebody who is no expert."""
     fired = [r for r in found["indicators"] if r["fired"]]
     if not fired:
-        return "No indicator fired: nothing suggests that the change hides the network's weaknesses from an attack."
+        return (
+            "No indicator fired: nothing suggests that the change hides the network's weaknesses"
+            " from an attack."
+        )
     kinds = dict.fromkeys(r["mechanism"] for r in fired)
     said = " ".join(WHY.get(kind, "") for kind in kinds)
     if found["mechanism"]:
@@ -159,22 +198,31 @@ def _panels(curves: Mapping[str, Any]) -> list[dict[str, Any]]:
         (
             "Loss along the usual attack",
             plots.climb(before["loss"], after["loss"]),
-            "A healthy attack climbs. A line at 0 or far off the scale is saturation, a ragged one a jump.",
+            (
+                "A healthy attack climbs. A line at 0 or far off the scale is saturation, a ragged"
+                " one a jump."
+            ),
         ),
         (
             "Does the gradient tell the truth?",
             plots.fidelity(before["fidelity"], after["fidelity"]),
-            "What a small step really changed, over what the gradient predicted; an honest gradient lies at 1. "
-            "Outside the band it misleads. Values beyond the axis are cut.",
+            (
+                "What a small step really changed, over what the gradient predicted; an honest"
+                " gradient lies at 1. Outside the band it misleads. Values beyond the axis are cut."
+            ),
         ),
         (
             "How loud is the network?",
             plots.scale(before["margin"], after["margin"]),
-            "The distance between the best score and the next. Louder is not safer: scores can be multiplied "
-            "without any decision changing.",
+            (
+                "The distance between the best score and the next. Louder is not safer: scores can"
+                " be multiplied without any decision changing."
+            ),
         ),
     )
-    return [{"title": t, "figure": Markup(figure), "caption": caption} for t, figure, caption in drawn]
+    return [
+        {"title": t, "figure": Markup(figure), "caption": caption} for t, figure, caption in drawn
+    ]
 
 
 def _reading(reading: Mapping[str, Any]) -> dict[str, str]:
@@ -206,7 +254,15 @@ def _fallen(fallen: Shown) -> dict[str, Any]:
 def _ran(who: str, runs: Sequence[Mapping[str, Any]]) -> str:
     head = [f"attacks on the network {who}", "", "role", "asked", "felled", "gradients", "seconds"]
     rows = [
-        [r["title"], f"`{r['attack']}`", r["role"], r["asked"], r["felled"], r["gradients"], f"{r['seconds']:.1f}"]
+        [
+            r["title"],
+            f"`{r['attack']}`",
+            r["role"],
+            r["asked"],
+            r["felled"],
+            r["gradients"],
+            f"{r['seconds']:.1f}",
+        ]
         for r in runs
     ]
     return markdown_table(head, rows)

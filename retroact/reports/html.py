@@ -26,10 +26,14 @@ def page(
     figures: Sequence[tuple[str, str]] = (),
     audits: Sequence[tuple[str, Mapping[str, Any]]] = (),
 ) -> str:
-    """The page as a string. `notes` are sentences for its top, `figures` further ones of `plots` with their
-    captions, `audits` what was audited with the audit's numbers. Raises ValueError where there is nothing."""
+    """The page as a string. `notes` are sentences for its top, `figures` further ones of `plots`
+    with their captions, `audits` what was audited with the audit's numbers. Raises ValueError where
+    there is nothing.
+    """
     if not found:
-        raise ValueError("nothing to report: the store has no such cell; run an attack or a sweep first")
+        raise ValueError(
+            "nothing to report: the store has no such cell; run an attack or a sweep first"
+        )
     return rendered(
         "report.html",
         title=title,
@@ -50,7 +54,9 @@ def page(
 
 def rendered(template: str, **values: Any) -> str:
     """A template of this room with its values, all text escaped."""
-    environment = Environment(loader=PackageLoader("retroact.reports", "."), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=PackageLoader("retroact.reports", "."), autoescape=True, undefined=StrictUndefined
+    )
     return environment.get_template(template).render(**values)
 
 
@@ -82,7 +88,11 @@ def _networks(members: list[Line]) -> list[dict[str, Any]]:
     worst = {w.network: w for w in worst_cases(members)}
     names = dict.fromkeys(line.network for line in members)
     return [
-        {"name": name, "lines": [line for line in members if line.network == name], "worst": worst.get(name)}
+        {
+            "name": name,
+            "lines": [line for line in members if line.network == name],
+            "worst": worst.get(name),
+        }
         for name in names
     ]
 
@@ -91,9 +101,14 @@ def _curves(found: Sequence[Line]) -> list[dict[str, Any]]:
     """Accuracy against eps, where an attack was run at more than one radius."""
     by_kind: dict[tuple[str, str, str], list[Line]] = {}
     for line in found:
-        by_kind.setdefault((line.fields["data"], line.fields["norm"], line.fields["goal"]), []).append(line)
+        by_kind.setdefault(
+            (line.fields["data"], line.fields["norm"], line.fields["goal"]), []
+        ).append(line)
     several = {k: v for k, v in by_kind.items() if len({line.fields["eps"] for line in v}) > 1}
-    return [{"title": f"{d}, {n}, {g}", "figure": Markup(plots.curves(v))} for (d, n, g), v in several.items()]
+    return [
+        {"title": f"{d}, {n}, {g}", "figure": Markup(plots.curves(v))}
+        for (d, n, g), v in several.items()
+    ]
 
 
 def _pictures(found: Sequence[Line]) -> list[dict[str, Any]]:

@@ -33,7 +33,8 @@ CYCLE = ("#2563a8", "#c2410c", "#15803d", "#7c3aed", "#b91c1c", "#0e7490", "#a16
 
 
 def bars(group: Sequence[Line]) -> str:
-    """Robust accuracy per network and attack: Wilson's 95 % interval as a line, clean accuracy as a tick."""
+    """Robust accuracy per network and attack: Wilson's 95 % interval as a line, clean accuracy as a
+    tick."""
     rows: list[Line | str] = []
     for name in dict.fromkeys(line.network for line in group):
         rows += [name, *(line for line in group if line.network == name)]
@@ -44,7 +45,9 @@ def bars(group: Sequence[Line]) -> str:
             low, high = row.interval
             axes.barh(i, 100 * robust_accuracy(row.record), color=CYCLE[0], height=0.6)
             axes.plot([100 * low, 100 * high], [i, i], color=INK, linewidth=1)
-            axes.plot([100 * clean_accuracy(row.record)] * 2, [i - 0.3, i + 0.3], color=INK, linewidth=2)
+            axes.plot(
+                [100 * clean_accuracy(row.record)] * 2, [i - 0.3, i + 0.3], color=INK, linewidth=2
+            )
     labels = [row if isinstance(row, str) else _how(row) for row in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     for row, label in zip(rows, axes.get_yticklabels(), strict=True):
@@ -65,8 +68,18 @@ def curves(group: Sequence[Line]) -> str:
     for i, (name, members) in enumerate(series.items()):
         members = sorted(members, key=lambda line: float(line.fields["eps"]))
         eps = [0.0, *(float(line.fields["eps"]) for line in members)]
-        values = [clean_accuracy(members[0].record), *(robust_accuracy(line.record) for line in members)]
-        axes.plot(eps, [100 * v for v in values], marker="o", markersize=3, label=name, color=CYCLE[i % len(CYCLE)])
+        values = [
+            clean_accuracy(members[0].record),
+            *(robust_accuracy(line.record) for line in members),
+        ]
+        axes.plot(
+            eps,
+            [100 * v for v in values],
+            marker="o",
+            markersize=3,
+            label=name,
+            color=CYCLE[i % len(CYCLE)],
+        )
     axes.set_xlabel("eps, pixels of [0, 1]", fontsize=8)
     axes.set_ylabel("accuracy, %", fontsize=8)
     axes.set_ylim(0, 101)
@@ -76,7 +89,8 @@ def curves(group: Sequence[Line]) -> str:
 
 @dataclass(frozen=True)
 class Series:
-    """A curve: its name, y over x, whether it was measured (thick) or published (thin), and which colour it has."""
+    """A curve: its name, y over x, whether it was measured (thick) or published (thin), and which
+    colour it has."""
 
     name: str
     x: Sequence[float | str]
@@ -97,15 +111,29 @@ class Panel:
 
 
 def panels(made: Sequence[Panel], *, columns: int = 3, height: float = 2.5) -> str:
-    """Curves side by side under one legend: measured ones thick with dots, published ones thin and dashed."""
+    """Curves side by side under one legend: measured ones thick with dots, published ones thin and
+    dashed."""
     columns = min(columns, len(made))
     rows = -(-len(made) // columns)
-    figure = Figure(figsize=(9.6 if columns > 1 else 6.4, 0.4 + height * rows), layout="constrained")
+    figure = Figure(
+        figsize=(9.6 if columns > 1 else 6.4, 0.4 + height * rows), layout="constrained"
+    )
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, panel in zip(grid.flat, made, strict=False):
         for one in panel.series:
-            style = {"linewidth": 0.8, "linestyle": "--"} if one.published else {"linewidth": 1.8, "marker": "o"}
-            axes.plot(one.x, one.y, markersize=3, color=CYCLE[one.colour % len(CYCLE)], label=one.name, **style)
+            style = (
+                {"linewidth": 0.8, "linestyle": "--"}
+                if one.published
+                else {"linewidth": 1.8, "marker": "o"}
+            )
+            axes.plot(
+                one.x,
+                one.y,
+                markersize=3,
+                color=CYCLE[one.colour % len(CYCLE)],
+                label=one.name,
+                **style,
+            )
         axes.set_title(panel.title, fontsize=9)
         axes.set_xlabel(panel.xlabel, fontsize=8)
         axes.set_ylabel(panel.ylabel, fontsize=8)
@@ -116,8 +144,14 @@ def panels(made: Sequence[Panel], *, columns: int = 3, height: float = 2.5) -> s
         axes.set_axis_off()
     named: dict[str, Any] = {}
     for axes in grid.flat:
-        named |= {name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    where: dict[str, Any] = {"loc": "outside lower center", "ncols": min(7, len(named)), "fontsize": 7}
+        named |= {
+            name: handle for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)
+        }
+    where: dict[str, Any] = {
+        "loc": "outside lower center",
+        "ncols": min(7, len(named)),
+        "fontsize": 7,
+    }
     figure.legend(list(named.values()), list(named), frameon=False, **where)
     return svg(figure)
 
@@ -127,7 +161,9 @@ def standalone(svg: str) -> str:
     for colour, themed in THEMED.items():
         svg = svg.replace(themed, colour if themed != "currentColor" else INK)
     return (
-        svg if "xmlns=" in svg.split(">", 1)[0] else svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
+        svg
+        if "xmlns=" in svg.split(">", 1)[0]
+        else svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
     )
 
 
@@ -154,15 +190,27 @@ def tuning(points: Sequence[Any], knob: str, chosen: float) -> str:
 
 
 def claims(pairs: Sequence[tuple[str, tuple[float, float]]], n: int) -> str:
-    """Accuracies before (grey) and after (blue) a change, a pair of bars per title; Wilson's 95 % as a line."""
+    """Accuracies before (grey) and after (blue) a change, a pair of bars per title; Wilson's 95 %
+    as a line."""
     figure = Figure(figsize=(4.4, 0.5 + 0.85 * len(pairs)), layout="constrained")
     axes = figure.add_subplot()
     for i, (_, pair) in enumerate(pairs):
-        for shift, value, colour, name in ((-0.2, pair[0], BEFORE, "before"), (0.2, pair[1], AFTER, "after")):
+        for shift, value, colour, name in (
+            (-0.2, pair[0], BEFORE, "before"),
+            (0.2, pair[1], AFTER, "after"),
+        ):
             low, high = (100 * v for v in wilson(round(value * n), n))
-            axes.barh(i + shift, 100 * value, color=colour, height=0.36, label=name if i == 0 else None)
+            axes.barh(
+                i + shift, 100 * value, color=colour, height=0.36, label=name if i == 0 else None
+            )
             axes.plot([low, high], [i + shift] * 2, color=INK, linewidth=1)
-            axes.text(max(high, 100 * value) + 1.5, i + shift, f"{100 * value:.1f}", va="center", fontsize=8)
+            axes.text(
+                max(high, 100 * value) + 1.5,
+                i + shift,
+                f"{100 * value:.1f}",
+                va="center",
+                fontsize=8,
+            )
     axes.set_yticks(range(len(pairs)), [title for title, _ in pairs], fontsize=9)
     axes.set_ylim(len(pairs) - 0.5, -0.5)
     axes.set_xlim(0, 113)
@@ -173,11 +221,22 @@ def claims(pairs: Sequence[tuple[str, tuple[float, float]]], n: int) -> str:
 
 
 def climb(before: Sequence[float], after: Sequence[float]) -> str:
-    """The mean loss along the usual attack's steps; on a symmetric log axis where it spans more than two decades."""
+    """The mean loss along the usual attack's steps; on a symmetric log axis where it spans more
+    than two decades."""
     figure, axes = _panel()
     for values, colour, name in ((before, BEFORE, "before"), (after, AFTER, "after")):
-        axes.plot(range(len(values)), values, color=colour, linewidth=2, marker="o", markersize=2.5, label=name)
-    highest = [max((v for v in values if np.isfinite(v)), default=0.0) for values in (before, after)]
+        axes.plot(
+            range(len(values)),
+            values,
+            color=colour,
+            linewidth=2,
+            marker="o",
+            markersize=2.5,
+            label=name,
+        )
+    highest = [
+        max((v for v in values if np.isfinite(v)), default=0.0) for values in (before, after)
+    ]
     if max(highest) > 100 * max(min(highest), 0.1):
         axes.set_yscale("symlog", linthresh=1)
     axes.set_xlabel("step of the attack", fontsize=8)
@@ -187,12 +246,19 @@ def climb(before: Sequence[float], after: Sequence[float]) -> str:
 
 
 def fidelity(before: Sequence[float], after: Sequence[float]) -> str:
-    """What a small step changed over what the gradient predicted, sorted; the band is 1/2 to 2, outliers are cut."""
+    """What a small step changed over what the gradient predicted, sorted; the band is 1/2 to 2,
+    outliers are cut."""
     figure, axes = _panel()
     axes.axhspan(0.5, 2, color=FAINT, alpha=0.45, linewidth=0)
     for values, colour, name in ((before, BEFORE, "before"), (after, AFTER, "after")):
         if len(values):
-            axes.plot(np.linspace(0, 100, len(values)), np.clip(values, -2, 5), color=colour, linewidth=2, label=name)
+            axes.plot(
+                np.linspace(0, 100, len(values)),
+                np.clip(values, -2, 5),
+                color=colour,
+                linewidth=2,
+                label=name,
+            )
     axes.set_ylim(-2, 5)
     axes.set_xlim(0, 100)
     axes.set_xlabel("images, sorted, %", fontsize=8)
@@ -202,10 +268,13 @@ def fidelity(before: Sequence[float], after: Sequence[float]) -> str:
 
 
 def scale(before: float, after: float) -> str:
-    """The median margin of the logits before and after, on a log axis; no bar for what is not finite."""
+    """The median margin of the logits before and after, on a log axis; no bar for what is not
+    finite."""
     figure, axes = _panel()
     drawn = [v if np.isfinite(v) and v > 0 else 0.1 for v in (before, after)]
-    for i, (value, length, colour) in enumerate(zip((before, after), drawn, (BEFORE, AFTER), strict=True)):
+    for i, (value, length, colour) in enumerate(
+        zip((before, after), drawn, (BEFORE, AFTER), strict=True)
+    ):
         axes.barh(i, length, color=colour, height=0.55)
         axes.text(length, i, f"  {value:.3g}", va="center", fontsize=9)
     axes.set_xscale("log")
@@ -225,9 +294,12 @@ def image(pixels: NDArray[np.float32]) -> str:
 
 
 def pictures(record: Record, most: int = 6) -> str:
-    """Clean images, adversarial images and |difference| (white to red, one scale), side by side, as PNG."""
+    """Clean images, adversarial images and |difference| (white to red, one scale), side by side, as
+    PNG."""
     if record.examples is None or record.originals is None:
-        raise ValueError("this record kept no images; run it again with keep= (--keep on the command line)")
+        raise ValueError(
+            "this record kept no images; run it again with keep= (--keep on the command line)"
+        )
     shown = _beaten_first(record, min(most, len(record.examples)))
     figure = Figure(figsize=(1.15 * len(shown), 3.7), layout="constrained")
     grid = figure.subplots(3, len(shown), squeeze=False)
@@ -235,12 +307,18 @@ def pictures(record: Record, most: int = 6) -> str:
     for column, i in enumerate(shown):
         shown_in(grid[0, column], record.originals[i])
         shown_in(grid[1, column], record.examples[i])
-        grid[2, column].imshow(difference[column].max(0), cmap=REDS, vmin=0, vmax=max(float(difference.max()), 1e-6))
+        grid[2, column].imshow(
+            difference[column].max(0), cmap=REDS, vmin=0, vmax=max(float(difference.max()), 1e-6)
+        )
         grid[0, column].set_title(f"true {record.label[i]}", fontsize=7)
         fooled = record.clean[i] == record.label[i] != record.adversarial[i]
-        said = f"seen as {record.adversarial[i]}" + ("" if record.clean[i] == record.label[i] else ", clean too")
+        said = f"seen as {record.adversarial[i]}" + (
+            "" if record.clean[i] == record.label[i] else ", clean too"
+        )
         grid[1, column].set_title(said, fontsize=7, color="#b91c1c" if fooled else INK)
-        grid[2, column].set_title(f"L∞ {record.distance[i, 3]:.3f}  L₂ {record.distance[i, 2]:.2f}", fontsize=6)
+        grid[2, column].set_title(
+            f"L∞ {record.distance[i, 3]:.3f}  L₂ {record.distance[i, 2]:.2f}", fontsize=6
+        )
     for axes in grid.flat:
         axes.set_axis_off()
     return _png(figure)
@@ -282,8 +360,11 @@ def plain(figure: Figure, axes: Any) -> Figure:
 def svg(figure: Figure) -> str:
     """The figure as text for a page, in colours that follow its style sheet."""
     out = io.StringIO()
-    with rc_context({"svg.hashsalt": "retroact", "svg.fonttype": "none"}):  # the same figure, the same file
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    # the same figure, the same file
+    with rc_context({"svg.hashsalt": "retroact", "svg.fonttype": "none"}):
+        figure.savefig(
+            out, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
     text = out.getvalue()
     for colour, themed in THEMED.items():
         text = text.replace(colour, themed)

@@ -12,10 +12,14 @@ from retroact.reports.audited import Audited
 from retroact.reports.tables import Line, as_csv, lines, markdown
 
 
-def report(found: Store | Sequence[Line] | Audited, path: str | Path, *, title: str | None = None) -> Path:
-    """Writes an audit, or a store's cells (or lines taken from one), to `path`: .html, .md, .json, cells also .csv.
+def report(
+    found: Store | Sequence[Line] | Audited, path: str | Path, *, title: str | None = None
+) -> Path:
+    """Writes an audit, or a store's cells (or lines taken from one), to `path`: .html, .md, .json,
+    cells also .csv.
 
-    `title` heads the page. Returns the path. Raises ValueError for another suffix and for a store without cells.
+    `title` heads the page. Returns the path. Raises ValueError for another suffix and for a store
+    without cells.
     """
     writers: dict[str, Callable[[], str]]
     if isinstance(found, Store | Sequence):
@@ -24,7 +28,9 @@ def report(found: Store | Sequence[Line] | Audited, path: str | Path, *, title: 
             ".html": lambda: html.page(cells, title=title or "retroact report"),
             ".md": lambda: markdown(cells) + "\n",
             ".csv": lambda: as_csv(cells),
-            ".json": lambda: json.dumps([line.numbers() for line in cells], indent=2, default=str) + "\n",
+            ".json": lambda: (
+                json.dumps([line.numbers() for line in cells], indent=2, default=str) + "\n"
+            ),
         }
     else:
         writers = {
@@ -34,5 +40,7 @@ def report(found: Store | Sequence[Line] | Audited, path: str | Path, *, title: 
         }
     suffix = Path(path).suffix.lower()
     if suffix not in writers:
-        raise ValueError(f"cannot write {str(path)!r}; expected a name that ends in one of: {', '.join(writers)}")
+        raise ValueError(
+            f"cannot write {str(path)!r}; expected a name that ends in one of: {', '.join(writers)}"
+        )
     return html.write(writers[suffix](), path)

@@ -1,7 +1,8 @@
-"""A study as a page and as Markdown: tables, figures and claims, each measured number beside the published one.
+"""A study as a page and as Markdown: tables, figures and claims, each measured number beside the
+published one.
 
-What a study yields are these parts. Published numbers stand in columns called "published" and in thin lines, nowhere
-else.
+What a study yields are these parts. Published numbers stand in columns called "published" and in
+thin lines, nowhere else.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ class Text:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a head; numbers are printed with `digits`. A `folded` one opens when it is clicked."""
+    """Rows under a head; numbers are printed with `digits`. A `folded` one opens when it is
+    clicked."""
 
     title: str
     head: tuple[str, ...]
@@ -50,16 +52,27 @@ class Table:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.head):
-                raise ValueError(f"{self.title}: expected {len(self.head)} values in each row, got {row}")
+                raise ValueError(
+                    f"{self.title}: expected {len(self.head)} values in each row, got {row}"
+                )
 
     def texts(self) -> list[list[str]]:
         """The rows as they are printed."""
-        return [[self._text(name, v) for name, v in zip(self.head, row, strict=True)] for row in self.rows]
+        return [
+            [self._text(name, v) for name, v in zip(self.head, row, strict=True)]
+            for row in self.rows
+        ]
 
     @property
     def words(self) -> set[int]:
-        """The columns that hold words: they stand left and wrap, so that a verdict or a recipe is not out of sight."""
-        return {0} | {i for row in self.texts() for i, text in enumerate(row) if len(text) > 20 and text[0].isalpha()}
+        """The columns that hold words: they stand left and wrap, so that a verdict or a recipe is
+        not out of sight."""
+        return {0} | {
+            i
+            for row in self.texts()
+            for i, text in enumerate(row)
+            if len(text) > 20 and text[0].isalpha()
+        }
 
     def _text(self, name: str, value: Value) -> str:
         if value is None or value != value:
@@ -131,7 +144,9 @@ class Study:
         given = [(c, item.name) for item in self.items for c in item.parts if isinstance(c, Claim)]
         unknown = [c.about for c, _ in given if c.about not in self.said]
         if unknown:
-            raise ValueError(f"no claim in published.json is called {unknown}; it has {sorted(self.said)}")
+            raise ValueError(
+                f"no claim in published.json is called {unknown}; it has {sorted(self.said)}"
+            )
         return [(self.said[c.about], c, name) for c, name in given]
 
     @property
@@ -146,7 +161,11 @@ def markdown(study: Study, folder: str) -> tuple[str, dict[str, str]]:
     figures: dict[str, str] = {}
     parts = [f"# {study.title}", study.source, *study.notes, "## Claims", _claims_table(study)]
     for item in study.items:
-        parts += [f"## {item.title}", *_markdown_parts(item, folder, figures), f"<sub>{item.footnote}</sub>"]
+        parts += [
+            f"## {item.title}",
+            *_markdown_parts(item, folder, figures),
+            f"<sub>{item.footnote}</sub>",
+        ]
     return "\n\n".join(parts) + "\n", figures
 
 
@@ -179,11 +198,19 @@ def _markdown_parts(item: Item, folder: str, figures: dict[str, str]) -> Iterabl
             if drawn:
                 name = f"{item.name}-{1 + sum(n.startswith(f'{item.name}-') for n in figures)}.svg"
                 figures[name] = plots.standalone(part.svg)
-            yield f"![{part.caption}]({folder}/{name})\n\n{part.caption}" if drawn else f"{part.caption}: see the page"
+            yield (
+                f"![{part.caption}]({folder}/{name})\n\n{part.caption}"
+                if drawn
+                else f"{part.caption}: see the page"
+            )
         elif isinstance(part, Table):
             made = markdown_table(part.head, part.texts())
             heading = f"**{part.title}**"
-            yield f"<details><summary>{part.title}</summary>\n\n{made}\n\n</details>" if part.folded else heading
+            yield (
+                f"<details><summary>{part.title}</summary>\n\n{made}\n\n</details>"
+                if part.folded
+                else heading
+            )
             if not part.folded:
                 yield made
 

@@ -28,12 +28,14 @@ from retroact.evaluation.record import Record
 from retroact.experiments.store import Store
 
 ZERO_GRADIENT_ALARM = 0.01
-"""Above this share of exactly-zero gradients an attack was blind (AutoAttack's own flag has no slack)."""
+"""Above this share of exactly-zero gradients an attack was blind (AutoAttack's own flag has no
+slack)."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One cell as a line of a table. Accuracies and shares are in [0, 1], `low`/`high` Wilson's 95 %."""
+    """One cell as a line of a table. Accuracies and shares are in [0, 1], `low`/`high` Wilson's 95
+    %."""
 
     key: str
     fields: Mapping[str, Any]
@@ -47,7 +49,11 @@ class Line:
     def attack(self) -> str:
         """The attack, and what its gradients went through where that is not the network itself."""
         beta = self.fields["beta"]
-        return f"{self.fields['attack']} through {self.fields['kernel']} {beta:g}" if beta else self.fields["attack"]
+        return (
+            f"{self.fields['attack']} through {self.fields['kernel']} {beta:g}"
+            if beta
+            else self.fields["attack"]
+        )
 
     @property
     def group(self) -> tuple[str, str, str]:
@@ -77,7 +83,9 @@ class Line:
             "nonfinite": nonfinite_share(self.record),
             "queries": mean_queries(self.record),
             "gradients": mean_gradients(self.record),
-            **{k: self.record.pedigree.get(k) for k in ("seconds", "device", "machine", "versions")},
+            **{
+                k: self.record.pedigree.get(k) for k in ("seconds", "device", "machine", "versions")
+            },
         }
 
     @property
@@ -89,7 +97,9 @@ class Line:
         """What makes this line's number doubtful, each in a few words."""
         found = []
         if zero_gradient_share(self.record) > ZERO_GRADIENT_ALARM:
-            found.append(f"{zero_gradient_share(self.record):.0%} of its gradients were exactly zero")
+            found.append(
+                f"{zero_gradient_share(self.record):.0%} of its gradients were exactly zero"
+            )
         if nonfinite_share(self.record) > 0:
             seen = f"{int(self.record.nonfinite.sum())} of {len(self.record)} images"
             found.append(f"NaN, infinity or logits all alike on {seen}")
@@ -124,17 +134,22 @@ def network(fields: Mapping[str, Any]) -> str:
 
 def lines(store: Store, glob: str = "*", *, images: bool = False) -> list[Line]:
     """The finished cells of a store whose key or print matches `glob`, oldest first."""
-    return [Line(row.key, row.fields, store.read(row.key, images=images)) for row in store.rows(glob)]
+    return [
+        Line(row.key, row.fields, store.read(row.key, images=images)) for row in store.rows(glob)
+    ]
 
 
 def grouped(found: Iterable[Line]) -> list[tuple[tuple[str, str, str], list[Line]]]:
     """Lines by group, each group ordered as its networks first appear."""
     ordered = sorted(found, key=lambda line: line.group)
-    return [(group, list(members)) for group, members in groupby(ordered, key=lambda line: line.group)]
+    return [
+        (group, list(members)) for group, members in groupby(ordered, key=lambda line: line.group)
+    ]
 
 
 def worst_cases(group: Sequence[Line]) -> list[Worst]:
-    """One entry per network of a group that was attacked in more than one way, on the same examples."""
+    """One entry per network of a group that was attacked in more than one way, on the same
+    examples."""
     by_network: dict[str, list[Record]] = {}
     for line in group:
         by_network.setdefault(line.network, []).append(line.record)
@@ -155,7 +170,9 @@ def markdown(found: Sequence[Line]) -> str:
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     """A head and rows as a Markdown table."""
     cells = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in cells)
+    return "\n".join(
+        "| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in cells
+    )
 
 
 def _markdown_group(group: tuple[str, str, str], members: Sequence[Line]) -> str:
@@ -165,9 +182,10 @@ def _markdown_group(group: tuple[str, str, str], members: Sequence[Line]) -> str
     for line in members:
         low, high = line.interval
         rows.append(
-            f"| {line.network} | {line.attack} | {line.fields['knowledge']} "
-            f"| {clean_accuracy(line.record):.1%} | {robust_accuracy(line.record):.1%} ({low:.1%}–{high:.1%}) "
-            f"| {rho(line.record):.1%} | {zero_gradient_share(line.record):.0%} |"
+            f"| {line.network} | {line.attack} | {line.fields['knowledge']} |"
+            f" {clean_accuracy(line.record):.1%} | {robust_accuracy(line.record):.1%}"
+            f" ({low:.1%}–{high:.1%}) | {rho(line.record):.1%} |"
+            f" {zero_gradient_share(line.record):.0%} |"
         )
     for worst in worst_cases(members):
         low, high = worst.interval

@@ -2,15 +2,19 @@
 
 Each is a spec, so it prints, compares and is named by its content. Beside its formula each says
     neutral           the value at which it is the site's own activation, or None
-    jump              whether it has one; autograd does not see a jump, its true derivative has a spike there
-    at(site)          what is installed at a site: a jump or a slope keeps the cap of ReLU6, hardtanh, clamp
-    surrogate(beta)   the same forward bits with a smoothed backward, for attacks that know the defence
-    grid              values of its knob worth trying, from the plain net outwards, where it has a knob
+    jump              whether it has one; autograd does not see a jump, its true derivative has a
+                      spike there
+    at(site)          what is installed at a site: a jump or a slope keeps the cap of ReLU6,
+                      hardtanh, clamp
+    surrogate(beta)   the same forward bits with a smoothed backward, for attacks that know the
+                      defence
+    grid              values of its knob worth trying, from the plain net outwards, where it has a
+                      knob
 
 The piecewise ones are one family, z ↦ min(α z 1[z > κ], cap), and show their numbers as `ramp`;
 surrogates and folding need nothing else. The smooth ones (Swish, Sigmoid, …) are what they are:
-autograd is right about them, they have no neutral value and ignore a cap. Elementwise: any shape in,
-the same shape out. A NaN passes through all of them, so that it is seen and not hidden.
+autograd is right about them, they have no neutral value and ignore a cap. Elementwise: any shape
+in, the same shape out. A NaN passes through all of them, so that it is seen and not hidden.
 """
 
 from __future__ import annotations
@@ -39,7 +43,8 @@ FinitePositive = Annotated[float, Within(0.0, _FLOAT32_MAX, above=True)]
 
 
 class Ramp(NamedTuple):
-    """z ↦ min(alpha · z · 1[z > kappa], cap): what all piecewise activations here have in common."""
+    """z ↦ min(alpha · z · 1[z > kappa], cap): what all piecewise activations here have in
+    common."""
 
     alpha: float = 1.0
     kappa: float = 0.0
@@ -47,11 +52,13 @@ class Ramp(NamedTuple):
 
 
 class Activation(Protocol):
-    """An elementwise function with a name, a neutral value, a place in a net, and a smoothed backward."""
+    """An elementwise function with a name, a neutral value, a place in a net, and a smoothed
+    backward."""
 
     @property
     def neutral(self) -> Activation | None:
-        """The same activation at the value where it is the site's own, or None where there is none."""
+        """The same activation at the value where it is the site's own, or None where there is
+        none."""
 
     @property
     def jump(self) -> bool:
@@ -68,7 +75,9 @@ class Activation(Protocol):
 
 def is_activation(value: object) -> bool:
     """Whether `value` has what an `Activation` needs to be installed."""
-    return callable(value) and all(hasattr(value, word) for word in ("at", "surrogate", "jump", "neutral"))
+    return callable(value) and all(
+        hasattr(value, word) for word in ("at", "surrogate", "jump", "neutral")
+    )
 
 
 def cap_of(site: Site) -> float:
@@ -77,7 +86,7 @@ def cap_of(site: Site) -> float:
     return own.ramp.cap if hasattr(own, "ramp") else math.inf
 
 
-# ------------------------------------------------------------------------------- the piecewise family
+# ----------------------------------------------------------------------------- the piecewise family
 
 
 @spec
@@ -144,7 +153,8 @@ class JumpReLU:
 
 @spec
 class SReLU:
-    """alpha · max(0, z), then min with cap: the Sloped ReLU (Borji 2020). At alpha = 1 it is ReLU."""
+    """alpha · max(0, z), then min with cap: the Sloped ReLU (Borji 2020). At alpha = 1 it is
+    ReLU."""
 
     alpha: FinitePositive = 1.0
     cap: Positive = math.inf
@@ -200,16 +210,17 @@ def _capped_relu(z: Tensor, cap: float) -> Tensor:
     return F.relu(z) if cap == math.inf else F.hardtanh(z, 0.0, cap)
 
 
-# ----------------------------------------------------------------------------- shifts, one per channel
+# -------------------------------------------------------------------------- shifts, one per channel
 
 
 @spec
 class ShiftedReLU:
     """ReLU(z + b_c), one shift b_c per channel and site, in units of the pre-activation.
 
-    The numbers lie in a safetensors file, one tensor of c numbers per site name; `write_shifts` makes
-    it. `sha256` is settled on construction where the file is there, and checked again when it is read:
-    SpecError where they differ. Without a file there is no shift, and it is the site's own activation.
+    The numbers lie in a safetensors file, one tensor of c numbers per site name; `write_shifts`
+    makes it. `sha256` is settled on construction where the file is there, and checked again when it
+    is read: SpecError where they differ. Without a file there is no shift, and it is the site's own
+    activation.
     """
 
     file: str = ""
@@ -218,7 +229,9 @@ class ShiftedReLU:
 
     def __post_init__(self) -> None:
         if not self.file and self.sha256:
-            raise SpecError("ShiftedReLU: a sha256 without a file names nothing; give file= as well")
+            raise SpecError(
+                "ShiftedReLU: a sha256 without a file names nothing; give file= as well"
+            )
         if self.sha256 in _embedded:
             return
         if self.file and Path(self.file).is_file():
@@ -278,13 +291,16 @@ def _channel_view(channels: int, z: Tensor) -> tuple[int, ...]:
 
 
 def write_shifts(file: str | Path, shifts: Mapping[str, Tensor]) -> ShiftedReLU:
-    """Writes one shift per channel under each site's name to a safetensors file; returns its spec."""
+    """Writes one shift per channel under each site's name to a safetensors file; returns its
+    spec."""
     from safetensors.torch import save_file
 
     plain = {site: b.detach().cpu().flatten().contiguous().clone() for site, b in shifts.items()}
     bad = [site for site, b in plain.items() if not torch.isfinite(b).all()]
     if bad or not plain:
-        raise ValueError(f"expected finite shifts for at least one site, got {bad or 'none'}; nothing written")
+        raise ValueError(
+            f"expected finite shifts for at least one site, got {bad or 'none'}; nothing written"
+        )
     save_file(plain, str(file))
     return ShiftedReLU(str(file))
 
@@ -294,14 +310,18 @@ _embedded: dict[str, bytes] = {}
 
 
 def embed_shifts(content: bytes, sha256: str) -> None:
-    """Makes a shift file known by its hash, with no file on disk. SpecError if the hash is another's."""
+    """Makes a shift file known by its hash, with no file on disk. SpecError if the hash is
+    another's."""
     if hashlib.sha256(content).hexdigest() != sha256:
-        raise SpecError(f"the shifts that were saved as {sha256} have been changed; save the network again")
+        raise SpecError(
+            f"the shifts that were saved as {sha256} have been changed; save the network again"
+        )
     _embedded[sha256] = content
 
 
 def shift_files(activation: Activation) -> dict[str, bytes]:
-    """The shift files that an activation needs, by their SHA-256: what must travel with a saved network."""
+    """The shift files that an activation needs, by their SHA-256: what must travel with a saved
+    network."""
     if isinstance(activation, PerSite):
         return {k: v for a in activation.activations for k, v in shift_files(a).items()}
     if isinstance(activation, Surrogate):
@@ -316,7 +336,10 @@ def _shift_for(activation: ShiftedReLU, name: str) -> Tensor:
 
     shifts = load(_content(activation))
     if name not in shifts:
-        raise KeyError(f"{activation.file} has no shift for site {name!r}, only for {', '.join(sorted(shifts))}")
+        raise KeyError(
+            f"{activation.file} has no shift for site {name!r}, only for"
+            f" {', '.join(sorted(shifts))}"
+        )
     return shifts[name]
 
 
@@ -325,7 +348,9 @@ def _content(activation: ShiftedReLU) -> bytes:
         return _embedded[activation.sha256]
     path = Path(activation.file)
     if not path.is_file():
-        raise FileNotFoundError(f"{show(activation)}: the file is not there; put it back or run from its folder")
+        raise FileNotFoundError(
+            f"{show(activation)}: the file is not there; put it back or run from its folder"
+        )
     content = path.read_bytes()
     _checked(content, activation)
     return content
@@ -342,7 +367,8 @@ def _checked(content: bytes, activation: ShiftedReLU) -> str:
 
 
 # ---------------------------------------------------------------------------------- the smooth ones
-# For the swap experiment (Borji 2020, Fig. 2) and JumpReLU's Fig. 3: same weights, another function.
+# For the swap experiment (Borji 2020, Fig. 2) and JumpReLU's Fig. 3: same weights, another
+# function.
 
 
 def _everywhere(self: Any, site: Site) -> Any:
@@ -438,7 +464,8 @@ class CELU:
 
 @spec
 class PerSite:
-    """A different activation at each chosen site, in the order in which the forward pass meets them."""
+    """A different activation at each chosen site, in the order in which the forward pass meets
+    them."""
 
     activations: tuple[Activation, ...]
 
@@ -470,10 +497,12 @@ class PerSite:
         return PerSite(tuple(a.surrogate(beta, kernel) for a in self.activations))
 
     def __call__(self, z: Tensor) -> Tensor:
-        raise TypeError(f"{show(self)} differs from site to site; retrofit a net with it, got {z.shape}")
+        raise TypeError(
+            f"{show(self)} differs from site to site; retrofit a net with it, got {z.shape}"
+        )
 
 
-# -------------------------------------------------------------------------------- a smoothed backward
+# ------------------------------------------------------------------------------ a smoothed backward
 
 
 @spec
@@ -483,9 +512,10 @@ class Surrogate:
     For z ↦ min(α z 1[z > κ], cap) the derivative used is, below the cap and zero from there on,
         sigmoid    α · d/dz [z σ(β(z - κ))] = α (s + β z s (1 - s)),  s = σ(β(z - κ))
         rectangle  α · (1[z > κ] + κ/w · 1[|z - κ| < w/2]),           w = 1/β
-    The first is JumpReLU's smooth step (Erichson et al. 2019, eq. 9) moved to κ; there it reads σ(2βz),
-    so its β is half of this one. The second spreads the true spike of mass κ over a width w. β κ
-    in [4, 16] is what attacks need: much sharper and the spike is missed, much flatter and it misleads.
+    The first is JumpReLU's smooth step (Erichson et al. 2019, eq. 9) moved to κ; there it reads
+    σ(2βz), so its β is half of this one. The second spreads the true spike of mass κ over a width
+    w. β κ in [4, 16] is what attacks need: much sharper and the spike is missed, much flatter and
+    it misleads.
     """
 
     activation: Activation
@@ -496,7 +526,7 @@ class Surrogate:
     def __post_init__(self) -> None:
         if not hasattr(self.activation, "ramp"):
             raise SpecError(
-                f"Surrogate.activation: expected a piecewise activation such as JumpReLU(1.0), "
+                "Surrogate.activation: expected a piecewise activation such as JumpReLU(1.0), "
                 f"got {self.activation!r}; the others need no surrogate"
             )
 

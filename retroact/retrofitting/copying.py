@@ -1,9 +1,9 @@
 """Copies of a net: deep, eager, and whole whatever the net holds.
 
-A net may keep what deepcopy refuses: a feature map of its last forward pass, still tied to that pass's
-graph, or the weight that weight norm computes. Such tensors are copied without their graph, wherever
-they lie. A compiled net is copied as the net that was compiled. What cannot be copied at all (a lock, a
-generator, an open file) is named.
+A net may keep what deepcopy refuses: a feature map of its last forward pass, still tied to that
+pass's graph, or the weight that weight norm computes. Such tensors are copied without their graph,
+wherever they lie. A compiled net is copied as the net that was compiled. What cannot be copied at
+all (a lock, a generator, an open file) is named.
 """
 
 from __future__ import annotations
@@ -18,17 +18,26 @@ import torch
 from torch import Tensor, nn
 
 _NOT_COPIED = (
-    *(type, types.ModuleType, types.FunctionType, types.BuiltinFunctionType, types.CodeType, types.FrameType),
+    *(
+        type,
+        types.ModuleType,
+        types.FunctionType,
+        types.BuiltinFunctionType,
+        types.CodeType,
+        types.FrameType,
+    ),
     *(str, bytes, int, float, complex, type(None)),
 )
 """What deepcopy hands on as it is, so that nothing behind it needs a copy."""
 
 
 def copied(net: nn.Module) -> nn.Module:
-    """A deep copy outside any autograd graph; ValueError that names the attribute which cannot be copied.
+    """A deep copy outside any autograd graph; ValueError that names the attribute which cannot be
+    copied.
 
-    A compiled net is copied as the net inside, also where it lies inside another; tensors that belong to
-    the graph of an earlier forward pass are detached. The caller's inference mode makes no difference.
+    A compiled net is copied as the net inside, also where it lies inside another; tensors that
+    belong to the graph of an earlier forward pass are detached. The caller's inference mode makes
+    no difference.
     """
     _refuse_closures(net)
     try:
@@ -47,7 +56,8 @@ def copied(net: nn.Module) -> nn.Module:
 
 
 def _refuse_closures(net: nn.Module) -> None:
-    """A function is not copied, and what it closes over neither: the copy would run the weights of the net."""
+    """A function is not copied, and what it closes over neither: the copy would run the weights of
+    the net."""
     modules = set(map(id, net.modules()))
     for path, module in net.named_modules():
         if "_orig_mod" in module._modules:  # a compiled net, which is copied as the net inside
@@ -56,14 +66,15 @@ def _refuse_closures(net: nn.Module) -> None:
         held = [getattr(cell, "cell_contents", None) for cell in cells]
         if any(id(getattr(value, "__self__", value)) in modules for value in held):
             raise ValueError(
-                f"{type(net).__name__} cannot be copied: the forward of {path or 'the net'} was replaced by a function "
-                "that holds the old one, so that a copy would run this net; write it as a method of a class, or set "
-                "types.MethodType(forward, module)"
+                f"{type(net).__name__} cannot be copied: the forward of {path or 'the net'} was"
+                " replaced by a function that holds the old one, so that a copy would run this"
+                " net; write it as a method of a class, or set types.MethodType(forward, module)"
             )
 
 
 def shadow(net: nn.Module) -> nn.Module:
-    """A deep copy that shares every tensor with the net: what can be read and rewritten at no cost."""
+    """A deep copy that shares every tensor with the net: what can be read and rewritten at no
+    cost."""
     return _deep(net, {id(t): t for t in _tensors(net)})
 
 
@@ -80,7 +91,8 @@ def _detached(net: Any) -> dict[int, Any]:
 
 
 def _tensors(net: Any) -> Iterator[Tensor]:
-    """Every tensor that a deep copy of the net would meet: parameters, attributes, in lists, dicts, objects."""
+    """Every tensor that a deep copy of the net would meet: parameters, attributes, in lists, dicts,
+    objects."""
     seen: set[int] = set()
     stack: list[Any] = [net]
     while stack:
@@ -104,5 +116,8 @@ def _where(net: nn.Module) -> str:
                 try:
                     copy.deepcopy(one, {id(net): net, **_detached(one)})
                 except Exception:
-                    return f" (its attribute {'.'.join(p for p in (path, key) if p)!r}, a {type(one).__name__})"
+                    return (
+                        f" (its attribute {'.'.join(p for p in (path, key) if p)!r}, a"
+                        f" {type(one).__name__})"
+                    )
     return ""

@@ -1,9 +1,10 @@
-"""Export: a retrofitted net as one file for other runtimes, checked against torch before it is kept.
+"""Export: a retrofitted net as one file for other runtimes, checked against torch before it is
+kept.
 
-`.pt2` is torch.export's own format, `.onnx` is for onnxruntime and everything else (extra `onnx`). Both
-take batches of any size. The ONNX exporter writes a jump as LessOrEqual + Where; ONNX has the same
-function as one operator, ThresholdedRelu, and it is put in its place. The two differ in a NaN, which
-ThresholdedRelu turns into 0, so whoever feeds NaN to the file does not see it again.
+`.pt2` is torch.export's own format, `.onnx` is for onnxruntime and everything else (extra `onnx`).
+Both take batches of any size. The ONNX exporter writes a jump as LessOrEqual + Where; ONNX has the
+same function as one operator, ThresholdedRelu, and it is put in its place. The two differ in a NaN,
+which ThresholdedRelu turns into 0, so whoever feeds NaN to the file does not see it again.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ CHUNK = 256
 class Exported:
     """What was written, and how it compares with torch on `n` inputs.
 
-    `max_difference` is the largest |difference| of any logit, `agreement` the share of inputs with the
-    same argmax.
+    `max_difference` is the largest |difference| of any logit, `agreement` the share of inputs with
+    the same argmax.
     """
 
     path: Path
@@ -54,10 +55,10 @@ def export(
     """Writes the net in eval mode to a `.pt2` or `.onnx` file and compares the two on `images`.
 
     `example` is an input or a tuple of inputs, needed where the net has no `shape`; `images`, shape
-    (n, …), in the net's own units (pixels in [0,1] for a classifier), are the example where none are
-    given. The file takes any batch size; it is written whole or not at all. Raises ValueError for no images, another
-    suffix and for a dtype that ONNX's runtime lacks, ImportError (with what to install) where ONNX is missing,
-    and what torch's exporter raises.
+    (n, …), in the net's own units (pixels in [0,1] for a classifier), are the example where none
+    are given. The file takes any batch size; it is written whole or not at all. Raises ValueError
+    for no images, another suffix and for a dtype that ONNX's runtime lacks, ImportError (with what
+    to install) where ONNX is missing, and what torch's exporter raises.
     """
     path = Path(path)
     writers = {".pt2": (_write_pt2, _run_pt2), ".onnx": (_write_onnx, _run_onnx)}
@@ -67,9 +68,15 @@ def export(
     if path.suffix == ".onnx":
         _need_onnx()
         if any(p.dtype is torch.bfloat16 for p in net.parameters()):
-            raise ValueError("ONNX files are checked with numpy, which has no bfloat16; export net.float(), or a .pt2")
+            raise ValueError(
+                "ONNX files are checked with numpy, which has no bfloat16; export net.float(), or a"
+                " .pt2"
+            )
     if images is not None and not len(images):
-        raise ValueError("expected at least one of images= to compare on, got none; leave it out to compare on noise")
+        raise ValueError(
+            "expected at least one of images= to compare on, got none; leave it out to compare on"
+            " noise"
+        )
     write, run = writers[path.suffix]
     inputs = tuple(i.cpu() if isinstance(i, Tensor) else i for i in example_for(net, example))
     ours = copied(net).eval().cpu()
@@ -84,7 +91,9 @@ def _dtype(example: Any) -> torch.dtype | None:
     return example.dtype if isinstance(example, Tensor) and example.is_floating_point() else None
 
 
-def _compared(ours: nn.Module, theirs: Callable[..., Tensor], inputs: tuple[Any, ...]) -> tuple[float, float]:
+def _compared(
+    ours: nn.Module, theirs: Callable[..., Tensor], inputs: tuple[Any, ...]
+) -> tuple[float, float]:
     differences, same, n = [0.0], 0, len(inputs[0])
     for start in range(0, n, CHUNK):
         chunk = tuple(i[start : start + CHUNK] if isinstance(i, Tensor) else i for i in inputs)
@@ -96,7 +105,8 @@ def _compared(ours: nn.Module, theirs: Callable[..., Tensor], inputs: tuple[Any,
 
 @contextlib.contextmanager
 def _whole(path: Path) -> Iterator[Path]:
-    """A draft beside `path`, which takes its place at the end and is gone if anything goes wrong."""
+    """A draft beside `path`, which takes its place at the end and is gone if anything goes
+    wrong."""
     handle, name = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
     os.close(handle)
     draft = Path(name)
@@ -126,7 +136,7 @@ def _any_batch(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple({0: batch} if isinstance(i, Tensor) else None for i in inputs)
 
 
-# --------------------------------------------------------------------------------------- torch.export
+# ------------------------------------------------------------------------------------- torch.export
 
 
 def _write_pt2(net: nn.Module, inputs: tuple[Any, ...], path: Path) -> None:
@@ -138,7 +148,7 @@ def _run_pt2(path: Path) -> Callable[..., Tensor]:
     return loaded
 
 
-# ----------------------------------------------------------------------------------------------- ONNX
+# --------------------------------------------------------------------------------------------- ONNX
 
 
 def _need_onnx() -> None:
@@ -173,9 +183,12 @@ def _run_onnx(path: Path) -> Callable[..., Tensor]:
     import onnxruntime
     from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as Lacking
 
-    # from the bytes: a system that locks open files could not rename the draft of a session that has it open
+    # from the bytes: a system that locks open files could not rename the draft of a session that
+    # has it open
     try:
-        session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(
+            path.read_bytes(), providers=["CPUExecutionProvider"]
+        )
     except Lacking as e:
         raise ValueError(
             f"onnxruntime lacks an operator in the net's dtype ({e}); export net.float(), or a .pt2"
@@ -191,7 +204,8 @@ def _run_onnx(path: Path) -> Callable[..., Tensor]:
 
 
 def with_thresholded_relu(model: Any) -> int:
-    """Rewrites every Where(z <= κ, 0, z) of an ONNX model to ThresholdedRelu(κ), in place; says how many.
+    """Rewrites every Where(z <= κ, 0, z) of an ONNX model to ThresholdedRelu(κ), in place; says how
+    many.
 
     Only in float32 and for κ ≥ 0: onnxruntime has the operator for nothing else.
     """
@@ -200,12 +214,18 @@ def with_thresholded_relu(model: Any) -> int:
     graph, constants = model.graph, _constants(model.graph)
     uses = Counter(name for node in graph.node for name in node.input)
     uses.update(output.name for output in graph.output)
-    compared = {n.output[0]: n for n in graph.node if n.op_type == "LessOrEqual" and uses[n.output[0]] == 1}
+    compared = {
+        n.output[0]: n for n in graph.node if n.op_type == "LessOrEqual" and uses[n.output[0]] == 1
+    }
     wheres = [n for n in graph.node if n.op_type == "Where" and n.input[0] in compared]
-    jumps = [(n, compared[n.input[0]]) for n in wheres if _is_jump(n, compared[n.input[0]], constants)]
+    jumps = [
+        (n, compared[n.input[0]]) for n in wheres if _is_jump(n, compared[n.input[0]], constants)
+    ]
     for where, compare in jumps:
         kappa, z = float(constants[compare.input[1]]), where.input[2]
-        where.CopyFrom(helper.make_node("ThresholdedRelu", [z], where.output, name=where.name, alpha=kappa))
+        where.CopyFrom(
+            helper.make_node("ThresholdedRelu", [z], where.output, name=where.name, alpha=kappa)
+        )
         graph.node.remove(compare)
     _drop_unused(graph)
     return len(jumps)

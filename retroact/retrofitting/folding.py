@@ -1,15 +1,15 @@
 """Folding: the same function with the slopes moved into the biases, exactly.
 
-A ReLU net is positively homogeneous: relu(s z) = s relu(z) for s > 0. So where a net carries s times
-the tensor of its folded twin, every layer says what becomes of s:
+A ReLU net is positively homogeneous: relu(s z) = s relu(z) for s > 0. So where a net carries s
+times the tensor of its folded twin, every layer says what becomes of s:
     conv, linear   W(s x) + b = s (W x + b/s)                    the bias is divided
     batch norm     the same with its running mean and its bias
     α max(0, ·)    α max(0, s z) = (α s) max(0, z)               ReLU, and s grows by α
     jump at κ      J_κ(s z) = s J_{κ/s}(z)                       the jump stays, its κ is divided
     min(·, cap)    min(s z, cap) = s min(z, cap/s)               so is a cap
     pooling, dropout, flatten, sums of equal s                   nothing
-After L slopes the biases of layer l are b_l/α^(l-1), and the logits are those of the twin times α^L.
-The twin is what an attack needs (nothing saturates), and it costs what a ReLU net costs.
+After L slopes the biases of layer l are b_l/α^(l-1), and the logits are those of the twin times
+α^L. The twin is what an attack needs (nothing saturates), and it costs what a ReLU net costs.
 """
 
 from __future__ import annotations
@@ -73,10 +73,10 @@ class FoldError(ValueError):
 def fold(net: str | PathLike[str] | nn.Module, *, scaled: bool = True) -> nn.Module:
     """A copy of a retrofitted net without slopes that computes the same function in eval mode.
 
-    SReLU becomes ReLU; a jump and a cap stay, rescaled; the shifts of ShiftedReLU move into the bias of
-    the layer before, if only pooling lies between, and stay rescaled elsewhere. With `scaled=False` the
-    logits stay divided by the product of the slopes, as attacks want them; the product is the copy's
-    `logit_scale` either way. Wrappers with one `.module` are kept.
+    SReLU becomes ReLU; a jump and a cap stay, rescaled; the shifts of ShiftedReLU move into the
+    bias of the layer before, if only pooling lies between, and stay rescaled elsewhere. With
+    `scaled=False` the logits stay divided by the product of the slopes, as attacks want them; the
+    product is the copy's `logit_scale` either way. Wrappers with one `.module` are kept.
 
     Raises FoldError where slopes other than 1 meet a skip connection, an operation that is not
     homogeneous, or a layer called twice under different slopes, and where the net does not trace.
@@ -87,8 +87,8 @@ def fold(net: str | PathLike[str] | nn.Module, *, scaled: bool = True) -> nn.Mod
     graph = None if reroutings(net) else traced(copied(inner))
     if graph is None:
         raise FoldError(
-            f"{type(inner).__name__} does not trace (it branches, has hooks or state), so it cannot be "
-            "folded; attack it with a scale-free loss, such as the margin, instead"
+            f"{type(inner).__name__} does not trace (it branches, has hooks or state), so it cannot"
+            " be folded; attack it with a scale-free loss, such as the margin, instead"
         )
     folding, nodes = _Folding(inner, graph), list(graph.graph.nodes)
     for node in nodes:
@@ -101,7 +101,9 @@ def fold(net: str | PathLike[str] | nn.Module, *, scaled: bool = True) -> nn.Mod
 
 def _innermost(net: nn.Module) -> nn.Module:
     """The net inside its wrappers: all that is installed lies in there."""
-    while isinstance(inner := net._modules.get("module"), nn.Module) and installed(inner) == installed(net):
+    while isinstance(inner := net._modules.get("module"), nn.Module) and installed(
+        inner
+    ) == installed(net):
         net = inner
     return net
 
@@ -117,12 +119,13 @@ def _said(net: nn.Module, made: nn.Module) -> dict[str, Any]:
     return {"retrofit": replace(net.retrofit, activation=activation)}  # type: ignore[type-var]
 
 
-# ------------------------------------------------------------------------------------------ the walk
+# ----------------------------------------------------------------------------------------- the walk
 
 
 @dataclass
 class _Folding:
-    """Follows the factor s of every node through the graph and changes the modules of `net` to match."""
+    """Follows the factor s of every node through the graph and changes the modules of `net` to
+    match."""
 
     net: nn.Module
     graph: fx.GraphModule
@@ -160,9 +163,10 @@ class _Folding:
         factors = {self.scales[n] for n in inputs} or {1.0}
         if len(factors) > 1:
             raise FoldError(
-                f"at {node.name!r} tensors with {len(factors)} different slopes behind them meet (a skip "
-                f"connection): {', '.join(f'{n.name} {self.scales[n]:g}' for n in inputs)}; a net folds "
-                "where all slopes on its skips are 1, otherwise attack it with a scale-free loss"
+                f"at {node.name!r} tensors with {len(factors)} different slopes behind them meet (a"
+                f" skip connection): {', '.join(f'{n.name} {self.scales[n]:g}' for n in inputs)}; a"
+                " net folds where all slopes on its skips are 1, otherwise attack it with a"
+                " scale-free loss"
             )
         return factors.pop()
 
@@ -173,7 +177,9 @@ class _Folding:
         if type(module) in _PASSING:
             return s
         if self.layers.setdefault(path, s) != s:
-            raise FoldError(f"layer {path!r} is called under different slopes; give each call its own layer")
+            raise FoldError(
+                f"layer {path!r} is called under different slopes; give each call its own layer"
+            )
         if type(module) in _LAYERS:
             _divide(module, "bias", s)
         elif type(module) in _NORMS and module.running_mean is not None:
@@ -210,12 +216,17 @@ class _Folding:
         return factor
 
     def _layer_before(self, node: fx.Node) -> nn.Module | None:
-        """The layer whose bias a shift at `node` can join: only what commutes with a shift lies between."""
+        """The layer whose bias a shift at `node` can join: only what commutes with a shift lies
+        between."""
         before = node.all_input_nodes[0]
         while len(before.users) == 1 and before.op == "call_module":
             module = self._called(before)
             if type(module) in (*_LAYERS, *_NORMS):
-                calls = [n for n in node.graph.nodes if n.op == "call_module" and n.target == before.target]
+                calls = [
+                    n
+                    for n in node.graph.nodes
+                    if n.op == "call_module" and n.target == before.target
+                ]
                 return module if len(calls) == 1 else None
             if type(module) not in _POOLS or _averages_padding(module):
                 return None
@@ -241,13 +252,14 @@ class _Folding:
     def _unmoved(self, node: fx.Node, s: float) -> float:
         if s != 1.0:
             raise FoldError(
-                f"at {node.name!r} ({node.target}) a factor {s:g} cannot be moved through; a net folds if it "
-                "is made of layers, batch norm, pooling, dropout and piecewise activations"
+                f"at {node.name!r} ({node.target}) a factor {s:g} cannot be moved through; a net"
+                " folds if it is made of layers, batch norm, pooling, dropout and piecewise"
+                " activations"
             )
         return 1.0
 
 
-# ----------------------------------------------------------------------------------------- one piece
+# ---------------------------------------------------------------------------------------- one piece
 
 
 def _inside(activation: Any) -> Any:
@@ -284,7 +296,9 @@ def _set(module: nn.Module, name: str, value: Tensor) -> None:
 
 def _takes(layer: Any, shift: Tensor) -> bool:
     channels = layer.bias if layer.bias is not None else None
-    size = getattr(layer, "out_features", getattr(layer, "out_channels", getattr(layer, "num_features", 0)))
+    size = getattr(
+        layer, "out_features", getattr(layer, "out_channels", getattr(layer, "num_features", 0))
+    )
     return bool(size == len(shift)) and not (type(layer) in _NORMS and channels is None)
 
 
@@ -295,7 +309,12 @@ def _add_to_bias(layer: Any, shift: Tensor) -> None:
 
 
 def _averages_padding(pool: Any) -> bool:
-    return "Avg" in type(pool).__name__ and getattr(pool, "padding", 0) not in (0, (0,), (0, 0), (0, 0, 0))
+    return "Avg" in type(pool).__name__ and getattr(pool, "padding", 0) not in (
+        0,
+        (0,),
+        (0, 0),
+        (0, 0, 0),
+    )
 
 
 def _is_a_shape(node: fx.Node) -> bool:

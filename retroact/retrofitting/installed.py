@@ -15,14 +15,17 @@ if TYPE_CHECKING:
 
 
 class Installed(nn.Module):
-    """The new activation at one site; does the same in train and in eval mode, and has no state_dict.
+    """The new activation at one site; does the same in train and in eval mode, and has no
+    state_dict.
 
     `overwrites`: the call it stands for wrote into its input, and something reads that input later.
     """
 
     activation: Activation | nn.Module
 
-    def __init__(self, site: Site, activation: Activation | nn.Module, *, overwrites: bool = False) -> None:
+    def __init__(
+        self, site: Site, activation: Activation | nn.Module, *, overwrites: bool = False
+    ) -> None:
         super().__init__()
         self.site = site
         self.overwrites = overwrites
@@ -36,7 +39,8 @@ class Installed(nn.Module):
         self.activation = activation
 
     def forward(self, z: Tensor | None = None, instead_of: tuple[Any, ...] | None = None) -> Tensor:
-        """The new activation of z; or of what a call, recognised by its values, is the old activation of."""
+        """The new activation of z; or of what a call, recognised by its values, is the old
+        activation of."""
         if z is None:
             z = self._input_of(*instead_of)  # type: ignore[misc]
         if not self.overwrites:
@@ -46,25 +50,33 @@ class Installed(nn.Module):
         return z.copy_(self.activation(z.clone()))
 
     def _input_of(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        """The input of a call that is the old activation by its values; runs it, to see whether it still is."""
+        """The input of a call that is the old activation by its values; runs it, to see whether it
+        still is."""
         z: Tensor = args[self.site.argument]  # type: ignore[index]
         if torch.compiler.is_compiling():  # no values there
             return z
         before = z.clone() if self.site.inplace else z
         out = func(*args, **kwargs)
-        if not _is(self.site.own, before, z if out is None else out):  # None: a statement, z[mask] = 0
+        # None: a statement, z[mask] = 0
+        if not _is(self.site.own, before, z if out is None else out):
             raise RuntimeError(
-                f"activation call {self.site.name!r} was {self.site.own} when the net was retrofitted and is "
-                "none now, as the net takes another path; write it as F.relu, or leave it out of sites="
+                f"activation call {self.site.name!r} was {self.site.own} when the net was"
+                " retrofitted and is none now, as the net takes another path; write it as F.relu,"
+                " or leave it out of sites="
             )
         return z.copy_(before) if self.site.inplace else z
 
     def extra_repr(self) -> str:
-        return f"{self.site.name}: {self.activation}" if not isinstance(self.activation, nn.Module) else ""
+        return (
+            f"{self.site.name}: {self.activation}"
+            if not isinstance(self.activation, nn.Module)
+            else ""
+        )
 
 
 def _is(own: Any, z: Tensor, out: Tensor) -> bool:
-    """Whether out is the net's own activation of z; at the threshold itself a jump may go either way."""
+    """Whether out is the net's own activation of z; at the threshold itself a jump may go either
+    way."""
     if z.shape != out.shape or z.dtype != out.dtype:
         return False
     either = (z == own.ramp.kappa) & (out == z)
@@ -72,7 +84,8 @@ def _is(own: Any, z: Tensor, out: Tensor) -> bool:
 
 
 def installed(net: nn.Module) -> dict[str, Installed]:
-    """Every installed activation of a retrofitted net by the name of its site; empty for another net."""
+    """Every installed activation of a retrofitted net by the name of its site; empty for another
+    net."""
     return {module.site.name: module for module in _installed(net)}
 
 

@@ -1,10 +1,12 @@
-"""Lean forms: copies of a net that compute the same and cost less, what an attack calls ten thousand times.
+"""Lean forms: copies of a net that compute the same and cost less, what an attack calls ten
+thousand times.
 
-In eval mode a batch norm after a layer is a linear map of its outputs, γ (W x + b − μ) / √(σ² + ε) + β, so it
-moves into W and b; on a CPU, convolutions and pooling are faster on images whose channels lie next to each
-other; and an attack asks for the gradient of the pixels only. A form computes the same function but for
-the rounding of floats, so who needs the last bit asks the net itself. Whether it does is not taken on trust:
-`evaluation.proof` compares it with the net, and the form that comes first here is tried first there.
+In eval mode a batch norm after a layer is a linear map of its outputs, γ (W x + b − μ) / √(σ² + ε)
++ β, so it moves into W and b; on a CPU, convolutions and pooling are faster on images whose
+channels lie next to each other; and an attack asks for the gradient of the pixels only. A form
+computes the same function but for the rounding of floats, so who needs the last bit asks the net
+itself. Whether it does is not taken on trust: `evaluation.proof` compares it with the net, and the
+form that comes first here is tried first there.
 """
 
 from __future__ import annotations
@@ -30,10 +32,11 @@ _RANK: dict[type, int] = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5
 
 @dataclass(frozen=True)
 class Form:
-    """A way to make a net leaner; called on one, it gives a frozen copy in eval mode that should compute the same.
+    """A way to make a net leaner; called on one, it gives a frozen copy in eval mode that should
+    compute the same.
 
-    `folds` are the pairs (layer, norm) by path in which the norm moves into the layer; with `channels_last` weights
-    of rank 4 lie so.
+    `folds` are the pairs (layer, norm) by path in which the norm moves into the layer; with
+    `channels_last` weights of rank 4 lie so.
     """
 
     folds: tuple[tuple[str, str], ...] = ()
@@ -45,7 +48,10 @@ class Form:
         return in_channels_last(made) if self.channels_last else made
 
     def __str__(self) -> str:
-        return ", ".join(["folded"] * bool(self.folds) + ["channels last"] * self.channels_last) or "frozen"
+        return (
+            ", ".join(["folded"] * bool(self.folds) + ["channels last"] * self.channels_last)
+            or "frozen"
+        )
 
 
 def forms(net: nn.Module, example: Tensor) -> list[Form]:
@@ -55,36 +61,47 @@ def forms(net: nn.Module, example: Tensor) -> list[Form]:
     """
     try:
         folds = _folds(copied(net).eval().requires_grad_(False), example)
-    except (ValueError, TypeError, RuntimeError, NotImplementedError):  # sealed: scripted, exported, compiled
+    except (ValueError, TypeError, RuntimeError, NotImplementedError):
+        # sealed: scripted, exported, compiled
         return []
-    ways = [(f, last) for last in ([True, False] if _gains_by_channels_last(net) else [False]) for f in (folds, ())]
+    ways = [
+        (f, last)
+        for last in ([True, False] if _gains_by_channels_last(net) else [False])
+        for f in (folds, ())
+    ]
     return [Form(*way) for way in dict.fromkeys(ways)]
 
 
 def lean(net: nn.Module, example: Tensor | None = None) -> nn.Module:
-    """The leanest form of `net` that gives its outputs on `example` but for rounding; the net itself where none does.
+    """The leanest form of `net` that gives its outputs on `example` but for rounding; the net
+    itself where none does.
 
-    `example` is a batch of inputs, by default seeded noise of the net's `shape`. A look at one form: what attacks run
-    on is proved on the images of a run.
+    `example` is a batch of inputs, by default seeded noise of the net's `shape`. A look at one
+    form: what attacks run on is proved on the images of a run.
     """
     (x,) = example_for(net, example)
     for form in forms(net, x):
         try:
             with torch.no_grad():
                 made = form(net)
-                outputs, expected = (logits_in(n(x.clone()), len(x)) for n in (made, copied(net).eval()))
+                outputs, expected = (
+                    logits_in(n(x.clone()), len(x)) for n in (made, copied(net).eval())
+                )
         except Exception:  # as in the proof
             continue
-        if torch.allclose(outputs, expected, rtol=1e-4, atol=1e-4 * float(expected.max() - expected.min())):
+        if torch.allclose(
+            outputs, expected, rtol=1e-4, atol=1e-4 * float(expected.max() - expected.min())
+        ):
             return made
     return net
 
 
 def _quiet(net: nn.Module) -> nn.Module:
-    """The copy without torch.fx's habit of printing what goes wrong in a graph, beside raising it: a form may fail."""
+    """The copy without torch.fx's habit of printing what goes wrong in a graph, beside raising it:
+    a form may fail."""
     for module in net.modules():
         if isinstance(module, fx.GraphModule):  # each has a class of its own
-            setattr(type(module), "__call__", nn.Module.__call__)  # noqa: B010 - mypy refuses an assignment
+            setattr(type(module), "__call__", nn.Module.__call__)  # noqa: B010
     return net
 
 
@@ -118,16 +135,23 @@ def _folds(net: nn.Module, example: Tensor) -> tuple[tuple[str, str], ...]:
         return ()
     calls = Counter(str(n.target) for n in graph.graph.nodes if n.op == "call_module")
     read = {str(n.target).rpartition(".")[0] for n in graph.graph.nodes if n.op == "get_attr"}
-    pairs = [(str(layer.target), str(node.target)) for node in graph.graph.nodes if (layer := _layer_of(node, graph))]
+    pairs = [
+        (str(layer.target), str(node.target))
+        for node in graph.graph.nodes
+        if (layer := _layer_of(node, graph))
+    ]
     alone = [pair for pair in pairs if all(calls[path] == 1 and path not in read for path in pair)]
     modules = dict(net.named_modules())
     fitting = [(layer, norm) for layer, norm in alone if _makes_one(modules[layer], modules[norm])]
     ranks = _ranks(net, {layer for layer, _ in fitting}, example)
-    return tuple((layer, norm) for layer, norm in fitting if ranks.get(layer) == _RANK[type(modules[layer])])
+    return tuple(
+        (layer, norm) for layer, norm in fitting if ranks.get(layer) == _RANK[type(modules[layer])]
+    )
 
 
 def _layer_of(node: fx.Node, net: nn.Module) -> fx.Node | None:
-    """The layer whose output the norm at `node` alone reads, dropout aside; None where there is none."""
+    """The layer whose output the norm at `node` alone reads, dropout aside; None where there is
+    none."""
     if node.op != "call_module" or type(net.get_submodule(str(node.target))) not in _NORMS:
         return None
     while node.args and isinstance(node.args[0], fx.Node):
@@ -141,16 +165,25 @@ def _layer_of(node: fx.Node, net: nn.Module) -> fx.Node | None:
 
 def _makes_one(layer: Any, norm: Any) -> bool:
     """Whether the norm can move into the layer, if it norms the axis of the layer's channels."""
-    if type(layer) not in _RANK or any(m._backward_hooks or m._backward_pre_hooks for m in (layer, norm)):
+    if type(layer) not in _RANK or any(
+        m._backward_hooks or m._backward_pre_hooks for m in (layer, norm)
+    ):
         return False
-    # Without statistics a norm asks the batch; and half floats, rounded again, would be another network.
+    # Without statistics a norm asks the batch; and half floats, rounded again, would be another
+    # network.
     statistics, weight = norm.running_mean, layer.weight
     exact = weight.dtype in (torch.float32, torch.float64)
-    return exact and statistics is not None and statistics.dtype == weight.dtype and len(weight) == len(statistics)
+    return (
+        exact
+        and statistics is not None
+        and statistics.dtype == weight.dtype
+        and len(weight) == len(statistics)
+    )
 
 
 def _ranks(net: nn.Module, paths: set[str], example: Tensor) -> dict[str, int]:
-    """The rank of each layer's output on the example: a norm after a Linear may norm tokens, not features.
+    """The rank of each layer's output on the example: a norm after a Linear may norm tokens, not
+    features.
 
     Empty where there are no layers to ask for, or the net does not run on the example.
     """

@@ -1,7 +1,8 @@
 """Notes: what a forward pass keeps beside its result, so that tracing can see it and take it back.
 
-A net may count its calls, list shapes, keep a feature map: in attributes, in containers, in objects of
-its own, in closures, class attributes and globals. `Notes` remembers all of that by identity and content.
+A net may count its calls, list shapes, keep a feature map: in attributes, in containers, in objects
+of its own, in closures, class attributes and globals. `Notes` remembers all of that by identity and
+content.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ class Notes:
 
     def __init__(self, net: nn.Module) -> None:
         self._seen: set[int] = set()
-        self._kept: list[tuple[Any, Any]] = []  # a container and its content; the container stays alive
+        # a container and its content; the container stays alive
+        self._kept: list[tuple[Any, Any]] = []
         self._scopes: list[tuple[Any, dict[str, Any]]] = []
         self._states: list[tuple[Any, str]] = []
         self._random = _random_states()
@@ -76,7 +78,8 @@ class Notes:
             stack.extend(_inside(held))
 
     def _keep_code(self, module: nn.Module) -> None:
-        """What the module's own methods can write to: class attributes, closures, the globals they name."""
+        """What the module's own methods can write to: class attributes, closures, the globals they
+        name."""
         for cls in type(module).__mro__:
             if id(cls) in self._seen or cls.__module__.split(".")[0] in ("torch", "builtins"):
                 continue
@@ -84,7 +87,9 @@ class Notes:
             self._keep_scope(_OfClass(cls))
             for method in vars(cls).values():
                 self._keep_function(method)
-        hooks = [h for kept in vars(module).values() if isinstance(kept, dict) for h in kept.values()]
+        hooks = [
+            h for kept in vars(module).values() if isinstance(kept, dict) for h in kept.values()
+        ]
         for value in (*vars(module).values(), *hooks):
             self._keep_function(value)
 
@@ -131,7 +136,9 @@ class _Globals:
         here = self.scope.get("__name__")
         found = {n: self.scope[n] for n in self.names if n in self.scope}
         return {
-            n: v for n, v in found.items() if isinstance(v, _NOTED) or type(v).__module__ in (here, "torch.fx.proxy")
+            n: v
+            for n, v in found.items()
+            if isinstance(v, _NOTED) or type(v).__module__ in (here, "torch.fx.proxy")
         }
 
     def write(self, name: str, value: Any) -> None:
@@ -145,7 +152,9 @@ class _Slots:
         self.names = [n for slots in said for n in ((slots,) if isinstance(slots, str) else slots)]
 
     def read(self) -> dict[str, Any]:
-        return {n: getattr(self.held, n) for n in self.names if n[:2] != "__" and hasattr(self.held, n)}
+        return {
+            n: getattr(self.held, n) for n in self.names if n[:2] != "__" and hasattr(self.held, n)
+        }
 
     def write(self, name: str, value: Any) -> None:
         delattr(self.held, name) if value is _ABSENT else setattr(self.held, name, value)
@@ -173,7 +182,7 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from _names(constant)
 
 
-# ------------------------------------------------------------------------------------------- content
+# ------------------------------------------------------------------------------------------ content
 
 
 def _content(held: Any) -> Any:
@@ -212,7 +221,9 @@ def _state(held: Any) -> str:
     numpy = sys.modules.get("numpy")
     if numpy and isinstance(held, numpy.ndarray):
         return str(held.tobytes())
-    return repr(held.bit_generator.state) if numpy and isinstance(held, numpy.random.Generator) else ""
+    return (
+        repr(held.bit_generator.state) if numpy and isinstance(held, numpy.random.Generator) else ""
+    )
 
 
 def _alike(one: Any, other: Any) -> bool:
@@ -222,7 +233,9 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _same(one: Any, other: Any) -> bool:
-    return one is other or (type(one) is type(other) and isinstance(one, _SIMPLE) and repr(one) == repr(other))
+    return one is other or (
+        type(one) is type(other) and isinstance(one, _SIMPLE) and repr(one) == repr(other)
+    )
 
 
 def _random_states() -> tuple[Any, ...]:

@@ -1,12 +1,13 @@
 """Recognition: whether one operation of a forward pass is an activation, and which.
 
     recognise   by its name and its arguments: relu, clamp(0, 6), gelu, …
-    Reader      by its values, in whatever words it is written: `z * (z > 0)`, `z[z <= k] = 0` in place,
+    Reader      by its values, in whatever words it is written: `z * (z > 0)`, `z[z <= k] = 0` in
+                place,
                 `(z + z.abs()) / 2`; and what an operation reads: pixels, features, or constants
 
-By values an operation is max(0, z) or z · 1[z > κ] of a tensor z with values on both sides, exactly. Where its
-zeros come from a mask of another kind (k winners take all), or the negative side is not zero (a
-LeakyReLU by hand), it is named as a kind that stays.
+By values an operation is max(0, z) or z · 1[z > κ] of a tensor z with values on both sides,
+exactly. Where its zeros come from a mask of another kind (k winners take all), or the negative side
+is not zero (a LeakyReLU by hand), it is named as a kind that stays.
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ COMPOSED = "composed"
 
 @dataclass(frozen=True)
 class Call:
-    """One activation call: its kind, its input, the net's own activation; None where that is no ReLU.
+    """One activation call: its kind, its input, the net's own activation; None where that is no
+    ReLU.
 
     `by_value`: its arguments do not say what it is, so in another pass the same call may be none.
     """
@@ -71,11 +73,14 @@ class Call:
     by_value: bool = False
 
 
-# ------------------------------------------------------------------------------------------- by name
+# ------------------------------------------------------------------------------------------ by name
 
 
-def recognise(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, values: bool = False) -> Call | None:
-    """Reads one call, of a torch function or of an operation, as an activation; None where it is none.
+def recognise(
+    name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, values: bool = False
+) -> Call | None:
+    """Reads one call, of a torch function or of an operation, as an activation; None where it is
+    none.
 
     With `values`, tensors among the arguments are looked into: maximum(z, 0), clamp(z, min=zeros).
     """
@@ -85,7 +90,11 @@ def recognise(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, value
     z, *rest = args or (kwargs["input"],)
     said = {word: value for word, value in kwargs.items() if word not in ("inplace", "input")}
     name = name.strip("_")
-    by_value = any(isinstance(a, Tensor) for a in (*rest, *said.values())) and name in (*_TWO, "clamp", "clip")
+    by_value = any(isinstance(a, Tensor) for a in (*rest, *said.values())) and name in (
+        *_TWO,
+        "clamp",
+        "clip",
+    )
     if by_value and not values:
         return None
     if name in _TWO:
@@ -107,13 +116,17 @@ def _relu6(z: Tensor, inplace: bool, *_: Any, **__: Any) -> Call:
     return Call("relu", z, ReLU(6.0), inplace)
 
 
-def _hardtanh(z: Tensor, inplace: bool, min_val: Any = -1.0, max_val: Any = 1.0, *_: Any, **__: Any) -> Call:
+def _hardtanh(
+    z: Tensor, inplace: bool, min_val: Any = -1.0, max_val: Any = 1.0, *_: Any, **__: Any
+) -> Call:
     own = ReLU(float(max_val)) if min_val == 0 and max_val > 0 else None
     return Call("relu" if own else "hardtanh", z, own, inplace)
 
 
 def _threshold(z: Tensor, inplace: bool, threshold: Any, value: Any, *_: Any, **__: Any) -> Call:
-    return _jump(z, float(threshold), inplace) if value == 0 else Call("threshold", z, None, inplace)
+    return (
+        _jump(z, float(threshold), inplace) if value == 0 else Call("threshold", z, None, inplace)
+    )
 
 
 def _clamp(z: Tensor, inplace: bool, min: Any = None, max: Any = None, **_: Any) -> Call | None:
@@ -127,7 +140,11 @@ def _jump(z: Tensor, kappa: float, inplace: bool) -> Call:
     """z · 1[z > kappa]: a ReLU at 0, a JumpReLU above, and below neither."""
     if kappa < 0:
         return Call("threshold", z, None, inplace)
-    return Call("jumprelu", z, JumpReLU(kappa), inplace) if kappa > 0 else Call("relu", z, ReLU(), inplace)
+    return (
+        Call("jumprelu", z, JumpReLU(kappa), inplace)
+        if kappa > 0
+        else Call("relu", z, ReLU(), inplace)
+    )
 
 
 _TWO = ("maximum", "max", "fmax")
@@ -162,7 +179,7 @@ def _number(value: Any) -> float | None:
     return float(value.flatten()[0])
 
 
-# ----------------------------------------------------------------------------------------- by values
+# ---------------------------------------------------------------------------------------- by values
 
 _ENOUGH = 4
 """So many values on either side, or a tensor says nothing about the function that made it."""
@@ -173,40 +190,145 @@ _CONSTANT = {
     *("zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like"),
     *("new_zeros", "new_ones", "new_full", "new_empty", "bernoulli"),
 }
-_SAME_ROOT = {"neg", "abs", "sign", "sgn", "mul", "div", "_to_copy", "clone", "pow", "sqrt", "detach", "alias"}
+_SAME_ROOT = {
+    "neg",
+    "abs",
+    "sign",
+    "sgn",
+    "mul",
+    "div",
+    "_to_copy",
+    "clone",
+    "pow",
+    "sqrt",
+    "detach",
+    "alias",
+}
 _ELEMENTWISE = {
     *_SAME_ROOT,
     *_COMPARISONS,
-    *("add", "sub", "rsub", "eq", "ne", "logical_not", "bitwise_not", "heaviside", "where", "masked_fill"),
+    *(
+        "add",
+        "sub",
+        "rsub",
+        "eq",
+        "ne",
+        "logical_not",
+        "bitwise_not",
+        "heaviside",
+        "where",
+        "masked_fill",
+    ),
     *("clamp", "clamp_min", "clamp_max", "maximum", "minimum"),
 }
 _MOVES = {
-    *("_to_copy", "to", "clone", "copy", "detach", "alias", "contiguous", "lift_fresh", "as_strided"),
-    *("view", "_unsafe_view", "reshape", "_reshape_alias", "expand", "permute", "transpose", "t", "squeeze"),
-    *("unsqueeze", "flip", "roll", "select", "slice", "index", "split", "chunk", "unbind", "cat", "stack"),
+    *(
+        "_to_copy",
+        "to",
+        "clone",
+        "copy",
+        "detach",
+        "alias",
+        "contiguous",
+        "lift_fresh",
+        "as_strided",
+    ),
+    *(
+        "view",
+        "_unsafe_view",
+        "reshape",
+        "_reshape_alias",
+        "expand",
+        "permute",
+        "transpose",
+        "t",
+        "squeeze",
+    ),
+    *(
+        "unsqueeze",
+        "flip",
+        "roll",
+        "select",
+        "slice",
+        "index",
+        "split",
+        "chunk",
+        "unbind",
+        "cat",
+        "stack",
+    ),
 }
 """Operations that only put values elsewhere."""
 
 _KEEPS_PIXELS = {
     *_MOVES,
-    *("add", "sub", "rsub", "mul", "div", "neg", "reciprocal", "pow", "sqrt", "rsqrt", "abs", "round", "floor"),
-    *("clamp", "clamp_min", "clamp_max", "hardtanh", "relu", "maximum", "minimum", "where", "lerp", "nan_to_num"),
-    *("mean", "std", "var", "var_mean", "std_mean", "amax", "amin", "sum", "gt", "ge", "lt", "le", "index_put"),
-    *("constant_pad_nd", "reflection_pad2d", "replication_pad2d", "upsample_nearest2d", "upsample_bilinear2d"),
+    *(
+        "add",
+        "sub",
+        "rsub",
+        "mul",
+        "div",
+        "neg",
+        "reciprocal",
+        "pow",
+        "sqrt",
+        "rsqrt",
+        "abs",
+        "round",
+        "floor",
+    ),
+    *(
+        "clamp",
+        "clamp_min",
+        "clamp_max",
+        "hardtanh",
+        "relu",
+        "maximum",
+        "minimum",
+        "where",
+        "lerp",
+        "nan_to_num",
+    ),
+    *(
+        "mean",
+        "std",
+        "var",
+        "var_mean",
+        "std_mean",
+        "amax",
+        "amin",
+        "sum",
+        "gt",
+        "ge",
+        "lt",
+        "le",
+        "index_put",
+    ),
+    *(
+        "constant_pad_nd",
+        "reflection_pad2d",
+        "replication_pad2d",
+        "upsample_nearest2d",
+        "upsample_bilinear2d",
+    ),
     *("upsample_bicubic2d", "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa"),
 }
-"""Operations after which an image is still an image: normalising, quantising, resizing, cropping."""
+"""Operations after which an image is still an image: normalising, quantising, resizing,
+cropping."""
 
 
 class Reader:
     """Follows the tensors of one forward pass on `inputs`, and reads operations by their values."""
 
     def __init__(self, inputs: Any) -> None:
-        self._from = WeakIdKeyDictionary()  # a tensor: whether it is still pixels; constants are not in it
+        # a tensor: whether it is still pixels; constants are not in it
+        self._from = WeakIdKeyDictionary()
         self._recent: deque[Tensor] = deque(maxlen=8)
         self._thresholds: deque[tuple[Any, float]] = deque(maxlen=8)
-        self._root = WeakIdKeyDictionary()  # what a tensor is another form of: of z are -z, |z|, 2 z
-        self._behind = WeakIdKeyDictionary()  # of which z the tensor knows an activation that was found
+        # what a tensor is another form of: of z are -z, |z|, 2 z
+        self._root = WeakIdKeyDictionary()
+        # of which z the tensor knows an activation that was found
+        self._behind = WeakIdKeyDictionary()
         self._roots = itertools.count()
         for tensor in _tensors(inputs):
             self._from[tensor] = True
@@ -216,18 +338,23 @@ class Reader:
         return tensor not in self._from
 
     def looks_past(self, call: Call, args: Any) -> bool:
-        """Whether a bound that made a call an activation depends on the input, and is another one next time."""
-        return call.by_value and not all(self.is_constant(a) for a in _tensors(args) if a is not call.z)
+        """Whether a bound that made a call an activation depends on the input, and is another one
+        next time."""
+        return call.by_value and not all(
+            self.is_constant(a) for a in _tensors(args) if a is not call.z
+        )
 
     def is_on_pixels(self, call: Call, z: Tensor, out: Tensor) -> bool:
-        """A clamp of the image before any layer ran, or a ReLU that changes nothing there: no activation."""
+        """A clamp of the image before any layer ran, or a ReLU that changes nothing there: no
+        activation."""
         if self._from.get(call.z) is not True:
             return False
         capped = getattr(call.own, "cap", math.inf) < math.inf or call.kind == "hardtanh"
         return capped or (call.own is not None and torch.equal(out, z))
 
     def read(self, name: str, args: Any, before: Any, out: Any, inplace: bool) -> Call | None:
-        """The call, if `out` is an activation of one of the arguments, or of a tensor shortly before."""
+        """The call, if `out` is an activation of one of the arguments, or of a tensor shortly
+        before."""
         out = out[0] if isinstance(out, tuple) and out else out  # max(dim) also says where
         if not isinstance(out, Tensor) or not out.is_floating_point() or out.numel() < 2 * _ENOUGH:
             return None
@@ -253,13 +380,21 @@ class Reader:
         for made in _tensors(out):
             if read and name not in _CONSTANT and not (name == "mul" and _times_zero(args)):
                 weighted = any(isinstance(a, nn.Parameter) for a in _tensors(args))
-                self._from[made] = name in _KEEPS_PIXELS and not weighted and all(self._from[a] for a in read)
+                self._from[made] = (
+                    name in _KEEPS_PIXELS and not weighted and all(self._from[a] for a in read)
+                )
             if made.is_floating_point():
                 self._recent.append(made)
-        self._recent.extend(b for a, b in zip(args, before, strict=True) if isinstance(b, Tensor) and b is not a)
+        self._recent.extend(
+            b for a, b in zip(args, before, strict=True) if isinstance(b, Tensor) and b is not a
+        )
         if name in _COMPARISONS:
             sides = ((args[0], args[1]), (args[1], args[0]))
-            said = [(z.shape, k) for z, other in sides if (k := _number(other)) is not None and isinstance(z, Tensor)]
+            said = [
+                (z.shape, k)
+                for z, other in sides
+                if (k := _number(other)) is not None and isinstance(z, Tensor)
+            ]
             self._thresholds.extend(said[:1])
         self._follow_roots(name, args, out)
 
@@ -289,8 +424,11 @@ class Reader:
         root = self._root_of(call.z)
         return any(self._behind.get(a) == root for a in _tensors(args) if a is not call.z)
 
-    def _one_step(self, name: str, args: Any, one: Tensor, z: Tensor, out: Tensor, inplace: bool) -> Call | None:
-        # of two tensors that both depend on the input the larger is no ReLU, though one may be all zeros here
+    def _one_step(
+        self, name: str, args: Any, one: Tensor, z: Tensor, out: Tensor, inplace: bool
+    ) -> Call | None:
+        # of two tensors that both depend on the input the larger is no ReLU, though one may be all
+        # zeros here
         two = name in _TWO and not all(self.is_constant(a) for a in _tensors(args) if a is not one)
         call = None if two else self._gate(name, args, one, z, out)
         if call is None and name in _PIECEWISE:
@@ -315,7 +453,11 @@ class Reader:
 
     def _threshold(self, z: Tensor, low: float, high: float) -> float | None:
         """The number between what was dropped and what was kept, as the code said it."""
-        said = [number for shape, number in self._thresholds if shape == z.shape and low <= number <= high]
+        said = [
+            number
+            for shape, number in self._thresholds
+            if shape == z.shape and low <= number <= high
+        ]
         return said[-1] if said else (0.0 if low <= 0.0 < high else None)
 
     def _composed(self, out: Tensor) -> Call | None:
@@ -324,7 +466,14 @@ class Reader:
         recent = [t for t in self._recent if t.shape == out.shape and t.dtype == out.dtype]
         if any(torch.equal(out, t) for t in recent if t.data_ptr() != out.data_ptr()):
             return None
-        z = next((t for t in recent if int((t < 0).sum()) >= _ENOUGH and torch.equal(out, t.clamp(min=0))), None)
+        z = next(
+            (
+                t
+                for t in recent
+                if int((t < 0).sum()) >= _ENOUGH and torch.equal(out, t.clamp(min=0))
+            ),
+            None,
+        )
         return None if z is None else Call(COMPOSED, z, ReLU(), False, True)
 
 

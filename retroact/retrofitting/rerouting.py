@@ -1,12 +1,13 @@
 """Rerouting: where a net does not trace, its activation calls are caught while it runs.
 
-Two hooks open and close a torch function mode around the forward pass. The mode sees each call by the
-name of its site and sends it to the installed activation. The net keeps its class, attributes and
-state_dict, both branches of an `if` are covered, and autograd sees only the new activation's own
-operations (a dispatch mode would not do: there the derivative is already the old one).
+Two hooks open and close a torch function mode around the forward pass. The mode sees each call by
+the name of its site and sends it to the installed activation. The net keeps its class, attributes
+and state_dict, both branches of an `if` are covered, and autograd sees only the new activation's
+own operations (a dispatch mode would not do: there the derivative is already the old one).
 
-A call that was recognised by its values (`z * (z > 0)`, `z[z <= k] = 0`) is found again as the n-th call of
-its function in its module. It runs first, and is replaced if it still computes what it computed then.
+A call that was recognised by its values (`z * (z > 0)`, `z[z <= k] = 0`) is found again as the n-th
+call of its function in its module. It runs first, and is replaced if it still computes what it
+computed then.
 """
 
 from __future__ import annotations
@@ -44,8 +45,9 @@ class _Mode(TorchFunctionMode):
 class Rerouting:
     """Sends the activation calls of one net to what is installed, by the names of their sites.
 
-    `left` are the names that the survey saw and that were not chosen. A call that the survey did not see
-    (another branch, another number of loops) is installed when it comes, if the selection is by name.
+    `left` are the names that the survey saw and that were not chosen. A call that the survey did
+    not see (another branch, another number of loops) is installed when it comes, if the selection
+    is by name.
     """
 
     def __init__(
@@ -63,7 +65,9 @@ class Rerouting:
         self.also = also
         self.where = Whereabouts()
         self.modules: set[str] = set()
-        self.functions = {i.site.name.split("#")[0] for i in put_in.values() if i.site.argument is not None}
+        self.functions = {
+            i.site.name.split("#")[0] for i in put_in.values() if i.site.argument is not None
+        }
         self._open: dict[int, list[_Mode]] = defaultdict(list)
 
     def attach(self, net: nn.Module) -> nn.Module:
@@ -98,11 +102,17 @@ class Rerouting:
         return self.installed[site.name](call.z)
 
     def _by_value(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs a call, and replaces its result where it is a site that was recognised by its values."""
+        """Runs a call, and replaces its result where it is a site that was recognised by its
+        values."""
         if name in KINDS or f"{self.where.path}.{name}()".lstrip(".") not in self.functions:
             return func(*args, **kwargs)
         put_in = self.installed.get(self.where.name(name, ""))
-        if put_in is None or put_in.site.own is None or put_in.site.argument is None or "out" in kwargs:
+        if (
+            put_in is None
+            or put_in.site.own is None
+            or put_in.site.argument is None
+            or "out" in kwargs
+        ):
             return func(*args, **kwargs)
         return put_in(instead_of=(func, args, kwargs))
 
@@ -118,12 +128,15 @@ class Rerouting:
             return False
         if isinstance(self.activation, PerSite) or not self.sites.strip():
             raise RuntimeError(
-                f"activation call {site.name!r} was not seen when the net was retrofitted, so it has no "
-                "activation of its own; retrofit again with an example= that takes this path"
+                f"activation call {site.name!r} was not seen when the net was retrofitted, so it"
+                " has no activation of its own; retrofit again with an example= that takes this"
+                " path"
             )
         if not selects_by_name(self.sites, site.name):
             return False
-        self.installed[site.name] = Installed(site, self.activation.at(site), overwrites=site.inplace)
+        self.installed[site.name] = Installed(
+            site, self.activation.at(site), overwrites=site.inplace
+        )
         return True
 
     def __getstate__(self) -> dict[str, Any]:

@@ -6,10 +6,11 @@ functions. So a copy of the net runs on an example, and a dispatch mode sees eve
     Whereabouts which module is running, so that a call gets a name such as "layer1.0.relu"
     survey      runs the copy and lists what it saw; `sites` is the list of what can be replaced
 
-`recognition` says of one operation what it is: by name, or, where it is written by hand, by its values.
-A clamp of the pixels before any layer ran (`clamp(0, 1)`, before or after normalising) is no activation.
-Fused fast paths are off meanwhile: an eval `nn.TransformerEncoderLayer` hides its ReLU in one kernel.
-The net itself never runs: its mode, hooks, buffers and gradients stay as they are.
+`recognition` says of one operation what it is: by name, or, where it is written by hand, by its
+values. A clamp of the pixels before any layer ran (`clamp(0, 1)`, before or after normalising) is
+no activation. Fused fast paths are off meanwhile: an eval `nn.TransformerEncoderLayer` hides its
+ReLU in one kernel. The net itself never runs: its mode, hooks, buffers and gradients stay as they
+are.
 """
 
 from __future__ import annotations
@@ -54,11 +55,12 @@ class Site:
     """One call of an activation: where it is, what it is, and what goes in.
 
     `order` counts the calls of one forward pass from 0. `own` is the net's own activation there, or
-    None for a kind that is neither ReLU nor JumpReLU. `kind` is "relu", "gelu", …, or the operation that
-    was recognised by its values, "composed" where it takes several. `module` is the path of the activation
-    module that is called, "" for a function. `shape` is that of the input without its batch. `inplace`:
-    the call overwrites its input. `argument`: which argument of its function the input is, for a call that
-    was recognised by its values; its name counts every call of that function in its module.
+    None for a kind that is neither ReLU nor JumpReLU. `kind` is "relu", "gelu", …, or the operation
+    that was recognised by its values, "composed" where it takes several. `module` is the path of
+    the activation module that is called, "" for a function. `shape` is that of the input without
+    its batch. `inplace`: the call overwrites its input. `argument`: which argument of its function
+    the input is, for a call that was recognised by its values; its name counts every call of that
+    function in its module.
     """
 
     name: str
@@ -75,9 +77,9 @@ class Site:
 class Survey:
     """What one forward pass called: `sites` can be replaced, `left_alone` are no ReLU and stay.
 
-    `installed` names the calls of activations that a retrofit has already put in. `depth` is the number
-    of wrappers with one `.module` (a classifier, DataParallel) around all of it; names start inside.
-    `on_pixels` are clamps of the image before any layer ran, which are no activations.
+    `installed` names the calls of activations that a retrofit has already put in. `depth` is the
+    number of wrappers with one `.module` (a classifier, DataParallel) around all of it; names start
+    inside. `on_pixels` are clamps of the image before any layer ran, which are no activations.
     """
 
     sites: tuple[Site, ...]
@@ -88,24 +90,28 @@ class Survey:
 
 
 def sites(
-    net: str | PathLike[str] | nn.Module, example: Example | None = None, *, also: tuple[str, ...] = ()
+    net: str | PathLike[str] | nn.Module,
+    example: Example | None = None,
+    *,
+    also: tuple[str, ...] = (),
 ) -> tuple[Site, ...]:
     """Every activation call of one eval forward pass that a retrofit can replace, in order.
 
-    `example` is an input, or a tuple of inputs; by default seeded uniform noise of shape (2, *net.shape).
-    `also` names kinds beyond ReLU to be counted: "gelu", "silu", …, and "jumprelu" for jumps of the net's
-    own. Raises ValueError where the net says no shape and no example is given, and where the net is sealed
-    (TorchScript, quantised, exported); TypeError for what is no module.
+    `example` is an input, or a tuple of inputs; by default seeded uniform noise of shape (2,
+    *net.shape). `also` names kinds beyond ReLU to be counted: "gelu", "silu", …, and "jumprelu" for
+    jumps of the net's own. Raises ValueError where the net says no shape and no example is given,
+    and where the net is sealed (TorchScript, quantised, exported); TypeError for what is no module.
     """
     return survey(named(net), example, also=also).sites
 
 
 def left_alone(net: nn.Module, example: Example | None = None) -> dict[str, int]:
-    """How often one forward pass calls each kind of activation that a retrofit leaves: {"gelu": 17}.
+    """How often one forward pass calls each kind of activation that a retrofit leaves: {"gelu":
+    17}.
 
-    Of a retrofitted net that is what its retrofit left, kinds and sites that were not chosen, as its
-    `.left_alone` says; of any other net what `retrofit` would leave by default. Kinds are counted wherever
-    they are called, so the sigmoid of a gate counts too. Raises as `sites` does.
+    Of a retrofitted net that is what its retrofit left, kinds and sites that were not chosen, as
+    its `.left_alone` says; of any other net what `retrofit` would leave by default. Kinds are
+    counted wherever they are called, so the sigmoid of a gate counts too. Raises as `sites` does.
     """
     said = [m for m in _unwrapped(net) if isinstance(getattr(m, "left_alone", None), dict)]
     return dict(said[0].left_alone) if said else counted(survey(net, example).left_alone)  # type: ignore[arg-type]
@@ -150,8 +156,9 @@ def example_for(net: nn.Module, example: Example | None) -> tuple[Any, ...]:
     shape = next((s for s in said if s is not None), None)
     if shape is None:
         raise ValueError(
-            f"{type(net).__name__} does not say the shape of its input; say it, Classifier(net, shape=(c, h, w)), or "
-            "pass example=, a batch of two of its inputs, such as example=torch.rand(2, 3, 32, 32)"
+            f"{type(net).__name__} does not say the shape of its input; say it, Classifier(net,"
+            " shape=(c, h, w)), or pass example=, a batch of two of its inputs, such as"
+            " example=torch.rand(2, 3, 32, 32)"
         )
     return noise_for(net, shape)
 
@@ -170,26 +177,38 @@ def fresh(inputs: Any) -> Any:
 
 
 def refuse_what_cannot_be_read(net: nn.Module, also: tuple[str, ...] = ()) -> None:
-    """Raises ValueError or TypeError for nets whose calls are sealed, and for an unknown kind in `also`."""
+    """Raises ValueError or TypeError for nets whose calls are sealed, and for an unknown kind in
+    `also`."""
     if type(net).__name__ == "ExportedProgram":
-        raise TypeError("the net is exported, its calls are sealed; retrofit the Python net it was made from")
+        raise TypeError(
+            "the net is exported, its calls are sealed; retrofit the Python net it was made from"
+        )
     if not isinstance(net, nn.Module):
         raise TypeError(
-            f"expected an nn.Module, got {type(net).__name__}; wrap the function in a module whose forward "
-            "calls it and whose attributes are the nets that it uses"
+            f"expected an nn.Module, got {type(net).__name__}; wrap the function in a module whose"
+            " forward calls it and whose attributes are the nets that it uses"
         )
     if any(isinstance(m, torch.jit.ScriptModule) for m in net.modules()):
-        raise ValueError("the net is TorchScript, whose calls are sealed; retrofit the Python net it was made from")
+        raise ValueError(
+            "the net is TorchScript, whose calls are sealed; retrofit the Python net it was made"
+            " from"
+        )
     if any(_is_exported(m) for m in net.modules()):
-        raise ValueError("the net is exported, its calls are sealed; retrofit the Python net it was made from")
+        raise ValueError(
+            "the net is exported, its calls are sealed; retrofit the Python net it was made from"
+        )
     if any(_is_quantised(m) for m in net.modules()):
-        raise ValueError("the net is quantised, its ReLUs lie inside integer kernels; retrofit the float net first")
+        raise ValueError(
+            "the net is quantised, its ReLUs lie inside integer kernels; retrofit the float net"
+            " first"
+        )
     unknown = [kind for kind in also if kind not in KINDS]
     if unknown:
         near = difflib.get_close_matches(unknown[0], KINDS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
         raise ValueError(
-            f"also={also}: expected kinds of activations ({', '.join(sorted(KINDS))}), got {unknown[0]!r}{hint}"
+            f"also={also}: expected kinds of activations ({', '.join(sorted(KINDS))}), got"
+            f" {unknown[0]!r}{hint}"
         )
 
 
@@ -197,10 +216,11 @@ def refuse_what_cannot_be_read(net: nn.Module, also: tuple[str, ...] = ()) -> No
 
 
 def select(found: tuple[Site, ...], text: str) -> tuple[Site, ...]:
-    """The sites that `text` names: names, globs ("layer1.*"), orders ("0", "-1"), slices ("0:2"), by comma.
+    """The sites that `text` names: names, globs ("layer1.*"), orders ("0", "-1"), slices ("0:2"),
+    by comma.
 
-    A site's own name comes before its order, as the modules of an nn.Sequential are called "0", "1", ….
-    Raises ValueError for a part that selects nothing.
+    A site's own name comes before its order, as the modules of an nn.Sequential are called "0",
+    "1", …. Raises ValueError for a part that selects nothing.
     """
     chosen: set[str] = set()
     for part in _parts(text):
@@ -215,7 +235,8 @@ def select(found: tuple[Site, ...], text: str) -> tuple[Site, ...]:
 
 
 def selects_by_name(text: str, name: str) -> bool:
-    """Whether a call of this name, that no survey has seen, belongs to the selection; orders never do."""
+    """Whether a call of this name, that no survey has seen, belongs to the selection; orders never
+    do."""
     return any(fnmatch.fnmatchcase(name, part) for part in _parts(text))
 
 
@@ -238,11 +259,14 @@ _ORDER = re.compile(r"-?\d+|(-?\d+)?:(-?\d+)?")
 
 def _is_exported(m: nn.Module) -> bool:
     graph = getattr(m, "graph", None)
-    return isinstance(graph, fx.Graph) and any(isinstance(n.target, torch._ops.OpOverload) for n in graph.nodes)
+    return isinstance(graph, fx.Graph) and any(
+        isinstance(n.target, torch._ops.OpOverload) for n in graph.nodes
+    )
 
 
 def _is_quantised(m: nn.Module) -> bool:
-    """Whether activations are integers in there; dynamic quantisation leaves them floats but where it fuses."""
+    """Whether activations are integers in there; dynamic quantisation leaves them floats but where
+    it fuses."""
     home = type(m).__module__.split(".")
     of_weights = "dynamic" in home or "PackedParams" in type(m).__name__
     return "quantized" in home and ("intrinsic" in home or not of_weights)
@@ -265,7 +289,10 @@ class Whereabouts:
         """Hooks that follow the forward pass through the net; returns their handles."""
         handles = []
         for path, module in net.named_modules():
-            enter, leave = functools.partial(self._enter, path), functools.partial(self._leave, path)
+            enter, leave = (
+                functools.partial(self._enter, path),
+                functools.partial(self._leave, path),
+            )
             handles.append(module.register_forward_pre_hook(enter, prepend=True))
             handles.append(module.register_forward_hook(leave, always_call=True))
         return handles
@@ -313,11 +340,12 @@ def activation_modules(net: nn.Module) -> set[str]:
     }
 
 
-# ------------------------------------------------------------------------------------- the trial run
+# ------------------------------------------------------------------------------------ the trial run
 
 
 class Probe(TorchDispatchMode):
-    """Sees every operation and keeps the activation calls; torch's modes are entered by inheritance only.
+    """Sees every operation and keeps the activation calls; torch's modes are entered by inheritance
+    only.
 
     `note(call, out, on_pixels)` is told of each; `inputs` are what the net is about to be given.
     """
@@ -329,7 +357,9 @@ class Probe(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing is compiled in here, and torch would import its compiler to say so: a second and a half
+        # nothing is compiled in here, and torch would import its compiler to say so: a second and a
+        # half
+        return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, read = kwargs or {}, self.reader
@@ -356,7 +386,8 @@ def _before(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
 
 
 class _Functions(TorchFunctionMode):
-    """Knows which torch function is running, as rerouting will see it, and which call of it that is."""
+    """Knows which torch function is running, as rerouting will see it, and which call of it that
+    is."""
 
     def __init__(self, where: Whereabouts) -> None:
         super().__init__()
@@ -374,12 +405,14 @@ class _Functions(TorchFunctionMode):
 
 
 def function_name(func: Any) -> str:
-    """What a torch function is called: "relu", also for a method and for an operation in one overload."""
+    """What a torch function is called: "relu", also for a method and for an operation in one
+    overload."""
     return str(getattr(func, "__name__", "")).split(".")[0]
 
 
 def _probe(net: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[Site], list[Site], list[str]]:
-    """The activation calls of a net that may be hooked at will, those on pixels, those of a retrofit by name."""
+    """The activation calls of a net that may be hooked at will, those on pixels, those of a
+    retrofit by name."""
     seen: list[Site] = []
     on_pixels: list[Site] = []
     with trial():
@@ -392,10 +425,14 @@ def _probe(net: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[Site], list[Si
                 return
             module = where.path if where.path in modules else ""
             within, args = functions.running[-1] if call.by_value and not module else ("", ())
-            argument = next((i for i, a in enumerate(args) if a is call.z and call.kind != COMPOSED), None)
+            argument = next(
+                (i for i, a in enumerate(args) if a is call.z and call.kind != COMPOSED), None
+            )
             name = within or where.name(call.kind, module)
             shape, calls = tuple(call.z.shape[1:]), on_pixels if pixels else seen
-            calls.append(Site(name, len(seen), call.own, call.kind, module, shape, call.inplace, argument))
+            calls.append(
+                Site(name, len(seen), call.own, call.kind, module, shape, call.inplace, argument)
+            )
 
         given = fresh(inputs)
         with functions, Probe(note, given):
@@ -404,7 +441,8 @@ def _probe(net: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[Site], list[Si
 
 
 def _watched(net: nn.Module) -> tuple[list[str], list[Any]]:
-    """Two lists that fill while the net runs: the installed activations called, and those running now."""
+    """Two lists that fill while the net runs: the installed activations called, and those running
+    now."""
     called: list[str] = []
     running: list[Any] = []
 
@@ -457,7 +495,8 @@ def _seeded() -> Iterator[None]:
 @contextmanager
 def _eager() -> Iterator[None]:
     """Functions that a net has compiled run as they are written, where their calls can be seen."""
-    if "torch._dynamo" not in sys.modules:  # then nothing is compiled, and importing it takes seconds
+    # then nothing is compiled, and importing it takes seconds
+    if "torch._dynamo" not in sys.modules:
         yield
         return
     with torch.compiler.set_stance("force_eager"):

@@ -1,16 +1,17 @@
 """Tracing with torch.fx, where and only where the graph does what the net does.
 
 A graph is a straight line, and tracing is easily fooled: it fixes `self.training`, draws a random
-number once, takes one side of an `if`, forgets `torch.no_grad()` and the backward of an autograd.Function,
-takes `mask=None` for a mask, and what forward notes (a counter, a feature map) becomes part of the trace. So
-a net is said to trace only if, while it is traced, no tensor operation runs, no random number is drawn and
-nothing is noted anywhere; if its graphs in train and in eval mode, with and without gradients, are the same
-(functional dropout, whose flag differs, becomes a dropout module), and the one without optional arguments is
-too; if it has no hooks; and if the graph keeps every name of the state_dict. A copy is traced, so the net
-itself never sees a proxy.
+number once, takes one side of an `if`, forgets `torch.no_grad()` and the backward of an
+autograd.Function, takes `mask=None` for a mask, and what forward notes (a counter, a feature map)
+becomes part of the trace. So a net is said to trace only if, while it is traced, no tensor
+operation runs, no random number is drawn and nothing is noted anywhere; if its graphs in train and
+in eval mode, with and without gradients, are the same (functional dropout, whose flag differs,
+becomes a dropout module), and the one without optional arguments is too; if it has no hooks; and if
+the graph keeps every name of the state_dict. A copy is traced, so the net itself never sees a
+proxy.
 
-While torch.fx traces, every module call of the process goes through its tracer. Ours lets those of other
-threads pass, and two of ours wait for each other.
+While torch.fx traces, every module call of the process goes through its tracer. Ours lets those of
+other threads pass, and two of ours wait for each other.
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ _TRACING = threading.RLock()  # of the process: a second tracer would undo the p
 class Tracer(fx.Tracer):
     """torch.fx's tracer, with buffers as inputs of the graph and installed activations whole.
 
-    Traces the calls of the thread that made it; what other threads run meanwhile is none of its business.
+    Traces the calls of the thread that made it; what other threads run meanwhile is none of its
+    business.
     """
 
     proxy_buffer_attributes = True
@@ -69,7 +71,8 @@ class Tracer(fx.Tracer):
 
     @property
     def _autowrap_function_ids(self) -> set[int]:
-        return self._wrapped if self._is_ours() else set()  # nor are another thread's globals ours to patch
+        # nor are another thread's globals ours to patch
+        return self._wrapped if self._is_ours() else set()
 
     @_autowrap_function_ids.setter
     def _autowrap_function_ids(self, ids: set[int]) -> None:
@@ -82,30 +85,46 @@ class Tracer(fx.Tracer):
         """The graph of `root`; one trace at a time in the process."""
         # what torch.fx would look for at each call, before another thread's call could spoil it
         homes = {type(m).__module__ for m in root.modules()}
-        self._autowrap_search.extend(sys.modules[home] for home in sorted(homes) if home in sys.modules)
+        self._autowrap_search.extend(
+            sys.modules[home] for home in sorted(homes) if home in sys.modules
+        )
         with _TRACING, _unpatched():
             return super().trace(root, concrete_args)
 
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> tuple[Any, list[Any]]:
-        """The arguments of `forward`: a proxy for each, or for those with a default, `alone`, their defaults."""
+    def create_args_for_root(
+        self, root_fn: Any, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Any, list[Any]]:
+        """The arguments of `forward`: a proxy for each, or for those with a default, `alone`, their
+        defaults."""
         fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
         defaults = _defaults(root_fn) if self._alone else {}
         return fn, [defaults.get(i, arg) for i, arg in enumerate(args)]
 
-    def call_module(self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def call_module(
+        self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
         """Traces a call of this thread; another thread's module just runs."""
-        return super().call_module(m, forward, args, kwargs) if self._is_ours() else forward(*args, **kwargs)
+        return (
+            super().call_module(m, forward, args, kwargs)
+            if self._is_ours()
+            else forward(*args, **kwargs)
+        )
 
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
         """A proxy of a parameter or buffer in this thread, the tensor itself in another one."""
-        return super().getattr(attr, attr_val, parameter_proxy_cache) if self._is_ours() else attr_val
+        return (
+            super().getattr(attr, attr_val, parameter_proxy_cache) if self._is_ours() else attr_val
+        )
 
     def _is_ours(self) -> bool:
         return threading.get_ident() == self._thread
 
     def create_node(self, *args: Any, **kwargs: Any) -> fx.Node:
-        if _world() != self._world:  # no_grad, autocast, or an autograd.Function, whose forward runs without grad
-            raise WouldBakeError("the forward pass changes the grad mode or autocast, which a graph forgets")
+        # no_grad, autocast, or an autograd.Function, whose forward runs without grad
+        if _world() != self._world:
+            raise WouldBakeError(
+                "the forward pass changes the grad mode or autocast, which a graph forgets"
+            )
         return super().create_node(*args, **kwargs)
 
     def create_proxy(self, kind: str, *args: Any, **kwargs: Any) -> fx.Proxy:
@@ -145,18 +164,28 @@ class _NothingRuns(TorchDispatchMode):
 def traced(net: nn.Module) -> fx.GraphModule | None:
     """The net as a graph with the same parameters and buffers, or None where no graph is faithful.
 
-    The net stays as it is, and so do the caller's grad mode and `nn.Module`, after an exception too.
+    The net stays as it is, and so do the caller's grad mode and `nn.Module`, after an exception
+    too.
     """
-    if any(_has_hooks(m) for m in net.modules()) or "forward" in vars(net):  # torch.fx reads that of the class
+    # torch.fx reads that of the class
+    if any(_has_hooks(m) for m in net.modules()) or "forward" in vars(net):
         return None
     try:
         read = shadow(net)
         graph = _graph(read, training=False, grad=True)
-        in_training, without_grad = _graph(shadow(net), True, True), _graph(shadow(net), False, False)
-        alone = _graph(shadow(net), False, True, alone=True) if _defaults(type(net).forward) else graph
+        in_training, without_grad = (
+            _graph(shadow(net), True, True),
+            _graph(shadow(net), False, False),
+        )
+        alone = (
+            _graph(shadow(net), False, True, alone=True) if _defaults(type(net).forward) else graph
+        )
     except Exception:  # a forward pass that meets a proxy may raise anything
         return None
-    if any(_differing(graph, other) != [] for other in (without_grad, alone)) or _differing(graph, in_training) is None:
+    if (
+        any(_differing(graph, other) != [] for other in (without_grad, alone))
+        or _differing(graph, in_training) is None
+    ):
         return None
     return _as_module(net, read, graph, in_training)
 
@@ -178,7 +207,9 @@ def _unpatched() -> Iterator[None]:
                 setattr(nn.Module, name, before[name])
 
 
-def _as_module(net: nn.Module, read: nn.Module, graph: fx.Graph, in_training: fx.Graph) -> fx.GraphModule | None:
+def _as_module(
+    net: nn.Module, read: nn.Module, graph: fx.Graph, in_training: fx.Graph
+) -> fx.GraphModule | None:
     made = fx.GraphModule(read, graph, type(net).__name__)
     made.train(net.training)
     for node in _differing(made.graph, in_training) or []:
@@ -192,12 +223,15 @@ def _as_module(net: nn.Module, read: nn.Module, graph: fx.Graph, in_training: fx
     modes = {name: m.training for name, m in net.named_modules()}
     for name, module in made.named_modules():
         module.training = modes.get(name, net.training)
-    keep_attributes(made, {k: v for k, v in vars(read).items() if _is_plain(k, v) and not hasattr(made, k)})
+    keep_attributes(
+        made, {k: v for k, v in vars(read).items() if _is_plain(k, v) and not hasattr(made, k)}
+    )
     return made
 
 
 def _keep_unused(made: fx.GraphModule, read: nn.Module) -> None:
-    """Parameters and buffers that no call reads, such as those of a head for training, stay under their names."""
+    """Parameters and buffers that no call reads, such as those of a head for training, stay under
+    their names."""
     there = made.state_dict().keys()
     for key in [k for k in read.state_dict() if k not in there]:
         path, _, name = key.rpartition(".")
@@ -247,7 +281,8 @@ def _graph(net: nn.Module, training: bool, grad: bool, *, alone: bool = False) -
 
 
 def _differing(graph: fx.Graph, other: fx.Graph) -> list[fx.Node] | None:
-    """The nodes that differ from the other graph's in their `training` flag; None if more differs."""
+    """The nodes that differ from the other graph's in their `training` flag; None if more
+    differs."""
     if len(graph.nodes) != len(other.nodes):
         return None
     pairs = list(zip(graph.nodes, other.nodes, strict=True))
@@ -271,7 +306,7 @@ def _with_its_mode(made: fx.GraphModule, node: fx.Node) -> None:
     made.graph.erase_node(node)
 
 
-# ------------------------------------------------------------------------------- calls and their nodes
+# ---------------------------------------------------------------------------- calls and their nodes
 
 
 class _Watched(fx.Interpreter):
@@ -310,15 +345,23 @@ def _in_mode(net: nn.Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
-def rewritten(net: fx.GraphModule, put_in: dict[str, Installed], found: tuple[Site, ...], inputs: Any) -> bool:
-    """Puts each installed activation in the place of its site's node; False where one has no node."""
+def rewritten(
+    net: fx.GraphModule, put_in: dict[str, Installed], found: tuple[Site, ...], inputs: Any
+) -> bool:
+    """Puts each installed activation in the place of its site's node; False where one has no
+    node."""
     watched = _Watched(net)
     with _in_mode(net, False), trial():
         given = fresh(inputs)
         with Probe(watched.note, given):
             watched.run(*given)
     kinds = {site.kind for site in found}
-    calls = [(node, call) for node, seen in watched.calls.items() for call, _ in seen if call.kind in kinds]
+    calls = [
+        (node, call)
+        for node, seen in watched.calls.items()
+        for call, _ in seen
+        if call.kind in kinds
+    ]
     if [(c.kind, c.own) for _, c in calls] != [(s.kind, s.own) for s in found]:
         return False
     for site, (node, _) in zip(found, calls, strict=True):
@@ -348,9 +391,12 @@ _WRITING = {"iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "iand", "io
 
 
 def _erase_unused(graph: fx.Graph, node: fx.Node) -> None:
-    """What only the replaced call read, such as the mask of `z * (z > 0)`; folding would stumble over it."""
+    """What only the replaced call read, such as the mask of `z * (z > 0)`; folding would stumble
+    over it."""
     name = str(getattr(node.target, "__name__", node.target))
-    writes = name.endswith("_") or name in _WRITING or node.kwargs.get("inplace") or "out" in node.kwargs
+    writes = (
+        name.endswith("_") or name in _WRITING or node.kwargs.get("inplace") or "out" in node.kwargs
+    )
     if node.users or node.op not in ("call_function", "call_method") or writes:
         return
     read = node.all_input_nodes

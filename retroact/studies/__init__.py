@@ -1,1 +1,2 @@
-"""The two papers, whole: one short file per table or figure, beside the published numbers it is compared with."""
+"""The two papers, whole: one short file per table or figure, beside the published numbers it is
+compared with."""

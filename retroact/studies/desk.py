@@ -1,4 +1,5 @@
-"""The desk of a study: where its items get their numbers, from the store or made now, and what they used."""
+"""The desk of a study: where its items get their numbers, from the store or made now, and what they
+used."""
 
 from __future__ import annotations
 
@@ -17,9 +18,9 @@ T = TypeVar("T")
 class Desk:
     """Gives items their numbers; `quick` asks for a few hundred images instead of thousands.
 
-    `large` says whether networks are measured that take minutes for each cell; a quick desk leaves them out.
-    `used` and `seconds` grow with what an item asks for, whether it was stored or made now, and each thing counts once:
-    they are its footnote.
+    `large` says whether networks are measured that take minutes for each cell; a quick desk leaves
+    them out. `used` and `seconds` grow with what an item asks for, whether it was stored or made
+    now, and each thing counts once: they are its footnote.
     """
 
     def __init__(
@@ -32,7 +33,13 @@ class Desk:
         chunk: int | None = None,
         progress: Callable[[float], None] = lambda part: None,
     ) -> None:
-        self.store, self.quick, self._workers, self._chunk, self._progress = store, quick, workers, chunk, progress
+        self.store, self.quick, self._workers, self._chunk, self._progress = (
+            store,
+            quick,
+            workers,
+            chunk,
+            progress,
+        )
         self.large = not quick if large is None else large
         self.used: dict[str, None] = {}
         self._took: dict[Any, float] = {}
@@ -47,7 +54,8 @@ class Desk:
         return quick if self.quick else full
 
     def records(self, cells: Iterable[Cell], *, keep: int = 0) -> list[Record]:
-        """The record of each cell, in order: missing ones are run, all at once where several workers are there."""
+        """The record of each cell, in order: missing ones are run, all at once where several
+        workers are there."""
         asked = list(cells)
         found = sweep(
             asked,
@@ -70,7 +78,10 @@ class Desk:
     def all_facts(self, asked: Sequence[Measurement]) -> list[dict[str, Any]]:
         """`facts` of several measurements, side by side where several workers are there."""
         found = measured_all(
-            asked, self.store, workers=self._workers, progress=lambda done, total: self._progress(done / max(1, total))
+            asked,
+            self.store,
+            workers=self._workers,
+            progress=lambda done, total: self._progress(done / max(1, total)),
         )
         for what, made in zip(asked, found, strict=True):
             self._took[what] = made.seconds

@@ -1,4 +1,5 @@
-"""The papers' own numbers and claims, with their source; they are only ever printed in a column of their own."""
+"""The papers' own numbers and claims, with their source; they are only ever printed in a column of
+their own."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ def _all() -> dict[str, Any]:
 
 
 def published(paper: str, *path: str) -> Any:
-    """What stands under `path` for `paper` ("jumprelu" or "srelu"); None where nothing was published."""
+    """What stands under `path` for `paper` ("jumprelu" or "srelu"); None where nothing was
+    published."""
     found: Any = _all()[paper]
     for step in path:
         if not isinstance(found, dict) or step not in found:
@@ -27,7 +29,8 @@ def published(paper: str, *path: str) -> Any:
 
 
 def claims(paper: str) -> dict[str, str]:
-    """The paper's claims by name, each as one text that says what it is about: "accuracy cost: moderate"."""
+    """The paper's claims by name, each as one text that says what it is about: "accuracy cost:
+    moderate"."""
     return {name: f"{_words(name)}: {said}" for name, said in _flat(published(paper, "claims"), "")}
 
 

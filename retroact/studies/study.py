@@ -1,7 +1,9 @@
-"""study("srelu"): every item of a paper, made from the store, as one `Study` that reports can print.
+"""study("srelu"): every item of a paper, made from the store, as one `Study` that reports can
+print.
 
-An item is a module of the paper's folder called figure_… or table_… or truth…; the first line of its docstring is its
-title, and its `make(desk)` yields the parts. Nothing else has to be told about it.
+An item is a module of the paper's folder called figure_… or table_… or truth…; the first line of
+its docstring is its title, and its `make(desk)` yields the parts. Nothing else has to be told about
+it.
 """
 
 from __future__ import annotations
@@ -30,11 +32,14 @@ KINDS = ("table", "figure", "truth", "question")
 
 
 def items(paper: str) -> list[str]:
-    """The names of a paper's items, in the order of the page. Raises ValueError for another paper."""
+    """The names of a paper's items, in the order of the page. Raises ValueError for another
+    paper."""
     if paper not in PAPERS:
         raise ValueError(f"there is no study of {paper!r}; expected one of: {', '.join(PAPERS)}")
     package = importlib.import_module(f"retroact.studies.{paper}")
-    names = [m.name for m in pkgutil.iter_modules(package.__path__) if m.name.split("_")[0] in KINDS]
+    names = [
+        m.name for m in pkgutil.iter_modules(package.__path__) if m.name.split("_")[0] in KINDS
+    ]
     return sorted(names, key=_place)
 
 
@@ -49,20 +54,29 @@ def study(
     workers: int = 1,
     progress: Callable[[float, int], None] = lambda done, total: None,
 ) -> Study:
-    """Makes the items `only` (all where it is empty) of `paper`; what the store has is not run again.
+    """Makes the items `only` (all where it is empty) of `paper`; what the store has is not run
+    again.
 
-    A `quick` study uses a few hundred images, and leaves out networks that take hours on a CPU unless it is to measure
-    the `large` ones too; the items `full` have all images and all networks. Raises ValueError for an item that is not
-    there, and for `full` and `large` where all are.
+    A `quick` study uses a few hundred images, and leaves out networks that take hours on a CPU
+    unless it is to measure the `large` ones too; the items `full` have all images and all networks.
+    Raises ValueError for an item that is not there, and for `full` and `large` where all are.
     """
     known = items(paper)
     if full and not quick:
-        raise ValueError("full= names the items of a quick study that are made at full size; without quick= all are")
+        raise ValueError(
+            "full= names the items of a quick study that are made at full size; without quick="
+            " all are"
+        )
     if large and not quick:
-        raise ValueError("large= adds the large networks to a quick study; without quick= they are measured anyway")
+        raise ValueError(
+            "large= adds the large networks to a quick study; without quick= they are measured"
+            " anyway"
+        )
     unknown = [name for name in (*only, *full) if name not in known]
     if unknown:
-        raise ValueError(f"{paper} has no item {unknown[0]!r}; expected some of: {', '.join(known)}")
+        raise ValueError(
+            f"{paper} has no item {unknown[0]!r}; expected some of: {', '.join(known)}"
+        )
     made: list[Item] = []
     names = [name for name in known if not only or name in only]
 
@@ -72,7 +86,14 @@ def study(
     chunk = getattr(importlib.import_module(f"retroact.studies.{paper}"), "CHUNK", None)
     for name in names:
         small = quick and name not in full
-        desk = Desk(store, quick=small, large=large or not small, workers=workers, chunk=chunk, progress=within)
+        desk = Desk(
+            store,
+            quick=small,
+            large=large or not small,
+            workers=workers,
+            chunk=chunk,
+            progress=within,
+        )
         made.append(_item(paper, name, desk))
         within(0.0)
     return Study(
@@ -92,7 +113,10 @@ def written(made: Study, folder: str | Path) -> list[Path]:
     (folder / made.name).mkdir(parents=True, exist_ok=True)
     for name, svg in figures.items():
         write(svg, folder / made.name / name)
-    return [write(studied.page(made), folder / f"{made.name}.html"), write(text, folder / f"{made.name}.md")]
+    return [
+        write(studied.page(made), folder / f"{made.name}.html"),
+        write(text, folder / f"{made.name}.md"),
+    ]
 
 
 def _item(paper: str, name: str, desk: Desk) -> Item:

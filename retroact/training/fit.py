@@ -1,8 +1,9 @@
 """The training loop: epochs of SGD steps, a checkpoint after each, and the same bits after a kill.
 
-Everything random in epoch e comes from (seed, e), and the learning rate from the step's number; so a
-checkpoint is the weights (and their mean, where one is kept), the momentum and the number of epochs behind, and
-a run that was killed and started again ends with the weights of one that was not.
+Everything random in epoch e comes from (seed, e), and the learning rate from the step's number; so
+a checkpoint is the weights (and their mean, where one is kept), the momentum and the number of
+epochs behind, and a run that was killed and started again ends with the weights of one that was
+not.
 """
 
 from __future__ import annotations
@@ -74,19 +75,25 @@ def fit(
     seconds: float | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Net:
-    """Trains `net`, which maps pixels in [0,1] to logits, in place by `recipe`; gives it in eval mode.
+    """Trains `net`, which maps pixels in [0,1] to logits, in place by `recipe`; gives it in eval
+    mode.
 
-    With `checkpoint_dir`, goes on from the checkpoint there if there is one and writes one after every
-    epoch; raises CheckpointError where it is another run's. Raises DivergenceError where the loss is NaN.
-    With `seconds`, which needs a `checkpoint_dir`, trains one epoch and then as many as will end in that time, judged
-    by the longest of them; raises UnfinishedError where these were not all.
+    With `checkpoint_dir`, goes on from the checkpoint there if there is one and writes one after
+    every epoch; raises CheckpointError where it is another run's. Raises DivergenceError where the
+    loss is NaN. With `seconds`, which needs a `checkpoint_dir`, trains one epoch and then as many
+    as will end in that time, judged by the longest of them; raises UnfinishedError where these were
+    not all.
     """
     if seconds is not None and checkpoint_dir is None:
-        raise ValueError("seconds= ends a run that goes on from its checkpoint; give checkpoint_dir= too")
+        raise ValueError(
+            "seconds= ends a run that goes on from its checkpoint; give checkpoint_dir= too"
+        )
     plan = recipe.standard
     steps = len(train) // plan.batch
     if steps == 0:
-        raise ValueError(f"{len(train)} images make no batch of {plan.batch}; give more, or a smaller batch")
+        raise ValueError(
+            f"{len(train)} images make no batch of {plan.batch}; give more, or a smaller batch"
+        )
     fingerprint = train.fingerprint
     run = {"recipe": show(recipe), "seed": str(seed), "data": fingerprint}
     net.to(device)
@@ -98,7 +105,12 @@ def fit(
     done = 0 if folder is None else _resumed(folder, net, mean, sgd, run)
     images, labels = train.images.to(device), train.labels.to(device)
     random = torch.random.fork_rng(devices=_cuda_devices(device))
-    with random, _of_any_size(net, plan), _strided_depthwise_in_float32(net, plan), _large_weights_by_matmul(net, plan):
+    with (
+        random,
+        _of_any_size(net, plan),
+        _strided_depthwise_in_float32(net, plan),
+        _large_weights_by_matmul(net, plan),
+    ):
         for epoch in _in_time(done, plan.epochs, seconds):
             _epoch(net, images, labels, recipe, sgd, epoch, seed, progress)
             if mean is not None and epoch >= plan.epochs - plan.averaged:
@@ -120,7 +132,9 @@ def _in_time(done: int, epochs: int, seconds: float | None) -> Iterator[int]:
     for epoch in range(done, epochs):
         now = time.monotonic()
         if seconds is not None and epoch > done and now - began + longest > seconds:
-            raise UnfinishedError(f"{epoch} of {epochs} epochs are behind; train again to go on from there")
+            raise UnfinishedError(
+                f"{epoch} of {epochs} epochs are behind; train again to go on from there"
+            )
         yield epoch
         longest = max(longest, time.monotonic() - now)
 
@@ -140,9 +154,12 @@ def _of_any_size(net: nn.Module, plan: Standard) -> Iterator[None]:
 
 @contextmanager
 def _strided_depthwise_in_float32(net: nn.Module, plan: Standard) -> Iterator[None]:
-    """Keeps these convs out of autocast: on a CPU their backward pass is some 25 times slower in bf16 (oneDNN)."""
+    """Keeps these convs out of autocast: on a CPU their backward pass is some 25 times slower in
+    bf16 (oneDNN)."""
     convs = [m for m in net.modules() if isinstance(m, nn.Conv2d)] if plan.bf16 else []
-    depthwise = [conv for conv in convs if conv.groups == conv.in_channels > 1 and max(conv.stride) > 1]
+    depthwise = [
+        conv for conv in convs if conv.groups == conv.in_channels > 1 and max(conv.stride) > 1
+    ]
     slow = [conv for conv in depthwise if conv.weight.device.type == "cpu"]
     for conv in slow:
         conv.forward = _in_float32(conv.forward)  # type: ignore[assignment, method-assign]
@@ -155,11 +172,24 @@ def _strided_depthwise_in_float32(net: nn.Module, plan: Standard) -> Iterator[No
 
 @contextmanager
 def _large_weights_by_matmul(net: nn.Module, plan: Standard) -> Iterator[None]:
-    """Has the gradient of weights that do not fit the cache from one product of matrices (`_WeightsByMatmul`)."""
+    """Has the gradient of weights that do not fit the cache from one product of matrices
+    (`_WeightsByMatmul`)."""
     # no subclass, whose forward may be its own; and autocast leaves float64 alone
-    convs = [m for m in net.modules() if type(m) is nn.Conv2d and m.weight.dtype == torch.float32] if plan.bf16 else []
-    large = [c for c in convs if c.groups == 1 and c.weight.device.type == "cpu" and c.weight.nbytes > _CACHE]
-    plain = [c for c in large if c.dilation == (1, 1) and c.padding_mode == "zeros" and isinstance(c.padding, tuple)]
+    convs = (
+        [m for m in net.modules() if type(m) is nn.Conv2d and m.weight.dtype == torch.float32]
+        if plan.bf16
+        else []
+    )
+    large = [
+        c
+        for c in convs
+        if c.groups == 1 and c.weight.device.type == "cpu" and c.weight.nbytes > _CACHE
+    ]
+    plain = [
+        c
+        for c in large
+        if c.dilation == (1, 1) and c.padding_mode == "zeros" and isinstance(c.padding, tuple)
+    ]
     for conv in plain:
         conv.forward = partial(_by_matmul, conv)  # type: ignore[method-assign]
     try:
@@ -178,27 +208,38 @@ def _by_matmul(conv: nn.Conv2d, x: Tensor) -> Tensor:
     if not (conv.training and torch.is_autocast_enabled(x.device.type)):
         return F.conv2d(x, conv.weight, conv.bias, conv.stride, conv.padding)
     bias = None if conv.bias is None else conv.bias.bfloat16()
-    out: Tensor = _WeightsByMatmul.apply(x.bfloat16(), conv.weight.bfloat16(), bias, conv.stride, conv.padding)
+    out: Tensor = _WeightsByMatmul.apply(
+        x.bfloat16(), conv.weight.bfloat16(), bias, conv.stride, conv.padding
+    )
     return out
 
 
 class _WeightsByMatmul(torch.autograd.Function):
-    """A convolution whose weights' gradient is sum over images and places of (dy)ᵀ patches(x): one product.
+    """A convolution whose weights' gradient is sum over images and places of (dy)ᵀ patches(x): one
+    product.
 
-    oneDNN goes image by image, and where the gradient (256·256·9 numbers) does not fit the cache and the maps are of
-    4 to 8 pixels, most of its time is the adding up. Same numbers but for rounding.
+    oneDNN goes image by image, and where the gradient (256·256·9 numbers) does not fit the cache
+    and the maps are of 4 to 8 pixels, most of its time is the adding up. Same numbers but for
+    rounding.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: tuple[int, int], padding: tuple[int, int]
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int],
+        padding: tuple[int, int],
     ) -> Tensor:
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding, ctx.biased = stride, padding, bias is not None
         return F.conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
-    def backward(ctx: Any, *dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
+    def backward(
+        ctx: Any, *dy: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None, None]:
         x, weight = ctx.saved_tensors
         (g,) = dy
         first = not ctx.needs_input_grad[0]
@@ -209,8 +250,11 @@ class _WeightsByMatmul(torch.autograd.Function):
         return dx, dw.permute(0, 3, 1, 2), rows.sum(0) if ctx.biased else None, None, None
 
 
-def _patches(x: Tensor, g: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
-    """What the kernel sees of `x` at each place of each image: (n·h·w, k·k·c), in the order of `g` (n, o, h, w)."""
+def _patches(
+    x: Tensor, g: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    """What the kernel sees of `x` at each place of each image: (n·h·w, k·k·c), in the order of `g`
+    (n, o, h, w)."""
     (down, across), (n, _, h, w), (_, c, kh, kw) = padding, g.shape, weight.shape
     padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, across, across, down, down)).contiguous()
     image, row, column, channel = padded.stride()
@@ -250,16 +294,21 @@ def _epoch(
         if (step + 1) % 50 == 0 or step + 1 == steps:
             mean = float(total) / (step + 1)
             if mean != mean:
-                raise DivergenceError(f"the loss became NaN in epoch {epoch + 1}; lower lr (now {plan.lr:g})")
+                raise DivergenceError(
+                    f"the loss became NaN in epoch {epoch + 1}; lower lr (now {plan.lr:g})"
+                )
             if progress is not None:
                 progress(Progress(epoch + 1, plan.epochs, step + 1, steps, mean))
 
 
 def _become(net: nn.Module, mean: AveragedModel, images: Tensor, plan: Standard, seed: int) -> None:
-    """`net` with the mean weights, and the batch norms' statistics of the training images under these."""
+    """`net` with the mean weights, and the batch norms' statistics of the training images under
+    these."""
     net.load_state_dict(mean.module.state_dict())
     torch.manual_seed(_seed_of(seed, plan.epochs))
-    batches = (_sent(rows, images.device) for rows in _batches(len(images), plan.batch, seed, plan.epochs))
+    batches = (
+        _sent(rows, images.device) for rows in _batches(len(images), plan.batch, seed, plan.epochs)
+    )
     update_bn((_laid_out(_augmented(images[rows], plan), plan) for rows in batches), net)
 
 
@@ -284,7 +333,8 @@ def _laid_out(x: Tensor, plan: Standard) -> Tensor:
 
 
 def _augmented(x: Tensor, plan: Standard) -> Tensor:
-    """Random crops of the images padded by 4 black pixels, half of them flipped, each image its own."""
+    """Random crops of the images padded by 4 black pixels, half of them flipped, each image its
+    own."""
     if not plan.augment:
         return x
     n, _, height, width = x.shape
@@ -299,10 +349,13 @@ def _augmented(x: Tensor, plan: Standard) -> Tensor:
 
 
 def _scaled(x: Tensor, plan: Standard, epoch: int) -> Tensor:
-    """The images at the side of this epoch; each pixel of a smaller one is a mean over what it covers."""
+    """The images at the side of this epoch; each pixel of a smaller one is a mean over what it
+    covers."""
     if epoch >= len(plan.sizes):
         return x
-    return F.interpolate(x, size=(plan.sizes[epoch],) * 2, mode="bilinear", antialias=True).clamp(0, 1)
+    return F.interpolate(x, size=(plan.sizes[epoch],) * 2, mode="bilinear", antialias=True).clamp(
+        0, 1
+    )
 
 
 def _stepped(net: nn.Module, sgd: torch.optim.SGD, recipe: Recipe, x: Tensor, y: Tensor) -> Tensor:
@@ -323,13 +376,20 @@ _BUFFER = "momentum_buffer"
 
 
 def _write_checkpoint(
-    folder: Path, net: nn.Module, mean: AveragedModel | None, sgd: torch.optim.SGD, facts: dict[str, str]
+    folder: Path,
+    net: nn.Module,
+    mean: AveragedModel | None,
+    sgd: torch.optim.SGD,
+    facts: dict[str, str],
 ) -> None:
-    """One file, so that there is never a half of a checkpoint; written beside it and then moved over it."""
+    """One file, so that there is never a half of a checkpoint; written beside it and then moved
+    over it."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {f"net.{k}": v for k, v in net.state_dict().items()}
     tensors |= {} if mean is None else {f"mean.{k}": v for k, v in mean.state_dict().items()}
-    tensors |= {f"momentum.{k}": sgd.state[p][_BUFFER] for k, p in net.named_parameters() if sgd.state[p]}
+    tensors |= {
+        f"momentum.{k}": sgd.state[p][_BUFFER] for k, p in net.named_parameters() if sgd.state[p]
+    }
     tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
     part = folder / f"{FILE}.{os.getpid()}.part"
     with open(part, "wb") as file:
@@ -340,9 +400,14 @@ def _write_checkpoint(
 
 
 def _resumed(
-    folder: Path, net: nn.Module, mean: AveragedModel | None, sgd: torch.optim.SGD, run: dict[str, str]
+    folder: Path,
+    net: nn.Module,
+    mean: AveragedModel | None,
+    sgd: torch.optim.SGD,
+    run: dict[str, str],
 ) -> int:
-    """Fills `net`, its `mean` and the momentum of `sgd` from the checkpoint and says how many epochs are behind."""
+    """Fills `net`, its `mean` and the momentum of `sgd` from the checkpoint and says how many
+    epochs are behind."""
     path = folder / FILE
     if not path.exists():
         return 0
@@ -350,8 +415,8 @@ def _resumed(
     for what, value in run.items():
         if facts.get(what) != value:
             raise CheckpointError(
-                f"{path} is of another run: its {what} is {facts.get(what)}, this one's is {value}; "
-                "choose another folder, or start anew without resuming"
+                f"{path} is of another run: its {what} is {facts.get(what)}, this one's is {value};"
+                " choose another folder, or start anew without resuming"
             )
     try:
         net.load_state_dict(_of("net.", tensors))
@@ -361,7 +426,9 @@ def _resumed(
             if f"momentum.{name}" in tensors:
                 sgd.state[p][_BUFFER] = torch.empty_like(p).copy_(tensors[f"momentum.{name}"])
     except (RuntimeError, KeyError) as e:
-        raise CheckpointError(f"{path} does not fit this net: {e}; start anew without resuming") from e
+        raise CheckpointError(
+            f"{path} does not fit this net: {e}; start anew without resuming"
+        ) from e
     return int(facts["epochs"])
 
 
@@ -375,4 +442,6 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             facts = json.loads(file.metadata()["run"])
             return facts, {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - no mapping
     except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
-        raise CheckpointError(f"{path} is no checkpoint: {e}; delete it, or start anew without resuming") from e
+        raise CheckpointError(
+            f"{path} is no checkpoint: {e}; delete it, or start anew without resuming"
+        ) from e

@@ -1,12 +1,14 @@
-"""harden: a trained network made harder to fool by learning very little of it, everything else frozen.
+"""harden: a trained network made harder to fool by learning very little of it, everything else
+frozen.
 
-What is learned (`Hardening.learn`): one *shift* per channel of every activation, ReLU(z + b), which equals moving
-the biases and so folds to no cost; one *kappa* or one *slope* per activation; the affine parameters of the batch
-*norms*; these and the weights of the two *ends*, the layer that sees the image and the one that gives the logits; or
-*all* weights, for comparison. The logits' biases always belong to it. The loss is half cross-entropy on
-clean images and half on images that a few steps of the margin loss have moved (Madry et al. 2017, with Carlini &
-Wagner's loss inside). Borji 2020 closes with the guess that "elevating the bias of neurons" may do what his slopes
-were meant to do; this is where that leads.
+What is learned (`Hardening.learn`): one *shift* per channel of every activation, ReLU(z + b), which
+equals moving the biases and so folds to no cost; one *kappa* or one *slope* per activation; the
+affine parameters of the batch *norms*; these and the weights of the two *ends*, the layer that sees
+the image and the one that gives the logits; or *all* weights, for comparison. The logits' biases
+always belong to it. The loss is half cross-entropy on clean images and half on images that a few
+steps of the margin loss have moved (Madry et al. 2017, with Carlini & Wagner's loss inside). Borji
+2020 closes with the guess that "elevating the bias of neurons" may do what his slopes were meant to
+do; this is where that leads.
 """
 
 from __future__ import annotations
@@ -55,19 +57,22 @@ Learn = Literal["shifts", "kappa", "slopes", "norms", "ends", "all"]
 
 SHARPNESS = 8.0
 ENDS_SHARE = 0.3
-"""The weights of the first and last layer, which are small numbers and many, take this share of the norms' rate."""
+"""The weights of the first and last layer, which are small numbers and many, take this share of the
+norms' rate."""
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @spec
 class Hardening:
-    """`steps` Adam steps of `batch` images, half of the loss clean (`clean_weight`), the rate falling to 0.
+    """`steps` Adam steps of `batch` images, half of the loss clean (`clean_weight`), the rate
+    falling to 0.
 
-    The adversarial half comes from `attack_steps` steps of the margin loss at `eps_factor` times the threat's eps.
-    `lr` is in units of a pre-activation for shifts and kappa, of the weights for the rest; 0 is what suits `learn`:
-    0.03 for shifts, kappa, slopes and ends (whose weights take 0.3 of it), 0.01 for norms, 0.001 for all. `bf16`:
-    forward passes and the adversarial images in bfloat16, faster on a processor that has it.
+    The adversarial half comes from `attack_steps` steps of the margin loss at `eps_factor` times
+    the threat's eps. `lr` is in units of a pre-activation for shifts and kappa, of the weights for
+    the rest; 0 is what suits `learn`: 0.03 for shifts, kappa, slopes and ends (whose weights take
+    0.3 of it), 0.01 for norms, 0.001 for all. `bf16`: forward passes and the adversarial images in
+    bfloat16, faster on a processor that has it.
     """
 
     learn: Learn = "shifts"
@@ -85,7 +90,11 @@ class Hardening:
         return self.lr or {"norms": 0.01, "all": 0.001}.get(self.learn, 0.03)
 
     def __call__(
-        self, net: str | PathLike[str] | nn.Module, train: Data, threat: Said[ThreatModel], **how: Any
+        self,
+        net: str | PathLike[str] | nn.Module,
+        train: Data,
+        threat: Said[ThreatModel],
+        **how: Any,
     ) -> Hardened:
         """`harden` by this recipe."""
         return harden(net, train, threat, self, **how)
@@ -93,7 +102,8 @@ class Hardening:
 
 @dataclass(frozen=True)
 class Dose:
-    """A point of the trade-off: how much of what was learned is applied, and the clean accuracy on held-out images."""
+    """A point of the trade-off: how much of what was learned is applied, and the clean accuracy on
+    held-out images."""
 
     dose: float
     clean: float
@@ -101,10 +111,11 @@ class Dose:
 
 @dataclass(frozen=True, eq=False)
 class Hardened:
-    """The hardened network, what was learned of it (`learned` of `parameters` numbers), and at which cost.
+    """The hardened network, what was learned of it (`learned` of `parameters` numbers), and at
+    which cost.
 
-    `curve` has the doses that were tried, from the plain network (0) to all of what was learned (1);
-    it is empty where there were no held-out images to try them on.
+    `curve` has the doses that were tried, from the plain network (0) to all of what was learned
+    (1); it is empty where there were no held-out images to try them on.
     """
 
     net: nn.Module
@@ -123,8 +134,8 @@ class Hardened:
 
     def __str__(self) -> str:
         return (
-            f"{self.recipe.learn}: {self.learned} numbers, {100 * self.share:.2f} % of {self.parameters}, "
-            f"dose {self.dose:.2f}, {self.seconds:.0f} s"
+            f"{self.recipe.learn}: {self.learned} numbers, {100 * self.share:.2f} % of"
+            f" {self.parameters}, dose {self.dose:.2f}, {self.seconds:.0f} s"
         )
 
 
@@ -142,16 +153,19 @@ def harden(
     seed: int = 0,
     progress: Callable[[float, int], None] | None = None,
 ) -> Hardened:
-    """A copy of `net` with a small part of it learned on `train` so that it withstands `threat`; `net` stays as it is.
+    """A copy of `net` with a small part of it learned on `train` so that it withstands `threat`;
+    `net` stays as it is.
 
-    With `keep`, only as much of what was learned is applied as leaves that share of the plain network's accuracy
-    on `held`, images that are neither trained on nor test data: the largest of `doses` that does. `also`: kinds
-    beyond ReLU, such as "gelu", in whose place a ReLU is learned too, so that dose 0 is no longer the plain network.
-    A half-precision network is learned in float32 and given back in its own dtype.
+    With `keep`, only as much of what was learned is applied as leaves that share of the plain
+    network's accuracy on `held`, images that are neither trained on nor test data: the largest of
+    `doses` that does. `also`: kinds beyond ReLU, such as "gelu", in whose place a ReLU is learned
+    too, so that dose 0 is no longer the plain network. A half-precision network is learned in
+    float32 and given back in its own dtype.
 
     Network, data, threat and recipe may be their texts, and data any that `as_images` reads.
 
-    Raises ValueError for test data, for a retrofitted net, for nothing to learn, and where no dose keeps enough.
+    Raises ValueError for test data, for a retrofitted net, for nothing to learn, and where no dose
+    keeps enough.
     """
     net, threat = as_module(net), as_threat(threat)
     train, held = as_images(train, net), None if held is None else as_images(held, net)
@@ -175,8 +189,8 @@ def harden(
         else:
             best = max(point.clean for point in curve[1:])
             raise ValueError(
-                f"no dose keeps {keep:.0%} of the clean accuracy of {base:.1%}, the best leaves {best:.1%}: "
-                "give a smaller keep=, more clean_weight, or a smaller eps"
+                f"no dose keeps {keep:.0%} of the clean accuracy of {base:.1%}, the best leaves"
+                f" {best:.1%}: give a smaller keep=, more clean_weight, or a smaller eps"
             )
     total = sum(p.numel() for p in net.parameters())
     seconds = time.monotonic() - began
@@ -193,32 +207,58 @@ def _as_recipe(said: Hardening | str | None) -> Hardening:
 def _check(net: nn.Module, train: Images, held: Images | None, keep: float) -> None:
     for part in (train, held):
         if part is not None and part.split == "test":
-            raise ValueError(f"{part.name} is test data, which nothing is learned or chosen on; use another split")
+            raise ValueError(
+                f"{part.name} is test data, which nothing is learned or chosen on; use another"
+                " split"
+            )
     if keep and held is None:
-        raise ValueError("keep= is measured on images that are not trained on; give held=, a validation slice")
+        raise ValueError(
+            "keep= is measured on images that are not trained on; give held=, a validation slice"
+        )
     if not 0.0 <= keep <= 1.0:
-        raise ValueError(f"expected keep in [0, 1], the share of clean accuracy to keep, got {keep}")
+        raise ValueError(
+            f"expected keep in [0, 1], the share of clean accuracy to keep, got {keep}"
+        )
     if installed(net):
-        raise ValueError(f"the net already carries {show(getattr(net, 'retrofit', None))}; harden the net before it")
+        raise ValueError(
+            f"the net already carries {show(getattr(net, 'retrofit', None))}; harden the net"
+            " before it"
+        )
 
 
-# --------------------------------------------------------------------------------------- what is learned
+# ---------------------------------------------------------------------------------- what is learned
 
 
 class _Learner:
     """A working copy of a net with the few tensors that are learned, and how a net is made of them.
 
-    `attacked` is what the adversarial images of a step are made on, in the form that was proved before the first.
+    `attacked` is what the adversarial images of a step are made on, in the form that was proved
+    before the first.
     """
 
     def __init__(
-        self, net: nn.Module, recipe: Hardening, train: Images, threat: ThreatModel, also: tuple[str, ...] = ()
+        self,
+        net: nn.Module,
+        recipe: Hardening,
+        train: Images,
+        threat: ThreatModel,
+        also: tuple[str, ...] = (),
     ) -> None:
-        self._net, self._recipe, self._also, example = net, recipe, also, train.images[:2].to(device_of(net))
+        self._net, self._recipe, self._also, example = (
+            net,
+            recipe,
+            also,
+            train.images[:2].to(device_of(net)),
+        )
         if also and recipe.learn in ("norms", "ends", "all"):
-            raise ValueError(f"also={also} names activations, and learn={recipe.learn!r} learns none; drop one of them")
+            raise ValueError(
+                f"also={also} names activations, and learn={recipe.learn!r} learns none; drop one"
+                " of them"
+            )
         wide = _widened(net)
-        self.work = wide if recipe.learn in ("norms", "ends", "all") else retrofit(wide, ReLU(), also=also)
+        self.work = (
+            wide if recipe.learn in ("norms", "ends", "all") else retrofit(wide, ReLU(), also=also)
+        )
         self.work.eval().requires_grad_(False)
         self.activations: dict[str, _Learned] = {}
         if recipe.learn in ("shifts", "kappa", "slopes"):
@@ -226,7 +266,10 @@ class _Learner:
         self.weights = _weights(self.work, recipe.learn, example)
         self._before = {name: p.detach().clone() for name, p in self.weights.items()}
         if not self.tensors:
-            raise ValueError(f"{type(net).__name__} has nothing to learn as {recipe.learn!r}; choose another `learn`")
+            raise ValueError(
+                f"{type(net).__name__} has nothing to learn as {recipe.learn!r}; choose another"
+                " `learn`"
+            )
         self._form = prove(self.work, train.images, train.index, threat, passes=recipe.steps).form
         if self._form is not None and self._form.channels_last:
             in_channels_last(self.work)
@@ -245,9 +288,13 @@ class _Learner:
     @property
     def groups(self) -> list[dict[str, Any]]:
         """What is learned, by the `share` of the rate that it takes."""
-        slow = [p for name, p in self.weights.items() if self._recipe.learn == "ends" and p.dim() > 1]
+        slow = [
+            p for name, p in self.weights.items() if self._recipe.learn == "ends" and p.dim() > 1
+        ]
         fast = [p for p in self.tensors if all(p is not other for other in slow)]
-        return [{"params": ps, "share": share} for ps, share in ((fast, 1.0), (slow, ENDS_SHARE)) if ps]
+        return [
+            {"params": ps, "share": share} for ps, share in ((fast, 1.0), (slow, ENDS_SHARE)) if ps
+        ]
 
     @property
     def count(self) -> int:
@@ -264,14 +311,22 @@ class _Learner:
                 named[name].copy_(before + dose * (learned.detach() - before))
         if not self.activations:
             return made
-        values = {site: a.neutral + dose * (a.value.detach() - a.neutral) for site, a in self.activations.items()}
+        values = {
+            site: a.neutral + dose * (a.value.detach() - a.neutral)
+            for site, a in self.activations.items()
+        }
         return retrofit(made, _as_activation(self._recipe.learn, values), also=self._also)
 
 
 def _widened(net: nn.Module) -> nn.Module:
-    """A copy of the net in which half floats are float32: a step of Adam would be lost in their rounding."""
+    """A copy of the net in which half floats are float32: a step of Adam would be lost in their
+    rounding."""
     made = copied(net)
-    return made.float() if any(p.dtype in (torch.float16, torch.bfloat16) for p in made.parameters()) else made
+    return (
+        made.float()
+        if any(p.dtype in (torch.float16, torch.bfloat16) for p in made.parameters())
+        else made
+    )
 
 
 class _Learned(nn.Module):
@@ -292,7 +347,8 @@ class _Learned(nn.Module):
 
 
 def _jumped(z: Tensor, kappa: Tensor) -> Tensor:
-    """JumpReLU with a straight-through gradient for kappa: that of z σ(β(z − κ)), βκ as in the audit's kernel."""
+    """JumpReLU with a straight-through gradient for kappa: that of z σ(β(z − κ)), βκ as in the
+    audit's kernel."""
     kappa = kappa.clamp_min(0.0)
     beta = SHARPNESS / kappa.detach().clamp_min(0.1)
     smooth = z * torch.sigmoid(beta * (z - kappa))
@@ -302,7 +358,9 @@ def _jumped(z: Tensor, kappa: Tensor) -> Tensor:
 def _install(work: nn.Module, kind: Learn, example: Tensor) -> dict[str, _Learned]:
     sizes: dict[str, int] = {}
     hooks = [
-        module.register_forward_hook(lambda m, args, out, name=name: sizes.__setitem__(name, args[0].shape[1]))
+        module.register_forward_hook(
+            lambda m, args, out, name=name: sizes.__setitem__(name, args[0].shape[1])
+        )
         for name, module in installed(work).items()
     ]
     with torch.no_grad():
@@ -323,13 +381,17 @@ def _weights(work: nn.Module, kind: Learn, example: Tensor) -> dict[str, nn.Para
     if kind == "all":
         return named
     layers = _layers(work, example)
-    chosen = {f"{path}.bias" for path in layers[-1:] if isinstance(work.get_submodule(path), nn.Linear)}
+    chosen = {
+        f"{path}.bias" for path in layers[-1:] if isinstance(work.get_submodule(path), nn.Linear)
+    }
     if kind in ("norms", "ends"):
         for path, module in work.named_modules():
             if isinstance(module, _NORMS):
                 chosen |= {f"{path}.weight", f"{path}.bias"}
     if kind == "ends":
-        chosen |= {f"{path}.{what}" for path in (layers[:1] + layers[-1:]) for what in ("weight", "bias")}
+        chosen |= {
+            f"{path}.{what}" for path in layers[:1] + layers[-1:] for what in ("weight", "bias")
+        }
     return {name: p for name, p in named.items() if name in chosen and p is not None}
 
 
@@ -360,7 +422,7 @@ def _as_activation(kind: Learn, values: dict[str, Tensor]) -> Any:
     return ShiftedReLU("learned", name)
 
 
-# ------------------------------------------------------------------------------------------ the learning
+# ------------------------------------------------------------------------------------- the learning
 
 
 def _learn(
@@ -378,12 +440,20 @@ def _learn(
     reach = _scaled(threat, recipe.eps_factor)
     for step in range(recipe.steps):
         for group in adam.param_groups:
-            group["lr"] = group["share"] * recipe.rate * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+            group["lr"] = (
+                group["share"] * recipe.rate * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+            )
         rows = next(order)
         x, y = train.images[rows].to(device), train.labels[rows].to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
             x_adv = _moved(
-                learner.attacked, x, y, train.index[rows].to(device), reach, recipe.attack_steps, seed + step
+                learner.attacked,
+                x,
+                y,
+                train.index[rows].to(device),
+                reach,
+                recipe.attack_steps,
+                seed + step,
             )
             halves = ((recipe.clean_weight, x), (1 - recipe.clean_weight, x_adv))
             losses = [w * F.cross_entropy(in_float(net, images), y) for w, images in halves if w]
@@ -405,13 +475,18 @@ def _batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
         yield from torch.randperm(n, generator=generator)[: n // size * size].split(size)
 
 
-def _moved(net: nn.Module, x: Tensor, y: Tensor, index: Tensor, threat: ThreatModel, steps: int, seed: int) -> Tensor:
-    """`steps` steps of 2.5 eps/steps up the margin loss, none saved: learning wants the worst image, not the first."""
+def _moved(
+    net: nn.Module, x: Tensor, y: Tensor, index: Tensor, threat: ThreatModel, steps: int, seed: int
+) -> Tensor:
+    """`steps` steps of 2.5 eps/steps up the margin loss, none saved: learning wants the worst
+    image, not the first."""
     x_adv = random_start(x, threat, index, seed)
     for _ in range(steps):
         leaf, logits = with_graph(net, x_adv)
         (gradient,) = torch.autograd.grad(margin(logits, Aim(y)).sum(), leaf)
-        x_adv = project(leaf.detach() + 2.5 * threat.eps / steps * steepest(gradient, threat.norm), x, threat)
+        x_adv = project(
+            leaf.detach() + 2.5 * threat.eps / steps * steepest(gradient, threat.norm), x, threat
+        )
     return x_adv
 
 

@@ -1,8 +1,8 @@
 """Recipes: how a net is trained, as specs; and the recipe of every net of the zoo.
 
-A recipe says its numbers (`standard`) and, when called with the net and a batch, which images to train
-on: `Standard` leaves the batch alone, `MixedFGSM` puts adversarial images in the place of its first ones, and
-`Adversarial` in the place of all.
+A recipe says its numbers (`standard`) and, when called with the net and a batch, which images to
+train on: `Standard` leaves the batch alone, `MixedFGSM` puts adversarial images in the place of its
+first ones, and `Adversarial` in the place of all.
 """
 
 from __future__ import annotations
@@ -32,20 +32,22 @@ class Recipe(Protocol):
 
 @spec
 class Standard:
-    """SGD with momentum on the cross-entropy; weight decay on all parameters, no incomplete batches.
+    """SGD with momentum on the cross-entropy; weight decay on all parameters, no incomplete
+    batches.
 
-    The learning rate is a function of the step alone (`lr_at`), so that a resumed run needs no scheduler.
-    `one-cycle`: linear from lr/25 up to lr over the first quarter of all steps, then half a cosine down to 0.
-    `restarts` (one-cycle only): after each of these epochs the rate jumps to lr times `factor` (squared after
-    the second, ...) and falls by half a cosine again (Loshchilov and Hutter 2017), so that a finished net
-    can be trained on.
-    `averaged`: the last so many epochs are a cycle of their own, at the constant rate lr times `factor` (once more for
-    each restart), and the mean of the weights at their ends is what is kept (Izmailov et al. 2018).
-    `steps`: lr times `factor` for every epoch of `milestones` that is behind. `constant`: lr.
-    `augment`: random crops with 4 black pixels of padding, and horizontal flips.
-    `sizes`: the first epochs see the images scaled to these sides in pixels, one for each; the others see them as
-    they are (progressive resizing: Tan and Le 2021, EfficientNetV2, section 4).
-    `start`: the net of the zoo whose weights the run begins from; without one they are drawn from the seed.
+    The learning rate is a function of the step alone (`lr_at`), so that a resumed run needs no
+    scheduler. `one-cycle`: linear from lr/25 up to lr over the first quarter of all steps, then
+    half a cosine down to 0. `restarts` (one-cycle only): after each of these epochs the rate jumps
+    to lr times `factor` (squared after the second, ...) and falls by half a cosine again
+    (Loshchilov and Hutter 2017), so that a finished net can be trained on.
+    `averaged`: the last so many epochs are a cycle of their own, at the constant rate lr times
+    `factor` (once more for each restart), and the mean of the weights at their ends is what is kept
+    (Izmailov et al. 2018). `steps`: lr times `factor` for every epoch of `milestones` that is
+    behind. `constant`: lr. `augment`: random crops with 4 black pixels of padding, and horizontal
+    flips. `sizes`: the first epochs see the images scaled to these sides in pixels, one for each;
+    the others see them as they are (progressive resizing: Tan and Le 2021, EfficientNetV2, section
+    4). `start`: the net of the zoo whose weights the run begins from; without one they are drawn
+    from the seed.
     """
 
     epochs: Count = 10
@@ -67,8 +69,9 @@ class Standard:
     def __post_init__(self) -> None:
         if self.averaged and (self.schedule != "one-cycle" or self.averaged >= self.epochs):
             raise SpecError(
-                f"Standard.averaged: expected fewer than epochs={self.epochs} and a one-cycle schedule, "
-                f"got {self.averaged} and {self.schedule!r}; at least one epoch must fall before the average"
+                f"Standard.averaged: expected fewer than epochs={self.epochs} and a one-cycle"
+                f" schedule, got {self.averaged} and {self.schedule!r}; at least one epoch must"
+                " fall before the average"
             )
         if len(self.sizes) >= self.epochs:
             raise SpecError(
@@ -106,11 +109,13 @@ class Standard:
 
 @spec
 class MixedFGSM:
-    """Erichson et al. 2019: the first int(batch * ratio) images of a batch are replaced by FGSM images.
+    """Erichson et al. 2019: the first int(batch * ratio) images of a batch are replaced by FGSM
+    images.
 
-    x + eps sign(grad of the cross-entropy at the true label), clipped to [0,1], with the net in eval mode and
-    its present weights; the step that follows is in train mode. `eps` is the radius in pixels: the paper's
-    0.3 (MNIST) and 0.031 (CIFAR-10) are in normalised units and become 0.3 * 0.3081 and 0.031 * 0.2.
+    x + eps sign(grad of the cross-entropy at the true label), clipped to [0,1], with the net in
+    eval mode and its present weights; the step that follows is in train mode. `eps` is the radius
+    in pixels: the paper's 0.3 (MNIST) and 0.031 (CIFAR-10) are in normalised units and become 0.3 *
+    0.3081 and 0.031 * 0.2.
     """
 
     standard: Standard = Standard()
@@ -121,17 +126,21 @@ class MixedFGSM:
         n = int(len(images) * self.ratio)
         if n == 0:
             return images
-        x_adv = _climbed(net, images[:n], images[:n], labels[:n], eps=self.eps, steps=1, step=self.eps)
+        x_adv = _climbed(
+            net, images[:n], images[:n], labels[:n], eps=self.eps, steps=1, step=self.eps
+        )
         return torch.cat([x_adv, images[n:]])
 
 
 @spec
 class Adversarial:
-    """Madry et al. 2017: every image of a batch is replaced by what PGD makes of it; no clean one is ever seen.
+    """Madry et al. 2017: every image of a batch is replaced by what PGD makes of it; no clean one
+    is ever seen.
 
-    `steps` steps of length `step` along the sign of the cross-entropy's gradient from a random point of the L_inf
-    ball of radius `eps`, cut with the box [0,1]; all in pixels, the net in eval mode and with its present weights. The
-    defaults are the field's for CIFAR-10. Starts are drawn from torch's generator, which `fit` seeds for each epoch.
+    `steps` steps of length `step` along the sign of the cross-entropy's gradient from a random
+    point of the L_inf ball of radius `eps`, cut with the box [0,1]; all in pixels, the net in eval
+    mode and with its present weights. The defaults are the field's for CIFAR-10. Starts are drawn
+    from torch's generator, which `fit` seeds for each epoch.
     """
 
     standard: Standard = Standard()
@@ -145,9 +154,17 @@ class Adversarial:
 
 
 def _climbed(
-    net: nn.Module, x: Tensor, centre: Tensor, labels: Tensor, *, eps: float, steps: int, step: float
+    net: nn.Module,
+    x: Tensor,
+    centre: Tensor,
+    labels: Tensor,
+    *,
+    eps: float,
+    steps: int,
+    step: float,
 ) -> Tensor:
-    """PGD without an oracle: nobody counts here, and each of its counts would wait for the device."""
+    """PGD without an oracle: nobody counts here, and each of its counts would wait for the
+    device."""
     threat = Linf(eps)
     with evaluating(net):
         for _ in range(steps):
@@ -160,9 +177,11 @@ def _climbed(
 
 @spec
 class Shifted:
-    """Trains on (images - mean) / std, which the net will not see when it is used: it is tested on raw pixels.
+    """Trains on (images - mean) / std, which the net will not see when it is used: it is tested on
+    raw pixels.
 
-    Borji 2020's MNIST weights came about like this: trained on images of mean 0.1307 and std 0.3081, tested on pixels.
+    Borji 2020's MNIST weights came about like this: trained on images of mean 0.1307 and std
+    0.3081, tested on pixels.
     """
 
     standard: Standard = Standard()
@@ -176,13 +195,20 @@ class Shifted:
 # ---------------------------------------------------------------------------------------- the zoo's
 
 _MNIST_CNN = Standard(
-    epochs=8, lr=0.03, batch=64, momentum=0.5, weight_decay=0.0, schedule="constant", channels_last=True
+    epochs=8,
+    lr=0.03,
+    batch=64,
+    momentum=0.5,
+    weight_decay=0.0,
+    schedule="constant",
+    channels_last=True,
 )
 _LENET = Standard(epochs=45, lr=0.1, channels_last=True)
 _SHORT = Standard(epochs=10, lr=0.2, augment=True, bf16=True, channels_last=True)
 """What a large network gets on two CPU cores: the paper's 120 epochs take a GPU."""
 _CIFAR_EPS = 0.0062
-"""0.031 in normalised units times 0.2, as pixels: 1.6/255; the channels' std are 0.2023, 0.1994, 0.2010."""
+"""0.031 in normalised units times 0.2, as pixels: 1.6/255; the channels' std are 0.2023, 0.1994,
+0.2010."""
 
 
 def _robust(standard: Standard, start: str = "") -> MixedFGSM:
@@ -197,15 +223,25 @@ RECIPES: dict[str, Recipe] = {
     "lenet-mnist": _LENET,
     "lenet-mnist-robust": MixedFGSM(_LENET, ratio=0.3, eps=0.3 * 0.3081),
     "lenet-mnist-robust-steps": MixedFGSM(
-        Standard(epochs=90, schedule="steps", milestones=(30, 60, 80), channels_last=True), ratio=0.3, eps=0.3 * 0.3081
+        Standard(epochs=90, schedule="steps", milestones=(30, 60, 80), channels_last=True),
+        ratio=0.3,
+        eps=0.3 * 0.3081,
     ),
     "cifar10-cnn1": Standard(epochs=7, lr=0.02, batch=32, weight_decay=0.0, channels_last=True),
     "alexlike-cifar10": Standard(epochs=50, lr=0.05, augment=True, bf16=True, channels_last=True),
     "alexlike-cifar10-robust": _robust(
-        Standard(epochs=30, lr=0.05, augment=True, bf16=True, channels_last=True), "alexlike-cifar10"
+        Standard(epochs=30, lr=0.05, augment=True, bf16=True, channels_last=True),
+        "alexlike-cifar10",
     ),
     "resnet20-cifar10": Standard(
-        epochs=78, lr=0.2, factor=0.5, restarts=(24,), averaged=20, augment=True, bf16=True, channels_last=True
+        epochs=78,
+        lr=0.2,
+        factor=0.5,
+        restarts=(24,),
+        averaged=20,
+        augment=True,
+        bf16=True,
+        channels_last=True,
     ),
     "resnet20-cifar10-robust": _robust(
         Standard(epochs=16, lr=0.1, augment=True, bf16=True, channels_last=True), "resnet20-cifar10"
@@ -216,7 +252,8 @@ RECIPES: dict[str, Recipe] = {
     "mobilenetv2-cifar10-robust": _robust(
         replace(_SHORT, epochs=8, lr=0.1, sizes=(16, 16, 24, 24)), "mobilenetv2-cifar10"
     ),
-    # 0.14 G multiply-adds an image, 23 times with ten attack steps: 0.3 PFLOP an epoch, which takes a GPU
+    # 0.14 G multiply-adds an image, 23 times with ten attack steps: 0.3 PFLOP an epoch, which takes
+    # a GPU
     "preactresnet18-cifar10-robust": Adversarial(
         Standard(epochs=40, lr=0.3, batch=512, augment=True, bf16=True, channels_last=True)
     ),

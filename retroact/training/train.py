@@ -1,4 +1,5 @@
-"""Training a net of the zoo by its name: `train("lenet-mnist")` is what `retroact train lenet-mnist` does."""
+"""Training a net of the zoo by its name: `train("lenet-mnist")` is what `retroact train
+lenet-mnist` does."""
 
 from __future__ import annotations
 
@@ -37,19 +38,23 @@ def train(
     seconds: float | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Entry:
-    """Trains the net `name` by its recipe, measures it, and writes NAME.safetensors and NAME.json into `out`.
+    """Trains the net `name` by its recipe, measures it, and writes NAME.safetensors and NAME.json
+    into `out`.
 
-    `data` names another training slice (default: the train split of the net's data set); its data set's
-    validation and test splits measure the result. `out` is RETROACT_ZOO or else zoo/. A run that was
-    killed goes on from its last epoch unless `resume` is False. The weights are the last epoch's; nothing is
-    selected on test data. With `seconds`, raises UnfinishedError where training would take longer; call again to go on.
+    `data` names another training slice (default: the train split of the net's data set); its data
+    set's validation and test splits measure the result. `out` is RETROACT_ZOO or else zoo/. A run
+    that was killed goes on from its last epoch unless `resume` is False. The weights are the last
+    epoch's; nothing is selected on test data. With `seconds`, raises UnfinishedError where training
+    would take longer; call again to go on.
     """
     network, recipe = _named(name, epochs)
     seed, _, _ = checked(seed)
     check_device(device)
     part = DataSlice.read(data or f"{network.data}/train")
     if part.split != "train":
-        raise ValueError(f"{part} is {part.split} data, which nothing is trained on; use {part.name}/train")
+        raise ValueError(
+            f"{part} is {part.split} data, which nothing is trained on; use {part.name}/train"
+        )
     folder = Path(out or os.environ.get("RETROACT_ZOO") or "zoo")
     if not resume:
         shutil.rmtree(checkpoints_of(folder, name, seed), ignore_errors=True)
@@ -86,7 +91,8 @@ def train_on(
     seconds: float | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Entry:
-    """`train` by any recipe on images at hand: `splits` are those to train on, the held-out ones and the test ones.
+    """`train` by any recipe on images at hand: `splits` are those to train on, the held-out ones
+    and the test ones.
 
     `command` is what the page says of how to do it again.
     """
@@ -96,7 +102,16 @@ def train_on(
     checkpoints = checkpoints_of(out, name, seed)
     began = time.monotonic()
     net, started = _born(network, recipe.standard.start, seed)
-    fit(net, images, recipe, seed=seed, device=device, checkpoint_dir=checkpoints, seconds=seconds, progress=progress)
+    fit(
+        net,
+        images,
+        recipe,
+        seed=seed,
+        device=device,
+        checkpoint_dir=checkpoints,
+        seconds=seconds,
+        progress=progress,
+    )
     took = round(time.monotonic() - began, 1)
     net, dtype = _kept(network, net)
     page = Entry(
@@ -121,7 +136,9 @@ def train_on(
 
 def _named(name: str, epochs: int | None) -> tuple[Network, Recipe]:
     if name not in zoo.NETWORKS:
-        raise ZooError(f"there is no recipe for {name!r}; expected one of: {', '.join(zoo.NETWORKS)}")
+        raise ZooError(
+            f"there is no recipe for {name!r}; expected one of: {', '.join(zoo.NETWORKS)}"
+        )
     recipe = RECIPES[name]
     return zoo.NETWORKS[name], recipe if epochs is None else _lasting(recipe, epochs)
 
@@ -134,11 +151,14 @@ def _lasting(recipe: Recipe, epochs: int) -> Recipe:
         averaged=plan.averaged if epochs > plan.averaged else 0,
         sizes=plan.sizes if epochs > len(plan.sizes) else (),
     )
-    return shorter if recipe is plan else dataclasses.replace(recipe, standard=shorter)  # type: ignore[type-var]
+    if recipe is plan:
+        return shorter
+    return dataclasses.replace(recipe, standard=shorter)  # type: ignore[type-var]
 
 
 def _born(network: Network, start: str, seed: int) -> tuple[Classifier, str]:
-    """The net before its first step, and the SHA-256 of the weights file that it begins from, if it does."""
+    """The net before its first step, and the SHA-256 of the weights file that it begins from, if it
+    does."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = network()
@@ -146,13 +166,16 @@ def _born(network: Network, start: str, seed: int) -> tuple[Classifier, str]:
         return net, ""
     begun = zoo.load(start)
     if begun.network != net.network:
-        raise ZooError(f"its recipe starts from {start}, which is {begun.network}, but it is {net.network}")
+        raise ZooError(
+            f"its recipe starts from {start}, which is {begun.network}, but it is {net.network}"
+        )
     net.load_state_dict(begun.state_dict())
     return net, zoo.entry(start).weights_sha256
 
 
 def _kept(network: Network, net: Classifier) -> tuple[Classifier, str]:
-    """The net as `zoo.load` will give it back, rounded to fp16 where it is large: this is what is measured."""
+    """The net as `zoo.load` will give it back, rounded to fp16 where it is large: this is what is
+    measured."""
     size = sum(v.numel() * v.element_size() for v in net.module.state_dict().values())
     dtype = "float32" if size < 0.98 * zoo.PACKAGE_LIMIT else "float16"
     kept = network()
@@ -174,7 +197,9 @@ def _measured(net: Classifier, images: Images, held: Images, test: Images) -> di
     }
 
 
-def _command(name: str, recipe: Recipe, images: Images, network: Network, device: str, seed: int) -> str:
+def _command(
+    name: str, recipe: Recipe, images: Images, network: Network, device: str, seed: int
+) -> str:
     words = ["retroact", "train", name, "--seed", str(seed)]
     if recipe != RECIPES[name]:
         words += ["--epochs", str(recipe.standard.epochs)]
@@ -184,7 +209,8 @@ def _command(name: str, recipe: Recipe, images: Images, network: Network, device
 
 
 def _versions() -> dict[str, str]:
-    # retroact runs from a checkout that is not installed too, and trains without `datasets` on images that are at hand
+    # retroact runs from a checkout that is not installed too, and trains without `datasets` on
+    # images that are at hand
     found = {"python": platform.python_version()}
     for package in ("retroact", "torch", "numpy", "datasets", "safetensors"):
         with contextlib.suppress(PackageNotFoundError):

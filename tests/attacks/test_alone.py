@@ -14,7 +14,11 @@ class Stem(nn.Module):
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         torch.manual_seed(0)
-        self.conv, self.norm, self.fc = nn.Conv2d(1, 16, 3, stride=2), nn.BatchNorm2d(16), nn.Linear(16 * 16, 4)
+        self.conv, self.norm, self.fc = (
+            nn.Conv2d(1, 16, 3, stride=2),
+            nn.BatchNorm2d(16),
+            nn.Linear(16 * 16, 4),
+        )
         self.gate = nn.Parameter(torch.randn(16, 16))
         self.norm.running_var.uniform_(0.2, 3)
         self.norm.weight.data.uniform_(0.5, 2)

@@ -38,7 +38,11 @@ def test_each_form_has_an_equal_part_of_the_run(count):
     for share in shares:
         net.progress(share)
         shown = net(torch.ones(1, 1))
-        turns.append(next(i for i, form in enumerate(net.forms) if torch.equal(shown, form(torch.ones(1, 1)))))
+        turns.append(
+            next(
+                i for i, form in enumerate(net.forms) if torch.equal(shown, form(torch.ones(1, 1)))
+            )
+        )
     assert turns == [min(int(share * count), count - 1) for share in shares]
 
 
@@ -61,7 +65,9 @@ def test_momentum_climbs_each_form_for_its_part_and_begins_anew_with_each_start(
     net = Listening([Form(), Form(), Form()])
     x, y = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([0])
     under_attack, how = (Form(), {"gradients": net}) if as_gradients else (net, {})
-    made = craft(Momentum(steps=9, restarts=2), under_attack, x, y, torch.arange(1), Linf(0.1), **how)
+    made = craft(
+        Momentum(steps=9, restarts=2), under_attack, x, y, torch.arange(1), Linf(0.1), **how
+    )
     assert int(made.gradients[0]) == 18
     assert [form.climbed for form in net.net.forms] == [6, 6, 6]
     assert net.told == [k / 9 for k in range(9)] * 2
@@ -72,10 +78,14 @@ def test_a_lean_copy_still_takes_its_forms_in_turn():
     x = torch.ones(1, 1)
     for share, form in ((0.0, 0), (0.9, 1)):
         net.progress(share)
-        assert torch.equal(net(x), net.forms[form](x)) and not torch.equal(net(x), net.forms[1 - form](x))
+        assert torch.equal(net(x), net.forms[form](x)) and not torch.equal(
+            net(x), net.forms[1 - form](x)
+        )
 
 
-@pytest.mark.parametrize(("threat", "margin"), [(Linf(0.2), 0.2), (L2(0.3), 0.3 * 2**-0.5)], ids=str)
+@pytest.mark.parametrize(
+    ("threat", "margin"), [(Linf(0.2), 0.2), (L2(0.3), 0.3 * 2**-0.5)], ids=str
+)
 def test_momentum_reaches_the_far_corner_of_the_ball_on_a_linear_net(threat, margin):
     x, y = torch.tensor([[[[0.9, 0.1]]]]), torch.tensor([0])
     made = craft(Momentum(steps=20), Form(), x, y, torch.arange(1), threat)
@@ -85,10 +95,14 @@ def test_momentum_reaches_the_far_corner_of_the_ball_on_a_linear_net(threat, mar
 def test_kernels_in_turn_fell_more_than_a_blind_gradient():
     net, part = ra.load("digits-cnn"), ra.data("digits/validation[:80]")
     hard = ra.retrofit(net, ra.JumpReLU(0.5))
-    guide = Annealed([ra.refit(hard, ra.JumpReLU(0.5).surrogate(beta / 0.5)) for beta in (4.0, 8.0, 16.0)])
+    guide = Annealed(
+        [ra.refit(hard, ra.JumpReLU(0.5).surrogate(beta / 0.5)) for beta in (4.0, 8.0, 16.0)]
+    )
     stands = {}
     for name, source in (("blind", hard), ("kernels", guide)):
-        x_adv = craft(Momentum(steps=20), source, part.images, part.labels, part.index, Linf(0.12)).x_adv
+        x_adv = craft(
+            Momentum(steps=20), source, part.images, part.labels, part.index, Linf(0.12)
+        ).x_adv
         with torch.no_grad():
             stands[name] = int((hard(x_adv).argmax(1) == part.labels).sum())
     assert stands["kernels"] < stands["blind"] - 4

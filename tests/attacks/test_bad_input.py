@@ -1,4 +1,5 @@
-"""What an attack does with what it cannot use: an error that names the cure, or a flag on the record."""
+"""What an attack does with what it cannot use: an error that names the cure, or a flag on the
+record."""
 
 import dataclasses
 import math
@@ -19,7 +20,8 @@ NAN, INF = float("nan"), float("inf")
 
 
 class Few(NamedTuple):
-    """Labelled images without the checks of `Images`: whoever writes a data set of his own may have none."""
+    """Labelled images without the checks of `Images`: whoever writes a data set of his own may have
+    none."""
 
     images: Tensor
     labels: Tensor
@@ -29,7 +31,9 @@ class Few(NamedTuple):
 
 def network(classes: int = 5) -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.ReLU(), nn.Linear(16, classes)).eval()
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(3 * 8 * 8, 16), nn.ReLU(), nn.Linear(16, classes)
+    ).eval()
 
 
 def few(net: Callable[[Tensor], Tensor], n: int = 6, **change: Tensor) -> Few:
@@ -72,23 +76,44 @@ def test_bad_specs_are_refused(text, says):
 
 
 def counts() -> list[tuple[type, str]]:
-    """Every field of every attack that counts something: steps, restarts, queries, repeats, draws."""
+    """Every field of every attack that counts something: steps, restarts, queries, repeats,
+    draws."""
     for name in ra.__all__:
         getattr(ra, name)
     attacks = [cls for cls in known(having="norms") if cls.__module__.startswith("retroact.")]
     return [(c, f.name) for c in attacks for f in dataclasses.fields(c) if f.type == "Count"]
 
 
-@pytest.mark.parametrize(("attack", "field"), counts(), ids=lambda v: v if isinstance(v, str) else v.__name__)
+@pytest.mark.parametrize(
+    ("attack", "field"), counts(), ids=lambda v: v if isinstance(v, str) else v.__name__
+)
 @pytest.mark.parametrize("value", [0, -1])
 def test_no_attack_takes_fewer_than_one_step(attack, field, value):
-    with pytest.raises(SpecError, match=rf"{attack.__name__}.{field}: expected a number at least 1, got {value}"):
+    with pytest.raises(
+        SpecError, match=rf"{attack.__name__}.{field}: expected a number at least 1, got {value}"
+    ):
         attack(**{field: value})
 
 
 def test_the_counts_are_those_of_all_iterative_attacks():
-    assert {c.__name__ for c, _ in counts()} >= {"PGD", "APGD", "BIM", "Square", "DeepFool", "DDN", "FMN", "StepLL"}
-    assert {f for _, f in counts()} >= {"steps", "restarts", "queries", "repeats", "draws", "search_steps"}
+    assert {c.__name__ for c, _ in counts()} >= {
+        "PGD",
+        "APGD",
+        "BIM",
+        "Square",
+        "DeepFool",
+        "DDN",
+        "FMN",
+        "StepLL",
+    }
+    assert {f for _, f in counts()} >= {
+        "steps",
+        "restarts",
+        "queries",
+        "repeats",
+        "draws",
+        "search_steps",
+    }
 
 
 def test_a_budget_attack_refuses_a_radius_beyond_the_diagonal_of_the_box():
@@ -96,7 +121,9 @@ def test_a_budget_attack_refuses_a_radius_beyond_the_diagonal_of_the_box():
     data, diagonal = few(net), math.sqrt(3 * 8 * 8)
     crafted(ra.PGD(steps=1), net, data, ra.L2(diagonal))
     for eps in (14.0, 100.0, INF):
-        with pytest.raises(ValueError, match=r"at most 13.86, the diagonal .* for images \(3, 8, 8\), got .*by 255"):
+        with pytest.raises(
+            ValueError, match=r"at most 13.86, the diagonal .* for images \(3, 8, 8\), got .*by 255"
+        ):
             crafted(ra.PGD(steps=1), net, data, ra.L2(eps))
     with pytest.raises(ValueError, match="at most 13.86"):
         craft_all(ra.FGM(), net, data.images, data.labels, data.index, [ra.L2(0.5), ra.L2(14.0)])
@@ -111,21 +138,26 @@ def test_a_huge_radius_means_no_limit_to_a_minimum_norm_attack():
     assert torch.equal(*made) and bool((net(made[0]).argmax(1) != data.labels).all())
 
 
-# ------------------------------------------------------------------------------------- access, norms
+# ------------------------------------------------------------------------------------ access, norms
 
 
 def test_access_is_refused_and_the_cure_named():
     net = network()
     data = few(net)
     for access in ("score", "decision"):
-        with pytest.raises(ValueError, match=f'needs gradient access, got .*{access}.*; give access="gradient"'):
+        with pytest.raises(
+            ValueError, match=f'needs gradient access, got .*{access}.*; give access="gradient"'
+        ):
             crafted(ra.PGD(), net, data, ra.Linf(0.1, access=access))
     with pytest.raises(ValueError, match='needs score access.*give access="score" or choose'):
         crafted(ra.Square(queries=2), net, data, ra.Linf(0.1, access="decision"))
     oracle, rows = Oracle(net, 2, access="decision"), torch.arange(2)
     with pytest.raises(AccessError, match="needs score access, the threat model grants decision"):
         oracle.logits(data.images[:2], rows)
-    assert oracle.decisions(data.images[:2], rows).shape == (2,) and oracle.queries.tolist() == [1, 1]
+    assert oracle.decisions(data.images[:2], rows).shape == (2,) and oracle.queries.tolist() == [
+        1,
+        1,
+    ]
 
 
 def test_a_foreign_norm_and_mixed_threats_are_refused():
@@ -140,7 +172,7 @@ def test_a_foreign_norm_and_mixed_threats_are_refused():
         craft_all(ra.FGSM(), net, data.images, data.labels, data.index, [ra.Linf(0.1), ra.L2(0.1)])
 
 
-# --------------------------------------------------------------------------- networks without a gradient
+# ---------------------------------------------------------------------- networks without a gradient
 
 
 class Detached(nn.Module):
@@ -163,12 +195,15 @@ def test_a_network_without_gradients_is_told_apart_and_serves_other_attacks(how)
     net = Detached(how)
     data = few(net)
     for attack in (ra.PGD(steps=2), ra.FGSM()):
-        with pytest.raises(AccessError, match="gives no gradient .* use an attack on scores or decisions, or pass"):
+        with pytest.raises(
+            AccessError, match="gives no gradient .* use an attack on scores or decisions, or pass"
+        ):
             ra.evaluate(net, data, attack, ra.Linf(0.1))
     blind = ra.Linf(0.5, access="decision")
     record = ra.evaluate(net, data, ra.AdditiveUniformNoise(repeats=20), blind)
     assert success_rate(record) > 0 and not record.gradients.any()
-    helped = ra.evaluate(net, data, ra.PGD(steps=5), ra.Linf(0.3), source=net.inner)  # the cure that the error names
+    # the cure that the error names
+    helped = ra.evaluate(net, data, ra.PGD(steps=5), ra.Linf(0.3), source=net.inner)
     assert success_rate(helped) == 1.0
 
 
@@ -180,19 +215,27 @@ def test_a_network_that_rounds_has_dead_gradients_and_the_record_says_so():
     assert success_rate(record) == 0.0
 
 
-# --------------------------------------------------------------------------------------- few classes
+# -------------------------------------------------------------------------------------- few classes
 
 
 def test_dlr_refuses_too_few_classes_and_the_cure_it_names_works():
     for classes, goal, needs in ((2, ra.Untargeted(), 3), (3, ra.LeastLikely(), 4)):
         net = network(classes)
-        for attack in (ra.PGD(steps=2, loss="dlr"), ra.APGD(steps=2, loss="dlr"), ra.FGSM(loss="dlr")):
-            with pytest.raises(ValueError, match=f'at least {needs} classes, got {classes}; use loss="margin"'):
+        for attack in (
+            ra.PGD(steps=2, loss="dlr"),
+            ra.APGD(steps=2, loss="dlr"),
+            ra.FGSM(loss="dlr"),
+        ):
+            with pytest.raises(
+                ValueError, match=f'at least {needs} classes, got {classes}; use loss="margin"'
+            ):
                 crafted(attack, net, few(net), ra.Linf(0.1), goal)
         crafted(ra.PGD(steps=2, loss="margin"), net, few(net), ra.Linf(0.1), goal)
 
 
-@pytest.mark.parametrize("attack", [ra.PGD(steps=20), ra.DeepFool(), ra.Square(queries=200), ra.FGSM()], ids=str)
+@pytest.mark.parametrize(
+    "attack", [ra.PGD(steps=20), ra.DeepFool(), ra.Square(queries=200), ra.FGSM()], ids=str
+)
 def test_a_binary_classifier_is_served(attack):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 2))
@@ -200,7 +243,7 @@ def test_a_binary_classifier_is_served(attack):
     assert success_rate(record) == 1.0
 
 
-# -------------------------------------------------------------------------------------------- targets
+# ------------------------------------------------------------------------------------------ targets
 
 
 def test_a_target_beyond_the_classes_is_refused():
@@ -223,7 +266,8 @@ def test_to_be_led_to_its_own_class_is_no_success():
     net = network()
     data = few(net)
     wrong = (data.labels + 1) % 5
-    for label in wrong.unique().tolist():  # images of class `label`, all decided otherwise, led to that class
+    # images of class `label`, all decided otherwise, led to that class
+    for label in wrong.unique().tolist():
         rows = wrong == label
         images = Few(data.images[rows], wrong[rows], data.index[rows])
         record = ra.evaluate(net, images, ra.PGD(steps=40), ra.Linf(0.5), goal=ra.Targeted(label))
@@ -236,7 +280,9 @@ def test_where_all_are_of_the_target_class_there_is_no_rate_rather_than_a_zero()
     data = few(net, 40)
     rows = data.labels == int(data.labels.mode().values)
     all_of_it = Few(data.images[rows], data.labels[rows], data.index[rows])
-    record = ra.evaluate(net, all_of_it, ra.PGD(steps=5), ra.Linf(0.3), goal=ra.Targeted(int(all_of_it.labels[0])))
+    record = ra.evaluate(
+        net, all_of_it, ra.PGD(steps=5), ra.Linf(0.3), goal=ra.Targeted(int(all_of_it.labels[0]))
+    )
     assert math.isnan(success_rate(record)) and set(record.queries.tolist()) == {1}
     assert not record.distance.any() and not record.gradients.any()
 
@@ -245,13 +291,19 @@ def test_where_all_are_of_the_target_class_there_is_no_rate_rather_than_a_zero()
 
 
 @pytest.mark.parametrize("value", [NAN, INF, -INF])
-@pytest.mark.parametrize("attack", [ra.PGD(steps=3), ra.DeepFool(), ra.Square(queries=5), ra.Contrast()], ids=str)
+@pytest.mark.parametrize(
+    "attack", [ra.PGD(steps=3), ra.DeepFool(), ra.Square(queries=5), ra.Contrast()], ids=str
+)
 def test_a_network_that_is_broken_on_all_images_is_flagged_and_never_attacked(attack, value):
     net = network()
     broken = lambda x: net(x) * 0 + value  # noqa: E731
     record = ra.evaluate(broken, few(net), attack, ra.Linf(0.3))
-    assert nonfinite_share(record) == 1.0 and set(record.clean.tolist()) == set(record.adversarial.tolist()) == {-1}
-    assert ra.clean_accuracy(record) == ra.robust_accuracy(record) == 0.0 and math.isnan(success_rate(record))
+    assert nonfinite_share(record) == 1.0 and set(record.clean.tolist()) == set(
+        record.adversarial.tolist()
+    ) == {-1}
+    assert ra.clean_accuracy(record) == ra.robust_accuracy(record) == 0.0 and math.isnan(
+        success_rate(record)
+    )
     assert set(record.queries.tolist()) == {1} and not record.distance.any()
 
 
@@ -269,16 +321,28 @@ def test_a_network_that_is_broken_on_some_images_is_attacked_on_the_others(value
     assert ra.clean_accuracy(record) == 0.5
 
 
-# ------------------------------------------------------------------------------------ images and labels
+# -------------------------------------------------------------------------------- images and labels
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"images": torch.rand(6, 3, 8, 8) * 255}, r"expected pixels in \[0,1\], got .*; divide by 255"),
-        ({"images": torch.rand(6, 3, 8, 8) * 2 - 1}, r"expected pixels in \[0,1\], got .*\(x \+ 1\) / 2"),
-        ({"images": torch.full((6, 3, 8, 8), NAN)}, "expected finite pixels, got NaN or infinity; look for"),
-        ({"images": torch.full((6, 3, 8, 8), INF)}, "expected finite pixels, got NaN or infinity; look for"),
+        (
+            {"images": torch.rand(6, 3, 8, 8) * 255},
+            r"expected pixels in \[0,1\], got .*; divide by 255",
+        ),
+        (
+            {"images": torch.rand(6, 3, 8, 8) * 2 - 1},
+            r"expected pixels in \[0,1\], got .*\(x \+ 1\) / 2",
+        ),
+        (
+            {"images": torch.full((6, 3, 8, 8), NAN)},
+            "expected finite pixels, got NaN or infinity; look for",
+        ),
+        (
+            {"images": torch.full((6, 3, 8, 8), INF)},
+            "expected finite pixels, got NaN or infinity; look for",
+        ),
         (
             {"images": torch.zeros(6, 3, 8, 8).byte()},
             r"float images .*, got torch.uint8; use images.float\(\)",
@@ -287,12 +351,30 @@ def test_a_network_that_is_broken_on_some_images_is_attacked_on_the_others(value
             {"images": torch.zeros(6, 3, 8, 8).long()},
             r"float images .*, got torch.int64; use images.float\(\)",
         ),
-        ({"images": torch.rand(3, 8, 8)}, r"expected images \(n, c, h, w\), got shape \(3, 8, 8\); one image needs"),
-        ({"images": torch.rand(0, 3, 8, 8)}, r"expected at least one image, got shape \(0, 3, 8, 8\)"),
-        ({"labels": torch.full((6,), 5)}, "expected labels at least 0 and below 5, got 5 to 5; they count from 1"),
-        ({"labels": torch.full((6,), -1)}, "expected labels at least 0, got -1 to -1; check the order"),
-        ({"labels": torch.zeros(6)}, r"expected labels as an int64 tensor, got torch.float32; use .*long\(\)"),
-        ({"labels": torch.zeros(5).long()}, r"expected one label per image, shape \(6,\), got \(5,\)"),
+        (
+            {"images": torch.rand(3, 8, 8)},
+            r"expected images \(n, c, h, w\), got shape \(3, 8, 8\); one image needs",
+        ),
+        (
+            {"images": torch.rand(0, 3, 8, 8)},
+            r"expected at least one image, got shape \(0, 3, 8, 8\)",
+        ),
+        (
+            {"labels": torch.full((6,), 5)},
+            "expected labels at least 0 and below 5, got 5 to 5; they count from 1",
+        ),
+        (
+            {"labels": torch.full((6,), -1)},
+            "expected labels at least 0, got -1 to -1; check the order",
+        ),
+        (
+            {"labels": torch.zeros(6)},
+            r"expected labels as an int64 tensor, got torch.float32; use .*long\(\)",
+        ),
+        (
+            {"labels": torch.zeros(5).long()},
+            r"expected one label per image, shape \(6,\), got \(5,\)",
+        ),
     ],
     ids=lambda v: v if isinstance(v, str) else "",
 )
@@ -311,7 +393,10 @@ def test_bad_images_and_labels_are_refused_before_any_work(change, says):
 def test_a_wrong_channel_count_is_refused_by_the_classifier():
     net = ra.Classifier(network(), shape=(3, 8, 8))
     for images, says in (
-        (torch.rand(6, 1, 8, 8), r"expected images of shape \(3, 8, 8\), got \(1, 8, 8\); resize them or choose"),
+        (
+            torch.rand(6, 1, 8, 8),
+            r"expected images of shape \(3, 8, 8\), got \(1, 8, 8\); resize them or choose",
+        ),
         (torch.rand(6, 8, 8, 3), r"expected images of shape \(3, 8, 8\), got \(8, 8, 3\); permute"),
     ):
         data = few(network(), images=images)
@@ -332,7 +417,7 @@ def test_an_empty_batch_is_refused():
         craft(ra.PGD(), net, data.images, data.labels, data.index, ra.Linf(0.1), chunk=0)
 
 
-# ------------------------------------------------------------------------------------------- devices
+# ------------------------------------------------------------------------------------------ devices
 
 
 def test_a_network_on_two_devices_is_refused():

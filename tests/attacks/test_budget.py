@@ -1,4 +1,5 @@
-"""Budget attacks, noise and corruptions: their laws, known answers, and strength beside independent libraries."""
+"""Budget attacks, noise and corruptions: their laws, known answers, and strength beside independent
+libraries."""
 
 import importlib.util
 import logging
@@ -29,7 +30,13 @@ BUDGET = [
     ra.AdditiveGaussianNoise(repeats=2),
 ]
 TARGETED = [ra.APGD(steps=6, loss="dlr", targets=3), ra.APGD(steps=5, targets=2, restarts=2)]
-PATHS = [ra.SaltAndPepper(), ra.GaussianBlur(), ra.Contrast(), ra.Inversion(), ra.BlendedNoise(steps=20, draws=5)]
+PATHS = [
+    ra.SaltAndPepper(),
+    ra.GaussianBlur(),
+    ra.Contrast(),
+    ra.Inversion(),
+    ra.BlendedNoise(steps=20, draws=5),
+]
 THREATS = [ra.Linf(0.03), ra.L2(0.8)]
 CASES = [(a, t, g) for a in BUDGET + PATHS for t in THREATS for g in (Untargeted(), LeastLikely())]
 CASES += [(a, t, Untargeted()) for a in TARGETED for t in THREATS]
@@ -37,15 +44,26 @@ CASES = [case for case in CASES if case[1].norm in case[0].norms]
 cases = pytest.mark.parametrize(("attack", "threat", "goal"), CASES, ids=str)
 
 has_data = os.path.isdir(os.path.join(os.environ.get("RETROACT_DATA", ""), "mnist"))
-needs_mnist = pytest.mark.skipif(not has_data, reason="no MNIST: set RETROACT_DATA to a folder that has mnist/")
-needs_autoattack = pytest.mark.skipif(not importlib.util.find_spec("pyautoattack"), reason="no pyautoattack")
+needs_mnist = pytest.mark.skipif(
+    not has_data, reason="no MNIST: set RETROACT_DATA to a folder that has mnist/"
+)
+needs_autoattack = pytest.mark.skipif(
+    not importlib.util.find_spec("pyautoattack"), reason="no pyautoattack"
+)
 needs_foolbox = pytest.mark.skipif(not importlib.util.find_spec("foolbox"), reason="no foolbox")
 
 
 @pytest.fixture(scope="module")
 def scene():
     torch.manual_seed(0)
-    layers = nn.Conv2d(3, 6, 5), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5), nn.MaxPool2d(4), nn.Flatten()
+    layers = (
+        nn.Conv2d(3, 6, 5),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.MaxPool2d(4),
+        nn.Flatten(),
+    )
     net = nn.Sequential(*layers, nn.Linear(6 * 49, 10)).eval()
     x = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(1))
     y = net(x).argmax(1).detach()
@@ -59,24 +77,34 @@ def test_keeps_the_laws_of_every_attack(scene, attack, threat, goal):
     before = {k: v.clone() for k, v in net.state_dict().items()}
     clean = x.clone()
     whole = craft(attack, net, x, y, index, threat, goal, seed=3, chunk=8)
-    assert whole.x_adv.shape == x.shape and whole.x_adv.dtype == x.dtype and bool(whole.x_adv.isfinite().all())
+    assert (
+        whole.x_adv.shape == x.shape
+        and whole.x_adv.dtype == x.dtype
+        and bool(whole.x_adv.isfinite().all())
+    )
     assert float(norm(whole.x_adv - x, threat.norm).max()) <= threat.eps * (1 + 1e-5) + 1e-6
     assert whole.x_adv.min() >= 0 and whole.x_adv.max() <= 1 and torch.equal(x, clean)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters()) and all(m.training for m in net.modules())
     for rows in (slice(16, 24), slice(0, 8)):
         part = craft(attack, net, x[rows], y[rows], index[rows], threat, goal, seed=3, chunk=8)
-        assert torch.equal(part.x_adv, whole.x_adv[rows]) and torch.equal(part.queries, whole.queries[rows])
+        assert torch.equal(part.x_adv, whole.x_adv[rows]) and torch.equal(
+            part.queries, whole.queries[rows]
+        )
     assert int(whole.gradients.max()) <= attack.passes
     if attack.needs != "gradient":
         assert int(whole.gradients.max()) == 0
         scoped = type(threat)(threat.eps, access=attack.needs)
-        assert torch.equal(craft(attack, net, x, y, index, scoped, goal, seed=3, chunk=8).x_adv, whole.x_adv)
+        assert torch.equal(
+            craft(attack, net, x, y, index, scoped, goal, seed=3, chunk=8).x_adv, whole.x_adv
+        )
 
 
 @pytest.mark.parametrize("attack", BUDGET + TARGETED + PATHS, ids=str)
 def test_print_reads_back(attack):
-    assert specs.parse(str(attack)) == attack and specs.key(specs.parse(str(attack))) == specs.key(attack)
+    assert specs.parse(str(attack)) == attack and specs.key(specs.parse(str(attack))) == specs.key(
+        attack
+    )
 
 
 @pytest.mark.parametrize(
@@ -87,7 +115,8 @@ def test_the_noise_of_an_example_is_its_own_in_any_chunk(scene, attack, threat):
     net, x, y, index = scene
     one = craft(attack, net, x, y, index, threat, seed=3, chunk=24).x_adv
     other = craft(attack, net, x, y, index, threat, seed=3, chunk=5).x_adv
-    # Float rounding may tip a comparison of losses, so single examples may differ; other noise would move all.
+    # Float rounding may tip a comparison of losses, so single examples may differ; other noise
+    # would move all.
     assert int(((one - other).abs().flatten(1).amax(1) < 1e-4).sum()) >= 22
     assert not torch.equal(one, craft(attack, net, x, y, index, threat, seed=4, chunk=24).x_adv)
 
@@ -126,7 +155,9 @@ def test_apgd_checks_at_the_published_steps():
     # p = 0, 0.22, 0.41, 0.57, 0.70, 0.80, 0.87, 0.93, 0.99 (Croce & Hein 2020, eq. 5), times 100
     checks = apgd._checkpoints(100)
     found = [next(checks)[0] for _ in range(8)]
-    assert all(abs(f - w) <= 1 for f, w in zip(found, [22, 41, 57, 70, 80, 87, 93, 99], strict=True))
+    assert all(
+        abs(f - w) <= 1 for f, w in zip(found, [22, 41, 57, 70, 80, 87, 93, 99], strict=True)
+    )
 
 
 def test_apgd_halves_its_step_where_it_stalls_and_goes_back_to_its_best():
@@ -137,12 +168,14 @@ def test_apgd_halves_its_step_where_it_stalls_and_goes_back_to_its_best():
         rises=torch.tensor([10.0, 7.0, 10.0]),  # of 10: enough, too few, enough
         halved=torch.tensor([False, False, False]),
         score=torch.tensor([2.0, 2.0, 1.0]),
-        anchor=torch.tensor([1.0, 1.0, 1.0]),  # the third has found nothing better since the last checkpoint
+        # the third has found nothing better since the last checkpoint
+        anchor=torch.tensor([1.0, 1.0, 1.0]),
     )
     after, gradient = apgd._checked(at, torch.ones(3, 1, 1, 1), 10)
     assert torch.allclose(after.step, torch.tensor([0.2, 0.1, 0.1]))
     assert torch.allclose(after.x.flatten(), torch.tensor([0.05, 0.02, 0.02]))
-    assert gradient.flatten().tolist() == [1.0, 0.0, 0.0]  # the gradient of the best point, where it went back
+    # the gradient of the best point, where it went back
+    assert gradient.flatten().tolist() == [1.0, 0.0, 0.0]
     assert after.halved.tolist() == [False, True, True] and after.rises.tolist() == [0.0, 0.0, 0.0]
 
 
@@ -153,12 +186,15 @@ def test_apgd_returns_the_best_point_of_examples_that_stand(scene):
     first = craft(ra.APGD(steps=1, loss="margin"), net, x, y, index, ra.Linf(0.0005)).x_adv
     with torch.no_grad():
         gap = [
-            (z.scatter(1, y[:, None], -9e9).amax(1) - z.gather(1, y[:, None])[:, 0]) for z in map(net, (x, first, made))
+            (z.scatter(1, y[:, None], -9e9).amax(1) - z.gather(1, y[:, None])[:, 0])
+            for z in map(net, (x, first, made))
         ]
     net.train()
     standing = gap[2] < 0
     assert int(standing.sum()) > 10
-    assert bool((gap[2] >= gap[1] - 1e-6)[standing].all()) and bool((gap[2] > gap[0])[standing].all())
+    assert bool((gap[2] >= gap[1] - 1e-6)[standing].all()) and bool(
+        (gap[2] > gap[0])[standing].all()
+    )
 
 
 def test_apgd_refuses_targets_it_cannot_have(scene):
@@ -170,7 +206,14 @@ def test_apgd_refuses_targets_it_cannot_have(scene):
     two = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
     image = torch.rand(4, 3, 2, 2)
     with pytest.raises(ValueError, match='at least 3 classes, got 2; use loss="margin"'):
-        craft(ra.APGD(steps=2, loss="dlr"), two, image, two(image).argmax(1), torch.arange(4), ra.Linf(0.1))
+        craft(
+            ra.APGD(steps=2, loss="dlr"),
+            two,
+            image,
+            two(image).argmax(1),
+            torch.arange(4),
+            ra.Linf(0.1),
+        )
 
 
 @pytest.mark.parametrize("p", ["linf", "l2"])
@@ -182,9 +225,14 @@ def test_squares_shrink_as_published(p):
 
 def test_a_short_search_of_square_shrinks_faster_but_less_than_in_proportion():
     short = ra.Square(queries=100, p_init=0.8)
-    # 100 queries pass through the schedule (10,000 / 100)^0.75 = 31.6 and (10,000 / 100)^0.5 = 10 times as fast
-    assert [short._share(q, "linf") for q in (1, 2, 6, 7, 100)] == pytest.approx([0.4, 0.2, 0.2, 0.1, 0.8 / 64])
-    assert [short._share(q, "l2") for q in (1, 2, 5, 6, 100)] == pytest.approx([0.8, 0.4, 0.4, 0.2, 0.05])
+    # 100 queries pass through the schedule (10,000 / 100)^0.75 = 31.6 and (10,000 / 100)^0.5 = 10
+    # times as fast
+    assert [short._share(q, "linf") for q in (1, 2, 6, 7, 100)] == pytest.approx(
+        [0.4, 0.2, 0.2, 0.1, 0.8 / 64]
+    )
+    assert [short._share(q, "l2") for q in (1, 2, 5, 6, 100)] == pytest.approx(
+        [0.8, 0.4, 0.4, 0.2, 0.05]
+    )
 
 
 def test_the_bump_of_square_is_that_of_the_paper():
@@ -192,7 +240,11 @@ def test_the_bump_of_square_is_that_of_the_paper():
     row = square._bump(5, 5)[2]
     assert row.tolist() == pytest.approx([1 / 9, 13 / 36, 49 / 36, 13 / 36, 1 / 9])
     pair = square._pair(5)
-    assert float(pair.norm()) == pytest.approx(1.0) and bool((pair[:2] > 0).all()) and bool((pair[2:] < 0).all())
+    assert (
+        float(pair.norm()) == pytest.approx(1.0)
+        and bool((pair[:2] > 0).all())
+        and bool((pair[2:] < 0).all())
+    )
 
 
 @pytest.mark.parametrize("threat", [ra.Linf(0.1), ra.L2(2.0)], ids=str)
@@ -210,7 +262,10 @@ def test_a_repaint_stays_within_its_windows_and_keeps_to_the_budget(threat):
     corners, signs = square._drawn(x, [side], torch.arange(8), 0, stream=1)
     tried = repaint(best, x, threat.eps, side, corners[:, 0], signs[:, 0])
     touched = (tried - best).abs().amax(1) > 1e-6
-    assert bool((touched.flatten(1).sum(1) > 0).all()) and int(touched.flatten(1).sum(1).max()) <= windows * side**2
+    assert (
+        bool((touched.flatten(1).sum(1) > 0).all())
+        and int(touched.flatten(1).sum(1).max()) <= windows * side**2
+    )
     assert bool((norm(tried - x, threat.norm) <= threat.eps * (1 + 1e-5)).all())
     if threat.norm == "l2":  # what the box does not cut is spent again
         assert torch.allclose(norm(tried - x, "l2"), torch.tensor(2.0), rtol=1e-3)
@@ -267,7 +322,10 @@ def test_square_takes_larger_chunks_unless_told():
 
 def test_rfgsm_is_fgsm_where_it_does_not_start_elsewhere(scene):
     net, x, y, index = scene
-    made = [craft(a, net, x, y, index, ra.Linf(0.03)).x_adv for a in (ra.RFGSM(start=0.0), ra.FGSM(), ra.RFGSM())]
+    made = [
+        craft(a, net, x, y, index, ra.Linf(0.03)).x_adv
+        for a in (ra.RFGSM(start=0.0), ra.FGSM(), ra.RFGSM())
+    ]
     assert torch.equal(made[0], made[1]) and not torch.equal(made[2], made[1])
 
 
@@ -292,16 +350,33 @@ def test_one_direction_of_noise_serves_every_eps(scene):
 
 def test_a_path_stops_at_the_first_level_that_fools():
     class Bright(nn.Module):
-        """Class 1 as soon as the mean is above 0.3: contrast reaches it at level 0.5 from an image of 0.1."""
+        """Class 1 as soon as the mean is above 0.3: contrast reaches it at level 0.5 from an image
+        of 0.1."""
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             over = x.flatten(1).mean(1) - 0.3
             return torch.stack([-over, over], dim=1)
 
     x = torch.full((5, 1, 8, 8), 0.1)
-    made = craft(ra.Contrast(steps=7), Bright(), x, torch.zeros(5, dtype=torch.int64), torch.arange(5), ra.Linf(0.5))
-    assert made.x_adv.mean().item() == pytest.approx(0.3, abs=1e-4) and bool((made.x_adv.mean((1, 2, 3)) > 0.3).all())
-    none = craft(ra.GaussianBlur(), Bright(), x, torch.zeros(5, dtype=torch.int64), torch.arange(5), ra.Linf(0.5))
+    made = craft(
+        ra.Contrast(steps=7),
+        Bright(),
+        x,
+        torch.zeros(5, dtype=torch.int64),
+        torch.arange(5),
+        ra.Linf(0.5),
+    )
+    assert made.x_adv.mean().item() == pytest.approx(0.3, abs=1e-4) and bool(
+        (made.x_adv.mean((1, 2, 3)) > 0.3).all()
+    )
+    none = craft(
+        ra.GaussianBlur(),
+        Bright(),
+        x,
+        torch.zeros(5, dtype=torch.int64),
+        torch.arange(5),
+        ra.Linf(0.5),
+    )
     assert torch.equal(none.x_adv, x)  # a blur does not change the mean
 
 
@@ -316,8 +391,18 @@ def test_expectation_averages_repeats_and_leaves_the_generator_alone():
     out = net(x)
     assert torch.rand(1).item() == torch.rand(1, generator=torch.Generator().manual_seed(5)).item()
     assert float((out - x.flatten(1)[:, :3]).abs().max()) < 0.25  # five standard errors
-    assert torch.equal(net(x), out) and not torch.equal(ra.Expectation(Noisy(), 400, seed=2)(x), out)
-    craft(ra.PGD(steps=2), Noisy(), x, y, torch.arange(6), ra.Linf(0.1), gradients=ra.Expectation(Noisy(), draws=3))
+    assert torch.equal(net(x), out) and not torch.equal(
+        ra.Expectation(Noisy(), 400, seed=2)(x), out
+    )
+    craft(
+        ra.PGD(steps=2),
+        Noisy(),
+        x,
+        y,
+        torch.arange(6),
+        ra.Linf(0.1),
+        gradients=ra.Expectation(Noisy(), draws=3),
+    )
     with pytest.raises(ValueError, match="at least 1"):
         ra.Expectation(Noisy(), draws=0)
 
@@ -330,7 +415,12 @@ NETS = ["lenet-mnist", "lenet-mnist-robust", "JumpReLU(kappa=1.0)", "SReLU(alpha
 def mnist(name: str, n: int = 100):
     images = ra.data(f"mnist[:{n}]")
     net = ra.load(name if "(" not in name else "lenet-mnist")
-    return (net if "(" not in name else ra.retrofit(net, ra.parse(name))), images.images, images.labels, images.index
+    return (
+        (net if "(" not in name else ra.retrofit(net, ra.parse(name))),
+        images.images,
+        images.labels,
+        images.index,
+    )
 
 
 def right(net, x, y) -> int:
@@ -363,8 +453,11 @@ def test_apgd_is_not_weaker_than_pyautoattacks(name, loss, threat):
             logger=logging.getLogger("quiet"),
         )
         theirs += right(net, peer.perturb(x[ok], y[ok]), y[ok])
-        ours += right(net, craft(ra.APGD(steps=20, loss=loss), net, x, y, index, threat, seed=seed).x_adv, y)
-    # The same algorithm from other random starts: the sum of three runs varies by 2 or 3 from seeds to seeds.
+        ours += right(
+            net, craft(ra.APGD(steps=20, loss=loss), net, x, y, index, threat, seed=seed).x_adv, y
+        )
+    # The same algorithm from other random starts: the sum of three runs varies by 2 or 3 from seeds
+    # to seeds.
     assert ours <= theirs + 6, (ours, theirs)
 
 
@@ -377,7 +470,9 @@ def test_square_is_not_weaker_than_pyautoattacks(threat):
 
     net, x, y, index = mnist("lenet-mnist", 60)
     norm_name = {"linf": "Linf", "l2": "L2"}[threat.norm]
-    peer = SquareAttack(net, norm=norm_name, n_queries=100, eps=threat.eps, seed=0, resc_schedule=True, device="cpu")
+    peer = SquareAttack(
+        net, norm=norm_name, n_queries=100, eps=threat.eps, seed=0, resc_schedule=True, device="cpu"
+    )
     ours = right(net, craft(ra.Square(queries=100), net, x, y, index, threat).x_adv, y)
     assert ours <= right(net, peer.perturb(x, y), y) + 1
 
@@ -404,7 +499,8 @@ def test_square_is_not_weaker_than_pyautoattacks(threat):
 def test_the_gradient_attacks_are_not_weaker_than_foolboxs(name, ours, theirs, threat):
     net, x, y, index = mnist(name)
     made = [right(net, craft(a, net, x, y, index, threat).x_adv, y) for a in (ours, theirs)]
-    assert made[0] <= made[1] + (1 if isinstance(ours, ra.PGD) else 0), made  # PGD's starts are random
+    # PGD's starts are random
+    assert made[0] <= made[1] + (1 if isinstance(ours, ra.PGD) else 0), made
 
 
 @needs_mnist
@@ -423,9 +519,22 @@ def test_on_a_residual_network_none_is_weaker_than_its_peer():
         (ra.PGD(steps=5, relative_step=0.25), ra.Foolbox("LinfPGD", steps=5, rel_stepsize=0.25)),
     ]
     for ours, theirs in peers:
-        made = [right(net, craft(a, net, x, y, index, ra.Linf(eps)).x_adv, y) for a in (ours, theirs)]
-        assert made[0] <= made[1] + (1 if isinstance(ours, ra.PGD) else 0) and made[1] < clean, (ours, made)
-    peer = APGDAttack(net, n_iter=10, norm="Linf", eps=eps, loss="dlr", device="cpu", logger=logging.getLogger("quiet"))
+        made = [
+            right(net, craft(a, net, x, y, index, ra.Linf(eps)).x_adv, y) for a in (ours, theirs)
+        ]
+        assert made[0] <= made[1] + (1 if isinstance(ours, ra.PGD) else 0) and made[1] < clean, (
+            ours,
+            made,
+        )
+    peer = APGDAttack(
+        net,
+        n_iter=10,
+        norm="Linf",
+        eps=eps,
+        loss="dlr",
+        device="cpu",
+        logger=logging.getLogger("quiet"),
+    )
     ours = right(net, craft(ra.APGD(steps=10, loss="dlr"), net, x, y, index, ra.Linf(eps)).x_adv, y)
     assert ours <= right(net, peer.perturb(x, y), y) + 1  # random starts
 
@@ -435,7 +544,9 @@ def test_a_slope_of_100_masks_cross_entropy_and_falls_to_margins_as_the_plain_ne
     plain, x, y, index = mnist("lenet-mnist")
     steep = mnist("SReLU(alpha=100.0)")[0]
     left = {
-        (name, loss): right(net, craft(ra.APGD(steps=30, loss=loss), net, x, y, index, ra.Linf(0.1)).x_adv, y)
+        (name, loss): right(
+            net, craft(ra.APGD(steps=30, loss=loss), net, x, y, index, ra.Linf(0.1)).x_adv, y
+        )
         for name, net in (("plain", plain), ("steep", steep))
         for loss in ("cross_entropy", "margin")
     }

@@ -1,4 +1,5 @@
-"""Foreign attacks through our oracle: they read back, keep the ball, count, repeat, and say what is missing."""
+"""Foreign attacks through our oracle: they read back, keep the ball, count, repeat, and say what is
+missing."""
 
 import importlib.util
 import os
@@ -15,8 +16,12 @@ from retroact.attacks.geometry import norm
 
 needs_foolbox = pytest.mark.skipif(not importlib.util.find_spec("foolbox"), reason="no foolbox")
 has_data = os.path.isdir(os.path.join(os.environ.get("RETROACT_DATA", ""), "mnist"))
-needs_mnist = pytest.mark.skipif(not has_data, reason="no MNIST: set RETROACT_DATA to a folder that has mnist/")
-needs_autoattack = pytest.mark.skipif(not importlib.util.find_spec("pyautoattack"), reason="no pyautoattack")
+needs_mnist = pytest.mark.skipif(
+    not has_data, reason="no MNIST: set RETROACT_DATA to a folder that has mnist/"
+)
+needs_autoattack = pytest.mark.skipif(
+    not importlib.util.find_spec("pyautoattack"), reason="no pyautoattack"
+)
 
 FOOLBOX = [
     (ra.Foolbox("LinfDeepFoolAttack", steps=5), ra.Linf(0.05)),
@@ -30,7 +35,9 @@ FOOLBOX = [
 
 def scene(classes: int = 10):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(6 * 9, classes)).eval()
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(4), nn.Flatten(), nn.Linear(6 * 9, classes)
+    ).eval()
     x = torch.rand(12, 3, 16, 16)
     return net, x, net(x).argmax(1), torch.arange(12)
 
@@ -38,10 +45,16 @@ def scene(classes: int = 10):
 def test_options_are_keywords_or_pairs_and_read_back():
     attack = ra.Foolbox("LinfDeepFoolAttack", steps=50, overshoot=0.02)
     assert attack == ra.Foolbox("LinfDeepFoolAttack", (("steps", 50), ("overshoot", 0.02)))
-    assert str(attack) == "Foolbox(name='LinfDeepFoolAttack', options=(('overshoot', 0.02), ('steps', 50)))"
-    assert specs.parse(str(attack)) == attack and specs.key(specs.parse(str(attack))) == specs.key(attack)
+    assert (
+        str(attack)
+        == "Foolbox(name='LinfDeepFoolAttack', options=(('overshoot', 0.02), ('steps', 50)))"
+    )
+    assert specs.parse(str(attack)) == attack and specs.key(specs.parse(str(attack))) == specs.key(
+        attack
+    )
     assert len({attack, specs.parse(str(attack))}) == 1 and attack.passes == 50
-    assert specs.parse('Foolbox("LinfPGD", steps=50)') == ra.Foolbox("LinfPGD", steps=50)  # as typed in a shell
+    # as typed in a shell
+    assert specs.parse('Foolbox("LinfPGD", steps=50)') == ra.Foolbox("LinfPGD", steps=50)
     assert specs.parse(str(ra.AutoAttack())) == ra.AutoAttack()
     with pytest.raises(specs.SpecError, match="expected pairs"):
         ra.Foolbox("LinfPGD", ("steps", 50))
@@ -65,18 +78,24 @@ def test_foolbox_gets_its_gradients_from_the_source():
     net, x, y, index = scene()
     torch.manual_seed(9)
     other = nn.Sequential(nn.Flatten(), nn.Linear(768, 10)).eval()
-    made = craft(ra.Foolbox("LinfFastGradientAttack"), net, x, y, index, ra.Linf(0.1), gradients=other)
-    with torch.no_grad():  # the slopes of the source, weighted by the loss at the logits of the network under attack
+    made = craft(
+        ra.Foolbox("LinfFastGradientAttack"), net, x, y, index, ra.Linf(0.1), gradients=other
+    )
+    # the slopes of the source, weighted by the loss at the logits of the network under attack
+    with torch.no_grad():
         slope = (net(x).softmax(1) - nn.functional.one_hot(y, 10)) @ other[1].weight
         expected = (x + 0.1 * slope.view_as(x).sign()).clamp(0, 1)
-    assert float(((made.x_adv - expected).abs() < 1e-5).float().mean()) > 0.999  # a slope near zero may round over
+    # a slope near zero may round over
+    assert float(((made.x_adv - expected).abs() < 1e-5).float().mean()) > 0.999
     assert set(made.gradients.tolist()) == {1}
 
 
 @needs_foolbox
 def test_foolbox_says_what_it_does_not_have():
     net, x, y, index = scene()
-    with pytest.raises(ValueError, match=r"has no attack 'LinfDeepFool'; it has .*LinfDeepFoolAttack"):
+    with pytest.raises(
+        ValueError, match=r"has no attack 'LinfDeepFool'; it has .*LinfDeepFoolAttack"
+    ):
         craft(ra.Foolbox("LinfDeepFool"), net, x, y, index, ra.Linf(0.1))
     with pytest.raises(ValueError, match="choose a threat of its norm"):
         craft(ra.Foolbox("LinfDeepFoolAttack"), net, x, y, index, ra.L2(0.1))
@@ -93,8 +112,12 @@ def test_autoattack_is_not_weaker_than_a_plain_attack_and_serves_few_classes():
     ours = craft(ra.PGD(steps=10), net, x, y, index, ra.Linf(0.01)).x_adv
     made = craft(ra.AutoAttack(version="rand"), net, x, y, index, ra.Linf(0.01))
     assert int((net(made.x_adv).argmax(1) == y).sum()) <= int((net(ours).argmax(1) == y).sum())
-    assert float(norm(made.x_adv - x, "linf").max()) <= 0.01 + 1e-6 and int(made.gradients.max()) > 0
-    assert torch.equal(craft(ra.AutoAttack(version="rand"), net, x, y, index, ra.Linf(0.01)).x_adv, made.x_adv)
+    assert (
+        float(norm(made.x_adv - x, "linf").max()) <= 0.01 + 1e-6 and int(made.gradients.max()) > 0
+    )
+    assert torch.equal(
+        craft(ra.AutoAttack(version="rand"), net, x, y, index, ra.Linf(0.01)).x_adv, made.x_adv
+    )
     with pytest.raises(ValueError, match="serves Untargeted"):
         craft(ra.AutoAttack(), net, x, y, index, ra.Linf(0.1), ra.LeastLikely())
 
@@ -105,21 +128,27 @@ def test_autoattack_is_not_weaker_than_a_plain_attack_and_serves_few_classes():
     ("data", "eps", "right", "looks"),
     [
         ("mnist[:8]", 0.3, 0.0, 500),  # all fall to APGD-CE, the first of four parts
-        pytest.param("mnist[2:4]", 0.1, 0.5, 6000, marks=pytest.mark.slow),  # one stands through all, Square's 5000 too
+        # one stands through all, Square's 5000 too
+        pytest.param("mnist[2:4]", 0.1, 0.5, 6000, marks=pytest.mark.slow),
     ],
 )
 def test_the_standard_autoattack_goes_through_evaluate(data, eps, right, looks):
-    record = ra.evaluate(ra.load("lenet-mnist"), ra.data(data), ra.AutoAttack(version="standard"), ra.Linf(eps))
+    record = ra.evaluate(
+        ra.load("lenet-mnist"), ra.data(data), ra.AutoAttack(version="standard"), ra.Linf(eps)
+    )
     assert ra.clean_accuracy(record) == 1.0 and ra.robust_accuracy(record) == right
     fallen = record.adversarial != record.label
-    assert float(record.distance[:, 3].max()) <= eps * (1 + 1e-6) and bool((record.distance[fallen, 3] > 0).all())
+    assert float(record.distance[:, 3].max()) <= eps * (1 + 1e-6) and bool(
+        (record.distance[fallen, 3] > 0).all()
+    )
     assert looks / 3 < int(record.queries.max()) < 2 * looks and int(record.gradients.min()) > 100
     assert not record.nonfinite.any()
 
 
 @needs_autoattack
 def test_autoattack_is_given_images_that_it_can_view_as_rows(monkeypatch):
-    """It calls `grad.view(n, -1)`, which fails where the channels of its images lie next to each other."""
+    """It calls `grad.view(n, -1)`, which fails where the channels of its images lie next to each
+    other."""
     import pyautoattack
 
     seen = []
@@ -130,7 +159,14 @@ def test_autoattack_is_given_images_that_it_can_view_as_rows(monkeypatch):
 
     monkeypatch.setattr(pyautoattack.AutoAttack, "run_standard_evaluation", run)
     net, x, y, index = scene()
-    craft(ra.AutoAttack(), net, x.contiguous(memory_format=torch.channels_last), y, index, ra.Linf(0.1))
+    craft(
+        ra.AutoAttack(),
+        net,
+        x.contiguous(memory_format=torch.channels_last),
+        y,
+        index,
+        ra.Linf(0.1),
+    )
     assert seen == [True]
 
 
@@ -138,7 +174,9 @@ def test_autoattack_is_given_images_that_it_can_view_as_rows(monkeypatch):
 @pytest.mark.parametrize(("version", "classes"), [("standard", 3), ("plus", 3), ("rand", 2)])
 def test_autoattack_refuses_too_few_classes_for_its_dlr(version, classes):
     net, x, y, index = scene(classes)
-    with pytest.raises(ValueError, match=rf"needs at least {classes + 1} classes, got {classes}; use APGD"):
+    with pytest.raises(
+        ValueError, match=rf"needs at least {classes + 1} classes, got {classes}; use APGD"
+    ):
         craft(ra.AutoAttack(version=version), net, x, y, index, ra.Linf(0.1))
 
 

@@ -75,4 +75,5 @@ def test_random_starts_fill_the_ball():
     square = (random_start(x, Linf(0.25), index, seed=3) - 0.5).flatten(1)
     assert abs(float(square.var()) - 0.5**2 / 12) < 1e-3
     disc = norm(random_start(x, L2(0.25), index, seed=3) - x, "l2")
-    assert abs(float((disc < 0.25 / 2**0.5).float().mean()) - 0.5) < 0.03  # half the area lies within r/√2
+    # half the area lies within r/√2
+    assert abs(float((disc < 0.25 / 2**0.5).float().mean()) - 0.5) < 0.03

@@ -65,7 +65,15 @@ ATTACKS = [
 ]
 FOREIGN = (ra.Foolbox, ra.AutoAttack)
 DRAW = {  # the attacks that use the seed; all others give the same whatever it is
-    *("APGD", "AdditiveGaussianNoise", "AdditiveUniformNoise", "AutoAttack", "BlendedNoise", "Foolbox", "Momentum"),
+    *(
+        "APGD",
+        "AdditiveGaussianNoise",
+        "AdditiveUniformNoise",
+        "AutoAttack",
+        "BlendedNoise",
+        "Foolbox",
+        "Momentum",
+    ),
     *("PGD", "RFGSM", "SaltAndPepper", "Square", "Torchattacks13RFGSM"),
 }
 NEAR: dict[str, ThreatModel] = {"linf": Linf(0.02), "l2": L2(0.2)}  # some fall, some stand
@@ -79,16 +87,22 @@ def norms(attack: Attack) -> tuple[str, ...]:
 
 
 def untargeted_only(attack: Attack) -> bool:
-    return "published" in type(attack).__module__ or isinstance(attack, ra.AutoAttack) or getattr(attack, "targets", 0)
+    return (
+        "published" in type(attack).__module__
+        or isinstance(attack, ra.AutoAttack)
+        or getattr(attack, "targets", 0)
+    )
 
 
 def shows_its_try(attack: Attack) -> bool:
-    """The published variants are judged by where they ended, inversion by its one image: they may move and fail."""
+    """The published variants are judged by where they ended, inversion by its one image: they may
+    move and fail."""
     return "published" in type(attack).__module__ or isinstance(attack, ra.Inversion)
 
 
 def threat_of(attack: Attack, p: str) -> ThreatModel:
-    """AutoAttack is asked where its first part fools all: the other three would take seconds an image."""
+    """AutoAttack is asked where its first part fools all: the other three would take seconds an
+    image."""
     if attack.kind == "minimum-norm":
         return WIDE[p]
     return (FAR if isinstance(attack, ra.AutoAttack) else NEAR)[p]
@@ -106,7 +120,10 @@ each_norm = pytest.mark.parametrize(("attack", "p"), [case(a, p) for a, p in EAC
 OURS = [(a, p) for a, p in EACH if not isinstance(a, FOREIGN)]
 each_of_ours = pytest.mark.parametrize(("attack", "p"), OURS, ids=str)
 CASES = [
-    (a, p, g) for a, p in EACH for g in (Untargeted(), LeastLikely()) if g == Untargeted() or not untargeted_only(a)
+    (a, p, g)
+    for a, p in EACH
+    for g in (Untargeted(), LeastLikely())
+    if g == Untargeted() or not untargeted_only(a)
 ]
 each_case = pytest.mark.parametrize(("attack", "p", "goal"), [case(*c) for c in CASES], ids=str)
 
@@ -116,12 +133,14 @@ each_case = pytest.mark.parametrize(("attack", "p", "goal"), [case(*c) for c in 
 
 @cache
 def small() -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    """A small network in train mode on purpose (attacks must not mind), and eight images, two misclassified."""
+    """A small network in train mode on purpose (attacks must not mind), and eight images, two
+    misclassified."""
     torch.manual_seed(0)
     layers = nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Dropout(0.5), nn.MaxPool2d(2), nn.Flatten()
     net = nn.Sequential(*layers, nn.Linear(4 * 16, 6)).eval().requires_grad_(False)
     x = torch.rand(8, 3, 10, 10, generator=torch.Generator().manual_seed(1))
-    x = x.where(torch.rand(x.shape, generator=torch.Generator().manual_seed(2)) > 0.2, 0.0)  # pixels at the edge
+    # pixels at the edge
+    x = x.where(torch.rand(x.shape, generator=torch.Generator().manual_seed(2)) > 0.2, 0.0)
     x = x * torch.linspace(0.2, 1.0, 8)[:, None, None, None]  # dark and bright
     net[-1].bias -= net(x).mean(0)  # or all would be of one class
     y = net(x).argmax(1)
@@ -131,7 +150,9 @@ def small() -> tuple[nn.Module, Tensor, Tensor, Tensor]:
 
 def run(attack: Attack, p: str, goal: Goal, **more: object) -> Outcome:
     net, x, y, index = small()
-    return craft(attack, net, x, y, index, threat_of(attack, p), goal, **{"seed": 3, "chunk": 4} | more)
+    return craft(
+        attack, net, x, y, index, threat_of(attack, p), goal, **{"seed": 3, "chunk": 4} | more
+    )
 
 
 first_run = cache(run)  # the laws that ask for nothing else share one run
@@ -149,7 +170,9 @@ def test_the_list_has_every_attack_of_the_package():
     for name in ra.__all__:
         getattr(ra, name)
     # what a study needs to stand beside another library's attack is tested with the study
-    package = {cls for cls in specs.known(having="norms") if cls.__module__.startswith("retroact.attacks.")}
+    package = {
+        cls for cls in specs.known(having="norms") if cls.__module__.startswith("retroact.attacks.")
+    }
     assert {type(attack) for attack in ATTACKS} == package
     assert {(type(a), p) for a, p in EACH} == {(cls, p) for cls in package for p in cls.norms}
 
@@ -165,13 +188,25 @@ def test_stays_in_ball_and_box_and_leaves_everything_as_it_was(attack, p, goal):
     before = {k: v.clone() for k, v in net.state_dict().items()}
     clean, labels, state = x.clone(), y.clone(), torch.get_rng_state()
     made, threat = run(attack, p, goal), threat_of(attack, p)
-    assert made.x_adv.shape == x.shape and made.x_adv.dtype == x.dtype and bool(made.x_adv.isfinite().all())
+    assert (
+        made.x_adv.shape == x.shape
+        and made.x_adv.dtype == x.dtype
+        and bool(made.x_adv.isfinite().all())
+    )
     assert float(norm(made.x_adv - x, p).max()) <= threat.eps * (1 + 1e-5) + 1e-6
     assert made.x_adv.min() >= 0 and made.x_adv.max() <= 1
-    assert torch.equal(x, clean) and torch.equal(y, labels) and torch.equal(torch.get_rng_state(), state)
+    assert (
+        torch.equal(x, clean)
+        and torch.equal(y, labels)
+        and torch.equal(torch.get_rng_state(), state)
+    )
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
-    assert all(q.grad is None and q.requires_grad for q in net.parameters()) and all(m.training for m in net.modules())
-    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in net.modules())
+    assert all(q.grad is None and q.requires_grad for q in net.parameters()) and all(
+        m.training for m in net.modules()
+    )
+    assert not any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in net.modules()
+    )
 
 
 @each_case
@@ -192,21 +227,30 @@ def test_an_example_does_not_depend_on_the_others(attack, p, goal):
     assert torch.equal(again.x_adv, first_run(attack, p, goal).x_adv)
     assert torch.equal(again.queries, first_run(attack, p, goal).queries)
     one, other = (
-        craft(attack, net, x[rows], y[rows], index[rows], threat_of(attack, p), goal, seed=3, chunk=1)
+        craft(
+            attack, net, x[rows], y[rows], index[rows], threat_of(attack, p), goal, seed=3, chunk=1
+        )
         for rows in ([6, 1, 3], [1, 3, 6])
     )
     there = [1, 2, 0]
     assert torch.equal(one.x_adv[there], other.x_adv)
-    assert torch.equal(one.queries[there], other.queries) and torch.equal(one.gradients[there], other.gradients)
+    assert torch.equal(one.queries[there], other.queries) and torch.equal(
+        one.gradients[there], other.gradients
+    )
 
 
-@each_of_ours  # foreign attacks draw from generators with a state: their results depend on the chunk's make-up
+# foreign attacks draw from generators with a state: their results depend on the chunk's make-up
+@each_of_ours
 def test_chunks_change_nothing_but_rounding(attack, p):
     net, x, y, index = small()
-    if hasattr(attack, "probes"):  # a probe lands on the boundary to the last bit: rounding says on which side
+    # a probe lands on the boundary to the last bit: rounding says on which side
+    if hasattr(attack, "probes"):
         attack = dataclasses.replace(attack, probes=0)
-    net, x = copy.deepcopy(net).double(), x.double()  # in float32 a rounding may tip a comparison of losses
-    one, other = (craft(attack, net, x, y, index, threat_of(attack, p), seed=3, chunk=c) for c in (8, 3))
+    # in float32 a rounding may tip a comparison of losses
+    net, x = copy.deepcopy(net).double(), x.double()
+    one, other = (
+        craft(attack, net, x, y, index, threat_of(attack, p), seed=3, chunk=c) for c in (8, 3)
+    )
     assert float((one.x_adv - other.x_adv).abs().max()) < 1e-5
     assert torch.equal(one.queries, other.queries) and torch.equal(one.gradients, other.gradients)
 
@@ -222,8 +266,12 @@ def test_serves_a_network_of_another_dtype(attack, p, dtype):
 
 @each_norm
 def test_the_seed_moves_those_that_draw_and_no_others(attack, p):
-    same = torch.equal(run(attack, p, Untargeted(), seed=4).x_adv, first_run(attack, p, Untargeted()).x_adv)
-    assert same == (type(attack).__name__ not in DRAW or getattr(attack, "random_start", True) is False)
+    same = torch.equal(
+        run(attack, p, Untargeted(), seed=4).x_adv, first_run(attack, p, Untargeted()).x_adv
+    )
+    assert same == (
+        type(attack).__name__ not in DRAW or getattr(attack, "random_start", True) is False
+    )
 
 
 @each_case
@@ -237,11 +285,15 @@ def test_costs_no_more_than_it_says_and_needs_no_more_than_it_says(attack, p, go
             with pytest.raises(ValueError, match=f"needs {attack.needs} access"):
                 craft(attack, net, *rest, scoped, goal)
         elif access != "gradient":
-            assert torch.equal(craft(attack, net, *rest, scoped, goal, seed=3, chunk=4).x_adv, made.x_adv)
+            assert torch.equal(
+                craft(attack, net, *rest, scoped, goal, seed=3, chunk=4).x_adv, made.x_adv
+            )
             assert int(made.gradients.max()) == 0
 
 
-@pytest.mark.parametrize(("attack", "p", "goal"), [c for c in CASES if c[0].kind == "minimum-norm"], ids=str)
+@pytest.mark.parametrize(
+    ("attack", "p", "goal"), [c for c in CASES if c[0].kind == "minimum-norm"], ids=str
+)
 def test_a_minimum_norm_attack_moves_only_what_reaches_the_goal_within_the_radius(attack, p, goal):
     net, x, y, index = small()
     found = first_run(attack, p, goal).x_adv
@@ -262,7 +314,8 @@ def test_an_attack_that_serves_no_target_refuses_one(attack):
 
 
 class Broken(nn.Module):
-    """A network whose logits are NaN, infinite or all alike as soon as a pixel is none of the clean ones, ¼ and ½."""
+    """A network whose logits are NaN, infinite or all alike as soon as a pixel is none of the clean
+    ones, ¼ and ½."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -277,7 +330,10 @@ class Broken(nn.Module):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])  # 0: all logits alike
 @each_norm
 def test_nan_is_a_flag_and_never_a_success_nor_in_an_image(attack, p, value):
-    net, x = Broken(value), torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(5)).round() / 4 + 0.25
+    net, x = (
+        Broken(value),
+        torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(5)).round() / 4 + 0.25,
+    )
     y, index = net(x).argmax(1), torch.arange(2)
     threat = WIDE[p] if attack.kind == "minimum-norm" else FAR[p]
     record = evaluate(net, ra.Images(x, y, index), attack, threat, keep=2)
@@ -305,7 +361,7 @@ def test_dead_gradients_are_counted(attack, p):
     assert bool((Dead()(made.x_adv).argmax(1) == 0).all())
 
 
-# --------------------------------------------------------- the size of logits, and what is added to them
+# ---------------------------------------------------- the size of logits, and what is added to them
 
 
 class Affine(nn.Module):
@@ -319,10 +375,18 @@ class Affine(nn.Module):
         return self.net(x) * self.by + self.plus
 
 
-def facts(attack: Attack, p: str, net: nn.Module, goal: Goal | None = None, threat: ThreatModel | None = None):
+def facts(
+    attack: Attack,
+    p: str,
+    net: nn.Module,
+    goal: Goal | None = None,
+    threat: ThreatModel | None = None,
+):
     _, x, y, index = small()
     data = ra.Images(x, y, index)
-    return evaluate(net, data, attack, threat or threat_of(attack, p), goal=goal, seed=3, chunk=4, keep=8)
+    return evaluate(
+        net, data, attack, threat or threat_of(attack, p), goal=goal, seed=3, chunk=4, keep=8
+    )
 
 
 @cache
@@ -335,7 +399,8 @@ def test_an_offset_of_all_logits_changes_nothing(attack, p):
     one, other = (facts(attack, p, net) for net in (in_double(), Affine(in_double(), plus=1e6)))
     assert (one.clean == other.clean).all() and (one.adversarial == other.adversarial).all()
     assert not one.nonfinite.any() and not other.nonfinite.any()
-    if attack.kind == "minimum-norm":  # a radius that fells all says little: at one that fells some, the same fall
+    # a radius that fells all says little: at one that fells some, the same fall
+    if attack.kind == "minimum-norm":
         size, again = (r.distance[:, {"l2": 2, "linf": 3}[p]] for r in (one, other))
         found = sorted(size[size > 0])
         near = max(itertools.pairwise(found), key=lambda pair: pair[1] / pair[0])
@@ -349,9 +414,14 @@ def on_margins(attack: Attack) -> Attack:
     return dataclasses.replace(attack, loss="margin") if softmax else attack
 
 
-MARGINS = dict.fromkeys((on_margins(a), p) for a, p in OURS if "published" not in type(a).__module__)
+MARGINS = dict.fromkeys(
+    (on_margins(a), p) for a, p in OURS if "published" not in type(a).__module__
+)
 SCALES = [
-    (a, p, g) for a, p in MARGINS for g in (Untargeted(), LeastLikely()) if g == Untargeted() or not untargeted_only(a)
+    (a, p, g)
+    for a, p in MARGINS
+    for g in (Untargeted(), LeastLikely())
+    if g == Untargeted() or not untargeted_only(a)
 ]
 
 
@@ -376,8 +446,15 @@ CROSS_ENTROPY = [
 @pytest.mark.parametrize("attack", CROSS_ENTROPY, ids=str)
 def test_the_cross_entropy_goes_blind_on_large_logits_and_the_record_says_so(attack):
     threat = Linf(1.0) if attack.kind == "minimum-norm" else Linf(0.03)
-    plain, large = (facts(attack, "linf", net, threat=threat) for net in (small()[0], Affine(small()[0], by=2.0**20)))
-    newly = (large.adversarial == large.label) & (plain.adversarial != plain.label) & (plain.clean == plain.label)
+    plain, large = (
+        facts(attack, "linf", net, threat=threat)
+        for net in (small()[0], Affine(small()[0], by=2.0**20))
+    )
+    newly = (
+        (large.adversarial == large.label)
+        & (plain.adversarial != plain.label)
+        & (plain.clean == plain.label)
+    )
     assert newly.any() and (large.zero_gradients[newly] > 0).all()
 
 
@@ -399,8 +476,15 @@ def steep(slope: float, scale: float = 1.0) -> tuple[nn.Module, ra.Images]:
 # With steps enough to fell all at any scale.
 STEEP = [
     *((a, p) for a in (ra.DeepFool(), ra.FMN(steps=20), ra.TrustRegion()) for p in a.norms),
-    *((a, "l2") for a in (ra.CarliniWagner(steps=20), ra.DDN(steps=20), ra.Torchattacks13DeepFool())),
-    *((a, p) for a in (ra.PGD(steps=10, loss="margin"), ra.APGD(steps=10, loss="dlr")) for p in a.norms),
+    *(
+        (a, "l2")
+        for a in (ra.CarliniWagner(steps=20), ra.DDN(steps=20), ra.Torchattacks13DeepFool())
+    ),
+    *(
+        (a, p)
+        for a in (ra.PGD(steps=10, loss="margin"), ra.APGD(steps=10, loss="dlr"))
+        for p in a.norms
+    ),
     *((a, p) for a in (ra.Momentum(steps=10), ra.Square()) for p in a.norms),
     (ra.ErichsonTrustRegion(), "l2"),
 ]
@@ -415,7 +499,9 @@ def test_norms_do_not_overflow(attack, p):
         assert success_rate(record) == 1.0 and not record.nonfinite.any()
 
 
-@pytest.mark.parametrize(("attack", "p"), [c for c in STEEP if "published" not in type(c[0]).__module__], ids=str)
+@pytest.mark.parametrize(
+    ("attack", "p"), [c for c in STEEP if "published" not in type(c[0]).__module__], ids=str
+)
 def test_norms_do_not_underflow(attack, p):
     net, data = steep(1.0, 2.0**-83)  # 1e-25
     record = evaluate(net, data, attack, {"l2": L2(2.0), "linf": Linf(0.3)}[p])
@@ -442,7 +528,9 @@ def test_logits_that_float32_cannot_carry_are_a_flag_and_never_robust(attack, p,
 
 @pytest.mark.parametrize("offset", [0.0, 10.0])
 @pytest.mark.parametrize(
-    ("attack", "p"), [c for c in OURS if c[0].needs == "gradient" and c[0].kind == "minimum-norm"], ids=str
+    ("attack", "p"),
+    [c for c in OURS if c[0].needs == "gradient" and c[0].kind == "minimum-norm"],
+    ids=str,
 )
 def test_two_classes_next_to_their_boundary_are_not_broken(attack, p, offset):
     torch.manual_seed(1)
@@ -456,7 +544,7 @@ def test_two_classes_next_to_their_boundary_are_not_broken(attack, p, offset):
         assert success_rate(record) == 1.0
 
 
-# ------------------------------------------------------------------------------- whatever torch's defaults are
+# -------------------------------------------------------------------- whatever torch's defaults are
 
 
 @each_of_ours
@@ -491,7 +579,8 @@ def network(seed: int = 0) -> nn.Module:
         nn.MaxPool2d(4),
         nn.Flatten(),
     )
-    return nn.Sequential(*layers, nn.Linear(6 * 49, 10)).train()  # train mode on purpose: attacks must not mind
+    # train mode on purpose: attacks must not mind
+    return nn.Sequential(*layers, nn.Linear(6 * 49, 10)).train()
 
 
 @pytest.fixture(scope="module")
@@ -506,14 +595,17 @@ def scene():
 
 
 def test_batch_norms_and_modes_stay_as_they_were(scene):
-    net, x, y, index = scene  # in train mode, where a forward pass would move the running statistics
+    # in train mode, where a forward pass would move the running statistics
+    net, x, y, index = scene
     before = {k: v.clone() for k, v in net.state_dict().items()}
     craft(PGD(steps=2), net, x, y, index, Linf(0.03))
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert all(m.training for m in net.modules())
 
 
-CLIMBERS = [a for a in ATTACKS if hasattr(a, "loss") and a.kind == "budget" and a.needs == "gradient"]
+CLIMBERS = [
+    a for a in ATTACKS if hasattr(a, "loss") and a.kind == "budget" and a.needs == "gradient"
+]
 CLIMBS = [c for c in CASES if c[0] in CLIMBERS and not untargeted_only(c[0])]
 
 
@@ -530,7 +622,9 @@ def test_climbs_its_own_loss(scene, attack, p, goal):
     assert float((climbed[todo] > 0).float().mean()) > 0.95
 
 
-def linear(classes: int = 10, pixels: int = 3 * 32 * 32) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
+def linear(
+    classes: int = 10, pixels: int = 3 * 32 * 32
+) -> tuple[nn.Module, torch.Tensor, torch.Tensor]:
     torch.manual_seed(3)
     net = nn.Sequential(nn.Flatten(), nn.Linear(pixels, classes))
     x = 0.5 + 0.1 * torch.rand(64, 3, 32, 32)
@@ -538,9 +632,12 @@ def linear(classes: int = 10, pixels: int = 3 * 32 * 32) -> tuple[nn.Module, tor
 
 
 @pytest.mark.parametrize("threat", [Linf(0.0041), L2(0.19)], ids=str)
-@pytest.mark.parametrize("attack", [PGD(steps=20, loss="margin"), PGD(steps=20), FGSM(loss="margin")], ids=str)
+@pytest.mark.parametrize(
+    "attack", [PGD(steps=20, loss="margin"), PGD(steps=20), FGSM(loss="margin")], ids=str
+)
 def test_a_linear_network_falls_exactly_where_theory_says(attack, threat):
-    # Example i can be fooled within eps iff min_j (f_y − f_j) / ‖w_y − w_j‖_q < eps, q dual to the norm.
+    # Example i can be fooled within eps iff min_j (f_y − f_j) / ‖w_y − w_j‖_q < eps, q dual to the
+    # norm.
     net, x, y = linear()
     with torch.no_grad():
         logits, weights = net(x), net[1].weight
@@ -563,7 +660,11 @@ def test_more_steps_restarts_and_eps_never_hurt_the_attacker(scene):
 
     def beaten(attack, eps):
         net.eval()
-        return set((net(craft(attack, net, x, y, index, Linf(eps)).x_adv).argmax(1) != y).nonzero()[:, 0].tolist())
+        return set(
+            (net(craft(attack, net, x, y, index, Linf(eps)).x_adv).argmax(1) != y)
+            .nonzero()[:, 0]
+            .tolist()
+        )
 
     assert beaten(PGD(steps=6), 0.005) <= beaten(PGD(steps=6, restarts=4), 0.005)
     assert len(beaten(PGD(steps=10), 0.004)) <= len(beaten(PGD(steps=10), 0.02))
@@ -591,7 +692,10 @@ def test_the_clean_looks_graph_gives_the_same_gradient(scene):
     net, x, y, index = scene
     by_look = craft(FGSM(), net, x, y, index, Linf(0.02)).x_adv
     by_hand = craft(FGSM(), net, x, y, index, Linf(0.02), gradients=lambda z: net(z)).x_adv
-    assert float((by_look - by_hand).abs().max()) < 1e-6 or float((by_look != by_hand).float().mean()) < 1e-3
+    assert (
+        float((by_look - by_hand).abs().max()) < 1e-6
+        or float((by_look != by_hand).float().mean()) < 1e-3
+    )
 
 
 def test_one_gradient_of_fgsm_serves_every_eps(scene):

@@ -66,7 +66,8 @@ def test_towards_and_away_is_the_difference_of_the_two_losses():
 def test_logit_is_the_score_of_one_class_alone():
     assert logit(LOGITS, RIGHT).tolist() == [-4.0, -2.0]
     assert logit(LOGITS, TARGET).tolist() == [1.0, 3.0]
-    assert logit(LOGITS + 5, TARGET).tolist() == [6.0, 8.0]  # no softmax: a shift of all logits is seen
+    # no softmax: a shift of all logits is seen
+    assert logit(LOGITS + 5, TARGET).tolist() == [6.0, 8.0]
 
 
 def test_log_odds():
@@ -81,7 +82,9 @@ def test_scaled_log_odds_are_those_of_logits_of_one_spread_whatever_their_scale_
         one = scaled_log_odds(LOGITS, aim)
         torch.testing.assert_close(one, log_odds(LOGITS * torch.tensor([[8 / 5], [8 / 3]]), aim))
         assert torch.equal(scaled_log_odds(2.0**60 * LOGITS, aim), one)
-        torch.testing.assert_close(scaled_log_odds(LOGITS.double() + 1e6, aim), one.double(), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(
+            scaled_log_odds(LOGITS.double() + 1e6, aim), one.double(), rtol=1e-6, atol=1e-6
+        )
     z = LOGITS.clone().requires_grad_()
     (slope,) = torch.autograd.grad(scaled_log_odds(z, RIGHT).sum(), z)
     torch.testing.assert_close(slope.sum(1), torch.zeros(2))  # the divisor is held constant
@@ -91,7 +94,8 @@ def test_scaled_log_odds_are_those_of_logits_of_one_spread_whatever_their_scale_
     assert scaled_log_odds(torch.zeros(1, 3), Aim(torch.tensor([0]))).isfinite().all()
 
 
-# What the gradient of each loss is, over the logits, as weights of the gradients of single logits; p = softmax(z).
+# What the gradient of each loss is, over the logits, as weights of the gradients of single logits;
+# p = softmax(z).
 SLOPES = {
     "cross_entropy": lambda p, y, t: t - p,
     "away_from_true": lambda p, y, t: p - y,
@@ -120,11 +124,16 @@ def test_a_targeted_attack_has_won_only_at_its_target_whatever_it_climbs(name):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 6))
     x = 0.3 + 0.4 * torch.rand(16, 3, 8, 8)
-    y, index, attack = net(x).argmax(1), torch.arange(16), PGD(steps=10, random_start=False, loss=name)
+    y, index, attack = (
+        net(x).argmax(1),
+        torch.arange(16),
+        PGD(steps=10, random_start=False, loss=name),
+    )
     made = craft(attack, net, x, y, index, Linf(0.1), LeastLikely())
     decided, target = net(made.x_adv).argmax(1), net(x).argmin(1)
     elsewhere = (decided != y) & (decided != target)
-    assert bool(elsewhere.any()) and bool((made.gradients[elsewhere] == 10).all())  # a wrong class is not enough
+    # a wrong class is not enough
+    assert bool(elsewhere.any()) and bool((made.gradients[elsewhere] == 10).all())
     assert bool((decided == target)[made.gradients < 10].all())
 
 
@@ -134,7 +143,10 @@ def test_the_targeted_losses_are_ways_of_their_own():
     x = 0.3 + 0.4 * torch.rand(16, 3, 8, 8)
     y = net(x).argmax(1)
     least = Aim(y, net(x).argmin(1))
-    made = [craft(FGSM(loss=n), net, x, y, torch.arange(16), Linf(0.02), LeastLikely()).x_adv for n in SLOPES]
+    made = [
+        craft(FGSM(loss=n), net, x, y, torch.arange(16), Linf(0.02), LeastLikely()).x_adv
+        for n in SLOPES
+    ]
     assert not any(torch.equal(a, b) for i, a in enumerate(made) for b in made[:i])
     lead = {n: margin(net(m), least).mean().item() for n, m in zip(SLOPES, made, strict=True)}
     assert min(lead, key=lambda n: lead[n]) == "away_from_true"  # it leaves the target to chance
@@ -145,7 +157,9 @@ def test_every_loss_is_a_function_of_its_name():
         assert loss_of(name).__name__ == name and loss_of(name)(LOGITS, RIGHT).shape == (2,)
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "margin", "dlr", "log_odds", "scaled_log_odds", "towards_and_away"])
+@pytest.mark.parametrize(
+    "name", ["cross_entropy", "margin", "dlr", "log_odds", "scaled_log_odds", "towards_and_away"]
+)
 @pytest.mark.parametrize("aim", [RIGHT, TARGET])
 def test_climbing_a_loss_leads_to_the_goal(name, aim):
     z = LOGITS.clone()
@@ -171,7 +185,9 @@ def test_the_sign_tells_whether_the_goal_is_reached(name):
 
 
 def test_dlr_does_not_change_with_scale_or_shift_and_margin_scales():
-    torch.testing.assert_close(dlr(1e4 * LOGITS + 7, RIGHT), dlr(LOGITS, RIGHT), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        dlr(1e4 * LOGITS + 7, RIGHT), dlr(LOGITS, RIGHT), rtol=1e-4, atol=1e-4
+    )
     torch.testing.assert_close(margin(5 * LOGITS, RIGHT), 5 * margin(LOGITS, RIGHT))
     for aim in (RIGHT, TARGET):
         for power in (-100, 100):
@@ -180,28 +196,44 @@ def test_dlr_does_not_change_with_scale_or_shift_and_margin_scales():
 
 
 def test_nothing_is_reached_where_a_logit_is_not_finite_or_all_are_alike():
-    bad = torch.tensor([[0.0, float("inf"), 0.0], [0.0, float("nan"), 0.0], [0.0, 1.0, 0.0], [3.0, 3.0, 3.0]])
+    bad = torch.tensor(
+        [[0.0, float("inf"), 0.0], [0.0, float("nan"), 0.0], [0.0, 1.0, 0.0], [3.0, 3.0, 3.0]]
+    )
     assert Aim(torch.full((4,), 2)).reached(bad).tolist() == [False, False, True, False]
-    assert Aim(torch.zeros(1).long()).reached(torch.tensor([[1e8, 1e8 + 8, 1e8]])).tolist() == [False]
+    assert Aim(torch.zeros(1).long()).reached(torch.tensor([[1e8, 1e8 + 8, 1e8]])).tolist() == [
+        False
+    ]
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10])
 def test_logits_are_settled_by_their_spread_and_not_by_their_size(classes):
-    logits = torch.randn(50, classes, generator=torch.Generator().manual_seed(0)) + 0.1 * torch.arange(classes)
-    lost = torch.full_like(logits, torch.nan), torch.full_like(logits, -torch.inf), 0 * logits + 7, logits + 1e8
+    logits = torch.randn(
+        50, classes, generator=torch.Generator().manual_seed(0)
+    ) + 0.1 * torch.arange(classes)
+    lost = (
+        torch.full_like(logits, torch.nan),
+        torch.full_like(logits, -torch.inf),
+        0 * logits + 7,
+        logits + 1e8,
+    )
     for power in (-90, -30, 0, 30, 90):
         assert settled(2.0**power * logits).all() and apart(2.0**power * logits).all()
         assert not any(settled(2.0**power * bad).any() for bad in lost)
         assert not any(apart(2.0**power * bad).any() for bad in lost)
     assert settled(logits.double() + 1e8).all()
-    assert not settled(1e37 * logits).any() and apart(1e37 * logits).all()  # numbers still, but no slopes
+    # numbers still, but no slopes
+    assert not settled(1e37 * logits).any() and apart(1e37 * logits).all()
     assert not settled(1e-37 * logits).any() and apart(1e-37 * logits).all()
 
 
 def test_two_classes_may_be_nearly_tied_and_more_may_be_but_for_one():
     near = 2.0**-20  # 8 roundings of 1
     tied = torch.tensor([[1.0, 1.0 + near], [1.0, 1.0], [1.0, 1.0 + 1e-5]])
-    assert apart(tied).tolist() == [True, False, True] and settled(tied).tolist() == [False, False, True]
+    assert apart(tied).tolist() == [True, False, True] and settled(tied).tolist() == [
+        False,
+        False,
+        True,
+    ]
     assert settled(torch.tensor([[1.0, 1.0 + near, 0.0], [1.0, 1.0, 0.0]])).all()
 
 
@@ -216,11 +248,18 @@ def test_goals_choose_their_targets():
 
 def test_a_goal_may_be_a_class_for_each_image():
     labels, index = torch.tensor([0, 1]), torch.tensor([5, 6])
-    for given in ([3, 2], (3, 2), torch.tensor([3, 2]), np.array([3, 2]), np.array([3, 2], dtype=np.uint8)):
+    for given in (
+        [3, 2],
+        (3, 2),
+        torch.tensor([3, 2]),
+        np.array([3, 2]),
+        np.array([3, 2], dtype=np.uint8),
+    ):
         goal = goal_of(given, index)
         assert goal == PerImage((3, 2), (5, 6)) and parse(str(goal)) == goal
         assert goal(labels, LOGITS, index).targets.tolist() == [3, 2]
-        assert goal(labels, LOGITS, index.flip(0)).targets.tolist() == [2, 3]  # each example's own, in any order
+        # each example's own, in any order
+        assert goal(labels, LOGITS, index.flip(0)).targets.tolist() == [2, 3]
         assert goal(labels[1:], LOGITS[1:], index[1:]).targets.tolist() == [2]
     assert goal_of(None, index) == Untargeted() and goal_of(LeastLikely(), index) == LeastLikely()
 
@@ -228,7 +267,11 @@ def test_a_goal_may_be_a_class_for_each_image():
 def test_one_goal_per_image_has_one_print_and_one_key():
     goal = PerImage((3, 1, 2), (0, 1, 2))
     assert str(goal) == "PerImage(targets=(3, 1, 2))" == str(PerImage([2, 3, 1], [2, 0, 1]))
-    assert key(goal) == key(PerImage(torch.tensor([3, 1, 2]))) == key(PerImage((3, 1, 2, 2), (0, 1, 2, 2)))
+    assert (
+        key(goal)
+        == key(PerImage(torch.tensor([3, 1, 2])))
+        == key(PerImage((3, 1, 2, 2), (0, 1, 2, 2)))
+    )
     assert key(goal) != key(PerImage((3, 1, 2), (4, 5, 6)))
 
 
@@ -253,7 +296,8 @@ def test_what_is_no_goal_is_refused_with_the_cure(given, says):
 def test_targets_that_cannot_be_are_refused():
     labels, index = torch.tensor([0, 1]), torch.tensor([5, 6])
     with pytest.raises(ValueError, match="classes from 0 to 3, got 4"):
-        PerImage((1, 4), (5, 9))(labels[:1], LOGITS[:1], index[:1])  # found before the example it belongs to
+        # found before the example it belongs to
+        PerImage((1, 4), (5, 9))(labels[:1], LOGITS[:1], index[:1])
     with pytest.raises(ValueError, match="no target for the example of index 6"):
         PerImage((1, 2), (5, 9))(labels, LOGITS, index)
     with pytest.raises(SpecError, match="got 1 for 2"):

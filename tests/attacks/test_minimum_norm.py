@@ -1,4 +1,5 @@
-"""The attacks that look for the smallest perturbation: laws, known answers, and foolbox beside them."""
+"""The attacks that look for the smallest perturbation: laws, known answers, and foolbox beside
+them."""
 
 import os
 from collections.abc import Callable
@@ -23,7 +24,8 @@ from retroact.attacks.trust_region import TrustRegion
 from retroact.spec import parse
 
 needs_mnist = pytest.mark.skipif(
-    not (Path(os.environ.get("RETROACT_DATA", "")) / "mnist").is_dir(), reason="needs MNIST under RETROACT_DATA"
+    not (Path(os.environ.get("RETROACT_DATA", "")) / "mnist").is_dir(),
+    reason="needs MNIST under RETROACT_DATA",
 )
 
 FAR = {"l2": L2(100.0), "linf": Linf(1.0)}
@@ -45,7 +47,14 @@ cases = pytest.mark.parametrize(
 
 def network(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    layers = (nn.Conv2d(3, 6, 5), nn.BatchNorm2d(6), nn.ReLU(), nn.Dropout(0.5), nn.MaxPool2d(4), nn.Flatten())
+    layers = (
+        nn.Conv2d(3, 6, 5),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Dropout(0.5),
+        nn.MaxPool2d(4),
+        nn.Flatten(),
+    )
     return nn.Sequential(*layers, nn.Linear(6 * 49, 10)).train()
 
 
@@ -53,7 +62,8 @@ def network(seed: int = 0) -> nn.Module:
 def scene():
     net = network()
     x = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    x = x.where(torch.rand(x.shape, generator=torch.Generator().manual_seed(2)) > 0.3, 0.0)  # pixels at the edge
+    # pixels at the edge
+    x = x.where(torch.rand(x.shape, generator=torch.Generator().manual_seed(2)) > 0.3, 0.0)
     y = net.eval()(x).argmax(1).detach()
     net.train()
     y[::9] = (y[::9] + 1) % 10  # some are misclassified clean
@@ -72,7 +82,9 @@ def test_the_result_is_an_image_that_reaches_the_goal_or_the_clean_one(scene, at
     assert made.x_adv.min() >= 0 and made.x_adv.max() <= 1
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert all(q.grad is None for q in net.parameters()) and all(m.training for m in net.modules())
-    assert not any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in net.modules())
+    assert not any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks for m in net.modules()
+    )
     net.eval()
     with torch.no_grad():
         aim, moved = goal(y, net(x), index), norm(made.x_adv - x, p) > 0
@@ -111,7 +123,8 @@ def test_one_run_serves_every_radius(scene, attack):
 @pytest.mark.parametrize("attack", ATTACKS, ids=str)
 def test_gradients_may_come_from_another_network(scene, attack):
     net, x, y, index = scene
-    scaled = lambda z: 1e3 * net(z)  # noqa: E731  the same boundaries, steeper: folding and sloped nets look like this
+    # the same boundaries, steeper: folding and sloped nets look like this
+    scaled = lambda z: 1e3 * net(z)  # noqa: E731
     own = norm(craft(attack, net, x, y, index, L2(100.0)).x_adv - x, "l2")
     other = norm(craft(attack, net, x, y, index, L2(100.0), gradients=scaled).x_adv - x, "l2")
     assert float((other > 0).float().mean()) > 0.8
@@ -170,7 +183,10 @@ PLANE = [
 @pytest.mark.parametrize(("attack", "p"), PLANE, ids=str)
 def test_gradual_attacks_find_the_nearest_point_of_a_plane(attack, p):
     torch.manual_seed(4)
-    net, x = nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2)), 0.3 + 0.4 * torch.rand(32, 3, 32, 32)
+    net, x = (
+        nn.Sequential(nn.Flatten(), nn.Linear(3 * 32 * 32, 2)),
+        0.3 + 0.4 * torch.rand(32, 3, 32, 32),
+    )
     y = net(x).argmax(1).detach()
     size = norm(craft(attack, net, x, y, torch.arange(32), FAR[p]).x_adv - x, p)
     nearest = linear_distances(net, x, y, p).amin(1)
@@ -190,12 +206,19 @@ def test_the_nearest_point_of_a_plane_in_a_box_that_cuts(attack, p):
         gap, flat = (z.amax(1) - z.amin(1)).double(), x.flatten(1).double()
         way = w.double() if p == "l2" else w.double().sign()
         low, high = torch.zeros_like(gap), torch.full_like(gap, 100.0)
-        for _ in range(60):  # the shortest perturbation is clip(t w) or clip(t sign(w)): bisection in t
+        # the shortest perturbation is clip(t w) or clip(t sign(w)): bisection in t
+        for _ in range(60):
             t = (low + high) / 2
             short = (w * ((flat + t[:, None] * way).clamp(0, 1) - flat)).sum(1) < gap
             low, high = t.where(short, low), t.where(~short, high)
         nearest = norm((flat + high[:, None] * way).clamp(0, 1) - flat, p).float()
-        cut = (flat + high[:, None] * way - (flat + high[:, None] * way).clamp(0, 1)).abs().gt(0).double().mean()
+        cut = (
+            (flat + high[:, None] * way - (flat + high[:, None] * way).clamp(0, 1))
+            .abs()
+            .gt(0)
+            .double()
+            .mean()
+        )
     assert float(cut) > 0.1
     size = norm(craft(attack, net, x, y, torch.arange(32), FAR[p]).x_adv - x, p)
     torch.testing.assert_close(size, nearest, rtol=1e-4, atol=1e-6)
@@ -216,31 +239,39 @@ def test_deepfool_goes_to_the_target(p):
     made = craft(DeepFool(probes=5), net, x, y, torch.arange(32), FAR[p], Targeted(3))
     todo = y != 3
     assert bool((net(made.x_adv).argmax(1) == 3).all())
-    assert bool((norm(made.x_adv - x, p) >= linear_distances(net, x, y, p)[:, 3] * (1 - 1e-5))[todo].all())
+    assert bool(
+        (norm(made.x_adv - x, p) >= linear_distances(net, x, y, p)[:, 3] * (1 - 1e-5))[todo].all()
+    )
 
 
 def test_the_best_and_the_worst_class_of_trust_region():
     net, x, y = linear()
     distances = linear_distances(net, x, y, "l2")
     best = net(craft(TrustRegion(), net, x, y, torch.arange(32), FAR["l2"]).x_adv).argmax(1)
-    worst = net(craft(TrustRegion(classes="worst"), net, x, y, torch.arange(32), FAR["l2"]).x_adv).argmax(1)
+    worst = net(
+        craft(TrustRegion(classes="worst"), net, x, y, torch.arange(32), FAR["l2"]).x_adv
+    ).argmax(1)
     assert torch.equal(best, distances.argmin(1))
     assert torch.equal(worst, distances.masked_fill(distances.isinf(), -1).argmax(1))
 
 
 def plane(p: str) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    """A two-layer network of two pixels, points in it, and their distances to its boundary, by brute force."""
+    """A two-layer network of two pixels, points in it, and their distances to its boundary, by
+    brute force."""
     torch.manual_seed(12)
     net = nn.Sequential(nn.Flatten(), nn.Linear(2, 24), nn.ReLU(), nn.Linear(24, 3))
     with torch.no_grad():
         net[1].weight.mul_(3.0)
-        net[1].bias.copy_(-(net[1].weight * torch.rand(24, 2)).sum(1))  # every unit bends inside the box
+        # every unit bends inside the box
+        net[1].bias.copy_(-(net[1].weight * torch.rand(24, 2)).sum(1))
     side = torch.linspace(0, 1, 601)
     grid = torch.stack(torch.meshgrid(side, side, indexing="ij"), -1).view(-1, 1, 1, 2)
     x = torch.rand(40, 1, 1, 2)
     with torch.no_grad():
         y, decided = net(x).argmax(1), net(grid).argmax(1)
-    nearest = torch.stack([norm(grid[decided != c] - point, p).amin() for point, c in zip(x, y, strict=True)])
+    nearest = torch.stack(
+        [norm(grid[decided != c] - point, p).amin() for point, c in zip(x, y, strict=True)]
+    )
     return net, x, y, nearest
 
 
@@ -262,7 +293,8 @@ def test_a_two_layer_network_against_brute_force(attack, p):
     size = norm(craft(attack, net, x, y, torch.arange(40), FAR[p]).x_adv - x, p)
     hit = size > 0
     assert float(hit.float().mean()) > 0.9
-    assert bool((size[hit] > nearest[hit] - 1.5 / 600).all())  # nobody is nearer than the grid can tell
+    # nobody is nearer than the grid can tell
+    assert bool((size[hit] > nearest[hit] - 1.5 / 600).all())
     assert float((size / nearest)[hit].median()) < 1.02  # some find a local minimum elsewhere
 
 
@@ -280,7 +312,9 @@ class Dead(nn.Module):
 @pytest.mark.parametrize("attack", ATTACKS, ids=str)
 def test_a_dead_gradient_is_counted_and_gives_the_clean_image_at_once(attack):
     x = torch.tensor([0.9, 0.1, 0.1] * 4).view(1, 3, 2, 2).repeat(5, 1, 1, 1)
-    made = craft(attack, Dead(), x, torch.zeros(5, dtype=torch.int64), torch.arange(5), FAR[attack.norms[0]])
+    made = craft(
+        attack, Dead(), x, torch.zeros(5, dtype=torch.int64), torch.arange(5), FAR[attack.norms[0]]
+    )
     assert torch.equal(made.x_adv, x)
     assert bool((made.zero_gradients == made.gradients).all()) and int(made.gradients.max()) <= 3
 
@@ -313,7 +347,9 @@ def test_dual_norms_and_the_box():
     g = torch.tensor([[3.0, -4.0]])
     assert dual_norm(g, "l2").item() == 5.0 and dual_norm(g, "linf").item() == 7.0
     x = torch.tensor([[0.0, 1.0, 0.0, 1.0, 0.5]])
-    assert inward(torch.tensor([[-1.0, 1.0, 1.0, -1.0, 2.0]]), x).tolist() == [[0.0, 0.0, 1.0, -1.0, 2.0]]
+    assert inward(torch.tensor([[-1.0, 1.0, 1.0, -1.0, 2.0]]), x).tolist() == [
+        [0.0, 0.0, 1.0, -1.0, 2.0]
+    ]
 
 
 def test_pull_finds_the_boundary_on_the_line_and_never_leaves_the_goal():
@@ -331,7 +367,12 @@ def test_pull_finds_the_boundary_on_the_line_and_never_leaves_the_goal():
 def test_a_kept_graph_gives_the_gradients_of_fresh_passes_for_one_query(scene):
     net, x, _, _ = scene
     net.eval()
-    kept, fresh, rows, some = Oracle(net, 24), Oracle(net, 24), torch.arange(24), torch.arange(0, 24, 2)
+    kept, fresh, rows, some = (
+        Oracle(net, 24),
+        Oracle(net, 24),
+        torch.arange(24),
+        torch.arange(0, 24, 2),
+    )
     graph = kept.graph(x, rows)
     small = graph.narrowed(some)
     for c in (1, 4):
@@ -348,7 +389,10 @@ def test_a_kept_graph_gives_the_gradients_of_fresh_passes_for_one_query(scene):
 def test_a_dead_place_behind_jumps_is_left_again(attack, p):
     import retroact as ra
 
-    net, data = ra.retrofit(ra.load("lenet-mnist"), ra.JumpReLU(1.0)).eval(), ra.data("mnist/validation[:32]")
+    net, data = (
+        ra.retrofit(ra.load("lenet-mnist"), ra.JumpReLU(1.0)).eval(),
+        ra.data("mnist/validation[:32]"),
+    )
     made = craft(attack, net, data.images, data.labels, data.index, FAR[p])
     assert bool(sizes(net, made, data.images, data.labels, p).isfinite().all())
 
@@ -382,7 +426,8 @@ def retrofits() -> dict[str, Callable[[], nn.Module]]:
 
 
 def sizes(net: nn.Module, made: Outcome | Tensor, x: Tensor, y: Tensor, p: str) -> Tensor:
-    """The norm of each example's perturbation, judged afresh; infinite where it does not fool the network."""
+    """The norm of each example's perturbation, judged afresh; infinite where it does not fool the
+    network."""
     x_adv = made.x_adv if isinstance(made, Outcome) else made
     with torch.no_grad():
         z = net.eval()(x_adv)
@@ -408,17 +453,24 @@ PEERS = [
 @needs_mnist
 @pytest.mark.parametrize("which", ["base", "robust", "jump", "sloped", "resnet"])
 @pytest.mark.parametrize(
-    ("attack", "p", "peer", "options"), PEERS, ids=lambda v: str(v) if not isinstance(v, dict) else ""
+    ("attack", "p", "peer", "options"),
+    PEERS,
+    ids=lambda v: str(v) if not isinstance(v, dict) else "",
 )
 @pytest.mark.slow
 def test_no_weaker_than_foolbox(which, attack, p, peer, options):
     foolbox = pytest.importorskip("foolbox")
     import retroact as ra
 
-    net, data = retrofits()[which]().eval(), ra.data("cifar10[:10]" if which == "resnet" else "mnist[:50]")
+    net, data = (
+        retrofits()[which]().eval(),
+        ra.data("cifar10[:10]" if which == "resnet" else "mnist[:50]"),
+    )
     torch.manual_seed(0)
     model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
-    theirs, _, _ = getattr(foolbox.attacks, peer)(**options)(model, data.images, data.labels, epsilons=None)
+    theirs, _, _ = getattr(foolbox.attacks, peer)(**options)(
+        model, data.images, data.labels, epsilons=None
+    )
     ours = craft(attack, net, data.images, data.labels, data.index, FAR[p])
     a, b = (sizes(net, made, data.images, data.labels, p) for made in (ours, theirs))
     assert int(a.isfinite().sum()) >= int(b.isfinite().sum())
@@ -432,7 +484,13 @@ def test_the_stronger_attacks_find_smaller_norms():
 
     net, data = ra.load("lenet-mnist"), ra.data("mnist[:24]")
     mean = {}
-    for attack, p in ((DeepFool(), "l2"), (DDN(), "l2"), (FMN(), "l2"), (CarliniWagner(), "l2"), (TrustRegion(), "l2")):
+    for attack, p in (
+        (DeepFool(), "l2"),
+        (DDN(), "l2"),
+        (FMN(), "l2"),
+        (CarliniWagner(), "l2"),
+        (TrustRegion(), "l2"),
+    ):
         made = craft(attack, net, data.images, data.labels, data.index, FAR[p])
         size = sizes(net, made, data.images, data.labels, p)
         assert bool(size.isfinite().all())
@@ -440,6 +498,7 @@ def test_the_stronger_attacks_find_smaller_norms():
         if attack == CarliniWagner():
             assert attack.passes <= 151 and float(size.median()) <= 1.70
     assert max(mean[DDN], mean[FMN], mean[TrustRegion]) < mean[DeepFool]
-    linf = [norm(craft(a, net, data.images, data.labels, data.index, FAR["linf"]).x_adv - data.images, "linf").mean()
-            for a in (FMN(), DeepFool())]  # fmt: skip
+    x, y, index = data.images, data.labels, data.index
+    made = (craft(a, net, x, y, index, FAR["linf"]).x_adv for a in (FMN(), DeepFool()))
+    linf = [norm(x_adv - x, "linf").mean() for x_adv in made]
     assert linf[0] < linf[1]

@@ -1,4 +1,5 @@
-"""Noise belongs to the example: the same in any batch, order or stream of work, and truly random."""
+"""Noise belongs to the example: the same in any batch, order or stream of work, and truly
+random."""
 
 import torch
 from hypothesis import given, settings
@@ -30,7 +31,8 @@ def test_uniform_fills_its_interval_evenly():
     counts = torch.histc(u, bins=64, min=0, max=1)
     expected = len(u) / 64
     chi2 = float(((counts - expected) ** 2 / expected).sum())
-    assert 25 < chi2 < 115  # 63 degrees of freedom: the 1e-5 and 1 - 1e-5 quantiles are 25.7 and 116
+    # 63 degrees of freedom: the 1e-5 and 1 - 1e-5 quantiles are 25.7 and 116
+    assert 25 < chi2 < 115
     lagged = torch.stack([u[:-1], u[1:]])
     assert abs(float(torch.corrcoef(lagged)[0, 1])) < 0.01
 

@@ -25,7 +25,8 @@ ATTACKS = [
 
 
 class Line(nn.Module):
-    """Logits (w · x, 0) of two pixels: class 0 while w · x > 0, gradient of the margin −w everywhere."""
+    """Logits (w · x, 0) of two pixels: class 0 while w · x > 0, gradient of the margin −w
+    everywhere."""
 
     def __init__(self, *w: float) -> None:
         super().__init__()
@@ -57,16 +58,22 @@ def test_stays_in_the_box_reads_back_and_runs_in_any_order(attack):
             made = craft(attack, net, x, y, index, threat, seed=2, chunk=6).x_adv
             assert made.min() >= 0 and made.max() <= 1
             distance = (made - x).flatten(1).norm(p=math.inf if threat.norm == "linf" else 2, dim=1)
-            assert float(distance.max()) <= threat.eps + 1e-5  # what lies beyond the radius does not count
-            assert torch.equal(craft(attack, net, x[6:], y[6:], index[6:], threat, seed=2).x_adv, made[6:])
+            # what lies beyond the radius does not count
+            assert float(distance.max()) <= threat.eps + 1e-5
+            assert torch.equal(
+                craft(attack, net, x[6:], y[6:], index[6:], threat, seed=2).x_adv, made[6:]
+            )
     with pytest.raises(ValueError, match="published untargeted"):
-        craft(attack, net, x, y, index, ra.L2(1.0) if "l2" in attack.norms else ANY, ra.LeastLikely())
+        craft(
+            attack, net, x, y, index, ra.L2(1.0) if "l2" in attack.norms else ANY, ra.LeastLikely()
+        )
 
 
 def test_erichson_pgd_takes_normalised_steps_knows_no_ball_and_freezes():
     net = Line(1.0, 1.0)
     step = 0.1 * 0.5
-    # 0.8 + 0.8 − 0.5 = 1.1 falls by 2 · 0.05 a step: 0 after 11, so it takes 12 at most, each along −1 in both pixels.
+    # 0.8 + 0.8 − 0.5 = 1.1 falls by 2 · 0.05 a step: 0 after 11, so it takes 12 at most, each along
+    # −1 in both pixels.
     made = attacked(ra.ErichsonPGD(step=0.1, steps=3, std=(0.5,)), net, image(0.8, 0.8))
     assert torch.allclose(made.x_adv, image(0.8 - 3 * step, 0.8 - 3 * step))
     frozen = attacked(ra.ErichsonPGD(step=0.1, steps=40, std=(0.5,)), net, image(0.42, 0.42))
@@ -107,26 +114,43 @@ def test_a_dead_image_is_left_alone_or_painted_white_and_counted(threat):
     left = attacked(ra.ErichsonDeepFool(steps=2), Dead(), x, threat)
     assert torch.equal(left.x_adv, x) and int(left.zero_gradients) == int(left.gradients) > 0
     assert torch.equal(
-        attacked(ra.ErichsonDeepFool(steps=2, dead="white"), Dead(), x, threat).x_adv, torch.ones_like(x)
+        attacked(ra.ErichsonDeepFool(steps=2, dead="white"), Dead(), x, threat).x_adv,
+        torch.ones_like(x),
     )
     if threat.norm == "l2":
         assert torch.equal(attacked(ra.ErichsonTrustRegion(steps=2), Dead(), x, threat).x_adv, x)
 
 
 def test_erichson_trust_region_is_bounded_by_its_radius_then_by_the_boundary():
-    net, x = Line(3.0, 4.0), image(0.8, 0.8)  # f = 5.1, 1.02 away in pixels, 2.04 normalised at std 0.5
-    one = attacked(ra.ErichsonTrustRegion(radius=0.5, steps=1, std=(0.5,)), net, x, ra.L2(2.0)).x_adv
+    # f = 5.1, 1.02 away in pixels, 2.04 normalised at std 0.5
+    net, x = Line(3.0, 4.0), image(0.8, 0.8)
+    one = attacked(
+        ra.ErichsonTrustRegion(radius=0.5, steps=1, std=(0.5,)), net, x, ra.L2(2.0)
+    ).x_adv
     length = 0.5 * (0.5 + 1e-4) * 1.02
-    assert one.flatten().tolist() == pytest.approx([0.8 - 0.6 * length, 0.8 - 0.8 * length], abs=1e-6)
-    near = attacked(ra.ErichsonTrustRegion(radius=9.0, steps=1, std=(0.5,)), net, x, ra.L2(2.0)).x_adv
+    assert one.flatten().tolist() == pytest.approx(
+        [0.8 - 0.6 * length, 0.8 - 0.8 * length], abs=1e-6
+    )
+    near = attacked(
+        ra.ErichsonTrustRegion(radius=9.0, steps=1, std=(0.5,)), net, x, ra.L2(2.0)
+    ).x_adv
     length = 0.5 * (5.1 / 2.5 + 1e-4) * 1.02
-    assert near.flatten().tolist() == pytest.approx([0.8 - 0.6 * length, max(0.0, 0.8 - 0.8 * length)], abs=1e-5)
+    assert near.flatten().tolist() == pytest.approx(
+        [0.8 - 0.6 * length, max(0.0, 0.8 - 0.8 * length)], abs=1e-5
+    )
 
 
 def test_torchattacks_step_counts_are_those_of_the_paper():
     counts = [ra.Torchattacks13BIM(eps=e).passes for e in (0.05, 0.1, 0.15, 0.2, 0.25, 0.3)]
     assert counts == [15, 29, 42, 55, 67, 80]
-    assert [ra.Torchattacks13BIM(eps=e).passes for e in (0, 0.003, 0.007, 0.01, 0.05, 0.1)] == [0, 0, 2, 3, 15, 29]
+    assert [ra.Torchattacks13BIM(eps=e).passes for e in (0, 0.003, 0.007, 0.01, 0.05, 0.1)] == [
+        0,
+        0,
+        2,
+        3,
+        15,
+        29,
+    ]
 
 
 def test_torchattacks_bim_walks_out_of_its_own_box():
@@ -165,7 +189,8 @@ def test_torchattacks_rfgsm_knows_no_ball_and_walks_back_below_its_start():
     far = attacked(ra.Torchattacks13RFGSM(eps=0.1), net, x).x_adv
     assert torch.allclose(far, start - 5 * (0.1 - 8 / 255), atol=1e-6)  # 0.343 from the start
     back = attacked(ra.Torchattacks13RFGSM(eps=0.01), net, x).x_adv
-    assert torch.allclose(back, start + 5 * (8 / 255 - 0.01), atol=1e-6)  # up the logit of the true class
+    # up the logit of the true class
+    assert torch.allclose(back, start + 5 * (8 / 255 - 0.01), atol=1e-6)
     assert float(net(back)[0, 0]) > float(net(x)[0, 0])
 
 
@@ -189,6 +214,7 @@ def test_torchattacks_deepfool_compares_with_the_clean_image():
 def test_the_sloped_relu_score_keeps_all_images_in_the_denominator():
     labels = torch.tensor([0, 1, 2, 3])
     clean, adversarial = torch.tensor([0, 1, 0, 3]), torch.tensor([0, 2, 2, 3])
-    assert ra.sloped_relu_accuracy(labels, clean, adversarial) == 0.5  # the third was wrong clean: never counts
+    # the third was wrong clean: never counts
+    assert ra.sloped_relu_accuracy(labels, clean, adversarial) == 0.5
     with pytest.raises(ValueError, match="at least one image"):
         ra.sloped_relu_accuracy(labels[:0], clean[:0], adversarial[:0])

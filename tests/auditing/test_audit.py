@@ -35,8 +35,12 @@ def jump(kappa: float = 0.5) -> nn.Module:
     return ra.retrofit(plain(), ra.JumpReLU(kappa))
 
 
-def run(hard: object, n: int = 80, threat: object = EPS, twin: object = None, **how: object) -> Audit:
-    return audit(plain() if twin is None else twin, hard, data(n), threat, **{"battery": SMALL} | how)
+def run(
+    hard: object, n: int = 80, threat: object = EPS, twin: object = None, **how: object
+) -> Audit:
+    return audit(
+        plain() if twin is None else twin, hard, data(n), threat, **{"battery": SMALL} | how
+    )
 
 
 @cache
@@ -45,7 +49,8 @@ def of_the_jump() -> Audit:
 
 
 class Handmade(nn.Module):
-    """The digits net with a jump that somebody else wrote: no spec tells of it, and `hidden` no call either."""
+    """The digits net with a jump that somebody else wrote: no spec tells of it, and `hidden` no
+    call either."""
 
     def __init__(self, kappa: float, *, hidden: bool = True) -> None:
         super().__init__()
@@ -130,7 +135,8 @@ def test_a_surrogate_answers_a_jump_without_a_spec():
 
 
 def test_a_surrogate_gives_gradients_and_decides_nothing():
-    """One whose every decision is wrong would end the attack before its first step if it were asked."""
+    """One whose every decision is wrong would end the attack before its first step if it were
+    asked."""
     guide = ra.refit(jump(), ra.JumpReLU(0.5).surrogate(8 / 0.5))
 
     class Turned(torch.nn.Module):
@@ -148,13 +154,18 @@ def test_any_two_networks_will_do():
         for p in tuned.parameters():
             p += 0.01 * p.std() * torch.randn(p.shape, generator=torch.Generator().manual_seed(0))
     made = run(tuned)
-    assert "MASKED" not in made.verdict.claim and made.verdict.effect in ("NO EFFECT", "INCONCLUSIVE")
+    assert "MASKED" not in made.verdict.claim and made.verdict.effect in (
+        "NO EFFECT",
+        "INCONCLUSIVE",
+    )
     assert made.alarms == ()
 
 
 def test_the_claimed_attack_is_the_users():
     made = run(plain(), claimed=ra.FGSM())
-    assert made.claimed_attack == "FGSM(loss='cross_entropy')" or made.claimed_attack.startswith("FGSM(")
+    assert made.claimed_attack == "FGSM(loss='cross_entropy')" or made.claimed_attack.startswith(
+        "FGSM("
+    )
     assert made.twin.runs[0].attack == made.claimed_attack
     assert made.verdict.claim == "WEAK PROTOCOL"  # one step leaves many that fall
 
@@ -185,10 +196,14 @@ def test_two_workers_find_what_one_finds_and_leave_the_networks_as_they_were():
     assert untimed(beside) == untimed(run(jump(), battery=dataclasses.replace(SMALL, queries=20)))
 
 
-@pytest.mark.parametrize("how", [{"draws": 3}, {"claimed": ra.Foolbox("LinfPGD", steps=5)}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{"draws": 3}, {"claimed": ra.Foolbox("LinfPGD", steps=5)}], ids=str
+)
 def test_two_workers_do_not_take_each_others_random_numbers(how):
     twin, hard = (Noisy(), Noisy()) if "draws" in how else (plain(), jump())
-    assert untimed(run(hard, 25, twin=twin, workers=2, **how)) == untimed(run(hard, 25, twin=twin, **how))
+    assert untimed(run(hard, 25, twin=twin, workers=2, **how)) == untimed(
+        run(hard, 25, twin=twin, **how)
+    )
 
 
 def test_what_goes_wrong_in_the_other_thread_is_raised():
@@ -253,7 +268,12 @@ def test_labels_and_images_pass_the_doors():
         ({"labels": torch.full_like(part.labels, -1)}, "labels at least 0"),
         ({"images": 255 * part.images}, "divide by 255"),
     ):
-        given = {"images": part.images, "labels": part.labels, "index": part.index, "name": "bad"} | change
+        given = {
+            "images": part.images,
+            "labels": part.labels,
+            "index": part.index,
+            "name": "bad",
+        } | change
         with pytest.raises(ValueError, match=words):
             audit(plain(), plain(), SimpleNamespace(**given), EPS, battery=SMALL)
 
@@ -271,13 +291,20 @@ def test_a_network_at_chance_is_refused_by_name():
 def test_labels_that_count_from_one_are_recognised_where_none_is_out_of_range():
     part = data()
     rows = part.labels < 9
-    with pytest.raises(ValueError, match="labels - 1 would be right for 9.%, so they count from 1: use labels - 1"):
-        audit(plain(), "JumpReLU(0.5)", (part.images[rows], part.labels[rows] + 1), EPS, battery=SMALL)
+    with pytest.raises(
+        ValueError, match="labels - 1 would be right for 9.%, so they count from 1: use labels - 1"
+    ):
+        audit(
+            plain(), "JumpReLU(0.5)", (part.images[rows], part.labels[rows] + 1), EPS, battery=SMALL
+        )
 
 
 def test_a_plain_module_takes_its_shape_from_the_images():
     bare, part = plain().module, data()
-    assert audit(bare, "SReLU(2)", (part.images, part.labels), EPS, battery=SMALL).numbers()["clean"] > 0.9
+    assert (
+        audit(bare, "SReLU(2)", (part.images, part.labels), EPS, battery=SMALL).numbers()["clean"]
+        > 0.9
+    )
     other = nn.Sequential(nn.Flatten(), nn.Linear(49, 10), nn.ReLU())
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as raised:
         audit(other, "SReLU(2)", (part.images, part.labels), EPS, battery=SMALL)
@@ -301,7 +328,8 @@ def test_a_margin_that_is_none_is_refused():
 
 
 def test_an_attack_that_does_not_bite_makes_it_abstain():
-    """A network that rounds its images away: no gradient reaches them, and nothing falls at any eps."""
+    """A network that rounds its images away: no gradient reaches them, and nothing falls at any
+    eps."""
 
     class Deaf(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -318,7 +346,10 @@ def test_controls_run_with_a_whole_battery_only():
     whole = dataclasses.replace(SMALL, queries=30)
     roles = {r.role for side in run(plain(), 25, battery=whole).sides for r in side.runs}
     assert roles == {"claimed", "white box", "control"}
-    assert {r.role for side in run(plain(), 25).sides for r in side.runs} == {"claimed", "white box"}
+    assert {r.role for side in run(plain(), 25).sides for r in side.runs} == {
+        "claimed",
+        "white box",
+    }
 
 
 def test_a_wide_l2_radius_is_audited_and_half_the_diagonal_refused():

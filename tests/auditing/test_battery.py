@@ -1,4 +1,5 @@
-"""The battery: kernels from the spec, examples that only ever fall, and a union that no order of numbers changes."""
+"""The battery: kernels from the spec, examples that only ever fall, and a union that no order of
+numbers changes."""
 
 from functools import cache
 
@@ -46,7 +47,8 @@ def test_the_bandwidth_scales_with_kappa(kappa):
     made = smoothed(JumpReLU(kappa), 8.0, "sigmoid")
     assert made == Surrogate(JumpReLU(kappa), 8.0 / kappa, "sigmoid")
     neutral = smoothed(JumpReLU(kappa), 8.0, "sigmoid", plain=True)
-    assert neutral == Surrogate(JumpReLU(0.0), 8.0 / kappa, "sigmoid")  # the same bandwidth without the jump
+    # the same bandwidth without the jump
+    assert neutral == Surrogate(JumpReLU(0.0), 8.0 / kappa, "sigmoid")
 
 
 def test_each_site_gets_its_own_kernel_and_a_slope_none():
@@ -58,7 +60,9 @@ def test_each_site_gets_its_own_kernel_and_a_slope_none():
 
 def test_every_kernel_of_the_list_is_built_for_both_sides():
     hard = ra.retrofit(plain(), JumpReLU(0.5))
-    for party, activation in zip(parties(plain(), hard, data(), EPS), (JumpReLU(0.0), JumpReLU(0.5)), strict=True):
+    for party, activation in zip(
+        parties(plain(), hard, data(), EPS), (JumpReLU(0.0), JumpReLU(0.5)), strict=True
+    ):
         assert len(party.guides) == len(KERNELS)
         for which, (kernel, widths) in enumerate(KERNELS):
             wanted = [[Surrogate(activation, width / 0.5, kernel)] * 3 for width in widths]
@@ -88,7 +92,9 @@ def test_no_jump_no_kernel_and_a_surrogate_takes_its_place():
     for hard in (ra.retrofit(plain(), SReLU(3.0)), plain(), ra.retrofit(plain(), JumpReLU(0.0))):
         assert all(party.guides == () for party in parties(plain(), hard, data(), EPS))
     _, party = parties(plain(), plain(), data(), EPS, surrogate=plain())
-    assert [name for name, _ in party.guides] == ["your surrogate"] and party.guides[0][1]().network is plain()
+    assert [name for name, _ in party.guides] == ["your surrogate"] and party.guides[0][
+        1
+    ]().network is plain()
 
 
 # -------------------------------------------------------------------------------------- the siege
@@ -115,8 +121,17 @@ def test_what_is_kept_is_adversarial():
     assert 0 < len(siege.fallen) <= 6
     for one in siege.fallen:
         x_adv = torch.from_numpy(one.x_adv)
-        assert np.abs(one.x_adv - one.image).max() <= EPS.eps + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1
-        assert int(plain()(x_adv[None]).argmax()) == one.decided != one.label == int(data().labels[one.row])
+        assert (
+            np.abs(one.x_adv - one.image).max() <= EPS.eps + 1e-6
+            and x_adv.min() >= 0
+            and x_adv.max() <= 1
+        )
+        assert (
+            int(plain()(x_adv[None]).argmax())
+            == one.decided
+            != one.label
+            == int(data().labels[one.row])
+        )
 
 
 def test_an_attempt_files_nothing():
@@ -125,7 +140,8 @@ def test_an_attempt_files_nothing():
     tried = siege.attempt("trial", "white box", PGD, unproved(plain()), among=20)
     assert tried.run.asked == 20 and tried.run.felled == len(tried.rows) > 0
     assert np.array_equal(siege.stands, stands) and siege.runs == [] and siege.fallen == []
-    assert siege.file(tried) == len(tried.rows) and siege.file(tried) == 0  # what has fallen falls once
+    # what has fallen falls once
+    assert siege.file(tried) == len(tried.rows) and siege.file(tried) == 0
 
 
 def test_an_attack_on_nobody_is_a_run_of_nothing():
@@ -156,7 +172,10 @@ def test_an_overflow_is_never_a_success():
         siege.attack("PGD", "claimed", PGD, Proved(fragile, plain())) == 0
     )  # every image that fools the plain net breaks this one
     assert np.array_equal(siege.stands, siege.clean)
-    assert Siege(plain(), part, Linf(0.3), seed=0).attack("PGD", "claimed", PGD, unproved(plain())) > 15
+    assert (
+        Siege(plain(), part, Linf(0.3), seed=0).attack("PGD", "claimed", PGD, unproved(plain()))
+        > 15
+    )
 
 
 # ------------------------------------------------------------------------------------- the battery
@@ -190,7 +209,9 @@ def test_both_sides_meet_the_same_attacks():
 def test_the_seed_fixes_all():
     again = sides(ra.retrofit(plain(), JumpReLU(0.5)))
     for one, other in zip(jumped(), again, strict=True):
-        assert np.array_equal(one.felled_by, other.felled_by) and np.array_equal(one.claimed, other.claimed)
+        assert np.array_equal(one.felled_by, other.felled_by) and np.array_equal(
+            one.claimed, other.claimed
+        )
         assert [(r.title, r.felled, r.gradients) for r in one.runs] == [
             (r.title, r.felled, r.gradients) for r in other.runs
         ]
@@ -198,5 +219,9 @@ def test_the_seed_fixes_all():
 
 def test_twice_the_battery_is_twice_the_steps_and_starts():
     twice = QUICK.doubled()
-    assert (twice.steps, twice.targeted_steps, twice.restarts) == (2 * QUICK.steps, 2 * QUICK.targeted_steps, 2)
+    assert (twice.steps, twice.targeted_steps, twice.restarts) == (
+        2 * QUICK.steps,
+        2 * QUICK.targeted_steps,
+        2,
+    )
     assert twice.targeted(3).targets == 2  # no more than there are other classes

@@ -1,4 +1,5 @@
-"""LeNet as its authors' code has it, typed in by hand: what its code does itself is audited like a retrofit."""
+"""LeNet as its authors' code has it, typed in by hand: what its code does itself is audited like a
+retrofit."""
 
 import pytest
 import torch
@@ -12,11 +13,16 @@ EPS = ra.Linf(0.1)
 
 
 class LeNet(nn.Module):
-    """The LeNet-like net of Erichson et al. 2019 with `view`, and with its activation as a threshold in place."""
+    """The LeNet-like net of Erichson et al. 2019 with `view`, and with its activation as a
+    threshold in place."""
 
     def __init__(self, kappa: float) -> None:
         super().__init__()
-        self.conv1, self.conv2, self.drop = nn.Conv2d(1, 10, 5), nn.Conv2d(10, 20, 5), nn.Dropout2d()
+        self.conv1, self.conv2, self.drop = (
+            nn.Conv2d(1, 10, 5),
+            nn.Conv2d(10, 20, 5),
+            nn.Dropout2d(),
+        )
         self.fc1, self.fc2, self.fc3 = nn.Linear(320, 120), nn.Linear(120, 90), nn.Linear(90, 10)
         self.kappa = kappa
 

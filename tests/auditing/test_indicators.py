@@ -1,4 +1,5 @@
-"""Each indicator fires on what it is for and is silent elsewhere; known answers on networks made by hand."""
+"""Each indicator fires on what it is for and is silent elsewhere; known answers on networks made by
+hand."""
 
 from functools import cache
 
@@ -14,7 +15,15 @@ from retroact.auditing.selftest import Louder
 from retroact.evaluation.proof import unproved
 
 EPS = Linf(0.1)
-SATURATION = ["zero gradient", "zero loss", "logit scale", "rescaled logits", "unbounded", "flat loss", "non-finite"]
+SATURATION = [
+    "zero gradient",
+    "zero loss",
+    "logit scale",
+    "rescaled logits",
+    "unbounded",
+    "flat loss",
+    "non-finite",
+]
 JUMP = ["gradient fidelity", "falling loss"]
 
 
@@ -40,9 +49,13 @@ def readings(change: str, threat: ThreatModel = EPS) -> dict[str, tuple[float, f
     """What each indicator shows on 120 points that the net and the changed net decide rightly."""
     net, hard, data = plain(), CHANGES[change](plain()), ra.data("digits/validation[:130]")
     with torch.no_grad():
-        right = (net(data.images).argmax(1) == data.labels) & (hard(data.images).argmax(1) == data.labels)
+        right = (net(data.images).argmax(1) == data.labels) & (
+            hard(data.images).argmax(1) == data.labels
+        )
     part = data.select(right.nonzero()[:120, 0])
-    glances = [Glance(unproved(n), part.images, part.labels, part.index, threat) for n in (hard, net)]
+    glances = [
+        Glance(unproved(n), part.images, part.labels, part.index, threat) for n in (hard, net)
+    ]
     return {r.title: (r.value, r.twin, r.fired) for r in (ask(*glances) for ask in indicators())}
 
 
@@ -100,7 +113,11 @@ def test_nothing_fires_on_a_change_that_is_none(change, threat):
 
 @pytest.mark.parametrize("threat", [EPS, L2(1.0)], ids=str)
 def test_each_mechanism_is_named_in_both_norms(threat):
-    assert {"zero gradient", "logit scale", "flat loss"} <= fired("SReLU(10)", threat) <= set(SATURATION)
+    assert (
+        {"zero gradient", "logit scale", "flat loss"}
+        <= fired("SReLU(10)", threat)
+        <= set(SATURATION)
+    )
     assert {"gradient fidelity"} <= fired("JumpReLU(0.5)", threat) <= set(JUMP)
     assert {"gradient fidelity", "falling loss"} <= fired("JumpReLU(1)", threat) <= set(JUMP)
 
@@ -114,8 +131,10 @@ def test_louder_logits_are_read_off_exactly():
     shown = readings("louder")
     assert shown["zero gradient"][0] == shown["zero loss"][0] == shown["flat loss"][0] == 1.0
     assert shown["logit scale"][0] == 2.0**14 * shown["logit scale"][1]
-    assert shown["non-finite"][0] == 1.0 and shown["non-finite"][1] == 0.0  # 11 · 2^14 is beyond float16
-    assert shown["gradient fidelity"][0] == shown["gradient fidelity"][1]  # a factor does not bend the margin
+    # 11 · 2^14 is beyond float16
+    assert shown["non-finite"][0] == 1.0 and shown["non-finite"][1] == 0.0
+    # a factor does not bend the margin
+    assert shown["gradient fidelity"][0] == shown["gradient fidelity"][1]
 
 
 # --------------------------------------------------------------------- known answers by hand
@@ -147,7 +166,8 @@ def test_a_linear_net_is_predicted_exactly(threat):
     look = Glance(unproved(net), x, net(x).argmax(1), torch.arange(50), threat)
     assert (look.prediction_errors - 1).abs().max() < 1e-2
     assert named("gradient fidelity")(look, look).value == 0.0
-    # a straight climb: no step of PGD makes the loss fall before the ball stops it, then none moves it
+    # a straight climb: no step of PGD makes the loss fall before the ball stops it, then none moves
+    # it
     assert named("falling loss")(look, look).value == 0.0
 
 
@@ -164,7 +184,10 @@ def test_a_prediction_of_nothing_is_left_to_zero_gradient():
     alive = glance(OnePixel(lambda z: z), 0.5)
     assert dead.prediction_errors.isnan().all()
     assert not named("gradient fidelity")(dead, alive).fired
-    assert named("zero gradient")(dead, alive).value == 1.0 and named("flat loss")(dead, alive).value == 1.0
+    assert (
+        named("zero gradient")(dead, alive).value == 1.0
+        and named("flat loss")(dead, alive).value == 1.0
+    )
 
 
 def test_a_loss_that_falls_along_its_gradient_is_seen():
@@ -178,18 +201,23 @@ def test_the_median_margin_is_the_scale():
     levels = torch.linspace(0.1, 0.9, 9)
     small, large = (glance(OnePixel(lambda z, s=s: s * z), levels, 9) for s in (1.0, 6.0))
     reading = named("logit scale")(large, small)
-    assert reading.value == pytest.approx(3.0) and reading.twin == pytest.approx(0.5) and reading.fired
+    assert (
+        reading.value == pytest.approx(3.0) and reading.twin == pytest.approx(0.5) and reading.fired
+    )
     assert not named("logit scale")(small, large).fired
-    assert not named("logit scale")(glance(OnePixel(lambda z: 2.5 * z), levels, 9), small).fired  # the threshold is 3
+    # the threshold is 3
+    assert not named("logit scale")(glance(OnePixel(lambda z: 2.5 * z), levels, 9), small).fired
 
 
 def test_standing_without_a_bound_is_measured_on_both_losses():
     linear = glance(OnePixel(lambda z: z - 0.3), 0.6)
     assert linear.standing_far == (0.0, 0.0)
-    loud = glance(OnePixel(lambda z: 1000 * (z - 0.1)), 0.6)  # softmax is 1, the cross-entropy is deaf
+    # softmax is 1, the cross-entropy is deaf
+    loud = glance(OnePixel(lambda z: 1000 * (z - 0.1)), 0.6)
     assert loud.standing_far[0] > 0.5 and loud.standing_far[1] == 0.0
     assert named("unbounded")(loud, linear).fired
-    safe = glance(OnePixel(lambda z: z + 1.0), 0.6)  # nothing fools it: no difference between the losses
+    # nothing fools it: no difference between the losses
+    safe = glance(OnePixel(lambda z: z + 1.0), 0.6)
     assert safe.standing_far == (1.0, 1.0) and not named("unbounded")(safe, linear).fired
 
 
@@ -198,7 +226,8 @@ def test_nan_and_infinity_are_seen_in_any_precision():
     for broken in (lambda z: z / 0.0, lambda z: z * float("nan")):
         look = glance(OnePixel(broken), 0.5)
         assert look.broken == 1.0 and named("non-finite")(look, fine).fired
-    root = glance(OnePixel(lambda z: 1 + (z - z.detach()).sqrt()), 0.5)  # finite logits, an infinite slope
+    # finite logits, an infinite slope
+    root = glance(OnePixel(lambda z: 1 + (z - z.detach()).sqrt()), 0.5)
     assert root.broken == 1.0 and root.cross_entropy.gradient.isfinite().all()
     assert fine.broken == 0.0
 
@@ -206,9 +235,13 @@ def test_nan_and_infinity_are_seen_in_any_precision():
 def test_a_network_that_is_no_module_can_be_looked_at():
     net = plain()
     data = ra.data("digits/validation[:20]")
-    looks = [Glance(unproved(n), data.images, data.labels, data.index, EPS) for n in (lambda x: net(x), net)]
+    looks = [
+        Glance(unproved(n), data.images, data.labels, data.index, EPS)
+        for n in (lambda x: net(x), net)
+    ]
     shown = [[ask(look, look).value for ask in indicators()] for look in looks]
-    assert shown[0] == pytest.approx(shown[1], rel=1e-4, abs=1e-6)  # the module is looked at through its lean copy
+    # the module is looked at through its lean copy
+    assert shown[0] == pytest.approx(shown[1], rel=1e-4, abs=1e-6)
 
 
 # ----------------------------------------------------------------------------- book-keeping
@@ -237,12 +270,19 @@ def test_the_cost_is_a_few_dozen_passes_each_counted():
 
 def test_no_points_show_nothing():
     look = Glance(
-        unproved(plain()), torch.zeros(0, 1, 8, 8), torch.zeros(0, dtype=torch.int64), torch.zeros(0).long(), EPS
+        unproved(plain()),
+        torch.zeros(0, 1, 8, 8),
+        torch.zeros(0, dtype=torch.int64),
+        torch.zeros(0).long(),
+        EPS,
     )
     assert not any(ask(look, look).fired for ask in indicators())
 
 
 def test_a_reading_says_what_it_shows():
     look, twin = glance(Louder(OnePixel(lambda z: z)), 0.5), glance(OnePixel(lambda z: z), 0.5)
-    assert str(named("logit scale")(look, twin)) == "logit scale (saturation): 8.19e+03, twin 0.5: FIRED"
+    assert (
+        str(named("logit scale")(look, twin))
+        == "logit scale (saturation): 8.19e+03, twin 0.5: FIRED"
+    )
     assert str(named("logit scale")(twin, twin)).endswith(": silent")

@@ -33,7 +33,9 @@ class Rounded(nn.Module):
 @pytest.mark.parametrize("name", ["digits-cnn", "lenet-mnist"])
 def test_rounding_is_never_genuine(name, what, grid):
     data = ra.data({"digits-cnn": "digits[:60]", "lenet-mnist": "mnist[:60]"}[name])
-    made = ra.audit(ra.load(name), Rounded(ra.load(name), what, grid), data, ra.Linf(0.1), battery=QUICK)
+    made = ra.audit(
+        ra.load(name), Rounded(ra.load(name), what, grid), data, ra.Linf(0.1), battery=QUICK
+    )
     assert made.verdict.effect in ("ABSTAINED", "HARMFUL"), str(made)
     assert any("exactly zero" in doubt for doubt in made.verdict.doubts), str(made)
 

@@ -1,4 +1,5 @@
-"""Rounds: begun anew with ever more steps until one fells nothing; and what the climb behind them does."""
+"""Rounds: begun anew with ever more steps until one fells nothing; and what the climb behind them
+does."""
 
 import sys
 from functools import cache
@@ -53,7 +54,11 @@ class Told:
 def test_rounds_go_on_with_more_steps_until_one_fells_nothing():
     siege = Told(9, 1, 0, 5)
     Battery(targeted_steps=10, finish=20, rounds=8).again(siege, ALONE, ITSELF, " here", 10)
-    rounds = [("round 1 here", 30, 60, 1), ("round 2 here", 40, 80, 2), ("round 3 here", 50, 100, 3)]
+    rounds = [
+        ("round 1 here", 30, 60, 1),
+        ("round 2 here", 40, 80, 2),
+        ("round 3 here", 50, 100, 3),
+    ]
     assert siege.asked == rounds and siege.fells == [5]
 
 
@@ -68,9 +73,13 @@ def test_rounds_fell_more_on_both_sides():
     hard = ra.retrofit(plain(), JumpReLU(0.5))
     for party in parties(plain(), hard, data(), EPS):
         once, often = (
-            Battery(**(vars(WEAK) | {"rounds": n}))(party, data(), EPS, ra.FGSM(), classes=10) for n in (0, 3)
+            Battery(**(vars(WEAK) | {"rounds": n}))(party, data(), EPS, ra.FGSM(), classes=10)
+            for n in (0, 3)
         )
-        assert not (often.verified & ~once.verified).any() and often.verified.sum() < once.verified.sum()
+        assert (
+            not (often.verified & ~once.verified).any()
+            and often.verified.sum() < once.verified.sum()
+        )
         assert not any("round" in run.title for run in once.runs)
         rounds = [run for run in often.runs if run.title.startswith("round")]
         assert rounds and all(run.role == "white box" for run in rounds)
@@ -79,7 +88,9 @@ def test_rounds_fell_more_on_both_sides():
 
 def test_a_fresh_start_is_another_one_and_always_the_same():
     siege = Siege(plain(), data(), EPS, seed=0)
-    images = [siege.attempt("try", "white box", ra.PGD(steps=5), ITSELF, fresh=f).x_adv for f in (0, 1, 1)]
+    images = [
+        siege.attempt("try", "white box", ra.PGD(steps=5), ITSELF, fresh=f).x_adv for f in (0, 1, 1)
+    ]
     assert not torch.equal(images[0][:5], images[1][:5]) and torch.equal(images[1], images[2])
 
 
@@ -110,19 +121,32 @@ def test_a_battery_has_a_name(monkeypatch):
     for name in ("quick", "thorough", None):
         with pytest.raises(KeyboardInterrupt):
             audit(plain(), plain(), data(), EPS, battery=name)
-    assert seen == [QUICK.points, THOROUGH.points, Battery().points] and QUICK.points < THOROUGH.points
+    assert (
+        seen == [QUICK.points, THOROUGH.points, Battery().points] and QUICK.points < THOROUGH.points
+    )
     with pytest.raises(ValueError, match='"quick" or "thorough", got \'slow\''):
         audit(plain(), plain(), data(), EPS, battery="slow")
 
 
 def test_the_command_takes_one_of_both(monkeypatch, capsys):
-    words = ["retroact", "audit", "digits-cnn", "JumpReLU(0.5)", "--threat", "Linf(0.1)", "--data", "digits[:30]"]
+    words = [
+        "retroact",
+        "audit",
+        "digits-cnn",
+        "JumpReLU(0.5)",
+        "--threat",
+        "Linf(0.1)",
+        "--data",
+        "digits[:30]",
+    ]
     monkeypatch.setattr(sys, "argv", [*words, "--quick", "--thorough"])
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code and "--quick or --thorough, got both" in capsys.readouterr().err
     batteries = []
-    monkeypatch.setattr("retroact.auditing.audit.audit", lambda *a, battery, **k: batteries.append(battery) or 1 / 0)
+    monkeypatch.setattr(
+        "retroact.auditing.audit.audit", lambda *a, battery, **k: batteries.append(battery) or 1 / 0
+    )
     for flags in (["--thorough"], ["--quick"], []):
         monkeypatch.setattr(sys, "argv", [*words, *flags])
         with pytest.raises((SystemExit, ZeroDivisionError)):
@@ -134,7 +158,8 @@ def test_the_command_takes_one_of_both(monkeypatch, capsys):
 
 
 class Watching(nn.Module):
-    """A linear net of three classes on two pixels that nothing near 0.5 fools; notes where gradients are taken."""
+    """A linear net of three classes on two pixels that nothing near 0.5 fools; notes where
+    gradients are taken."""
 
     weights = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 2.0]])
 
@@ -151,14 +176,20 @@ class Watching(nn.Module):
         return self  # a lean copy would note elsewhere
 
 
-def climb(attack: Momentum, threat: object = Linf(0.25), n: int = 1) -> tuple[Watching, Tensor, Tensor]:
+def climb(
+    attack: Momentum, threat: object = Linf(0.25), n: int = 1
+) -> tuple[Watching, Tensor, Tensor]:
     net, x = Watching(), torch.full((n, 1, 1, 2), 0.5)
     made = craft(attack, net, x, torch.zeros(n, dtype=torch.long), torch.arange(n), threat)
     return net, made.x_adv, made.gradients
 
 
 def test_an_example_that_stands_costs_what_the_attack_says():
-    for attack in (Momentum(7, 2, targets=2, finish=5), Momentum(7, 2, finish=5), Momentum(7, noise=0.5, finish=3)):
+    for attack in (
+        Momentum(7, 2, targets=2, finish=5),
+        Momentum(7, 2, finish=5),
+        Momentum(7, noise=0.5, finish=3),
+    ):
         _, _, gradients = climb(attack)
         assert int(gradients) == attack.passes
 
@@ -170,7 +201,15 @@ def test_the_finish_climbs_to_the_class_that_is_nearest_at_the_end():
     # towards class 1 alone (a goal of its own), the finish stays with it
     net, x = Watching(), torch.full((1, 1, 1, 2), 0.5)
     goal = ra.Targeted(1)
-    made = craft(Momentum(12, finish=12), net, x, torch.zeros(1, dtype=torch.long), torch.arange(1), Linf(0.25), goal)
+    made = craft(
+        Momentum(12, finish=12),
+        net,
+        x,
+        torch.zeros(1, dtype=torch.long),
+        torch.arange(1),
+        Linf(0.25),
+        goal,
+    )
     assert torch.allclose(made.x_adv[0, 0, 0, 0], torch.tensor(0.75), atol=1e-2)
 
 
@@ -180,7 +219,9 @@ def test_noise_moves_where_gradients_are_taken_and_not_what_is_judged(threat):
     inside = torch.cat(net.judged)
     assert bool(threat(inside, torch.full_like(inside, 0.5)).all())
     assert bool(threat(x_adv, torch.full_like(x_adv, 0.5)).all())
-    first, last = ((a - b).abs().max() for a, b in zip(net.climbed[:-1:38], net.climbed[1::38], strict=False))
+    first, last = (
+        (a - b).abs().max() for a, b in zip(net.climbed[:-1:38], net.climbed[1::38], strict=False)
+    )
     assert first > 0.05 > last  # steps and noise shrink together
     assert len(net.climbed) == 40 and len(net.judged) <= 12
     still, _, _ = climb(Momentum(40), threat)

@@ -1,4 +1,5 @@
-"""The audit's own test passes on the digits net, and fails for an audit that is blind, damns everything or nothing."""
+"""The audit's own test passes on the digits net, and fails for an audit that is blind, damns
+everything or nothing."""
 
 from dataclasses import replace
 from functools import cache
@@ -16,7 +17,8 @@ from retroact.nets.zoo import NETWORKS
 from retroact.training.fit import fit
 from retroact.training.recipes import MixedFGSM, Standard
 
-# Small enough for seconds, and enough for what is asked here: 100 images, a few dozen gradients each.
+# Small enough for seconds, and enough for what is asked here: 100 images, a few dozen gradients
+# each.
 SMALL = Battery(steps=15, targets=3, targeted_steps=20, trial_steps=10, sample=24, queries=0)
 EPS = ra.Linf(0.12)
 
@@ -25,7 +27,8 @@ EPS = ra.Linf(0.12)
 def scaled() -> nn.Module:
     """The digits net with all pre-activations twice as large: the same function, bit for bit.
 
-    A jump of 1 is one of 0.5 here. The net as it is has pre-activations so small that a jump of 1 wrecks it.
+    A jump of 1 is one of 0.5 here. The net as it is has pre-activations so small that a jump of 1
+    wrecks it.
     """
     net = ra.load("digits-cnn")
     inside = net.module
@@ -67,8 +70,12 @@ def test_the_scaled_net_is_the_net():
 def test_all_checks_pass():
     checks = honest_run()
     assert len(checks) == 7
-    assert all(check.passed for check in checks.values()), [str(c) for c in checks.values() if not c.passed]
-    assert all(str(check).startswith(f"passed: {title}: expected ") for title, check in checks.items())
+    assert all(check.passed for check in checks.values()), [
+        str(c) for c in checks.values() if not c.passed
+    ]
+    assert all(
+        str(check).startswith(f"passed: {title}: expected ") for title, check in checks.items()
+    )
     jump = checks["JumpReLU(1)"].audit.verdict
     assert jump.mechanism == "jump" and "MASKED" in jump.claim
     assert checks["adversarial training"].audit.verdict.counts.verified_gain > 0.1
@@ -113,7 +120,12 @@ def test_an_audit_that_damns_everything_fails(monkeypatch):
 def test_an_audit_that_passes_everything_fails(monkeypatch):
     checks = wrongly(monkeypatch, effect="GENUINE", claim="HONEST", mechanism="")
     failed = {title for title, check in checks.items() if not check.passed}
-    assert failed >= {"itself", "logits times 2^14", "SReLU(10) beside its folded net", "JumpReLU(1)"}
+    assert failed >= {
+        "itself",
+        "logits times 2^14",
+        "SReLU(10) beside its folded net",
+        "JumpReLU(1)",
+    }
 
 
 def test_an_audit_that_never_commits_itself_fails(monkeypatch):

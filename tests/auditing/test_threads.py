@@ -13,9 +13,17 @@ from retroact.retrofitting.tracing import traced
 
 
 def normed(seed):
-    """A small net with batch norms that have seen something, and images that it decides in several ways."""
+    """A small net with batch norms that have seen something, and images that it decides in several
+    ways."""
     torch.manual_seed(seed)
-    layers = [nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.BatchNorm2d(8), nn.ReLU()]
+    layers = [
+        nn.Conv2d(1, 6, 3),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 8, 3),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+    ]
     net = ra.Classifier(nn.Sequential(*layers, nn.Flatten(), nn.Linear(128, 4)), shape=(1, 8, 8))
     x = torch.rand(24, 1, 8, 8)
     with torch.no_grad():
@@ -34,7 +42,9 @@ def test_two_audits_of_nets_with_norms_in_two_threads(round):
     def audited(pair):
         net, data = pair
         small = Battery(steps=2, targets=1, targeted_steps=2, finish=0, queries=0, trial_steps=0)
-        return ra.audit(net, ra.retrofit(net, ra.JumpReLU(0.05)), data, ra.Linf(0.1), battery=small, workers=2)
+        return ra.audit(
+            net, ra.retrofit(net, ra.JumpReLU(0.05)), data, ra.Linf(0.1), battery=small, workers=2
+        )
 
     with ThreadPoolExecutor(2) as pool:
         beside = list(pool.map(audited, pairs))

@@ -8,8 +8,11 @@ import pytest
 from retroact.auditing.verdict import Counts, bootstrap, counted, judge, mcnemar, settling
 
 
-def counts(n: int, gained: int, lost: int, base: int = 0, claimed: tuple[float, float] | None = None) -> Counts:
-    """Of n examples `base` stand on both, `gained` on the retrofit alone, `lost` on the twin alone; an honest claim."""
+def counts(
+    n: int, gained: int, lost: int, base: int = 0, claimed: tuple[float, float] | None = None
+) -> Counts:
+    """Of n examples `base` stand on both, `gained` on the retrofit alone, `lost` on the twin alone;
+    an honest claim."""
     verified = (base + lost) / n, (base + gained) / n
     return Counts(n, (1.0, 1.0), verified if claimed is None else claimed, verified, gained, lost)
 
@@ -19,7 +22,15 @@ def counts(n: int, gained: int, lost: int, base: int = 0, claimed: tuple[float, 
 
 @pytest.mark.parametrize(
     ("gained", "lost", "p"),
-    [(0, 0, 1.0), (1, 0, 1.0), (5, 0, 0.0625), (6, 0, 0.03125), (8, 2, 0.109375), (4, 4, 1.0), (2, 12, 0.012939453125)],
+    [
+        (0, 0, 1.0),
+        (1, 0, 1.0),
+        (5, 0, 0.0625),
+        (6, 0, 0.03125),
+        (8, 2, 0.109375),
+        (4, 4, 1.0),
+        (2, 12, 0.012939453125),
+    ],
 )
 def test_mcnemar_known_values(gained, lost, p):
     assert mcnemar(gained, lost) == mcnemar(lost, gained) == p
@@ -38,11 +49,15 @@ def test_mcnemar_agrees_with_the_binomial_and_serves_large_and_numpy_counts():
 
 
 @pytest.mark.parametrize("n", [60, 200, 1000])
-@pytest.mark.parametrize(("gains", "loses"), [(0.01, 0.01), (0.02, 0.01), (0.05, 0.02), (0.1, 0.1), (0.2, 0.05)])
+@pytest.mark.parametrize(
+    ("gains", "loses"), [(0.01, 0.01), (0.02, 0.01), (0.05, 0.02), (0.1, 0.1), (0.2, 0.05)]
+)
 def test_the_interval_covers_the_truth(n, gains, loses):
     found = np.random.default_rng(1).multinomial(n, [gains, loses, 1 - gains - loses], size=600)
     spans = {(g, b): bootstrap(g, b, n, draws=2000) for g, b, _ in map(tuple, found.tolist())}
-    covered = np.mean([spans[g, b][0] <= gains - loses <= spans[g, b][1] for g, b, _ in found.tolist()])
+    covered = np.mean(
+        [spans[g, b][0] <= gains - loses <= spans[g, b][1] for g, b, _ in found.tolist()]
+    )
     assert covered >= 0.92  # 95 % less 3.4 standard errors of 600 samples
 
 
@@ -50,15 +65,18 @@ def test_the_interval_is_symmetric_and_fixed():
     low, high = bootstrap(12, 4, 200)
     assert (low, high) == bootstrap(12, 4, 200) and low < 8 / 200 < high
     mirrored = bootstrap(4, 12, 200)
-    assert mirrored == pytest.approx((-high, -low), abs=0.006)  # one example of 200 is a step of 0.005
+    # one example of 200 is a step of 0.005
+    assert mirrored == pytest.approx((-high, -low), abs=0.006)
 
 
 def test_the_interval_at_the_extremes():
     for n in (60, 200, 1000):
         low, high = bootstrap(0, 0, n)
-        assert -low == pytest.approx(high, abs=1.01 / n) and 1.5 / n < high < 3.5 / n  # the rule of three: 3/n
+        # the rule of three: 3/n
+        assert -low == pytest.approx(high, abs=1.01 / n) and 1.5 / n < high < 3.5 / n
         low, high = bootstrap(n, 0, n)
-        assert high == 1.0 and 1 - 6 / n <= low < 1.0  # up to three lost, each of which counts twice
+        # up to three lost, each of which counts twice
+        assert high == 1.0 and 1 - 6 / n <= low < 1.0
         low, high = bootstrap(0, n, n)
         assert low == -1.0 and -1.0 < high <= -1 + 6 / n
 
@@ -104,7 +122,9 @@ def test_the_interval_refuses_what_cannot_be_counts(bad):
 def test_each_effect_is_reached(n, gained, lost, effect):
     verdict = judge(counts(n, gained, lost), [])
     assert verdict.effect == effect
-    assert (verdict.needs > n) == (effect == "INCONCLUSIVE") and (verdict.needs == 0) == (effect != "INCONCLUSIVE")
+    assert (verdict.needs > n) == (effect == "INCONCLUSIVE") and (verdict.needs == 0) == (
+        effect != "INCONCLUSIVE"
+    )
     assert str(verdict).startswith(f"{effect}; ") and f"n = {n})" in str(verdict)
     assert ("would settle it" in str(verdict)) == (effect == "INCONCLUSIVE")
     if effect == "INCONCLUSIVE":
@@ -119,7 +139,9 @@ def test_a_margin_that_is_none_is_refused(margin):
 
 def test_any_doubt_makes_it_abstain_and_is_said():
     for gained, lost in [(40, 5), (0, 0), (40, 40)]:
-        verdict = judge(counts(300, gained, lost), [], ["Square felled 9 of 64", "2 of 32 stand at any eps"])
+        verdict = judge(
+            counts(300, gained, lost), [], ["Square felled 9 of 64", "2 of 32 stand at any eps"]
+        )
         assert verdict.effect == "ABSTAINED" and verdict.needs == 0
         assert "Square felled 9 of 64; 2 of 32 stand at any eps" in str(verdict)
         assert verdict.plainly().startswith("No verdict")
@@ -140,9 +162,17 @@ def test_the_margin_is_the_users():
 
 @pytest.mark.parametrize("margin", [0.05, 0.02])
 def test_settling_names_an_n_that_settles(margin):
-    shapes = [(n, g, b) for n in (30, 60, 150, 300) for g in range(0, 31, 5) for b in range(0, 31, 4) if g + b <= n]
+    shapes = [
+        (n, g, b)
+        for n in (30, 60, 150, 300)
+        for g in range(0, 31, 5)
+        for b in range(0, 31, 4)
+        if g + b <= n
+    ]
     open_ones = [
-        c for c in (counts(*shape) for shape in shapes) if judge(c, [], margin=margin).effect == "INCONCLUSIVE"
+        c
+        for c in (counts(*shape) for shape in shapes)
+        if judge(c, [], margin=margin).effect == "INCONCLUSIVE"
     ]
     assert len(open_ones) > 50
     for c in open_ones:
@@ -185,7 +215,9 @@ def test_each_claim_is_reached(claimed, alarms, claim, mechanism):
     verdict = judge(made, alarms)
     assert (verdict.claim, verdict.mechanism, verdict.effect) == (claim, mechanism, "NO EFFECT")
     said, plain = str(verdict), verdict.plainly()
-    assert ("HONEST" in said) == (claim == "HONEST") and ("(WEAK PROTOCOL)" in said) == (claim == "WEAK PROTOCOL")
+    assert ("HONEST" in said) == (claim == "HONEST") and ("(WEAK PROTOCOL)" in said) == (
+        claim == "WEAK PROTOCOL"
+    )
     assert ("weak on the twin too" in said) == (claim == "MASKED, WEAK PROTOCOL")
     assert (f"MASKED by {mechanism}" in said) == ("MASKED" in claim)
     assert ("blinds it" in plain) == ("MASKED" in claim)
@@ -198,10 +230,19 @@ def test_effect_and_claim_are_independent():
     for gained, lost in [(60, 5), (5, 60), (0, 0)]:
         for more in (0.0, 0.3):
             base = counts(300, gained, lost, base=100)
-            c = Counts(300, (1, 1), (base.verified[0], base.verified[1] + more), base.verified, gained, lost)
+            c = Counts(
+                300,
+                (1, 1),
+                (base.verified[0], base.verified[1] + more),
+                base.verified,
+                gained,
+                lost,
+            )
             verdict = judge(c, ["jump"])
             found.add((verdict.effect, verdict.claim))
-    assert found == {(e, c) for e in ("GENUINE", "HARMFUL", "NO EFFECT") for c in ("HONEST", "MASKED")}
+    assert found == {
+        (e, c) for e in ("GENUINE", "HARMFUL", "NO EFFECT") for c in ("HONEST", "MASKED")
+    }
 
 
 def test_the_sentences_carry_the_numbers():

@@ -1,4 +1,5 @@
-"""The corpus: networks of other people's making, with random weights, that every part of the house must bear.
+"""The corpus: networks of other people's making, with random weights, that every part of the house
+must bear.
 
     made = ARCHITECTURES["Swin"].made()
     made.net       a Classifier whose batch norms are worn and whose decisions differ
@@ -48,7 +49,8 @@ class Made:
 
 @dataclass(frozen=True)
 class Architecture:
-    """How a network is built: `build` gives the plain module, `also` the kinds beside ReLU to be replaced."""
+    """How a network is built: `build` gives the plain module, `also` the kinds beside ReLU to be
+    replaced."""
 
     family: str
     build: Callable[[], nn.Module]
@@ -77,7 +79,8 @@ class Architecture:
 
 
 def drawn(shape: Shape, n: int) -> Tensor:
-    """Smooth patterns of many contrasts, (n, c, h, w) in [0, 1]: noise alone looks the same to any network."""
+    """Smooth patterns of many contrasts, (n, c, h, w) in [0, 1]: noise alone looks the same to any
+    network."""
     c, h, w = shape
     coarse = F.interpolate(torch.rand(n, c, 3, 3), (h, w), mode="bilinear")
     contrast, fine = torch.rand(n, 1, 1, 1), torch.rand(n, c, h, w)
@@ -85,10 +88,12 @@ def drawn(shape: Shape, n: int) -> Tensor:
 
 
 def worn(module: nn.Module, images: Tensor) -> nn.Module:
-    """Gives batch norms statistics and weights as of a training, each unlike the next, so that a wrong fold shows."""
+    """Gives batch norms statistics and weights as of a training, each unlike the next, so that a
+    wrong fold shows."""
     norms = [m for m in module.modules() if getattr(m, "running_mean", None) is not None]
     hooks = [norm.register_forward_pre_hook(_wear) for norm in norms]
-    # with gradients, as in a notebook: what a network keeps of a pass must not stand in the way of a copy
+    # with gradients, as in a notebook: what a network keeps of a pass must not stand in the way of
+    # a copy
     module.eval()(images.clone())
     for hook in hooks:
         hook.remove()
@@ -109,7 +114,8 @@ def _wear(norm: nn.Module, inputs: tuple[Tensor]) -> None:
 
 @torch.no_grad()
 def centred(net: ra.Classifier, images: Tensor) -> None:
-    """Shifts and scales the last layer so that over the images each logit has mean 0 and they have spread 1."""
+    """Shifts and scales the last layer so that over the images each logit has mean 0 and they have
+    spread 1."""
     head = _head(net, images)
     if not head.weight.any():  # as some are born
         nn.init.normal_(head.weight)
@@ -118,7 +124,10 @@ def centred(net: ra.Classifier, images: Tensor) -> None:
     for name in ("weight", "weight_g"):
         if name in head._parameters:
             head._parameters[name] *= scale
-    if "original0" in getattr(getattr(head, "parametrizations", {}), "weight", nn.Module())._parameters:
+    if (
+        "original0"
+        in getattr(getattr(head, "parametrizations", {}), "weight", nn.Module())._parameters
+    ):
         head.parametrizations.weight.original0 *= scale
     head.bias -= net(images.clone()).mean(0)
 
@@ -141,12 +150,16 @@ def _ours(build: Callable[[], nn.Module], shape: Shape) -> Architecture:
     return Architecture("ours", build, shape)
 
 
-def _by_hand(build: Callable[[], nn.Module], *, output: str | None = None, also: tuple[str, ...] = ()) -> Architecture:
+def _by_hand(
+    build: Callable[[], nn.Module], *, output: str | None = None, also: tuple[str, ...] = ()
+) -> Architecture:
     return Architecture("by hand", build, (3, 16, 16), output, also)
 
 
 def _hf(name: str, *, also: tuple[str, ...] = (), size: int = 32, **config: Any) -> Architecture:
-    return Architecture("transformers", partial(_configured, name, config), (3, size, size), "logits", also)
+    return Architecture(
+        "transformers", partial(_configured, name, config), (3, size, size), "logits", also
+    )
 
 
 def _configured(name: str, config: dict[str, Any]) -> nn.Module:
@@ -156,10 +169,14 @@ def _configured(name: str, config: dict[str, Any]) -> nn.Module:
 
 
 def _timm(name: str, *, also: tuple[str, ...] = (), size: int = 32, **how: Any) -> Architecture:
-    return Architecture("timm", partial(timm.create_model, name, num_classes=10, **how), (3, size, size), None, also)
+    return Architecture(
+        "timm", partial(timm.create_model, name, num_classes=10, **how), (3, size, size), None, also
+    )
 
 
-def _timm_class(build: Callable[..., nn.Module], *, also: tuple[str, ...] = (), **how: Any) -> Architecture:
+def _timm_class(
+    build: Callable[..., nn.Module], *, also: tuple[str, ...] = (), **how: Any
+) -> Architecture:
     return Architecture("timm", partial(build, num_classes=10, **how), (3, 32, 32), None, also)
 
 
@@ -178,7 +195,13 @@ _TRANSFORMER = {
     "initializer_range": 0.2,
 }
 _DINO = {k: v for k, v in _TRANSFORMER.items() if k != "intermediate_size"}
-_SWIN = {"embed_dim": 12, "depths": [2, 1], "num_heads": [2, 2], "window_size": 4, "initializer_range": 0.2}
+_SWIN = {
+    "embed_dim": 12,
+    "depths": [2, 1],
+    "num_heads": [2, 2],
+    "window_size": 4,
+    "initializer_range": 0.2,
+}
 _CONVNEXT = {"hidden_sizes": [12, 16], "depths": [1, 1], "num_stages": 2, "initializer_range": 0.2}
 _EFFICIENTNET = {
     "width_coefficient": 0.25,
@@ -202,7 +225,12 @@ _POOLFORMER = {
     "mlp_ratio": 2.0,
     "initializer_range": 0.2,
 }
-_LEVIT = {"hidden_sizes": [16, 24, 32], "num_attention_heads": [2, 2, 2], "depths": [1, 1, 1], "key_dim": [8, 8, 8]}
+_LEVIT = {
+    "hidden_sizes": [16, 24, 32],
+    "num_attention_heads": [2, 2, 2],
+    "depths": [1, 1, 1],
+    "key_dim": [8, 8, 8],
+}
 _MOBILEVIT = {
     "hidden_sizes": [16, 20, 24],
     "neck_hidden_sizes": [8, 8, 12, 12, 16, 16, 32],
@@ -259,14 +287,28 @@ ARCHITECTURES: dict[str, Architecture] = {
     "WideResNet(10, 1)": _ours(WideResNet(depth=10, widen=1), (3, 32, 32)),
     "ViT": _hf("ViT", also=("gelu",), image_size=32, patch_size=8, **_TRANSFORMER),
     "DeiT": _hf("DeiT", also=("gelu",), image_size=32, patch_size=8, **_TRANSFORMER),
-    "BEiT": _hf("Beit", also=("gelu",), image_size=32, patch_size=8, use_relative_position_bias=True, **_TRANSFORMER),
+    "BEiT": _hf(
+        "Beit",
+        also=("gelu",),
+        image_size=32,
+        patch_size=8,
+        use_relative_position_bias=True,
+        **_TRANSFORMER,
+    ),
     "DINOv2": _hf("Dinov2", also=("gelu",), image_size=32, patch_size=8, mlp_ratio=2, **_DINO),
     "Swin": _hf("Swin", also=("gelu",), image_size=32, patch_size=4, **_SWIN),
     "Swin V2": _hf("Swinv2", also=("gelu",), image_size=32, patch_size=4, **_SWIN),
     "ConvNeXt": _hf("ConvNext", also=("gelu",), layer_scale_init_value=0.5, **_CONVNEXT),
     "ConvNeXt V2": _hf("ConvNextV2", also=("gelu",), **_CONVNEXT),
     "ResNet": _hf("ResNet", embedding_size=8, hidden_sizes=[16, 24], depths=[1, 2]),
-    "RegNet": _hf("RegNet", embedding_size=8, hidden_sizes=[16, 24], depths=[1, 1], groups_width=8, layer_type="y"),
+    "RegNet": _hf(
+        "RegNet",
+        embedding_size=8,
+        hidden_sizes=[16, 24],
+        depths=[1, 1],
+        groups_width=8,
+        layer_type="y",
+    ),
     "BiT": _hf("Bit", embedding_size=8, hidden_sizes=[16, 24], depths=[1, 1], num_groups=4),
     "MobileNet V1": _hf("MobileNetV1", depth_multiplier=0.25),
     "MobileNet V2": _hf("MobileNetV2", depth_multiplier=0.25, finegrained_output=False),
@@ -283,7 +325,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     "timm Res2Net": _timm("res2net50_26w_4s", **_NARROW),
     "timm ResNet V2": _timm("resnetv2_50", channels=(16, 16), layers=(1, 1), stem_chs=8),
     "timm DenseNet": _timm_class(timm.models.DenseNet, growth_rate=4, block_config=(2, 2)),
-    "timm VGG": _timm_class(timm.models.VGG, cfg=[8, "M", 8, "M", 16, "M"], mlp_ratio=0.01, norm_layer=nn.BatchNorm2d),
+    "timm VGG": _timm_class(
+        timm.models.VGG, cfg=[8, "M", 8, "M", 16, "M"], mlp_ratio=0.01, norm_layer=nn.BatchNorm2d
+    ),
     "timm MLP-Mixer": _timm_class(timm.models.MlpMixer, also=("gelu",), **_MIXER),
     "timm ViT": _timm("vit_tiny_patch16_224", also=("gelu",), depth=2, num_heads=2, **_TIMM_VIT),
     "timm ConvNeXt": _timm(

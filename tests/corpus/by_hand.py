@@ -29,11 +29,16 @@ class Viewed(nn.Module):
 
 
 class Reshaped(nn.Module):
-    """Reshapes with a number that it reads off another tensor, and scales by a norm of the shape."""
+    """Reshapes with a number that it reads off another tensor, and scales by a norm of the
+    shape."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm, self.fc = nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.Linear(8 * 49, CLASSES)
+        self.conv, self.norm, self.fc = (
+            nn.Conv2d(3, 8, 3, 2),
+            nn.BatchNorm2d(8),
+            nn.Linear(8 * 49, CLASSES),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         n = x.shape[0]
@@ -47,9 +52,14 @@ class Skipped(nn.Module):
     class Block(nn.Module):
         def __init__(self, before: int, maps: int) -> None:
             super().__init__()
-            self.conv1, self.bn1 = nn.Conv2d(before, maps, 3, 2, 1, bias=False), nn.BatchNorm2d(maps)
+            self.conv1, self.bn1 = (
+                nn.Conv2d(before, maps, 3, 2, 1, bias=False),
+                nn.BatchNorm2d(maps),
+            )
             self.conv2, self.bn2 = nn.Conv2d(maps, maps, 3, 1, 1, bias=False), nn.BatchNorm2d(maps)
-            self.shortcut = nn.Sequential(nn.Conv2d(before, maps, 1, 2, bias=False), nn.BatchNorm2d(maps))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(before, maps, 1, 2, bias=False), nn.BatchNorm2d(maps)
+            )
             self.relu = nn.ReLU(inplace=True)
 
         def forward(self, x: Tensor) -> Tensor:
@@ -60,7 +70,11 @@ class Skipped(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.block1, self.block2, self.fc = Skipped.Block(3, 8), Skipped.Block(8, 12), nn.Linear(12, CLASSES)
+        self.block1, self.block2, self.fc = (
+            Skipped.Block(3, 8),
+            Skipped.Block(8, 12),
+            nn.Linear(12, CLASSES),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fc(self.block2(self.block1(x)).mean((2, 3)))
@@ -86,7 +100,11 @@ class SharedNorm(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.conv2, self.norm = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8)
+        self.conv1, self.conv2, self.norm = (
+            nn.Conv2d(3, 8, 3, 2, 1),
+            nn.Conv2d(8, 8, 3, 2, 1),
+            nn.BatchNorm2d(8),
+        )
         self.fc = nn.Linear(8 * 16, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -100,7 +118,11 @@ class SharedConv(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.one, self.other = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.BatchNorm2d(8)
+        self.conv, self.one, self.other = (
+            nn.Conv2d(3, 8, 3, 2, 1),
+            nn.BatchNorm2d(8),
+            nn.BatchNorm2d(8),
+        )
         self.fc = nn.Linear(8 * 64, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -152,7 +174,11 @@ class SqueezeExcite(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8)
-        self.down, self.up, self.fc = nn.Conv2d(8, 4, 1), nn.Conv2d(4, 8, 1), nn.Linear(8 * 16, CLASSES)
+        self.down, self.up, self.fc = (
+            nn.Conv2d(8, 4, 1),
+            nn.Conv2d(4, 8, 1),
+            nn.Linear(8 * 16, CLASSES),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(self.conv(x))
@@ -206,8 +232,15 @@ class GroupNormed(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.conv2 = GroupNormed.StandardConv(3, 8, 3, 2), GroupNormed.StandardConv(8, 8, 3, 2)
-        self.norm1, self.norm2, self.fc = nn.GroupNorm(4, 8), nn.GroupNorm(2, 8), nn.Linear(72, CLASSES)
+        self.conv1, self.conv2 = (
+            GroupNormed.StandardConv(3, 8, 3, 2),
+            GroupNormed.StandardConv(8, 8, 3, 2),
+        )
+        self.norm1, self.norm2, self.fc = (
+            nn.GroupNorm(4, 8),
+            nn.GroupNorm(2, 8),
+            nn.Linear(72, CLASSES),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu_(self.norm1(self.conv1(x)))
@@ -220,7 +253,10 @@ class InstanceNormed(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv1, self.norm1 = nn.Conv2d(3, 8, 3, 2), nn.InstanceNorm2d(8, affine=True)
-        self.conv2, self.norm2 = nn.Conv2d(8, 8, 3, 1), nn.InstanceNorm2d(8, affine=True, track_running_stats=True)
+        self.conv2, self.norm2 = (
+            nn.Conv2d(8, 8, 3, 1),
+            nn.InstanceNorm2d(8, affine=True, track_running_stats=True),
+        )
         self.fc = nn.Linear(8 * 25, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -262,7 +298,10 @@ class NewWeightNorm(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm = parametrizations.weight_norm(nn.Conv2d(3, 8, 3, 2)), nn.BatchNorm2d(8)
+        self.conv, self.norm = (
+            parametrizations.weight_norm(nn.Conv2d(3, 8, 3, 2)),
+            nn.BatchNorm2d(8),
+        )
         self.fc = parametrizations.weight_norm(nn.Linear(8 * 49, CLASSES))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -286,7 +325,10 @@ class NewSpectralNorm(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm = parametrizations.spectral_norm(nn.Conv2d(3, 8, 3, 2)), nn.BatchNorm2d(8)
+        self.conv, self.norm = (
+            parametrizations.spectral_norm(nn.Conv2d(3, 8, 3, 2)),
+            nn.BatchNorm2d(8),
+        )
         self.fc = nn.Linear(8 * 49, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -294,7 +336,8 @@ class NewSpectralNorm(nn.Module):
 
 
 class TiedDecoder(nn.Module):
-    """An encoder whose weight is its decoder's too; classified is the code and what the decoder misses."""
+    """An encoder whose weight is its decoder's too; classified is the code and what the decoder
+    misses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -386,7 +429,11 @@ class NormalisesItsInput(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm, self.fc = nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.Linear(8 * 49, CLASSES)
+        self.conv, self.norm, self.fc = (
+            nn.Conv2d(3, 8, 3, 2),
+            nn.BatchNorm2d(8),
+            nn.Linear(8 * 49, CLASSES),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x.sub_(0.4).div_(0.3)
@@ -394,11 +441,15 @@ class NormalisesItsInput(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """Rows read by an `nn.RNN` with ReLUs, which torch computes in one kernel, and a ReLU of its own."""
+    """Rows read by an `nn.RNN` with ReLUs, which torch computes in one kernel, and a ReLU of its
+    own."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.rnn, self.mlp = nn.RNN(48, 16, nonlinearity="relu", batch_first=True), nn.Linear(16, 16)
+        self.rnn, self.mlp = (
+            nn.RNN(48, 16, nonlinearity="relu", batch_first=True),
+            nn.Linear(16, 16),
+        )
         self.fc = nn.Linear(16, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -412,7 +463,10 @@ class Gated(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.norm = nn.Conv2d(3, 12, 4, 4), nn.BatchNorm2d(12)
-        self.gru, self.fc = nn.GRU(12, 16, batch_first=True, bidirectional=True), nn.Linear(32, CLASSES)
+        self.gru, self.fc = (
+            nn.GRU(12, 16, batch_first=True, bidirectional=True),
+            nn.Linear(32, CLASSES),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.conv(x)))
@@ -425,8 +479,16 @@ class Dropouts(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.drop, self.norm = nn.Conv2d(3, 8, 3, 2), nn.Dropout2d(0.2), nn.BatchNorm2d(8)
-        self.fc1, self.norm1, self.fc2 = nn.Linear(8 * 49, 24), nn.BatchNorm1d(24), nn.Linear(24, CLASSES)
+        self.conv, self.drop, self.norm = (
+            nn.Conv2d(3, 8, 3, 2),
+            nn.Dropout2d(0.2),
+            nn.BatchNorm2d(8),
+        )
+        self.fc1, self.norm1, self.fc2 = (
+            nn.Linear(8 * 49, 24),
+            nn.BatchNorm1d(24),
+            nn.Linear(24, CLASSES),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.drop(self.conv(x)))).flatten(1)
@@ -441,7 +503,12 @@ class Perceptron(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             *(nn.Flatten(), nn.Linear(768, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU()),
-            *(nn.Linear(32, 32), nn.BatchNorm1d(32, affine=False), nn.ReLU(), nn.Linear(32, CLASSES)),
+            *(
+                nn.Linear(32, 32),
+                nn.BatchNorm1d(32, affine=False),
+                nn.ReLU(),
+                nn.Linear(32, CLASSES),
+            ),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -449,7 +516,8 @@ class Perceptron(nn.Module):
 
 
 class PreActivated(nn.Module):
-    """Norm, ReLU, conv: the norms have no layer of their own before them; the first norms the pixels."""
+    """Norm, ReLU, conv: the norms have no layer of their own before them; the first norms the
+    pixels."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -468,8 +536,14 @@ class Depthwise(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.up, self.norm0 = nn.Conv2d(3, 12, 3, 2, 1, padding_mode="reflect", bias=False), nn.BatchNorm2d(12)
-        self.depthwise, self.norm1 = nn.Conv2d(12, 24, 3, 2, 1, groups=12, bias=False), nn.BatchNorm2d(24)
+        self.up, self.norm0 = (
+            nn.Conv2d(3, 12, 3, 2, 1, padding_mode="reflect", bias=False),
+            nn.BatchNorm2d(12),
+        )
+        self.depthwise, self.norm1 = (
+            nn.Conv2d(12, 24, 3, 2, 1, groups=12, bias=False),
+            nn.BatchNorm2d(24),
+        )
         self.pointwise, self.norm2 = nn.Conv2d(24, 8, 1, groups=4, bias=False), nn.BatchNorm2d(8)
         self.fc = nn.Linear(8 * 16, CLASSES)
 
@@ -498,17 +572,27 @@ class Transposed(nn.Module):
 
 
 class Gates(nn.Module):
-    """Branches weighed by learned scalars, a temperature, and the norm's own numbers read in forward."""
+    """Branches weighed by learned scalars, a temperature, and the norm's own numbers read in
+    forward."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.conv2, self.norm = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(3, 8, 5, 2, 2), nn.BatchNorm2d(8)
-        self.gate, self.temperature = nn.Parameter(torch.tensor(0.3)), nn.Parameter(torch.tensor([1.5]))
+        self.conv1, self.conv2, self.norm = (
+            nn.Conv2d(3, 8, 3, 2, 1),
+            nn.Conv2d(3, 8, 5, 2, 2),
+            nn.BatchNorm2d(8),
+        )
+        self.gate, self.temperature = (
+            nn.Parameter(torch.tensor(0.3)),
+            nn.Parameter(torch.tensor([1.5])),
+        )
         self.fc = nn.Linear(8 * 64, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
         gate = torch.sigmoid(self.gate)
-        x = gate * self.norm(self.conv1(x)) + (1 - gate) * self.conv2(x) * self.norm.weight.view(1, -1, 1, 1)
+        x = gate * self.norm(self.conv1(x)) + (1 - gate) * self.conv2(x) * self.norm.weight.view(
+            1, -1, 1, 1
+        )
         return self.fc(F.relu(x).flatten(1)) / self.temperature
 
 
@@ -530,7 +614,11 @@ class Counts(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.norm, self.fc = nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.Linear(8 * 49, CLASSES)
+        self.conv, self.norm, self.fc = (
+            nn.Conv2d(3, 8, 3, 2),
+            nn.BatchNorm2d(8),
+            nn.Linear(8 * 49, CLASSES),
+        )
         self.calls, self.features, self.shapes = 0, None, []
 
     def forward(self, x: Tensor) -> Tensor:
@@ -545,7 +633,11 @@ class HandWritten(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv1, self.conv2, self.fc1 = nn.Conv2d(3, 8, 3, 2), nn.Conv2d(8, 8, 3), nn.Linear(8 * 25, 24)
+        self.conv1, self.conv2, self.fc1 = (
+            nn.Conv2d(3, 8, 3, 2),
+            nn.Conv2d(8, 8, 3),
+            nn.Linear(8 * 25, 24),
+        )
         self.norm, self.fc2 = nn.BatchNorm2d(8), nn.Linear(24, CLASSES)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -558,7 +650,8 @@ class HandWritten(nn.Module):
 
 
 class Chunked(nn.Module):
-    """Splits its channels, treats the halves differently, and joins them with einsum and as_strided."""
+    """Splits its channels, treats the halves differently, and joins them with einsum and
+    as_strided."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,7 @@
 """What the law asks of each architecture, measured; `test_corpus.py` says what must hold.
 
-walk = walked("Swin")       its sites, what replaced them or why nothing did, and the form that was proved
+walk = walked("Swin")       its sites, what replaced them or why nothing did, and the form that was
+proved
 crafted(walk)               PGD, DeepFool and Square on the network and on that form
 """
 
@@ -41,14 +42,18 @@ class Walk:
 def slopes(net: nn.Module, images: Tensor) -> Tensor:
     """What an attack is told of d (sum of weighed logits) / d images, shaped as `images`."""
     oracle = Oracle(net, len(images))
-    _, gradient = oracle.gradient(images, torch.arange(len(images)), lambda z: z @ torch.arange(z.shape[1]).to(z))
+    _, gradient = oracle.gradient(
+        images, torch.arange(len(images)), lambda z: z @ torch.arange(z.shape[1]).to(z)
+    )
     return gradient
 
 
 @dataclass(frozen=True)
 class Fate:
-    """What an attack made of the images: which it `fooled`, with perturbations of what `norm`, ending how near
-    to the decision boundary (`margin`: the lead of the label, as a share of the spread of the logits)."""
+    """What an attack made of the images: which it `fooled`, with perturbations of what `norm`,
+    ending how near to the decision boundary (`margin`: the lead of the label, as a share of the
+    spread of the logits).
+    """
 
     fooled: Tensor
     norm: Tensor
@@ -77,16 +82,21 @@ def proved(net: nn.Module, data: ra.Images) -> Proved:
 def crafted(walk: Walk) -> dict[str, tuple[Fate, Fate]]:
     """The fates of the images on the network itself and on its form, by attack.
 
-    DeepFool runs in double precision, without probes: a network of random weights is rough, so that a rounding
-    in float32 may grow over its steps into another path, and a probe ends on the boundary itself, on a side that
-    rounding chooses. The budget of PGD is the norm that DeepFool needs for half of the
-    images, that of Square three times as much.
+    DeepFool runs in double precision, without probes: a network of random weights is rough, so that
+    a rounding in float32 may grow over its steps into another path, and a probe ends on the
+    boundary itself, on a side that rounding chooses. The budget of PGD is the norm that DeepFool
+    needs for half of the images, that of Square three times as much.
     """
-    deepfool = tuple(_fate(net, walk.made.data, ra.DeepFool(steps=10, probes=0), 1.0) for net in _in_double(walk))
+    deepfool = tuple(
+        _fate(net, walk.made.data, ra.DeepFool(steps=10, probes=0), 1.0) for net in _in_double(walk)
+    )
     eps = float(deepfool[0].norm.median())
     budgets = {"PGD": (ra.PGD(steps=7), eps), "Square": (ra.Square(queries=40), min(3 * eps, 1.0))}
     pair = walk.on.network, walk.on.lean
-    found = {name: tuple(_fate(net, walk.made.data, *how) for net in pair) for name, how in budgets.items()}
+    found = {
+        name: tuple(_fate(net, walk.made.data, *how) for net in pair)
+        for name, how in budgets.items()
+    }
     return {"DeepFool": deepfool} | found
 
 

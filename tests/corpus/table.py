@@ -6,7 +6,15 @@ from collections import Counter
 from architectures import ARCHITECTURES
 from law import Walk, crafted, walked
 
-HEAD = ("network", "made by", "sites", "replaced", "left alone", "form that attacks run on", "seconds")
+HEAD = (
+    "network",
+    "made by",
+    "sites",
+    "replaced",
+    "left alone",
+    "form that attacks run on",
+    "seconds",
+)
 
 
 def row(name: str) -> tuple[str, ...]:
@@ -16,7 +24,15 @@ def row(name: str) -> tuple[str, ...]:
     crafted(walk)
     seconds = time.perf_counter() - started
     sites = str(len(walk.found.sites))
-    return (name, walk.architecture.family, sites, _replaced(walk), _left_alone(walk), str(walk.on), f"{seconds:.1f}")
+    return (
+        name,
+        walk.architecture.family,
+        sites,
+        _replaced(walk),
+        _left_alone(walk),
+        str(walk.on),
+        f"{seconds:.1f}",
+    )
 
 
 def _replaced(walk: Walk) -> str:
@@ -39,7 +55,10 @@ def main() -> None:
         print("| " + " | ".join(row(name)) + " |", flush=True)
     retrofitted = sum(walked(name).hard is not None for name in ARCHITECTURES)
     lean = sum(walked(name).on.form is not None for name in ARCHITECTURES)
-    print(f"\n{len(ARCHITECTURES)} networks: {retrofitted} retrofitted; attacks run on a lean form of {lean}.")
+    print(
+        f"\n{len(ARCHITECTURES)} networks: {retrofitted} retrofitted; attacks run on a lean form of"
+        f" {lean}."
+    )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""A law over many architectures: whatever a network looks like, it is retrofitted or refused by name, the copy that
-attacks run on is the network or not used, and it can be saved, exported and pickled."""
+"""A law over many architectures: whatever a network looks like, it is retrofitted or refused by
+name, the copy that attacks run on is the network or not used, and it can be saved, exported and
+pickled."""
 
 import pickle
 from collections import Counter
@@ -22,7 +23,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("corpus")]
 every = pytest.mark.parametrize("name", ARCHITECTURES)
 
 AT_THE_BOUNDARY = 1e-3
-"""Of the spread of the logits: a decision within it is made by rounding, and two networks may differ in it."""
+"""Of the spread of the logits: a decision within it is made by rounding, and two networks may
+differ in it."""
 
 
 def logits(net: nn.Module, images: Tensor) -> Tensor:
@@ -30,7 +32,7 @@ def logits(net: nn.Module, images: Tensor) -> Tensor:
         return net(images.clone())
 
 
-# --------------------------------------------------------------------------------- the corpus itself
+# -------------------------------------------------------------------------------- the corpus itself
 
 
 def test_the_corpus_is_as_large_as_it_says():
@@ -84,7 +86,8 @@ def test_the_form_that_attacks_run_on_is_the_network(name):
 
 @every
 def test_an_image_alone_has_the_gradient_that_it_has_in_company(name):
-    # torch's batch norm in eval mode has been seen to get a batch of one wrong, and attacks end with one image left
+    # torch's batch norm in eval mode has been seen to get a batch of one wrong, and attacks end
+    # with one image left
     walk = walked(name)
     images = walk.made.data.images
     for net in {walk.on.network, walk.on.lean}:
@@ -159,7 +162,13 @@ def _exported(net: nn.Module, folder: Path, images: Tensor) -> Exported | None:
 @pytest.mark.parametrize("name", TRAINED)
 def test_a_trained_network_is_audited(name):
     net = trained(name)
-    found = ra.audit(net, ra.retrofit(net, ra.JumpReLU(0.3)), digits("digits[:100]"), ra.Linf(0.03), battery="quick")
+    found = ra.audit(
+        net,
+        ra.retrofit(net, ra.JumpReLU(0.3)),
+        digits("digits[:100]"),
+        ra.Linf(0.03),
+        battery="quick",
+    )
     counts = found.verdict.counts
     assert counts.n == 100
     for side in (0, 1):
@@ -168,7 +177,7 @@ def test_a_trained_network_is_audited(name):
     assert found.verdict.effect in ("NO EFFECT", "INCONCLUSIVE", "HARMFUL")
 
 
-# ------------------------------------------------------------------------------------- taken together
+# ----------------------------------------------------------------------------------- taken together
 
 
 def test_nearly_all_are_retrofitted_and_most_run_on_a_lean_form():

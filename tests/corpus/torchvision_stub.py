@@ -1,8 +1,8 @@
 """What timm imports of torchvision, as names alone: enough to build its networks, and no more.
 
-timm needs torchvision for its data pipelines and for one norm layer, `FrozenBatchNorm2d`, which a few of its
-detectors use. Here the names are there while timm is imported, and gone afterwards, so that nobody else
-takes the stub for the library.
+timm needs torchvision for its data pipelines and for one norm layer, `FrozenBatchNorm2d`, which a
+few of its detectors use. Here the names are there while timm is imported, and gone afterwards, so
+that nobody else takes the stub for the library.
 """
 
 from __future__ import annotations
@@ -41,7 +41,9 @@ class FrozenBatchNorm2d(nn.Module):
 def torchvision_stub() -> Iterator[None]:
     """Lets `import timm` find its names; raises RuntimeError where the library itself is there."""
     if any(name.split(".")[0] == "torchvision" for name in sys.modules):
-        raise RuntimeError("expected no torchvision in this process, but it is imported: drop the stub")
+        raise RuntimeError(
+            "expected no torchvision in this process, but it is imported: drop the stub"
+        )
     made = _modules()
     sys.modules.update(made)
     try:

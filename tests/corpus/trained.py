@@ -1,4 +1,5 @@
-"""Digits for networks of (3, 16, 16), and a training of a few seconds: what an audit needs to say anything."""
+"""Digits for networks of (3, 16, 16), and a training of a few seconds: what an audit needs to say
+anything."""
 
 from __future__ import annotations
 

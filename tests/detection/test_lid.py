@@ -25,7 +25,8 @@ def test_lid_is_the_formula():
 
 
 def test_lid_estimates_a_known_dimension():
-    """Points that fill a d-dimensional cube have LID d (Amsaleg et al. 2015); leaving the nearest out weighs 1/k."""
+    """Points that fill a d-dimensional cube have LID d (Amsaleg et al. 2015); leaving the nearest
+    out weighs 1/k."""
     g = torch.Generator().manual_seed(1)
     for d in (2, 8):
         inside = torch.zeros(4000, 20)

@@ -1,4 +1,5 @@
-"""Kinds of callables as networks: the modules behind them are found, and what is sealed runs as it is."""
+"""Kinds of callables as networks: the modules behind them are found, and what is sealed runs as it
+is."""
 
 import copy
 import functools
@@ -11,7 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import retroact as ra
-from retroact.attacks.oracle import AccessError, device_of, dtype_of, evaluating, in_float, modules_of
+from retroact.attacks.oracle import (
+    AccessError,
+    device_of,
+    dtype_of,
+    evaluating,
+    in_float,
+    modules_of,
+)
 from retroact.evaluation.evaluate import decide
 from retroact.nets.classifier import Classifier
 
@@ -20,7 +28,12 @@ def network() -> nn.Sequential:
     """Norms and dropout, so that train mode gives other numbers."""
     torch.manual_seed(0)
     net = nn.Sequential(
-        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(), nn.Linear(144, 10)
+        nn.Conv2d(1, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Dropout(),
+        nn.Linear(144, 10),
     )
     net(torch.rand(64, 1, 8, 8))
     return net.train()
@@ -135,7 +148,8 @@ def test_the_modules_behind_a_callable_are_in_eval_mode_and_left_in_their_own(na
     for attack in (ra.PGD(steps=3), ra.DeepFool(steps=5), ra.Square(queries=5)):
         expected, found = (ra.evaluate(n, DATA, attack, ra.Linf(0.05)) for n in (PLAIN, net))
         assert np.array_equal(found.clean, expected.clean)
-        assert np.mean(found.adversarial == expected.adversarial) > 0.9  # folded copies round differently
+        # folded copies round differently
+        assert np.mean(found.adversarial == expected.adversarial) > 0.9
     assert [m.training for m in NET.modules()] == modes
     assert all(torch.equal(v, before[k]) for k, v in NET.state_dict().items())
     assert all(p.grad is None for p in NET.parameters())
@@ -179,7 +193,9 @@ def test_dtype_and_device_are_those_of_the_modules_behind(dtype: torch.dtype) ->
         torch.testing.assert_close(logits.double(), PLAIN(X).double(), rtol=0.05, atol=0.05)
         for attack in (ra.PGD(steps=3), ra.Square(queries=5)):
             record = ra.evaluate(kind, ra.Images.of(X, decide(kind, X)), attack, ra.Linf(0.05))
-            assert (record.clean == record.label).all() and (record.adversarial != record.label).any(), name
+            assert (record.clean == record.label).all() and (
+                record.adversarial != record.label
+            ).any(), name
 
 
 def test_a_classifier_normalises_in_the_dtype_of_its_module() -> None:
@@ -191,7 +207,9 @@ def test_a_classifier_normalises_in_the_dtype_of_its_module() -> None:
 def test_a_function_may_give_wider_logits_than_its_weights() -> None:
     wide = lambda x: PLAIN(x).double() + 1e6  # noqa: E731
     for attack in (ra.PGD(steps=5, loss="margin"), ra.DeepFool(), ra.Square(queries=5)):
-        expected, found = (ra.evaluate(n, DATA, attack, ra.Linf(0.05)) for n in (lambda x: PLAIN(x).double(), wide))
+        expected, found = (
+            ra.evaluate(n, DATA, attack, ra.Linf(0.05)) for n in (lambda x: PLAIN(x).double(), wide)
+        )
         assert np.array_equal(found.clean, expected.clean) and not found.nonfinite.any()
 
 
@@ -205,7 +223,7 @@ def test_data_that_a_network_keeps_is_no_network() -> None:
     assert dtype_of(lambda x: x) is None
 
 
-# ------------------------------------------------------------------------------------------- sealed networks
+# ---------------------------------------------------------------------------------- sealed networks
 
 
 def exported(net: nn.Module, n: int = 0) -> nn.Module:
@@ -224,7 +242,9 @@ SEALED = {
     "exported": lambda: exported(PLAIN),
     "exported for 4": lambda: exported(PLAIN, 4),
     "exported for 1": lambda: exported(PLAIN, 1),
-    "a function of an exported one": lambda: (lambda net: lambda x: (net(x), 0))(exported(PLAIN, 4)),
+    "a function of an exported one": lambda: (lambda net: lambda x: (net(x), 0))(
+        exported(PLAIN, 4)
+    ),
 }
 FIXED = copy.deepcopy(PLAIN).requires_grad_(False)
 
@@ -259,14 +279,18 @@ def test_a_scripted_network_has_its_mode_back() -> None:
 def test_what_was_exported_in_train_mode_is_refused() -> None:
     for net in (torch.jit.trace(network(), X, check_trace=False), exported(network())):
         for given in (net, lambda x, net=net: net(x)):
-            with pytest.raises(ValueError, match=r"in train mode, which eval\(\) cannot change.*export it again"):
+            with pytest.raises(
+                ValueError, match=r"in train mode, which eval\(\) cannot change.*export it again"
+            ):
                 ra.evaluate(given, DATA, ra.Square(queries=5), ra.Linf(0.1))
 
 
 def _quantised() -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return torch.ao.quantization.quantize_dynamic(copy.deepcopy(PLAIN), {nn.Linear}, dtype=torch.qint8)
+        return torch.ao.quantization.quantize_dynamic(
+            copy.deepcopy(PLAIN), {nn.Linear}, dtype=torch.qint8
+        )
 
 
 class Residual(nn.Module):
@@ -287,7 +311,9 @@ BLIND = {
     "in inference mode": lambda: torch.inference_mode()(lambda x: PLAIN(x)),
     "detaches its input": lambda: lambda x: PLAIN(x.detach()),
     "a session of numpy": lambda: lambda x: PLAIN(torch.from_numpy(x.numpy())).detach().numpy(),
-    "a session that answers in a list": lambda: lambda x: [PLAIN(torch.from_numpy(x.numpy())).detach().numpy()],
+    "a session that answers in a list": lambda: (
+        lambda x: [PLAIN(torch.from_numpy(x.numpy())).detach().numpy()]
+    ),
 }
 
 
@@ -299,9 +325,12 @@ def test_networks_without_gradients_serve_scores_and_say_what_is_missing(name: s
     record = ra.evaluate(net, data, ra.Square(queries=30), ra.Linf(0.1))
     assert (record.clean == record.label).all() and ra.robust_accuracy(record) < 1
     for attack in (ra.PGD(steps=2), ra.DeepFool(), ra.FGSM(), ra.TrustRegion()):
-        with pytest.raises(AccessError, match=r"gives no gradient .* scores or decisions, or pass .* source="):
+        with pytest.raises(
+            AccessError, match=r"gives no gradient .* scores or decisions, or pass .* source="
+        ):
             ra.evaluate(net, data, attack, ra.Linf(0.1))
-    helped = ra.evaluate(net, data, ra.PGD(steps=5), ra.Linf(0.1), source=PLAIN)  # the cure that the error names
+    # the cure that the error names
+    helped = ra.evaluate(net, data, ra.PGD(steps=5), ra.Linf(0.1), source=PLAIN)
     assert ra.robust_accuracy(helped) < 0.5
 
 
@@ -324,7 +353,9 @@ class Once(torch.autograd.Function):
 def test_a_graph_that_serves_once_is_made_anew() -> None:
     once = lambda x: PLAIN(Once.apply(x))  # noqa: E731
     for attack in (ra.DeepFool(), ra.TrustRegion(steps=5), ra.FMN(steps=5)):
-        expected, found = (ra.evaluate(n, DATA, attack, ra.Linf(0.1)) for n in (lambda x: PLAIN(x), once))
+        expected, found = (
+            ra.evaluate(n, DATA, attack, ra.Linf(0.1)) for n in (lambda x: PLAIN(x), once)
+        )
         assert np.array_equal(found.distance, expected.distance)
         assert np.array_equal(found.gradients, expected.gradients)
         assert np.array_equal(found.queries, expected.queries)
@@ -348,7 +379,9 @@ class TrainsItself(nn.Module):
 
 
 @pytest.mark.parametrize("wrap", [lambda net: net, Classifier], ids=["bare", "classifier"])
-def test_train_and_eval_may_be_methods_of_the_networks_own(wrap: Callable[[nn.Module], nn.Module]) -> None:
+def test_train_and_eval_may_be_methods_of_the_networks_own(
+    wrap: Callable[[nn.Module], nn.Module],
+) -> None:
     net = wrap(TrainsItself())
     for attack in (ra.PGD(steps=2), ra.Square(queries=5)):
         record = ra.evaluate(net, DATA, attack, ra.Linf(0.05))

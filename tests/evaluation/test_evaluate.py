@@ -28,7 +28,9 @@ class Few:
 @pytest.fixture(scope="module")
 def scene():
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(1, 4, 5), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 24 * 24, 10)).eval()
+    net = nn.Sequential(
+        nn.Conv2d(1, 4, 5), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 24 * 24, 10)
+    ).eval()
     x = torch.rand(30, 1, 28, 28)
     y = net(x).argmax(1).detach()
     y[:5] = (y[:5] + 1) % 10
@@ -47,7 +49,15 @@ def test_the_facts_are_those_of_the_images(scene):
     assert np.array_equal(record.distance[:, 0], (difference != 0).sum(1).numpy())
     assert record.index.tolist() == list(range(100, 130))
     assert np.array_equal(record.originals, few.images.numpy())
-    assert set(record.pedigree) >= {"network", "attack", "threat", "seed", "seconds", "versions", "machine"}
+    assert set(record.pedigree) >= {
+        "network",
+        "attack",
+        "threat",
+        "seed",
+        "seconds",
+        "versions",
+        "machine",
+    }
 
 
 def test_a_goal_for_each_image_is_kept_whatever_the_order_slice_and_chunk(scene):
@@ -55,12 +65,27 @@ def test_a_goal_for_each_image_is_kept_whatever_the_order_slice_and_chunk(scene)
     targets = (few.labels + torch.arange(30) % 3) % 10  # every third has its own class for a target
     whole = evaluate(net, few, PGD(steps=10), Linf(0.2), goal=targets, keep=30)
     assert whole.target.tolist() == targets.tolist()
-    assert success_rate(whole) == np.mean((whole.adversarial == whole.target)[eligible(whole)]) > 0.5
-    assert eligible(whole).sum() == ((targets != few.labels) & (torch.from_numpy(whole.clean) != targets)).sum()
+    assert (
+        success_rate(whole) == np.mean((whole.adversarial == whole.target)[eligible(whole)]) > 0.5
+    )
+    assert (
+        eligible(whole).sum()
+        == ((targets != few.labels) & (torch.from_numpy(whole.clean) != targets)).sum()
+    )
     for rows in (torch.arange(29, -1, -1), torch.arange(4, 17)):
         part = Few(few.images[rows], few.labels[rows], few.index[rows])
-        by_class = evaluate(net, part, PGD(steps=10), Linf(0.2), goal=targets[rows].numpy(), chunk=7, keep=30)
-        by_goal = evaluate(net, part, PGD(steps=10), Linf(0.2), goal=parse(whole.pedigree["goal"]), chunk=7, keep=30)
+        by_class = evaluate(
+            net, part, PGD(steps=10), Linf(0.2), goal=targets[rows].numpy(), chunk=7, keep=30
+        )
+        by_goal = evaluate(
+            net,
+            part,
+            PGD(steps=10),
+            Linf(0.2),
+            goal=parse(whole.pedigree["goal"]),
+            chunk=7,
+            keep=30,
+        )
         assert by_class == by_goal
         assert np.abs(by_class.examples - whole.examples[rows]).max() < 1e-5
         assert by_class.target.tolist() == targets[rows].tolist()
@@ -152,13 +177,18 @@ class Cramped(nn.Module):
 
 @pytest.mark.parametrize(
     "error",
-    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+    [
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
     ids=str,
 )
 def test_without_memory_the_chunk_halves_and_the_run_goes_on(scene, error):
     net, few = scene
     record = evaluate(Cramped(net, 4, error), few, PGD(steps=5), Linf(0.02))
-    assert (record.adversarial == evaluate(net, few, PGD(steps=5), Linf(0.02), chunk=4).adversarial).mean() > 0.95
+    assert (
+        record.adversarial == evaluate(net, few, PGD(steps=5), Linf(0.02), chunk=4).adversarial
+    ).mean() > 0.95
     with pytest.raises(type(error), match="memory"):
         evaluate(Cramped(net, 0, error), few, PGD(steps=5), Linf(0.02))
     with pytest.raises(RuntimeError, match="shapes"):
@@ -221,7 +251,9 @@ def test_half_precision_networks_are_judged_in_float32(scene):
 @pytest.mark.parametrize("attack", [ra.DDN(steps=40), ra.FMN(steps=40), ra.DeepFool()], ids=str)
 def test_a_half_network_of_tiny_logits_is_attacked_as_any(attack):
     torch.manual_seed(0)
-    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 5))
+    net = torch.nn.Sequential(
+        torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.ReLU(), torch.nn.Linear(32, 5)
+    )
     x = torch.rand(24, 1, 8, 8)
     with torch.no_grad():
         net[3].bias -= net(x).median(0).values

@@ -61,7 +61,9 @@ def test_rho_is_the_mean_relative_perturbation():
 
 def test_the_median_is_taken_over_the_beaten_alone():
     r = record(
-        clean=[0, 0, 0, 1], adversarial=[1, 1, 0, 1], distance=np.array([[1] * 4, [3] * 4, [9] * 4, [9] * 4], "f")
+        clean=[0, 0, 0, 1],
+        adversarial=[1, 1, 0, 1],
+        distance=np.array([[1] * 4, [3] * 4, [9] * 4, [9] * 4], "f"),
     )
     assert metrics.median_distance(r, "l2") == 2.0
     assert math.isnan(metrics.median_distance(record(clean=[0], adversarial=[0])))
@@ -99,7 +101,13 @@ def test_wilson_holds_its_share_and_stays_in_bounds(n, data):
     assert -1e-15 <= low <= k / n <= high <= 1 + 1e-15
 
 
-@given(st.lists(st.tuples(st.integers(-1, 3), st.integers(-1, 3), st.integers(0, 3)), min_size=1, max_size=30))
+@given(
+    st.lists(
+        st.tuples(st.integers(-1, 3), st.integers(-1, 3), st.integers(0, 3)),
+        min_size=1,
+        max_size=30,
+    )
+)
 def test_every_metric_keeps_its_bounds(rows):
     clean, adversarial, label = zip(*rows, strict=True)
     r = record(clean, adversarial, label)
@@ -122,7 +130,9 @@ def test_a_record_survives_its_bytes():
 
 
 def test_the_same_record_is_the_same_bytes():
-    made = [to_bytes(record([0, 1], [1, 1], pedigree={"seed": 3, "attack": "PGD"})) for _ in range(20)]
+    made = [
+        to_bytes(record([0, 1], [1, 1], pedigree={"seed": 3, "attack": "PGD"})) for _ in range(20)
+    ]
     assert len(set(made)) == 1
 
 
@@ -134,7 +144,9 @@ def test_equality_is_bit_for_bit_and_leaves_the_pedigree_out():
     assert r != dataclasses.replace(r, distance=nudged)
 
 
-@pytest.mark.parametrize("junk", [b"", b"junk", to_bytes(record([0], [0]))[:60]], ids=["none", "junk", "cut"])
+@pytest.mark.parametrize(
+    "junk", [b"", b"junk", to_bytes(record([0], [0]))[:60]], ids=["none", "junk", "cut"]
+)
 def test_foreign_bytes_are_refused(junk):
     with pytest.raises(RecordError, match="expected the bytes of a record"):
         from_bytes(junk)

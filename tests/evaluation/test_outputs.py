@@ -77,7 +77,8 @@ def test_logits_are_found_and_the_record_is_that_of_logits_alone(name: str) -> N
         for chunk in (64, 10, 13):  # last chunks of 1, 5 and 0
             found = ra.evaluate(net, DATA, attack, ra.Linf(0.05), chunk=chunk)
             assert np.array_equal(found.clean, expected.clean)
-            assert np.mean(found.adversarial == expected.adversarial) > 0.95  # folded copies round differently
+            # folded copies round differently
+            assert np.mean(found.adversarial == expected.adversarial) > 0.95
 
 
 @pytest.mark.parametrize("name", LARGER)
@@ -110,7 +111,8 @@ def test_of_two_heads_an_error_lists_the_places_and_output_chooses() -> None:
 
     net = Heads()
     with pytest.raises(
-        SeveralPlacesError, match=r"2 tensors .* 65 images: 'fine' \(65, 10\), \('coarse', 0\) \(65, 4\)"
+        SeveralPlacesError,
+        match=r"2 tensors .* 65 images: 'fine' \(65, 10\), \('coarse', 0\) \(65, 4\)",
     ):
         in_float(net, X)
     with pytest.raises(SeveralPlacesError, match=r"output='fine'"):
@@ -124,13 +126,25 @@ def test_of_two_heads_an_error_lists_the_places_and_output_chooses() -> None:
 @pytest.mark.parametrize(
     ("made", "error", "message"),
     [
-        (lambda z: z[:, :1], ValueError, r'shape \(65, 1\) for 65 images.*output="sigmoid".*two classes'),
+        (
+            lambda z: z[:, :1],
+            ValueError,
+            r'shape \(65, 1\) for 65 images.*output="sigmoid".*two classes',
+        ),
         (lambda z: z[:, 0], ValueError, r'shape \(65,\) .*output="sigmoid"'),
         (lambda z: {"logits": z[:, :1]}, ValueError, r"dict with 'logits' .*output=\"sigmoid\""),
         (lambda z: z[:, :1, None, None], ValueError, 'output="sigmoid"'),
         (lambda z: z.argmax(1), ValueError, r"int64 of shape \(65,\).*decisions.*one_hot"),
-        (lambda z: z[:, :, None, None].expand(-1, -1, 3, 3), ValueError, r"\(65, 10, 3, 3\).*a map or a sequence"),
-        (lambda z: (z[:, :, None].expand(-1, -1, 4), 1), ValueError, r"tuple with 0 .*a map or a sequence"),
+        (
+            lambda z: z[:, :, None, None].expand(-1, -1, 3, 3),
+            ValueError,
+            r"\(65, 10, 3, 3\).*a map or a sequence",
+        ),
+        (
+            lambda z: (z[:, :, None].expand(-1, -1, 4), 1),
+            ValueError,
+            r"tuple with 0 .*a map or a sequence",
+        ),
         (lambda z: z[:, :0], ValueError, r"shape \(65, 0\).*k at least 2"),
         (lambda z: z[:60], ValueError, r"shape \(60, 10\) for 65 images"),
         (lambda z: None, TypeError, "returned NoneType for 65 images"),
@@ -138,7 +152,9 @@ def test_of_two_heads_an_error_lists_the_places_and_output_chooses() -> None:
         (lambda z: z.sum(), ValueError, r"shape \(\) for 65 images"),
     ],
 )
-def test_what_holds_no_logits_is_refused_in_a_sentence(made: object, error: type[Exception], message: str) -> None:
+def test_what_holds_no_logits_is_refused_in_a_sentence(
+    made: object, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         logits_in(made(NET(X)), 65)
     with pytest.raises(error, match=r"the net returned .* images"):
@@ -147,17 +163,21 @@ def test_what_holds_no_logits_is_refused_in_a_sentence(made: object, error: type
 
 def test_one_hot_decisions_serve_attacks_that_need_no_gradient() -> None:
     decided = lambda x: nn.functional.one_hot(NET(x).argmax(1), 10)  # noqa: E731
-    record = ra.evaluate(decided, DATA, ra.AdditiveUniformNoise(repeats=3), ra.Linf(0.3, access="decision"))
+    record = ra.evaluate(
+        decided, DATA, ra.AdditiveUniformNoise(repeats=3), ra.Linf(0.3, access="decision")
+    )
     assert (record.clean == record.label).all() and (record.adversarial != record.label).any()
 
 
 def test_numbers_of_classes_that_change_with_the_batch_are_refused() -> None:
     ragged = lambda x: NET(x)[:, : 10 if len(x) > 20 else 7]  # noqa: E731
-    with pytest.raises(ValueError, match="expected the same classes for every image, got 7 and then 10"):
+    with pytest.raises(
+        ValueError, match="expected the same classes for every image, got 7 and then 10"
+    ):
         decide(ragged, X, chunk=30)
 
 
-# ------------------------------------------------------------------------------------ one sigmoid logit
+# -------------------------------------------------------------------------------- one sigmoid logit
 
 
 class One(nn.Module):
@@ -190,14 +210,21 @@ def test_one_sigmoid_logit_becomes_two_classes(how: str) -> None:
     torch.testing.assert_close(net(X).softmax(1)[:, 1], z.sigmoid())
     assert torch.equal(decide(net, X, chunk=64), (z > 0).long())
     data = ra.Images.of(X, (z > 0).long())
-    for attack in (ra.PGD(steps=3), ra.DeepFool(steps=5), ra.TrustRegion(steps=5), ra.Square(queries=5)):
+    for attack in (
+        ra.PGD(steps=3),
+        ra.DeepFool(steps=5),
+        ra.TrustRegion(steps=5),
+        ra.Square(queries=5),
+    ):
         record = ra.evaluate(net, data, attack, ra.Linf(0.02))
         assert 0 < ra.robust_accuracy(record) < 1
         assert (record.clean == record.label).all()
 
 
 def test_sigmoid_is_refused_where_there_are_several_classes_or_several_logits() -> None:
-    with pytest.raises(ValueError, match=r"one float logit per image, .* got torch.float32 of shape \(65, 10\)"):
+    with pytest.raises(
+        ValueError, match=r"one float logit per image, .* got torch.float32 of shape \(65, 10\)"
+    ):
         Classifier(NET, output="sigmoid")(X)
     with pytest.raises(SeveralPlacesError, match=r"0 \(65, 1\), 1 \(65, 1\)"):
         logits_in((X[:, 0, 0, :1], X[:, 0, 0, 1:2]), 65, "sigmoid")
@@ -215,11 +242,12 @@ def test_a_probability_that_poses_as_a_sigmoid_logit_is_warned_of() -> None:
     net = Sigmoid()
     with pytest.warns(UserWarning, match="one probability, not one logit"):
         decide(Classifier(net, output="sigmoid"), X, labels=torch.ones(65, dtype=torch.int64))
-    cured = Classifier(net, output=lambda p: torch.stack([(1 - p).log(), p.log()], 1).flatten(1))  # as the warning says
+    # as the warning says
+    cured = Classifier(net, output=lambda p: torch.stack([(1 - p).log(), p.log()], 1).flatten(1))
     torch.testing.assert_close(cured(X).softmax(1)[:, 1:], net(X))
 
 
-# ---------------------------------------------------------------- networks that write, and that keep
+# --------------------------------------------------------------- networks that write, and that keep
 
 
 class InPlace(nn.Module):
@@ -293,7 +321,9 @@ def test_a_network_that_returns_more_than_logits_is_attacked_in_a_lean_form_too(
 
         def __init__(self) -> None:
             super().__init__()
-            self.net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+            self.net = nn.Sequential(
+                nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10)
+            )
 
         def forward(self, x: Tensor) -> object:
             return {"logits": self.net(x), "images": x}
@@ -301,7 +331,10 @@ def test_a_network_that_returns_more_than_logits_is_attacked_in_a_lean_form_too(
     torch.manual_seed(0)
     net = More().eval()
     data = ra.Images.of(X, decide(net, X))
-    assert ra.evaluate(net, data, ra.PGD(steps=10), ra.Linf(0.05)).pedigree["form"] == "folded, channels last"
+    assert (
+        ra.evaluate(net, data, ra.PGD(steps=10), ra.Linf(0.05)).pedigree["form"]
+        == "folded, channels last"
+    )
     assert not any(isinstance(m, nn.BatchNorm2d) for m in lean(net).modules())
 
 
@@ -320,5 +353,8 @@ def test_logits_of_a_tensors_subclass_are_read_as_the_tensor():
     net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3))
     x = torch.rand(6, 1, 4, 4)
     data = ra.Images.of(x, net(x).argmax(1))
-    found = [ra.evaluate(f, data, "PGD(steps=3)", "Linf(0.3)") for f in (net, lambda v: net(v).as_subclass(Tagged))]
+    found = [
+        ra.evaluate(f, data, "PGD(steps=3)", "Linf(0.3)")
+        for f in (net, lambda v: net(v).as_subclass(Tagged))
+    ]
     assert found[0] == found[1]

@@ -1,4 +1,5 @@
-"""A lean form is proved to compute the same, or it is not used; where it differs later, the network is attacked."""
+"""A lean form is proved to compute the same, or it is not used; where it differs later, the network
+is attacked."""
 
 import gc
 import weakref
@@ -55,7 +56,8 @@ class Flattens(nn.Module):
         ("view", True, "folded"),
         ("flatten", True, "folded, channels last"),
         ("flatten", False, "channels last"),
-        ("as_strided", False, "frozen"),  # runs in channels last, and computes another function there
+        # runs in channels last, and computes another function there
+        ("as_strided", False, "frozen"),
     ],
 )
 def test_the_leanest_form_that_computes_the_same(how, norm, form):
@@ -67,7 +69,9 @@ def test_the_leanest_form_that_computes_the_same(how, norm, form):
     assert record.pedigree["form"] == form and record.pedigree["again"] == 0
 
 
-@pytest.mark.parametrize("attack", [ra.FGSM(), ra.PGD(steps=5), ra.DeepFool(), ra.Square(queries=20)], ids=str)
+@pytest.mark.parametrize(
+    "attack", [ra.FGSM(), ra.PGD(steps=5), ra.DeepFool(), ra.Square(queries=20)], ids=str
+)
 def test_attacks_run_on_a_net_that_views(attack):
     net = ra.Classifier(Flattens("view"), shape=(1, 8, 8))
     record = ra.evaluate(net, data_of(net), attack, ra.Linf(0.3))
@@ -76,12 +80,17 @@ def test_attacks_run_on_a_net_that_views(attack):
 
 
 class Mixer(nn.Module):
-    """A batch norm over tokens, of which there are as many as features: folded, it would be another function."""
+    """A batch norm over tokens, of which there are as many as features: folded, it would be another
+    function."""
 
     def __init__(self, width=8):
         super().__init__()
         torch.manual_seed(0)
-        self.fc, self.bn, self.out = nn.Linear(8, width), nn.BatchNorm1d(8), nn.Linear(8 * width, 10)
+        self.fc, self.bn, self.out = (
+            nn.Linear(8, width),
+            nn.BatchNorm1d(8),
+            nn.Linear(8 * width, 10),
+        )
         self.bn.running_mean.normal_(), self.bn.running_var.uniform_(0.2, 3)
 
     def forward(self, x):
@@ -121,7 +130,9 @@ def broken(x, logits):
 LIES = {
     "other logits": lambda x, z: z + 1e-2 * z.detach().flip(1),
     "a little off": lambda x, z: z + 3e-4 * (z.detach().amax(1, keepdim=True) - z.detach()),
-    "other gradients": lambda x, z: z.detach() + (x.flatten(1)[:, :4] - x.flatten(1)[:, :4].detach()),
+    "other gradients": lambda x, z: (
+        z.detach() + (x.flatten(1)[:, :4] - x.flatten(1)[:, :4].detach())
+    ),
     "no gradient": lambda x, z: z.detach(),
     "NaN": lambda x, z: z * float("nan"),
     "other classes": lambda x, z: z[:, :3],
@@ -147,7 +158,8 @@ def test_a_copy_that_computes_the_same_is_used():
 
 
 def test_what_differs_only_where_the_attack_ends_is_attacked_itself():
-    """A form that says the right thing near the images, and that nothing fools where an attack gets to."""
+    """A form that says the right thing near the images, and that nothing fools where an attack gets
+    to."""
     net = Copied(None)
     data = data_of(net, 48)
     near, far = data.images, ra.Linf(0.3)
@@ -158,11 +170,15 @@ def test_what_differs_only_where_the_attack_ends_is_attacked_itself():
             return torch.where(moved, net(x) + 9 * F.one_hot(net(near[:1]).argmax(1), 4), net(x))
 
     runs = [(ra.PGD(steps=10, random_start=False), near, data.labels, data.index, [far])] * 2
-    plain, again = (craft_on(on, *run)[0] for on, run in zip((unproved(net), Proved(net, Firm())), runs, strict=True))
+    plain, again = (
+        craft_on(on, *run)[0]
+        for on, run in zip((unproved(net), Proved(net, Firm())), runs, strict=True)
+    )
     fooled = int((plain.logits.argmax(1) != data.labels).sum())
     assert fooled > 24 and again.again > 5
     assert int((again.logits.argmax(1) != data.labels).sum()) >= fooled
-    assert again.outcome.gradients.sum() > plain.outcome.gradients.sum()  # what both runs cost is counted
+    # what both runs cost is counted
+    assert again.outcome.gradients.sum() > plain.outcome.gradients.sum()
 
 
 def test_a_run_that_is_cheaper_than_the_proof_uses_the_network_itself():
@@ -174,7 +190,9 @@ def test_a_run_that_is_cheaper_than_the_proof_uses_the_network_itself():
 
 def test_the_same_question_is_asked_once_and_a_changed_net_is_asked_again(monkeypatch):
     asked = []
-    monkeypatch.setattr(proof, "_asked", lambda net, q, ask=proof._asked: asked.append(1) or ask(net, q))
+    monkeypatch.setattr(
+        proof, "_asked", lambda net, q, ask=proof._asked: asked.append(1) or ask(net, q)
+    )
     net = Flattens("flatten", norm=True).eval()
     first = proved(net)
     assert proved(net).lean is first.lean and len(asked) == 1
@@ -220,7 +238,9 @@ def test_a_jump_may_flip_a_unit():
     pixel = images(64).flatten(1)[:, 0]
 
     def flipped(which):
-        return lambda x, z: z + 0.5 * torch.isin(x.flatten(1)[:, 0], which)[:, None].to(z) * torch.eye(4)[0]
+        return lambda x, z: (
+            z + 0.5 * torch.isin(x.flatten(1)[:, 0], which)[:, None].to(z) * torch.eye(4)[0]
+        )
 
     one, three = Copied(flipped(pixel[:1])), Copied(flipped(pixel[:48:16]))
     assert proved(one, n=64).lean is not one

@@ -1,4 +1,5 @@
-"""Measurements travel as JSON: what comes out at the other end is what went in, and is not measured again."""
+"""Measurements travel as JSON: what comes out at the other end is what went in, and is not measured
+again."""
 
 import json
 from typing import Any

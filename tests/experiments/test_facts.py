@@ -31,7 +31,10 @@ def test_facts_are_measured_once_and_read_as_they_were_the_first_time(tmp_path):
     with Store(tmp_path / "s.sqlite") as store:
         first, second = measured(CountedForATest(), store), measured(CountedForATest(), store)
     assert calls == ["digits[:5]"] and not first.stored and second.stored
-    assert first.facts["pair"] == second.facts["pair"] == [1, 2.5] and second.facts["3"] != second.facts["3"]
+    assert (
+        first.facts["pair"] == second.facts["pair"] == [1, 2.5]
+        and second.facts["3"] != second.facts["3"]
+    )
     assert first.seconds == second.seconds >= 0
 
 
@@ -49,7 +52,9 @@ def test_other_weights_or_pixels_are_another_key(monkeypatch, what):
 
     before = locked_key(CountedForATest())
     if what == "weights":
-        monkeypatch.setattr(Model, "locked", lambda self: Model(self.net, weights="0123456789abcdef"))
+        monkeypatch.setattr(
+            Model, "locked", lambda self: Model(self.net, weights="0123456789abcdef")
+        )
     else:
         monkeypatch.setattr(facts, "pixels", lambda images: "other")
     assert locked_key(CountedForATest()) != before
@@ -60,6 +65,8 @@ def test_two_workers_measure_the_same_and_progress_counts_each(tmp_path):
     seen: list[tuple[int, int]] = []
     with Store(tmp_path / "a.sqlite") as a, Store(tmp_path / "b.sqlite") as b:
         one = [m.facts for m in measured_all(asked, a)]
-        two = [m.facts for m in measured_all(asked, b, workers=2, progress=lambda *at: seen.append(at))]
+        two = [
+            m.facts for m in measured_all(asked, b, workers=2, progress=lambda *at: seen.append(at))
+        ]
     assert one == two and one[0] == one[2] != one[1]
     assert seen == [(0, 2), (1, 2), (2, 2)]

@@ -1,4 +1,5 @@
-"""The store: a cell is there whole or not at all, whatever happens to the process, the disk or the file."""
+"""The store: a cell is there whole or not at all, whatever happens to the process, the disk or the
+file."""
 
 import os
 import signal
@@ -45,7 +46,13 @@ def test_what_is_put_is_read_back(tmp_path):
     with Store(tmp_path / "s.sqlite") as again:
         assert again.read("k1") == record()
         (row,) = again.rows()
-        assert (row.key, row.cell, row.fields, row.n, row.kept) == ("k1", "Cell(1)", {"net": "a"}, 5, 5)
+        assert (row.key, row.cell, row.fields, row.n, row.kept) == (
+            "k1",
+            "Cell(1)",
+            {"net": "a"},
+            5,
+            5,
+        )
         with pytest.raises(KeyError, match="no cell k9"):
             again.read("k9")
 

@@ -1,4 +1,5 @@
-"""Sweeps: killed and run again, in any order, in two processes: the same bits, none lost, none run twice."""
+"""Sweeps: killed and run again, in any order, in two processes: the same bits, none lost, none run
+twice."""
 
 import dataclasses
 import os
@@ -95,7 +96,13 @@ def test_more_images_are_run_for_only_where_they_are_missing(tmp_path):
 def test_cells_that_differ_in_eps_alone_share_a_run_where_the_attack_can():
     groups = alike(cells())
     assert sorted(len(g) for g in groups) == [1] * 12  # two norms never share
-    one_norm = grid(["digits-cnn"], [None], [FGSM(), PGD(steps=2)], [Linf(0.05), Linf(0.1), Linf(0.2)], "digits[:40]")
+    one_norm = grid(
+        ["digits-cnn"],
+        [None],
+        [FGSM(), PGD(steps=2)],
+        [Linf(0.05), Linf(0.1), Linf(0.2)],
+        "digits[:40]",
+    )
     assert sorted(len(g) for g in alike(one_norm)) == [1, 1, 1, 3]
     together = run_together(one_norm[:3])
     assert together == [cell() for cell in one_norm[:3]]
@@ -109,7 +116,10 @@ def test_progress_ends_at_the_total(tmp_path):
 
 
 def test_a_cell_reads_back_from_its_print_and_locks_what_is_behind_its_names():
-    for cell in (*cells(), Cell(Model("digits-cnn", JumpReLU(0.5)), "digits", PGD(), Linf(0.1), beta=8.0)):
+    for cell in (
+        *cells(),
+        Cell(Model("digits-cnn", JumpReLU(0.5)), "digits", PGD(), Linf(0.1), beta=8.0),
+    ):
         locked = cell.locked()
         assert parse(repr(locked)) == locked and key(parse(repr(locked))) == key(locked)
         assert len(locked.pixels) == len(locked.model.weights) == 16
@@ -124,15 +134,22 @@ def test_new_fields_leave_old_keys_as_they_are():
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_a_network_is_attacked_in_its_own_dtype_unless_another_is_named(tmp_path, monkeypatch, dtype):
+def test_a_network_is_attacked_in_its_own_dtype_unless_another_is_named(
+    tmp_path, monkeypatch, dtype
+):
     (tmp_path / f"net_in_{dtype}.py").write_text(
-        f"import torch, retroact as ra\ndef build(): return ra.load('digits-cnn').to(torch.{dtype})\n"
+        "import torch, retroact as ra\ndef build(): return"
+        f" ra.load('digits-cnn').to(torch.{dtype})\n"
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    cell = Cell(Model(f"net_in_{dtype}:build", JumpReLU(0.5)), "digits[:40]", PGD(steps=3), Linf(0.1))
+    cell = Cell(
+        Model(f"net_in_{dtype}:build", JumpReLU(0.5)), "digits[:40]", PGD(steps=3), Linf(0.1)
+    )
     seen = []
-    monkeypatch.setattr("retroact.experiments.cell.evaluate_all", lambda net, *_, **__: seen.append(net) or [None])
+    monkeypatch.setattr(
+        "retroact.experiments.cell.evaluate_all", lambda net, *_, **__: seen.append(net) or [None]
+    )
     cell(), replace(cell, dtype="float32")()
     assert [next(net.parameters()).dtype for net in seen] == [getattr(torch, dtype), torch.float32]
     assert estimate([cell], tmp_path / "s.sqlite", chunk=None)["gradients at most"] == 120
@@ -147,7 +164,10 @@ def test_a_grid_takes_models_with_their_weights_and_kinds():
         ("", ()),
         ("", ("gelu",)),
     ]
-    assert cells[1].fields()["net"] == "mine:build with a.pth" and cells[1].fields()["sites"] == "* with gelu"
+    assert (
+        cells[1].fields()["net"] == "mine:build with a.pth"
+        and cells[1].fields()["sites"] == "* with gelu"
+    )
 
 
 def test_other_weights_or_pixels_than_locked_are_refused():
@@ -209,6 +229,8 @@ def test_a_slice_that_cells_share_is_hashed_once_and_each_cell_is_locked_as_by_i
     from retroact.experiments import cell as home
 
     alone, asked = [c.locked() for c in cells()], []
-    monkeypatch.setattr(home, "pixels", lambda images, real=home.pixels: asked.append(len(images)) or real(images))
+    monkeypatch.setattr(
+        home, "pixels", lambda images, real=home.pixels: asked.append(len(images)) or real(images)
+    )
     assert home.all_locked(cells()) == alone
     assert asked == [60]

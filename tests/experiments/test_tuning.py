@@ -1,4 +1,5 @@
-"""tune: validation data only, verified beside claimed, and a recommendation that follows from the curve."""
+"""tune: validation data only, verified beside claimed, and a recommendation that follows from the
+curve."""
 
 import pytest
 
@@ -16,12 +17,16 @@ def net():
 
 
 def curve(*rows: tuple[float, float, float, float]) -> Tuning:
-    points = tuple(Point(JumpReLU(k), k, clean, claimed, verified) for k, clean, claimed, verified in rows)
+    points = tuple(
+        Point(JumpReLU(k), k, clean, claimed, verified) for k, clean, claimed, verified in rows
+    )
     return Tuning(points, "kappa", 0.98, "val", "Linf(eps=0.1)", 100)
 
 
 def test_the_recommendation_has_the_best_verified_accuracy_that_is_affordable():
-    tuned = curve((0.0, 1.0, 0.5, 0.40), (0.5, 0.99, 0.6, 0.45), (1.0, 0.98, 0.9, 0.42), (1.5, 0.9, 0.9, 0.6))
+    tuned = curve(
+        (0.0, 1.0, 0.5, 0.40), (0.5, 0.99, 0.6, 0.45), (1.0, 0.98, 0.9, 0.42), (1.5, 0.9, 0.9, 0.6)
+    )
     assert tuned.activation == JumpReLU(0.5)
     assert tuned.largest.activation == JumpReLU(1.0)
     assert tuned.gain == pytest.approx(0.05)
@@ -48,7 +53,9 @@ def test_a_slope_claims_and_does_not_hold(net):
 
 @pytest.mark.parametrize("text", ["digits", "digits[:50]"])
 def test_test_data_is_refused(net, text):
-    with pytest.raises(ValueError, match="is test data, and nothing is tuned on it.*digits/validation"):
+    with pytest.raises(
+        ValueError, match="is test data, and nothing is tuned on it.*digits/validation"
+    ):
         tune(net, JumpReLU, data(text), Linf(0.1))
 
 

@@ -32,8 +32,12 @@ FACTS = [
 ]
 
 
-@pytest.mark.parametrize(("architecture", "shape", "parameters", "sites"), FACTS, ids=lambda v: str(v))
-def test_architecture(architecture: Architecture, shape: tuple[int, int, int], parameters: int, sites: int) -> None:
+@pytest.mark.parametrize(
+    ("architecture", "shape", "parameters", "sites"), FACTS, ids=lambda v: str(v)
+)
+def test_architecture(
+    architecture: Architecture, shape: tuple[int, int, int], parameters: int, sites: int
+) -> None:
     net = architecture().eval()
     calls: list[nn.Module] = []
     relus = [m for m in net.modules() if isinstance(m, nn.ReLU)]
@@ -54,7 +58,9 @@ def test_architecture(architecture: Architecture, shape: tuple[int, int, int], p
         (LeNetLike(), ["conv1", "conv2", "fc1", "fc2", "fc3"]),
     ],
 )
-def test_parameters_are_named_as_in_the_authors_files(architecture: Architecture, names: list[str]) -> None:
+def test_parameters_are_named_as_in_the_authors_files(
+    architecture: Architecture, names: list[str]
+) -> None:
     expected = [f"{n}.{p}" for n in names for p in ("weight", "bias")]
     assert list(architecture().state_dict()) == expected
 

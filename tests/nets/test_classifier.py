@@ -113,7 +113,9 @@ def test_trailing_dimensions_of_1_are_no_map() -> None:
 
 
 def test_an_output_that_is_no_logits_says_what_came_and_what_to_do() -> None:
-    with pytest.raises(TypeError, match=r"returned NoneType for 3 images.*Classifier\(net, output=function\)"):
+    with pytest.raises(
+        TypeError, match=r"returned NoneType for 3 images.*Classifier\(net, output=function\)"
+    ):
         Classifier(_Wrapped("dict"), output="loss")(X)
     with pytest.raises(ValueError, match=r"shape \(3, 5, 2\) for 3 images"):
         Classifier(_linear(), output=lambda out: torch.stack([out, out], 2))(X)
@@ -131,7 +133,14 @@ def test_an_output_that_is_no_logits_says_what_came_and_what_to_do() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "output"),
-    [("dict", None), ("dict", "logits"), ("tuple", None), ("tuple", (1,)), ("map", None), ("plain", "sigmoid")],
+    [
+        ("dict", None),
+        ("dict", "logits"),
+        ("tuple", None),
+        ("tuple", (1,)),
+        ("map", None),
+        ("plain", "sigmoid"),
+    ],
 )
 def test_whatever_its_output_it_pickles_traces_exports_and_is_retrofitted(
     kind: str, output: Output, tmp_path: Path
@@ -146,7 +155,9 @@ def test_whatever_its_output_it_pickles_traces_exports_and_is_retrofitted(
     assert torch.equal(pickle.loads(pickle.dumps(made))(X), expected)
     assert torch.equal(torch.fx.symbolic_trace(made)(X), expected)
     assert torch.equal(retrofit(made, JumpReLU(0.0))(X), expected)
-    assert export(retrofit(made, JumpReLU(0.1)), tmp_path / "net.pt2", images=X).max_difference < 1e-5
+    assert (
+        export(retrofit(made, JumpReLU(0.1)), tmp_path / "net.pt2", images=X).max_difference < 1e-5
+    )
     save(made, tmp_path / "net.safetensors")
     again = load(tmp_path / "net.safetensors", into=copy.deepcopy(net))
     assert again.output == output
@@ -200,7 +211,9 @@ def test_images_of_another_type_or_shape_are_refused_with_the_cure() -> None:
         check_images(X.numpy())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="channels first"):
         check_images(torch.rand(2, 28, 28, 1), (1, 28, 28))
-    with pytest.raises(ValueError, match=r"expected images of shape \(1, 28, 28\), got \(3, 4, 4\)"):
+    with pytest.raises(
+        ValueError, match=r"expected images of shape \(1, 28, 28\), got \(3, 4, 4\)"
+    ):
         Classifier(_linear(), shape=(1, 28, 28))(X)
 
 
@@ -219,7 +232,9 @@ def test_rounding_beyond_the_interval_is_let_through() -> None:
         (torch.tensor([0, -1, 2]), ValueError, "at least 0"),
     ],
 )
-def test_labels_that_are_none_are_refused(labels: Tensor, error: type[Exception], message: str) -> None:
+def test_labels_that_are_none_are_refused(
+    labels: Tensor, error: type[Exception], message: str
+) -> None:
     with pytest.raises(error, match=message):
         check_labels(labels, classes=5, n=3)
 

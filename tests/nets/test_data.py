@@ -14,7 +14,9 @@ from retroact.nets.sources import DataError
 from retroact.spec import SpecError, key, parse, show
 
 ROOT = os.environ.get("RETROACT_DATA", "")
-needs_mnist = pytest.mark.skipif(not Path(ROOT, "mnist").is_dir() or not ROOT, reason="no MNIST under RETROACT_DATA")
+needs_mnist = pytest.mark.skipif(
+    not Path(ROOT, "mnist").is_dir() or not ROOT, reason="no MNIST under RETROACT_DATA"
+)
 needs_cifar10 = pytest.mark.skipif(
     not Path(ROOT, "cifar10").is_dir() or not ROOT, reason="no CIFAR-10 under RETROACT_DATA"
 )
@@ -46,7 +48,9 @@ def test_a_bare_name_is_its_test_split() -> None:
     assert DataSlice.read("owner/name/train") == DataSlice("owner/name", "train")
 
 
-@pytest.mark.parametrize("text", ["", "mnist[1]", "mnist[-5:]", "mnist[5:5]", "mnist[9:3]", "mnist[::2]", "mnist]"])
+@pytest.mark.parametrize(
+    "text", ["", "mnist[1]", "mnist[-5:]", "mnist[5:5]", "mnist[9:3]", "mnist[::2]", "mnist]"]
+)
 def test_what_is_no_slice_is_refused(text: str) -> None:
     with pytest.raises(DataError):
         DataSlice.read(text)
@@ -200,7 +204,9 @@ def test_the_validation_split_of_mnist_is_never_trained_on() -> None:
 def test_a_slice_does_not_decode_the_whole_split(monkeypatch: pytest.MonkeyPatch) -> None:
     decoded: list[int] = []
     whole = sources._pixels
-    monkeypatch.setattr(sources, "_pixels", lambda cell, row: decoded.append(row) or whole(cell, row))
+    monkeypatch.setattr(
+        sources, "_pixels", lambda cell, row: decoded.append(row) or whole(cell, row)
+    )
     sources._decoded.cache_clear()
     data("mnist/train[54990:]")
     assert set(decoded) == set(range(54990, 55000))
@@ -228,7 +234,9 @@ def test_cifar10_trains_on_all_but_its_validation_rows() -> None:
 # -------------------------------------------------------------------------------- splits in general
 
 
-@pytest.mark.parametrize("sizes", [{"train": 100}, {"train": 100, "test": 10}, {"train": 100, "val": 10}])
+@pytest.mark.parametrize(
+    "sizes", [{"train": 100}, {"train": 100, "test": 10}, {"train": 100, "val": 10}]
+)
 def test_missing_splits_are_drawn_from_train_without_overlap(sizes: dict[str, int]) -> None:
     drawn = [sources.rows_of("o/n", s, sizes) for s in ("train", "validation", "test")]
     from_train = [rows for own, rows in drawn if own == "train"]
@@ -241,7 +249,7 @@ def test_a_set_that_has_neither_the_split_nor_train_says_what_it_has() -> None:
         sources.rows_of("o/n", "validation", {"test": 10})
 
 
-# ------------------------------------------------------------------------------- where there is none
+# ------------------------------------------------------------------------------ where there is none
 
 
 def test_no_data_and_no_hub_names_the_three_ways_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,7 +272,9 @@ def test_an_offline_hub_is_known_within_seconds(monkeypatch: pytest.MonkeyPatch)
     assert time.monotonic() - began < 10
 
 
-def test_a_corrupt_parquet_file_is_a_data_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_corrupt_parquet_file_is_a_data_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "mnist").mkdir()
     (tmp_path / "mnist" / "test-00000-of-00001.parquet").write_bytes(b"PAR1 and then nothing")
     monkeypatch.setenv("RETROACT_DATA", str(tmp_path))
@@ -276,7 +286,9 @@ def _folder(root: Path, modes: str = "L", size: tuple[int, int] = (6, 6), n: int
     for label, shade in (("bright", 255), ("dark", 0)):
         (root / label).mkdir(parents=True)
         for i in range(n):
-            Image.new(modes, size, shade if modes == "L" else (shade,) * len(modes)).save(root / label / f"{i}.png")
+            Image.new(modes, size, shade if modes == "L" else (shade,) * len(modes)).save(
+                root / label / f"{i}.png"
+            )
     return root
 
 

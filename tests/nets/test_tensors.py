@@ -1,4 +1,5 @@
-"""Whatever a module holds comes back out of a file: bits, dtypes, ties, views, extra state, and what is not held."""
+"""Whatever a module holds comes back out of a file: bits, dtypes, ties, views, extra state, and
+what is not held."""
 
 import pytest
 import torch
@@ -66,8 +67,21 @@ class Buffers(Plain):
         self.register_buffer("absent", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = super().forward(x) + self.expanded + self.spread[0, :, 0] + self.turned.sum(0) + self.strided
-        return out + self.nothing.sum() + self.number + self.mask + self.narrow.to(out.dtype) + self.hidden
+        out = (
+            super().forward(x)
+            + self.expanded
+            + self.spread[0, :, 0]
+            + self.turned.sum(0)
+            + self.strided
+        )
+        return (
+            out
+            + self.nothing.sum()
+            + self.number
+            + self.mask
+            + self.narrow.to(out.dtype)
+            + self.hidden
+        )
 
 
 class Extra(Plain):
@@ -92,7 +106,8 @@ DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 
 
 def _trained(kind: type[nn.Module], dtype: torch.dtype) -> Classifier:
-    """As after training: every number another than a fresh instance has, and finer than float32 where it can be."""
+    """As after training: every number another than a fresh instance has, and finer than float32
+    where it can be."""
     torch.manual_seed(7)
     module = kind().to(dtype)
     with torch.no_grad():
@@ -109,7 +124,8 @@ def _trained(kind: type[nn.Module], dtype: torch.dtype) -> Classifier:
 def _same(one: nn.Module, other: nn.Module) -> bool:
     a, b = one.state_dict(), other.state_dict()
     return a.keys() == b.keys() and all(
-        (torch.equal(v, b[k]) and v.dtype == b[k].dtype) if isinstance(v, Tensor) else v == b[k] for k, v in a.items()
+        (torch.equal(v, b[k]) and v.dtype == b[k].dtype) if isinstance(v, Tensor) else v == b[k]
+        for k, v in a.items()
     )
 
 
@@ -121,9 +137,12 @@ def test_a_module_comes_back_bit_for_bit(tmp_path, kind, dtype):
     back = load(save(net, tmp_path / "net.safetensors"), into=kind())
     assert _same(back, net) and digest(back) == digest(net)
     x = X.to(dtype)
-    assert torch.equal(back(x), net(x)) or (kind is Views and torch.allclose(back(x), net(x)))  # strides are not kept
+    # strides are not kept
+    assert torch.equal(back(x), net(x)) or (kind is Views and torch.allclose(back(x), net(x)))
     if kind is Buffers:
-        assert back.module.hidden.dtype == dtype and torch.equal(back.module.hidden, net.module.hidden)
+        assert back.module.hidden.dtype == dtype and torch.equal(
+            back.module.hidden, net.module.hidden
+        )
         assert bool(net.module.hidden.any()) and back.module.expanded.stride() == (0,)
 
 
@@ -149,7 +168,9 @@ def test_what_was_tied_is_tied_again_also_in_an_instance_that_ties_nothing(tmp_p
 def test_what_was_not_tied_stays_so_in_an_instance_that_ties(tmp_path, kind):
     net = _trained(Plain, torch.float32)
     back = load(save(net, tmp_path / "net.safetensors"), into=kind())
-    assert torch.equal(back(X), net(X)) and not torch.equal(back.module.a.weight, back.module.b.weight)
+    assert torch.equal(back(X), net(X)) and not torch.equal(
+        back.module.a.weight, back.module.b.weight
+    )
 
 
 def test_a_recurrent_net_runs_on_what_was_loaded(tmp_path):
@@ -214,9 +235,10 @@ def test_a_compiled_or_parallel_net_is_saved_as_its_own(tmp_path, where):
     if where == "inner":
         net.module.a = torch.compile(net.module.a, backend="eager")
     assert digest(net) == plain or where == "parallel"
-    wrap = {"into": lambda m: torch.compile(m, backend="eager"), "into parallel": nn.DataParallel}.get(
-        where, lambda m: m
-    )
+    wrap = {
+        "into": lambda m: torch.compile(m, backend="eager"),
+        "into parallel": nn.DataParallel,
+    }.get(where, lambda m: m)
     back = load(save(net, tmp_path / "net.safetensors"), into=wrap(made))
     assert digest(back) == plain or where == "into parallel"
     assert torch.equal(made((X - net.mean) / net.std), expected)
@@ -237,8 +259,14 @@ def test_an_untrained_lazy_net_and_other_things_without_numbers_are_refused_by_n
     for change, says in (
         (lambda m: setattr(m, "a", nn.LazyLinear(64)), r"a\.weight has no shape yet"),
         (lambda m: m.to("meta"), r"a\.weight lies on the meta device"),
-        (lambda m: m.register_buffer("s", torch.eye(3).to_sparse()), r"s is a Tensor of torch\.float32, sparse_coo"),
-        (lambda m: setattr(m, "odd", Odd()), r"odd\._extra_state is a dict that JSON does not give back"),
+        (
+            lambda m: m.register_buffer("s", torch.eye(3).to_sparse()),
+            r"s is a Tensor of torch\.float32, sparse_coo",
+        ),
+        (
+            lambda m: setattr(m, "odd", Odd()),
+            r"odd\._extra_state is a dict that JSON does not give back",
+        ),
     ):
         with pytest.raises(ValueError, match=says):
             saved(change)
@@ -253,5 +281,7 @@ def test_a_file_of_another_net_says_what_differs(tmp_path):
             super().__init__()
             self.out, self.more = nn.Linear(64, 11), nn.Linear(2, 2)
 
-    with pytest.raises(CheckpointError, match=r'Missing key.*"more\.weight"[\s\S]*size mismatch for out\.weight'):
+    with pytest.raises(
+        CheckpointError, match=r'Missing key.*"more\.weight"[\s\S]*size mismatch for out\.weight'
+    ):
         load(path, into=Other())

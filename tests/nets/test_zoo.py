@@ -96,17 +96,23 @@ def test_what_is_written_loads_back(folder: Path, dtype: str) -> None:
     assert zoo.entry("mine") == page
     assert again.name == "mine"
     for name, weight in net.module.state_dict().items():
-        assert torch.equal(again.module.state_dict()[name], weight.to(getattr(torch, dtype)).float())
+        assert torch.equal(
+            again.module.state_dict()[name], weight.to(getattr(torch, dtype)).float()
+        )
     assert sorted(p.name for p in folder.iterdir()) == ["mine.json", "mine.safetensors"]
 
 
 def test_the_users_zoo_comes_first(folder: Path) -> None:
-    zoo.write(zoo.NETWORKS["digits-cnn"](), dataclasses.replace(PAGE, name="digits-cnn", seed=7), folder)
+    zoo.write(
+        zoo.NETWORKS["digits-cnn"](), dataclasses.replace(PAGE, name="digits-cnn", seed=7), folder
+    )
     assert zoo.entry("digits-cnn").seed == 7
     assert zoo.names().count("digits-cnn") == 1
 
 
-def test_a_net_that_is_not_here_says_how_to_have_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_net_that_is_not_here_says_how_to_have_it(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(zoo.NETWORKS, "digits-untrained", zoo.NETWORKS["digits-cnn"])
     with pytest.raises(ZooError, match=r"retroact train digits-untrained.*RETROACT_ZOO") as caught:
         zoo.load("digits-untrained")
@@ -120,7 +126,11 @@ def test_damaged_weights_are_refused(folder: Path, damage: str) -> None:
     zoo.write(zoo.NETWORKS["digits-cnn"](), PAGE, folder)
     path = folder / "mine.safetensors"
     raw = path.read_bytes()
-    changed = {"truncated": raw[:1000], "changed": raw[:-1] + bytes([raw[-1] ^ 1]), "foreign": b"PK\x03\x04"}
+    changed = {
+        "truncated": raw[:1000],
+        "changed": raw[:-1] + bytes([raw[-1] ^ 1]),
+        "foreign": b"PK\x03\x04",
+    }
     path.write_bytes(changed[damage])
     with pytest.raises(ZooError, match="SHA-256 differs"):
         zoo.load("mine")
@@ -216,7 +226,9 @@ def test_weights_that_do_not_fit_say_where(mynets: Path) -> None:
     safetensors.torch.save_file(nn.Linear(3, 2).state_dict(), mynets / "other.safetensors")
     with pytest.raises(ZooError, match=r"missing 1\.bias.*unknown weight"):
         zoo.from_user("my_own_nets:small", mynets / "other.safetensors")
-    safetensors.torch.save_file({"1.weight": torch.zeros(10, 3), "1.bias": torch.zeros(10)}, mynets / "s.safetensors")
+    safetensors.torch.save_file(
+        {"1.weight": torch.zeros(10, 3), "1.bias": torch.zeros(10)}, mynets / "s.safetensors"
+    )
     with pytest.raises(ZooError, match=r"1\.weight is \(10, 3\), expected \(10, 64\)"):
         zoo.from_user("my_own_nets:small", mynets / "s.safetensors")
 

@@ -1,4 +1,5 @@
-"""The report of an audit: every number is the audit's, the page stands on its own, and nothing is hidden."""
+"""The report of an audit: every number is the audit's, the page stands on its own, and nothing is
+hidden."""
 
 import base64
 import io
@@ -47,22 +48,66 @@ class Told:
         return self.found
 
 
-def reading(title: str, mechanism: str, value: float, twin: float, fired: bool, **more: Any) -> dict[str, Any]:
-    said = {"about": f"What {title} asks.", "source": "Somebody 2020", "ratio": False, "threshold": 0.05}
-    return {"title": title, "mechanism": mechanism, "value": value, "twin": twin, "fired": fired} | said | more
+def reading(
+    title: str, mechanism: str, value: float, twin: float, fired: bool, **more: Any
+) -> dict[str, Any]:
+    said = {
+        "about": f"What {title} asks.",
+        "source": "Somebody 2020",
+        "ratio": False,
+        "threshold": 0.05,
+    }
+    return (
+        {"title": title, "mechanism": mechanism, "value": value, "twin": twin, "fired": fired}
+        | said
+        | more
+    )
 
 
 def ran(title: str, felled: int, **more: Any) -> dict[str, Any]:
-    plain = {"title": title, "attack": f"{title}(steps=7)", "role": "white box", "asked": 80, "felled": felled}
+    plain = {
+        "title": title,
+        "attack": f"{title}(steps=7)",
+        "role": "white box",
+        "asked": 80,
+        "felled": felled,
+    }
     return plain | {"gradients": 560, "zero_gradients": 0, "queries": 640, "seconds": 1.25} | more
 
 
 def numbers(**changed: Any) -> dict[str, Any]:
-    shared = {"twin": "net", "network": "net + <JumpReLU>", "data": "d[:80]", "threat": "Linf(eps=0.1)", "n": 80}
-    said = {"effect": "NO EFFECT", "claim": "MASKED, WEAK PROTOCOL", "mechanism": "jump", "doubts": [], "needs": 0}
-    texts = {"verdict": "NO EFFECT; whole sentence", "plainly": "The change does not make it harder & safer."}
-    shares = {"clean": 0.95, "clean_twin": 1.0, "claimed": 0.8, "claimed_twin": 0.5, "verified": 0.3}
-    counts = {"verified_twin": 0.25, "gained": 6, "lost": 2, "p": 0.289, "interval": [-0.0125, 0.1125]}
+    shared = {
+        "twin": "net",
+        "network": "net + <JumpReLU>",
+        "data": "d[:80]",
+        "threat": "Linf(eps=0.1)",
+        "n": 80,
+    }
+    said = {
+        "effect": "NO EFFECT",
+        "claim": "MASKED, WEAK PROTOCOL",
+        "mechanism": "jump",
+        "doubts": [],
+        "needs": 0,
+    }
+    texts = {
+        "verdict": "NO EFFECT; whole sentence",
+        "plainly": "The change does not make it harder & safer.",
+    }
+    shares = {
+        "clean": 0.95,
+        "clean_twin": 1.0,
+        "claimed": 0.8,
+        "claimed_twin": 0.5,
+        "verified": 0.3,
+    }
+    counts = {
+        "verified_twin": 0.25,
+        "gained": 6,
+        "lost": 2,
+        "p": 0.289,
+        "interval": [-0.0125, 0.1125],
+    }
     curve = {"loss": [0.1, 0.5, 0.9], "fidelity": [-30.0, 0.9, 1.0, 40.0], "margin": 9.5}
     run = {
         "claimed_attack": "PGD(steps=40)",
@@ -71,7 +116,10 @@ def numbers(**changed: Any) -> dict[str, Any]:
             reading("gradient fidelity", "jump", 0.475, 0.0, True),
             reading("logit scale", "saturation", 12.0, 11.0, False, ratio=True, threshold=5.0),
         ],
-        "attacks": {"network": [ran("PGD", 10), ran("APGD", 40, zero_gradients=560)], "twin": [ran("FGSM", 11)]},
+        "attacks": {
+            "network": [ran("PGD", 10), ran("APGD", 40, zero_gradients=560)],
+            "twin": [ran("FGSM", 11)],
+        },
         "curves": {"network": curve, "twin": curve | {"fidelity": [1.0, 1.01]}},
         "pedigree": {
             "seed": 3,
@@ -96,16 +144,24 @@ def test_the_page_stands_on_its_own_for_phones_and_for_the_dark(told, tmp_path):
     text = report(told, tmp_path / "a.html", title="A & B").read_text()
     assert not re.search(r"<(script|link|iframe)|(src|href)=.(?!data:|#)|@import|url\((?!#)", text)
     assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text
-    assert "<h1>A &amp; B</h1>" in text and "net + &lt;JumpReLU&gt;" in text and "<JumpReLU>" not in text
+    assert (
+        "<h1>A &amp; B</h1>" in text
+        and "net + &lt;JumpReLU&gt;" in text
+        and "<JumpReLU>" not in text
+    )
     drawn = "".join(re.findall(r"<svg.*?</svg>", text, re.S))
     assert text.count("<svg") == 4 and "var(--blue)" in drawn and "currentColor" in drawn
-    assert not re.search(r"#(000000|ffffff|2563a8|1d2733)", drawn)  # nothing that would vanish on the other ground
+    # nothing that would vanish on the other ground
+    assert not re.search(r"#(000000|ffffff|2563a8|1d2733)", drawn)
     assert [p.name for p in tmp_path.iterdir()] == ["a.html"]
 
 
 def test_the_page_says_what_the_audit_says(told):
     text = audited.page(told)
-    assert "The change does not make it harder &amp; safer." in text and "NO EFFECT; whole sentence" in text
+    assert (
+        "The change does not make it harder &amp; safer." in text
+        and "NO EFFECT; whole sentence" in text
+    )
     for badge in ("NO EFFECT", "MASKED by jump", "WEAK PROTOCOL"):
         assert re.search(rf'class="badge[^"]*">{badge}</span>', text)
     for said in (
@@ -117,7 +173,13 @@ def test_the_page_says_what_the_audit_says(told):
         "Seed 3",
     ):
         assert said in text, said
-    for said in ("PGD(steps=7)", "APGD(steps=7)", "FGSM(steps=7)", "What gradient fidelity asks.", "python 3, torch 2"):
+    for said in (
+        "PGD(steps=7)",
+        "APGD(steps=7)",
+        "FGSM(steps=7)",
+        "What gradient fidelity asks.",
+        "python 3, torch 2",
+    ):
         assert said in text, said
     assert text.count('class="fired">fired') == 1 and text.count('class="silent">silent') == 1
     assert '<td class="number fired">560</td>' in text and "&gt; before × 5" in text
@@ -127,23 +189,40 @@ def test_the_table_has_both_networks_and_wilsons_intervals():
     clean, claimed, verified = audited.table(numbers())
     assert [r["what"] for r in (clean, claimed, verified)] == ["clean", "claimed", "verified"]
     assert (verified["before"], verified["after"], verified["difference"]) == (0.25, 0.3, "+5.0")
-    assert verified["before_bounds"] == ra.wilson(20, 80) and verified["after_bounds"] == ra.wilson(24, 80)
+    assert verified["before_bounds"] == ra.wilson(20, 80) and verified["after_bounds"] == ra.wilson(
+        24, 80
+    )
     assert claimed["difference"] == "+30.0" and clean["difference"] == "-5.0"
 
 
 def test_the_images_that_fell_are_shown_pixel_by_pixel(told):
     text = audited.page(told)
-    before, after = (np.array(Image.open(io.BytesIO(base64.b64decode(p))).convert("L")) for p in re.findall(PNG, text))
+    before, after = (
+        np.array(Image.open(io.BytesIO(base64.b64decode(p))).convert("L"))
+        for p in re.findall(PNG, text)
+    )
     fell = told.sides[1].fallen[0]
-    assert np.abs(before / 255 - fell.image[0]).max() < 0.005 and np.abs(after / 255 - fell.x_adv[0]).max() < 0.005
+    assert (
+        np.abs(before / 255 - fell.image[0]).max() < 0.005
+        and np.abs(after / 255 - fell.x_adv[0]).max() < 0.005
+    )
     assert re.search(r"7 → <span class=\"wrong\">1</span> by APGD &lt;margin&gt;, 0\.100", text)
     colours = plots.image(np.stack([np.full((2, 2), v, np.float32) for v in (1.0, 0.5, 0.0)]))
-    pixel = Image.open(io.BytesIO(base64.b64decode(colours.split(",")[1]))).convert("RGB").getpixel((0, 0))
+    pixel = (
+        Image.open(io.BytesIO(base64.b64decode(colours.split(",")[1])))
+        .convert("RGB")
+        .getpixel((0, 0))
+    )
     assert pixel == (255, 127, 0)
 
 
 def test_doubts_and_what_was_not_masked_are_said(told):
-    told.found |= {"doubts": ["Square felled 9 of 10"], "effect": "ABSTAINED", "claim": "HONEST", "mechanism": ""}
+    told.found |= {
+        "doubts": ["Square felled 9 of 10"],
+        "effect": "ABSTAINED",
+        "claim": "HONEST",
+        "mechanism": "",
+    }
     assert "Doubt: Square felled 9 of 10." in audited.page(told)
     assert "- Doubt: Square felled 9 of 10" in audited.markdown(told)
     assert "promises no more than what was verified" in audited.why(told.found)
@@ -162,9 +241,13 @@ def test_markdown_holds_every_run_and_every_indicator(told):
 
 def test_json_is_strict_and_equal_to_the_numbers(told):
     told.found["curves"]["network"] = {"loss": [0.5, math.inf], "fidelity": [], "margin": math.nan}
-    read = json.loads(audited.as_json(told), parse_constant=lambda word: pytest.fail(f"{word} is no JSON"))
+    read = json.loads(
+        audited.as_json(told), parse_constant=lambda word: pytest.fail(f"{word} is no JSON")
+    )
     assert read["curves"]["network"] == {"loss": [0.5, None], "fidelity": [], "margin": None}
-    assert {k: v for k, v in read.items() if k != "curves"} == {k: v for k, v in told.found.items() if k != "curves"}
+    assert {k: v for k, v in read.items() if k != "curves"} == {
+        k: v for k, v in told.found.items() if k != "curves"
+    }
 
 
 @pytest.mark.filterwarnings("error")
@@ -188,12 +271,22 @@ def test_the_files_suffix_says_its_kind(told, tmp_path):
         assert json.loads(report(store, tmp_path / "s.json").read_text()) == []
         with pytest.raises(ValueError, match=r"\.csv"):
             report(store, tmp_path / "s.pdf")
-    assert sorted(p.suffix for p in tmp_path.iterdir() if p.suffix != ".sqlite") == [".JSON", ".json", ".md"]
+    assert sorted(p.suffix for p in tmp_path.iterdir() if p.suffix != ".sqlite") == [
+        ".JSON",
+        ".json",
+        ".md",
+    ]
 
 
 def test_a_real_audit_reports_itself(tmp_path):
     net = ra.load("digits-cnn")
-    made = ra.audit(net, ra.retrofit(net, ra.JumpReLU(1.0)), ra.data("digits[:60]"), ra.Linf(0.1), battery="quick")
+    made = ra.audit(
+        net,
+        ra.retrofit(net, ra.JumpReLU(1.0)),
+        ra.data("digits[:60]"),
+        ra.Linf(0.1),
+        battery="quick",
+    )
     text = ra.report(made, tmp_path / "audit.html").read_text()
     found = json.loads(ra.report(made, tmp_path / "audit.json").read_text())
     counts = made.verdict.counts
@@ -207,7 +300,19 @@ def test_a_real_audit_reports_itself(tmp_path):
 
 
 def test_the_page_of_a_store_can_hold_audits():
-    shown = {"title": "t", "notes": [], "figures": [], "groups": [], "curves": [], "pictures": [], "runs": []}
+    shown = {
+        "title": "t",
+        "notes": [],
+        "figures": [],
+        "groups": [],
+        "curves": [],
+        "pictures": [],
+        "runs": [],
+    }
     text = rendered("report.html", **shown, audits=[("SReLU <100>", numbers())], written="now")
-    assert "SReLU &lt;100&gt;" in text and "25.0 → 30.0" in text and "NO EFFECT; MASKED by jump, WEAK PROTOCOL" in text
+    assert (
+        "SReLU &lt;100&gt;" in text
+        and "25.0 → 30.0" in text
+        and "NO EFFECT; MASKED by jump, WEAK PROTOCOL" in text
+    )
     assert "What the audits say" not in rendered("report.html", **shown, audits=[], written="now")

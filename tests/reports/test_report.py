@@ -1,4 +1,5 @@
-"""Reports from a store alone: every number on the page is the record's, and the page stands on its own."""
+"""Reports from a store alone: every number on the page is the record's, and the page stands on its
+own."""
 
 import json
 import re
@@ -14,7 +15,9 @@ from retroact.reports.report import report
 from retroact.reports.tables import lines
 
 
-def record(standing: int, n: int = 20, *, zero: int = 0, broken: int = 0, images: bool = False) -> Record:
+def record(
+    standing: int, n: int = 20, *, zero: int = 0, broken: int = 0, images: bool = False
+) -> Record:
     """A record on which `standing` of `n` examples survive."""
     label = np.arange(n) % 10
     adversarial = np.where(np.arange(n) < standing, label, (label + 1) % 10)
@@ -38,9 +41,22 @@ def record(standing: int, n: int = 20, *, zero: int = 0, broken: int = 0, images
 
 
 def fields(net: str = "net", activation: str | None = None, eps: float = 0.1, **changed):
-    plain = {"net": net, "activation": activation, "sites": "*", "source": None, "knowledge": "white"}
+    plain = {
+        "net": net,
+        "activation": activation,
+        "sites": "*",
+        "source": None,
+        "knowledge": "white",
+    }
     attack = {"attack": "PGD(steps=40)", "threat": f"Linf(eps={eps})", "norm": "linf", "eps": eps}
-    rest = {"goal": "Untargeted()", "data": "d[:20]", "beta": 0.0, "kernel": "sigmoid", "seed": 0, "dtype": "float32"}
+    rest = {
+        "goal": "Untargeted()",
+        "data": "d[:20]",
+        "beta": 0.0,
+        "kernel": "sigmoid",
+        "seed": 0,
+        "dtype": "float32",
+    }
     return plain | attack | rest | changed
 
 
@@ -87,7 +103,10 @@ def test_the_page_stands_on_its_own_and_says_what_was_run(store, tmp_path):
     text = path.read_text()
     assert not re.search(r"<(script|link|iframe)|(src|href)=.(?!data:|#)", text)
     assert "A &amp; B &lt;ok&gt;" in text
-    assert "60.0 <span" in text and "100% of its gradients were exactly zero: this number is too good" in text
+    assert (
+        "60.0 <span" in text
+        and "100% of its gradients were exactly zero: this number is too good" in text
+    )
     assert "Accuracy against eps" in text and text.count("data:image/png;base64") == 1
     for said in ("<code>a</code>", "python 3, torch 2", "worst case of these 2"):
         assert said in text
@@ -95,14 +114,18 @@ def test_the_page_stands_on_its_own_and_says_what_was_run(store, tmp_path):
 
 
 def test_notes_and_further_figures_stand_at_the_top(store):
-    points = [SimpleNamespace(knob=k, clean=1.0, claimed=0.9, verified=0.4) for k in (0.0, 0.5, 1.0)]
+    points = [
+        SimpleNamespace(knob=k, clean=1.0, claimed=0.9, verified=0.4) for k in (0.0, 0.5, 1.0)
+    ]
     figure = plots.tuning(points, "kappa", 0.5)
     text = html.page(lines(store), notes=["a <note>"], figures=[("the curve", figure)])
     assert "a &lt;note&gt;" in text and "<figcaption>the curve</figcaption>" in text
     assert text.index("the curve") < text.index("network and attack")
 
 
-def test_an_empty_report_is_refused_and_a_failed_write_leaves_the_old_page(store, tmp_path, monkeypatch):
+def test_an_empty_report_is_refused_and_a_failed_write_leaves_the_old_page(
+    store, tmp_path, monkeypatch
+):
     with pytest.raises(ValueError, match="nothing to report"):
         html.page([])
     path = html.write("old", tmp_path / "p.html")

@@ -34,7 +34,9 @@ from retroact.retrofitting.activations import (
 from retroact.retrofitting.sites import Site
 from retroact.spec import SpecError, key, parse, show
 
-Z = torch.tensor([-math.inf, -3.0, -0.5, -0.0, 0.0, 0.25, 0.5, 0.75, 5.0, 6.0, 7.0, math.inf, math.nan])
+Z = torch.tensor(
+    [-math.inf, -3.0, -0.5, -0.0, 0.0, 0.25, 0.5, 0.75, 5.0, 6.0, 7.0, math.inf, math.nan]
+)
 
 numbers = st.floats(0.0, 1e6)
 positive = st.floats(1e-6, 1e6)
@@ -53,7 +55,9 @@ smooth = st.one_of(
 )
 kernels = st.sampled_from(["sigmoid", "rectangle"])
 single = st.one_of(piecewise, smooth, st.builds(Surrogate, piecewise, positive, kernels))
-activations = st.one_of(single, st.lists(single, min_size=1, max_size=4).map(lambda a: PerSite(tuple(a))))
+activations = st.one_of(
+    single, st.lists(single, min_size=1, max_size=4).map(lambda a: PerSite(tuple(a)))
+)
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:
@@ -70,7 +74,9 @@ class TestLaws:
         assert is_activation(activation)
 
     @given(piecewise, caps)
-    def test_the_neutral_value_is_the_sites_own_activation_bit_for_bit(self, activation, cap: float) -> None:
+    def test_the_neutral_value_is_the_sites_own_activation_bit_for_bit(
+        self, activation, cap: float
+    ) -> None:
         site = Site("relu", own=ReLU(cap))
         assert same_bits(activation.neutral.at(site)(Z), ReLU(cap)(Z))
 
@@ -183,7 +189,13 @@ class TestSurrogate:
 
     def test_the_rectangle_stands_around_kappa(self) -> None:
         z = torch.tensor([0.0, 0.8, 0.95, 1.05, 1.2])
-        assert smoothed_slope(z, Ramp(kappa=1.0), 5.0, "rectangle").tolist() == [0.0, 0.0, 5.0, 6.0, 1.0]
+        assert smoothed_slope(z, Ramp(kappa=1.0), 5.0, "rectangle").tolist() == [
+            0.0,
+            0.0,
+            5.0,
+            6.0,
+            1.0,
+        ]
 
     def test_nothing_beyond_the_cap(self) -> None:
         slope = self.slope(SReLU(4.0, cap=6.0).surrogate(8.0))
@@ -193,7 +205,8 @@ class TestSurrogate:
     def test_a_second_derivative_and_a_batched_one_exist(self) -> None:
         surrogate = JumpReLU(1.0).surrogate(8.0)
         assert torch.autograd.gradcheck(
-            lambda z: smoothed_slope(z, Ramp(kappa=1.0), 8.0, "sigmoid"), self.z.clone().requires_grad_()
+            lambda z: smoothed_slope(z, Ramp(kappa=1.0), 8.0, "sigmoid"),
+            self.z.clone().requires_grad_(),
         )
         jacobian = torch.func.jacrev(surrogate)(self.z)
         assert torch.allclose(jacobian.diagonal(), self.slope(surrogate))

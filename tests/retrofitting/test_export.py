@@ -17,7 +17,15 @@ IMAGES = torch.rand(300, 1, 12, 12, generator=torch.Generator().manual_seed(0))
 
 def net(act=nn.ReLU) -> nn.Module:
     torch.manual_seed(0)
-    layers = [nn.Conv2d(1, 8, 3), act(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(200, 32), act(), nn.Linear(32, 10)]
+    layers = [
+        nn.Conv2d(1, 8, 3),
+        act(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(200, 32),
+        act(),
+        nn.Linear(32, 10),
+    ]
     made = nn.Sequential(*layers).eval()
     made.shape = (1, 12, 12)
     return made
@@ -36,7 +44,9 @@ def test_the_file_agrees_with_torch_on_any_batch(tmp_path, suffix: str, act) -> 
     assert [p.name for p in tmp_path.iterdir()] == [f"net{suffix}"]
 
 
-@pytest.mark.parametrize(("activation", "operators"), [(JumpReLU(0.2), {"ThresholdedRelu"}), (SReLU(3.0), {"Relu"})])
+@pytest.mark.parametrize(
+    ("activation", "operators"), [(JumpReLU(0.2), {"ThresholdedRelu"}), (SReLU(3.0), {"Relu"})]
+)
 def test_a_jump_is_one_operator(tmp_path, activation, operators: set[str]) -> None:
     import onnx
 
@@ -53,7 +63,11 @@ def test_at_kappa_itself_the_file_gives_zero(tmp_path) -> None:
     import onnxruntime
 
     bare = nn.Sequential(nn.ReLU())
-    export(retrofit(bare, JumpReLU(0.5), example=torch.rand(2, 3)), tmp_path / "jump.onnx", torch.rand(2, 3))
+    export(
+        retrofit(bare, JumpReLU(0.5), example=torch.rand(2, 3)),
+        tmp_path / "jump.onnx",
+        torch.rand(2, 3),
+    )
     session = onnxruntime.InferenceSession(tmp_path / "jump.onnx")
     z = torch.tensor([[0.25, 0.5, 0.75]])
     (out,) = session.run(None, {session.get_inputs()[0].name: z.numpy()})
@@ -78,10 +92,17 @@ def test_a_net_that_does_not_trace(tmp_path) -> None:
 
 @pytest.mark.parametrize(
     ("suffix", "dtype"),
-    [(".pt2", torch.float16), (".pt2", torch.bfloat16), (".pt2", torch.float64), (".onnx", torch.float16)],
+    [
+        (".pt2", torch.float16),
+        (".pt2", torch.bfloat16),
+        (".pt2", torch.float64),
+        (".onnx", torch.float16),
+    ],
     ids=str,
 )
-def test_a_net_of_another_dtype_takes_the_images_that_all_nets_take(tmp_path, suffix: str, dtype) -> None:
+def test_a_net_of_another_dtype_takes_the_images_that_all_nets_take(
+    tmp_path, suffix: str, dtype
+) -> None:
     made = retrofit(net(), JUMP_AND_SLOPE).to(dtype)
     done = export(made, tmp_path / f"net{suffix}", images=IMAGES[:30])
     assert done.n == 30 and done.agreement > 0.9 and done.max_difference < 0.05

@@ -85,7 +85,9 @@ class TestIdentity:
         assert relative(out, expected) <= 1e-12
         assert torch.equal(out.argmax(1), expected.argmax(1))
         assert all(m.activation.ramp.alpha == 1.0 for m in installed(folded).values())
-        assert len(expected.argmax(1).unique()) > 1, "a net that always says the same proves nothing"
+        assert len(expected.argmax(1).unique()) > 1, (
+            "a net that always says the same proves nothing"
+        )
 
     def test_unscaled_logits_are_the_same_without_the_factor(self) -> None:
         hard = retrofit(trained(lenet()), SReLU(10.0), example=IMAGES[:2])
@@ -94,7 +96,9 @@ class TestIdentity:
         assert relative(1000.0 * bare(IMAGES), hard(IMAGES)) <= 1e-12
 
     def test_biases_are_divided_as_the_formula_says(self) -> None:
-        net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).double()
+        net = nn.Sequential(
+            nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)
+        ).double()
         folded = fold(retrofit(net, SReLU(10.0), example=torch.rand(2, 4).double()), scaled=False)
         for layer, power in ((0, 0), (2, 1), (4, 2)):
             assert torch.allclose(folded[layer].bias, net[layer].bias / 10.0**power, rtol=1e-15)
@@ -158,7 +162,9 @@ class TestShifts:
         assert folded[4].bias is not None
 
     def test_where_no_bias_can_take_them_they_stay_rescaled(self, tmp_path) -> None:
-        net = nn.Sequential(nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 3))
+        net = nn.Sequential(
+            nn.Flatten(), nn.Linear(784, 8), nn.ReLU(), nn.Dropout(0.5), nn.ReLU(), nn.Linear(8, 3)
+        )
         shifted = write_shifts(tmp_path / "b.safetensors", {"4": torch.linspace(-0.5, 0.5, 8)})
         hard = retrofit(net.double().eval(), PerSite((SReLU(10.0), shifted)), example=IMAGES[:2])
         folded = fold(hard)
@@ -195,7 +201,9 @@ class TestRefusals:
             fold(retrofit(net, SReLU(2.0), example=IMAGES[:2]))
 
     def test_a_smooth_activation_behind_a_slope(self) -> None:
-        hard = retrofit(trained(lenet()), PerSite((SReLU(2.0), Swish(), ReLU())), example=IMAGES[:2])
+        hard = retrofit(
+            trained(lenet()), PerSite((SReLU(2.0), Swish(), ReLU())), example=IMAGES[:2]
+        )
         with pytest.raises(FoldError, match="cannot be moved through"):
             fold(hard)
 

@@ -1,4 +1,5 @@
-"""Networks as they come: compiled, wrapped, with a library's outputs; and those that are refused, in a sentence."""
+"""Networks as they come: compiled, wrapped, with a library's outputs; and those that are refused,
+in a sentence."""
 
 from __future__ import annotations
 
@@ -83,7 +84,8 @@ def test_a_compiled_function_inside() -> None:
 
 
 class Lightning(nn.Module):
-    """What a LightningModule is to others: the net inside, and properties that raise until it is attached."""
+    """What a LightningModule is to others: the net inside, and properties that raise until it is
+    attached."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -147,9 +149,13 @@ def test_what_a_library_returns(kind, branches: bool) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*(torch.jit|quantization).*:DeprecationWarning")
 class TestRefusals:
-    @pytest.mark.parametrize("net", [lambda x: x, functools.partial(F.relu, inplace=False), torch.relu])
+    @pytest.mark.parametrize(
+        "net", [lambda x: x, functools.partial(F.relu, inplace=False), torch.relu]
+    )
     def test_functions(self, net) -> None:
-        with pytest.raises(TypeError, match=r"expected an nn\.Module, got .*; wrap the function in a module"):
+        with pytest.raises(
+            TypeError, match=r"expected an nn\.Module, got .*; wrap the function in a module"
+        ):
             retrofit(net, SReLU(2.0), example=X)
 
     def test_exported(self) -> None:
@@ -206,7 +212,9 @@ class TestLeftAlone:
 
     def test_sites_that_were_not_chosen_count(self) -> None:
         net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU())
-        assert left_alone(retrofit(net, SReLU(2.0), sites=[0], example=torch.randn(4, 8))) == {"relu": 1}
+        assert left_alone(retrofit(net, SReLU(2.0), sites=[0], example=torch.randn(4, 8))) == {
+            "relu": 1
+        }
 
     def test_a_survey_of_a_retrofitted_net_finds_the_same(self) -> None:
         after = survey(retrofit(Mixed(), SReLU(2.0)))
@@ -214,7 +222,8 @@ class TestLeftAlone:
 
 
 class TestReplacedForward:
-    """An instance may have a forward of its own, which torch.fx does not read and a copy may not own."""
+    """An instance may have a forward of its own, which torch.fx does not read and a copy may not
+    own."""
 
     def net(self) -> nn.Module:
         torch.manual_seed(0)
@@ -223,19 +232,28 @@ class TestReplacedForward:
     def test_a_method_of_the_instance_is_retrofitted(self) -> None:
         net, x = self.net(), torch.randn(5, 1, 3, 3)
         net.forward = types.MethodType(lambda self, x: nn.Sequential.forward(self, x) ** 2, net)
-        for hard in (retrofit(net, SReLU(3.0), example=x), copied(retrofit(net, SReLU(3.0), example=x))):
+        for hard in (
+            retrofit(net, SReLU(3.0), example=x),
+            copied(retrofit(net, SReLU(3.0), example=x)),
+        ):
             assert torch.equal(hard(x), net[3](3.0 * net[2](net[1](net[0](x)))) ** 2)
 
     def test_a_function_around_the_old_one_is_refused_since_a_copy_would_run_the_net(self) -> None:
         net = self.net()
         old = net.forward
         net.forward = lambda x: old(x) * 2
-        with pytest.raises(ValueError, match=r"forward of the net was replaced.*types\.MethodType\(forward, module\)"):
+        with pytest.raises(
+            ValueError,
+            match=r"forward of the net was replaced.*types\.MethodType\(forward, module\)",
+        ):
             retrofit(net, SReLU(3.0), example=torch.randn(2, 1, 3, 3))
 
 
 def test_a_script_is_copied() -> None:
-    net, x = torch.jit.script(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()), torch.randn(2, 3)
+    net, x = (
+        torch.jit.script(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()),
+        torch.randn(2, 3),
+    )
     made = copied(net)
     expected = net(x)
     assert torch.equal(made(x), expected)

@@ -1,4 +1,5 @@
-"""The lean copy computes what the net computes, leaves it alone, and folds only what may be folded."""
+"""The lean copy computes what the net computes, leaves it alone, and folds only what may be
+folded."""
 
 import copy
 
@@ -33,7 +34,9 @@ def same(net, made, x):
     torch.testing.assert_close(net(x), made(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["lenet-mnist", "alexlike-cifar10", "resnet20-cifar10", "wideresnet-cifar10"])
+@pytest.mark.parametrize(
+    "name", ["lenet-mnist", "alexlike-cifar10", "resnet20-cifar10", "wideresnet-cifar10"]
+)
 @pytest.mark.parametrize("activation", [None, JumpReLU(0.3)], ids=str)
 def test_the_copy_computes_the_same_function(name, activation):
     net = worn(NETWORKS[name]())
@@ -55,11 +58,15 @@ def test_the_net_is_left_as_it_was():
     before = copy.deepcopy(net.state_dict())
     lean(net)
     assert net.training and all(p.requires_grad for p in net.parameters())
-    assert all(torch.equal(v, before[k]) and v.stride() == before[k].stride() for k, v in net.state_dict().items())
+    assert all(
+        torch.equal(v, before[k]) and v.stride() == before[k].stride()
+        for k, v in net.state_dict().items()
+    )
 
 
 class _Reads(nn.Module):
-    """A conv whose output is read twice, a conv that is called twice, and a norm that asks the batch."""
+    """A conv whose output is read twice, a conv that is called twice, and a norm that asks the
+    batch."""
 
     def __init__(self, how):
         super().__init__()
@@ -86,7 +93,9 @@ def test_a_norm_that_is_not_alone_stays(how):
 
 
 def test_a_dropout_between_does_not_hinder_and_linear_norms_fold_too():
-    net = worn(nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Dropout(), nn.BatchNorm1d(8), nn.ReLU()))
+    net = worn(
+        nn.Sequential(nn.Flatten(), nn.Linear(12, 8), nn.Dropout(), nn.BatchNorm1d(8), nn.ReLU())
+    )
     made = lean(net, torch.rand(2, 3, 2, 2))
     assert norms(made) == 0
     same(net, made, torch.rand(5, 3, 2, 2))
@@ -131,7 +140,9 @@ class _Norms(nn.Module):
 def test_a_norm_folds_only_where_the_graph_shows_it_right(how):
     x = torch.rand(3, 1, 6, 6)
     net = worn(_Norms(how))
-    assert [bool(form.folds) for form in forms(net, x)] == ([True, False] if how == "plain" else [False])
+    assert [bool(form.folds) for form in forms(net, x)] == (
+        [True, False] if how == "plain" else [False]
+    )
     for form in forms(net, x):
         same(net, form(net), x)
 
@@ -183,7 +194,9 @@ def test_forms_come_the_leanest_first_and_say_what_they_are():
 
 
 def test_a_parameter_of_rank_five_is_left_as_it_lies():
-    net = nn.Sequential(nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 2, 3), nn.Flatten(2), nn.Unflatten(2, (6, 6)))
+    net = nn.Sequential(
+        nn.Unflatten(1, (1, 3)), nn.Conv3d(1, 2, 3), nn.Flatten(2), nn.Unflatten(2, (6, 6))
+    )
     net.append(nn.Conv2d(2, 2, 1))
     x = torch.rand(2, 3, 8, 8)
     for form in forms(net, x):

@@ -1,4 +1,5 @@
-"""What a network keeps (counters, feature maps, generators) survives; what tracing meets leaves no trace."""
+"""What a network keeps (counters, feature maps, generators) survives; what tracing meets leaves no
+trace."""
 
 from __future__ import annotations
 
@@ -183,15 +184,40 @@ class InABuffer(Net):
 
 
 KEEPERS = [
-    *(Attribute, OnAChild, InADict, Shapes, InADeque, Counts, InANamespace, InSlots, ItsOwnGenerator),
-    *(NumpysGenerator, NumpysGlobalGenerator, Iterates, OnItsClass, InAGlobal, OnlyInTraining, OnlyWithGrad),
+    *(
+        Attribute,
+        OnAChild,
+        InADict,
+        Shapes,
+        InADeque,
+        Counts,
+        InANamespace,
+        InSlots,
+        ItsOwnGenerator,
+    ),
+    *(
+        NumpysGenerator,
+        NumpysGlobalGenerator,
+        Iterates,
+        OnItsClass,
+        InAGlobal,
+        OnlyInTraining,
+        OnlyWithGrad,
+    ),
     InABuffer,
 ]
 
 
 def proxies(net: nn.Module) -> list[str]:
-    """Where a torch.fx proxy lies in anything that the net's attributes, class or module globals hold."""
-    everything = [*vars(net).values(), *vars(type(net)).values(), *LOG, LAST, *vars(net.conv).values()]
+    """Where a torch.fx proxy lies in anything that the net's attributes, class or module globals
+    hold."""
+    everything = [
+        *vars(net).values(),
+        *vars(type(net)).values(),
+        *LOG,
+        LAST,
+        *vars(net.conv).values(),
+    ]
     inside = [v for held in everything if isinstance(held, list | collections.deque) for v in held]
     return [type(v).__name__ for v in (*everything, *inside) if isinstance(v, torch.fx.Proxy)]
 
@@ -378,13 +404,19 @@ class TestCopies:
         (net.fc if where == "child" else net).kept = held[where]
         made = copied(net)
         kept = (made.fc if where == "child" else made).kept
-        of = {"list": lambda k: k[0], "nested": lambda k: k["a"][0][0], "object": lambda k: k.h}.get(where, lambda k: k)
+        of = {
+            "list": lambda k: k[0],
+            "nested": lambda k: k["a"][0][0],
+            "object": lambda k: k.h,
+        }.get(where, lambda k: k)
         assert torch.equal(of(kept), h)
         assert of(kept).grad_fn is None
         assert of(kept) is not h
         assert h.grad_fn is not None
 
-    @pytest.mark.parametrize("norm", [torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm])
+    @pytest.mark.parametrize(
+        "norm", [torch.nn.utils.weight_norm, torch.nn.utils.parametrizations.weight_norm]
+    )
     @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
     def test_weight_norm(self, norm) -> None:
         net = Net()
@@ -396,13 +428,18 @@ class TestCopies:
 
     @pytest.mark.parametrize(
         ("held", "kind"),
-        [(threading.Lock(), "lock"), ((i for i in range(3)), "generator"), ({"a": [threading]}, "dict")],
+        [
+            (threading.Lock(), "lock"),
+            ((i for i in range(3)), "generator"),
+            ({"a": [threading]}, "dict"),
+        ],
     )
     def test_what_cannot_be_copied_is_named(self, held, kind: str) -> None:
         net = Net()
         net.fc.held = held
         with pytest.raises(
-            ValueError, match=rf"Net cannot be copied: .*attribute 'fc\.held', a {kind}\); set it to None"
+            ValueError,
+            match=rf"Net cannot be copied: .*attribute 'fc\.held', a {kind}\); set it to None",
         ):
             retrofit(net, SReLU(2.0), example=X)
 
@@ -425,7 +462,9 @@ class TestTheCallersWorld:
         hard = retrofit(InPlace(), SReLU(2.0), example=given)
         survey(hard, given)
         assert torch.equal(given, before)
-        assert torch.equal(hard(X.clone()), retrofit(Net(), SReLU(2.0), example=X)((X - 0.5) / 0.25))
+        assert torch.equal(
+            hard(X.clone()), retrofit(Net(), SReLU(2.0), example=X)((X - 0.5) / 0.25)
+        )
 
     def test_an_example_that_requires_grad(self) -> None:
         given = X.clone().requires_grad_()

@@ -1,4 +1,5 @@
-"""Activations as people write them: found by their values and replaced, or refused by name; pixels are none."""
+"""Activations as people write them: found by their values and replaced, or refused by name; pixels
+are none."""
 
 from __future__ import annotations
 
@@ -143,7 +144,10 @@ def same_function(hard: nn.Module, activation) -> None:
         one, two = x.clone().requires_grad_(), x.clone().requires_grad_()
         out, expected = hard(one), hand(two)
         assert torch.allclose(out, expected, atol=1e-5)
-        got, wanted = (torch.autograd.grad(o.logsumexp(1).sum(), i)[0] for o, i in ((out, one), (expected, two)))
+        got, wanted = (
+            torch.autograd.grad(o.logsumexp(1).sum(), i)[0]
+            for o, i in ((out, one), (expected, two))
+        )
         assert torch.allclose(got, wanted, atol=1e-5)
 
 
@@ -156,7 +160,9 @@ class TestReLUByHand:
         hard = retrofit(net, SReLU(3.0), example=IMAGES)
         same_function(hard, SReLU(3.0))
         same_function(copy.deepcopy(hard), SReLU(3.0))
-        assert torch.equal(retrofit(net, JumpReLU(0.0), example=IMAGES)(IMAGES), net(IMAGES.clone()))
+        assert torch.equal(
+            retrofit(net, JumpReLU(0.0), example=IMAGES)(IMAGES), net(IMAGES.clone())
+        )
 
     def test_views_are_written_to(self, branches: bool) -> None:
         net = Net(lambda z: on_views(z) if z.ndim == 4 else F.relu(z), branches)
@@ -164,7 +170,9 @@ class TestReLUByHand:
         same_function(retrofit(net, SReLU(3.0), example=IMAGES), SReLU(3.0))
 
     @pytest.mark.parametrize("spelling", SEVERAL_STEPS)
-    def test_several_steps_are_a_site_replaced_in_a_graph_or_named(self, spelling: str, branches: bool) -> None:
+    def test_several_steps_are_a_site_replaced_in_a_graph_or_named(
+        self, spelling: str, branches: bool
+    ) -> None:
         net = Net(SEVERAL_STEPS[spelling], branches)
         assert [(s.own, s.kind) for s in sites(net, IMAGES)] == [(ReLU(), "composed")] * 3
         if branches:
@@ -204,7 +212,12 @@ class TestOtherKindsByHand:
             (lambda z: torch.max(z, 0.1 * z), "leaky_relu"),
             (lambda z: torch.where(z > 0, z, z.exp() - 1), "piecewise"),
             (lambda z: z * (z.abs() > 0.05), "mask"),
-            (lambda z: z * (z >= z.flatten(1).topk(5, 1).values[:, -1].view(-1, *[1] * (z.ndim - 1))), "mask"),
+            (
+                lambda z: (
+                    z * (z >= z.flatten(1).topk(5, 1).values[:, -1].view(-1, *[1] * (z.ndim - 1)))
+                ),
+                "mask",
+            ),
             (lambda z: z * (z > -0.05), "threshold"),
             (lambda z: F.threshold(z, 0.05, 0.1), "threshold"),
             (lambda z: 0.5 * z * (1 + torch.erf(z / 2**0.5)), "erf"),
@@ -240,7 +253,11 @@ class TestNoFalseSites:
         assert sites(Maxout(), IMAGES) == ()
 
     def test_what_computes_with_a_relu_is_no_second_one(self) -> None:
-        assert [s.name for s in sites(Net(lambda z: z + F.relu(-z)), IMAGES)] == ["relu()", "relu()#2", "relu()#3"]
+        assert [s.name for s in sites(Net(lambda z: z + F.relu(-z)), IMAGES)] == [
+            "relu()",
+            "relu()#2",
+            "relu()#3",
+        ]
 
     def test_but_another_head_on_the_same_tensor_is(self) -> None:
         assert len(sites(Net(lambda z: F.relu(z) + z * (z > 0)), IMAGES)) == 6
@@ -253,7 +270,9 @@ class TestNoFalseSites:
         assert len(sites(Net(act), IMAGES)) == 3
 
 
-@pytest.mark.parametrize("spelling", ["float mask", "z.where", "(z + |z|) / 2", "-(-z).clamp(max=0)", "max of a stack"])
+@pytest.mark.parametrize(
+    "spelling", ["float mask", "z.where", "(z + |z|) / 2", "-(-z).clamp(max=0)", "max of a stack"]
+)
 def test_nothing_of_the_old_spelling_stays_in_the_way_of_folding(spelling: str) -> None:
     hard = retrofit(Net((ONE_STEP | SEVERAL_STEPS)[spelling]), SReLU(3.0), example=IMAGES)
     assert torch.allclose(fold(hard)(IMAGES), hard(IMAGES), atol=1e-5)

@@ -153,7 +153,9 @@ class TestNoTrace:
 class TestExample:
     def test_noise_has_the_shape_and_dtype_of_the_net(self) -> None:
         seen = []
-        net = nn.DataParallel(Calls(lambda z: seen.append((z.shape, z.dtype)) or F.relu(z)).double())
+        net = nn.DataParallel(
+            Calls(lambda z: seen.append((z.shape, z.dtype)) or F.relu(z)).double()
+        )
         sites(net)
         assert seen == [((2, 16), torch.float64)]
 
@@ -165,7 +167,9 @@ class TestExample:
         assert len(sites(Two(), (X, X))) == 1
 
     def test_no_shape(self) -> None:
-        with pytest.raises(ValueError, match=r"does not say the shape of its input; say it, .* or pass example="):
+        with pytest.raises(
+            ValueError, match=r"does not say the shape of its input; say it, .* or pass example="
+        ):
             sites(nn.ReLU())
 
     def test_no_net(self) -> None:

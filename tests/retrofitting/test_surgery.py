@@ -32,7 +32,8 @@ IMAGES = torch.rand(8, 1, 12, 12, generator=torch.Generator().manual_seed(3)) * 
 
 
 class Conv(nn.Module):
-    """Two convs and two fcs around any activation `act`, which the subclass of a spelling writes out."""
+    """Two convs and two fcs around any activation `act`, which the subclass of a spelling writes
+    out."""
 
     def __init__(self, act) -> None:
         super().__init__()
@@ -119,14 +120,23 @@ class TestSpellings:
         assert [s.own for s in found] == [ReLU(6.0 if spelling in CAPPED else float("inf"))] * 3
         assert [s.shape for s in found] == [(8, 10, 10), (8, 8, 8), (32,)]
 
-    @pytest.mark.parametrize("neutral", [ReLU(), JumpReLU(0.0), SReLU(1.0), BoundedReLU(), ShiftedReLU()])
+    @pytest.mark.parametrize(
+        "neutral", [ReLU(), JumpReLU(0.0), SReLU(1.0), BoundedReLU(), ShiftedReLU()]
+    )
     def test_the_neutral_value_gives_the_same_bits(self, spelling: str, neutral) -> None:
         net = net_of(spelling)
         assert torch.equal(retrofit(net, neutral, example=IMAGES)(IMAGES), net(IMAGES))
 
-    @pytest.mark.parametrize("activation", [JumpReLU(0.3), SReLU(4.0), BoundedReLU(0.5), Swish(2.0)])
-    def test_logits_and_gradients_are_those_of_a_net_written_by_hand(self, spelling, activation) -> None:
-        hard, hand = retrofit(net_of(spelling), activation, example=IMAGES), by_hand(activation, spelling)
+    @pytest.mark.parametrize(
+        "activation", [JumpReLU(0.3), SReLU(4.0), BoundedReLU(0.5), Swish(2.0)]
+    )
+    def test_logits_and_gradients_are_those_of_a_net_written_by_hand(
+        self, spelling, activation
+    ) -> None:
+        hard, hand = (
+            retrofit(net_of(spelling), activation, example=IMAGES),
+            by_hand(activation, spelling),
+        )
         x, x_hand = IMAGES.clone().requires_grad_(), IMAGES.clone().requires_grad_()
         out, expected = hard(x), hand(x_hand)
         out.logsumexp(1).sum().backward()
@@ -167,7 +177,9 @@ class Block(nn.Module):
 
     def __init__(self, planes: int, functional: bool) -> None:
         super().__init__()
-        self.conv1, self.conv2 = (nn.Conv2d(planes, planes, 3, padding=1, bias=False) for _ in range(2))
+        self.conv1, self.conv2 = (
+            nn.Conv2d(planes, planes, 3, padding=1, bias=False) for _ in range(2)
+        )
         self.bn1, self.bn2 = nn.BatchNorm2d(planes), nn.BatchNorm2d(planes)
         self.relu = F.relu if functional else nn.ReLU(inplace=True)
 
@@ -255,7 +267,9 @@ class InNumbers(nn.Module):
         return F.relu(x)
 
 
-SEQUENTIAL = nn.Sequential(nn.Flatten(), nn.Linear(144, 32), nn.ReLU(), nn.Linear(32, 10), nn.ReLU())
+SEQUENTIAL = nn.Sequential(
+    nn.Flatten(), nn.Linear(144, 32), nn.ReLU(), nn.Linear(32, 10), nn.ReLU()
+)
 
 
 class TestWholeNets:
@@ -349,7 +363,9 @@ class TestWholeNets:
 
     def test_a_fused_transformer_layer(self) -> None:
         torch.manual_seed(0)
-        net = nn.Sequential(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Linear(8, 3)).eval()
+        net = nn.Sequential(
+            nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), nn.Linear(8, 3)
+        ).eval()
         x = torch.rand(4, 5, 8)
         assert [s.name for s in sites(net, x)] == ["0.relu()"]
         assert torch.backends.mha.get_fastpath_enabled()
@@ -387,7 +403,9 @@ class WithOptions(Conv):
         super().__init__(F.relu)
         self.way = way
 
-    def forward(self, x: Tensor, mask: Tensor | None = None, *, flips: bool = False, scale: float = 3.0) -> Tensor:
+    def forward(
+        self, x: Tensor, mask: Tensor | None = None, *, flips: bool = False, scale: float = 3.0
+    ) -> Tensor:
         if self.way == "crashes" and mask is not None:
             x = x * mask
         if self.way == "is another net" and flips is not False:
@@ -465,13 +483,17 @@ class TestRefusals:
         class Sealed(nn.Module):
             def __init__(self) -> None:
                 super().__init__()
-                self.rnn, self.fc = nn.RNN(12, 16, nonlinearity="relu", batch_first=True), nn.Linear(16, 10)
+                self.rnn, self.fc = (
+                    nn.RNN(12, 16, nonlinearity="relu", batch_first=True),
+                    nn.Linear(16, 10),
+                )
 
             def forward(self, x: Tensor) -> Tensor:
                 return F.relu(self.fc(self.rnn(x.flatten(1, 2))[0][:, -1]))
 
         with pytest.raises(
-            CoverageError, match=r"replaced 1 of 13 activation calls; missed rnn.relu\(\), rnn.relu\(\)#2"
+            CoverageError,
+            match=r"replaced 1 of 13 activation calls; missed rnn.relu\(\), rnn.relu\(\)#2",
         ) as e:
             retrofit(Sealed(), JumpReLU(0.4), example=IMAGES)
         assert pickle.loads(pickle.dumps(e.value)).missed == e.value.missed
@@ -530,8 +552,13 @@ class TestShifts:
 
     def test_refit_goes_from_shifts_to_a_jump_and_back(self, tmp_path) -> None:
         net = net_of("nn.ReLU shared")
-        shifts = write_shifts(tmp_path / "b.safetensors", {s.name: torch.ones(s.shape[0]) for s in sites(net, IMAGES)})
-        shifted, jumped = retrofit(net, shifts, example=IMAGES), retrofit(net, JumpReLU(0.2), example=IMAGES)
+        shifts = write_shifts(
+            tmp_path / "b.safetensors", {s.name: torch.ones(s.shape[0]) for s in sites(net, IMAGES)}
+        )
+        shifted, jumped = (
+            retrofit(net, shifts, example=IMAGES),
+            retrofit(net, JumpReLU(0.2), example=IMAGES),
+        )
         assert torch.equal(refit(shifted, JumpReLU(0.2))(IMAGES), jumped(IMAGES))
         assert torch.equal(refit(jumped, shifts)(IMAGES), shifted(IMAGES))
 
@@ -542,7 +569,8 @@ class TestShifts:
 
 
 def test_a_retrofit_does_not_wait_for_torchs_compiler():
-    """Surveying sites enters dispatch modes, which by default import torch._dynamo: over a second of a CPU."""
+    """Surveying sites enters dispatch modes, which by default import torch._dynamo: over a second
+    of a CPU."""
     made = "import sys, retroact as ra; ra.retrofit(ra.load('digits-cnn'), ra.JumpReLU(1.0))"
     asked = f"{made}; print('torch._dynamo' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", asked], capture_output=True, text=True, check=True)

@@ -1,4 +1,5 @@
-"""The JumpReLU study: the protocol's arithmetic on nets whose answer is known, and items rebuilt from the store."""
+"""The JumpReLU study: the protocol's arithmetic on nets whose answer is known, and items rebuilt
+from the store."""
 
 from dataclasses import replace
 
@@ -22,7 +23,16 @@ from retroact.reports.studied import Claim, Figure, Table
 from retroact.retrofitting.activations import JumpReLU
 from retroact.studies.desk import Desk
 from retroact.studies.jumprelu import crafted as crafting
-from retroact.studies.jumprelu import figure_3, figure_4, figure_7, figure_9, networks, table_1, table_2, truth
+from retroact.studies.jumprelu import (
+    figure_3,
+    figure_4,
+    figure_7,
+    figure_9,
+    networks,
+    table_1,
+    table_2,
+    truth,
+)
 from retroact.studies.jumprelu.audited import audited
 from retroact.studies.jumprelu.crafted import Crafted, relative
 from retroact.studies.jumprelu.networks import (
@@ -41,7 +51,9 @@ from retroact.training.recipes import RECIPES
 
 MEAN, STD = 0.5, 0.25
 STEP = ErichsonPGD(0.01, 40, (STD,))  # 0.0025 in pixels
-DIGITS = Net("Digits", "digits-cnn", "lenet_mnist", 0.3, (0.0, 0.3), "digits", (1.0,), 10, (24, 24), 0.1)
+DIGITS = Net(
+    "Digits", "digits-cnn", "lenet_mnist", 0.3, (0.0, 0.3), "digits", (1.0,), 10, (24, 24), 0.1
+)
 
 
 class Above(nn.Module):
@@ -57,7 +69,8 @@ class Above(nn.Module):
 
 
 class Mortal(nn.Module):
-    """Class 0 wherever it lives and where it is dead; DeepFool's linear model sends 0.8 to 0.05, where it is dead."""
+    """Class 0 wherever it lives and where it is dead; DeepFool's linear model sends 0.8 to 0.05,
+    where it is dead."""
 
     def forward(self, x):
         z, jump = x.flatten(1), JumpReLU(0.7)
@@ -66,7 +79,8 @@ class Mortal(nn.Module):
 
 @pytest.fixture
 def one_pixel(monkeypatch):
-    """Nets by name in the place of models; as data a right and a wrong image, 0.3 and 0.9, both of class 0."""
+    """Nets by name in the place of models; as data a right and a wrong image, 0.3 and 0.9, both of
+    class 0."""
     nets = {f"above {e}": Classifier(Above(e), MEAN, STD) for e in (0.3201, 0.325, 0.35)}
     nets["mortal"] = Classifier(Mortal())
     monkeypatch.setattr(crafting, "_net", lambda model: nets[model.net])
@@ -91,8 +105,10 @@ def pair(**others):
 
 def test_images_freeze_at_the_step_that_fools_the_source_and_no_ball_holds_them(one_pixel):
     found = pair()
-    assert found["largest"] == pytest.approx(9 * 0.0025, abs=1e-6)  # nine steps of 0.01, normalised, are 0.0225 pixels
-    # the source falls, both targets stand; a quarter farther the nearer one falls; the wrong image is always wrong
+    # nine steps of 0.01, normalised, are 0.0225 pixels
+    assert found["largest"] == pytest.approx(9 * 0.0025, abs=1e-6)
+    # the source falls, both targets stand; a quarter farther the nearer one falls; the wrong image
+    # is always wrong
     assert found["accuracy"] == [[0.0, 0.5, 0.5], [0.0, 0.5, 0.5], [0.0, 0.0, 0.5]]
     assert found["clean"] == [0.5, 0.5, 0.5]
 
@@ -101,7 +117,8 @@ def test_without_freezing_every_step_is_taken_and_wrong_images_stay_untouched(on
     found = pair(frozen=False)
     assert found["largest"] == pytest.approx(40 * 0.0025, abs=1e-6)
     assert found["accuracy"][0] == [0.0, 0.0, 0.0]
-    assert found["noise"] == pytest.approx((0.4 / 0.8) / 2, abs=1e-5)  # the mean over both, the wrong one with 0
+    # the mean over both, the wrong one with 0
+    assert found["noise"] == pytest.approx((0.4 / 0.8) / 2, abs=1e-5)
 
 
 def test_the_driver_alone_would_go_on_until_the_target_falls(one_pixel):
@@ -119,7 +136,10 @@ def test_noise_is_measured_in_normalised_space_over_all_images(one_pixel):
     mean, std = (np.array(v).reshape(1, 3, 1, 1) for v in ((0.4, 0.5, 0.6), (0.2, 0.1, 0.4)))
     a, b = ((v.numpy() - mean) / std for v in (x, moved))
     for name, p in (("linf", np.inf), ("l2", 2)):
-        known = [np.linalg.norm((q - r).ravel(), p) / np.linalg.norm(r.ravel(), p) for q, r in zip(b, a, strict=True)]
+        known = [
+            np.linalg.norm((q - r).ravel(), p) / np.linalg.norm(r.ravel(), p)
+            for q, r in zip(b, a, strict=True)
+        ]
         assert relative(net, moved, x, name).numpy() == pytest.approx(known, rel=1e-5)
 
 
@@ -136,8 +156,12 @@ def test_two_goes_find_what_one_finds():
     attack = ErichsonDeepFool(12, std=(1.0,))
     found = Crafted(model, (), "digits[:12]", attack, L2(1000.0))()
     made = craft(attack, model(), images.images, images.labels, images.index, L2(1000.0))
-    assert found["accuracy"][0][0] == float((decide(model(), made.x_adv) == images.labels).double().mean())
-    assert found["noise"] == pytest.approx(float(relative(model(), made.x_adv, images.images, "l2").mean()), rel=1e-4)
+    assert found["accuracy"][0][0] == float(
+        (decide(model(), made.x_adv) == images.labels).double().mean()
+    )
+    assert found["noise"] == pytest.approx(
+        float(relative(model(), made.x_adv, images.images, "l2").mean()), rel=1e-4
+    )
 
 
 def test_one_run_gives_the_curve_of_all_budgets():
@@ -151,14 +175,20 @@ def test_one_run_gives_the_curve_of_all_budgets():
 
 
 def test_the_same_fool_rate_is_one_that_all_reach():
-    rate, counts = figure_9.same_rate([np.array([1.0, 2, 3, 4]), np.array([2.0, 9, np.inf, np.inf])], 5)
+    rate, counts = figure_9.same_rate(
+        [np.array([1.0, 2, 3, 4]), np.array([2.0, 9, np.inf, np.inf])], 5
+    )
     assert (rate, counts) == (0.25, [1, 2])
 
 
 def test_the_smallest_norm_is_taken_image_by_image():
-    cells = [Cell(Model("digits-cnn"), "digits[:12]", a, L2(100.0)) for a in (ErichsonDeepFool(3, std=(1.0,)),)]
+    cells = [
+        Cell(Model("digits-cnn"), "digits[:12]", a, L2(100.0))
+        for a in (ErichsonDeepFool(3, std=(1.0,)),)
+    ]
     record = cells[0]()
-    half = replace(record, distance=record.distance / 2, adversarial=record.label)  # nearer, but fools nobody
+    # nearer, but fools nobody
+    half = replace(record, distance=record.distance / 2, adversarial=record.label)
     both = truth.smallest([record, half])
     fooled = (record.clean == record.label) & (record.adversarial != record.label)
     assert fooled.any() and both[fooled] == pytest.approx(record.distance[fooled, 2])
@@ -180,19 +210,31 @@ def test_the_curves_of_figure_3_are_those_of_the_formulas():
 
 def test_attacks_are_the_papers():
     attack, threat = WIDE.attack("pgd", gray=True)
-    assert (attack.step, attack.steps, attack.std, threat.eps) == (0.031, 7, networks.CIFAR_STD, 1.0)
+    assert (attack.step, attack.steps, attack.std, threat.eps) == (
+        0.031,
+        7,
+        networks.CIFAR_STD,
+        1.0,
+    )
     assert WIDE.attack("pgd")[0].step == LENET.attack("pgd", gray=True)[0].step == 0.01
     region = LENET.attack("trust_region")[0]
     assert (region.radius, region.steps) == (0.5, 1000)
     for net in NETS:
         assert net.std == zoo.NETWORKS[net.name].std and net.name in zoo.NETWORKS
-        assert (net.published("2", "clean", net.kappa) is not None) == (net in (*PAPERS, LENET_STEPS))
+        assert (net.published("2", "clean", net.kappa) is not None) == (
+            net in (*PAPERS, LENET_STEPS)
+        )
     steps, ours = (RECIPES[net.name] for net in (LENET_STEPS, LENET_ROBUST))
-    assert steps == replace(ours, standard=replace(LENET_STEPS.schedule, channels_last=True)) and LENET_STEPS.robust
+    assert (
+        steps == replace(ours, standard=replace(LENET_STEPS.schedule, channels_last=True))
+        and LENET_STEPS.robust
+    )
 
 
 def test_audits_are_in_pixels_and_a_full_one_is_the_whole_battery():
-    sizes = {(net, quick): audited(net, quick=quick) for net in (LENET, WIDE) for quick in (True, False)}
+    sizes = {
+        (net, quick): audited(net, quick=quick) for net in (LENET, WIDE) for quick in (True, False)
+    }
     assert [(a.data, a.battery) for a in sizes.values()] == [
         ("mnist[:200]", "quick"),
         ("mnist[:1000]", "whole"),
@@ -200,32 +242,55 @@ def test_audits_are_in_pixels_and_a_full_one_is_the_whole_battery():
         ("cifar10[:200]", "whole"),
     ]
     wide = sizes[WIDE, True]
-    assert wide.threat == Linf(2 / 255) and wide.twin == WIDE.model(0) and wide.defended == WIDE.model(0.07)
+    assert (
+        wide.threat == Linf(2 / 255)
+        and wide.twin == WIDE.model(0)
+        and wide.defended == WIDE.model(0.07)
+    )
 
 
 def test_the_papers_own_ratios_are_not_what_its_text_says():
     deepfool, region = table_2._span("CIFAR-10")
-    assert deepfool == pytest.approx((3.36, 13.3), abs=0.05) and region == pytest.approx((1.19, 1.46), abs=0.05)
+    assert deepfool == pytest.approx((3.36, 13.3), abs=0.05) and region == pytest.approx(
+        (1.19, 1.46), abs=0.05
+    )
 
 
 def test_a_quick_desk_leaves_the_large_networks_out_and_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(Net, "here", property(lambda net: net != WIDE))
     with Store(tmp_path / "s.sqlite") as store:
-        quick, large, full = Desk(store, quick=True), Desk(store, quick=True, large=True), Desk(store)
+        quick, large, full = (
+            Desk(store, quick=True),
+            Desk(store, quick=True, large=True),
+            Desk(store),
+        )
     small = [net for net in NETS if not net.large]
     assert networks.available(quick) == small and len(small) == len(NETS) - 4
-    assert networks.available(large) == networks.available(full) == [net for net in NETS if net != WIDE]
-    assert networks.untested(quick, (LENET, WIDE, MOBILE)) == (
-        "; no weights yet: WideResNet; left out of a quick run (`--large`): MobileNetV2"
+    assert (
+        networks.available(large)
+        == networks.available(full)
+        == [net for net in NETS if net != WIDE]
+    )
+    assert (
+        networks.untested(quick, (LENET, WIDE, MOBILE))
+        == "; no weights yet: WideResNet; left out of a quick run (`--large`): MobileNetV2"
     )
     assert networks.untested(large, (LENET, WIDE, MOBILE)) == "; no weights yet: WideResNet"
     assert networks.untested(quick, (LENET, LENET_ROBUST)) == ""
-    assert "--large" in MOBILE.absent(quick) and MOBILE.absent(large) == "" and "train" in WIDE.absent(large)
+    assert (
+        "--large" in MOBILE.absent(quick)
+        and MOBILE.absent(large) == ""
+        and "train" in WIDE.absent(large)
+    )
 
 
 def test_table_1_is_rebuilt_from_its_store(tmp_path, monkeypatch):
     monkeypatch.setattr(table_1, "NETS", (DIGITS, WIDE))
-    monkeypatch.setattr(table_1, "available", lambda desk, among=(): [DIGITS] if DIGITS in (among or [DIGITS]) else [])
+    monkeypatch.setattr(
+        table_1,
+        "available",
+        lambda desk, among=(): [DIGITS] if DIGITS in (among or [DIGITS]) else [],
+    )
     monkeypatch.setattr(Net, "here", property(lambda net: net is DIGITS))
     with Store(tmp_path / "s.sqlite") as store:
         first = list(table_1.make(Desk(store, quick=True)))
@@ -238,19 +303,31 @@ def test_table_1_is_rebuilt_from_its_store(tmp_path, monkeypatch):
         "accuracy_cost": "not tested",
         "residual": "not tested",
     }
-    (audit,) = (part for part in first if isinstance(part, Table) and part.title.startswith("Beside it, audits"))
-    assert [(row[0], row[1], row[2]) for row in audit.rows] == [("Digits", "`Linf(eps=0.1)`", "200")]
+    (audit,) = (
+        part
+        for part in first
+        if isinstance(part, Table) and part.title.startswith("Beside it, audits")
+    )
+    assert [(row[0], row[1], row[2]) for row in audit.rows] == [
+        ("Digits", "`Linf(eps=0.1)`", "200")
+    ]
     clean, source = rows[0][3], rows[0][4]
     assert source < clean and rows[1][4] >= source
 
 
 def spoken(parts):
     """All but the figures, whose SVG has ids of its own each time."""
-    return [part.texts() if isinstance(part, Table) else part for part in parts if not isinstance(part, Figure)]
+    return [
+        part.texts() if isinstance(part, Table) else part
+        for part in parts
+        if not isinstance(part, Figure)
+    ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("item", [table_2, figure_4, figure_9, truth], ids=lambda m: m.__name__.rsplit(".", 1)[1])
+@pytest.mark.parametrize(
+    "item", [table_2, figure_4, figure_9, truth], ids=lambda m: m.__name__.rsplit(".", 1)[1]
+)
 def test_items_say_what_they_found_and_say_it_again_from_the_store(item, tmp_path, monkeypatch):
     robust = replace(DIGITS, title="robust digits", key="resnet")
     monkeypatch.setattr(Net, "here", property(lambda net: net.name == "digits-cnn"))
@@ -294,6 +371,12 @@ def test_every_network_stands_beside_the_papers_accuracy_and_schedule():
     assert list(rows) == [net.title for net in NETS]
     _, n, accuracy, known, gap, recipe, schedule = rows["LeNet-like"]
     assert (n, known) == (10_000, 99.55) and accuracy == 100 * zoo.entry("lenet-mnist").accuracy
-    assert gap == pytest.approx(accuracy - 99.55) and recipe == zoo.entry("lenet-mnist").recipe != schedule
-    assert rows["robust AlexLike"][6].startswith("Standard(epochs=120") and rows["ResNet-20"][3] is None
+    assert (
+        gap == pytest.approx(accuracy - 99.55)
+        and recipe == zoo.entry("lenet-mnist").recipe != schedule
+    )
+    assert (
+        rows["robust AlexLike"][6].startswith("Standard(epochs=120")
+        and rows["ResNet-20"][3] is None
+    )
     assert rows["WideResNet"][3] == 94.31

@@ -1,4 +1,5 @@
-"""The SReLU figures: published variants and the scaling protocol on nets with known answers; the algebra."""
+"""The SReLU figures: published variants and the scaling protocol on nets with known answers; the
+algebra."""
 
 import copy
 
@@ -32,7 +33,12 @@ from retroact.studies.srelu.networks import (
     first,
 )
 from retroact.studies.srelu.panels import Curve, table
-from retroact.studies.srelu.question_scaling import CleanGradients, SlopeAlgebra, apart, without_biases
+from retroact.studies.srelu.question_scaling import (
+    CleanGradients,
+    SlopeAlgebra,
+    apart,
+    without_biases,
+)
 
 DIGITS = Net("digits", "digits", "digits-cnn", "*", (0.0, 0.05, 0.1), "digits", 20)
 PLAIN = Model("digits-cnn")
@@ -41,7 +47,14 @@ PLAIN = Model("digits-cnn")
 def tiny() -> nn.Sequential:
     """Three activations in a row, weights of both signs, float64."""
     torch.manual_seed(0)
-    layers = (nn.Conv2d(1, 3, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(27, 8), nn.ReLU())
+    layers = (
+        nn.Conv2d(1, 3, 3),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(27, 8),
+        nn.ReLU(),
+    )
     return nn.Sequential(*layers, nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 4)).double()
 
 
@@ -49,7 +62,7 @@ def pictures() -> torch.Tensor:
     return torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(1)).double()
 
 
-# ------------------------------------------------------------------------------------------- algebra
+# ------------------------------------------------------------------------------------------ algebra
 
 
 def with_slope(net: nn.Module, alpha: float) -> nn.Module:
@@ -87,14 +100,18 @@ def test_gradients_of_right_images_vanish_and_those_of_wrong_ones_grow():
     plain, steep = (CleanGradients(DIGITS.sloped(s), "digits")() for s in (1.0, 100.0))
     assert plain["right"] + plain["wrong"] == 359 and plain["zero32"] < 0.2 * plain["right"]
     assert steep["zero32"] > 0.9 * steep["right"] and steep["zero64"] <= steep["zero32"]
-    assert steep["size_right"] < plain["size_right"] and steep["size_wrong"] > 1e3 * plain["size_wrong"]
+    assert (
+        steep["size_right"] < plain["size_right"]
+        and steep["size_wrong"] > 1e3 * plain["size_wrong"]
+    )
 
 
-# ----------------------------------------------------------------------------------- published attacks
+# -------------------------------------------------------------------------------- published attacks
 
 
 def published_pgd(net: nn.Module, x: torch.Tensor, y: torch.Tensor, eps: float) -> torch.Tensor:
-    """Forty steps of 2/255 from the image itself, clamped to the ball and to the box; nothing freezes."""
+    """Forty steps of 2/255 from the image itself, clamped to the ball and to the box; nothing
+    freezes."""
     moved = x
     for _ in range(40):
         moved = moved.detach().requires_grad_()
@@ -107,15 +124,21 @@ def test_our_pgd_fells_what_the_published_one_fells():
     part, net = data("digits[:60]"), PLAIN()
     for cell in attack_cells(DIGITS, "PGD", PLAIN, 60):
         assert cell.attack.relative_step * cell.threat.eps == pytest.approx(2 / 255)
-        theirs = decide(net, published_pgd(net, part.images, part.labels, cell.threat.eps)) == part.labels
+        theirs = (
+            decide(net, published_pgd(net, part.images, part.labels, cell.threat.eps))
+            == part.labels
+        )
         ours = torch.from_numpy(survives(cell()))
-        assert (ours & ~theirs).sum() == 0 and (theirs & ~ours).sum() <= 1  # one may have come back in their loop
+        # one may have come back in their loop
+        assert (ours & ~theirs).sum() == 0 and (theirs & ~ours).sum() <= 1
     assert 0 < ours.double().mean() < 0.9
 
 
 def test_deepfools_columns_from_one_run_are_those_of_separate_runs():
     (cell,) = attack_cells(DIGITS, "DeepFool", DIGITS.sloped(10.0), 60)
-    alone = [Cell(cell.model, cell.data, Torchattacks13DeepFool(k), cell.threat)() for k in (1, 2, 3)]
+    alone = [
+        Cell(cell.model, cell.data, Torchattacks13DeepFool(k), cell.threat)() for k in (1, 2, 3)
+    ]
     assert cell.attack.steps == 5 and columns(DIGITS, "DeepFool") == ["1", "2", "3"]
     made = accuracies(DIGITS, "DeepFool", [cell()])
     assert made == pytest.approx([100 * robust_accuracy(r) for r in alone]) and made[0] > made[2]
@@ -124,13 +147,21 @@ def test_deepfools_columns_from_one_run_are_those_of_separate_runs():
 def test_every_attack_has_a_number_for_every_column():
     for attack in ("FGSM", "BIM", "StepLL", "RFGSM", "PGD", "DeepFool"):
         cells = attack_cells(DIGITS, attack, PLAIN, 20)
-        assert len(accuracies(DIGITS, attack, [c() for c in cells])) == len(columns(DIGITS, attack)) == 3
+        assert (
+            len(accuracies(DIGITS, attack, [c() for c in cells]))
+            == len(columns(DIGITS, attack))
+            == 3
+        )
     bim = attack_cells(DIGITS, "BIM", PLAIN, 20)[-1]
-    assert bim.attack == Torchattacks13BIM(0.1) and bim.threat == Linf(1.0)  # it leaves the ball of its name
+    # it leaves the ball of its name
+    assert bim.attack == Torchattacks13BIM(0.1) and bim.threat == Linf(1.0)
 
 
 def test_published_deepfool_is_filed_by_its_steps():
-    assert as_published(MNIST, "DeepFool", 0.5)["1"] == 88.67 and as_published(MNIST, "DeepFool", 0.5)["2"] == 2.98
+    assert (
+        as_published(MNIST, "DeepFool", 0.5)["1"] == 88.67
+        and as_published(MNIST, "DeepFool", 0.5)["2"] == 2.98
+    )
     assert as_published(MNIST, "FGSM", 1.0)["0.3"] == 8.69
     assert len(as_published(CNN2, "FGSM", 1.0)) == 3  # cut short in the paper's notebook
 
@@ -142,7 +173,7 @@ def test_the_original_images_are_the_first_ones():
     assert DIGITS.mixed(30) and not DIGITS.mixed(20)
 
 
-# -------------------------------------------------------------------------------------------- scaling
+# ------------------------------------------------------------------------------------------ scaling
 
 
 class Threshold(nn.Module):
@@ -165,15 +196,19 @@ def counted(net: nn.Module, pixel: float, label: int, **how: object) -> list[int
 
 def test_the_step_starts_at_the_scaled_image():
     eps = (0.0, 0.2, 0.31)
-    assert counted(Threshold(0.5), 0.4, 0, scale=2.0, eps=eps) == [1, 0, 1, 1, 0]  # 0.8 - 0.31 is below 0.5
+    # 0.8 - 0.31 is below 0.5
+    assert counted(Threshold(0.5), 0.4, 0, scale=2.0, eps=eps) == [1, 0, 1, 1, 0]
     assert counted(Threshold(0.5), 0.2, 0, scale=2.0, eps=eps) == [0, 0, 0, 0, 0]  # wrong: dropped
-    assert counted(Threshold(0.5), 0.2, 1, scale=2.0, eps=eps) == [1, 0, 1, 0, 0]  # 0.4 + 0.2 is above
+    # 0.4 + 0.2 is above
+    assert counted(Threshold(0.5), 0.2, 1, scale=2.0, eps=eps) == [1, 0, 1, 0, 0]
 
 
 def test_clipping_before_the_step_and_after_it():
     eps = (0.0, 0.6)
-    assert counted(Threshold(0.5), 0.9, 0, scale=2.0, eps=eps, clipped=True) == [1, 0, 1, 0]  # 1 - 0.6
-    assert counted(Threshold(0.5), 0.9, 0, scale=2.0, eps=eps) == [1, 0, 1, 1]  # 1.8 - 0.6, clipped to 1
+    # 1 - 0.6
+    assert counted(Threshold(0.5), 0.9, 0, scale=2.0, eps=eps, clipped=True) == [1, 0, 1, 0]
+    # 1.8 - 0.6, clipped to 1
+    assert counted(Threshold(0.5), 0.9, 0, scale=2.0, eps=eps) == [1, 0, 1, 1]
     # right at 1.8, and wrong at eps 0 already, since the last clip puts it to 1
     assert counted(Threshold(1.5), 0.9, 0, scale=2.0, eps=eps) == [1, 0, 0, 0]
     # wrong at 1.8, and dropped, although the last clip would put it right
@@ -185,7 +220,11 @@ def test_a_gradient_that_is_zero_is_counted_and_moves_nothing():
     assert counted(Threshold(0.5, 1e4), 0.9, 0, scale=1.0, eps=eps) == [1, 1, 1]
     assert counted(Threshold(0.5, 1e4), 0.9, 0, scale=1.0, eps=eps, loss="margin") == [1, 0, 0]
     # seen a thousandth as large, the image is decided wrongly there and shows its gradient
-    assert counted(Threshold(0.5, 1e4), 0.9, 0, scale=1e-3, eps=eps, step_on="original") == [1, 0, 0]
+    assert counted(Threshold(0.5, 1e4), 0.9, 0, scale=1e-3, eps=eps, step_on="original") == [
+        1,
+        0,
+        0,
+    ]
 
 
 def test_scale_1_is_fgsm():
@@ -194,7 +233,7 @@ def test_scale_1_is_fgsm():
     assert [100 * v / 50 for v in found["left"]] == pytest.approx(ours)
 
 
-# ------------------------------------------------------------------------------------------- targeted
+# ----------------------------------------------------------------------------------------- targeted
 
 
 @pytest.mark.parametrize("loss", ["cross_entropy", "logit"])
@@ -205,7 +244,8 @@ def test_targeted_successes_are_counted_as_published(loss):
     for t in (0, 7):
         x = part.images.clone().requires_grad_()
         z = net(x)
-        towards = F.log_softmax(z, 1) if loss == "cross_entropy" else z  # nll_loss of raw logits: the published slip
+        # nll_loss of raw logits: the published slip
+        towards = F.log_softmax(z, 1) if loss == "cross_entropy" else z
         (g,) = torch.autograd.grad(F.nll_loss(towards, torch.full((50,), t), reduction="sum"), x)
         made = decide(net, (part.images - eps * g.sign()).clamp(0, 1))
         assert found["led"][t][1] == ((made == t) & (clean != t)).sum()
@@ -213,7 +253,7 @@ def test_targeted_successes_are_counted_as_published(loss):
     assert sum(map(sum, found["led"])) > 0 and found["n"] == 50
 
 
-# ------------------------------------------------------------------------------- numbers and verdicts
+# ----------------------------------------------------------------------------- numbers and verdicts
 
 
 def test_recovery_is_0_at_slope_1_and_100_where_all_is_back():
@@ -226,12 +266,22 @@ def test_a_table_names_its_curves_and_shows_original_images_and_differences():
     curve = Curve("slope 2", [90.0, 50.0], {"0.1": 47.0}, [91.0, 52.0])
     made = table("T", "slope", "eps", ["0", "0.1"], [curve], 1017)
     assert made.head[3] == "first 1017, original"
-    assert made.texts() == [["2", "0", "90.0", "91.0", "–", "–"], ["2", "0.1", "50.0", "52.0", "47.0", "+3.0"]]
+    assert made.texts() == [
+        ["2", "0", "90.0", "91.0", "–", "–"],
+        ["2", "0.1", "50.0", "52.0", "47.0", "+3.0"],
+    ]
 
 
-@pytest.mark.parametrize(("harm", "answer"), [(4.0, "holds"), (6.0, "does not hold"), (-6.0, "does not hold")])
+@pytest.mark.parametrize(
+    ("harm", "answer"), [(4.0, "holds"), (6.0, "does not hold"), (-6.0, "does not hold")]
+)
 def test_neither_helped_nor_harmed_follows_from_the_curves(harm, answer):
-    made = {(net.key, a, s): Curve("", [50.0]) for net in NETS for a in ("StepLL", "DeepFool") for s in SLOPES}
+    made = {
+        (net.key, a, s): Curve("", [50.0])
+        for net in NETS
+        for a in ("StepLL", "DeepFool")
+        for s in SLOPES
+    }
     made[CNN2.key, "StepLL", 5.0] = Curve("", [50.0 - harm])
     assert figure_3._stepll_deepfool(made).answer == answer
 

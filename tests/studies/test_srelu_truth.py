@@ -1,4 +1,5 @@
-"""The Sloped ReLU study's battery, transfer, clusters and defences: what their numbers rest on, on tiny networks."""
+"""The Sloped ReLU study's battery, transfer, clusters and defences: what their numbers rest on, on
+tiny networks."""
 
 import math
 import os
@@ -52,7 +53,9 @@ def test_the_published_list_has_25_attacks_and_21_of_them_are_distinct():
     assert len(BATTERY) == 21 and sum(e.times for e in BATTERY) == 25
     assert len({str(e.foolbox) + e.norm for e in BATTERY}) == 21
     for figure in ("figure4.mnist", "figure4.cifar10_cnn1"):
-        names = [name.split("Attack(")[0] for name, _ in published("srelu", figure)[0]["attacks"][:-1]]
+        names = [
+            name.split("Attack(")[0] for name, _ in published("srelu", figure)[0]["attacks"][:-1]
+        ]
         assert {e.name: e.times for e in BATTERY} == {name: names.count(name) for name in names}
 
 
@@ -65,7 +68,9 @@ def test_a_deterministic_attack_decides_as_foolbox_does(entry, net, digits):
     attack = entry.foolbox._attack(foolbox, entry.threat(eps[0]))
     seen = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
     _, _, success = attack(seen, digits.images, digits.labels, epsilons=list(eps))
-    ours = [survives(r) for r in evaluate_all(net, digits, entry.attack, [entry.threat(e) for e in eps])]
+    ours = [
+        survives(r) for r in evaluate_all(net, digits, entry.attack, [entry.threat(e) for e in eps])
+    ]
     assert np.array_equal(np.array(ours), ~success.numpy())
 
 
@@ -78,7 +83,9 @@ def test_plain_deepfool_finds_the_boundary_of_a_linear_net():
     found = PlainDeepFool()(Oracle(linear, 6), x, aim, L2(9.0), index=index, seed=0)
     w, z = linear[1].weight.detach(), linear(x).detach()
     for i in range(6):
-        nearest = min(float((z[i, y[i]] - z[i, k]) / (w[y[i]] - w[k]).norm()) for k in range(3) if k != y[i])
+        nearest = min(
+            float((z[i, y[i]] - z[i, k]) / (w[y[i]] - w[k]).norm()) for k in range(3) if k != y[i]
+        )
         assert nearest < float((found[i] - x[i]).norm()) < 1.03 * nearest + 2e-4
     cut = Cut(PlainDeepFool()).sweep(Oracle(linear, 6), x, aim, [L2(1e-3)], index=index, seed=0)[0]
     assert torch.allclose((cut - x).flatten(1).norm(dim=1), torch.full((6,), 1e-3), atol=1e-6)
@@ -90,11 +97,16 @@ def test_a_straight_line_stops_at_its_first_level_that_fools_and_is_cut_at_eps()
         bright[2].weight.copy_(torch.tensor([[0.0], [1.0]]))
         bright[2].bias.copy_(torch.tensor([0.2, 0.0]))
     x, aim = torch.zeros(1, 1, 4, 4), Aim(torch.tensor([0]))
-    near, far = Straight("grey")(Oracle(bright, 1), x, aim, L2(0.4), index=torch.arange(1), seed=0), 4 * 0.2
+    near, far = (
+        Straight("grey")(Oracle(bright, 1), x, aim, L2(0.4), index=torch.arange(1), seed=0),
+        4 * 0.2,
+    )
     assert math.isclose(float(near.norm()), 0.4, rel_tol=1e-5)
     found = Straight("grey")(Oracle(bright, 1), x, aim, L2(2.0), index=torch.arange(1), seed=0)
     assert far < float(found.norm()) < far + 4 * 0.5 / 1000 + 1e-6
-    inverse = Straight("negative", steps=1)(Oracle(bright, 1), x, aim, L2(0.1), index=torch.arange(1), seed=0)
+    inverse = Straight("negative", steps=1)(
+        Oracle(bright, 1), x, aim, L2(0.1), index=torch.arange(1), seed=0
+    )
     assert math.isclose(float(inverse.norm()), 0.1, rel_tol=1e-5)
 
 
@@ -107,13 +119,19 @@ def test_an_image_that_foolbox_turned_into_nan_never_counts_as_fooled(digits):
     assert found["counted"][0] < clean - 50  # at eps 0!
     assert found["kept_out"][0] == pytest.approx(clean)
     record = evaluate(what.model(), digits, figure_4.VAT.attack, L2(0.5))
-    assert 100 * robust_accuracy(record) >= found["kept_out"][1] - 1e-9 and record.nonfinite.sum() >= 20
+    assert (
+        100 * robust_accuracy(record) >= found["kept_out"][1] - 1e-9
+        and record.nonfinite.sum() >= 20
+    )
 
 
 def test_around_is_judged_by_its_span_and_by_the_truth():
     span, net = (15.0, 15.0), figure_4.MNIST
     assert figure_4._around("a", span, [(net, 16.0, 14.0)]).answer == "holds"
-    assert figure_4._around("a", span, [(net, 16.0, 1.0)]).answer == "holds under the paper's protocol only"
+    assert (
+        figure_4._around("a", span, [(net, 16.0, 1.0)]).answer
+        == "holds under the paper's protocol only"
+    )
     assert figure_4._around("a", span, [(net, 20.0, 14.0)]).answer == "does not hold"
 
 
@@ -123,7 +141,8 @@ def test_around_is_judged_by_its_span_and_by_the_truth():
 def test_a_surrogate_learns_its_targets_outputs():
     torch.manual_seed(0)
     x = torch.rand(256, 1, 2, 2)
-    train = Images.of(x, torch.zeros(256, dtype=torch.int64))  # labels that say nothing: only outputs can teach
+    # labels that say nothing: only outputs can teach
+    train = Images.of(x, torch.zeros(256, dtype=torch.int64))
     target, pupil = (nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(2))
     with torch.no_grad():
         target[1].weight.mul_(8)
@@ -135,12 +154,19 @@ def test_a_surrogate_learns_its_targets_outputs():
 
 def test_figure_8_asks_for_a_hindered_net_that_stands_above_the_direct_attack():
     def curves(surrogate, twin):
-        ways = {"direct, slope 1": [98, 10], "direct, this slope": [98, 98], "direct, margin loss": [98, 10]}
+        ways = {
+            "direct, slope 1": [98, 10],
+            "direct, this slope": [98, 98],
+            "direct, margin loss": [98, 10],
+        }
         ways |= {"surrogate": [98, surrogate], "slope-1 twin": [98, twin]}
         return {"mnist": {("PGD", 100.0, way): v for way, v in ways.items()}}
 
     assert figure_8._claim(curves(40, 30), (100.0,)).answer == "holds"
-    assert figure_8._claim(curves(40, 10.5), (100.0,)).answer == "holds under the paper's protocol only"
+    assert (
+        figure_8._claim(curves(40, 10.5), (100.0,)).answer
+        == "holds under the paper's protocol only"
+    )
     assert figure_8._claim(curves(90, 30), (100.0,)).answer == "does not hold"
 
 
@@ -155,7 +181,9 @@ def test_the_ratio_between_to_within_knows_no_scale_and_falls_as_clusters_spread
 
     assert ratio(1e6 * (centres + noise)) == pytest.approx(ratio(centres + noise))
     assert ratio(centres + 3 * noise) < 0.5 * ratio(centres + noise)
-    assert figure_9.spread(2 * centres, labels)[0] == pytest.approx(2 * figure_9.spread(centres, labels)[0])
+    assert figure_9.spread(2 * centres, labels)[0] == pytest.approx(
+        2 * figure_9.spread(centres, labels)[0]
+    )
 
 
 def test_the_last_layers_are_those_of_the_sloped_net(digits):
@@ -176,7 +204,9 @@ def test_a_sloped_jump_is_a_jump_times_a_slope_and_folds_to_a_jump(net, digits):
         folded = fold(both)
         assert torch.allclose(folded(digits.images), both(digits.images), rtol=1e-4, atol=1e-2)
         one = question_defences.SlopedJump(1.0, 0.3)
-        assert torch.equal(refit(both, one)(digits.images), retrofit(net, JumpReLU(0.3))(digits.images))
+        assert torch.equal(
+            refit(both, one)(digits.images), retrofit(net, JumpReLU(0.3))(digits.images)
+        )
 
 
 def test_a_raised_bias_is_a_bias_raised(net, digits):
@@ -184,13 +214,19 @@ def test_a_raised_bias_is_a_bias_raised(net, digits):
         assert torch.equal(question_defences.raised(net, 0.0)(digits.images), net(digits.images))
         up = fold(question_defences.raised(net, 0.25))
     before, after = (dict(n.named_parameters()) for n in (net, up))
-    moved = {name: float((after[name] - p).detach().mean()) for name, p in before.items() if name.endswith("bias")}
+    moved = {
+        name: float((after[name] - p).detach().mean())
+        for name, p in before.items()
+        if name.endswith("bias")
+    }
     assert sum(abs(v - 0.25) < 1e-5 for v in moved.values()) >= 2  # all but the logits' own
     assert sum(abs(v) < 1e-6 for v in moved.values()) == 1
 
 
 def test_saliency_counts_exact_zeros_alone(digits):
-    blind, seeing = (question_saliency.Saliency(steep(a), steep(1.0), "digits[:24]")() for a in (100.0, 1.0))
+    blind, seeing = (
+        question_saliency.Saliency(steep(a), steep(1.0), "digits[:24]")() for a in (100.0, 1.0)
+    )
     assert blind["zero"]["cross_entropy"] > 90 > 10 > seeing["zero"]["cross_entropy"]
     assert blind["zero"]["margin"] == seeing["zero"]["margin"] == 0
     assert len(blind["shown"]) == 4 and np.abs(blind["shown"][0]["margin"]).max() == 1
@@ -206,7 +242,9 @@ def test_scores_and_the_twin_are_attacked_with_the_same_radius_as_the_gradient()
     direct, scores, twin = question_beyond._ways(MNIST, 10.0, 20)
     assert direct.attack.needs == "gradient" and scores.attack.needs == "score"
     assert {cell.threat for cell in (direct, scores, twin)} == {Linf(0.1)}
-    assert direct.source is None and twin.source == MNIST.sloped(1.0) and twin.attack == direct.attack
+    assert (
+        direct.source is None and twin.source == MNIST.sloped(1.0) and twin.attack == direct.attack
+    )
 
 
 @pytest.mark.skipif(not os.environ.get("RETROACT_DATA"), reason="no MNIST under RETROACT_DATA")
@@ -215,7 +253,8 @@ def test_the_published_inputs_change_what_a_slope_below_1_costs():
     kept = {}
     for net in (MNIST, question_beyond.SHIFTED):
         kept[net.net] = [
-            float((decide(net.sloped(s)(), images.images) == images.labels).float().mean()) for s in (0.5, 1)
+            float((decide(net.sloped(s)(), images.images) == images.labels).float().mean())
+            for s in (0.5, 1)
         ]
     assert min(kept["mnist-cnn"][0], *(k[1] for k in kept.values())) > 0.9
     assert kept["mnist-cnn-shifted"][0] < 0.6

@@ -26,7 +26,14 @@ SVG = '<svg xmlns="http://www.w3.org/2000/svg"><path fill="var(--blue)"/></svg>'
 
 
 def made(*parts, said=None):
-    item = Item("figure_1", "Figure 1", parts, "retroact study x --only figure_1", ("mnist[:10]", "seed 0"), 90.0)
+    item = Item(
+        "figure_1",
+        "Figure 1",
+        parts,
+        "retroact study x --only figure_1",
+        ("mnist[:10]", "seed 0"),
+        90.0,
+    )
     return Study("x", "X", "A source.", (item,), said={"a": "it <helps>"} if said is None else said)
 
 
@@ -35,8 +42,9 @@ def test_published_numbers_carry_their_source_and_unknown_ones_are_none():
     assert published("srelu", "figure2_3.mnist", "accuracy", "FGSM", "1", "0.3") == 8.69
     assert published("srelu", "no such figure", "x") is None
     assert claims("srelu")["mechanism"] == "mechanism: signal-to-noise; gradient explosion"
-    assert claims("jumprelu")["time.7_iterations.wideresnet_minutes.jumprelu"] == (
-        "time, 7 iterations, wideresnet minutes, jumprelu: 5"
+    assert (
+        claims("jumprelu")["time.7_iterations.wideresnet_minutes.jumprelu"]
+        == "time, 7 iterations, wideresnet minutes, jumprelu: 5"
     )
 
 
@@ -56,13 +64,20 @@ def test_items_stand_in_the_papers_order(monkeypatch):
 def test_an_unknown_paper_or_item_is_refused_by_name(tmp_path):
     with pytest.raises(ValueError, match="expected one of: jumprelu, srelu"):
         studies.items("madry")
-    with Store(tmp_path / "s.sqlite") as store, pytest.raises(ValueError, match="no item 'figure_99'"):
+    with (
+        Store(tmp_path / "s.sqlite") as store,
+        pytest.raises(ValueError, match="no item 'figure_99'"),
+    ):
         studies.study("srelu", store, only=["figure_99"])
 
 
 def test_a_page_escapes_what_is_said_and_shows_every_part():
-    table = Table("T", ("what", "measured", "difference"), (("<b>", 1.26, 1.26), ("x", None, float("nan"))))
-    page = studied.page(made(Text("a `code` & **bold**"), table, Figure("F", SVG), Claim("a", "holds", "because")))
+    table = Table(
+        "T", ("what", "measured", "difference"), (("<b>", 1.26, 1.26), ("x", None, float("nan")))
+    )
+    page = studied.page(
+        made(Text("a `code` & **bold**"), table, Figure("F", SVG), Claim("a", "holds", "because"))
+    )
     assert "it &lt;helps&gt;" in page and "it <helps>" not in page
     assert "<code>code</code> &amp; <strong>bold</strong>" in page
     assert "&lt;b&gt;" in page and "+1.3" in page and "–" in page
@@ -71,11 +86,18 @@ def test_a_page_escapes_what_is_said_and_shows_every_part():
 
 def test_columns_of_words_wrap_and_numbers_do_not():
     verdict = "HARMFUL · MASKED by jump"
-    rows = (("net", "-4.5 (-9.9 to +1.0 points)", "INCONCLUSIVE", 1.0), ("other", "–", verdict, None))
+    rows = (
+        ("net", "-4.5 (-9.9 to +1.0 points)", "INCONCLUSIVE", 1.0),
+        ("other", "–", verdict, None),
+    )
     table = Table("T", ("network", "difference", "verdict", "n"), rows)
     assert table.words == {0, 2}
     page = studied.page(made(table))
-    assert f"<td>{verdict}</td>" in page and "<td>INCONCLUSIVE</td>" in page and "<th>verdict</th>" in page
+    assert (
+        f"<td>{verdict}</td>" in page
+        and "<td>INCONCLUSIVE</td>" in page
+        and "<th>verdict</th>" in page
+    )
     assert '<td class="number">-4.5 (-9.9 to +1.0 points)</td>' in page
 
 
@@ -121,7 +143,10 @@ def test_a_study_resumes_from_its_store_and_says_what_it_used(tmp_path, monkeypa
         second.all_facts(timed[1:])
         assert store.runs() == {row.key: 1 for row in store.rows()}
     assert len(once) == 3 and once[0] == once[2] == again[0]
-    assert list(first.used) == ["digits[:20]", "seed 0", "digits[:10]"] and first.seconds == second.seconds > 0
+    assert (
+        list(first.used) == ["digits[:20]", "seed 0", "digits[:10]"]
+        and first.seconds == second.seconds > 0
+    )
 
 
 def test_the_large_networks_of_a_quick_study_are_asked_for(tmp_path):
@@ -129,7 +154,10 @@ def test_the_large_networks_of_a_quick_study_are_asked_for(tmp_path):
         asked = {"only": ("figure_3",), "quick": True}
         (plain,) = studies.study("jumprelu", store, **asked).items
         (large,) = studies.study("jumprelu", store, **asked, large=True).items
-        assert plain.command.endswith("figure_3 --quick") and large.command == plain.command + " --large"
+        assert (
+            plain.command.endswith("figure_3 --quick")
+            and large.command == plain.command + " --large"
+        )
         (full,) = studies.study("jumprelu", store, **asked, large=True, full=("figure_3",)).items
         assert full.command.endswith("--only figure_3")
         with pytest.raises(ValueError, match="without quick= they are measured anyway"):
@@ -138,7 +166,9 @@ def test_the_large_networks_of_a_quick_study_are_asked_for(tmp_path):
 
 def test_an_item_of_a_quick_study_may_be_made_at_full_size(tmp_path):
     with Store(tmp_path / "s.sqlite") as store:
-        found = studies.study("srelu", store, only=("figure_1", "figure_10"), quick=True, full=("figure_10",))
+        found = studies.study(
+            "srelu", store, only=("figure_1", "figure_10"), quick=True, full=("figure_10",)
+        )
         assert [item.command.endswith("--quick") for item in found.items] == [True, False]
         assert found.items[1].title in found.notes[0] and found.items[0].title not in found.notes[0]
         with pytest.raises(ValueError, match="without quick= all are"):

@@ -47,7 +47,12 @@ def _net(seed: int = 0) -> Classifier:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         inner = nn.Sequential(
-            nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Dropout(0.3), nn.Linear(144, 2)
+            nn.Conv2d(1, 4, 3),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Dropout(0.3),
+            nn.Linear(144, 2),
         )
         return Classifier(inner, 0.5, 0.25)
 
@@ -67,7 +72,9 @@ MEAN = replace(QUICK, averaged=2)
 
 
 @pytest.mark.parametrize(
-    "recipe", [QUICK, MEAN, MixedFGSM(QUICK, ratio=0.5, eps=0.05), Adversarial(QUICK, eps=0.05, steps=2)], ids=str
+    "recipe",
+    [QUICK, MEAN, MixedFGSM(QUICK, ratio=0.5, eps=0.05), Adversarial(QUICK, eps=0.05, steps=2)],
+    ids=str,
 )
 def test_it_learns_and_ends_in_eval_mode(recipe: Recipe) -> None:
     net = fit(_net(), _images(), recipe)
@@ -77,7 +84,9 @@ def test_it_learns_and_ends_in_eval_mode(recipe: Recipe) -> None:
 
 
 def test_it_is_sgd_with_momentum_and_weight_decay() -> None:
-    recipe = Standard(epochs=2, lr=0.1, batch=100, momentum=0.9, weight_decay=0.01, schedule="constant")
+    recipe = Standard(
+        epochs=2, lr=0.1, batch=100, momentum=0.9, weight_decay=0.01, schedule="constant"
+    )
     images = _images(100)
     torch.manual_seed(0)
     by_hand = nn.Linear(64, 2)
@@ -106,7 +115,9 @@ def test_the_mean_of_the_last_epochs_is_kept_with_statistics_of_its_own() -> Non
 
     fit(net, _images(), MEAN, progress=look)
     for name, p in net.named_parameters():
-        assert torch.allclose(p, (ends[1][name] + ends[2][name]) / 2, atol=1e-6) and not torch.equal(p, ends[2][name])
+        assert torch.allclose(
+            p, (ends[1][name] + ends[2][name]) / 2, atol=1e-6
+        ) and not torch.equal(p, ends[2][name])
     inputs = net.module[0]((_images().images - 0.5) / 0.25)
     assert torch.allclose(net.module[1].running_mean, inputs.mean((0, 2, 3)), atol=0.03)
     assert not torch.allclose(ends[2]["module.1.running_mean"], inputs.mean((0, 2, 3)), atol=0.03)
@@ -134,9 +145,15 @@ def test_progress_is_told_to_the_end() -> None:
     assert told[-1].loss < told[0].loss
 
 
-@pytest.mark.parametrize("recipe", [replace(QUICK, bf16=True), replace(QUICK, channels_last=True)], ids=str)
+@pytest.mark.parametrize(
+    "recipe", [replace(QUICK, bf16=True), replace(QUICK, channels_last=True)], ids=str
+)
 def test_bf16_and_channels_last_train_to_the_same_end(recipe: Standard) -> None:
-    for variant in (recipe, MixedFGSM(recipe, ratio=0.5, eps=0.05), Adversarial(recipe, eps=0.05, steps=2)):
+    for variant in (
+        recipe,
+        MixedFGSM(recipe, ratio=0.5, eps=0.05),
+        Adversarial(recipe, eps=0.05, steps=2),
+    ):
         net = fit(_net(), _images(), variant)
         assert next(net.parameters()).dtype == torch.float32
         held = _images(100, seed=1)
@@ -162,7 +179,9 @@ def test_strided_depthwise_convolutions_leave_bf16_for_as_long_as_it_trains() ->
     assert seen["strided"][-1] == torch.bfloat16, "a trained net is as it was"
 
 
-@pytest.mark.parametrize(("stride", "padding"), [((1, 1), (1, 1)), ((2, 2), (1, 1)), ((1, 2), (0, 2))], ids=str)
+@pytest.mark.parametrize(
+    ("stride", "padding"), [((1, 1), (1, 1)), ((2, 2), (1, 1)), ((1, 2), (0, 2))], ids=str
+)
 @pytest.mark.parametrize("biased", [True, False])
 def test_gradients_from_one_product_are_the_convolutions(
     stride: tuple[int, int], padding: tuple[int, int], biased: bool
@@ -208,14 +227,19 @@ def test_large_weights_take_their_gradient_from_one_product_for_as_long_as_it_tr
     net = fit(Classifier(inner, 0.5, 0.25), images, MixedFGSM(plan, ratio=0.5, eps=0.05))
     side = images.images.shape[-1]
     steps = 2 * (64 // plan.batch)
-    assert products == [(plan.batch * side * side, 9 * 256)] * steps, "one a step, none for the FGSM images"
+    assert products == [(plan.batch * side * side, 9 * 256)] * steps, (
+        "one a step, none for the FGSM images"
+    )
     assert "forward" not in vars(inner[2])
     assert (net(images.images).argmax(1) == images.labels).float().mean() > 0.9
 
 
 def test_a_float64_net_with_such_a_convolution_trains_in_float64() -> None:
     inner = nn.Sequential(
-        nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 3, stride=2, groups=4, padding=1), nn.Flatten(), nn.Linear(64, 2)
+        nn.Conv2d(1, 4, 1),
+        nn.Conv2d(4, 4, 3, stride=2, groups=4, padding=1),
+        nn.Flatten(),
+        nn.Linear(64, 2),
     )
     net = fit(Classifier(inner, 0.5, 0.25).double(), _images(), QUICK)
     assert next(net.parameters()).dtype == torch.float64
@@ -224,10 +248,18 @@ def test_a_float64_net_with_such_a_convolution_trains_in_float64() -> None:
 @pytest.mark.parametrize("ratio", [0.0, 0.5])
 def test_the_first_epochs_see_smaller_images(ratio: float) -> None:
     sides: list[int] = []
-    inner = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d((2, 1)), nn.Flatten(), nn.Linear(8, 2))
-    inner[0].register_forward_pre_hook(lambda _m, x: sides.append(x[0].shape[-1]) if inner.training else None)
+    inner = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d((2, 1)), nn.Flatten(), nn.Linear(8, 2)
+    )
+    inner[0].register_forward_pre_hook(
+        lambda _m, x: sides.append(x[0].shape[-1]) if inner.training else None
+    )
     plan = replace(QUICK, epochs=6, sizes=(4, 6), lr=0.2)
-    net = fit(Classifier(inner, 0.5, 0.25, shape=(1, 8, 8)), _images(), MixedFGSM(plan, ratio=ratio, eps=0.05))
+    net = fit(
+        Classifier(inner, 0.5, 0.25, shape=(1, 8, 8)),
+        _images(),
+        MixedFGSM(plan, ratio=ratio, eps=0.05),
+    )
     assert net.shape == (1, 8, 8), "which it knows again"
     assert sides == [4] * 6 + [6] * 6 + [8] * 24
     held = _images(100, seed=1)
@@ -254,14 +286,18 @@ class _Looks(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func.overloadpacket in (torch.ops.aten._local_scalar_dense, torch.ops.aten.nonzero)
+        self.count += func.overloadpacket in (
+            torch.ops.aten._local_scalar_dense,
+            torch.ops.aten.nonzero,
+        )
         return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("recipe", [QUICK, MixedFGSM(QUICK), Adversarial(QUICK, steps=3)], ids=type)
 def test_training_looks_at_a_number_now_and_then_and_not_at_every_step(recipe: Recipe) -> None:
     plan = replace(recipe.standard, epochs=1, batch=2, augment=True)
-    whole = plan if recipe is recipe.standard else replace(recipe, standard=plan)  # type: ignore[type-var]
+    adversarial = recipe is not recipe.standard
+    whole = replace(recipe, standard=plan) if adversarial else plan
     seen: list[Progress] = []
     net, images = _net(), _images(200)  # whose own checks look at numbers, once
     with _Looks() as looks:
@@ -295,7 +331,9 @@ def test_augmented_images_are_crops_of_the_padded_image_or_their_mirrors() -> No
     padded = nn.functional.pad(x, (4, 4, 4, 4))
     mirrored = 0
     for i in range(len(x)):
-        crops = padded[i].unfold(1, 6, 1).unfold(2, 6, 1).permute(1, 2, 0, 3, 4).reshape(-1, 2, 6, 6)
+        crops = (
+            padded[i].unfold(1, 6, 1).unfold(2, 6, 1).permute(1, 2, 0, 3, 4).reshape(-1, 2, 6, 6)
+        )
         plain = bool((crops == out[i]).flatten(1).all(1).any())
         mirror = bool((crops == out[i].flip(-1)).flatten(1).all(1).any())
         assert plain or mirror
@@ -316,7 +354,9 @@ def _stop_after(epochs: int) -> Callable[[Progress], None]:
 
 
 @pytest.mark.parametrize(
-    "recipe", [QUICK, MEAN, MixedFGSM(QUICK, ratio=0.5, eps=0.05), Adversarial(QUICK, eps=0.05, steps=2)], ids=str
+    "recipe",
+    [QUICK, MEAN, MixedFGSM(QUICK, ratio=0.5, eps=0.05), Adversarial(QUICK, eps=0.05, steps=2)],
+    ids=str,
 )
 def test_a_stopped_run_goes_on_to_the_same_bits(tmp_path: Path, recipe: Recipe) -> None:
     whole = _weights(fit(_net(), _images(), recipe))
@@ -349,7 +389,9 @@ def one_thread() -> Iterator[None]:
 
 @pytest.mark.usefixtures("one_thread")
 def test_a_run_killed_with_sigkill_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    killed = subprocess.Popen([sys.executable, "-c", _SLOWLY, str(Path(__file__).parent), str(tmp_path)])
+    killed = subprocess.Popen(
+        [sys.executable, "-c", _SLOWLY, str(Path(__file__).parent), str(tmp_path)]
+    )
     checkpoint = tmp_path / FILE
     deadline = time.monotonic() + 60
     while not (checkpoint.exists() and _epochs_in(checkpoint) >= 2) and time.monotonic() < deadline:
@@ -370,7 +412,10 @@ def _epochs_in(path: Path) -> int:
 def test_a_finished_run_is_not_run_again(tmp_path: Path, recipe: Recipe) -> None:
     whole = _weights(fit(_net(), _images(), recipe, checkpoint_dir=tmp_path))
     told: list[Progress] = []
-    assert _same(_weights(fit(_net(), _images(), recipe, checkpoint_dir=tmp_path, progress=told.append)), whole)
+    assert _same(
+        _weights(fit(_net(), _images(), recipe, checkpoint_dir=tmp_path, progress=told.append)),
+        whole,
+    )
     assert told == []
 
 
@@ -380,10 +425,14 @@ def test_a_run_whose_time_is_up_goes_on_to_the_same_bits(tmp_path: Path) -> None
         with pytest.raises(UnfinishedError, match=f"{behind} of 3 epochs are behind; train again"):
             fit(_net(), _images(), QUICK, checkpoint_dir=tmp_path, seconds=0.0)
         assert _epochs_in(tmp_path / FILE) == behind
-    assert _same(_weights(fit(_net(), _images(), QUICK, checkpoint_dir=tmp_path, seconds=0.0)), whole)
+    assert _same(
+        _weights(fit(_net(), _images(), QUICK, checkpoint_dir=tmp_path, seconds=0.0)), whole
+    )
 
 
-def test_an_epoch_begins_only_where_the_longest_so_far_would_still_end_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_epoch_begins_only_where_the_longest_so_far_would_still_end_in_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now = iter([0.0, 0.0, 4.0, 4.0, 5.0, 5.0, 6.0, 6.0])
     monkeypatch.setattr(home.time, "monotonic", lambda: next(now))
     run = home._in_time(3, 10, 9.5)
@@ -401,7 +450,11 @@ def test_a_checkpoint_of_rounded_weights_without_momentum_goes_on(tmp_path: Path
     with pytest.raises(UnfinishedError):
         fit(_net(), _images(), QUICK, checkpoint_dir=tmp_path, seconds=0.0)
     facts, tensors = home._read_checkpoint(tmp_path / FILE)
-    thin = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items() if k.startswith("net.")}
+    thin = {
+        k: v.half() if v.is_floating_point() else v
+        for k, v in tensors.items()
+        if k.startswith("net.")
+    }
     safetensors.torch.save_file(thin, tmp_path / FILE, metadata={"run": json.dumps(facts)})
     net = fit(_net(seed=9), _images(), QUICK, checkpoint_dir=tmp_path)
     held = _images(100, seed=1)
@@ -425,7 +478,9 @@ def test_the_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
         )
 
 
-@pytest.mark.parametrize("raw", [b"", b"\x10\x00", b"PK\x03\x04 a foreign file that is long enough"])
+@pytest.mark.parametrize(
+    "raw", [b"", b"\x10\x00", b"PK\x03\x04 a foreign file that is long enough"]
+)
 def test_a_damaged_checkpoint_is_refused(tmp_path: Path, raw: bytes) -> None:
     (tmp_path / FILE).write_bytes(raw)
     with pytest.raises(CheckpointError, match="is no checkpoint"):

@@ -1,4 +1,5 @@
-"""Hardening learns what it says and nothing else, keeps what it is told to keep, and makes a network harder to fool."""
+"""Hardening learns what it says and nothing else, keeps what it is told to keep, and makes a
+network harder to fool."""
 
 import copy
 
@@ -34,7 +35,11 @@ def held():
 
 def robust(net, data, threat):
     made = craft(ra.PGD(20, loss="margin"), net, data.images, data.labels, data.index, threat)
-    return float(((decide(net, made.x_adv) == data.labels) & (decide(net, data.images) == data.labels)).float().mean())
+    return float(
+        ((decide(net, made.x_adv) == data.labels) & (decide(net, data.images) == data.labels))
+        .float()
+        .mean()
+    )
 
 
 @pytest.mark.parametrize("bf16", [False, True])
@@ -63,14 +68,20 @@ def test_only_shifts_and_the_logits_biases_are_learned(net, train):
 
 @pytest.mark.parametrize(("learn", "kind"), [("kappa", JumpReLU), ("slopes", SReLU)])
 def test_kappa_and_slopes_come_out_as_an_activation_for_each_site(net, train, learn, kind):
-    made = harden(net, train, THREAT, Hardening(learn=learn, steps=10, batch=64, attack_steps=2, lr=0.05))
+    made = harden(
+        net, train, THREAT, Hardening(learn=learn, steps=10, batch=64, attack_steps=2, lr=0.05)
+    )
     activation = made.net.retrofit.activation
-    assert isinstance(activation, PerSite) and all(isinstance(a, kind) for a in activation.activations)
+    assert isinstance(activation, PerSite) and all(
+        isinstance(a, kind) for a in activation.activations
+    )
     assert any(a != a.neutral for a in activation.activations)
 
 
 def test_all_learns_every_weight_and_norms_only_norms_and_logits(train):
-    plain = nn.Sequential(nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10))
+    plain = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)
+    )
     plain(train.images[:2])
     net = ra.Classifier(plain, shape=tuple(train.images.shape[1:]))
     every = harden(net, train, THREAT, Hardening(learn="all", steps=2, batch=32, attack_steps=1))
@@ -80,23 +91,28 @@ def test_all_learns_every_weight_and_norms_only_norms_and_logits(train):
     before, after = net.state_dict(), made.net.state_dict()
     moved = {k for k in before if not torch.equal(before[k], after[k])}
     assert moved == {"module.1.weight", "module.1.bias", "module.4.bias"}
-    ends = harden(net, train, THREAT, Hardening(learn="ends", steps=2, batch=32, attack_steps=1)).net.state_dict()
+    ends = harden(
+        net, train, THREAT, Hardening(learn="ends", steps=2, batch=32, attack_steps=1)
+    ).net.state_dict()
     moved = {k for k in before if not torch.equal(before[k], ends[k])}
     assert moved == {f"module.{layer}.{what}" for layer in (0, 1, 4) for what in ("weight", "bias")}
-    far = {k: float((ends[k] - before[k]).abs().max()) for k in moved}  # a step of Adam is as long as its rate
+    # a step of Adam is as long as its rate
+    far = {k: float((ends[k] - before[k]).abs().max()) for k in moved}
     assert 0.1 < far["module.0.weight"] / far["module.1.weight"] < 0.5
 
 
 def test_without_weight_on_clean_images_the_loss_is_that_of_the_moved_ones(net, train):
     made = [
-        harden(net, train, THREAT, Hardening(steps=3, batch=32, attack_steps=1, clean_weight=w)) for w in (0.0, 1e-9)
+        harden(net, train, THREAT, Hardening(steps=3, batch=32, attack_steps=1, clean_weight=w))
+        for w in (0.0, 1e-9)
     ]
     one, other = (nn.utils.parameters_to_vector(m.net.parameters()) for m in made)
     torch.testing.assert_close(one, other)
 
 
 def test_the_dose_keeps_what_was_asked_for(net, train, held):
-    recipe = Hardening(steps=40, batch=64, lr=0.1)  # at a radius that costs far too much, on purpose
+    # at a radius that costs far too much, on purpose
+    recipe = Hardening(steps=40, batch=64, lr=0.1)
     made = harden(net, train, ra.Linf(0.3), recipe, keep=0.9, held=held)
     assert made.curve[0].dose == 0.0 and made.curve[-1].dose == made.dose < 1.0
     assert made.curve[-1].clean >= 0.9 * made.curve[0].clean > made.curve[1].clean
@@ -137,7 +153,9 @@ def test_bad_input_is_refused(net, train, held):
     with pytest.raises(ValueError, match="already carries"):
         harden(ra.retrofit(net, ra.JumpReLU(0.4)), train, THREAT, BRIEF)
     with pytest.raises(ValueError, match="no dose keeps"):
-        harden(net, train, ra.Linf(0.4), Hardening(steps=20, lr=5.0), keep=1.0, held=held, doses=(1.0,))
+        harden(
+            net, train, ra.Linf(0.4), Hardening(steps=20, lr=5.0), keep=1.0, held=held, doses=(1.0,)
+        )
     with pytest.raises(AccessError, match="gives no gradient with respect to its input"):
         harden(ra.Classifier(Detached(net.module), shape=(1, 8, 8)), train, THREAT, BRIEF)
 
@@ -150,7 +168,9 @@ def test_the_rate_suits_what_is_learned_unless_it_is_given():
 
 @pytest.mark.parametrize("learn", ["shifts", "kappa", "slopes", "norms", "ends", "all"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
-def test_a_net_of_another_dtype_learns_what_its_float32_twin_learns_and_keeps_its_dtype(net, train, dtype, learn):
+def test_a_net_of_another_dtype_learns_what_its_float32_twin_learns_and_keeps_its_dtype(
+    net, train, dtype, learn
+):
     recipe = Hardening(learn=learn, steps=4, batch=64, attack_steps=2)
     other = copy.deepcopy(net).to(dtype)
     made = harden(other, train, THREAT, recipe).net
@@ -167,7 +187,9 @@ def test_a_net_of_another_dtype_learns_what_its_float32_twin_learns_and_keeps_it
 
 
 def test_other_kinds_are_learned_where_they_are_named_only(train):
-    body = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16), nn.GELU(), nn.Linear(16, 10))
+    body = nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16), nn.GELU(), nn.Linear(16, 10)
+    )
     net = ra.Classifier(body)  # says no shape: that of the images is taken
     plain, more = (harden(net, train, THREAT, BRIEF, also=also) for also in ((), ("gelu",)))
     assert (plain.learned, more.learned) == (32 + 10, 32 + 16 + 10)

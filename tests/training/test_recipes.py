@@ -14,7 +14,9 @@ from retroact.spec import SpecError, key, parse, show
 from retroact.training.recipes import RECIPES, Adversarial, MixedFGSM, Recipe, Shifted, Standard
 
 
-@pytest.mark.parametrize("recipe", [*RECIPES.values(), Standard(), MixedFGSM(), Adversarial()], ids=str)
+@pytest.mark.parametrize(
+    "recipe", [*RECIPES.values(), Standard(), MixedFGSM(), Adversarial()], ids=str
+)
 def test_recipes_print_as_they_are_read(recipe: Recipe) -> None:
     assert parse(show(recipe)) == recipe
     assert key(parse(show(recipe))) == key(recipe)
@@ -68,7 +70,9 @@ def test_constant_is_constant() -> None:
     assert {Standard(lr=0.1, schedule="constant").lr_at(s, 10) for s in range(100)} == {0.1}
 
 
-@pytest.mark.parametrize("field", [{"lr": 0}, {"epochs": 0}, {"batch": -1}, {"lr": float("nan")}, {"momentum": 2}])
+@pytest.mark.parametrize(
+    "field", [{"lr": 0}, {"epochs": 0}, {"batch": -1}, {"lr": float("nan")}, {"momentum": 2}]
+)
 def test_numbers_that_no_recipe_has_are_refused(field: dict[str, float]) -> None:
     with pytest.raises(SpecError):
         Standard(**field)  # type: ignore[arg-type]
@@ -114,7 +118,9 @@ def test_fgsm_is_made_in_eval_mode_and_leaves_flags_and_gradients() -> None:
 
 
 def test_fgsm_images_are_those_of_the_attack() -> None:
-    net = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3)), 0.5, 0.25)
+    net = Classifier(
+        nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3)), 0.5, 0.25
+    )
     rows = torch.arange(10)
     attacked = FGSM()(Oracle(net, 10), X, Aim(Y), Linf(0.1), index=rows, seed=0)
     assert torch.equal(MixedFGSM(ratio=1.0, eps=0.1)(net, X, Y), attacked)
@@ -131,14 +137,17 @@ def test_pgd_moves_every_image_within_its_ball_and_the_box() -> None:
 
 
 def test_pgd_on_a_linear_net_ends_in_the_corner_that_its_gradient_points_to() -> None:
-    net = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)))  # of two classes: one direction everywhere
+    # of two classes: one direction everywhere
+    net = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)))
     corner = MixedFGSM(ratio=1.0, eps=0.01)(net, X, Y % 2)
     torch.testing.assert_close(Adversarial(eps=0.01, steps=20, step=0.005)(net, X, Y % 2), corner)
 
 
 def test_more_steps_of_pgd_raise_the_loss_and_as_far_as_the_attack_does() -> None:
     torch.manual_seed(0)
-    net = Classifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 3)), 0.5, 0.25)
+    net = Classifier(
+        nn.Sequential(nn.Flatten(), nn.Linear(16, 32), nn.Tanh(), nn.Linear(32, 3)), 0.5, 0.25
+    )
     y = net(X).argmax(1)
 
     def loss(x: torch.Tensor) -> float:
@@ -147,7 +156,10 @@ def test_more_steps_of_pgd_raise_the_loss_and_as_far_as_the_attack_does() -> Non
     reached = [loss(Adversarial(eps=0.1, steps=k, step=0.02)(net, X, y)) for k in (1, 5, 20)]
     assert loss(X) < reached[0] < reached[1] <= reached[2] * 1.001
     strong = craft(PGD(steps=40), net, X, y, torch.arange(10), Linf(0.1)).x_adv
-    fooled = [(net(x).argmax(1) != y).sum() for x in (Adversarial(eps=0.1, steps=20, step=0.02)(net, X, y), strong)]
+    fooled = [
+        (net(x).argmax(1) != y).sum()
+        for x in (Adversarial(eps=0.1, steps=20, step=0.02)(net, X, y), strong)
+    ]
     assert fooled[0] >= fooled[1]
 
 
@@ -175,18 +187,25 @@ def test_a_restart_begins_a_new_cosine_at_a_lower_peak():
         Standard(epochs=10, lr=0.2).lr_at(s, 100) for s in range(1000)
     ]
     assert recipe.lr_at(2999, 100) < 1e-6 < 0.01 > recipe.lr_at(999, 100)
-    short = Standard(epochs=8, lr=0.2, factor=0.5, restarts=(10, 20))  # as `train --epochs 8` makes it
-    assert [short.lr_at(s, 100) for s in range(800)] == [Standard(epochs=8, lr=0.2).lr_at(s, 100) for s in range(800)]
+    # as `train --epochs 8` makes it
+    short = Standard(epochs=8, lr=0.2, factor=0.5, restarts=(10, 20))
+    assert [short.lr_at(s, 100) for s in range(800)] == [
+        Standard(epochs=8, lr=0.2).lr_at(s, 100) for s in range(800)
+    ]
 
 
 def test_the_averaged_epochs_run_at_one_rate_a_factor_below_the_last_peak():
     recipe = Standard(epochs=30, lr=0.2, factor=0.5, restarts=(10,), averaged=8)
     before = Standard(epochs=22, lr=0.2, factor=0.5, restarts=(10,))
-    assert [recipe.lr_at(s, 100) for s in range(2200)] == [before.lr_at(s, 100) for s in range(2200)]
+    assert [recipe.lr_at(s, 100) for s in range(2200)] == [
+        before.lr_at(s, 100) for s in range(2200)
+    ]
     assert {recipe.lr_at(s, 100) for s in range(2200, 3000)} == {0.05}
 
 
-@pytest.mark.parametrize("odd", [{"epochs": 5, "averaged": 5}, {"averaged": 2, "schedule": "steps"}])
+@pytest.mark.parametrize(
+    "odd", [{"epochs": 5, "averaged": 5}, {"averaged": 2, "schedule": "steps"}]
+)
 def test_an_average_needs_a_cycle_before_it(odd):
     with pytest.raises(SpecError, match="at least one epoch must fall before"):
         Standard(**odd)
@@ -197,6 +216,8 @@ def test_the_last_epochs_see_whole_images():
         Standard(epochs=2, sizes=(16, 24))
 
 
-@pytest.mark.parametrize("recipe", [Standard(epochs=4, lr=0.2), Standard(epochs=4, lr=0.2, factor=0.5, restarts=(2,))])
+@pytest.mark.parametrize(
+    "recipe", [Standard(epochs=4, lr=0.2), Standard(epochs=4, lr=0.2, factor=0.5, restarts=(2,))]
+)
 def test_without_an_average_the_rate_ends_at_nothing(recipe):
     assert recipe.lr_at(400, 100) == pytest.approx(0.0, abs=1e-12)

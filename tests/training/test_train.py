@@ -33,11 +33,17 @@ def test_training_by_name_writes_a_net_that_loads_with_its_page(tmp_path: Path) 
     assert (page.data, page.test_n, page.validation_n) == ("digits/train", 359, 179)
     assert page.data_fingerprint == data("digits/train").fingerprint
     assert {"torch", "python", "retroact"} <= page.versions.keys()
-    assert json.loads((tmp_path / "digits-cnn.json").read_text())["weights_sha256"] == page.weights_sha256
+    assert (
+        json.loads((tmp_path / "digits-cnn.json").read_text())["weights_sha256"]
+        == page.weights_sha256
+    )
 
 
 def test_the_same_seed_gives_the_same_file(tmp_path: Path) -> None:
-    pages = [train("digits-cnn", epochs=1, seed=s, out=tmp_path / str(i)) for i, s in enumerate((0, 0, 1))]
+    pages = [
+        train("digits-cnn", epochs=1, seed=s, out=tmp_path / str(i))
+        for i, s in enumerate((0, 0, 1))
+    ]
     assert pages[0].weights_sha256 == pages[1].weights_sha256 != pages[2].weights_sha256
 
 
@@ -71,13 +77,19 @@ def test_a_training_whose_time_is_up_goes_on(tmp_path: Path) -> None:
 def test_images_at_hand_are_trained_on_by_any_recipe(tmp_path: Path) -> None:
     splits = tuple(data(f"digits{part}") for part in ("/train", "/validation", ""))
     recipe = Standard(epochs=2, lr=0.1, batch=64)
-    page = train_on(splits, "digits-cnn", recipe, command="as it says", seed=0, device="cpu", out=tmp_path)
+    page = train_on(
+        splits, "digits-cnn", recipe, command="as it says", seed=0, device="cpu", out=tmp_path
+    )
     assert page == zoo.entry("digits-cnn")
     assert (page.recipe, page.command) == (str(recipe), "as it says")
-    assert page.weights_sha256 == train("digits-cnn", epochs=2, out=tmp_path / "named").weights_sha256
+    assert (
+        page.weights_sha256 == train("digits-cnn", epochs=2, out=tmp_path / "named").weights_sha256
+    )
 
 
-def test_large_nets_are_measured_as_they_are_kept_in_fp16(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_nets_are_measured_as_they_are_kept_in_fp16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(zoo, "PACKAGE_LIMIT", 1000)
     page = train("digits-cnn", epochs=2)
     assert page.dtype == "float16"
@@ -85,7 +97,9 @@ def test_large_nets_are_measured_as_they_are_kept_in_fp16(tmp_path: Path, monkey
     assert page.accuracy == accuracy(zoo.load("digits-cnn"), data("digits"))
 
 
-def test_a_recipe_may_start_from_another_nets_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_may_start_from_another_nets_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     base = train("digits-cnn", epochs=3)
     still = Standard(epochs=1, lr=1e-12, weight_decay=0.0, start="digits-cnn")
     monkeypatch.setitem(RECIPES, "digits-cnn", still)

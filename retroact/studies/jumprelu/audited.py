@@ -1,4 +1,5 @@
-"""The audits of the networks, in pixels: the truth's own, and the block that stands under each table.
+"""The audits of the networks, in pixels: the truth's own, and the block that stands under each
+table.
 
 The radius is 0.1 on the base LeNet-like, 0.2 on the robust one, and 2/255 on CIFAR-10 (`Net.eps`).
 """
@@ -15,12 +16,22 @@ from retroact.studies.truth import Audited, audits
 
 
 def audited(net: Net, *, quick: bool) -> Audited:
-    """The audit of `net` at the paper's kappa: the quick battery on 200 images, or all of it, 1000 of MNIST's."""
+    """The audit of `net` at the paper's kappa: the quick battery on 200 images, or all of it, 1000
+    of MNIST's."""
     n = 200 if quick or net.data != "mnist" else 1000
-    return Audited(net.model(0), net.model(net.kappa), net.slice(n), Linf(net.eps), "quick" if quick else "whole")
+    return Audited(
+        net.model(0),
+        net.model(net.kappa),
+        net.slice(n),
+        Linf(net.eps),
+        "quick" if quick else "whole",
+    )
 
 
 def beside(desk: Desk, nets: Iterable[Net]) -> Table:
-    """The verified accuracies of a table's networks, and the verdicts; by the quick battery, whatever the table's n."""
+    """The verified accuracies of a table's networks, and the verdicts; by the quick battery,
+    whatever the table's n."""
     asked = [(net.title, audited(net, quick=True)) for net in nets]
-    return audits(desk, "Beside it, audits in pixel space: accuracy, %, before → after the retrofit", asked)
+    return audits(
+        desk, "Beside it, audits in pixel space: accuracy, %, before → after the retrofit", asked
+    )

@@ -1,9 +1,11 @@
-"""Adversarial sets by the paper's protocol: crafted once on a source network, then shown to every target.
+"""Adversarial sets by the paper's protocol: crafted once on a source network, then shown to every
+target.
 
-Our driver asks the judged network in a transfer attack, and stops at the first step that fools it. The paper froze
-an image at the first step that fooled the *source*, whatever the target thought of it; so here the source is attacked
-as in a white box, and the targets only see the result. `Crafted` gives Table 1 and Table 2 from one run, the noise in
-the space that the paper measured it in, and what becomes of dead images.
+Our driver asks the judged network in a transfer attack, and stops at the first step that fools it.
+The paper froze an image at the first step that fooled the *source*, whatever the target thought of
+it; so here the source is attacked as in a white box, and the targets only see the result. `Crafted`
+gives Table 1 and Table 2 from one run, the noise in the space that the paper measured it in, and
+what becomes of dead images.
 """
 
 from __future__ import annotations
@@ -38,11 +40,12 @@ CHUNK = {1: 256}  # images of one channel are small: 1.2 to 1.4 times faster tha
 class Crafted:
     """Examples made on `source` by `attack`, and what `source` and `targets` decide on them.
 
-    Numbers: `clean` and, for each of `SCALES`, `accuracy` of source and targets (shares of all n); `noise`, the mean
-    over all n of ‖x_adv − x‖_p / ‖x‖_p in normalised space (p of `threat`), with its standard error; `noise_pixels`,
-    the same in pixels, and `largest`, the mean L∞ in pixels of the images that were moved; `standing`, how many the
-    source still decides rightly, `dead` among them those whose gradient died; `white`, accuracy and noise where dead
-    images are painted white; `seconds` of CPU.
+    Numbers: `clean` and, for each of `SCALES`, `accuracy` of source and targets (shares of all n);
+    `noise`, the mean over all n of ‖x_adv − x‖_p / ‖x‖_p in normalised space (p of `threat`), with
+    its standard error; `noise_pixels`, the same in pixels, and `largest`, the mean L∞ in pixels of
+    the images that were moved; `standing`, how many the source still decides rightly, `dead` among
+    them those whose gradient died; `white`, accuracy and noise where dead images are painted white;
+    `seconds` of CPU.
 
     `frozen` False takes all steps on every image that is right clean (PGD only).
     """
@@ -59,7 +62,9 @@ class Crafted:
         nets, images = [_net(m) for m in (self.source, *self.targets)], data(self.data)
         made = self._made(nets[0], images)
         adversarial = made.x_adv
-        found = [_accuracies(nets, _longer(adversarial, images.images, s), images.labels) for s in SCALES]
+        found = [
+            _accuracies(nets, _longer(adversarial, images.images, s), images.labels) for s in SCALES
+        ]
         standing = decide(nets[0], adversarial) == images.labels
         dead = standing & (made.zero_gradients > 0)
         moved = (adversarial - images.images).flatten(1).abs().amax(1)
@@ -77,14 +82,23 @@ class Crafted:
 
     def _made(self, source: Classifier, images: Images) -> Outcome:
         """In two goes, since a dead image would take all of the steps and never move again."""
-        deepfool, jump = isinstance(self.attack, ErichsonDeepFool), self.source.activation is not None
-        first = replace(self.attack, steps=min(self.attack.steps, FIRST_DEEPFOOL[jump] if deepfool else FIRST))
+        deepfool, jump = (
+            isinstance(self.attack, ErichsonDeepFool),
+            self.source.activation is not None,
+        )
+        first = replace(
+            self.attack, steps=min(self.attack.steps, FIRST_DEEPFOOL[jump] if deepfool else FIRST)
+        )
         made = self._crafted(first, source, images)
         if first == self.attack:
             return made
         right = decide(source, made.x_adv) == images.labels
         todo = (right & (made.zero_gradients == 0)).nonzero()[:, 0]
-        return _merged(made, self._crafted(self.attack, source, images.select(todo)), todo) if len(todo) else made
+        return (
+            _merged(made, self._crafted(self.attack, source, images.select(todo)), todo)
+            if len(todo)
+            else made
+        )
 
     def _crafted(self, attack: Any, source: Classifier, images: Images) -> Outcome:
         scene = (images.images, images.labels, images.index)
@@ -95,15 +109,22 @@ class Crafted:
         right = decide(source, images.images) == images.labels
         return replace(made, x_adv=made.x_adv.where(right.view(-1, 1, 1, 1), images.images))
 
-    def _white(self, source: Classifier, images: Images, adversarial: Tensor, dead: Tensor) -> dict[str, float]:
+    def _white(
+        self, source: Classifier, images: Images, adversarial: Tensor, dead: Tensor
+    ) -> dict[str, float]:
         if isinstance(self.attack, ErichsonDeepFool) and dead.any():
             rows = dead.nonzero()[:, 0]
             painted = torch.ones_like(adversarial[rows])
             if _alive(source, painted[:1]):  # then the attack goes on from there
-                painted = self._crafted(replace(self.attack, dead="white"), source, images.select(rows)).x_adv
+                painted = self._crafted(
+                    replace(self.attack, dead="white"), source, images.select(rows)
+                ).x_adv
             adversarial = adversarial.index_copy(0, rows, painted)
         (accuracy,) = _accuracies([source], adversarial, images.labels)
-        return {"accuracy": accuracy, **_noise(source, adversarial, images.images, self.threat.norm)}
+        return {
+            "accuracy": accuracy,
+            **_noise(source, adversarial, images.images, self.threat.norm),
+        }
 
 
 @spec
@@ -115,7 +136,10 @@ class Clean:
 
     def __call__(self) -> dict[str, Any]:
         images = data(self.data)
-        return {"n": len(images), "clean": _accuracies([_net(m) for m in self.models], images.images, images.labels)}
+        return {
+            "n": len(images),
+            "clean": _accuracies([_net(m) for m in self.models], images.images, images.labels),
+        }
 
 
 class Restless(Aim):
@@ -132,8 +156,11 @@ def _restless(labels: Tensor, logits: Tensor, index: Tensor) -> Aim:
     return Restless(labels)
 
 
-def relative(net: Classifier, adversarial: Tensor, images: Tensor, norm: Norm, *, pixels: bool = False) -> Tensor:
-    """‖x_adv − x‖_p / ‖x‖_p of each image, (n,), in the space that the network normalises to (eq. 12), or in pixels."""
+def relative(
+    net: Classifier, adversarial: Tensor, images: Tensor, norm: Norm, *, pixels: bool = False
+) -> Tensor:
+    """‖x_adv − x‖_p / ‖x‖_p of each image, (n,), in the space that the network normalises to (eq.
+    12), or in pixels."""
     mean, std = net.mean.cpu(), net.std.cpu()
     size = images if pixels else (images - mean) / std
     moved = (adversarial - images) if pixels else (adversarial - images) / std
@@ -143,8 +170,11 @@ def relative(net: Classifier, adversarial: Tensor, images: Tensor, norm: Norm, *
     return ratio
 
 
-def crafted(net: Net, n: int, name: str, kappa: float = 0.0, *, gray: bool = False, **others: Any) -> Crafted:
-    """What the paper's attack `name` makes on `net` at `kappa`; that of kappa 0 is shown to the paper's kappa too."""
+def crafted(
+    net: Net, n: int, name: str, kappa: float = 0.0, *, gray: bool = False, **others: Any
+) -> Crafted:
+    """What the paper's attack `name` makes on `net` at `kappa`; that of kappa 0 is shown to the
+    paper's kappa too."""
     targets = (net.model(net.kappa),) if kappa == 0 else ()
     attack, threat = net.attack(name, gray=gray)
     return Crafted(net.model(kappa), targets, net.slice(n), attack, threat, **others)
@@ -153,7 +183,9 @@ def crafted(net: Net, n: int, name: str, kappa: float = 0.0, *, gray: bool = Fal
 def _net(model: Model) -> Classifier:
     net = model()
     if not isinstance(net, Classifier):
-        raise TypeError(f"{model}: expected a Classifier, whose mean and std say what normalised space is")
+        raise TypeError(
+            f"{model}: expected a Classifier, whose mean and std say what normalised space is"
+        )
     return net
 
 
@@ -167,7 +199,9 @@ def _alive(net: Classifier, image: Tensor) -> bool:
 
 
 def _longer(adversarial: Tensor, images: Tensor, scale: float) -> Tensor:
-    return adversarial if scale == 1.0 else (images + scale * (adversarial - images)).clamp(0.0, 1.0)
+    return (
+        adversarial if scale == 1.0 else (images + scale * (adversarial - images)).clamp(0.0, 1.0)
+    )
 
 
 def _accuracies(nets: list[Classifier], images: Tensor, labels: Tensor) -> list[float]:
@@ -185,5 +219,8 @@ def _noise(net: Classifier, adversarial: Tensor, images: Tensor, norm: Norm) -> 
 
 def _merged(made: Outcome, again: Outcome, rows: Tensor) -> Outcome:
     """`made` with the examples `rows` as the second go left them."""
-    parts = {f.name: getattr(made, f.name).index_copy(0, rows, getattr(again, f.name)) for f in fields(Outcome)}
+    parts = {
+        f.name: getattr(made, f.name).index_copy(0, rows, getattr(again, f.name))
+        for f in fields(Outcome)
+    }
     return Outcome(**parts)

@@ -1,7 +1,8 @@
 """Figure 1: one image, and how much noise fools either network
 
-Top row the network as it was trained, bottom row its retrofit: the clean image, what DeepFool (DF₂, the paper's steps)
-adds, and the sum. The paper has no code for this figure, so the image and the attack are ours.
+Top row the network as it was trained, bottom row its retrofit: the clean image, what DeepFool (DF₂,
+the paper's steps) adds, and the sum. The paper has no code for this figure, so the image and the
+attack are ours.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ def make(desk: Desk) -> Iterator[Part]:
         yield Text(f"No image among the first test images fools {net.title} at both kappas.")
         return
     caption = (
-        f"{net.title}, DF₂: the first test image that both networks decide rightly and lose. Top kappa 0, bottom kappa "
-        f"{net.kappa:g}; red is |difference|, on one scale. Noise is ‖x_adv − x‖₂ / ‖x‖₂ in normalised space."
+        f"{net.title}, DF₂: the first test image that both networks decide rightly and lose. Top"
+        f" kappa 0, bottom kappa {net.kappa:g}; red is |difference|, on one scale. Noise is ‖x_adv"
+        " − x‖₂ / ‖x‖₂ in normalised space."
     )
     yield Figure(caption, drawn(found[0], net))
 

@@ -1,7 +1,7 @@
 """Figure 2: the retrofit, every ReLU of a trained network becomes a JumpReLU
 
-No weight changes, and one kappa serves all sites. The sites are found by running the network; at kappa 0 the retrofit
-must be the same network bit for bit, which is checked here on images.
+No weight changes, and one kappa serves all sites. The sites are found by running the network; at
+kappa 0 the retrofit must be the same network bit for bit, which is checked here on images.
 """
 
 from __future__ import annotations
@@ -25,13 +25,24 @@ from retroact.studies.desk import Desk
 from retroact.studies.jumprelu.networks import NETS, Net
 
 SITE = plots.CYCLE[1]
-LAYERS = ("image", "conv 5×5, 10\nmax pool", "J", "conv 5×5, 20\nmax pool", "J", "linear 120", "J", "linear 90", "J")
+LAYERS = (
+    "image",
+    "conv 5×5, 10\nmax pool",
+    "J",
+    "conv 5×5, 20\nmax pool",
+    "J",
+    "linear 120",
+    "J",
+    "linear 90",
+    "J",
+)
 ENDS = (*LAYERS, "linear 10\nlogits")
 
 
 @spec
 class Neutral:
-    """How many sites the retrofit of `net` has, its parameters, and whether kappa 0 leaves its logits bit for bit."""
+    """How many sites the retrofit of `net` has, its parameters, and whether kappa 0 leaves its
+    logits bit for bit."""
 
     model: Model
     kappa: float
@@ -52,8 +63,8 @@ class Neutral:
 
 def make(desk: Desk) -> Iterator[Part]:
     yield Figure(
-        "The LeNet-like network, above as trained with its ReLUs, below retrofitted: J(z) = z where z > kappa, else 0. "
-        "Nothing else changes, and nothing is trained again.",
+        "The LeNet-like network, above as trained with its ReLUs, below retrofitted: J(z) = z where"
+        " z > kappa, else 0. Nothing else changes, and nothing is trained again.",
         schematic(),
     )
     head = ("network", "sites", "parameters", "kappa", "logits at kappa 0", "logits at kappa")
@@ -85,18 +96,29 @@ def schematic() -> str:
 
 
 def _box(axes: Any, at: float, y: float, name: str, colour: str, *, last: bool) -> float:
-    """A layer, or a site with the graph of its function, and the arrow to the next; gives where that begins."""
+    """A layer, or a site with the graph of its function, and the arrow to the next; gives where
+    that begins."""
     site = name == "J"
     width = 0.62 if site else 1.32
     edge = colour if site else plots.INK
     style = "round,pad=0,rounding_size=0.08"
-    axes.add_patch(FancyBboxPatch((at, y), width, 0.56, boxstyle=style, fill=False, edgecolor=edge, linewidth=1.2))
+    axes.add_patch(
+        FancyBboxPatch(
+            (at, y), width, 0.56, boxstyle=style, fill=False, edgecolor=edge, linewidth=1.2
+        )
+    )
     if site:
         _glyph(axes, at, y, colour, jump=0.18 if colour == SITE else 0.0)
     else:
         axes.text(at + width / 2, y + 0.28, name, ha="center", va="center", fontsize=7)
     if not last:
-        arrow = {"arrowstyle": "-|>", "color": plots.INK, "linewidth": 0.8, "shrinkA": 0, "shrinkB": 0}
+        arrow = {
+            "arrowstyle": "-|>",
+            "color": plots.INK,
+            "linewidth": 0.8,
+            "shrinkA": 0,
+            "shrinkB": 0,
+        }
         axes.annotate("", (at + width + 0.24, y + 0.28), (at + width, y + 0.28), arrowprops=arrow)
     return at + width + (0.0 if last else 0.24)
 
@@ -107,4 +129,6 @@ def _glyph(axes: Any, at: float, y: float, colour: str, jump: float) -> None:
     axes.plot([left, turn + jump / 2], [base, base], color=colour, linewidth=1.6)
     axes.plot([turn + jump / 2, at + 0.54], [base + jump, base + 0.34], color=colour, linewidth=1.6)
     if jump:
-        axes.plot([turn + jump / 2] * 2, [base, base + jump], color=colour, linewidth=0.8, linestyle=":")
+        axes.plot(
+            [turn + jump / 2] * 2, [base, base + jump], color=colour, linewidth=0.8, linestyle=":"
+        )

@@ -1,8 +1,9 @@
 """Figure 3: ReLU and Swish, JumpReLU, and its subgradient
 
-Drawn from the activations that the study installs, not from formulas of the figure's own. (a) R(z) = max(z, 0) and
-S(z) = z / (1 + exp(−2 beta z)) with beta 0.5, eq. 9-10, which is SiLU; (b) J(z) = z where z > kappa, eq. 11, so 0 at
-kappa itself; (c) what autograd gives, 1 where z > kappa: the jump itself has no slope that it could see.
+Drawn from the activations that the study installs, not from formulas of the figure's own. (a) R(z)
+= max(z, 0) and S(z) = z / (1 + exp(−2 beta z)) with beta 0.5, eq. 9-10, which is SiLU; (b) J(z) = z
+where z > kappa, eq. 11, so 0 at kappa itself; (c) what autograd gives, 1 where z > kappa: the jump
+itself has no slope that it could see.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 def make(desk: Desk) -> Iterator[Part]:
     yield Figure(
-        f"(a) ReLU, and Swish with beta 0.5 (dashed). (b) JumpReLU with kappa {KAPPA:g}: the filled dot belongs to it, "
-        "the open one does not. (c) Its subgradient: that of ReLU, shifted by kappa.",
+        f"(a) ReLU, and Swish with beta 0.5 (dashed). (b) JumpReLU with kappa {KAPPA:g}: the filled"
+        " dot belongs to it, the open one does not. (c) Its subgradient: that of ReLU, shifted by"
+        " kappa.",
         drawn(),
     )
 
@@ -51,7 +53,14 @@ def drawn() -> str:
     jump = JumpReLU(KAPPA)
     left, middle, right = figure.subplots(1, 3)
     left.plot(z, values(ReLU(), z), color=plots.CYCLE[0], linewidth=1.8, label="ReLU")
-    left.plot(z, values(Swish(0.5), z), color=plots.CYCLE[1], linewidth=1.4, linestyle="--", label="Swish, beta 0.5")
+    left.plot(
+        z,
+        values(Swish(0.5), z),
+        color=plots.CYCLE[1],
+        linewidth=1.4,
+        linestyle="--",
+        label="Swish, beta 0.5",
+    )
     left.legend(fontsize=7, frameon=False)
     for axes, of in ((middle, values), (right, slopes)):
         for part in (z[z <= KAPPA], z[z > KAPPA]):

@@ -1,7 +1,8 @@
 """Figure 5: what DF∞ does to MNIST, at kappa 0 and at kappa 1
 
-Five pictures for each image, as in the paper: the clean image, the adversarial one and |difference| for the network as
-trained, and both again for the retrofit. The paper shows digits of its own choice; these are the first ones.
+Five pictures for each image, as in the paper: the clean image, the adversarial one and |difference|
+for the network as trained, and both again for the retrofit. The paper shows digits of its own
+choice; these are the first ones.
 """
 
 from __future__ import annotations
@@ -20,14 +21,16 @@ def make(desk: Desk) -> Iterator[Part]:
         return
     found = shots(desk, LENET, "deepfool_linf", 3)
     yield Figure(
-        f"{LENET.title}, DF∞: the first test images that both networks decide rightly and lose. Noise is "
-        "‖x_adv − x‖∞ / ‖x‖∞ in normalised space, L∞ is in pixels; red is |difference|, one scale for each row.",
+        f"{LENET.title}, DF∞: the first test images that both networks decide rightly and lose."
+        " Noise is ‖x_adv − x‖∞ / ‖x‖∞ in normalised space, L∞ is in pixels; red is |difference|,"
+        " one scale for each row.",
         rows_of_five(found, LENET.kappa),
     )
     (_, few, fallen), (class_, many, fell) = commonest(desk, LENET, "deepfool_linf")
     yield Text(
-        f"Of the first {KEPT} test images {fell} fall at kappa {LENET.kappa:g}, and {many} of these are taken for a "
-        f"{class_} (at kappa 0 {few} of {fallen} for one class). A single step of DeepFool goes so far that units fall "
-        "below kappa all at once, and a network whose units are all silent decides by its last bias alone: large noise "
-        "here does not say that less would not do."
+        f"Of the first {KEPT} test images {fell} fall at kappa {LENET.kappa:g}, and {many} of these"
+        f" are taken for a {class_} (at kappa 0 {few} of {fallen} for one class). A single step of"
+        " DeepFool goes so far that units fall below kappa all at once, and a network whose units"
+        " are all silent decides by its last bias alone: large noise here does not say that less"
+        " would not do."
     )

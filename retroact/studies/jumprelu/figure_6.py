@@ -1,7 +1,8 @@
 """Figure 6: what DF₂ does to CIFAR-10, at kappa 0 and at the paper's kappa
 
-Five pictures for each image, as in Figure 5. Whether noise is visible nobody was asked here; the claim about it is
-judged by the usual bound of what is called imperceptible on such images, 8/255 in any pixel.
+Five pictures for each image, as in Figure 5. Whether noise is visible nobody was asked here; the
+claim about it is judged by the usual bound of what is called imperceptible on such images, 8/255 in
+any pixel.
 """
 
 from __future__ import annotations
@@ -11,7 +12,16 @@ from collections.abc import Iterator
 from retroact.reports.studied import Claim, Figure, Part, Text
 from retroact.studies.desk import Desk
 from retroact.studies.jumprelu.crafted import crafted
-from retroact.studies.jumprelu.networks import ALEX, ATTACKS, LENET, PAPERS, RESNET, Net, available, untested
+from retroact.studies.jumprelu.networks import (
+    ALEX,
+    ATTACKS,
+    LENET,
+    PAPERS,
+    RESNET,
+    Net,
+    available,
+    untested,
+)
 from retroact.studies.jumprelu.pictures import rows_of_five, shots
 from retroact.studies.truth import answered
 
@@ -22,29 +32,44 @@ DEEPFOOLS = ("deepfool_linf", "deepfool_l2")
 def make(desk: Desk) -> Iterator[Part]:
     net = ALEX if ALEX.here else LENET
     if net is not ALEX:
-        yield Text(f"{net.title} stands in for AlexLike, which has {ALEX.missing}. So this is MNIST and not CIFAR-10.")
+        yield Text(
+            f"{net.title} stands in for AlexLike, which has {ALEX.missing}. So this is MNIST and"
+            " not CIFAR-10."
+        )
     yield Figure(
-        f"{net.title}, DF₂: the first test images that both networks decide rightly and lose. Noise is "
-        "‖x_adv − x‖₂ / ‖x‖₂ in normalised space, L∞ is in pixels; red is |difference|, one scale for each row.",
+        f"{net.title}, DF₂: the first test images that both networks decide rightly and lose. Noise"
+        " is ‖x_adv − x‖₂ / ‖x‖₂ in normalised space, L∞ is in pixels; red is |difference|, one"
+        " scale for each row.",
         rows_of_five(shots(desk, net, "deepfool_l2", 3), net.kappa),
     )
     yield _lucid(desk)
 
 
 def _lucid(desk: Desk) -> Claim:
-    """Visible: DeepFool perturbations scaled to a mean noise of 5 % move some pixel by 8/255 or more, on average."""
+    """Visible: DeepFool perturbations scaled to a mean noise of 5 % move some pixel by 8/255 or
+    more, on average."""
     nets = available(desk, (*PAPERS, RESNET))
     if not nets:
         return Claim("lucid", "not tested", f"none of its networks is here{untested(desk, PAPERS)}")
-    pixels = {(net.title, name): at_five_percent(desk, net, name) for net in nets for name in DEEPFOOLS}
-    said = ", ".join(f"{title} {ATTACKS[a]} {255 * v:.0f} to {510 * v:.0f}" for (title, a), v in pixels.items())
-    because = f"no person was asked; the mean L∞, in 255ths of a pixel, that 5 to 10 % of noise amount to: {said}"
+    pixels = {
+        (net.title, name): at_five_percent(desk, net, name) for net in nets for name in DEEPFOOLS
+    }
+    said = ", ".join(
+        f"{title} {ATTACKS[a]} {255 * v:.0f} to {510 * v:.0f}" for (title, a), v in pixels.items()
+    )
+    because = (
+        "no person was asked; the mean L∞, in 255ths of a pixel, that 5 to 10 % of noise amount"
+        f" to: {said}"
+    )
     return Claim(
-        "lucid", answered(min(pixels.values()) >= VISIBLE), f"{because}; asked for 8 at least{untested(desk, PAPERS)}"
+        "lucid",
+        answered(min(pixels.values()) >= VISIBLE),
+        f"{because}; asked for 8 at least{untested(desk, PAPERS)}",
     )
 
 
 def at_five_percent(desk: Desk, net: Net, name: str) -> float:
-    """The mean L∞ (pixels) of the attack's perturbations at kappa 0, scaled so that their mean noise is 5 %."""
+    """The mean L∞ (pixels) of the attack's perturbations at kappa 0, scaled so that their mean
+    noise is 5 %."""
     found = desk.facts(crafted(net, net.n(desk), name))
     return 0.05 * float(found["largest"]) / max(float(found["noise"]), 1e-12)

@@ -1,8 +1,9 @@
 """Figure 7: examples made at kappa i, shown to kappa j
 
-PGD in steps of 0.01 with a budget that leaves the source nearly nothing (1000 steps), each image frozen at the first
-step that fools the source. Grid and budget are ours, for the paper states neither. The second matrix takes away the
-freezing: as many steps on every image, fallen or not, so that examples are not minimal ones.
+PGD in steps of 0.01 with a budget that leaves the source nearly nothing (1000 steps), each image
+frozen at the first step that fools the source. Grid and budget are ours, for the paper states
+neither. The second matrix takes away the freezing: as many steps on every image, fallen or not, so
+that examples are not minimal ones.
 """
 
 from __future__ import annotations
@@ -18,7 +19,15 @@ from retroact.reports import plots
 from retroact.reports.studied import Claim, Figure, Part, Text
 from retroact.studies.desk import Desk
 from retroact.studies.jumprelu.crafted import Crafted
-from retroact.studies.jumprelu.networks import ALEX, ALEX_ROBUST, LENET, LENET_ROBUST, Net, available, untested
+from retroact.studies.jumprelu.networks import (
+    ALEX,
+    ALEX_ROBUST,
+    LENET,
+    LENET_ROBUST,
+    Net,
+    available,
+    untested,
+)
 from retroact.studies.truth import answered
 
 BUDGET, FREE = 1000, 100
@@ -32,12 +41,14 @@ def make(desk: Desk) -> Iterator[Part]:
     free = {net.title: matrix(desk, net, frozen=False) for net in nets}
     if nets:
         yield Figure(
-            f"Accuracy, %, of kappa j (columns) on examples made at kappa i (rows), PGD with up to {BUDGET} steps of "
-            "0.01, frozen on the source. On the diagonal what the source keeps: dead images.",
+            "Accuracy, %, of kappa j (columns) on examples made at kappa i (rows), PGD with up to"
+            f" {BUDGET} steps of 0.01, frozen on the source. On the diagonal what the source keeps:"
+            " dead images.",
             heatmaps(nets, matrices),
         )
         yield Figure(
-            f"The same without freezing: {FREE} steps on every image, so that no example is a minimal one.",
+            f"The same without freezing: {FREE} steps on every image, so that no example is a"
+            " minimal one.",
             heatmaps(nets, free),
         )
         yield _unfrozen(nets, free)
@@ -52,13 +63,17 @@ def grid(net: Net) -> tuple[float, ...]:
 
 
 def matrix(desk: Desk, net: Net, *, frozen: bool = True) -> NDArray[np.float64]:
-    """Accuracy (%) of each target (column) on the set of each source (row); without freezing FREE steps are taken."""
+    """Accuracy (%) of each target (column) on the set of each source (row); without freezing FREE
+    steps are taken."""
     models = [net.model(kappa) for kappa in grid(net)]
     attack, threat = net.attack("pgd")
     attack = replace(attack, steps=BUDGET if frozen else FREE)
     data = net.slice(net.n(desk, per=desk.pick(3, 10) if net.data == "mnist" else desk.pick(2, 5)))
     others = [tuple(m for m in models if m != source) for source in models]
-    asked = [Crafted(m, targets, data, attack, threat, frozen) for m, targets in zip(models, others, strict=True)]
+    asked = [
+        Crafted(m, targets, data, attack, threat, frozen)
+        for m, targets in zip(models, others, strict=True)
+    ]
     rows = []
     for i, found in enumerate(desk.all_facts(asked)):
         own, *shown = found["accuracy"][0]
@@ -72,10 +87,13 @@ def _unfrozen(nets: list[Net], free: dict[str, NDArray[np.float64]]) -> Text:
     for net in nets:
         at = grid(net).index(net.kappa)
         from_0, own = free[net.title][0, at], free[net.title][at, at]
-        said.append(f"{net.title} {from_0:.0f} % along the gradients of kappa 0, {own:.0f} % along its own")
+        said.append(
+            f"{net.title} {from_0:.0f} % along the gradients of kappa 0, {own:.0f} % along its own"
+        )
     return Text(
-        f"What the paper's kappa keeps against {FREE} steps on every image: {'; '.join(said)}. Where the first number "
-        "is the smaller one, the jump hides the way from its own gradients and does not close it."
+        f"What the paper's kappa keeps against {FREE} steps on every image: {'; '.join(said)}."
+        " Where the first number is the smaller one, the jump hides the way from its own gradients"
+        " and does not close it."
     )
 
 
@@ -97,8 +115,11 @@ def heatmaps(nets: list[Net], matrices: dict[str, NDArray[np.float64]]) -> str:
 
 
 def both_ways(values: NDArray[np.float64]) -> tuple[float, float, bool]:
-    """Mean accuracy from low kappas to high ones and back, and whether every pair is lower upwards than downwards."""
-    pairs = [(values[i, j], values[j, i]) for i in range(len(values)) for j in range(i + 1, len(values))]
+    """Mean accuracy from low kappas to high ones and back, and whether every pair is lower upwards
+    than downwards."""
+    pairs = [
+        (values[i, j], values[j, i]) for i in range(len(values)) for j in range(i + 1, len(values))
+    ]
     up, down = (float(np.mean([p[side] for p in pairs])) for side in (0, 1))
     return up, down, all(a < b for a, b in pairs)
 
@@ -106,13 +127,21 @@ def both_ways(values: NDArray[np.float64]) -> tuple[float, float, bool]:
 def _unidirectional(
     desk: Desk, matrices: dict[str, NDArray[np.float64]], free: dict[str, NDArray[np.float64]]
 ) -> Claim:
-    """Not the reverse: each low → high cell keeps less than its mirror image; truly: without freezing, too."""
+    """Not the reverse: each low → high cell keeps less than its mirror image; truly: without
+    freezing, too."""
     if not matrices:
-        return Claim("unidirectional", "not tested", f"none of its networks is here{untested(desk, PANELS)}")
-    found = {title: (both_ways(values), both_ways(free[title])) for title, values in matrices.items()}
+        return Claim(
+            "unidirectional", "not tested", f"none of its networks is here{untested(desk, PANELS)}"
+        )
+    found = {
+        title: (both_ways(values), both_ways(free[title])) for title, values in matrices.items()
+    }
     said = "; ".join(
-        f"{title} {a[0]:.0f} % low → high and {a[1]:.0f} % high → low, without freezing {b[0]:.0f} and {b[1]:.0f} %"
+        f"{title} {a[0]:.0f} % low → high and {a[1]:.0f} % high → low, without freezing {b[0]:.0f}"
+        f" and {b[1]:.0f} %"
         for title, (a, b) in found.items()
     )
     answer = answered(all(a[2] for a, _ in found.values()), all(b[2] for _, b in found.values()))
-    return Claim("unidirectional", answer, f"mean accuracy of the target: {said}{untested(desk, PANELS)}")
+    return Claim(
+        "unidirectional", answer, f"mean accuracy of the target: {said}{untested(desk, PANELS)}"
+    )

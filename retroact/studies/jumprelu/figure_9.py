@@ -1,9 +1,10 @@
 """Figure 9: accuracy against the number of PGD iterations, and what an iteration costs
 
-The whole curve is read off one run for each network: an image that was given up after k gradients fell at step k − 1,
-so the accuracy with any smaller budget is known. Steps of 0.01 in normalised space, frozen, as in Table 2; the paper's
-panels for WideResNet and MobileNetV2 have the robust weights. Adaptive: the retrofit under the same steps along its own
-gradients, those of the network before the change, or those of a kernel at the jump, whichever fells an image first.
+The whole curve is read off one run for each network: an image that was given up after k gradients
+fell at step k − 1, so the accuracy with any smaller budget is known. Steps of 0.01 in normalised
+space, frozen, as in Table 2; the paper's panels for WideResNet and MobileNetV2 have the robust
+weights. Adaptive: the retrofit under the same steps along its own gradients, those of the network
+before the change, or those of a kernel at the jump, whichever fells an image first.
 """
 
 from __future__ import annotations
@@ -52,7 +53,8 @@ NOT_AFFECTED = 1.1
 
 @spec
 class InferenceTime:
-    """CPU seconds of a forward pass of `jumped` over those of `plain`, and of `plain` over its own: medians."""
+    """CPU seconds of a forward pass of `jumped` over those of `plain`, and of `plain` over its own:
+    medians."""
 
     plain: Model
     jumped: Model
@@ -75,16 +77,21 @@ def make(desk: Desk) -> Iterator[Part]:
     runs = {net.name: [desk.records(cells(desk, net, how))[0] for how in HOW] for net in nets}
     if nets:
         caption = "White-box PGD: accuracy, %, with a budget of so many steps of 0.01."
-        yield Figure(caption, panels([_panel(desk, net, runs[net.name]) for net in nets], columns=2))
+        yield Figure(
+            caption, panels([_panel(desk, net, runs[net.name]) for net in nets], columns=2)
+        )
     if untested(desk, PANELS):
         yield Text(f"Not drawn{untested(desk, PANELS)}.")
     counts, times = ("iterations, kappa 0", "at kappa", "adaptive"), ("ms, kappa 0", "ms, kappa")
     rows = tuple(_row(desk, net, runs[net.name]) for net in nets)
-    title = "Iterations for the same fool rate, and milliseconds (wall clock) of an image and iteration"
+    title = (
+        "Iterations for the same fool rate, and milliseconds (wall clock) of an image and iteration"
+    )
     yield Table(title, ("network", "n", "kappa", "fool rate, %", *counts, *times), rows, digits=2)
     yield Text(
-        "An image that has fallen costs nothing more, so the same number of iterations takes longer where more images "
-        "stand: this, and no slower network, is what the paper's 4 and 5 minutes for WideResNet may show."
+        "An image that has fallen costs nothing more, so the same number of iterations takes longer"
+        " where more images stand: this, and no slower network, is what the paper's 4 and 5 minutes"
+        " for WideResNet may show."
     )
     yield _iterations(desk, {net.title: runs[net.name] for net in nets if net in PANELS})
     yield from _inference(desk)
@@ -108,15 +115,19 @@ def cells(desk: Desk, net: Net, how: str) -> list[Cell]:
     slice_ = net.slice(net.n(desk, per=desk.pick(2, 5)))
     if how == "kappa 0":
         return [Cell(net.model(0), slice_, attack, threat)]
-    others: dict[str, Any] = {"from kappa 0": {"source": net.model(0)}, "kernel": {"beta": WIDTH / net.kappa}}
+    others: dict[str, Any] = {
+        "from kappa 0": {"source": net.model(0)},
+        "kernel": {"beta": WIDTH / net.kappa},
+    }
     return [Cell(net.model(net.kappa), slice_, attack, threat, **others.get(how, {}))]
 
 
 def fallen(record: Record) -> NDArray[np.float64]:
     """After how many steps each image fell: 0 where it is wrong clean, infinite where it stands.
 
-    An image is given up when its gradient is taken at the point that fools, so it saw one gradient more than steps. Of
-    those that saw all gradients of the run the last step or the one before did it: curves end two steps before.
+    An image is given up when its gradient is taken at the point that fools, so it saw one gradient
+    more than steps. Of those that saw all gradients of the run the last step or the one before did
+    it: curves end two steps before.
     """
     steps = np.where(record.adversarial != record.label, record.gradients - 1.0, np.inf)
     return np.where(record.clean != record.label, 0.0, steps)
@@ -137,7 +148,10 @@ def _panel(desk: Desk, net: Net, runs: list[Record]) -> Panel:
     last = budget(desk, net)
     x = list(range(last + 1))[:: max(1, last // 20)]
     curves = (("kappa 0", fallen(runs[0])), ("the paper's kappa", fallen(runs[1])))
-    made = [Series(name, x, [accuracies(s, last)[t] for t in x], colour=i) for i, (name, s) in enumerate(curves)]
+    made = [
+        Series(name, x, [accuracies(s, last)[t] for t in x], colour=i)
+        for i, (name, s) in enumerate(curves)
+    ]
     known = [accuracies(adaptive(runs), last)[t] for t in x]
     made.append(Series("the paper's kappa, adaptive", x, known, colour=2))
     return Panel(f"{net.title}, kappa {net.kappa:g}", made, "iterations", "accuracy, %")
@@ -150,14 +164,16 @@ def _row(desk: Desk, net: Net, runs: list[Record]) -> tuple[Value, ...]:
 
 
 def same_rate(steps: list[NDArray[np.float64]], last: int) -> tuple[float, list[int]]:
-    """The fool rate that all reach, half of the images or less, and after how many steps each reaches it."""
+    """The fool rate that all reach, half of the images or less, and after how many steps each
+    reaches it."""
     reached = [[float(np.mean(s <= t)) for t in range(last + 1)] for s in steps]
     rate = min(0.5, *(r[-1] for r in reached))
     return rate, [next(t for t, v in enumerate(r) if v >= rate) for r in reached]
 
 
 def milliseconds(record: Record) -> float:
-    """Milliseconds (wall clock) of an image and iteration; the looks before and after the attack are in it."""
+    """Milliseconds (wall clock) of an image and iteration; the looks before and after the attack
+    are in it."""
     return 1000 * float(record.pedigree.get("seconds", 0.0)) / max(1, int(record.gradients.sum()))
 
 
@@ -165,19 +181,26 @@ def milliseconds(record: Record) -> float:
 
 
 def _iterations(desk: Desk, runs: dict[str, list[Record]]) -> Claim:
-    """More: the retrofit reaches the same fool rate later on every network; truly: adaptive steps take 10 % more."""
+    """More: the retrofit reaches the same fool rate later on every network; truly: adaptive steps
+    take 10 % more."""
     if not runs:
-        return Claim("iterations", "not tested", f"none of its networks is here{untested(desk, PANELS)}")
+        return Claim(
+            "iterations", "not tested", f"none of its networks is here{untested(desk, PANELS)}"
+        )
     by_title = {net.title: net for net in PANELS}
     protocol, truth, said = [], [], []
     for title, records in runs.items():
         last = budget(desk, by_title[title])
-        rate, (low, high, best) = same_rate([fallen(records[0]), fallen(records[1]), adaptive(records)], last)
+        rate, (low, high, best) = same_rate(
+            [fallen(records[0]), fallen(records[1]), adaptive(records)], last
+        )
         protocol.append(high > low)
         truth.append(best >= 1.1 * low)
         counts = f"{low} iterations at kappa 0, {high} at kappa, {best} adaptive"
         said.append(f"{title}, fool rate {100 * rate:.0f} %: {counts}")
-    return Claim("iterations", answered(all(protocol), all(truth)), "; ".join(said) + untested(desk, PANELS))
+    return Claim(
+        "iterations", answered(all(protocol), all(truth)), "; ".join(said) + untested(desk, PANELS)
+    )
 
 
 def _inference(desk: Desk) -> Iterator[Part]:
@@ -186,31 +209,48 @@ def _inference(desk: Desk) -> Iterator[Part]:
     found = {net: desk.facts(_timed(net)) for net in nets if not net.robust}
     rows = [(net.title, f["ratio"], f["again"]) for net, f in found.items()]
     head = ("network", "JumpReLU / ReLU", "ReLU / itself")
-    yield Table("CPU time of a forward pass, median ratio of alternating rounds", head, tuple(rows), digits=3)
+    yield Table(
+        "CPU time of a forward pass, median ratio of alternating rounds",
+        head,
+        tuple(rows),
+        digits=3,
+    )
     said = ", ".join(f"{net.title} × {f['ratio']:.3f}" for net, f in found.items())
     if not found:
-        yield Claim("inference_time", "not tested", f"none of its networks is here{untested(desk, PAPERS)}")
+        yield Claim(
+            "inference_time", "not tested", f"none of its networks is here{untested(desk, PAPERS)}"
+        )
         return
     answer = answered(max(f["ratio"] for f in found.values()) <= NOT_AFFECTED)
     yield Claim(
-        "inference_time", answer, f"a forward pass on a CPU, over the ReLU network's: {said}{untested(desk, PAPERS)}"
+        "inference_time",
+        answer,
+        f"a forward pass on a CPU, over the ReLU network's: {said}{untested(desk, PAPERS)}",
     )
 
 
 def _minutes(desk: Desk) -> Iterator[Claim]:
-    """The paper's 4 and 5 minutes, as a ratio: seven iterations on the retrofit take LONGER times as long at least."""
+    """The paper's 4 and 5 minutes, as a ratio: seven iterations on the retrofit take LONGER times
+    as long at least."""
     names = [f"time.7_iterations.wideresnet_minutes.{which}" for which in ("relu", "jumprelu")]
     net = WIDE if WIDE.here else WIDE_ROBUST
     if net.absent(desk):
         yield from (Claim(name, "not tested", f"{net.title}, {net.absent(desk)}") for name in names)
         return
-    low, high = (desk.facts(crafted(net, net.n(desk), "pgd", k))["seconds"] for k in (0.0, net.kappa))
-    because = f"minutes of {net.steps} iterations on {net.title}; here {low:.0f} s and {high:.0f} s, × {high / low:.2f}"
+    low, high = (
+        desk.facts(crafted(net, net.n(desk), "pgd", k))["seconds"] for k in (0.0, net.kappa)
+    )
+    because = (
+        f"minutes of {net.steps} iterations on {net.title}; here {low:.0f} s and {high:.0f} s, ×"
+        f" {high / low:.2f}"
+    )
     yield from (Claim(name, answered(high >= LONGER * low), because) for name in names)
 
 
 def _timed(net: Net) -> InferenceTime:
-    return InferenceTime(net.model(0), net.model(net.kappa), net.slice(128 if net.data == "mnist" else 16))
+    return InferenceTime(
+        net.model(0), net.model(net.kappa), net.slice(128 if net.data == "mnist" else 16)
+    )
 
 
 def _seconds(net: torch.nn.Module, images: torch.Tensor) -> float:

@@ -1,14 +1,19 @@
-"""The paper's four networks, base and robust, and ResNet-20 of its authors' code: jump sizes, budgets, attacks, slices.
+"""The paper's four networks, base and robust, and ResNet-20 of its authors' code: jump sizes,
+budgets, attacks, slices.
 
 Switches of the protocol, all of them fields of a spec, with their defaults:
 
-* lengths in normalised space: `std` of the attacks is the network's own; `std=(1.0,)` would mean pixels.
+* lengths in normalised space: `std` of the attacks is the network's own; `std=(1.0,)` would mean
+  pixels.
 * frozen iterates: `Crafted(frozen=True)`: an image is never touched again once it fools the source.
-* gray-box PGD: steps of .031 on the base WideResNet, MobileNetV2 and ResNet-20 (`Net.gray_step`), .01 elsewhere, as in
-  the authors' code; the paper says .01 throughout.
-* the radius of TR: 0.5, which gives the paper's numbers on MNIST; for CIFAR-10 it is not known, and 0.5 is used.
-* dead networks: an image that switched every hidden unit off is left alone and counted ("leave"); `Crafted` also
-  says what painting it white would give ("white"), as the paper's numbers have it.
+* gray-box PGD: steps of .031 on the base WideResNet, MobileNetV2 and ResNet-20 (`Net.gray_step`),
+  .01
+  elsewhere, as in the authors' code; the paper says .01 throughout.
+* the radius of TR: 0.5, which gives the paper's numbers on MNIST; for CIFAR-10 it is not known, and
+  0.5 is used.
+* dead networks: an image that switched every hidden unit off is left alone and counted ("leave");
+  `Crafted`
+  also says what painting it white would give ("white"), as the paper's numbers have it.
 """
 
 from __future__ import annotations
@@ -34,8 +39,10 @@ FAR_INF, FAR_2 = Linf(1.0), L2(1000.0)
 
 @dataclass(frozen=True)
 class Net:
-    """A trained network: its name in the zoo and in published.json, the paper's kappa, the kappas of its figure, the
-    steps of PGD and DeepFool, how many images it is attacked on (quick, full), and the pixel radius of its audit."""
+    """A trained network: its name in the zoo and in published.json, the paper's kappa, the kappas
+    of its figure, the steps of PGD and DeepFool, how many images it is attacked on (quick, full),
+    and the pixel radius of its audit.
+    """
 
     title: str
     name: str
@@ -84,7 +91,8 @@ class Net:
         return f"{self.data}[:{n}]"
 
     def n(self, desk: Desk, *, per: int = 1) -> int:
-        """How many images the tables use; `per` asks for that part of them, and for eight at least."""
+        """How many images the tables use; `per` asks for that part of them, and for eight at
+        least."""
         return max(8, desk.pick(*self.sizes) // per)
 
     @property
@@ -93,8 +101,17 @@ class Net:
         if self.key in ("lenet_mnist", "alexlike_cifar10"):
             longer = self.robust and self.key == "alexlike_cifar10"
             epochs, ends = (120, (30, 60, 90)) if longer else (90, (30, 60, 80))
-            return Standard(epochs, 0.02, schedule="steps", milestones=ends, factor=0.2, augment=self.data == "cifar10")
-        return Standard(120, 0.1, schedule="steps", milestones=(30, 60, 90), factor=0.1, augment=True)
+            return Standard(
+                epochs,
+                0.02,
+                schedule="steps",
+                milestones=ends,
+                factor=0.2,
+                augment=self.data == "cifar10",
+            )
+        return Standard(
+            120, 0.1, schedule="steps", milestones=(30, 60, 90), factor=0.1, augment=True
+        )
 
     def attack(self, name: str, *, gray: bool = False) -> tuple[Any, Any]:
         """The paper's attack of that name, and a threat model that does not limit it."""
@@ -102,7 +119,9 @@ class Net:
             return ErichsonPGD(self.gray_step if gray else 0.01, self.steps, self.std), FAR_INF
         if name == "trust_region":
             return ErichsonTrustRegion(radius=0.5, steps=1000, std=self.std), FAR_2
-        return ErichsonDeepFool(self.steps, std=self.std), FAR_INF if name == "deepfool_linf" else FAR_2
+        return ErichsonDeepFool(self.steps, std=self.std), (
+            FAR_INF if name == "deepfool_linf" else FAR_2
+        )
 
     def published(self, table: str, column: str, kappa: float) -> float | None:
         """The paper's number: table "1" or "2", a column of it, kappa 0 or the paper's own."""
@@ -117,7 +136,9 @@ HUNDREDTHS = tuple(round(0.01 * i, 2) for i in range(10))
 
 
 def _mnist(title: str, name: str, key: str, eps: float) -> Net:
-    return Net(title, name, key, 1.0, (0.0, 0.5, 1.0, 1.5), "mnist", MNIST_STD, 40, (300, 10_000), eps)
+    return Net(
+        title, name, key, 1.0, (0.0, 0.5, 1.0, 1.5), "mnist", MNIST_STD, 40, (300, 10_000), eps
+    )
 
 
 def _cifar(
@@ -137,22 +158,43 @@ LENET = _mnist("LeNet-like", "lenet-mnist", "lenet_mnist", 0.1)
 LENET_ROBUST = _mnist("robust LeNet-like", "lenet-mnist-robust", "lenet_mnist", 0.2)
 LENET_STEPS = _mnist("robust LeNet-like, 90 epochs", "lenet-mnist-robust-steps", "lenet_mnist", 0.2)
 ALEX = _cifar("AlexLike", "alexlike-cifar10", "alexlike_cifar10", 0.4, (100, 1000), kappas=TENTHS)
-ALEX_ROBUST = _cifar("robust AlexLike", "alexlike-cifar10-robust", "alexlike_cifar10", 0.4, (100, 1000), kappas=TENTHS)
-WIDE = _cifar("WideResNet", "wideresnet-cifar10", "wideresnet_cifar10", 0.07, (16, 200), gray_step=0.031)
-WIDE_ROBUST = _cifar("robust WideResNet", "wideresnet-cifar10-robust", "wideresnet_cifar10", 0.07, (16, 200))
-MOBILE = _cifar("MobileNetV2", "mobilenetv2-cifar10", "mobilenetv2_cifar10", 0.06, (48, 400), gray_step=0.031)
-MOBILE_ROBUST = _cifar("robust MobileNetV2", "mobilenetv2-cifar10-robust", "mobilenetv2_cifar10", 0.06, (48, 400))
-RESNET = _cifar("ResNet-20", "resnet20-cifar10", "resnet20_cifar10", 0.07, (100, 1000), gray_step=0.031)
-RESNET_ROBUST = _cifar("robust ResNet-20", "resnet20-cifar10-robust", "resnet20_cifar10", 0.07, (100, 1000))
+ALEX_ROBUST = _cifar(
+    "robust AlexLike",
+    "alexlike-cifar10-robust",
+    "alexlike_cifar10",
+    0.4,
+    (100, 1000),
+    kappas=TENTHS,
+)
+WIDE = _cifar(
+    "WideResNet", "wideresnet-cifar10", "wideresnet_cifar10", 0.07, (16, 200), gray_step=0.031
+)
+WIDE_ROBUST = _cifar(
+    "robust WideResNet", "wideresnet-cifar10-robust", "wideresnet_cifar10", 0.07, (16, 200)
+)
+MOBILE = _cifar(
+    "MobileNetV2", "mobilenetv2-cifar10", "mobilenetv2_cifar10", 0.06, (48, 400), gray_step=0.031
+)
+MOBILE_ROBUST = _cifar(
+    "robust MobileNetV2", "mobilenetv2-cifar10-robust", "mobilenetv2_cifar10", 0.06, (48, 400)
+)
+RESNET = _cifar(
+    "ResNet-20", "resnet20-cifar10", "resnet20_cifar10", 0.07, (100, 1000), gray_step=0.031
+)
+RESNET_ROBUST = _cifar(
+    "robust ResNet-20", "resnet20-cifar10-robust", "resnet20_cifar10", 0.07, (100, 1000)
+)
 
 PAPERS = (LENET, LENET_ROBUST, ALEX, ALEX_ROBUST, WIDE, WIDE_ROBUST, MOBILE, MOBILE_ROBUST)
 NETS = (LENET, LENET_ROBUST, LENET_STEPS, *PAPERS[2:], RESNET, RESNET_ROBUST)
-"""Those that answer no claim stand beside: the robust LeNet-like by the paper's own 90 epochs and seed, which shows how
-much is one run, and ResNet-20, which is in the authors' code and not in the paper."""
+"""Those that answer no claim stand beside: the robust LeNet-like by the paper's own 90 epochs and
+seed, which shows how much is one run, and ResNet-20, which is in the authors' code and not in the
+paper."""
 
 
 def available(desk: Desk, among: tuple[Net, ...] = NETS) -> list[Net]:
-    """Those that are measured: their weights are in the zoo, and a quick desk has the large ones only if told so."""
+    """Those that are measured: their weights are in the zoo, and a quick desk has the large ones
+    only if told so."""
     return [net for net in among if not net.absent(desk)]
 
 
@@ -160,6 +202,8 @@ def untested(desk: Desk, among: tuple[Net, ...] = NETS) -> str:
     """What to say where some of them are not measured: the verdict then rests on the others."""
     absent = {
         "no weights yet": [net.title for net in among if not net.here],
-        "left out of a quick run (`--large`)": [net.title for net in among if net.here and net.absent(desk)],
+        "left out of a quick run (`--large`)": [
+            net.title for net in among if net.here and net.absent(desk)
+        ],
     }
     return "".join(f"; {why}: {', '.join(titles)}" for why, titles in absent.items() if titles)

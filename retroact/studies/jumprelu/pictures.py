@@ -1,4 +1,5 @@
-"""Pictures of adversarial images as the paper shows them: clean, adversarial, and the difference from white to red."""
+"""Pictures of adversarial images as the paper shows them: clean, adversarial, and the difference
+from white to red."""
 
 from __future__ import annotations
 
@@ -22,12 +23,14 @@ from retroact.studies.jumprelu.crafted import relative
 from retroact.studies.jumprelu.networks import Net
 
 KEPT = 24
-"""The pictures are of the first among so many test images that both networks decide rightly and lose."""
+"""The pictures are of the first among so many test images that both networks decide rightly and
+lose."""
 
 
 @dataclass(frozen=True)
 class Shot:
-    """One image and what the attack made of it at kappa 0 and at the paper's kappa: pixels, decisions, noise (%)."""
+    """One image and what the attack made of it at kappa 0 and at the paper's kappa: pixels,
+    decisions, noise (%)."""
 
     label: str
     clean: NDArray[np.float32]
@@ -40,18 +43,26 @@ class Shot:
 def shots(desk: Desk, net: Net, attack: str, most: int) -> list[Shot]:
     """The first images that are right clean and fooled at both kappas."""
     records, threat = _records(desk, net, attack), net.attack(attack)[1]
-    fooled = np.logical_and.reduce([(r.clean == r.label) & (r.adversarial != r.label) for r in records])
+    fooled = np.logical_and.reduce(
+        [(r.clean == r.label) & (r.adversarial != r.label) for r in records]
+    )
     model = net.model(0)()
     assert isinstance(model, Classifier)
     noise = [_noise(model, r, threat.norm) for r in records]
-    return [_shot(int(i), records, noise, data(net.slice(KEPT)).class_names) for i in fooled.nonzero()[0][:most]]
+    return [
+        _shot(int(i), records, noise, data(net.slice(KEPT)).class_names)
+        for i in fooled.nonzero()[0][:most]
+    ]
 
 
 def commonest(desk: Desk, net: Net, attack: str) -> list[tuple[int, int, int]]:
-    """At kappa 0 and the paper's: the class that most fooled images are taken for, how many are, and how many fell."""
+    """At kappa 0 and the paper's: the class that most fooled images are taken for, how many are,
+    and how many fell."""
     made = []
     for record in _records(desk, net, attack):
-        seen = record.adversarial[(record.clean == record.label) & (record.adversarial != record.label)]
+        seen = record.adversarial[
+            (record.clean == record.label) & (record.adversarial != record.label)
+        ]
         counts = np.bincount(seen, minlength=10)
         made.append((int(counts.argmax()), int(counts.max()), len(seen)))
     return made
@@ -65,11 +76,15 @@ def _records(desk: Desk, net: Net, attack: str) -> list[Record]:
 
 def _noise(model: Classifier, record: Record, norm: Norm) -> NDArray[np.float64]:
     assert record.examples is not None and record.originals is not None
-    found = relative(model, torch.from_numpy(record.examples), torch.from_numpy(record.originals), norm)
+    found = relative(
+        model, torch.from_numpy(record.examples), torch.from_numpy(record.originals), norm
+    )
     return np.asarray(100 * found.numpy(), dtype=np.float64)
 
 
-def _shot(i: int, records: list[Record], noise: list[NDArray[np.float64]], names: Sequence[str]) -> Shot:
+def _shot(
+    i: int, records: list[Record], noise: list[NDArray[np.float64]], names: Sequence[str]
+) -> Shot:
     low, high = records
     assert low.examples is not None and high.examples is not None and low.originals is not None
     return Shot(
@@ -83,7 +98,8 @@ def _shot(i: int, records: list[Record], noise: list[NDArray[np.float64]], names
 
 
 def rows_of_five(made: Sequence[Shot], kappa: float) -> str:
-    """Clean, then adversarial and |difference| at kappa 0 and at `kappa`; one scale of red in a row."""
+    """Clean, then adversarial and |difference| at kappa 0 and at `kappa`; one scale of red in a
+    row."""
     figure = Figure(figsize=(8.2, 0.3 + 1.75 * len(made)), layout="constrained")
     grid = figure.subplots(len(made), 5, squeeze=False)
     for row, shot in zip(grid, made, strict=True):
@@ -91,7 +107,11 @@ def rows_of_five(made: Sequence[Shot], kappa: float) -> str:
         top = max(float(d.max()) for d in differences)
         show(row[0], shot.clean, f"true {shot.label}")
         for j, kappa_here in enumerate((0.0, kappa)):
-            show(row[1 + 2 * j], shot.adversarial[j], f"kappa {kappa_here:g}: seen as {shot.decided[j]}")
+            show(
+                row[1 + 2 * j],
+                shot.adversarial[j],
+                f"kappa {kappa_here:g}: seen as {shot.decided[j]}",
+            )
             noise = f"noise {shot.noise[j]:.2g} %, L∞ {shot.largest[j]:.2g}"
             reds(row[2 + 2 * j], differences[j], top, noise)
     return plots.svg(figure)
@@ -99,12 +119,15 @@ def rows_of_five(made: Sequence[Shot], kappa: float) -> str:
 
 def show(axes: Any, image: NDArray[np.float32], title: str) -> None:
     """An image under its title."""
-    axes.imshow(image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1)
+    axes.imshow(
+        image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1
+    )
     _bare(axes, title)
 
 
 def reds(axes: Any, difference: NDArray[np.float32], top: float, title: str) -> None:
-    """|difference|, the largest channel of each pixel, from white (0) to dark red (`top`, in pixels)."""
+    """|difference|, the largest channel of each pixel, from white (0) to dark red (`top`, in
+    pixels)."""
     axes.imshow(difference.max(0), cmap=plots.REDS, vmin=0, vmax=max(top, 1e-6))
     _bare(axes, title)
 

@@ -1,8 +1,9 @@
 """Question: gradients at a large kappa, inference at a small one?
 
-The appendix closes with a thought: since examples made at a large kappa leave a small one alone, a network could give
-its gradients at a large kappa and decide at a small one. That is a defence by a gradient of another network: whoever
-uses the deciding network's own gradient meets the plain network again.
+The appendix closes with a thought: since examples made at a large kappa leave a small one alone, a
+network could give its gradients at a large kappa and decide at a small one. That is a defence by a
+gradient of another network: whoever uses the deciding network's own gradient meets the plain
+network again.
 """
 
 from __future__ import annotations
@@ -34,8 +35,9 @@ def make(desk: Desk) -> Iterator[Part]:
     asked = [(net, _audited(net, desk.pick(100, 500))) for net in NETS]
     yield audits(desk, f"What the deciding network, kappa {SMALL:g}, is worth", asked)
     yield Text(
-        "The first row of each network is an attacker who takes the gradients at the kappa that decides. The others "
-        "believe the gradients that the defence hands out; their accuracy is the claim such a defence would make."
+        "The first row of each network is an attacker who takes the gradients at the kappa that"
+        " decides. The others believe the gradients that the defence hands out; their accuracy is"
+        " the claim such a defence would make."
     )
 
 
@@ -47,4 +49,6 @@ def _row(desk: Desk, net: str, kappa: float, n: int) -> tuple[Any, ...]:
 
 
 def _audited(net: str, n: int) -> Audited:
-    return Audited(Model(net), Model(net, JumpReLU(SMALL)), f"mnist[:{n}]", Linf(NETS[net]), battery="quick")
+    return Audited(
+        Model(net), Model(net, JumpReLU(SMALL)), f"mnist[:{n}]", Linf(NETS[net]), battery="quick"
+    )

@@ -1,8 +1,8 @@
 """Question: does a kappa per layer help, and is BoundedReLU worse?
 
-The paper tried other settings and says of both only that they did not do well. Here, on the LeNet-like networks, each
-with its clean accuracy, under the paper's white-box PGD (40 unprojected steps of 0.01 in normalised space), and
-verified by the audit in pixels.
+The paper tried other settings and says of both only that they did not do well. Here, on the
+LeNet-like networks, each with its clean accuracy, under the paper's white-box PGD (40 unprojected
+steps of 0.01 in normalised space), and verified by the audit in pixels.
 """
 
 from __future__ import annotations
@@ -39,7 +39,16 @@ PER_LAYER = (
     _layers(0.5, 1, 1.5, 2),
     _layers(2, 1.5, 1, 0.5),
 )
-NAMES = ("first", "second", "third", "fourth", "convolutions", "fully connected", "rising .5 to 2", "falling 2 to .5")
+NAMES = (
+    "first",
+    "second",
+    "third",
+    "fourth",
+    "convolutions",
+    "fully connected",
+    "rising .5 to 2",
+    "falling 2 to .5",
+)
 
 Row = tuple[str, str, float, float, float, str]
 
@@ -65,39 +74,47 @@ def _asked() -> list[tuple[str, Any]]:
 def _row(desk: Desk, net: str, name: str, activation: Any) -> Row:
     model, n = Model(net, activation), desk.pick(200, 2000)
     record = desk.records([Cell(model, f"mnist[:{n}]", ErichsonPGD(), Linf(1.0))])[0]
-    asked = Audited(Model(net), model, f"mnist[:{desk.pick(100, 500)}]", Linf(NETS[net]), battery="quick")
+    asked = Audited(
+        Model(net), model, f"mnist[:{desk.pick(100, 500)}]", Linf(NETS[net]), battery="quick"
+    )
     told = desk.facts(asked)
-    accuracies = (100 * v for v in (clean_accuracy(record), robust_accuracy(record), told["verified"]))
+    accuracies = (
+        100 * v for v in (clean_accuracy(record), robust_accuracy(record), told["verified"])
+    )
     return (net, name, *accuracies, "" if name == "none" else verdict(told))  # type: ignore[return-value]
 
 
 def _per_layer(found: dict[str, list[Row]]) -> Claim:
-    """Did not help: no choice of layers is a point above one kappa for all under the paper's PGD; in truth: no choice
-    has a point more verified accuracy than the plain network."""
+    """Did not help: no choice of layers is a point above one kappa for all under the paper's PGD;
+    in truth: no choice has a point more verified accuracy than the plain network."""
     gains, truths = [], []
     for rows in found.values():
         plain, whole, layers = rows[0], rows[1], [r for r in rows if r[1].startswith("kappa: ")]
         gains.append(max(r[3] for r in layers) - whole[3])
         truths.append(max(r[4] for r in layers) - plain[4])
     because = (
-        f"the best choice of layers gives {_signed(gains)} points beside one kappa for all under the paper's PGD "
-        f"(base, robust), and {_signed(truths)} points beside the plain network verified"
+        f"the best choice of layers gives {_signed(gains)} points beside one kappa for all under"
+        f" the paper's PGD (base, robust), and {_signed(truths)} points beside the plain network"
+        " verified"
     )
     return Claim("per_layer_kappa", answered(max(gains) < 1, max(truths) < 1), because)
 
 
 def _bounded(found: dict[str, list[Row]]) -> Claim:
-    """Poor: among bounds that cost at most a point clean, none reaches one kappa for all under the paper's PGD."""
+    """Poor: among bounds that cost at most a point clean, none reaches one kappa for all under the
+    paper's PGD."""
     best, whole = [], []
     for rows in found.values():
         kept = [r[3] for r in rows if r[1].startswith("bound") and r[2] >= rows[0][2] - 1.0]
         best.append(max(kept, default=rows[0][3]) - rows[0][3])
         whole.append(rows[1][3] - rows[0][3])
     because = (
-        f"bounds that cost at most a point clean gain {_signed(best)} points under the paper's PGD (base, robust), "
-        f"one kappa for all {_signed(whole)}"
+        f"bounds that cost at most a point clean gain {_signed(best)} points under the paper's PGD"
+        f" (base, robust), one kappa for all {_signed(whole)}"
     )
-    return Claim("bounded_relu", answered(all(b < w for b, w in zip(best, whole, strict=True))), because)
+    return Claim(
+        "bounded_relu", answered(all(b < w for b, w in zip(best, whole, strict=True))), because
+    )
 
 
 def _signed(values: list[float]) -> str:

@@ -1,9 +1,10 @@
 """Question: mixed batches or full ones, a kappa in training, and how sparse a jump makes a network
 
-The paper trains on batches of which 30 % are FGSM images, calls the result a little less robust than Madry's and more
-accurate when clean, and never trains with kappa above 0. Here LeNet-like networks from one seed, each with the paper's
-optimiser and a short one-cycle schedule, differ in the share of adversarial images or in the kappa they train with.
-(From scratch at kappa 0.5 such a network learns nothing: its first activations are all below the jump.)
+The paper trains on batches of which 30 % are FGSM images, calls the result a little less robust
+than Madry's and more accurate when clean, and never trains with kappa above 0. Here LeNet-like
+networks from one seed, each with the paper's optimiser and a short one-cycle schedule, differ in
+the share of adversarial images or in the kappa they train with. (From scratch at kappa 0.5 such a
+network learns nothing: its first activations are all below the jump.)
 """
 
 from __future__ import annotations
@@ -41,8 +42,8 @@ EPS = 0.1
 
 @spec
 class MixedLeNet:
-    """A LeNet-like network trained with `ratio` FGSM images in each batch: clean accuracy, under the paper's PGD, and
-    under APGD on the margin loss at `eps` (the first 1000)."""
+    """A LeNet-like network trained with `ratio` FGSM images in each batch: clean accuracy, under
+    the paper's PGD, and under APGD on the margin loss at `eps` (the first 1000)."""
 
     ratio: UnitInterval
     train: str
@@ -56,12 +57,17 @@ class MixedLeNet:
         examples = data(self.data)
         record = evaluate(net, examples, ErichsonPGD(), Linf(1.0))
         strong = evaluate(net, examples[:1000], APGD(loss="margin"), Linf(self.eps))
-        return {"clean": clean_accuracy(record), "pgd": robust_accuracy(record), "verified": robust_accuracy(strong)}
+        return {
+            "clean": clean_accuracy(record),
+            "pgd": robust_accuracy(record),
+            "verified": robust_accuracy(strong),
+        }
 
 
 @spec
 class TrainedWithKappa:
-    """A LeNet-like network trained with JumpReLU(kappa) in its place, audited beside the same training with ReLU."""
+    """A LeNet-like network trained with JumpReLU(kappa) in its place, audited beside the same
+    training with ReLU."""
 
     kappa: AtLeast0
     train: str
@@ -73,9 +79,17 @@ class TrainedWithKappa:
     def __call__(self) -> dict[str, Any]:
         plain = _trained(_born(self.seed), 0.0, self.train, self.epochs, self.seed)
         jumped = retrofit(_born(self.seed), JumpReLU(self.kappa))
-        found = audit(plain, _trained(jumped, 0.0, self.train, self.epochs, self.seed), data(self.data), Linf(self.eps))
+        found = audit(
+            plain,
+            _trained(jumped, 0.0, self.train, self.epochs, self.seed),
+            data(self.data),
+            Linf(self.eps),
+        )
         said = ("effect", "claim", "mechanism", "p", "n")
-        kept = (*said, *(f"{a}{side}" for a in ("clean", "claimed", "verified") for side in ("", "_twin")))
+        kept = (
+            *said,
+            *(f"{a}{side}" for a in ("clean", "claimed", "verified") for side in ("", "_twin")),
+        )
         return {k: v for k, v in found.numbers().items() if k in kept}
 
 
@@ -91,7 +105,9 @@ class Zeros:
         found: dict[str, float] = {}
 
         def counted(name: str) -> Any:
-            return lambda module, given, made: found.__setitem__(name, float((made == 0).double().mean()))
+            return lambda module, given, made: found.__setitem__(
+                name, float((made == 0).double().mean())
+            )
 
         hooks = [site.register_forward_hook(counted(name)) for name, site in installed(net).items()]
         with torch.no_grad():
@@ -111,16 +127,19 @@ def _mixed(desk: Desk) -> Iterator[Part]:
     asked = [MixedLeNet(r, *_slices(desk), epochs=desk.pick(3, 10)) for r in RATIOS]
     found = dict(zip(RATIOS, desk.all_facts(asked), strict=True))
     yield Table(
-        f"LeNet-like by the share of FGSM images in a batch: accuracy (%), {asked[0].epochs} epochs, {asked[0].train}",
+        f"LeNet-like by the share of FGSM images in a batch: accuracy (%), {asked[0].epochs}"
+        f" epochs, {asked[0].train}",
         ("share", "clean", "the paper's PGD", f"APGD, margin, at {EPS:g}"),
-        tuple((f"{r:g}", *(100 * found[r][k] for k in ("clean", "pgd", "verified"))) for r in RATIOS),
+        tuple(
+            (f"{r:g}", *(100 * found[r][k] for k in ("clean", "pgd", "verified"))) for r in RATIOS
+        ),
         digits=2,
     )
     mixed, full = found[0.3], found[1.0]
     clean, pgd, truly = (100 * (mixed[k] - full[k]) for k in ("clean", "pgd", "verified"))
     because = (
-        f"30 % beside all: clean {clean:+.2f}, the paper's PGD {pgd:+.2f}, APGD {truly:+.2f} points; single-step "
-        "images, not Madry's many steps, in both"
+        f"30 % beside all: clean {clean:+.2f}, the paper's PGD {pgd:+.2f}, APGD {truly:+.2f}"
+        " points; single-step images, not Madry's many steps, in both"
     )
     yield Claim("mixed_batches", answered(clean > 0 >= pgd, truly <= 0), because)
 
@@ -131,12 +150,18 @@ def _with_kappa(desk: Desk) -> Iterator[Part]:
     asked = TrainedWithKappa(0.25, train, part, epochs=desk.pick(3, 10))
     found = desk.facts(asked)
     yield Table(
-        f"Trained with kappa {asked.kappa:g}, beside the same training with ReLU: accuracy (%), Linf({EPS:g})",
+        f"Trained with kappa {asked.kappa:g}, beside the same training with ReLU: accuracy (%),"
+        f" Linf({EPS:g})",
         ("", "ReLU", f"kappa {asked.kappa:g}"),
-        tuple((k, 100 * found[f"{k}_twin"], 100 * found[k]) for k in ("clean", "claimed", "verified")),
+        tuple(
+            (k, 100 * found[f"{k}_twin"], 100 * found[k]) for k in ("clean", "claimed", "verified")
+        ),
     )
     said = f"**{verdict(found)}** (n = {found['n']}, p = {found['p']:.2g})"
-    yield Text(f"The audit of the network that was trained with a jump, beside the one trained without: {said}.")
+    yield Text(
+        "The audit of the network that was trained with a jump, beside the one trained without:"
+        f" {said}."
+    )
 
 
 def _sparsity(desk: Desk) -> Iterator[Part]:
@@ -149,14 +174,19 @@ def _sparsity(desk: Desk) -> Iterator[Part]:
             [
                 Panel(
                     "lenet-mnist",
-                    [Series(n, KAPPAS, [100 * f[n] for f in found], colour=i) for i, n in enumerate(names)],
+                    [
+                        Series(n, KAPPAS, [100 * f[n] for f in found], colour=i)
+                        for i, n in enumerate(names)
+                    ],
                     "kappa",
                     "zeros, %",
                 )
             ]
         ),
     )
-    rows = tuple((f"{k:g}", *(100 * f[n] for n in names)) for k, f in zip(KAPPAS, found, strict=True))
+    rows = tuple(
+        (f"{k:g}", *(100 * f[n] for n in names)) for k, f in zip(KAPPAS, found, strict=True)
+    )
     yield Table("Share of zeros (%)", ("kappa", *names), rows, folded=True)
 
 

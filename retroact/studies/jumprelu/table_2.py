@@ -1,9 +1,10 @@
 """Table 2: white box, accuracy under PGD and the noise that DeepFool and TR need
 
-Each network is attacked through its own gradients. Noise is the mean over *all* images, those never fooled or never
-attacked among them, of ‖x_adv − x‖_p / ‖x‖_p in normalised space (eq. 12), p = inf for DF∞ and 2 for DF₂ and TR.
-An image that DeepFool has pushed below kappa in every unit of a layer has a constant decision and no gradient: it is
-left alone and counted here; painted white, as on the authors' GPUs, it gives the paper's larger noise.
+Each network is attacked through its own gradients. Noise is the mean over *all* images, those never
+fooled or never attacked among them, of ‖x_adv − x‖_p / ‖x‖_p in normalised space (eq. 12), p = inf
+for DF∞ and 2 for DF₂ and TR. An image that DeepFool has pushed below kappa in every unit of a layer
+has a constant decision and no gradient: it is left alone and counted here; painted white, as on the
+authors' GPUs, it gives the paper's larger noise.
 """
 
 from __future__ import annotations
@@ -21,7 +22,15 @@ from retroact.reports.studied import Claim, Part, Table, Text, Value
 from retroact.studies.desk import Desk
 from retroact.studies.jumprelu.audited import beside
 from retroact.studies.jumprelu.crafted import crafted
-from retroact.studies.jumprelu.networks import ATTACKS, FAR_2, NETS, PAPERS, Net, available, untested
+from retroact.studies.jumprelu.networks import (
+    ATTACKS,
+    FAR_2,
+    NETS,
+    PAPERS,
+    Net,
+    available,
+    untested,
+)
 from retroact.studies.published import published
 from retroact.studies.truth import answered
 
@@ -32,13 +41,17 @@ def make(desk: Desk) -> Iterator[Part]:
     found = {net.name: runs(desk, net) for net in available(desk)}
     head = ("network", "kappa", "n", "clean", "PGD", "published", *_noise_head("{}, noise"))
     rows = [row for net in NETS for row in _rows(desk, net, found.get(net.name))]
-    yield Table("Accuracy, %, and mean relative noise, % of the normalised image", head, tuple(rows))
+    yield Table(
+        "Accuracy, %, and mean relative noise, % of the normalised image", head, tuple(rows)
+    )
     yield beside(desk, available(desk))
     yield _ratios(found)
     yield _against_itself()
     yield _dead(desk, found)
     head = ("network", "kappa", "column", "measured", "± standard error", "published", "difference")
-    yield Table("Every number with its difference", head, tuple(_differences(desk, found)), folded=True)
+    yield Table(
+        "Every number with its difference", head, tuple(_differences(desk, found)), folded=True
+    )
     yield _cited()
     yield from _carlini_wagner(desk)
     yield _tr_vs_deepfool(desk, found)
@@ -57,21 +70,33 @@ def runs(desk: Desk, net: Net) -> dict[float, dict[str, dict[str, Any]]]:
 def ratios(found: dict[float, dict[str, dict[str, Any]]]) -> dict[str, float]:
     """The noise at the paper's kappa over that at 0, for each attack that has one."""
     low, high = sorted(found)
-    return {name: found[high][name]["noise"] / max(found[low][name]["noise"], 1e-12) for name in NOISES}
+    return {
+        name: found[high][name]["noise"] / max(found[low][name]["noise"], 1e-12) for name in NOISES
+    }
 
 
 def _noise_head(form: str) -> tuple[str, ...]:
     return tuple(w for title in NOISES.values() for w in (form.format(title), "published"))
 
 
-def _rows(desk: Desk, net: Net, found: dict[float, dict[str, dict[str, Any]]] | None) -> list[tuple[Value, ...]]:
+def _rows(
+    desk: Desk, net: Net, found: dict[float, dict[str, dict[str, Any]]] | None
+) -> list[tuple[Value, ...]]:
     if found is None:
         return [(f"{net.title}, {net.absent(desk)}", "", "", *[None] * (1 + 2 * len(ATTACKS)))]
     made: list[tuple[Value, ...]] = []
     for kappa, facts in found.items():
         pairs = [(_value(facts, name), net.published("2", name, kappa)) for name in ATTACKS]
         clean = 100 * facts["pgd"]["clean"][0]
-        made.append((net.title, f"{kappa:g}", facts["pgd"]["n"], clean, *(v for pair in pairs for v in pair)))
+        made.append(
+            (
+                net.title,
+                f"{kappa:g}",
+                facts["pgd"]["n"],
+                clean,
+                *(v for pair in pairs for v in pair),
+            )
+        )
     return made
 
 
@@ -82,13 +107,27 @@ def _value(facts: dict[str, dict[str, Any]], name: str) -> float:
     return 100 * float(facts[name]["accuracy"][0][0] if name == "pgd" else facts[name]["noise"])
 
 
-def _differences(desk: Desk, found: dict[str, dict[float, dict[str, dict[str, Any]]]]) -> Iterator[tuple[Value, ...]]:
+def _differences(
+    desk: Desk, found: dict[str, dict[float, dict[str, dict[str, Any]]]]
+) -> Iterator[tuple[Value, ...]]:
     for net in available(desk):
         for kappa, facts in found[net.name].items():
             for name, title in {"clean": "clean accuracy", **ATTACKS}.items():
                 value, known = _value(facts, name), net.published("2", name, kappa)
-                error = 100 * facts[name]["noise_error"] if name in NOISES else _error(value, facts["pgd"]["n"])
-                yield net.title, f"{kappa:g}", title, value, error, known, None if known is None else value - known
+                error = (
+                    100 * facts[name]["noise_error"]
+                    if name in NOISES
+                    else _error(value, facts["pgd"]["n"])
+                )
+                yield (
+                    net.title,
+                    f"{kappa:g}",
+                    title,
+                    value,
+                    error,
+                    known,
+                    None if known is None else value - known,
+                )
 
 
 def _error(percent: float, n: int) -> float:
@@ -100,7 +139,9 @@ def _ratios(found: dict[str, dict[float, dict[str, dict[str, Any]]]]) -> Table:
     rows: list[tuple[Value, ...]] = []
     for net in NETS:
         values = ratios(found[net.name]) if net.name in found else dict.fromkeys(NOISES)
-        rows.append((net.title, *(v for name in NOISES for v in (values[name], published_ratio(net, name)))))
+        rows.append(
+            (net.title, *(v for name in NOISES for v in (values[name], published_ratio(net, name))))
+        )
     head = ("network", *_noise_head("{}"))
     return Table("Noise at the paper's kappa over noise at kappa 0", head, tuple(rows), digits=2)
 
@@ -119,22 +160,29 @@ def _against_itself() -> Text:
         for kind, ((low, high), (least, most)) in spans.items()
     )
     return Text(
-        "**The paper against itself.** Its text says that DeepFool needs about 2 times the noise on MNIST and 3 to 7 "
-        f"times on CIFAR-10; its own Table 2 has {said}. TR, which it calls the stronger attack and whose steps are "
-        "bounded, thus shows far less. Its text lets units turn on for inputs “greater than or equal to” kappa, its "
-        "eq. 11 and its code for z > kappa; here z > kappa. Its caption speaks of 7 iterations; MNIST has up to 40."
+        "**The paper against itself.** Its text says that DeepFool needs about 2 times the noise"
+        f" on MNIST and 3 to 7 times on CIFAR-10; its own Table 2 has {said}. TR, which it calls"
+        " the stronger attack and whose steps are bounded, thus shows far less. Its text lets"
+        " units turn on for inputs “greater than or equal to” kappa, its eq. 11 and its code for z"
+        " > kappa; here z > kappa. Its caption speaks of 7 iterations; MNIST has up to 40."
     )
 
 
 def _span(kind: str) -> tuple[tuple[float, float], tuple[float, float]]:
     nets = [net for net in PAPERS if (net.data == "mnist") == (kind == "MNIST")]
-    deepfool = [r for net in nets for a in ("deepfool_linf", "deepfool_l2") if (r := published_ratio(net, a))]
+    deepfool = [
+        r
+        for net in nets
+        for a in ("deepfool_linf", "deepfool_l2")
+        if (r := published_ratio(net, a))
+    ]
     region = [r for net in nets if (r := published_ratio(net, "trust_region"))]
     return (min(deepfool), max(deepfool)), (min(region), max(region))
 
 
 def _dead(desk: Desk, found: dict[str, dict[float, dict[str, dict[str, Any]]]]) -> Table:
-    """Dead images of DeepFool at the paper's kappa: how many, and what painting them white makes of the noise.
+    """Dead images of DeepFool at the paper's kappa: how many, and what painting them white makes of
+    the noise.
 
     The ratios are over kappa 0, where images were painted white too if any died.
     """
@@ -142,11 +190,21 @@ def _dead(desk: Desk, found: dict[str, dict[float, dict[str, dict[str, Any]]]]) 
     for net in available(desk):
         for name in ("deepfool_linf", "deepfool_l2"):
             before, f = (found[net.name][kappa][name] for kappa in (0.0, net.kappa))
-            told = (100 * f["noise"], 100 * f["white"]["noise"], net.published("2", name, net.kappa))
+            told = (
+                100 * f["noise"],
+                100 * f["white"]["noise"],
+                net.published("2", name, net.kappa),
+            )
             grown = (f["noise"] / before["noise"], f["white"]["noise"] / before["white"]["noise"])
             counts = (f["n"], f["standing"], f["dead"])
-            rows.append((net.title, ATTACKS[name], *counts, *told, *grown, published_ratio(net, name)))
-    columns = [f"{what}, {how}" for what in ("noise", "ratio") for how in ("left alone", "white", "published")]
+            rows.append(
+                (net.title, ATTACKS[name], *counts, *told, *grown, published_ratio(net, name))
+            )
+    columns = [
+        f"{what}, {how}"
+        for what in ("noise", "ratio")
+        for how in ("left alone", "white", "published")
+    ]
     head = ("network", "attack", "n", "not fooled", "of them dead", *columns)
     title = "Dead images at the paper's kappa, left alone (above) or painted white (the paper)"
     return Table(title, head, tuple(rows), digits=2)
@@ -156,7 +214,11 @@ def _cited() -> Table:
     """The lines that the paper took from elsewhere."""
     cited = published("jumprelu", "table2.whitebox", "cited_by_the_paper")
     rows: list[tuple[Value, ...]] = [
-        (f"{name}, {where.replace('_', ' ')}", *values, "copied from Buckman et al. 2018, another threat model")
+        (
+            f"{name}, {where.replace('_', ' ')}",
+            *values,
+            "copied from Buckman et al. 2018, another threat model",
+        )
         for where, lines in cited.items()
         for name, values in lines.items()
     ]
@@ -174,25 +236,45 @@ def _carlini_wagner(desk: Desk) -> Iterator[Part]:
     for net in available(desk):
         for kappa in (0.0, net.kappa):
             region, cw = desk.records(_pair(desk, net, kappa))
-            norms, seconds = [median_distance(r) for r in (region, cw)], [_milliseconds(r) for r in (region, cw)]
+            norms, seconds = (
+                [median_distance(r) for r in (region, cw)],
+                [_milliseconds(r) for r in (region, cw)],
+            )
             fooled = [100 * float(np.mean(r.adversarial != r.label)) for r in (region, cw)]
-            rows.append((net.title, f"{kappa:g}", len(cw), *norms, norms[0] / norms[1], *fooled, *seconds))
+            rows.append(
+                (net.title, f"{kappa:g}", len(cw), *norms, norms[0] / norms[1], *fooled, *seconds)
+            )
             if net in PAPERS:
                 close.append(norms[0] <= 1.1 * norms[1] and seconds[0] <= seconds[1] / 2)
-    head = ("network", "kappa", "n", "TR, L₂", "CW, L₂", "TR / CW", "TR fools, %", "CW fools, %", "TR, ms", "CW, ms")
+    head = (
+        "network",
+        "kappa",
+        "n",
+        "TR, L₂",
+        "CW, L₂",
+        "TR / CW",
+        "TR fools, %",
+        "CW fools, %",
+        "TR, ms",
+        "CW, ms",
+    )
     title = "TR beside Carlini and Wagner: median L₂ in pixels, ms of one core per image"
     yield Table(title, head, tuple(rows), digits=2)
     yield Claim(
         "tr_vs_cw",
         answered(all(close)) if close else "not tested",
-        f"in {sum(close)} of {len(close)} rows of its networks TR's median norm is within 10 % of CW's, at half its "
-        f"time or less; our CW takes {CarliniWagner().passes} gradients, not thousands{untested(desk, PAPERS)}",
+        f"in {sum(close)} of {len(close)} rows of its networks TR's median norm is within 10 % of"
+        f" CW's, at half its time or less; our CW takes {CarliniWagner().passes} gradients, not"
+        f" thousands{untested(desk, PAPERS)}",
     )
 
 
 def _pair(desk: Desk, net: Net, kappa: float) -> list[Cell]:
     data = net.slice(net.n(desk, per=desk.pick(3, 10)))
-    return [Cell(net.model(kappa), data, a, FAR_2) for a in (net.attack("trust_region")[0], CarliniWagner())]
+    return [
+        Cell(net.model(kappa), data, a, FAR_2)
+        for a in (net.attack("trust_region")[0], CarliniWagner())
+    ]
 
 
 def _milliseconds(record: Record) -> float:
@@ -200,7 +282,8 @@ def _milliseconds(record: Record) -> float:
 
 
 def _tr_vs_deepfool(desk: Desk, found: dict[str, dict[float, dict[str, dict[str, Any]]]]) -> Claim:
-    """Stronger: TR needs less noise than DF₂, in the same norm, on every network and at both kappas."""
+    """Stronger: TR needs less noise than DF₂, in the same norm, on every network and at both
+    kappas."""
     pairs = [
         (facts["trust_region"]["noise"], facts["deepfool_l2"]["noise"])
         for net in available(desk, PAPERS)

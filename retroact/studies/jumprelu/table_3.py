@@ -1,10 +1,11 @@
 """Table 3: detection of adversarial images by their local intrinsic dimensionality
 
-The paper says CIFAR-10 and no more: network, kappa, noise and classifier are not stated, and the scripts that were
-published do not run. Our choices: the networks and kappas below; 200 steps of the paper's PGD, DF_inf with 100, DF_2 as
-in the scripts (the target chosen once, on the clean image, no radius), TR with radius 0.5; Gaussian noise with the
-attack's own mean L2; k = 20 among batches of 100; images that the network decides rightly; both classifiers; three
-seeds of noise and classifier, and a bootstrap interval on the difference, since one run cannot carry a verdict.
+The paper says CIFAR-10 and no more: network, kappa, noise and classifier are not stated, and the
+scripts that were published do not run. Our choices: the networks and kappas below; 200 steps of the
+paper's PGD, DF_inf with 100, DF_2 as in the scripts (the target chosen once, on the clean image, no
+radius), TR with radius 0.5; Gaussian noise with the attack's own mean L2; k = 20 among batches of
+100; images that the network decides rightly; both classifiers; three seeds of noise and classifier,
+and a bootstrap interval on the difference, since one run cannot carry a verdict.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ class LidFeatures:
         sizes, index = (adversarial - kept).flatten(1).norm(dim=1), examples.index[right]
         noisy = [_noisy(kept, sizes, index, seed) for seed in self.seeds]
         lids = [
-            np.round(v, 5).tolist() for v in characteristics(net, self.layers, kept, [adversarial, *noisy], k=self.k)
+            np.round(v, 5).tolist()
+            for v in characteristics(net, self.layers, kept, [adversarial, *noisy], k=self.k)
         ]
         return {"normal": lids[0], "adversarial": lids[1], "noisy": lids[2:]}
 
@@ -74,7 +76,8 @@ def _noisy(images: Tensor, sizes: Tensor, index: Tensor, seed: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Setting:
-    """A network, its kappa, and the modules whose outputs are looked at besides input and logits."""
+    """A network, its kappa, and the modules whose outputs are looked at besides input and
+    logits."""
 
     net: str
     kappa: float
@@ -82,7 +85,10 @@ class Setting:
     data: str
 
 
-ALEX = tuple(f"module.{name}" for name in ("conv1_relu", "pool1", "conv3_relu", "pool2", "fc1_relu", "fc2_relu"))
+ALEX = tuple(
+    f"module.{name}"
+    for name in ("conv1_relu", "pool1", "conv3_relu", "pool2", "fc1_relu", "fc2_relu")
+)
 LENET = tuple(f"module.{name}" for name in ("conv1_relu", "conv2_relu", "fc1_relu", "fc2_relu"))
 SETTINGS = (
     Setting("alexlike-cifar10", 0.4, ALEX, "cifar10"),
@@ -92,11 +98,23 @@ SETTINGS = (
 
 
 def make(desk: Desk) -> Iterator[Part]:
-    head = ("network", "attack", "classifier", "ReLU", "JumpReLU", "difference", "95 % interval", "published ReLU")
+    head = (
+        "network",
+        "attack",
+        "classifier",
+        "ReLU",
+        "JumpReLU",
+        "difference",
+        "95 % interval",
+        "published ReLU",
+    )
     rows: list[tuple[Any, ...]] = []
     for setting in SETTINGS:
         if setting.net not in names():
-            yield Text(f"`{setting.net}` has no weights yet (`retroact train {setting.net}`), so it has no rows.")
+            yield Text(
+                f"`{setting.net}` has no weights yet (`retroact train {setting.net}`), so it has no"
+                " rows."
+            )
             continue
         for name, attack, threat in _attacks(setting):
             rows += _rows(desk, setting, name, attack, threat)
@@ -105,7 +123,9 @@ def make(desk: Desk) -> Iterator[Part]:
         (*head, "published JumpReLU"),
         tuple((*row, *_published(row[1])) for row in rows),
     )
-    yield beside(desk, [net for net in available(desk) if net.name in {setting.net for setting in SETTINGS}])
+    yield beside(
+        desk, [net for net in available(desk) if net.name in {setting.net for setting in SETTINGS}]
+    )
     yield _claim(rows)
 
 
@@ -119,24 +139,35 @@ def _attacks(setting: Setting) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def _rows(desk: Desk, setting: Setting, name: str, attack: Any, threat: Any) -> list[tuple[Any, ...]]:
+def _rows(
+    desk: Desk, setting: Setting, name: str, attack: Any, threat: Any
+) -> list[tuple[Any, ...]]:
     part = f"{setting.data}[:{desk.pick(200, 2000 if setting.data == 'mnist' else 1000)}]"
     found = {}
     for kappa in (0.0, setting.kappa):
         model = Model(setting.net, JumpReLU(kappa))
         layers = setting.layers or _blocks(model())
         found[kappa] = desk.facts(LidFeatures(model, attack, threat, layers, part))
-    return [(setting.net, name, c, *_compared(found[0.0], found[setting.kappa], c)) for c in CLASSIFIERS]
+    return [
+        (setting.net, name, c, *_compared(found[0.0], found[setting.kappa], c)) for c in CLASSIFIERS
+    ]
 
 
 def _blocks(net: nn.Module) -> tuple[str, ...]:
     """The outputs of a residual network's blocks, the modules that hold a shortcut of their own."""
-    return tuple(n for n, m in net.named_modules() if n and type(m).__name__.lower().endswith("block"))
+    return tuple(
+        n for n, m in net.named_modules() if n and type(m).__name__.lower().endswith("block")
+    )
 
 
-def _compared(plain: dict[str, Any], jump: dict[str, Any], classifier: str) -> tuple[float, float, float, str]:
-    """The mean AUCs over the seeds, their difference, and the widest of the seeds' intervals of it."""
-    pairs = [(_detection(plain, classifier, seed), _detection(jump, classifier, seed)) for seed in SEEDS]
+def _compared(
+    plain: dict[str, Any], jump: dict[str, Any], classifier: str
+) -> tuple[float, float, float, str]:
+    """The mean AUCs over the seeds, their difference, and the widest of the seeds' intervals of
+    it."""
+    pairs = [
+        (_detection(plain, classifier, seed), _detection(jump, classifier, seed)) for seed in SEEDS
+    ]
     one, other = (100 * float(np.mean([pair[i].auc for pair in pairs])) for i in (0, 1))
     bounds = [difference(p, j) for p, j in pairs]
     low, high = 100 * min(b[0] for b in bounds), 100 * max(b[1] for b in bounds)
@@ -150,7 +181,9 @@ def _detection(found: dict[str, Any], classifier: Any, seed: int) -> Detection:
 
 
 def _published(attack: str) -> tuple[float | None, float | None]:
-    return tuple(published("jumprelu", "table3.lid_auc", kind, attack) for kind in ("relu", "jumprelu"))  # type: ignore[return-value]
+    return tuple(
+        published("jumprelu", "table3.lid_auc", kind, attack) for kind in ("relu", "jumprelu")
+    )  # type: ignore[return-value]
 
 
 def _claim(rows: list[tuple[Any, ...]]) -> Claim:
@@ -162,7 +195,7 @@ def _claim(rows: list[tuple[Any, ...]]) -> Claim:
         return Claim("lid", "not tested", "no CIFAR-10 network has weights")
     least, most = min(row[5] for row in asked), max(row[5] for row in asked)
     because = (
-        f"on CIFAR-10 the AUC rises beyond its 95 % interval in {len(above)} of {len(asked)} rows and falls beyond it "
-        f"in {len(below)}; differences from {least:+.1f} to {most:+.1f} points"
+        f"on CIFAR-10 the AUC rises beyond its 95 % interval in {len(above)} of {len(asked)} rows"
+        f" and falls beyond it in {len(below)}; differences from {least:+.1f} to {most:+.1f} points"
     )
     return Claim("lid", answered(len(above) == len(asked)), because)

@@ -1,10 +1,11 @@
 """The 25 attacks of Figure 4 as specs: 21 distinct ones, natively where that gives the same result.
 
-Foolbox runs an attack on one batch, to the end, for every eps anew, and cuts what it finds back to the ball. Here an
-attack sees only the images that are right clean, drops those that have fallen, and one run serves all eps where it
-can. On a straight line (to grey, to the negative, to noise) only the levels within the largest eps are asked: beyond
-it every level is cut back to the same image. Our blur differs from Foolbox's at the edges of an image, which at these
-radii changes no decision. `bench/foolbox_battery.py` compares both, image by image.
+Foolbox runs an attack on one batch, to the end, for every eps anew, and cuts what it finds back to
+the ball. Here an attack sees only the images that are right clean, drops those that have fallen,
+and one run serves all eps where it can. On a straight line (to grey, to the negative, to noise)
+only the levels within the largest eps are asked: beyond it every level is cut back to the same
+image. Our blur differs from Foolbox's at the edges of an image, which at these radii changes no
+decision. `bench/foolbox_battery.py` compares both, image by image.
 """
 
 from __future__ import annotations
@@ -19,7 +20,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from retroact.attacks.bim import BIM
-from retroact.attacks.corruptions import AdditiveGaussianNoise, AdditiveUniformNoise, GaussianBlur, SaltAndPepper
+from retroact.attacks.corruptions import (
+    AdditiveGaussianNoise,
+    AdditiveUniformNoise,
+    GaussianBlur,
+    SaltAndPepper,
+)
 from retroact.attacks.driver import Standing
 from retroact.attacks.fgm import FGM
 from retroact.attacks.fgsm import FGSM
@@ -37,7 +43,8 @@ FOOLBOX = "Rauber et al. 2020, doi:10.21105/joss.02607"
 
 @spec
 class Cut:
-    """What a minimum-norm attack finds, cut back to the ball where it lies beyond: so Foolbox judges it.
+    """What a minimum-norm attack finds, cut back to the ball where it lies beyond: so Foolbox
+    judges it.
 
     The driver would put the clean image in its place; a cut perturbation may still fool.
     """
@@ -56,11 +63,20 @@ class Cut:
     def passes(self) -> int:
         return int(self.attack.passes)
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         return self.sweep(oracle, x, aim, [threat], index=index, seed=seed)[0]
 
     def sweep(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threats: Sequence[ThreatModel], *, index: Tensor, seed: int
+        self,
+        oracle: Oracle,
+        x: Tensor,
+        aim: Aim,
+        threats: Sequence[ThreatModel],
+        *,
+        index: Tensor,
+        seed: int,
     ) -> list[Tensor]:
         """One run serves every eps."""
         found = self.attack(oracle, x, aim, threats[0], index=index, seed=seed)
@@ -69,10 +85,12 @@ class Cut:
 
 @spec
 class PlainDeepFool:
-    """DeepFool as Foolbox 3 has it: steps of (|f_k − f_y|/‖w‖_q + 1e-4) towards the nearest class, 1 + overshoot
-    times their sum from the clean image; all ten classes are asked at every step. Judged by `Cut`.
+    """DeepFool as Foolbox 3 has it: steps of (|f_k − f_y|/‖w‖_q + 1e-4) towards the nearest class,
+    1 + overshoot times their sum from the clean image; all ten classes are asked at every step.
+    Judged by `Cut`.
 
-    retroact's own `DeepFool` finds smaller perturbations; this one is here because its numbers were published.
+    retroact's own `DeepFool` finds smaller perturbations; this one is here because its numbers were
+    published.
     """
 
     steps: Count = 50
@@ -86,16 +104,25 @@ class PlainDeepFool:
     def passes(self) -> int:
         return 9 * self.steps
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         standing, at, centre, moved = Standing(x, aim), x, x, torch.zeros_like(x)
         for _ in range(self.steps):
             graph = oracle.graph(at, standing.rows)
             # a class less than there are: the true one is no aim
-            order = graph.seen.scatter(1, standing.aim.labels[:, None], -torch.inf).argsort(1, descending=True)[:, :-1]
-            gains = [partial(_gain, labels=standing.aim.labels, classes=order[:, k]) for k in range(order.shape[1])]
+            order = graph.seen.scatter(1, standing.aim.labels[:, None], -torch.inf).argsort(
+                1, descending=True
+            )[:, :-1]
+            gains = [
+                partial(_gain, labels=standing.aim.labels, classes=order[:, k])
+                for k in range(order.shape[1])
+            ]
             slopes = torch.stack([graph.gradient(None, gain) for gain in gains], 1)
             gaps = torch.stack([gain(graph.seen) for gain in gains], 1).abs()
-            at, gaps, slopes, centre, moved = standing.drop(at, graph.logits, gaps, slopes, centre, moved)
+            at, gaps, slopes, centre, moved = standing.drop(
+                at, graph.logits, gaps, slopes, centre, moved
+            )
             if not len(standing):
                 break
             far = gaps / (dual_norm(slopes.flatten(0, 1), threat.norm).view_as(gaps) + 1e-8)
@@ -112,10 +139,12 @@ def _gain(logits: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
 
 @spec
 class Straight:
-    """The first of `steps` levels that fools on the line from the image to `towards`, cut back to the ball (L2).
+    """The first of `steps` levels that fools on the line from the image to `towards`, cut back to
+    the ball (L2).
 
-    "grey": ½ everywhere; "negative": 1 − x; "noise": the first of `draws` images of uniform noise that fools by
-    itself. Levels beyond the largest eps are not asked, since all of them are cut back to the same image.
+    "grey": ½ everywhere; "negative": 1 − x; "noise": the first of `draws` images of uniform noise
+    that fools by itself. Levels beyond the largest eps are not asked, since all of them are cut
+    back to the same image.
     """
 
     towards: Literal["grey", "negative", "noise"] = "grey"
@@ -130,11 +159,20 @@ class Straight:
     def passes(self) -> int:
         return self.steps + (self.draws if self.towards == "noise" else 0)
 
-    def __call__(self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int) -> Tensor:
+    def __call__(
+        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
+    ) -> Tensor:
         return self.sweep(oracle, x, aim, [threat], index=index, seed=seed)[0]
 
     def sweep(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threats: Sequence[ThreatModel], *, index: Tensor, seed: int
+        self,
+        oracle: Oracle,
+        x: Tensor,
+        aim: Aim,
+        threats: Sequence[ThreatModel],
+        *,
+        index: Tensor,
+        seed: int,
     ) -> list[Tensor]:
         """One walk along the line serves every eps."""
         line = self._end(oracle, x, aim, index, seed) - x
@@ -169,8 +207,8 @@ def _fooled(oracle: Oracle, x: Tensor, rows: Tensor, aim: Aim) -> Tensor:
 
 @dataclass(frozen=True)
 class Entry:
-    """An attack of the battery: as Foolbox has it, what is run for it, its norm, how often the published list has
-    it, and the same attack up the margin loss where it climbs one."""
+    """An attack of the battery: as Foolbox has it, what is run for it, its norm, how often the
+    published list has it, and the same attack up the margin loss where it climbs one."""
 
     foolbox: Foolbox
     attack: Any
@@ -185,7 +223,8 @@ class Entry:
 
     @property
     def random(self) -> bool:
-        """Whether two runs of Foolbox may differ; its DDN leaves a dead gradient for a random direction."""
+        """Whether two runs of Foolbox may differ; its DDN leaves a dead gradient for a random
+        direction."""
         return any(word in self.name for word in ("Noise", "Projected", "Virtual", "DDN"))
 
     def threat(self, eps: float) -> ThreatModel:
@@ -196,7 +235,9 @@ def _climber(name: str, attack: Any, make: Any, norm: Norm, times: int = 1) -> E
     return Entry(Foolbox(name), attack, norm, True, times, make(loss="margin"))
 
 
-def _found(name: str, attack: Any = None, norm: Norm = "l2", *, gradient: bool = False, **how: Any) -> Entry:
+def _found(
+    name: str, attack: Any = None, norm: Norm = "l2", *, gradient: bool = False, **how: Any
+) -> Entry:
     times = how.pop("times", 1)
     theirs = Foolbox(name, **how)
     return Entry(theirs, attack or theirs, norm, gradient, times)

@@ -1,7 +1,7 @@
 """Figure 10: the architectures, layer by layer
 
-CNN2 is CNN1 with CNN1's weights; it differs in where the slope is raised. The command line shows the same:
-`retroact list nets --detail`.
+CNN2 is CNN1 with CNN1's weights; it differs in where the slope is raised. The command line shows
+the same: `retroact list nets --detail`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,10 @@ def make(desk: Desk) -> Iterator[Part]:
         found = [site.name for site in sites(plain)]
         yield _layers(title, plain, nets)
         yield Text(
-            f"`{nets[0].net}`: {count} parameters, {len(found)} activations ({', '.join(found)}). "
-            f"Input: pixels in [0, 1], mean {_numbers(plain.mean)} and deviation {_numbers(plain.std)} inside; "
-            "output: ten logits. " + " ".join(_sloped(net) for net in nets)
+            f"`{nets[0].net}`: {count} parameters, {len(found)} activations ({', '.join(found)})."
+            f" Input: pixels in [0, 1], mean {_numbers(plain.mean)} and deviation"
+            f" {_numbers(plain.std)} inside; output: ten logits. "
+            + " ".join(_sloped(net) for net in nets)
         )
 
 
@@ -39,7 +40,9 @@ def _layers(title: str, plain: nn.Module, nets: tuple[Net, ...]) -> Table:
     for name, layer in plain.module.named_children():  # type: ignore[union-attr, operator]
         x = layer(x)
         marks = ["α" if name in sloped else "" for sloped in raised]
-        rows.append((name, f"`{layer}`", _shape(x), sum(p.numel() for p in layer.parameters()), *marks))
+        rows.append(
+            (name, f"`{layer}`", _shape(x), sum(p.numel() for p in layer.parameters()), *marks)
+        )
     head = ("name", "layer", "output", "parameters", *(f"slope, {net.title}" for net in nets))
     return Table(title, head, tuple(rows))
 

@@ -1,7 +1,8 @@
 """Figure 2: FGSM against eps per slope, all attacks against slope, other activations
 
-torchattacks' FGSM is the ordinary one: x + eps sign(∇CE), clipped. Only images that are right clean are attacked, all
-stand in the denominator. The middle row averages the curves of Figure 3, eps = 0 (or DeepFool's first step) included.
+torchattacks' FGSM is the ordinary one: x + eps sign(∇CE), clipped. Only images that are right clean
+are attacked, all stand in the denominator. The middle row averages the curves of Figure 3, eps = 0
+(or DeepFool's first step) included.
 """
 
 from __future__ import annotations
@@ -55,14 +56,19 @@ def make(desk: Desk) -> Iterator[Part]:
     yield _not_impacted(desk)
 
 
-# ------------------------------------------------------------------------------------------- top row
+# ------------------------------------------------------------------------------------------ top row
 
 
 def _top(desk: Desk) -> Iterator[Part]:
     n = images(desk, "FGSM", MNIST)
-    made = fgsm_curves(desk, {(net, said(s)): SReLU(s) for net in NETS for s in SLOPES}, n, "slope ")
+    made = fgsm_curves(
+        desk, {(net, said(s)): SReLU(s) for net in NETS for s in SLOPES}, n, "slope "
+    )
     known = {(net, said(s)): as_published(net, "FGSM", s) for net in NETS for s in SLOPES}
-    yield Text(f"**Top row.** The first {n} test images of each set; one gradient per image serves every eps.")
+    yield Text(
+        f"**Top row.** The first {n} test images of each set; one gradient per image serves every"
+        " eps."
+    )
     yield from _shown("FGSM: accuracy (%) against eps, per slope.", "slope", made, known, n)
 
 
@@ -70,7 +76,10 @@ def fgsm_curves(
     desk: Desk, activations: Mapping[tuple[Net, str], Any], n: int, prefix: str = ""
 ) -> dict[tuple[Net, str], Curve]:
     """FGSM on each network with each activation: a curve over the network's eps."""
-    cells = {(net, name): attack_cells(net, "FGSM", net.model(a), n) for (net, name), a in activations.items()}
+    cells = {
+        (net, name): attack_cells(net, "FGSM", net.model(a), n)
+        for (net, name), a in activations.items()
+    }
     found = many(desk, cells)
 
     def curve(net: Net, name: str) -> Curve:
@@ -88,40 +97,60 @@ def _shown(
     known: dict[tuple[Net, str], dict[str, float]],
     n: int,
 ) -> Iterator[Part]:
-    by_net = {net: [Curve(c.name, c.y, known[k], c.original) for k, c in made.items() if k[0] is net] for net in NETS}
+    by_net = {
+        net: [Curve(c.name, c.y, known[k], c.original) for k, c in made.items() if k[0] is net]
+        for net in NETS
+    }
     drawn = [panel(net.title, columns(net, "FGSM"), curves) for net, curves in by_net.items()]
     yield Figure(f"{caption} Thin and dashed: published.", panels(drawn))
     for net, curves in by_net.items():
-        yield table(f"{net.title}, FGSM per {what}", what, "eps", columns(net, "FGSM"), curves, net.original)
+        yield table(
+            f"{net.title}, FGSM per {what}", what, "eps", columns(net, "FGSM"), curves, net.original
+        )
 
 
-# ---------------------------------------------------------------------------------------- middle row
+# --------------------------------------------------------------------------------------- middle row
 
 
 def _middle(desk: Desk) -> Iterator[Part]:
     sizes = {net: images(desk, "PGD", net) for net in NETS}
     yield Text(
-        "**Middle row.** Each attack of Figure 3, its accuracy averaged over all columns (eps = 0 included, as in "
-        "the notebooks; iterations for DeepFool), against the slope. The caption speaks of accuracy-loss recovery, the "
-        "notebooks plot the mean accuracy; both are here. Recovery is (acc at α − acc at 1) / (clean at 1 − acc at 1): "
-        "100 % gives back all that the attack takes at slope 1. "
-        f"FGSM rests on {images(desk, 'FGSM', MNIST)} images, the others on "
-        f"{', '.join(f'{k} ({net.title})' for net, k in sizes.items())}."
+        "**Middle row.** Each attack of Figure 3, its accuracy averaged over all columns (eps = 0"
+        " included, as in the notebooks; iterations for DeepFool), against the slope. The caption"
+        " speaks of accuracy-loss recovery, the notebooks plot the mean accuracy; both are here."
+        " Recovery is (acc at α − acc at 1) / (clean at 1 − acc at 1): 100 % gives back all that"
+        f" the attack takes at slope 1. FGSM rests on {images(desk, 'FGSM', MNIST)} images, the"
+        f" others on {', '.join(f'{k} ({net.title})' for net, k in sizes.items())}."
     )
     clean, means = _means(desk)
     known = _published_means()
     labels = [said(s) for s in SLOPES]
-    accuracy = [panel(net.title, labels, _curves(net, means, known), "slope", "mean accuracy, %") for net in NETS]
-    yield Figure("Mean accuracy over all columns against slope. Thin and dashed: published.", panels(accuracy))
+    accuracy = [
+        panel(net.title, labels, _curves(net, means, known), "slope", "mean accuracy, %")
+        for net in NETS
+    ]
+    yield Figure(
+        "Mean accuracy over all columns against slope. Thin and dashed: published.",
+        panels(accuracy),
+    )
     recovery = {k: _recovered(clean[k[:2]], means, k) for k in means}
     published_clean = {net.key: as_published(net, "FGSM", 1.0)["0"] for net in NETS}
     known_recovery = {k: _recovered(published_clean[k[0]], known, k) for k in known}
     drawn = [
-        panel(net.title, labels, _curves(net, recovery, known_recovery), "slope", "recovery, %", (-130, 105))
+        panel(
+            net.title,
+            labels,
+            _curves(net, recovery, known_recovery),
+            "slope",
+            "recovery, %",
+            (-130, 105),
+        )
         for net in NETS
     ]
     yield Figure(
-        "Accuracy-loss recovery against slope, 0 at slope 1. Thin and dashed: from published accuracies.", panels(drawn)
+        "Accuracy-loss recovery against slope, 0 at slope 1. Thin and dashed: from published"
+        " accuracies.",
+        panels(drawn),
     )
     for net in NETS:
         yield _middle_table(net, means, known, recovery, known_recovery)
@@ -135,8 +164,15 @@ def _means(desk: Desk) -> tuple[dict[tuple[str, str], float], Means]:
         for s in SLOPES
     }
     found = many(desk, asked)
-    clean = {(net.key, attack): 100 * clean_accuracy(r[0]) for (net, attack, s), r in found.items() if s == 1}
-    return clean, {(net.key, attack, s): mean(accuracies(net, attack, r)) for (net, attack, s), r in found.items()}
+    clean = {
+        (net.key, attack): 100 * clean_accuracy(r[0])
+        for (net, attack, s), r in found.items()
+        if s == 1
+    }
+    return clean, {
+        (net.key, attack, s): mean(accuracies(net, attack, r))
+        for (net, attack, s), r in found.items()
+    }
 
 
 def _published_means() -> Means:
@@ -162,11 +198,29 @@ def _curves(net: Net, means: Means, known: Means) -> list[Curve]:
     ]
 
 
-def _middle_table(net: Net, means: Means, known: Means, recovery: Means, known_recovery: Means) -> Table:
+def _middle_table(
+    net: Net, means: Means, known: Means, recovery: Means, known_recovery: Means
+) -> Table:
     keys = [(net.key, attack, s) for attack in ATTACKS for s in SLOPES]
-    head = ("attack", "slope", "mean accuracy", "published", "difference", "recovery", "published recovery")
+    head = (
+        "attack",
+        "slope",
+        "mean accuracy",
+        "published",
+        "difference",
+        "recovery",
+        "published recovery",
+    )
     rows = tuple(
-        (k[1], said(k[2]), means[k], known.get(k), _gap(means[k], known.get(k)), recovery[k], known_recovery.get(k))
+        (
+            k[1],
+            said(k[2]),
+            means[k],
+            known.get(k),
+            _gap(means[k], known.get(k)),
+            recovery[k],
+            known_recovery.get(k),
+        )
         for k in keys
     )
     return Table(f"{net.title}, all attacks against slope", head, rows, folded=True)
@@ -176,7 +230,7 @@ def _gap(measured: float, known: float | None) -> float | None:
     return None if known is None else measured - known
 
 
-# ---------------------------------------------------------------------------------------- bottom row
+# --------------------------------------------------------------------------------------- bottom row
 
 
 def _bottom(desk: Desk) -> Iterator[Part]:
@@ -186,10 +240,11 @@ def _bottom(desk: Desk) -> Iterator[Part]:
     lost = {k: c.y[0] - c.y[-1] for k, c in made.items()}
     kept = ", ".join(f"{net.title} {_costlier(net, lost)}" for net in NETS)
     yield Text(
-        "**Bottom row.** The same weights with every activation swapped (on CNN2 the two of the fully connected layers "
-        "alone), nothing trained again. The paper reads these curves as “the attacks became even more damaging”. But "
-        "much is lost before any attack, since the network was trained with ReLU. Functions among the five from which "
-        f"FGSM at the largest eps takes more points than from ReLU: {kept}."
+        "**Bottom row.** The same weights with every activation swapped (on CNN2 the two of the"
+        " fully connected layers alone), nothing trained again. The paper reads these curves as"
+        " “the attacks became even more damaging”. But much is lost before any attack, since the"
+        " network was trained with ReLU. Functions among the five from which FGSM at the largest"
+        f" eps takes more points than from ReLU: {kept}."
     )
     yield from _shown("FGSM with other activations at slope 1.", "activation", made, known, n)
 
@@ -199,22 +254,30 @@ def _costlier(net: Net, lost: dict[tuple[Net, str], float]) -> str:
     return f"{len(worse)} ({', '.join(worse)})" if worse else "0"
 
 
-# ---------------------------------------------------------------------------------------------- claim
+# -------------------------------------------------------------------------------------------- claim
 
 
 def _not_impacted(desk: Desk) -> Claim:
-    """Not impacted: less than one point lost at the largest eps, at both slopes; truly: under the margin loss too."""
+    """Not impacted: less than one point lost at the largest eps, at both slopes; truly: under the
+    margin loss too."""
     n, slopes = images(desk, "FGSM", MNIST), (10.0, 100.0)
     eps = MNIST.eps[-1:]
     attacks = {"lost": FGSM(), "truly": MARGIN}
     found = many(
-        desk, {(k, s): MNIST.cells(MNIST.sloped(s), a, n, eps=eps) for k, a in attacks.items() for s in slopes}
+        desk,
+        {
+            (k, s): MNIST.cells(MNIST.sloped(s), a, n, eps=eps)
+            for k, a in attacks.items()
+            for s in slopes
+        },
     )
     costs = {k: 100 * (clean_accuracy(r) - robust_accuracy(r)) for k, (r,) in found.items()}
     said_costs = " and ".join(f"{costs['lost', s]:.1f} ({costs['truly', s]:.1f})" for s in slopes)
     return Claim(
         "untargeted.slope_10_100.mnist",
-        answered(max(costs["lost", s] for s in slopes) < 1, max(costs["truly", s] for s in slopes) < 1),
+        answered(
+            max(costs["lost", s] for s in slopes) < 1, max(costs["truly", s] for s in slopes) < 1
+        ),
         f"at slopes 10 and 100, FGSM with eps {eps[0]:g} costs {said_costs} points; "
         "in brackets one step on the margin loss",
     )

@@ -1,7 +1,8 @@
 """Figure 3: six attacks against eps, per slope
 
-FGSM, BIM, StepLL, RFGSM, PGD-40 and DeepFool as torchattacks 1.3 ran them: see `retroact.attacks.published` for what
-each does that its name does not say. DeepFool's columns are numbers of iterations.
+FGSM, BIM, StepLL, RFGSM, PGD-40 and DeepFool as torchattacks 1.3 ran them: see
+`retroact.attacks.published` for what each does that its name does not say. DeepFool's columns are
+numbers of iterations.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ Curves = dict[tuple[str, str, float], Curve]
 """A curve by network, attack and slope."""
 
 UNCHANGED = 5.0
-"""Percentage points of mean accuracy by which a slope above 1 may differ and "neither help nor harm"."""
+"""Percentage points of mean accuracy by which a slope above 1 may differ and "neither help nor
+harm"."""
 
 
 def make(desk: Desk) -> Iterator[Part]:
@@ -48,29 +50,41 @@ def make(desk: Desk) -> Iterator[Part]:
         },
     )
     made = {
-        (net.key, attack, s): Curve(f"slope {said(s)}", accuracies(net, attack, r), as_published(net, attack, s))
+        (net.key, attack, s): Curve(
+            f"slope {said(s)}", accuracies(net, attack, r), as_published(net, attack, s)
+        )
         for (net, attack, s), r in found.items()
     }
     sizes = ", ".join(f"{images(desk, 'PGD', net)} ({net.title})" for net in NETS)
     yield Text(
-        f"The first {images(desk, 'FGSM', NETS[0])} test images for FGSM, {sizes} for the others. Only images that "
-        "are right clean are attacked; all stand in the denominator. “eps” is what the attacks were called with, not "
-        "how far they go: BIM and StepLL make int(min(255 eps + 4, 1.25 · 255 eps)) steps of 1/255 in a box that moves "
-        "along (0.314 for 0.3, and no step at all for 0.003), RFGSM moves by up to 8/255 + 5 (eps − 8/255) and walks "
-        "backwards below eps = 8/255. DeepFool's columns are 1, 2, … iterations."
+        f"The first {images(desk, 'FGSM', NETS[0])} test images for FGSM, {sizes} for the others."
+        " Only images that are right clean are attacked; all stand in the denominator. “eps” is"
+        " what the attacks were called with, not how far they go: BIM and StepLL make int(min(255"
+        " eps + 4, 1.25 · 255 eps)) steps of 1/255 in a box that moves along (0.314 for 0.3, and"
+        " no step at all for 0.003), RFGSM moves by up to 8/255 + 5 (eps − 8/255) and walks"
+        " backwards below eps = 8/255. DeepFool's columns are 1, 2, … iterations."
     )
     drawn = [
-        panel(f"{net.title}, {attack}", columns(net, attack), [made[net.key, attack, s] for s in SLOPES], "", "")
+        panel(
+            f"{net.title}, {attack}",
+            columns(net, attack),
+            [made[net.key, attack, s] for s in SLOPES],
+            "",
+            "",
+        )
         for attack in ATTACKS
         for net in NETS
     ]
-    yield Figure("Accuracy (%) per attack and slope. Thin and dashed: published.", panels(drawn, height=1.8))
+    yield Figure(
+        "Accuracy (%) per attack and slope. Thin and dashed: published.", panels(drawn, height=1.8)
+    )
     for net in NETS:
         yield _largest(net, made)
     yield Text(
-        "**Exactly zero gradients.** The share of the gradients asked for that were zero in float32, at the largest "
-        "eps. FGSM, BIM, RFGSM and PGD follow the cross-entropy of the true class and stand still where it is flat. "
-        "StepLL follows that of another class and DeepFool the logits."
+        "**Exactly zero gradients.** The share of the gradients asked for that were zero in"
+        " float32, at the largest eps. FGSM, BIM, RFGSM and PGD follow the cross-entropy of the"
+        " true class and stand still where it is flat. StepLL follows that of another class and"
+        " DeepFool the logits."
     )
     yield _zeros({(net.key, attack, s): r[-1] for (net, attack, s), r in found.items()})
     for net in NETS:
@@ -84,12 +98,22 @@ def make(desk: Desk) -> Iterator[Part]:
 def _largest(net: Net, made: Curves) -> Table:
     """The last column at three slopes."""
     shown = (1.0, 10.0, 100.0)
-    head = ("attack", "column", *(text for s in shown for text in (f"slope {said(s)}", "published")))
+    head = (
+        "attack",
+        "column",
+        *(text for s in shown for text in (f"slope {said(s)}", "published")),
+    )
     rows: list[tuple[Value, ...]] = []
     for attack in ATTACKS:
         last = columns(net, attack)[-1]
         curves = [made[net.key, attack, s] for s in shown]
-        rows.append((attack, _column(attack, last), *(v for c in curves for v in (c.y[-1], c.published.get(last)))))
+        rows.append(
+            (
+                attack,
+                _column(attack, last),
+                *(v for c in curves for v in (c.y[-1], c.published.get(last))),
+            )
+        )
     return Table(f"{net.title}: accuracy (%) in the last column", head, tuple(rows))
 
 
@@ -108,13 +132,21 @@ def _zeros(last: dict[tuple[str, str, float], Record]) -> Table:
 
 
 def _stepll_deepfool(made: Curves) -> Claim:
-    """Neither helped nor harmed: mean accuracies at slopes above 1 within `UNCHANGED` points of that at slope 1."""
+    """Neither helped nor harmed: mean accuracies at slopes above 1 within `UNCHANGED` points of
+    that at slope 1."""
     changes = {
-        (net.title, attack): [mean(made[net.key, attack, s].y) - mean(made[net.key, attack, 1.0].y) for s in ABOVE_1]
+        (net.title, attack): [
+            mean(made[net.key, attack, s].y) - mean(made[net.key, attack, 1.0].y) for s in ABOVE_1
+        ]
         for net in NETS
         for attack in ("StepLL", "DeepFool")
     }
-    told = "; ".join(f"{net} {attack} {min(v):+.1f} to {max(v):+.1f}" for (net, attack), v in changes.items())
+    told = "; ".join(
+        f"{net} {attack} {min(v):+.1f} to {max(v):+.1f}" for (net, attack), v in changes.items()
+    )
     worst = max(abs(v) for values in changes.values() for v in values)
-    because = f"slopes above 1 against 1, points of mean accuracy over the columns (allowed: {UNCHANGED:g}): {told}"
+    because = (
+        "slopes above 1 against 1, points of mean accuracy over the columns (allowed:"
+        f" {UNCHANGED:g}): {told}"
+    )
     return Claim("stepll_deepfool", answered(worst <= UNCHANGED), because)

@@ -1,9 +1,10 @@
 """Figure 4: 25 attacks of Foolbox, 21 of them distinct
 
-foolbox 3.0.0 with default arguments, one call per attack with all eps. Every image counts as fooled that is not
-decided rightly, also those that are wrong clean; accuracy is what is left. The same eps serve as L2 radii, where they
-are tiny. The paper says "the first 2K images", its notebook took a random 2000: here they are the first. An image
-with a NaN in it, which Foolbox counts by the class that its NaN logits happen to name, is never counted as fooled.
+foolbox 3.0.0 with default arguments, one call per attack with all eps. Every image counts as fooled
+that is not decided rightly, also those that are wrong clean; accuracy is what is left. The same eps
+serve as L2 radii, where they are tiny. The paper says "the first 2K images", its notebook took a
+random 2000: here they are the first. An image with a NaN in it, which Foolbox counts by the class
+that its NaN logits happen to name, is never counted as fooled.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ GROUPS = (
     ("PGD, BIM (L∞)", ("LinfProjectedGradientDescent", "LinfBasicIterative")),
     ("DeepFool (L∞)", ("LinfDeepFool",)),
     ("VirtualAdversarial", ("VirtualAdversarial",)),
-    ("other gradient attacks (L2)", tuple(e.name for e in BATTERY if e.gradient and e.norm == "l2" and e is not VAT)),
+    (
+        "other gradient attacks (L2)",
+        tuple(e.name for e in BATTERY if e.gradient and e.norm == "l2" and e is not VAT),
+    ),
     ("image degradation", tuple(e.name for e in BATTERY if not e.gradient)),
     ("all 25", tuple(e.name for e in BATTERY)),
 )
@@ -45,7 +49,10 @@ GROUPS = (
 
 def make(desk: Desk) -> Iterator[Part]:
     if find_spec("foolbox") is None:
-        yield Text('This figure needs Foolbox, which is not installed: `pip install "retroact[foolbox]"`, then again.')
+        yield Text(
+            'This figure needs Foolbox, which is not installed: `pip install "retroact[foolbox]"`,'
+            " then again."
+        )
         return
     results = {net.key: Results(desk, net) for net in NETS}
     yield Text(_sample(desk, list(results.values())))
@@ -55,12 +62,16 @@ def make(desk: Desk) -> Iterator[Part]:
         panels([r.against_eps() for r in results.values()]),
     )
     yield Figure(
-        "Accuracy (%) at the last eps (0.3 on MNIST, 0.1 on CIFAR-10) against slope, by kind of attack.",
+        "Accuracy (%) at the last eps (0.3 on MNIST, 0.1 on CIFAR-10) against slope, by kind of"
+        " attack.",
         panels([r.against_slope() for r in results.values()]),
     )
     for r in results.values():
         yield Table(
-            f"{r.net.title}, each attack at eps {said(r.eps[-1])}: accuracy (%)", r.head(), r.rows(), folded=True
+            f"{r.net.title}, each attack at eps {said(r.eps[-1])}: accuracy (%)",
+            r.head(),
+            r.rows(),
+            folded=True,
         )
     ruined = _ruin(desk, list(results.values()))
     yield from _artefact(list(results.values()), ruined)
@@ -77,7 +88,9 @@ class Results:
         self.eps = desk.pick(few, tuple(e for e in net.eps if e > 0))
         asked = list(product(self.slopes, BATTERY, self.eps))
         records = iter(desk.records([self._cell(*one) for one in asked]))
-        self.found: dict[float, dict[str, list[Record]]] = {s: {e.name: [] for e in BATTERY} for s in self.slopes}
+        self.found: dict[float, dict[str, list[Record]]] = {
+            s: {e.name: [] for e in BATTERY} for s in self.slopes
+        }
         for slope, entry, _ in asked:
             self.found[slope][entry.name].append(next(records))
 
@@ -88,7 +101,8 @@ class Results:
         return 100 * clean_accuracy(self.found[slope][VAT.name][0])
 
     def mean(self, slope: float, names: Sequence[str], at: int = -1) -> float:
-        """The mean accuracy (%) over the named attacks at one eps, each as often as the published list has it."""
+        """The mean accuracy (%) over the named attacks at one eps, each as often as the published
+        list has it."""
         chosen = [e for e in BATTERY if e.name in names]
         values = [100 * robust_accuracy(self.found[slope][e.name][at]) for e in chosen]
         return float(np.average(values, weights=[e.times for e in chosen]))
@@ -121,8 +135,14 @@ class Results:
 
     def rows(self) -> tuple[tuple[Value, ...], ...]:
         made = [self._row(entry) for entry in BATTERY]
-        worst = [100 * float(np.mean(worst_case([r[-1] for r in self.found[s].values()]))) for s in self.slopes]
-        said_so = [100 * _runs(self.net)[s]["worst case (best attack per-sample)"][-1] for s in self._beside()]
+        worst = [
+            100 * float(np.mean(worst_case([r[-1] for r in self.found[s].values()])))
+            for s in self.slopes
+        ]
+        said_so = [
+            100 * _runs(self.net)[s]["worst case (best attack per-sample)"][-1]
+            for s in self._beside()
+        ]
         return (*made, ("worst case, image by image", "", *worst, *said_so))
 
     def _row(self, entry: Entry) -> tuple[Value, ...]:
@@ -137,14 +157,23 @@ class Results:
 
 
 def _sample(desk: Desk, results: list[Results]) -> str:
-    ruined = {e.name for r in results for of in r.found.values() for e in BATTERY for i in of[e.name] if _ruined(i)}
+    ruined = {
+        e.name
+        for r in results
+        for of in r.found.values()
+        for e in BATTERY
+        for i in of[e.name]
+        if _ruined(i)
+    }
     shown = ", ".join(f"{r.n} for {r.net.title}" for r in results)
     others = ", ".join(sorted(ruined - {VAT.name})) or "none"
     return (
-        f"The first test images of each data set, {shown} (the paper says the first 2K; its notebook shuffled "
-        "and took a random 2000). Of its 25 attacks four stand twice in the list (L∞ PGD, BIM, DeepFool and uniform "
-        "noise), so 21 are distinct. Attacks on which a NaN or infinite logit or gradient was seen: "
-        f"{VAT.name} ({'yes' if VAT.name in ruined else 'no'}), others: {others}. CIFAR10-CNN2 was not published."
+        f"The first test images of each data set, {shown} (the paper says the first 2K; its"
+        " notebook shuffled and took a random 2000). Of its 25 attacks four stand twice in the"
+        " list (L∞ PGD, BIM, DeepFool and uniform noise), so 21 are distinct. Attacks on which a"
+        f" NaN or infinite logit or gradient was seen: {VAT.name}"
+        f" ({'yes' if VAT.name in ruined else 'no'}), others: {others}. CIFAR10-CNN2 was not"
+        " published."
     )
 
 
@@ -152,13 +181,16 @@ def _ruined(record: Record) -> bool:
     return bool(record.nonfinite.any())
 
 
-# ------------------------------------------------------------------------------------- the published
+# ------------------------------------------------------------------------------------ the published
 
 
 def _runs(net: Net) -> dict[float, dict[str, list[float]]]:
     """By slope, each line of the published output: accuracies at eps 0 and above, by attack."""
     found = published("srelu", f"figure4.{net.key}") if net.key != "cifar10_cnn2" else []
-    return {float(run["slope"]): {name.split("Attack(")[0]: v for name, v in run["attacks"]} for run in found}
+    return {
+        float(run["slope"]): {name.split("Attack(")[0]: v for name, v in run["attacks"]}
+        for run in found
+    }
 
 
 def _published(net: Net, slope: float, entry: Entry) -> list[float]:
@@ -174,16 +206,16 @@ def _published_means(net: Net, slope: float) -> dict[str, float]:
     return {said(e): 100 * float(v) for e, v in zip(net.eps, means, strict=True)}
 
 
-# ---------------------------------------------------------------------------------- the NaN artefact
+# --------------------------------------------------------------------------------- the NaN artefact
 
 
 @spec
 class RuinedImages:
-    """Foolbox's VirtualAdversarial attack by itself: how many of its images are NaN at the last eps, and what it
-    makes of them.
+    """Foolbox's VirtualAdversarial attack by itself: how many of its images are NaN at the last
+    eps, and what it makes of them.
 
-    `counted` and `kept_out` are accuracies at each eps: with NaN images judged by the class that NaN logits happen to
-    name, as Foolbox does, and with the NaN images left as they were, clean.
+    `counted` and `kept_out` are accuracies at each eps: with NaN images judged by the class that
+    NaN logits happen to name, as Foolbox does, and with the NaN images left as they were, clean.
     """
 
     model: Model
@@ -201,7 +233,9 @@ class RuinedImages:
             clean = net(images.images).argmax(1)
             attack = foolbox.attacks.VirtualAdversarialAttack(steps=10)
             with torch.enable_grad():
-                _, found, success = attack(bounded, images.images, images.labels, epsilons=list(self.eps))
+                _, found, success = attack(
+                    bounded, images.images, images.labels, epsilons=list(self.eps)
+                )
             decided = net(found[-1]).argmax(1)
         each = torch.stack([x.isnan().flatten(1).any(1) for x in found])
         stands, nan = torch.where(each, clean == images.labels, ~success), each[-1]
@@ -231,15 +265,24 @@ def _ruin(desk: Desk, results: list[Results]) -> Ruined:
 def _artefact(results: list[Results], found: Ruined) -> Iterator[Part]:
     ruined, named = (sum(f[k] for f in found.values()) for k in ("nan", "as_class_0"))
     yield Text(
-        "**The VirtualAdversarial artefact.** The paper says that against this attack the defence made things much "
-        "worse. The attack takes the gradient of a KL divergence 1e-6 away from the image. On a steep net the "
-        "softmax is exactly 0 or 1 in float32, that gradient is exactly zero, and the attack divides 0 by 0: the image "
-        "is NaN at every eps, at eps 0 too. (Its guard compares a float32 norm with 1e-64, which float32 cannot hold.) "
-        "Foolbox then takes the argmax of NaN logits, which names class 0: so all are “fooled” but the images of class "
-        f"0, about a tenth. Here {named} of {ruined} NaN images were read as class 0. With these left out, the attack "
-        "does next to nothing at these radii."
+        "**The VirtualAdversarial artefact.** The paper says that against this attack the defence"
+        " made things much worse. The attack takes the gradient of a KL divergence 1e-6 away from"
+        " the image. On a steep net the softmax is exactly 0 or 1 in float32, that gradient is"
+        " exactly zero, and the attack divides 0 by 0: the image is NaN at every eps, at eps 0"
+        " too. (Its guard compares a float32 norm with 1e-64, which float32 cannot hold.) Foolbox"
+        " then takes the argmax of NaN logits, which names class 0: so all are “fooled” but the"
+        f" images of class 0, about a tenth. Here {named} of {ruined} NaN images were read as class"
+        " 0. With these left out, the attack does next to nothing at these radii."
     )
-    head = ("network", "slope", "n", "NaN images", "of class 0", "eps 0, as Foolbox counts", "published, eps 0")
+    head = (
+        "network",
+        "slope",
+        "n",
+        "NaN images",
+        "of class 0",
+        "eps 0, as Foolbox counts",
+        "published, eps 0",
+    )
     more = ("last eps, as Foolbox counts", "published, last eps", "last eps, NaN kept out")
     yield Table(
         "VirtualAdversarial, accuracy (%)",
@@ -254,22 +297,35 @@ def _ruin_row(r: Results, slope: float, f: dict[str, Any]) -> tuple[Value, ...]:
     return (r.net.title, said(slope), f["n"], f["nan"], f["labelled_0"], *counted)
 
 
-# ----------------------------------------------------------------------------------------- the claims
+# --------------------------------------------------------------------------------------- the claims
 
 
 def _claims(desk: Desk, results: dict[str, Results], ruined: Ruined) -> Iterator[Part]:
-    recovered = {key: r.recovery([e.name for e in BATTERY]) + _by_nan(key, ruined) for key, r in results.items()}
+    recovered = {
+        key: r.recovery([e.name for e in BATTERY]) + _by_nan(key, ruined)
+        for key, r in results.items()
+    }
     on_margin = {key: _on_margin(desk, r) for key, r in results.items()}
-    truly = {key: float(_mean(on_margin[key][100.0]) - _mean(on_margin[key][1.0])) for key in results}
+    truly = {
+        key: float(_mean(on_margin[key][100.0]) - _mean(on_margin[key][1.0])) for key in results
+    }
     yield Table(
         "Recovery at the last eps: accuracy at slope 100 less accuracy at slope 1, in points",
         (
-            *("network", "all 25, NaN as Foolbox counts", "published", "all 25, NaN kept out", "gradient attacks"),
+            *(
+                "network",
+                "all 25, NaN as Foolbox counts",
+                "published",
+                "all 25, NaN kept out",
+                "gradient attacks",
+            ),
             *("image degradation", "all 25, NaN kept out, climbing the margin loss"),
         ),
         tuple(_recovery_row(r, recovered[key], truly[key]) for key, r in results.items()),
     )
-    yield _around("figure4.recovery.mnist", (15.0, 15.0), [(MNIST, recovered[MNIST.key], truly[MNIST.key])])
+    yield _around(
+        "figure4.recovery.mnist", (15.0, 15.0), [(MNIST, recovered[MNIST.key], truly[MNIST.key])]
+    )
     cifar = [(n, recovered[n.key], truly[n.key]) for n in NETS if n is not MNIST]
     yield _around("figure4.recovery.cifar10", (10.0, 15.0), cifar)
     yield _kind(results, on_margin)
@@ -280,16 +336,28 @@ def _recovery_row(r: Results, recovered: float, truly: float) -> tuple[Value, ..
     said_so = None
     if there:
         said_so = (
-            _published_means(r.net, 100.0)[said(r.net.eps[-1])] - _published_means(r.net, 1.0)[said(r.net.eps[-1])]
+            _published_means(r.net, 100.0)[said(r.net.eps[-1])]
+            - _published_means(r.net, 1.0)[said(r.net.eps[-1])]
         )
     kinds = (r.recovery(_names(True)), r.recovery(_names(False)))
-    return (r.net.title, recovered, said_so, r.recovery(_names(True) + _names(False)), *kinds, truly)
+    return (
+        r.net.title,
+        recovered,
+        said_so,
+        r.recovery(_names(True) + _names(False)),
+        *kinds,
+        truly,
+    )
 
 
 def _by_nan(key: str, ruined: Ruined) -> float:
-    """What counting NaN images as Foolbox does adds to the recovery, in points: one attack of 25."""
+    """What counting NaN images as Foolbox does adds to the recovery, in points: one attack of
+    25."""
     steep, plain = (ruined[key, s] for s in (100.0, 1.0))
-    return float(sum(s * (f["counted"][-1] - f["kept_out"][-1]) for s, f in ((1, steep), (-1, plain)))) / 25
+    return (
+        float(sum(s * (f["counted"][-1] - f["kept_out"][-1]) for s, f in ((1, steep), (-1, plain))))
+        / 25
+    )
 
 
 def _names(gradient: bool) -> list[str]:
@@ -297,8 +365,8 @@ def _names(gradient: bool) -> list[str]:
 
 
 def _around(about: str, span: tuple[float, float], found: list[tuple[Net, float, float]]) -> Claim:
-    """Holds where every network's recovery is within the span, give or take AROUND; truly: on the margin loss and
-    with NaN images kept out too."""
+    """Holds where every network's recovery is within the span, give or take AROUND; truly: on the
+    margin loss and with NaN images kept out too."""
 
     def met(value: float) -> bool:
         return span[0] - AROUND <= value <= span[1] + AROUND
@@ -307,13 +375,17 @@ def _around(about: str, span: tuple[float, float], found: list[tuple[Net, float,
     return Claim(
         about,
         answered(all(met(a) for _, a, _ in found), all(met(b) for _, _, b in found)),
-        f"{values}, NaN images as Foolbox counts; in brackets with these kept out and the margin loss where an "
-        f"attack climbs a loss; “around” taken as {span[0] - AROUND:g} to {span[1] + AROUND:g}",
+        f"{values}, NaN images as Foolbox counts; in brackets with these kept out and the margin"
+        f" loss where an attack climbs a loss; “around” taken as {span[0] - AROUND:g} to"
+        f" {span[1] + AROUND:g}",
     )
 
 
-def _kind(results: dict[str, Results], on_margin: dict[str, dict[float, dict[str, float]]]) -> Claim:
-    """Works better: the recovery under gradient attacks exceeds that under image degradation by five points."""
+def _kind(
+    results: dict[str, Results], on_margin: dict[str, dict[float, dict[str, float]]]
+) -> Claim:
+    """Works better: the recovery under gradient attacks exceeds that under image degradation by
+    five points."""
     gains, truly = [], []
     for key, r in results.items():
         degraded = r.recovery(_names(False))
@@ -322,23 +394,30 @@ def _kind(results: dict[str, Results], on_margin: dict[str, dict[float, dict[str
         margin = _mean(on_margin[key][100.0], names) - _mean(on_margin[key][1.0], names)
         truly.append(margin - degraded)
     shown = "; ".join(
-        f"{r.net.title} {a:+.1f} ({b:+.1f})" for r, a, b in zip(results.values(), gains, truly, strict=True)
+        f"{r.net.title} {a:+.1f} ({b:+.1f})"
+        for r, a, b in zip(results.values(), gains, truly, strict=True)
     )
     return Claim(
         "figure4.kind",
         answered(min(gains) > 5, min(truly) > 5),
-        f"recovery under gradient attacks less that under degradation, in points: {shown}; in brackets with the margin "
-        "loss where an attack climbs a loss; more than 5 on every network is asked for",
+        f"recovery under gradient attacks less that under degradation, in points: {shown}; in"
+        " brackets with the margin loss where an attack climbs a loss; more than 5 on every"
+        " network is asked for",
     )
 
 
 def _on_margin(desk: Desk, r: Results) -> dict[float, dict[str, float]]:
-    """Accuracies (%) at the last eps by slope and attack, climbing the margin loss where a loss is climbed."""
+    """Accuracies (%) at the last eps by slope and attack, climbing the margin loss where a loss is
+    climbed."""
     slopes, climbing = (1.0, 100.0), [e for e in BATTERY if e.margin is not None]
     asked = list(product(slopes, climbing))
     images, eps = r.net.slice(r.n), r.eps[-1]
-    records = desk.records([Cell(r.net.sloped(s), images, e.margin, e.threat(eps)) for s, e in asked])
-    found = {s: {name: 100 * robust_accuracy(of[-1]) for name, of in r.found[s].items()} for s in slopes}
+    records = desk.records(
+        [Cell(r.net.sloped(s), images, e.margin, e.threat(eps)) for s, e in asked]
+    )
+    found = {
+        s: {name: 100 * robust_accuracy(of[-1]) for name, of in r.found[s].items()} for s in slopes
+    }
     for (slope, entry), record in zip(asked, records, strict=True):
         found[slope][entry.name] = 100 * robust_accuracy(record)
     return found

@@ -1,7 +1,7 @@
 """Figures 5 and 6: targeted FGSM, the mean and each of ten classes
 
-x − eps sign(∇CE(z, t)), clipped. Images whose clean decision is already t are not attacked, wrong ones are; a success
-is a new decision t. The rate is over all images, so that it cannot reach 100 %.
+x − eps sign(∇CE(z, t)), clipped. Images whose clean decision is already t are not attacked, wrong
+ones are; a success is a new decision t. The rate is over all images, so that it cannot reach 100 %.
 """
 
 from __future__ import annotations
@@ -38,15 +38,17 @@ PART = 1000  # images in memory at once, once for each eps
 HELPED = {"mnist": 6, "cifar10_cnn1": 6, "cifar10_cnn2": 4}
 """The classes that the claim counts, per network."""
 SAME = 3.0
-"""Percentage points of mean success that slopes above 1 may lie apart and still be "about the same"."""
+"""Percentage points of mean success that slopes above 1 may lie apart and still be "about the
+same"."""
 
 
 @spec
 class TargetedRates:
-    """How many images one step of targeted FGSM leads to each of ten classes, per eps; and its exactly zero gradients.
+    """How many images one step of targeted FGSM leads to each of ten classes, per eps; and its
+    exactly zero gradients.
 
-    `led[t][i]`: images with another clean decision than t whose decision is t at `eps[i]`. `zero[t]` of `asked[t]`
-    gradients were exactly zero.
+    `led[t][i]`: images with another clean decision than t whose decision is t at `eps[i]`.
+    `zero[t]` of `asked[t]` gradients were exactly zero.
     """
 
     model: Model
@@ -64,10 +66,17 @@ class TargetedRates:
             for t in range(10):
                 scene = (part.images, part.labels, part.index)
                 made = craft_all(FGSM(self.loss), net, *scene, threats, Targeted(t), chunk=CHUNK)
-                led[t] += torch.tensor([((decide(net, m.x_adv) == t) & (clean != t)).sum() for m in made])
+                led[t] += torch.tensor(
+                    [((decide(net, m.x_adv) == t) & (clean != t)).sum() for m in made]
+                )
                 zero[t] += made[0].zero_gradients.sum()
                 asked[t] += made[0].gradients.sum()
-        return {"n": len(images), "led": led.tolist(), "zero": zero.tolist(), "asked": asked.tolist()}
+        return {
+            "n": len(images),
+            "led": led.tolist(),
+            "zero": zero.tolist(),
+            "asked": asked.tolist(),
+        }
 
 
 Rates = dict[tuple[str, float], list[list[float]]]
@@ -77,29 +86,36 @@ Rates = dict[tuple[str, float], list[list[float]]]
 def make(desk: Desk) -> Iterator[Part]:
     n, few = desk.pick(100, 10_000), desk.pick(100, 2000)
     yield Text(
-        "Targeted FGSM, x − eps · sign(∇CE(z, t)), towards each of the ten classes. Images that are already decided as "
-        "the target are skipped and stay in the denominator; the true label plays no part. **Lower is better for the "
-        "defence.** Published counts are of 10,000 images and are shown in percent."
+        "Targeted FGSM, x − eps · sign(∇CE(z, t)), towards each of the ten classes. Images that are"
+        " already decided as the target are skipped and stay in the denominator; the true label"
+        " plays no part. **Lower is better for the defence.** Published counts are of 10,000 images"
+        " and are shown in percent."
     )
     yield from _true_loss(desk, n)
     yield from _raw_logit(desk, n, few)
     yield from _both(desk, few)
 
 
-# ----------------------------------------------------------------------------------- the three blocks
+# --------------------------------------------------------------------------------- the three blocks
 
 
 def _true_loss(desk: Desk, n: int) -> Iterator[Part]:
     yield Text(
-        f"**True cross-entropy** (the current notebooks), n = {n}. Published numbers exist for MNIST, classes 0 to 6 "
-        "whole and 7 in part, so there is no published mean."
+        f"**True cross-entropy** (the current notebooks), n = {n}. Published numbers exist for"
+        " MNIST, classes 0 to 6 whole and 7 in part, so there is no published mean."
     )
     rates = _rates(desk, NETS, n, "cross_entropy")
     known = {net: published("srelu", f"figure5_6.{net.key}.targeted_fgsm.count") for net in NETS}
-    yield Figure("Figure 5: mean success (%) over ten classes.", panels([_mean_panel(net, rates) for net in NETS]))
+    yield Figure(
+        "Figure 5: mean success (%) over ten classes.",
+        panels([_mean_panel(net, rates) for net in NETS]),
+    )
     for net in NETS:
         drawn = [_class_panel(net, t, rates, known[net]) for t in range(10)]
-        yield Figure(f"Figure 6, {net.title}: success (%) per target class.", panels(drawn, columns=4, height=1.9))
+        yield Figure(
+            f"Figure 6, {net.title}: success (%) per target class.",
+            panels(drawn, columns=4, height=1.9),
+        )
     for net in NETS:
         yield _by_class(net, rates)
     for net in NETS:
@@ -114,9 +130,10 @@ def _true_loss(desk: Desk, n: int) -> Iterator[Part]:
 def _raw_logit(desk: Desk, n: int, few: int) -> Iterator[Part]:
     sizes = {net: n if net is CNN2 else few for net in NETS}
     yield Text(
-        "**The raw-logit variant.** Earlier notebooks take the negative log-likelihood of logits without a "
-        "log-softmax, so the attacker follows the gradient of the target's logit alone. The published numbers for "
-        f"CIFAR10-CNN2 are of this kind. n = {', '.join(f'{k} ({net.title})' for net, k in sizes.items())}."
+        "**The raw-logit variant.** Earlier notebooks take the negative log-likelihood of logits"
+        " without a log-softmax, so the attacker follows the gradient of the target's logit alone."
+        " The published numbers for CIFAR10-CNN2 are of this kind. n ="
+        f" {', '.join(f'{k} ({net.title})' for net, k in sizes.items())}."
     )
     rates: Rates = {}
     for net, k in sizes.items():
@@ -133,21 +150,27 @@ def _both(desk: Desk, few: int) -> Iterator[Part]:
     rates = _rates(desk, NETS, few, "towards_and_away")
     alone = _rates(desk, NETS, few, "cross_entropy")
     yield Text(
-        f"**“Or we could do both”**, n = {few}: towards the target and away from the true class in one loss, CE(z, y) "
-        "− CE(z, t) = z_t − z_y, in which no softmax is left that could saturate. Mean success (%) over classes and "
-        "eps, beside the target's cross-entropy alone on the same images."
+        f"**“Or we could do both”**, n = {few}: towards the target and away from the true class in"
+        " one loss, CE(z, y) − CE(z, t) = z_t − z_y, in which no softmax is left that could"
+        " saturate. Mean success (%) over classes and eps, beside the target's cross-entropy alone"
+        " on the same images."
     )
-    yield Figure("Mean success (%) over ten classes, both.", panels([_mean_panel(net, rates) for net in NETS]))
+    yield Figure(
+        "Mean success (%) over ten classes, both.",
+        panels([_mean_panel(net, rates) for net in NETS]),
+    )
     head = ("network", "loss", *(f"slope {said(s)}" for s in SLOPES))
     rows: list[tuple[Value, ...]] = [
         (net.title, name, *(mean(_mean(net, r, s)[1:]) for s in SLOPES))
         for net in NETS
         for name, r in (("target alone", alone), ("both", rates))
     ]
-    yield Table("Target alone and both: mean success (%) over classes and eps above 0", head, tuple(rows))
+    yield Table(
+        "Target alone and both: mean success (%) over classes and eps above 0", head, tuple(rows)
+    )
 
 
-# ------------------------------------------------------------------------------------------- numbers
+# ------------------------------------------------------------------------------------------ numbers
 
 
 def _rates(desk: Desk, nets: tuple[Net, ...], n: int, loss: Loss) -> Rates:
@@ -155,7 +178,8 @@ def _rates(desk: Desk, nets: tuple[Net, ...], n: int, loss: Loss) -> Rates:
     asked = [TargetedRates(net.sloped(s), net.slice(n), net.eps[1:], loss) for net, s in keys]
     found = desk.all_facts(asked)
     return {
-        (net.key, s): [[0.0, *(100 * k / f["n"] for k in led)] for led in f["led"]]  # nothing moves at eps 0
+        # nothing moves at eps 0
+        (net.key, s): [[0.0, *(100 * k / f["n"] for k in led)] for led in f["led"]]
         for (net, s), f in zip(keys, found, strict=True)
     }
 
@@ -175,7 +199,7 @@ def _percent(known: dict[str, Any] | None, t: str, slope: float) -> dict[str, fl
     return {eps: count / 100 for eps, count in counts.items()}  # of 10,000
 
 
-# --------------------------------------------------------------------------------- panels and tables
+# -------------------------------------------------------------------------------- panels and tables
 
 
 def _mean_panel(net: Net, rates: Rates, known: dict[str, Any] | None = None) -> Panel:
@@ -190,8 +214,12 @@ def _mean_panel(net: Net, rates: Rates, known: dict[str, Any] | None = None) -> 
 
 def _class_panel(net: Net, t: int, rates: Rates, known: dict[str, Any] | None) -> Panel:
     name = CLASSES[net.data][t]
-    curves = [Curve(f"slope {said(s)}", rates[net.key, s][t], _percent(known, name, s)) for s in SLOPES]
-    return panel(f"to {name}", [e.removeprefix("0") or "0" for e in _columns(net)], curves, "", "", (0, 91))
+    curves = [
+        Curve(f"slope {said(s)}", rates[net.key, s][t], _percent(known, name, s)) for s in SLOPES
+    ]
+    return panel(
+        f"to {name}", [e.removeprefix("0") or "0" for e in _columns(net)], curves, "", "", (0, 91)
+    )
 
 
 def _columns(net: Net) -> list[str]:
@@ -204,15 +232,25 @@ def _by_class(net: Net, rates: Rates) -> Table:
         (name, *(_averaged(net, rates, t, s) for s in SLOPES), _gain(net, rates, t))
         for t, name in enumerate(CLASSES[net.data])
     ]
-    return Table(f"{net.title}: success (%) per class, mean over eps above 0", head, tuple(rows), folded=True)
+    return Table(
+        f"{net.title}: success (%) per class, mean over eps above 0", head, tuple(rows), folded=True
+    )
 
 
 def _tables(net: Net, rates: Rates, known: dict[str, Any], loss: str) -> Iterator[Table]:
     """Every number of the classes that were published."""
     for t, name in enumerate(CLASSES[net.data]):
         if name in known:
-            curves = [Curve(said(s), rates[net.key, s][t], _percent(known, name, s)) for s in SLOPES]
-            yield table(f"{net.title}, towards {name}, {loss}: success (%)", "slope", "eps", _columns(net), curves)
+            curves = [
+                Curve(said(s), rates[net.key, s][t], _percent(known, name, s)) for s in SLOPES
+            ]
+            yield table(
+                f"{net.title}, towards {name}, {loss}: success (%)",
+                "slope",
+                "eps",
+                _columns(net),
+                curves,
+            )
 
 
 def _originals(desk: Desk, rates: Rates) -> Table:
@@ -228,28 +266,38 @@ def _originals(desk: Desk, rates: Rates) -> Table:
     return Table("CIFAR-10: mean success (%) over classes and eps above 0", head, tuple(rows))
 
 
-# -------------------------------------------------------------------------------------------- claims
+# ------------------------------------------------------------------------------------------- claims
 
 
 def _gain(net: Net, rates: Rates, t: int) -> float:
-    """Mean success towards class `t` at slopes above 1 minus that at slope 1: below 0 the slope has helped."""
+    """Mean success towards class `t` at slopes above 1 minus that at slope 1: below 0 the slope has
+    helped."""
     return mean([_averaged(net, rates, t, s) for s in ABOVE_1]) - _averaged(net, rates, t, 1.0)
 
 
 def _slopes_above_1(rates: Rates) -> Claim:
-    """About the same: at no eps do the means over classes at slopes above 1 lie further apart than `SAME`."""
+    """About the same: at no eps do the means over classes at slopes above 1 lie further apart than
+    `SAME`."""
     spread = {}
     for net in NETS:
         means = zip(*(_mean(net, rates, s) for s in ABOVE_1), strict=True)
         spread[net.title] = max(max(column) - min(column) for column in means)
     told = ", ".join(f"{value:.1f} ({net})" for net, value in spread.items())
-    because = f"largest distance between slopes above 1 at one eps, points of mean success (allowed: {SAME:g}): {told}"
+    because = (
+        "largest distance between slopes above 1 at one eps, points of mean success (allowed:"
+        f" {SAME:g}): {told}"
+    )
     return Claim("targeted.slopes_above_1", answered(max(spread.values()) <= SAME), because)
 
 
 def _classes_helped(rates: Rates) -> Claim:
-    """Helped: fewer successes, averaged over slopes above 1 and eps, than at slope 1; within one class of 6, 6, 4."""
+    """Helped: fewer successes, averaged over slopes above 1 and eps, than at slope 1; within one
+    class of 6, 6, 4."""
     helped = {net: sum(_gain(net, rates, t) < 0 for t in range(10)) for net in NETS}
     holds = all(abs(count - HELPED[net.key]) <= 1 for net, count in helped.items())
     told = ", ".join(f"{count} ({net.title})" for net, count in helped.items())
-    return Claim("targeted.classes_helped", answered(holds), f"classes with fewer successes above slope 1: {told}")
+    return Claim(
+        "targeted.classes_helped",
+        answered(holds),
+        f"classes with fewer successes above slope 1: {told}",
+    )

@@ -1,8 +1,8 @@
 """Figure 7: scaling the pixels instead of the slope
 
-x ← s·x, in the left column clamped to [0, 1]; images decided wrongly are dropped; gradient of the cross-entropy
-there; one FGSM step from there; clipped to [0, 1] in both columns, so that "without clipping" is clipped, too, before
-it counts.
+x ← s·x, in the left column clamped to [0, 1]; images decided wrongly are dropped; gradient of the
+cross-entropy there; one FGSM step from there; clipped to [0, 1] in both columns, so that "without
+clipping" is clipped, too, before it counts.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ from retroact.studies.truth import answered
 PLAIN, MARGIN = FGSM(), FGSM(loss="margin")
 COLUMNS = ("clipped", "unclipped")
 RESEMBLES = 10.0
-"""Percentage points that curves may lie apart, averaged over eps above 0, and still resemble each other."""
+"""Percentage points that curves may lie apart, averaged over eps above 0, and still resemble each
+other."""
 NO_HELP = 2.0
 """Percentage points of mean accuracy under attack that scaling up may win and still "not help"."""
 
@@ -56,12 +57,13 @@ Key = tuple[str, str, float]
 
 @spec
 class ScaledPixels:
-    """FGSM on images that are multiplied by `scale` first: which decisions are right before and after.
+    """FGSM on images that are multiplied by `scale` first: which decisions are right before and
+    after.
 
-    The gradient is taken at scale · x, after a clamp to [0, 1] with `clipped`. The step of each `eps` is made there, or
-    with `step_on` "original" on x itself; then all is clipped to [0, 1]. `right` counts images decided rightly where
-    the step starts (before that last clip), `left` those that are still right after it, `zero` the exactly zero
-    gradients among the right ones.
+    The gradient is taken at scale · x, after a clamp to [0, 1] with `clipped`. The step of each
+    `eps` is made there, or with `step_on` "original" on x itself; then all is clipped to [0, 1].
+    `right` counts images decided rightly where the step starts (before that last clip), `left`
+    those that are still right after it, `zero` the exactly zero gradients among the right ones.
     """
 
     model: Model
@@ -75,8 +77,13 @@ class ScaledPixels:
     def __call__(self) -> dict[str, Any]:
         net, images = self.model(), data(self.data)
         with evaluating(net):
-            on = prove(net, images.images, images.index, Linf(max(self.eps)), passes=1 + len(self.eps))
-            parts = [self.counts(on.lean, images.images[r], images.labels[r]) for r in chunks(len(images), CHUNK)]
+            on = prove(
+                net, images.images, images.index, Linf(max(self.eps)), passes=1 + len(self.eps)
+            )
+            parts = [
+                self.counts(on.lean, images.images[r], images.labels[r])
+                for r in chunks(len(images), CHUNK)
+            ]
         right, zero, *left = (sum(column) for column in zip(*parts, strict=True))
         return {"n": len(images), "right": right, "zero": zero, "left": left}
 
@@ -85,7 +92,9 @@ class ScaledPixels:
         scaled = self.scale * x
         scaled = scaled.clamp(0.0, 1.0) if self.clipped else scaled
         oracle, rows = Oracle(net, len(x)), torch.arange(len(x))
-        logits, gradient = oracle.gradient(scaled, rows, partial(loss_of(self.loss), aim=Aim(labels)))
+        logits, gradient = oracle.gradient(
+            scaled, rows, partial(loss_of(self.loss), aim=Aim(labels))
+        )
         start = scaled if self.step_on == "scaled" else x
         decided = logits.argmax(1) if start is scaled else oracle.decisions(x, rows)
         right = decided == labels
@@ -98,16 +107,19 @@ def make(desk: Desk) -> Iterator[Part]:
     n = desk.pick(500, 10_000)
     made = {net: _curves(desk, net, n) for net in (MNIST, CNN1)}
     yield Text(
-        f"The network has slope 1; the first {n} test images are multiplied by the scale, attacked there by FGSM "
-        "and judged after a clip to [0, 1]. That last clip is made in both columns: in the paper's “without clipping” "
-        "an image counts as right where it is so both before it (far outside [0, 1]) and after."
+        f"The network has slope 1; the first {n} test images are multiplied by the scale, attacked"
+        " there by FGSM and judged after a clip to [0, 1]. That last clip is made in both columns:"
+        " in the paper's “without clipping” an image counts as right where it is so both before it"
+        " (far outside [0, 1]) and after."
     )
     drawn = [
         panel(f"{net.title}, {column}", _eps(net), [curves[net.key, column, s] for s in SLOPES])
         for net, curves in made.items()
         for column in COLUMNS
     ]
-    yield Figure("FGSM on scaled images, per scale. Thin and dashed: published.", panels(drawn, columns=2))
+    yield Figure(
+        "FGSM on scaled images, per scale. Thin and dashed: published.", panels(drawn, columns=2)
+    )
     slopes = {net: _slopes(desk, net) for net in made}
     yield _against_slopes(made, slopes)
     yield _zeros(desk, n)
@@ -119,7 +131,7 @@ def make(desk: Desk) -> Iterator[Part]:
     yield _cifar(made[CNN1])
 
 
-# ------------------------------------------------------------------------------------------- numbers
+# ------------------------------------------------------------------------------------------ numbers
 
 
 def _curves(desk: Desk, net: Net, n: int) -> dict[Key, Curve]:
@@ -136,7 +148,9 @@ def _curves(desk: Desk, net: Net, n: int) -> dict[Key, Curve]:
     return made
 
 
-def _spec(net: Net, images: str, scale: float, column: str, loss: Loss = "cross_entropy") -> ScaledPixels:
+def _spec(
+    net: Net, images: str, scale: float, column: str, loss: Loss = "cross_entropy"
+) -> ScaledPixels:
     return ScaledPixels(net.sloped(1.0), images, scale, net.eps, column == "clipped", loss)
 
 
@@ -166,11 +180,19 @@ def _distance(a: Sequence[float], b: Sequence[float]) -> float:
     return mean([abs(u - v) for u, v in zip(a[1:], b[1:], strict=True)])
 
 
-# ---------------------------------------------------------------------------------- tables and claims
+# -------------------------------------------------------------------------------- tables and claims
 
 
-def _against_slopes(made: dict[Net, dict[Key, Curve]], slopes: dict[Net, dict[float, list[float]]]) -> Table:
-    head = ("network", "scaled, or slope, by", "scaled, clipped", "scaled, unclipped", "slope instead")
+def _against_slopes(
+    made: dict[Net, dict[Key, Curve]], slopes: dict[Net, dict[float, list[float]]]
+) -> Table:
+    head = (
+        "network",
+        "scaled, or slope, by",
+        "scaled, clipped",
+        "scaled, unclipped",
+        "slope instead",
+    )
     rows: list[tuple[Value, ...]] = [
         (
             net.title,
@@ -192,33 +214,47 @@ def _zeros(desk: Desk, n: int) -> Table:
             found = desk.all_facts([_spec(net, net.slice(n), s, column) for s in SLOPES])
             rows.append((net.title, column, *(100 * f["zero"] / max(1, f["right"]) for f in found)))
     head = ("network", "column", *(f"scale {said(s)}" for s in SLOPES))
-    return Table("Exactly zero gradients (%) among scaled images that are decided rightly", head, tuple(rows))
+    return Table(
+        "Exactly zero gradients (%) among scaled images that are decided rightly", head, tuple(rows)
+    )
 
 
-def _mnist_unclipped(desk: Desk, n: int, made: dict[Key, Curve], slopes: dict[float, list[float]]) -> Claim:
-    """Resembles: at every factor above 1 within `RESEMBLES` of the slope's curve; truly: under the margin loss too."""
+def _mnist_unclipped(
+    desk: Desk, n: int, made: dict[Key, Curve], slopes: dict[float, list[float]]
+) -> Claim:
+    """Resembles: at every factor above 1 within `RESEMBLES` of the slope's curve; truly: under the
+    margin loss too."""
     asked = [_spec(MNIST, MNIST.slice(n), s, "unclipped", "margin") for s in ABOVE_1]
     hard = [[100 * v / f["n"] for v in f["left"]] for f in desk.all_facts(asked)]
     steep = _slopes(desk, MNIST, MARGIN)
     apart = [_distance(made[MNIST.key, "unclipped", s].y, slopes[s]) for s in ABOVE_1]
     truly = [_distance(y, steep[s]) for s, y in zip(ABOVE_1, hard, strict=True)]
-    told = ", ".join(f"{a:.1f} ({b:.1f}) at {said(s)}" for a, b, s in zip(apart, truly, ABOVE_1, strict=True))
+    told = ", ".join(
+        f"{a:.1f} ({b:.1f}) at {said(s)}" for a, b, s in zip(apart, truly, ABOVE_1, strict=True)
+    )
     return Claim(
         "figure7.mnist_unclipped",
         answered(max(apart) <= RESEMBLES, max(truly) <= RESEMBLES),
-        f"mean distance of both curves over eps above 0, points (allowed: {RESEMBLES:g}), in brackets under one step "
-        f"on the margin loss: {told}",
+        f"mean distance of both curves over eps above 0, points (allowed: {RESEMBLES:g}), in"
+        f" brackets under one step on the margin loss: {told}",
     )
 
 
 def _cifar(made: dict[Key, Curve]) -> Claim:
-    """Does not help: no scale above 1 wins more than `NO_HELP` points of accuracy under attack, in either column."""
+    """Does not help: no scale above 1 wins more than `NO_HELP` points of accuracy under attack, in
+    either column."""
     won = {
-        (column, s): _under_attack(made[CNN1.key, column, s].y) - _under_attack(made[CNN1.key, column, 1.0].y)
+        (column, s): (
+            _under_attack(made[CNN1.key, column, s].y)
+            - _under_attack(made[CNN1.key, column, 1.0].y)
+        )
         for column in COLUMNS
         for s in ABOVE_1
     }
     column, scale = max(won, key=lambda k: won[k])
     best = won[column, scale]
-    because = f"the best scale above 1, {said(scale)} {column}, wins {best:+.1f} points, mean over eps above 0"
+    because = (
+        f"the best scale above 1, {said(scale)} {column}, wins {best:+.1f} points, mean over eps"
+        " above 0"
+    )
     return Claim("figure7.cifar", answered(best <= NO_HELP), f"{because} (allowed: {NO_HELP:g})")

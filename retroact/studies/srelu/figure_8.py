@@ -1,9 +1,10 @@
 """Figure 8: the transfer attack that the paper calls BPDA
 
-Nothing of it was published, neither code nor numbers. Here: a second network of the same architecture at slope 1, with
-weights of its own, learns the outputs of the sloped target, −Σ softmax(z_target) log softmax(z_surrogate), by Adam
-(1e-3) on training images; its gradients then attack the target. PGD is the paper's: steps of 2/255, 40 of them, from
-the clean image. The target decides when an image has fallen, so PGD stops at the first step that fools it.
+Nothing of it was published, neither code nor numbers. Here: a second network of the same
+architecture at slope 1, with weights of its own, learns the outputs of the sloped target, −Σ
+softmax(z_target) log softmax(z_surrogate), by Adam (1e-3) on training images; its gradients then
+attack the target. PGD is the paper's: steps of 2/255, 40 of them, from the clean image. The target
+decides when an image has fallen, so PGD stops at the first step that fools it.
 """
 
 from __future__ import annotations
@@ -44,20 +45,34 @@ def make(desk: Desk) -> Iterator[Part]:
     yield Text(_agreement(learned, *_lesson(desk, NETS[0])))
     for attack in ("FGSM", "PGD"):
         shown = [_panel(net, found[net.key], attack, slopes[-1]) for net in NETS]
-        yield Figure(f"{attack} at slope {slopes[-1]:g}: accuracy (%) against eps, by whose gradients.", panels(shown))
+        yield Figure(
+            f"{attack} at slope {slopes[-1]:g}: accuracy (%) against eps, by whose gradients.",
+            panels(shown),
+        )
     for net in NETS:
-        yield Table(f"{net.title}: accuracy (%) at each eps", _head(net), _rows(net, found[net.key]), folded=True)
+        yield Table(
+            f"{net.title}: accuracy (%) at each eps",
+            _head(net),
+            _rows(net, found[net.key]),
+            folded=True,
+        )
     yield _claim(found, slopes)
 
 
 # ----------------------------------------------------------------------------------- the surrogate
 
 
-def distilled(target: nn.Module, surrogate: nn.Module, train: Images, *, epochs: int = 2, seed: int = 0) -> nn.Module:
-    """Teaches `surrogate` the outputs of `target` on `train`, in place: Adam 1e-3, batches of 64."""
+def distilled(
+    target: nn.Module, surrogate: nn.Module, train: Images, *, epochs: int = 2, seed: int = 0
+) -> nn.Module:
+    """Teaches `surrogate` the outputs of `target` on `train`, in place: Adam 1e-3, batches of
+    64."""
     with evaluating(target), torch.no_grad():
         taught = torch.cat([target(part) for part in train.images.split(500)]).softmax(1)
-    adam, generator = torch.optim.Adam(surrogate.parameters(), lr=1e-3), torch.Generator().manual_seed(seed)
+    adam, generator = (
+        torch.optim.Adam(surrogate.parameters(), lr=1e-3),
+        torch.Generator().manual_seed(seed),
+    )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         surrogate.train()
@@ -75,7 +90,8 @@ def _soft(logits: Tensor, taught: Tensor) -> Tensor:
 
 @spec
 class Transferred:
-    """`model` under the gradients of a surrogate that learned its outputs on `train`: accuracies by attack and eps."""
+    """`model` under the gradients of a surrogate that learned its outputs on `train`: accuracies by
+    attack and eps."""
 
     model: Model
     train: str
@@ -91,7 +107,9 @@ class Transferred:
             fresh = NETWORKS[self.model.net]()
         surrogate = distilled(target, fresh, data(self.train), epochs=self.epochs, seed=self.seed)
         decisions = [decide(net, test.images) for net in (target, surrogate)]
-        found: dict[str, Any] = {"agree": 100 * float((decisions[0] == decisions[1]).float().mean())}
+        found: dict[str, Any] = {
+            "agree": 100 * float((decisions[0] == decisions[1]).float().mean())
+        }
         for name in ("FGSM", "PGD"):
             found[name] = []
             for eps in self.eps:
@@ -135,16 +153,26 @@ def _curves(desk: Desk, net: Net, learned: dict[float, dict[str, Any]]) -> Curve
             made[name, slope, "direct, slope 1"] = plain
             made[name, slope, "direct, this slope"] = direct
             made[name, slope, "surrogate"] = [direct[0], *transferred[name]]
-            made[name, slope, "slope-1 twin"] = _curve(desk, net, slope, name, source=net.sloped(1.0))
+            made[name, slope, "slope-1 twin"] = _curve(
+                desk, net, slope, name, source=net.sloped(1.0)
+            )
             made[name, slope, "direct, margin loss"] = _curve(desk, net, slope, name, loss="margin")
     return made
 
 
 def _curve(
-    desk: Desk, net: Net, slope: float, name: str, *, loss: Loss = "cross_entropy", source: Model | None = None
+    desk: Desk,
+    net: Net,
+    slope: float,
+    name: str,
+    *,
+    loss: Loss = "cross_entropy",
+    source: Model | None = None,
 ) -> list[float]:
     model, images = net.sloped(slope), net.slice(_n(desk, net))
-    found = desk.records([Cell(model, images, attack(name, e, loss), Linf(e), source=source) for e in _eps(net)])
+    found = desk.records(
+        [Cell(model, images, attack(name, e, loss), Linf(e), source=source) for e in _eps(net)]
+    )
     return [100 * v for v in (clean_accuracy(found[0]), *map(robust_accuracy, found))]
 
 
@@ -159,21 +187,25 @@ def _head(net: Net) -> tuple[str, ...]:
 
 
 def _rows(net: Net, found: Curves) -> tuple[tuple[Value, ...], ...]:
-    return tuple((attack, said(slope), way, *values) for (attack, slope, way), values in found.items())
+    return tuple(
+        (attack, said(slope), way, *values) for (attack, slope, way), values in found.items()
+    )
 
 
 def _agreement(learned: dict[str, dict[float, dict[str, Any]]], train: str, epochs: int) -> str:
     shown = "; ".join(
-        f"{net.title} " + ", ".join(f"{f['agree']:.0f} % (slope {s:g})" for s, f in learned[net.key].items())
+        f"{net.title} "
+        + ", ".join(f"{f['agree']:.0f} % (slope {s:g})" for s, f in learned[net.key].items())
         for net in NETS
     )
     return (
-        f"The surrogate learns from {train.split('[:')[1].rstrip(']')} training images, {epochs} times over, and then "
-        f"decides like its target on these test images: {shown}. A steep target's outputs are one-hot, so it learns "
-        "decisions rather than logits; how far it falls short of the twin is its own weakness, not the target's "
-        "strength. The figure's caption in the paper, “Lower y value "
-        "here means better defense”, contradicts its axis, accuracy: higher is better. The legend's last entry is not "
-        "in the paper: the attacked network's own gradients again, of the margin instead of the cross-entropy."
+        f"The surrogate learns from {train.split('[:')[1].rstrip(']')} training images, {epochs}"
+        f" times over, and then decides like its target on these test images: {shown}. A steep"
+        " target's outputs are one-hot, so it learns decisions rather than logits; how far it"
+        " falls short of the twin is its own weakness, not the target's strength. The figure's"
+        " caption in the paper, “Lower y value here means better defense”, contradicts its axis,"
+        " accuracy: higher is better. The legend's last entry is not in the paper: the attacked"
+        " network's own gradients again, of the margin instead of the cross-entropy."
     )
 
 
@@ -181,9 +213,16 @@ def _agreement(learned: dict[str, dict[float, dict[str, Any]]], train: str, epoc
 
 
 def _claim(found: dict[str, Curves], slopes: tuple[float, ...]) -> Claim:
-    """Severely hindered: the surrogate takes half of the clean accuracy somewhere on the grid. Higher than directly:
-    its mean over the attacked eps is above that of the direct attack at slope 1; truly: so is the twin's."""
-    cases = [(c, key) for c in found.values() for key in c if key[2] == "surrogate" and key[1] == max(slopes)]
+    """Severely hindered: the surrogate takes half of the clean accuracy somewhere on the grid.
+    Higher than directly: its mean over the attacked eps is above that of the direct attack at slope
+    1; truly: so is the twin's.
+    """
+    cases = [
+        (c, key)
+        for c in found.values()
+        for key in c
+        if key[2] == "surrogate" and key[1] == max(slopes)
+    ]
     hindered = all(min(c[key]) < c[key][0] / 2 for c, key in cases)
     above = [_mean_gap(c, key, "surrogate") for c, key in cases]
     twins = [_mean_gap(c, key, "slope-1 twin") for c, key in cases]
@@ -191,11 +230,12 @@ def _claim(found: dict[str, Curves], slopes: tuple[float, ...]) -> Claim:
     return Claim(
         "figure8",
         answered(hindered and min(above) > 0, min(twins) > 1),
-        f"slope {max(slopes):g}, FGSM and PGD, three networks: the surrogate takes half of the clean accuracy or more "
-        f"{'everywhere' if hindered else 'not everywhere'}; mean accuracy above the direct attack at slope 1 by "
-        f"{min(above):+.1f} to {max(above):+.1f} points under the surrogate, {min(twins):+.1f} to {max(twins):+.1f} "
-        f"under the slope-1 twin's gradients, {min(margins):+.1f} to {max(margins):+.1f} under its own with the margin "
-        "loss",
+        f"slope {max(slopes):g}, FGSM and PGD, three networks: the surrogate takes half of the"
+        f" clean accuracy or more {'everywhere' if hindered else 'not everywhere'}; mean accuracy"
+        f" above the direct attack at slope 1 by {min(above):+.1f} to {max(above):+.1f} points"
+        f" under the surrogate, {min(twins):+.1f} to {max(twins):+.1f} under the slope-1 twin's"
+        f" gradients, {min(margins):+.1f} to {max(margins):+.1f} under its own with the margin"
+        " loss",
     )
 
 

@@ -1,9 +1,10 @@
 """Figure 9: t-SNE of the last layers per slope, with numbers
 
-The paper shows pictures of "the last fully connected layer" of the MNIST CNN and no code. Here: the 50 numbers after
-the last activation, and the 10 logits, of the first test digits; scikit-learn's t-SNE, perplexity 30, from the first
-two principal components, seed 0. A map from t-SNE says nothing about scale, since every point chooses its own
-bandwidth; so beside it stand raw distances, and the ratio between/within, which no factor changes.
+The paper shows pictures of "the last fully connected layer" of the MNIST CNN and no code. Here: the
+50 numbers after the last activation, and the 10 logits, of the first test digits; scikit-learn's
+t-SNE, perplexity 30, from the first two principal components, seed 0. A map from t-SNE says nothing
+about scale, since every point chooses its own bandwidth; so beside it stand raw distances, and the
+ratio between/within, which no factor changes.
 """
 
 from __future__ import annotations
@@ -36,13 +37,23 @@ SAME = 0.05
 def make(desk: Desk) -> Iterator[Part]:
     slopes = desk.pick((1.0, 10.0, 100.0), SLOPES)
     images = MNIST.slice(desk.pick(500, 2000))
-    found = dict(zip(slopes, desk.all_facts([Clusters(MNIST.sloped(s), images) for s in slopes]), strict=True))
+    found = dict(
+        zip(
+            slopes, desk.all_facts([Clusters(MNIST.sloped(s), images) for s in slopes]), strict=True
+        )
+    )
     yield Figure(
-        "t-SNE maps of the first test digits, a colour per digit. Axes have no unit; the number is the ratio "
-        "between/within in the layer itself, which no factor changes.",
+        "t-SNE maps of the first test digits, a colour per digit. Axes have no unit; the number is"
+        " the ratio between/within in the layer itself, which no factor changes.",
         _maps(found),
     )
-    head = ("layer", "slope", "distance between digits", "distance within a digit", "between/within")
+    head = (
+        "layer",
+        "slope",
+        "distance between digits",
+        "distance within a digit",
+        "between/within",
+    )
     rows = tuple(_row(layer, s, f[layer]) for layer in LAYERS for s, f in found.items())
     yield Table(
         "Raw distances: mean between two digits' centres, and from an image to its digit's centre",
@@ -63,7 +74,8 @@ def _row(layer: str, slope: float, found: dict[str, Any]) -> tuple[Value, ...]:
 
 @spec
 class Clusters:
-    """How the digits of `data` lie in the last hidden layer and in the logits: t-SNE maps, distances, ratios."""
+    """How the digits of `data` lie in the last hidden layer and in the logits: t-SNE maps,
+    distances, ratios."""
 
     model: Model
     data: str
@@ -84,7 +96,8 @@ class Clusters:
         from sklearn.manifold import TSNE
 
         between, within = spread(points, labels)
-        scaled = (points / points.std()).astype(np.float32)  # float32 squares of 1e6 would lose the small ones
+        # float32 squares of 1e6 would lose the small ones
+        scaled = (points / points.std()).astype(np.float32)
         how = {"perplexity": self.perplexity, "random_state": self.seed, "init": "pca"}
         drawn = TSNE(2, **how).fit_transform(scaled).astype(np.float64)
         on_map = spread(drawn, labels)
@@ -109,7 +122,8 @@ def last_layers(net: nn.Module, images: Tensor) -> tuple[NDArray[np.float64], ND
 
 
 def spread(points: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[float, float]:
-    """The mean distance between two classes' centres, and the mean distance of a point to its class's centre."""
+    """The mean distance between two classes' centres, and the mean distance of a point to its
+    class's centre."""
     classes = np.unique(labels)
     centres = np.stack([points[labels == c].mean(0) for c in classes])
     apart = np.linalg.norm(centres[:, None] - centres[None], axis=2)
@@ -128,11 +142,21 @@ def _maps(found: dict[float, dict[str, Any]]) -> str:
         labels = np.array(facts["labels"])
         for row, layer in enumerate(LAYERS):
             _scatter(grid[row, column], np.array(facts[layer]["map"]), labels)
-            grid[row, column].set_title(f"slope {slope:g}, ratio {facts[layer]['ratio']:.2f}", fontsize=9)
+            grid[row, column].set_title(
+                f"slope {slope:g}, ratio {facts[layer]['ratio']:.2f}", fontsize=9
+            )
     for row, said in enumerate(LAYERS.values()):
         grid[row, 0].set_ylabel(said, fontsize=8)
     handles, names = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=10, fontsize=8, frameon=False, markerscale=3)
+    figure.legend(
+        handles,
+        names,
+        loc="outside lower center",
+        ncols=10,
+        fontsize=8,
+        frameon=False,
+        markerscale=3,
+    )
     return plots.svg(figure)
 
 
@@ -150,14 +174,16 @@ def _scatter(axes: Any, points: NDArray[np.float64], labels: NDArray[np.int64]) 
 
 
 def _claim(found: dict[float, dict[str, Any]]) -> Claim:
-    """Raw: both distances grow with the slope. Truly: the ratio falls, by more than SAME, at the largest slope."""
+    """Raw: both distances grow with the slope. Truly: the ratio falls, by more than SAME, at the
+    largest slope."""
     low, high = found[1.0]["hidden"], found[max(found)]["hidden"]
     apart, loose = high["between"] / low["between"], high["within"] / low["within"]
     change = high["ratio"] / low["ratio"] - 1
     return Claim(
         "figure9",
         answered(apart > 1 and loose > 1, change < -SAME),
-        f"from slope 1 to {max(found):g} the raw distance between digits grows {apart:,.0f} times, that within a digit "
-        f"{loose:,.0f} times; the ratio between/within, which no factor changes, goes from {low['ratio']:.2f} to "
-        f"{high['ratio']:.2f} ({100 * change:+.0f} %; less compact would be a fall of more than {100 * SAME:.0f} %)",
+        f"from slope 1 to {max(found):g} the raw distance between digits grows {apart:,.0f} times,"
+        f" that within a digit {loose:,.0f} times; the ratio between/within, which no factor"
+        f" changes, goes from {low['ratio']:.2f} to {high['ratio']:.2f} ({100 * change:+.0f} %;"
+        f" less compact would be a fall of more than {100 * SAME:.0f} %)",
     )

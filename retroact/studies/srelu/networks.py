@@ -1,4 +1,5 @@
-"""The three networks of Borji 2020 with their eps grids and slices, and the six attacks of Figure 3, as cells."""
+"""The three networks of Borji 2020 with their eps grids and slices, and the six attacks of Figure
+3, as cells."""
 
 from __future__ import annotations
 
@@ -30,8 +31,10 @@ ABOVE_1 = (2.0, 5.0, 10.0, 100.0)
 
 @dataclass(frozen=True)
 class Net:
-    """A network of the paper: its name there and in published.json, its zoo name, which sites get the slope,
-    the pixel radii of its figures, and its data set, whose first `original` images are the published pixels."""
+    """A network of the paper: its name there and in published.json, its zoo name, which sites get
+    the slope, the pixel radii of its figures, and its data set, whose first `original` images are
+    the published pixels.
+    """
 
     title: str
     key: str
@@ -54,13 +57,22 @@ class Net:
         return f"{self.data}[:{n}]"
 
     def cells(
-        self, model: Model, attack: Any, n: int, *, eps: tuple[float, ...] | None = None, **others: Any
+        self,
+        model: Model,
+        attack: Any,
+        n: int,
+        *,
+        eps: tuple[float, ...] | None = None,
+        **others: Any,
     ) -> list[Cell]:
         """One cell for each radius above 0."""
-        return [Cell(model, self.slice(n), attack, Linf(e), **others) for e in eps or self.eps if e > 0]
+        return [
+            Cell(model, self.slice(n), attack, Linf(e), **others) for e in eps or self.eps if e > 0
+        ]
 
     def mixed(self, n: int) -> bool:
-        """Whether the first `n` images are more than the published pixels, so that those get a column of their own."""
+        """Whether the first `n` images are more than the published pixels, so that those get a
+        column of their own."""
         return n > self.original
 
 
@@ -83,7 +95,7 @@ def said(number: float) -> str:
     return f"{number:g}"
 
 
-# ------------------------------------------------------------------------------------ the six attacks
+# ---------------------------------------------------------------------------------- the six attacks
 
 
 def images(desk: Desk, attack: str, net: Net) -> int:
@@ -94,7 +106,8 @@ def images(desk: Desk, attack: str, net: Net) -> int:
 
 
 def attack_cells(net: Net, attack: str, model: Model, n: int) -> list[Cell]:
-    """The cells behind one curve of Figure 3. Our PGD leaves fallen images alone and is else the published one."""
+    """The cells behind one curve of Figure 3. Our PGD leaves fallen images alone and is else the
+    published one."""
     radii = tuple(e for e in net.eps if e > 0)
     if attack == "FGSM":
         return net.cells(model, FGSM(), n)
@@ -126,7 +139,8 @@ def accuracies(net: Net, attack: str, found: list[Record]) -> list[float]:
 
 
 def _left_after(steps: int, record: Record) -> float:
-    """Robust accuracy of fewer steps than were made: whoever falls at step j is dropped after 10 (j + 1) gradients.
+    """Robust accuracy of fewer steps than were made: whoever falls at step j is dropped after 10 (j
+    + 1) gradients.
 
     Two steps more than the longest column make that count unambiguous.
     """
@@ -135,7 +149,8 @@ def _left_after(steps: int, record: Record) -> float:
 
 
 def as_published(net: Net, attack: str, slope: float) -> dict[str, float]:
-    """The published curve by the names of `columns`; published.json files DeepFool's steps under radii."""
+    """The published curve by the names of `columns`; published.json files DeepFool's steps under
+    radii."""
     there = published("srelu", f"figure2_3.{net.key}", "accuracy", attack, said(slope)) or {}
     by_eps = dict(zip(map(said, net.eps), columns(net, attack), strict=True))
     return {by_eps[eps]: value for eps, value in there.items()}

@@ -1,4 +1,5 @@
-"""How a curve is shown in this paper's figures: a thick line with the published one thin, and rows of a table."""
+"""How a curve is shown in this paper's figures: a thick line with the published one thin, and rows
+of a table."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ COLOURS = (6, 7, 2, 3, 4, 0)
 
 @dataclass(frozen=True)
 class Curve:
-    """Numbers over the columns x; what was published, by column; those of the original images alone, if they differ."""
+    """Numbers over the columns x; what was published, by column; those of the original images
+    alone, if they differ."""
 
     name: str
     y: Sequence[float]
@@ -30,20 +32,37 @@ def panel(
     ylabel: str = "accuracy, %",
     ylim: tuple[float, float] | None = (0, 101),
 ) -> Panel:
-    """Measured curves over equally spaced columns, as the paper draws them; published ones have the same colours."""
+    """Measured curves over equally spaced columns, as the paper draws them; published ones have the
+    same colours."""
     made = [Series(c.name, x, c.y, colour=i) for i, c in zip(COLOURS, curves, strict=False)]
     for i, c in zip(COLOURS, curves, strict=False):
         there = [name for name in x if name in c.published]
         if there:
-            made.append(Series("published", there, [c.published[v] for v in there], published=True, colour=i))
+            made.append(
+                Series(
+                    "published", there, [c.published[v] for v in there], published=True, colour=i
+                )
+            )
     return Panel(title, made, xlabel, ylabel, ylim)
 
 
-def table(title: str, what: str, column: str, x: Sequence[str], curves: Sequence[Curve], original: int = 0) -> Table:
-    """Every number of the curves as a row, folded; `what` names the curves, `column` the columns."""
+def table(
+    title: str, what: str, column: str, x: Sequence[str], curves: Sequence[Curve], original: int = 0
+) -> Table:
+    """Every number of the curves as a row, folded; `what` names the curves, `column` the
+    columns."""
     own = any(c.original is not None for c in curves)
-    head = (what, column, "measured", *([f"first {original}, original"] if own else []), "published", "difference")
-    return Table(title, head, tuple(row for c in curves for row in _rows(what, x, c, own)), folded=True)
+    head = (
+        what,
+        column,
+        "measured",
+        *([f"first {original}, original"] if own else []),
+        "published",
+        "difference",
+    )
+    return Table(
+        title, head, tuple(row for c in curves for row in _rows(what, x, c, own)), folded=True
+    )
 
 
 def _rows(what: str, x: Sequence[str], curve: Curve, own: bool) -> list[tuple[Value, ...]]:

@@ -1,9 +1,10 @@
 """Question: a residual network, an attack without gradients, transfer, and inputs that moved
 
-The paper leaves larger networks, black-box attacks and transfer for later. Here they are in small: Square, which sees
-scores and no gradient, and the slope-1 twin's gradients, on the paper's three networks; slopes on a ResNet-20, whose
-skips carry what no slope has multiplied past those that did; and the MNIST CNN as it was published, trained on
-normalised images and tested on raw pixels, beside ours, which sees raw pixels both times.
+The paper leaves larger networks, black-box attacks and transfer for later. Here they are in small:
+Square, which sees scores and no gradient, and the slope-1 twin's gradients, on the paper's three
+networks; slopes on a ResNet-20, whose skips carry what no slope has multiplied past those that did;
+and the MNIST CNN as it was published, trained on normalised images and tested on raw pixels, beside
+ours, which sees raw pixels both times.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ def make(desk: Desk) -> Iterator[Part]:
     yield from _without_gradients(desk)
     yield from _residual(desk)
     yield from _shifted(desk)
-    yield Text("ImageNet, which the paper names as well, is not done: its images and networks are not at hand.")
+    yield Text(
+        "ImageNet, which the paper names as well, is not done: its images and networks are not at"
+        " hand."
+    )
 
 
 # ----------------------------------------------------------------------------- scores, and transfer
@@ -48,14 +52,26 @@ def _without_gradients(desk: Desk) -> Iterator[Part]:
     asked = {(net, s): _ways(net, s, n) for net in NETS for s in slopes}
     found = many(desk, asked)
     rows: list[tuple[Value, ...]] = [
-        (net.title, said(s), *_percent(clean_accuracy(r[0]), *map(robust_accuracy, r))) for (net, s), r in found.items()
+        (net.title, said(s), *_percent(clean_accuracy(r[0]), *map(robust_accuracy, r)))
+        for (net, s), r in found.items()
     ]
-    head = ("network", "slope", "clean", "PGD, cross-entropy", "Square, 500 queries", "PGD, slope-1 twin's gradients")
-    yield Table(f"Accuracy (%) at eps {EPS['mnist']:g} (MNIST) and {EPS['cifar10']:g} (CIFAR-10)", head, tuple(rows))
+    head = (
+        "network",
+        "slope",
+        "clean",
+        "PGD, cross-entropy",
+        "Square, 500 queries",
+        "PGD, slope-1 twin's gradients",
+    )
+    yield Table(
+        f"Accuracy (%) at eps {EPS['mnist']:g} (MNIST) and {EPS['cifar10']:g} (CIFAR-10)",
+        head,
+        tuple(rows),
+    )
     yield Text(
-        "Square asks for scores and never for a gradient, so what it finds is there whatever the gradients say: where "
-        "it leaves less than PGD, the slope has blinded PGD and closed nothing. So has the twin, whose gradients a "
-        "slope does not touch."
+        "Square asks for scores and never for a gradient, so what it finds is there whatever the"
+        " gradients say: where it leaves less than PGD, the slope has blinded PGD and closed"
+        " nothing. So has the twin, whose gradients a slope does not touch."
     )
 
 
@@ -65,41 +81,62 @@ def _ways(net: Net, slope: float, n: int) -> list[Cell]:
     return [direct, replace(direct, attack=Square(500)), replace(direct, source=net.sloped(1.0))]
 
 
-# --------------------------------------------------------------------------------- a residual network
+# ------------------------------------------------------------------------------- a residual network
 
 
 def _residual(desk: Desk) -> Iterator[Part]:
     n, eps = desk.pick(100, 1000), 0.007
     cells = {s: [Cell(RESIDUAL.sloped(s), RESIDUAL.slice(n), FGSM(), Linf(eps))] for s in GENTLE}
-    margins = {s: [replace(c, attack=FGSM(loss="margin")) for c in made] for s, made in cells.items()}
+    margins = {
+        s: [replace(c, attack=FGSM(loss="margin")) for c in made] for s, made in cells.items()
+    }
     found, beside = many(desk, cells), many(desk, margins)
     clean = {s: clean_accuracy(r) for s, (r,) in found.items()}
     rows: list[tuple[Value, ...]] = [
-        (said(s), *_percent(clean[s], *map(robust_accuracy, (r, *beside[s])))) for s, (r,) in found.items()
+        (said(s), *_percent(clean[s], *map(robust_accuracy, (r, *beside[s]))))
+        for s, (r,) in found.items()
     ]
     head = ("slope", "clean", "FGSM", "FGSM, margin")
-    yield Table(f"ResNet-20, every activation: accuracy (%), n = {n}, eps {eps:g}", head, tuple(rows))
+    yield Table(
+        f"ResNet-20, every activation: accuracy (%), n = {n}, eps {eps:g}", head, tuple(rows)
+    )
     kept = [s for s in GENTLE if s > 1 and clean[s] >= USEFUL * clean[1.0]]
-    steepest = f"The steepest slope here that keeps {USEFUL:.0%} of it is {max(kept):g}." if kept else "None keeps it."
+    steepest = (
+        f"The steepest slope here that keeps {USEFUL:.0%} of it is {max(kept):g}."
+        if kept
+        else "None keeps it."
+    )
     yield Text(
-        "A skip adds what no slope has multiplied to what one has, so a slope is no common factor there, the network "
-        f"does not fold, and its batch norms see other means than they learned: the clean accuracy goes. {steepest}"
+        "A skip adds what no slope has multiplied to what one has, so a slope is no common factor"
+        " there, the network does not fold, and its batch norms see other means than they learned:"
+        f" the clean accuracy goes. {steepest}"
     )
     if kept:
         images, threat = RESIDUAL.slice(desk.pick(40, 200)), Linf(2 / 255)
         what = Audited(
-            RESIDUAL.sloped(1.0), RESIDUAL.sloped(max(kept)), images, threat, "quick" if desk.quick else "whole"
+            RESIDUAL.sloped(1.0),
+            RESIDUAL.sloped(max(kept)),
+            images,
+            threat,
+            "quick" if desk.quick else "whole",
         )
-        yield audits(desk, "Its audit: slope 1 → that slope, accuracies in %", [(f"ResNet-20, {max(kept):g}", what)])
+        yield audits(
+            desk,
+            "Its audit: slope 1 → that slope, accuracies in %",
+            [(f"ResNet-20, {max(kept):g}", what)],
+        )
 
 
-# -------------------------------------------------------------------------------------- moved inputs
+# ------------------------------------------------------------------------------------- moved inputs
 
 
 def _shifted(desk: Desk) -> Iterator[Part]:
     n, eps = desk.pick(500, 10_000), MNIST.eps[-1]
     asked = {
-        (net, s): [Cell(net.sloped(s), net.slice(n), FGSM(loss), Linf(eps)) for loss in ("cross_entropy", "margin")]
+        (net, s): [
+            Cell(net.sloped(s), net.slice(n), FGSM(loss), Linf(eps))
+            for loss in ("cross_entropy", "margin")
+        ]
         for net in (MNIST, SHIFTED)
         for s in SLOPES
     }
@@ -108,21 +145,35 @@ def _shifted(desk: Desk) -> Iterator[Part]:
         (
             net.title,
             said(s),
-            *_percent(clean_accuracy(ce), *map(robust_accuracy, (ce, margin)), zero_gradient_share(ce)),
+            *_percent(
+                clean_accuracy(ce), *map(robust_accuracy, (ce, margin)), zero_gradient_share(ce)
+            ),
         )
         for (net, s), (ce, margin) in found.items()
     ]
-    head = ("network", "slope", "clean", f"FGSM, eps {eps:g}", "the same, margin", "gradients exactly zero")
-    yield Table(f"Trained on raw pixels or on normalised images, tested on raw ones, n = {n}, %", head, tuple(rows))
+    head = (
+        "network",
+        "slope",
+        "clean",
+        f"FGSM, eps {eps:g}",
+        "the same, margin",
+        "gradients exactly zero",
+    )
+    yield Table(
+        f"Trained on raw pixels or on normalised images, tested on raw ones, n = {n}, %",
+        head,
+        tuple(rows),
+    )
     apart = {
-        s: abs(100 * (robust_accuracy(found[MNIST, s][0]) - robust_accuracy(found[SHIFTED, s][0]))) for s in SLOPES
+        s: abs(100 * (robust_accuracy(found[MNIST, s][0]) - robust_accuracy(found[SHIFTED, s][0])))
+        for s in SLOPES
     }
     far = max(apart, key=lambda s: apart[s])
     yield Text(
-        f"The published weights were trained on normalised images and tested on raw pixels; `mnist-cnn-shifted` is "
-        f"made like that ({100 * entry(SHIFTED.net).accuracy:.2f} % of all test images, `mnist-cnn` "
-        f"{100 * entry(MNIST.net).accuracy:.2f}). Under FGSM the two are farthest apart at slope {far:g}, by "
-        f"{apart[far]:.1f} points."
+        "The published weights were trained on normalised images and tested on raw pixels;"
+        f" `mnist-cnn-shifted` is made like that ({100 * entry(SHIFTED.net).accuracy:.2f} % of all"
+        f" test images, `mnist-cnn` {100 * entry(MNIST.net).accuracy:.2f}). Under FGSM the two are"
+        f" farthest apart at slope {far:g}, by {apart[far]:.1f} points."
     )
 
 

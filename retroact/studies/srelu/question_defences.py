@@ -1,10 +1,11 @@
 """Question: the slope in conjunction with other defences, trained in, and as a raised bias
 
-"The proposed defense can be used in conjunction with other defenses": the slope is put on an adversarially trained
-network, on one that was hardened by learned shifts, and on JumpReLU, and each pair is audited against the same network
-without the slope. "Training and testing with the same slope (greater than one) did not improve the robustness": one
-MNIST CNN is trained at slope 2. "Elevating the bias of neurons … may lead to similar observations": a constant is added
-to every pre-activation, and beside it stands what `harden` learns, one shift per channel.
+"The proposed defense can be used in conjunction with other defenses": the slope is put on an
+adversarially trained network, on one that was hardened by learned shifts, and on JumpReLU, and each
+pair is audited against the same network without the slope. "Training and testing with the same
+slope (greater than one) did not improve the robustness": one MNIST CNN is trained at slope 2.
+"Elevating the bias of neurons … may lead to similar observations": a constant is added to every
+pre-activation, and beside it stands what `harden` learns, one shift per channel.
 """
 
 from __future__ import annotations
@@ -65,7 +66,11 @@ BatteryName = Literal["quick", "whole"]
 
 def make(desk: Desk) -> Iterator[Part]:
     images, battery = f"mnist{desk.pick('[:80]', '[:500]')}", _battery(desk)
-    yield audits(desk, f"The slope {ALPHA:g} on top of another defence: that defence → with the slope", _pairs(desk))
+    yield audits(
+        desk,
+        f"The slope {ALPHA:g} on top of another defence: that defence → with the slope",
+        _pairs(desk),
+    )
     yield Text(_together([_again(desk, what) for _, what in _pairs(desk)]))
     yield from _same_slope(desk)
     yield from _biases(desk, images, battery)
@@ -111,8 +116,9 @@ class SlopedJump:
 
 @spec
 class HardenedAudit:
-    """An audit of `model` hardened by learned shifts ("shifts": plain → hardened), or of the slope on top of it
-    ("slope": hardened → hardened with slope `alpha`); beside it how many of the shifts point up."""
+    """An audit of `model` hardened by learned shifts ("shifts": plain → hardened), or of the slope
+    on top of it ("slope": hardened → hardened with slope `alpha`); beside it how many of the shifts
+    point up."""
 
     model: Model
     part: Literal["shifts", "slope"]
@@ -128,7 +134,9 @@ class HardenedAudit:
     def __call__(self) -> dict[str, Any]:
         plain, (hard, shifts) = self.model(), _hardened(self)
         folded = fold(hard)
-        pair = (plain, hard) if self.part == "shifts" else (folded, refit(folded, SReLU(self.alpha)))
+        pair = (
+            (plain, hard) if self.part == "shifts" else (folded, refit(folded, SReLU(self.alpha)))
+        )
         found = _numbers(*pair, self.data, self.threat, self.battery, self.seed)
         return found | {"upward": float((shifts > 0).float().mean()), "mean": float(shifts.mean())}
 
@@ -138,17 +146,30 @@ def _hardened(what: HardenedAudit) -> tuple[nn.Module, Tensor]:
 
 
 @lru_cache(maxsize=2)
-def _learned(model: Model, train: str, threat: Any, steps: int, batch: int, seed: int) -> tuple[nn.Module, Tensor]:
+def _learned(
+    model: Model, train: str, threat: Any, steps: int, batch: int, seed: int
+) -> tuple[nn.Module, Tensor]:
     """The hardened net and all of its shifts in one row."""
     made = harden(model(), data(train), threat, Hardening("shifts", steps, batch), seed=seed).net
-    each = [m.activation.shift for m in installed(made).values() if isinstance(m.activation, ChannelShift)]
+    each = [
+        m.activation.shift
+        for m in installed(made).values()
+        if isinstance(m.activation, ChannelShift)
+    ]
     return made, torch.cat(each)
 
 
 def _numbers(
     twin: nn.Module, defended: nn.Module, images: str, threat: Any, battery: BatteryName, seed: int
 ) -> dict[str, Any]:
-    made = audit(twin, defended, data(images), threat, battery="quick" if battery == "quick" else None, seed=seed)
+    made = audit(
+        twin,
+        defended,
+        data(images),
+        threat,
+        battery="quick" if battery == "quick" else None,
+        seed=seed,
+    )
     return {k: v for k, v in made.numbers().items() if k not in ("curves", "attacks", "indicators")}
 
 
@@ -171,17 +192,22 @@ def _shift_audit(desk: Desk, part: Literal["shifts", "slope"]) -> HardenedAudit:
     images, train, steps, batch = desk.pick(
         ("mnist[:80]", "mnist/train[:4000]", 50, 100), ("mnist[:500]", "mnist/train", 150, 200)
     )
-    return HardenedAudit(Model(LENET), part, images, train, THREAT, steps=steps, batch=batch, battery=_battery(desk))
+    return HardenedAudit(
+        Model(LENET), part, images, train, THREAT, steps=steps, batch=batch, battery=_battery(desk)
+    )
 
 
 def _together(found: list[dict[str, Any]]) -> str:
     """What the slope adds to other defences, by the intervals of the verified difference."""
-    above, below = sum(f["interval"][0] > 0 for f in found), sum(f["interval"][1] < 0 for f in found)
+    above, below = (
+        sum(f["interval"][0] > 0 for f in found),
+        sum(f["interval"][1] < 0 for f in found),
+    )
     claimed = sum(f["claimed"] > f["claimed_twin"] for f in found)
     added = "no row" if not above else f"{above} of {len(found)} rows"
     return (
-        f"The slope raises the claimed number in {claimed} of {len(found)} rows; it adds to what withstands every "
-        f"attack in {added}, by the 95 % interval, and takes from it in {below}."
+        f"The slope raises the claimed number in {claimed} of {len(found)} rows; it adds to what"
+        f" withstands every attack in {added}, by the 95 % interval, and takes from it in {below}."
     )
 
 
@@ -190,7 +216,8 @@ def _together(found: list[dict[str, Any]]) -> str:
 
 @spec
 class Trained:
-    """The MNIST CNN trained at slope `trained` and tested at slope `tested`: accuracies (%) at each eps."""
+    """The MNIST CNN trained at slope `trained` and tested at slope `tested`: accuracies (%) at each
+    eps."""
 
     trained: float
     tested: float
@@ -208,7 +235,10 @@ class Trained:
         net = fit(retrofit(fresh, SReLU(self.trained)), data(self.train), recipe, seed=self.seed)
         net, test = refit(net, SReLU(self.tested)).eval(), data(self.data)
         records = evaluate_all(net, test, FGSM(), [Linf(e) for e in EPS], chunk=CHUNK)
-        found = {"clean": 100 * clean_accuracy(records[0]), "FGSM": [100 * robust_accuracy(r) for r in records]}
+        found = {
+            "clean": 100 * clean_accuracy(records[0]),
+            "FGSM": [100 * robust_accuracy(r) for r in records],
+        }
         for name, loss in (("PGD", "cross_entropy"), ("PGD, margin", "margin")):
             climbs = [(attack("PGD", e, loss), [Linf(e)]) for e in EPS]  # type: ignore[arg-type]
             runs = [evaluate_all(net, test, *climb, chunk=CHUNK)[0] for climb in climbs]
@@ -217,27 +247,42 @@ class Trained:
 
 
 def _same_slope(desk: Desk) -> Iterator[Part]:
-    train, images, epochs = desk.pick(("mnist/train[:6000]", "mnist[:100]", 4), ("mnist/train", "mnist[:2000]", 8))
+    train, images, epochs = desk.pick(
+        ("mnist/train[:6000]", "mnist[:100]", 4), ("mnist/train", "mnist[:2000]", 8)
+    )
     pairs = ((1.0, 1.0), (1.0, 2.0), (2.0, 2.0))
-    found = dict(zip(pairs, desk.all_facts([Trained(*p, train, images, epochs) for p in pairs]), strict=True))
+    found = dict(
+        zip(pairs, desk.all_facts([Trained(*p, train, images, epochs) for p in pairs]), strict=True)
+    )
     attacks = ("FGSM", "PGD", "PGD, margin")
     yield Table(
-        f"MNIST CNN trained at one slope and tested at another: accuracy (%), mean over eps {', '.join(map(str, EPS))}",
+        "MNIST CNN trained at one slope and tested at another: accuracy (%), mean over eps"
+        f" {', '.join(map(str, EPS))}",
         ("trained at", "tested at", "clean", *attacks),
-        tuple((f"{a:g}", f"{b:g}", f["clean"], *(_mean(f[k]) for k in attacks)) for (a, b), f in found.items()),
+        tuple(
+            (f"{a:g}", f"{b:g}", f["clean"], *(_mean(f[k]) for k in attacks))
+            for (a, b), f in found.items()
+        ),
     )
     plain, same = found[1.0, 1.0], found[2.0, 2.0]
-    gains = {k: 100 * (_mean(same[k]) / same["clean"] - _mean(plain[k]) / plain["clean"]) for k in attacks}
+    gains = {
+        k: 100 * (_mean(same[k]) / same["clean"] - _mean(plain[k]) / plain["clean"])
+        for k in attacks
+    }
     allowed = 100 * MARGIN
     seems, is_so = max(gains["FGSM"], gains["PGD"]) >= allowed, gains["PGD, margin"] >= allowed
     yield Claim(
         "same_slope_training",
         answered(not seems, not is_so),
-        "slope 2 in training and test against slope 1 in both, share of the rightly decided images that stand, mean "
-        "over eps, in points: "
+        "slope 2 in training and test against slope 1 in both, share of the rightly decided images"
+        " that stand, mean over eps, in points: "
         + ", ".join(f"{k} {v:+.1f}" for k, v in gains.items())
         + f"; an improvement would be {allowed:g} points or more; one training each"
-        + ("; what seems an improvement on the cross-entropy is none on the margin" if seems and not is_so else ""),
+        + (
+            "; what seems an improvement on the cross-entropy is none on the margin"
+            if seems and not is_so
+            else ""
+        ),
     )
 
 
@@ -245,7 +290,7 @@ def _mean(values: list[float]) -> float:
     return sum(values) / len(values)
 
 
-# ------------------------------------------------------------------------------------- raised biases
+# ------------------------------------------------------------------------------------ raised biases
 
 
 @spec
@@ -261,7 +306,9 @@ class RaisedBias:
 
     def __call__(self) -> dict[str, Any]:
         plain = self.model()
-        return _numbers(plain, raised(plain, self.shift), self.data, self.threat, self.battery, self.seed)
+        return _numbers(
+            plain, raised(plain, self.shift), self.data, self.threat, self.battery, self.seed
+        )
 
 
 def raised(net: nn.Module, shift: float) -> nn.Module:
@@ -303,7 +350,8 @@ def _biases(desk: Desk, images: str, battery: BatteryName) -> Iterator[Part]:
 
 
 def _again(desk: Desk, what: Any) -> dict[str, Any]:
-    """Facts that have been asked for already, so that the footnote does not count their minutes twice."""
+    """Facts that have been asked for already, so that the footnote does not count their minutes
+    twice."""
     return measured(what, desk.store).facts
 
 
@@ -314,12 +362,13 @@ def _gain(found: dict[str, Any]) -> float:
 def _elevated(constant: tuple[float, float], learned: dict[str, Any]) -> str:
     gain, shift = constant
     return (
-        "**“Elevating the bias of neurons”**, with which the paper ends its own explanation, is where learned shifts "
-        f"(`retroact harden`) come from. The best upward constant of these, {shift:+g}, changes what withstands every "
-        f"attack by {gain:+.1f} points; shifts learned per channel change it by {_gain(learned):+.1f}, for "
-        f"{100 * (learned['clean'] - learned['clean_twin']):+.1f} points of clean accuracy. "
-        f"{100 * learned['upward']:.0f} % "
-        f"of the learned shifts point up, their mean is {learned['mean']:+.2f}: "
+        "**“Elevating the bias of neurons”**, with which the paper ends its own explanation, is"
+        " where learned shifts (`retroact harden`) come from. The best upward constant of these,"
+        f" {shift:+g}, changes what withstands every attack by {gain:+.1f} points; shifts learned"
+        f" per channel change it by {_gain(learned):+.1f}, for"
+        f" {100 * (learned['clean'] - learned['clean_twin']):+.1f} points of clean accuracy."
+        f" {100 * learned['upward']:.0f} % of the learned shifts point up, their mean is"
+        f" {learned['mean']:+.2f}: "
         + (
             "they lower biases more than they raise them."
             if learned["mean"] < 0

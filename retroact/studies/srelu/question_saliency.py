@@ -1,9 +1,10 @@
 """Question: what do saliency maps of both nets show?
 
-The paper leaves it to "saliency and interpretability tools" to explain what it saw. A saliency map is the gradient of
-a number with respect to the pixels. Of the cross-entropy it is what the attacks climb; of the margin (the best other
-logit less the true one) it is what decides. Each map is scaled to its own largest entry, red up and blue down; a map
-that is exactly zero everywhere is left grey and says so.
+The paper leaves it to "saliency and interpretability tools" to explain what it saw. A saliency map
+is the gradient of a number with respect to the pixels. Of the cross-entropy it is what the attacks
+climb; of the margin (the best other logit less the true one) it is what decides. Each map is scaled
+to its own largest entry, red up and blue down; a map that is exactly zero everywhere is left grey
+and says so.
 """
 
 from __future__ import annotations
@@ -35,43 +36,49 @@ LOSSES: dict[Loss, str] = {"cross_entropy": "cross-entropy", "margin": "margin"}
 def make(desk: Desk) -> Iterator[Part]:
     found = {net: [desk.facts(_asked(desk, net, s)) for s in (1.0, STEEP)] for net in (MNIST, CNN1)}
     yield Figure(
-        f"Input gradients at slope 1 and at slope {STEEP:g}, of the cross-entropy and of the margin, on the first "
-        "images that both networks decide rightly.",
+        f"Input gradients at slope 1 and at slope {STEEP:g}, of the cross-entropy and of the"
+        " margin, on the first images that both networks decide rightly.",
         _drawn(list(found.items())),
     )
     yield Text(" ".join(_sentence(net, *pair) for net, pair in found.items()))
 
 
 def _asked(desk: Desk, net: Net, slope: float) -> Saliency:
-    return Saliency(net.sloped(slope), net.sloped(STEEP), net.slice(desk.pick(500, min(2000, net.original))))
+    return Saliency(
+        net.sloped(slope), net.sloped(STEEP), net.slice(desk.pick(500, min(2000, net.original)))
+    )
 
 
 def _sentence(net: Net, plain: dict[str, Any], steep: dict[str, Any]) -> str:
     zero, of_steep, cosine = plain["zero"], steep["zero"], plain["alike"]
     return (
-        f"**{net.title}**, n = {plain['n']}: of the rightly decided images the cross-entropy has a gradient that is "
-        f"exactly zero in float32 on {zero['cross_entropy']:.1f} % at slope 1 and {of_steep['cross_entropy']:.1f} % at "
-        f"slope {STEEP:g}, the margin on {zero['margin']:.1f} % and {of_steep['margin']:.1f} %. The margin's maps at "
-        f"the two slopes have a mean cosine of {cosine:.2f} on the images that both decide rightly: "
+        f"**{net.title}**, n = {plain['n']}: of the rightly decided images the cross-entropy has a"
+        f" gradient that is exactly zero in float32 on {zero['cross_entropy']:.1f} % at slope 1 and"
+        f" {of_steep['cross_entropy']:.1f} % at slope {STEEP:g}, the margin on {zero['margin']:.1f}"
+        f" % and {of_steep['margin']:.1f} %. The margin's maps at the two slopes have a mean cosine"
+        f" of {cosine:.2f} on the images that both decide rightly: "
         + (
             "the two networks look at much the same pixels."
             if cosine > SAME
-            else "the shrunken biases make the steep network another function, which looks at other pixels, but it has "
-            "a gradient there to climb."
+            else (
+                "the shrunken biases make the steep network another function, which looks at other"
+                " pixels, but it has a gradient there to climb."
+            )
         )
     )
 
 
-# -------------------------------------------------------------------------------------- the gradients
+# ------------------------------------------------------------------------------------ the gradients
 
 
 @spec
 class Saliency:
     """Gradients of cross-entropy and margin at the pixels.
 
-    `zero`: the share (%) of the images that `model` decides rightly where they are exactly zero. `alike`: the mean
-    cosine between the margin's gradients of `model` and `other`. `shown`: the first images that both decide rightly,
-    and their maps. A map is divided by its largest entry; the colours of an image are summed.
+    `zero`: the share (%) of the images that `model` decides rightly where they are exactly zero.
+    `alike`: the mean cosine between the margin's gradients of `model` and `other`. `shown`: the
+    first images that both decide rightly, and their maps. A map is divided by its largest entry;
+    the colours of an image are summed.
     """
 
     model: Model
@@ -89,10 +96,17 @@ class Saliency:
         found = {loss: gradients(net, x, y, loss) for loss in LOSSES}
         return {
             "n": len(images),
-            "alike": _alike(found["margin"][both[right]], gradients(other, x[both[right]], y[both[right]], "margin")),
-            "zero": {loss: 100 * float((g.flatten(1).abs().amax(1) == 0).float().mean()) for loss, g in found.items()},
+            "alike": _alike(
+                found["margin"][both[right]],
+                gradients(other, x[both[right]], y[both[right]], "margin"),
+            ),
+            "zero": {
+                loss: 100 * float((g.flatten(1).abs().amax(1) == 0).float().mean())
+                for loss, g in found.items()
+            },
             "shown": [
-                {"image": _listed(x[i]), "label": int(y[i])} | {k: _listed(_scaled(g[i])) for k, g in found.items()}
+                {"image": _listed(x[i]), "label": int(y[i])}
+                | {k: _listed(_scaled(g[i])) for k, g in found.items()}
                 for i in rows.tolist()
             ],
         }
@@ -123,7 +137,7 @@ def _listed(values: Tensor) -> list[Any]:
     return listed
 
 
-# ----------------------------------------------------------------------------------------- the panel
+# ---------------------------------------------------------------------------------------- the panel
 
 
 def _drawn(found: list[tuple[Net, list[dict[str, Any]]]]) -> str:
@@ -154,4 +168,6 @@ def _map(axes: Any, values: NDArray[np.float64]) -> None:
     if not values.any():
         axes.imshow(np.full((*values.shape, 3), 0.87), interpolation="nearest")
         middle = (values.shape[1] - 1) / 2
-        axes.text(middle, middle, "exactly\nzero", ha="center", va="center", fontsize=8, color="#4a5568")
+        axes.text(
+            middle, middle, "exactly\nzero", ha="center", va="center", fontsize=8, color="#4a5568"
+        )

@@ -1,6 +1,7 @@
 """Question: is raising the slope the same as scaling the image, and why does it work?
 
-The algebra in float64, where α^L up to 1e8 leaves eight digits; the attacks in float32 as everywhere.
+The algebra in float64, where α^L up to 1e8 leaves eight digits; the attacks in float32 as
+everywhere.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ UNDER = {"noise": AdditiveUniformNoise(), "margin step": FGSM(loss="margin")}
 NEAR_98, NEAR_60 = 1.0, 3.0
 """Percentage points that "around" allows."""
 BETTER = 5.0
-"""Percentage points that a better signal-to-noise ratio has to win, in noise or under an attack that sees."""
+"""Percentage points that a better signal-to-noise ratio has to win, in noise or under an attack
+that sees."""
 
 
 Gradients = dict[tuple[Net, float], dict[str, Any]]
@@ -48,18 +50,22 @@ Gradients = dict[tuple[Net, float], dict[str, Any]]
 
 @spec
 class SlopeAlgebra:
-    """How far the logits of a net whose activations are SReLU(α) are from three others, in float64 on `data`.
+    """How far the logits of a net whose activations are SReLU(α) are from three others, in float64
+    on `data`.
 
-    `folded`: from α^L times the ReLU net with biases b_k/α^(k−1). `bias_free`: both without biases, from the ReLU net
-    on the image times α^L. `scaled`: with biases, from the ReLU net on the image times α^L; `same_decisions` of those
-    two. Each is the largest |difference| over the largest |logit|. `negative`: the share of weights below 0.
+    `folded`: from α^L times the ReLU net with biases b_k/α^(k−1). `bias_free`: both without biases,
+    from the ReLU net on the image times α^L. `scaled`: with biases, from the ReLU net on the image
+    times α^L; `same_decisions` of those two. Each is the largest |difference| over the largest
+    |logit|. `negative`: the share of weights below 0.
     """
 
     model: Model
     data: str
 
     def __call__(self) -> dict[str, Any]:
-        sloped, plain = (copy.deepcopy(m()).double() for m in (self.model, replace(self.model, activation=None)))
+        sloped, plain = (
+            copy.deepcopy(m()).double() for m in (self.model, replace(self.model, activation=None))
+        )
         x, sites = data(self.data).images.double(), installed(sloped)
         factor = self.model.activation.alpha ** len(sites)
         with evaluating(sloped, plain), torch.no_grad():
@@ -79,10 +85,12 @@ class SlopeAlgebra:
 
 @spec
 class CleanGradients:
-    """The gradient of the cross-entropy of the true class at clean images, apart for right and wrong decisions.
+    """The gradient of the cross-entropy of the true class at clean images, apart for right and
+    wrong decisions.
 
-    `right` and `wrong` images; `zero32` and `zero64`, how many right ones have a gradient of exactly zero in each
-    precision; `size_right` and `size_wrong`, the median of its largest entry in float64.
+    `right` and `wrong` images; `zero32` and `zero64`, how many right ones have a gradient of
+    exactly zero in each precision; `size_right` and `size_wrong`, the median of its largest entry
+    in float64.
     """
 
     model: Model
@@ -126,7 +134,9 @@ def largest_entries(net: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
     with evaluating(net):
         for rows in chunks(len(x), CHUNK):
             aim, oracle = Aim(labels[rows]), Oracle(net, rows.stop - rows.start)
-            _, gradient = oracle.gradient(x[rows], torch.arange(len(aim)), partial(cross_entropy, aim=aim))
+            _, gradient = oracle.gradient(
+                x[rows], torch.arange(len(aim)), partial(cross_entropy, aim=aim)
+            )
             found.append(gradient.flatten(1).abs().amax(1))
     return torch.cat(found)
 
@@ -138,19 +148,20 @@ def make(desk: Desk) -> Iterator[Part]:
     yield from _clean(desk)
 
 
-# ------------------------------------------------------------------------------------------- algebra
+# ------------------------------------------------------------------------------------------ algebra
 
 
 def _algebra(desk: Desk) -> Iterator[Part]:
     n = desk.pick(200, 1000)
     yield Text(
-        "**Is raising the slope the same as scaling the image?** α max(0, s z) = α s max(0, z) for s > 0, so factors "
-        "move through a ReLU net, whatever the signs of its weights. With L sloped activations in a row the logits are "
-        "α^L times those of the ReLU net whose k-th bias is divided by α^(k−1). An image times s gives s times those "
-        "of the ReLU net all of whose biases are divided by s, the first too. So without biases slope α and scale α^L "
-        "are the same, and the paper's condition (a linear network with positive weights) is too narrow; with biases "
-        f"they are not, and it is the biases that tell them apart. On {n} test images, in float64; differences are the "
-        "largest one over the largest logit."
+        "**Is raising the slope the same as scaling the image?** α max(0, s z) = α s max(0, z) for"
+        " s > 0, so factors move through a ReLU net, whatever the signs of its weights. With L"
+        " sloped activations in a row the logits are α^L times those of the ReLU net whose k-th"
+        " bias is divided by α^(k−1). An image times s gives s times those of the ReLU net all of"
+        " whose biases are divided by s, the first too. So without biases slope α and scale α^L"
+        " are the same, and the paper's condition (a linear network with positive weights) is too"
+        f" narrow; with biases they are not, and it is the biases that tell them apart. On {n} test"
+        " images, in float64; differences are the largest one over the largest logit."
     )
     keys = [(net, s) for net in (MNIST, CNN1) for s in (2.0, *STEEP)]
     found = desk.all_facts([SlopeAlgebra(net.sloped(s), net.slice(n)) for net, s in keys])
@@ -160,7 +171,13 @@ def _algebra(desk: Desk) -> Iterator[Part]:
     )
     rows = [
         (
-            *(net.title, said(s), f"{100 * f['negative']:.0f} %", f"{s ** f['sites']:g}", f"{f['folded']:.0e}"),
+            *(
+                net.title,
+                said(s),
+                f"{100 * f['negative']:.0f} %",
+                f"{s ** f['sites']:g}",
+                f"{f['folded']:.0e}",
+            ),
             *(f"{f['bias_free']:.0e}", f"{f['scaled']:.2g}", f"{100 * f['same_decisions']:.1f} %"),
         )
         for (net, s), f in zip(keys, found, strict=True)
@@ -168,22 +185,33 @@ def _algebra(desk: Desk) -> Iterator[Part]:
     yield Table("Slope and scale: relative differences of logits", head, tuple(rows))
 
 
-# -------------------------------------------------------------------------------- the scaled-down image
+# ---------------------------------------------------------------------------- the scaled-down image
 
 
 def _scaled_down(desk: Desk) -> Iterator[Part]:
     n = images(desk, "FGSM", MNIST)
     yield Text(
-        "**Does submitting a scaled-down image counter the defence?** Two readings. *Submitted*: the network is given "
-        "x/s, and attacked there with eps/s, the same share of the contrast; without biases and with s = α^L that is "
-        "exactly FGSM on the undefended network. *Looked at*: the gradient is taken at x/s, the step eps is made on x "
-        "itself and judged there. “Fooled” is the share of images that are right before the step and wrong after it. "
-        "The attack counters the defence where, for the best s of α, α², …, α^L, it fools at least half as many as on "
-        "slope 1 and leaves at least half of the images right before the step. "
-        f"n = {n}, eps {MNIST.eps[-1]:g} (MNIST) and {CNN1.eps[-1]:g} (CIFAR-10)."
+        "**Does submitting a scaled-down image counter the defence?** Two readings. *Submitted*:"
+        " the network is given x/s, and attacked there with eps/s, the same share of the contrast;"
+        " without biases and with s = α^L that is exactly FGSM on the undefended network. *Looked"
+        " at*: the gradient is taken at x/s, the step eps is made on x itself and judged there."
+        " “Fooled” is the share of images that are right before the step and wrong after it. The"
+        " attack counters the defence where, for the best s of α, α², …, α^L, it fools at least"
+        " half as many as on slope 1 and leaves at least half of the images right before the step."
+        f" n = {n}, eps {MNIST.eps[-1]:g} (MNIST) and {CNN1.eps[-1]:g} (CIFAR-10)."
     )
-    made = {(net, slope): _counters(desk, net, slope, n) for net in (MNIST, CNN1) for slope in STEEP}
-    head = ("network", "slope", "image / s", "right before: submitted", "fooled", "right before: looked at", "fooled ")
+    made = {
+        (net, slope): _counters(desk, net, slope, n) for net in (MNIST, CNN1) for slope in STEEP
+    }
+    head = (
+        "network",
+        "slope",
+        "image / s",
+        "right before: submitted",
+        "fooled",
+        "right before: looked at",
+        "fooled ",
+    )
     rows: list[tuple[Value, ...]] = []
     for (net, slope), found in made.items():
         undefended = _fooled(desk, net, 1.0, 1.0, n, submitted=True)
@@ -193,13 +221,20 @@ def _scaled_down(desk: Desk) -> Iterator[Part]:
     yield _counter_claim(desk, made, n)
 
 
-def _counters(desk: Desk, net: Net, slope: float, n: int) -> dict[float, tuple[tuple[float, float], ...]]:
+def _counters(
+    desk: Desk, net: Net, slope: float, n: int
+) -> dict[float, tuple[tuple[float, float], ...]]:
     """By s, the two readings: right before and fooled, in percent."""
     downs = [slope**k for k in range(1 + len(installed(net.sloped(slope)())))]
-    return {s: tuple(_fooled(desk, net, slope, s, n, submitted=one) for one in (True, False)) for s in downs}
+    return {
+        s: tuple(_fooled(desk, net, slope, s, n, submitted=one) for one in (True, False))
+        for s in downs
+    }
 
 
-def _fooled(desk: Desk, net: Net, slope: float, down: float, n: int, *, submitted: bool) -> tuple[float, float]:
+def _fooled(
+    desk: Desk, net: Net, slope: float, down: float, n: int, *, submitted: bool
+) -> tuple[float, float]:
     eps, where = net.eps[-1], "scaled" if submitted else "original"
     step = eps / down if submitted else eps
     asked = ScaledPixels(net.sloped(slope), net.slice(n), 1 / down, (step,), step_on=where)  # type: ignore[arg-type]
@@ -210,50 +245,78 @@ def _fooled(desk: Desk, net: Net, slope: float, down: float, n: int, *, submitte
 def _counter_claim(
     desk: Desk, made: dict[tuple[Net, float], dict[float, tuple[tuple[float, float], ...]]], n: int
 ) -> Claim:
-    """Counters: the best s fools half as many as at slope 1, at every steep slope; truly: judged at full size."""
+    """Counters: the best s fools half as many as at slope 1, at every steep slope; truly: judged at
+    full size."""
     told, submitted, looked = [], [], []
     for (net, slope), found in made.items():
         _, bare = _fooled(desk, net, 1.0, 1.0, n, submitted=True)
         kept = found[1.0][0][0] / 2  # an image that is scaled beyond recognition is no attack
-        sub, look = (max((f[i][1] for s, f in found.items() if s > 1 and f[i][0] >= kept), default=0.0) for i in (0, 1))
+        sub, look = (
+            max((f[i][1] for s, f in found.items() if s > 1 and f[i][0] >= kept), default=0.0)
+            for i in (0, 1)
+        )
         submitted.append(sub >= bare / 2)
         looked.append(look >= bare / 2)
-        told.append(f"{net.title} slope {said(slope)}: {found[1.0][0][1]:.0f} → {sub:.0f} and {look:.0f} of {bare:.0f}")
-    because = f"fooled (%) directly → by the scaled-down image submitted and looked at, of slope 1's: {'; '.join(told)}"
+        told.append(
+            f"{net.title} slope {said(slope)}: {found[1.0][0][1]:.0f} → {sub:.0f} and {look:.0f} of"
+            f" {bare:.0f}"
+        )
+    because = (
+        "fooled (%) directly → by the scaled-down image submitted and looked at, of slope 1's:"
+        f" {'; '.join(told)}"
+    )
     return Claim("scaled_down_input", answered(all(submitted), all(looked)), because)
 
 
-# ------------------------------------------------------------------------------------------ mechanism
+# ---------------------------------------------------------------------------------------- mechanism
 
 
 def _mechanism(desk: Desk) -> Iterator[Part]:
     n = desk.pick(500, 2000)
     yield Text(
-        "**Signal-to-noise, or vanishing gradients?** The paper offers a better signal-to-noise ratio or exploding "
-        "gradients. The cross-entropy of an image that is decided rightly has the gradient Σ (p − 1[y]) ∇z: raising "
-        "the slope drives 1 − p_y below what float32 holds, and the gradient is exactly zero. That is the opposite of "
-        "an explosion, which is what images that are decided wrongly see; and those are never attacked. Sizes are "
-        f"medians of the largest entry of the gradient, in float64, where zero comes later. n = {n}."
+        "**Signal-to-noise, or vanishing gradients?** The paper offers a better signal-to-noise"
+        " ratio or exploding gradients. The cross-entropy of an image that is decided rightly has"
+        " the gradient Σ (p − 1[y]) ∇z: raising the slope drives 1 − p_y below what float32 holds,"
+        " and the gradient is exactly zero. That is the opposite of an explosion, which is what"
+        " images that are decided wrongly see; and those are never attacked. Sizes are medians of"
+        f" the largest entry of the gradient, in float64, where zero comes later. n = {n}."
     )
     keys = [(net, s) for net in NETS for s in SLOPES]
     gradients = dict(
-        zip(keys, desk.all_facts([CleanGradients(net.sloped(s), net.slice(n)) for net, s in keys]), strict=True)
+        zip(
+            keys,
+            desk.all_facts([CleanGradients(net.sloped(s), net.slice(n)) for net, s in keys]),
+            strict=True,
+        )
     )
-    head = ("network", "slope", "zero, float32 (%)", "zero, float64 (%)", "size, right", "size, wrong")
+    head = (
+        "network",
+        "slope",
+        "zero, float32 (%)",
+        "zero, float64 (%)",
+        "size, right",
+        "size, wrong",
+    )
     rows = [(net.title, said(s), *_gradient_row(gradients[net, s])) for net, s in keys]
     yield Table(
-        "Gradients of the cross-entropy at clean images: exactly zero among right ones, and sizes", head, tuple(rows)
+        "Gradients of the cross-entropy at clean images: exactly zero among right ones, and sizes",
+        head,
+        tuple(rows),
     )
     seen = _seen(desk)
     yield Text(
-        "A better signal-to-noise ratio would show in random noise, and under an attack that does not need the "
-        "cross-entropy: one step on the margin of the logits."
+        "A better signal-to-noise ratio would show in random noise, and under an attack that does"
+        " not need the cross-entropy: one step on the margin of the logits."
     )
     under = ("network", "under", *(f"slope {said(s)}" for s in SLOPES))
     yield Table(
         "Accuracy at the largest eps (%)",
         under,
-        tuple((net.title, name, *(seen[net, name, s] for s in SLOPES)) for net in NETS for name in UNDER),
+        tuple(
+            (net.title, name, *(seen[net, name, s] for s in SLOPES))
+            for net in NETS
+            for name in UNDER
+        ),
     )
     yield _mechanism_claim(gradients, seen)
 
@@ -266,34 +329,49 @@ def _gradient_row(f: dict[str, Any]) -> tuple[Value, ...]:
 def _seen(desk: Desk) -> dict[tuple[Net, str, float], float]:
     n = images(desk, "FGSM", MNIST)
     keys = [(net, name, s) for net in NETS for name in UNDER for s in SLOPES]
-    found = many(desk, {k: k[0].cells(k[0].sloped(k[2]), UNDER[k[1]], n, eps=k[0].eps[-1:]) for k in keys})
+    found = many(
+        desk, {k: k[0].cells(k[0].sloped(k[2]), UNDER[k[1]], n, eps=k[0].eps[-1:]) for k in keys}
+    )
     return {k: 100 * robust_accuracy(r) for k, (r,) in found.items()}
 
 
 def _mechanism_claim(
     gradients: dict[tuple[Net, float], dict[str, Any]], seen: dict[tuple[Net, str, float], float]
 ) -> Claim:
-    """Signal-to-noise: `BETTER` points more than at slope 1, in noise or on the margin. Explosion: larger gradients."""
-    gained = {name: max(seen[net, name, 100.0] - seen[net, name, 1.0] for net in NETS) for name in UNDER}
-    sizes = {net: (gradients[net, 1.0]["size_right"], gradients[net, 100.0]["size_right"]) for net in NETS}
+    """Signal-to-noise: `BETTER` points more than at slope 1, in noise or on the margin. Explosion:
+    larger gradients."""
+    gained = {
+        name: max(seen[net, name, 100.0] - seen[net, name, 1.0] for net in NETS) for name in UNDER
+    }
+    sizes = {
+        net: (gradients[net, 1.0]["size_right"], gradients[net, 100.0]["size_right"])
+        for net in NETS
+    }
     exploded = any(steep > plain for plain, steep in sizes.values())
     zeros = ", ".join(f"{_gradient_row(gradients[net, 100.0])[0]:.0f} %" for net in NETS)
     told = ", ".join(f"{value:+.1f} {name}" for name, value in gained.items())
     return Claim(
         "mechanism",
         answered(exploded or max(gained.values()) > BETTER),
-        f"slope 100 against 1: most accuracy gained, points: {told}; exactly zero gradients of right images in float32 "
-        f"at slope 100: {zeros}; their median size {'grows' if exploded else 'grows on no network'}",
+        f"slope 100 against 1: most accuracy gained, points: {told}; exactly zero gradients of"
+        f" right images in float32 at slope 100: {zeros}; their median size"
+        f" {'grows' if exploded else 'grows on no network'}",
     )
 
 
-# ------------------------------------------------------------------------------------- clean accuracy
+# ----------------------------------------------------------------------------------- clean accuracy
 
 
 def _clean(desk: Desk) -> Iterator[Part]:
     n = images(desk, "FGSM", MNIST)
     found = many(desk, {net: net.cells(net.sloped(1.0), FGSM(), n) for net in (MNIST, CNN1)})
     clean = {net: 100 * clean_accuracy(records[0]) for net, records in found.items()}
-    for name, net, around, near in (("mnist_clean", MNIST, 98.0, NEAR_98), ("cifar_clean", CNN1, 60.0, NEAR_60)):
-        because = f"{clean[net]:.2f} % of {n} test images at slope 1 (allowed: {near:g} points from {around:g})"
+    for name, net, around, near in (
+        ("mnist_clean", MNIST, 98.0, NEAR_98),
+        ("cifar_clean", CNN1, 60.0, NEAR_60),
+    ):
+        because = (
+            f"{clean[net]:.2f} % of {n} test images at slope 1 (allowed: {near:g} points from"
+            f" {around:g})"
+        )
         yield Claim(name, answered(abs(clean[net] - around) <= near), because)

@@ -1,9 +1,10 @@
 """Truth: the same networks under attacks that do not care how large the logits are
 
-A slope multiplies the logits by alpha per sloped layer, and the cross-entropy of a sure decision has no gradient left
-in float32. Four ways round it, all with the paper's attacks and eps: the margin of the logits as the loss; the
-cross-entropy of the folded network, which computes the same without the factor; the gradients of the slope-1 twin; and
-the audit, which attacks twin and sloped network alike and takes the worst case, example by example.
+A slope multiplies the logits by alpha per sloped layer, and the cross-entropy of a sure decision
+has no gradient left in float32. Four ways round it, all with the paper's attacks and eps: the
+margin of the logits as the loss; the cross-entropy of the folded network, which computes the same
+without the factor; the gradients of the slope-1 twin; and the audit, which attacks twin and sloped
+network alike and takes the worst case, example by example.
 """
 
 from __future__ import annotations
@@ -34,16 +35,23 @@ Curves = dict[float, list[float]]
 
 def make(desk: Desk) -> Iterator[Part]:
     slopes = desk.pick((1.0, 10.0, 100.0), SLOPES)
-    found = {(name, net.key): _ways(desk, net, slopes, name) for name in ("FGSM", "PGD") for net in NETS}
+    found = {
+        (name, net.key): _ways(desk, net, slopes, name) for name in ("FGSM", "PGD") for net in NETS
+    }
     yield Table(
         "PGD at the largest eps, accuracy (%): the slope blinds one loss and nothing else",
         ("network", "slope", "clean", *found["PGD", MNIST.key]),
-        tuple((net.title, said(s), *_ends(found["PGD", net.key], s)) for net in NETS for s in slopes),
+        tuple(
+            (net.title, said(s), *_ends(found["PGD", net.key], s)) for net in NETS for s in slopes
+        ),
     )
     for name in ("FGSM", "PGD"):
-        yield Figure(f"{name}: accuracy (%) against eps, by slope, in four ways.", _drawn(found, name))
+        yield Figure(
+            f"{name}: accuracy (%) against eps, by slope, in four ways.", _drawn(found, name)
+        )
     yield Table(
-        "Gradients of the cross-entropy at clean, rightly decided images that are exactly zero in float32 (%)",
+        "Gradients of the cross-entropy at clean, rightly decided images that are exactly zero in"
+        " float32 (%)",
         ("network", *(f"slope {s:g}" for s in SLOPES)),
         tuple((net.title, *_dead(desk, net)) for net in NETS),
     )
@@ -55,7 +63,8 @@ def make(desk: Desk) -> Iterator[Part]:
 
 @spec
 class OnFolded:
-    """`model` under the gradients of its folded copy, whose logits lack the factor: accuracies (%) at each eps."""
+    """`model` under the gradients of its folded copy, whose logits lack the factor: accuracies (%)
+    at each eps."""
 
     model: Model
     data: str
@@ -76,7 +85,9 @@ class OnFolded:
 
 
 def _ways(desk: Desk, net: Net, slopes: tuple[float, ...], name: str) -> dict[str, Curves]:
-    images = net.slice(desk.pick(500, 10_000) if name == "FGSM" else desk.pick(40, min(2000, net.original)))
+    images = net.slice(
+        desk.pick(500, 10_000) if name == "FGSM" else desk.pick(40, min(2000, net.original))
+    )
     eps = tuple(e for e in net.eps if e > 0)
 
     def curve(make: Callable[[float, float], Cell]) -> Curves:
@@ -90,7 +101,9 @@ def _ways(desk: Desk, net: Net, slopes: tuple[float, ...], name: str) -> dict[st
         "cross-entropy, as published": curve(direct),
         "margin": curve(lambda s, e: replace(direct(s, e), attack=attack(name, e, "margin"))),
         "cross-entropy, folded": folded,
-        "slope-1 twin's gradients": curve(lambda s, e: replace(direct(s, e), source=net.sloped(1.0))),
+        "slope-1 twin's gradients": curve(
+            lambda s, e: replace(direct(s, e), source=net.sloped(1.0))
+        ),
     }
 
 
@@ -123,7 +136,9 @@ def _ends(ways: dict[str, Curves], slope: float) -> list[float]:
 def _dead(desk: Desk, net: Net) -> list[float]:
     """The share of one FGSM's gradients that are exactly zero, in percent, per slope."""
     images = net.slice(desk.pick(500, 10_000))
-    cells = [Cell(net.sloped(s), images, attack("FGSM", net.eps[-1]), Linf(net.eps[-1])) for s in SLOPES]
+    cells = [
+        Cell(net.sloped(s), images, attack("FGSM", net.eps[-1]), Linf(net.eps[-1])) for s in SLOPES
+    ]
     return [100 * zero_gradient_share(r) for r in desk.records(cells)]
 
 
