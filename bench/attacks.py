@@ -31,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 import retroact as ra
-from retroact.attacks.driver import Attack, Outcome, craft
+from retroact.crafting.driver import Attack, Outcome, craft
 from retroact.evaluation.proof import prove_for
 
 Run = Callable[[nn.Module, Tensor, Tensor], Tensor]

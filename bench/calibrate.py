@@ -27,9 +27,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import retroact as ra
-from retroact.attacks.threat import ThreatModel
 from retroact.auditing.indicators import Glance, Indicator, indicators
 from retroact.auditing.selftest import Louder
+from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.proof import unproved
 from retroact.nets.zoo import NETWORKS
 from retroact.retrofitting.installed import installed

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 import retroact as ra
-from retroact.attacks.noise import normal, uniform
+from retroact.crafting.noise import normal, uniform
 from retroact.nets.zoo import NETWORKS
 from retroact.training.fit import Progress, UnfinishedError, fit
 from retroact.training.recipes import Adversarial, MixedFGSM, Standard

@@ -1,7 +1,6 @@
 # The public names, each beside its home. `retroact/__init__.py` reads this list and imports a
-# name's home when the name is first used, so that `import retroact` (and `retroact --help`) need no
-# torch.
-from retroact.attacks.annealed import Annealed as Annealed
+# name's home when the name is first used, so that `import retroact` (and `retroact --help`) needs
+# no torch.
 from retroact.attacks.apgd import APGD as APGD
 from retroact.attacks.bim import BIM as BIM
 from retroact.attacks.carlini_wagner import CarliniWagner as CarliniWagner
@@ -14,19 +13,12 @@ from retroact.attacks.corruptions import Inversion as Inversion
 from retroact.attacks.corruptions import SaltAndPepper as SaltAndPepper
 from retroact.attacks.ddn import DDN as DDN
 from retroact.attacks.deepfool import DeepFool as DeepFool
-from retroact.attacks.expectation import Expectation as Expectation
 from retroact.attacks.fgm import FGM as FGM
 from retroact.attacks.fgsm import FGSM as FGSM
 from retroact.attacks.fmn import FMN as FMN
 from retroact.attacks.foreign import AutoAttack as AutoAttack
 from retroact.attacks.foreign import Foolbox as Foolbox
-from retroact.attacks.goals import LeastLikely as LeastLikely
-from retroact.attacks.goals import PerImage as PerImage
-from retroact.attacks.goals import Random as Random
-from retroact.attacks.goals import Targeted as Targeted
-from retroact.attacks.goals import Untargeted as Untargeted
 from retroact.attacks.momentum import Momentum as Momentum
-from retroact.attacks.oracle import Oracle as Oracle
 from retroact.attacks.pgd import PGD as PGD
 from retroact.attacks.published import ErichsonDeepFool as ErichsonDeepFool
 from retroact.attacks.published import ErichsonPGD as ErichsonPGD
@@ -39,12 +31,19 @@ from retroact.attacks.published import sloped_relu_accuracy as sloped_relu_accur
 from retroact.attacks.rfgsm import RFGSM as RFGSM
 from retroact.attacks.square import Square as Square
 from retroact.attacks.step_ll import StepLL as StepLL
-from retroact.attacks.threat import L2 as L2
-from retroact.attacks.threat import Linf as Linf
 from retroact.attacks.trust_region import TrustRegion as TrustRegion
 from retroact.auditing.audit import audit as audit
 from retroact.checkpoint import load as load
 from retroact.checkpoint import save as save
+from retroact.crafting.expectation import Expectation as Expectation
+from retroact.crafting.goals import LeastLikely as LeastLikely
+from retroact.crafting.goals import PerImage as PerImage
+from retroact.crafting.goals import Random as Random
+from retroact.crafting.goals import Targeted as Targeted
+from retroact.crafting.goals import Untargeted as Untargeted
+from retroact.crafting.oracle import Oracle as Oracle
+from retroact.crafting.threat import L2 as L2
+from retroact.crafting.threat import Linf as Linf
 from retroact.evaluation.evaluate import evaluate as evaluate
 from retroact.evaluation.evaluate import evaluate_all as evaluate_all
 from retroact.evaluation.metrics import clean_accuracy as clean_accuracy

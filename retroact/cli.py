@@ -251,7 +251,7 @@ def _list_goals() -> list[dict[str, Any]]:
     from retroact.spec import known
 
     _import_all()
-    goals = [cls for cls in known() if cls.__module__ == "retroact.attacks.goals"]
+    goals = [cls for cls in known() if cls.__module__ == "retroact.crafting.goals"]
     return [
         {"name": cls.__name__, "what": (cls.__doc__ or "").strip().splitlines()[0]} for cls in goals
     ]
@@ -663,9 +663,9 @@ def _print_audit(found: dict[str, Any]) -> None:
 def _selftest() -> None:
     """The audit's own test on a network and data that come with the package."""
     from retroact import checkpoint
-    from retroact.attacks.threat import Linf
     from retroact.auditing.battery import QUICK
     from retroact.auditing.selftest import selftest
+    from retroact.crafting.threat import Linf
     from retroact.experiments.executors import one_thread
     from retroact.nets.data import data
     from retroact.training.hardening import Hardening, harden

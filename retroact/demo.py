@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from retroact.attacks.pgd import PGD
-from retroact.attacks.threat import Linf
 from retroact.auditing.audit import Audit, audit
 from retroact.checkpoint import load
+from retroact.crafting.threat import Linf
 from retroact.evaluation.metrics import worst_case
 from retroact.experiments.cell import Cell, Model
 from retroact.experiments.executors import one_thread

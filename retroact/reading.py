@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
-from retroact.attacks.driver import Attack
-from retroact.attacks.goals import Goal, Targets, goal_of
-from retroact.attacks.oracle import Network
-from retroact.attacks.threat import ThreatModel
+from retroact.crafting.driver import Attack
+from retroact.crafting.goals import Goal, Targets, goal_of
+from retroact.crafting.oracle import Network
+from retroact.crafting.threat import ThreatModel
 from retroact.doors import Shape, named
 from retroact.nets import sources, zoo
 from retroact.nets.arrays import is_picture, plain, stacked

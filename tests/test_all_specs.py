@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import retroact
 from retroact.attacks.pgd import PGD
-from retroact.attacks.threat import Linf
+from retroact.crafting.threat import Linf
 from retroact.experiments.cell import Cell, Model
 from retroact.nets.data import DataSlice
 from retroact.nets.lenet_like import LeNetLike

@@ -12,8 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from retroact.attacks.threat import Linf
 from retroact.checkpoint import CheckpointError, code_of, digest, load, save
+from retroact.crafting.threat import Linf
 from retroact.nets import zoo
 from retroact.nets.classifier import Classifier
 from retroact.nets.data import data

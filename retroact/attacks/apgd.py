@@ -19,12 +19,12 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from retroact.attacks.driver import Standing
-from retroact.attacks.geometry import each, project, random_start, steepest
-from retroact.attacks.goals import Aim
-from retroact.attacks.losses import Loss, loss_of, margin
-from retroact.attacks.oracle import Oracle
-from retroact.attacks.threat import Access, Norm, ThreatModel
+from retroact.crafting.driver import Standing
+from retroact.crafting.geometry import each, project, random_start, steepest
+from retroact.crafting.goals import Aim
+from retroact.crafting.losses import Loss, loss_of, margin
+from retroact.crafting.oracle import Oracle
+from retroact.crafting.threat import Access, Norm, ThreatModel
 from retroact.spec import Count, Within, spec
 
 RHO = 0.75  # the share of steps that must go up between two checkpoints for the step size to stay

@@ -11,11 +11,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from retroact.attacks.goals import Aim
-from retroact.attacks.losses import Loss
-from retroact.attacks.oracle import Oracle
 from retroact.attacks.pgd import PGD
-from retroact.attacks.threat import Access, Norm, ThreatModel
+from retroact.crafting.goals import Aim
+from retroact.crafting.losses import Loss
+from retroact.crafting.oracle import Oracle
+from retroact.crafting.threat import Access, Norm, ThreatModel
 from retroact.spec import Count, Positive, spec
 
 

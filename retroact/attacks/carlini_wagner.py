@@ -20,12 +20,12 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from retroact.attacks.geometry import TINY, dual_norm, each, inward, norm
-from retroact.attacks.goals import Aim
-from retroact.attacks.losses import margin
-from retroact.attacks.oracle import Oracle
-from retroact.attacks.smallest import Smallest, cosine
-from retroact.attacks.threat import Access, Norm, ThreatModel
+from retroact.crafting.geometry import TINY, dual_norm, each, inward, norm
+from retroact.crafting.goals import Aim
+from retroact.crafting.losses import margin
+from retroact.crafting.oracle import Oracle
+from retroact.crafting.smallest import Smallest, cosine
+from retroact.crafting.threat import Access, Norm, ThreatModel
 from retroact.spec import AtLeast0, Count, Positive, Within, spec
 
 _DOWN, _UP = 1.5, 10.0  # between one c and the next, until it is known from both sides

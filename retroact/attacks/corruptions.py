@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retroact.attacks.driver import Standing
-from retroact.attacks.geometry import each, project, steepest
-from retroact.attacks.goals import Aim
-from retroact.attacks.noise import normal, uniform
-from retroact.attacks.oracle import Oracle
-from retroact.attacks.threat import Access, Norm, ThreatModel
+from retroact.crafting.driver import Standing
+from retroact.crafting.geometry import each, project, steepest
+from retroact.crafting.goals import Aim
+from retroact.crafting.noise import normal, uniform
+from retroact.crafting.oracle import Oracle
+from retroact.crafting.threat import Access, Norm, ThreatModel
 from retroact.spec import Count, spec
 
 HALVINGS = 10  # of the interval that the scan leaves: three digits more for ten queries

@@ -17,12 +17,12 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from retroact.attacks.geometry import TINY, each, norm, steepest
-from retroact.attacks.goals import Aim
-from retroact.attacks.losses import Loss, loss_of
-from retroact.attacks.oracle import Oracle
-from retroact.attacks.smallest import Smallest, cosine
-from retroact.attacks.threat import Access, Norm, ThreatModel
+from retroact.crafting.geometry import TINY, each, norm, steepest
+from retroact.crafting.goals import Aim
+from retroact.crafting.losses import Loss, loss_of
+from retroact.crafting.oracle import Oracle
+from retroact.crafting.smallest import Smallest, cosine
+from retroact.crafting.threat import Access, Norm, ThreatModel
 from retroact.spec import Count, Positive, Within, spec
 
 

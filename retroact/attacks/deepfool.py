@@ -18,11 +18,11 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from retroact.attacks.geometry import dual_norm, each, norm, steepest
-from retroact.attacks.goals import Aim
-from retroact.attacks.oracle import Graph, Oracle
-from retroact.attacks.smallest import Smallest
-from retroact.attacks.threat import Access, Norm, ThreatModel
+from retroact.crafting.geometry import dual_norm, each, norm, steepest
+from retroact.crafting.goals import Aim
+from retroact.crafting.oracle import Graph, Oracle
+from retroact.crafting.smallest import Smallest
+from retroact.crafting.threat import Access, Norm, ThreatModel
 from retroact.spec import AtLeast0, Count, Within, spec
 
 # of the perturbation so far, added to each step: steps from inside never quite arrive

@@ -13,11 +13,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from retroact.attacks.geometry import project, steepest
-from retroact.attacks.goals import Aim
-from retroact.attacks.losses import Loss, loss_of
-from retroact.attacks.oracle import Oracle
-from retroact.attacks.threat import Access, Norm, ThreatModel
+from retroact.crafting.geometry import project, steepest
+from retroact.crafting.goals import Aim
+from retroact.crafting.losses import Loss, loss_of
+from retroact.crafting.oracle import Oracle
+from retroact.crafting.threat import Access, Norm, ThreatModel
 from retroact.spec import spec
 
 

@@ -18,12 +18,12 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from retroact.attacks.geometry import TINY, dual_norm, each, inward, norm, steepest
-from retroact.attacks.goals import Aim
-from retroact.attacks.losses import margin
-from retroact.attacks.oracle import Oracle
-from retroact.attacks.smallest import Smallest, cosine
-from retroact.attacks.threat import Access, Norm, ThreatModel
+from retroact.crafting.geometry import TINY, dual_norm, each, inward, norm, steepest
+from retroact.crafting.goals import Aim
+from retroact.crafting.losses import margin
+from retroact.crafting.oracle import Oracle
+from retroact.crafting.smallest import Smallest, cosine
+from retroact.crafting.threat import Access, Norm, ThreatModel
 from retroact.spec import Count, Positive, Within, spec
 
 _STEP: dict[Norm, float] = {"l2": 1.0, "linf": 5.0}

@@ -22,11 +22,11 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from retroact.attacks.drawing import drawing
-from retroact.attacks.geometry import project
-from retroact.attacks.goals import Aim
-from retroact.attacks.oracle import Oracle
-from retroact.attacks.threat import Access, Norm, ThreatModel
+from retroact.crafting.drawing import drawing
+from retroact.crafting.geometry import project
+from retroact.crafting.goals import Aim
+from retroact.crafting.oracle import Oracle
+from retroact.crafting.threat import Access, Norm, ThreatModel
 from retroact.spec import SpecError, spec
 
 Version = Literal["standard", "plus", "rand"]

@@ -17,14 +17,14 @@ import torch
 from torch import Tensor
 
 from retroact.attacks.apgd import likeliest
-from retroact.attacks.driver import Standing
-from retroact.attacks.geometry import each, nonzero, project, random_start, steepest
-from retroact.attacks.goals import Aim
-from retroact.attacks.losses import Loss, loss_of, margin
-from retroact.attacks.noise import uniform
-from retroact.attacks.oracle import Oracle
-from retroact.attacks.smallest import cosine
-from retroact.attacks.threat import Access, Norm, ThreatModel
+from retroact.crafting.driver import Standing
+from retroact.crafting.geometry import each, nonzero, project, random_start, steepest
+from retroact.crafting.goals import Aim
+from retroact.crafting.losses import Loss, loss_of, margin
+from retroact.crafting.noise import uniform
+from retroact.crafting.oracle import Oracle
+from retroact.crafting.smallest import cosine
+from retroact.crafting.threat import Access, Norm, ThreatModel
 from retroact.spec import AtLeast0, Count, UnitInterval, Within, spec
 
 _LAST = 0.02  # of eps: the length of the last step

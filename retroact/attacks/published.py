@@ -29,13 +29,13 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from retroact.attacks.driver import Standing
-from retroact.attacks.geometry import dual_norm, each, steepest
-from retroact.attacks.goals import Aim
-from retroact.attacks.losses import cross_entropy
-from retroact.attacks.noise import normal
-from retroact.attacks.oracle import Oracle
-from retroact.attacks.threat import Access, Norm, ThreatModel
+from retroact.crafting.driver import Standing
+from retroact.crafting.geometry import dual_norm, each, steepest
+from retroact.crafting.goals import Aim
+from retroact.crafting.losses import cross_entropy
+from retroact.crafting.noise import normal
+from retroact.crafting.oracle import Oracle
+from retroact.crafting.threat import Access, Norm, ThreatModel
 from retroact.spec import AtLeast0, Count, Positive, spec
 
 MNIST_STD = (0.3081,)

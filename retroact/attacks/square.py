@@ -17,13 +17,13 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from retroact.attacks.driver import Standing
-from retroact.attacks.geometry import TINY, each, norm
-from retroact.attacks.goals import Aim
-from retroact.attacks.losses import Loss, loss_of
-from retroact.attacks.noise import uniform
-from retroact.attacks.oracle import Oracle
-from retroact.attacks.threat import Access, Norm, ThreatModel
+from retroact.crafting.driver import Standing
+from retroact.crafting.geometry import TINY, each, norm
+from retroact.crafting.goals import Aim
+from retroact.crafting.losses import Loss, loss_of
+from retroact.crafting.noise import uniform
+from retroact.crafting.oracle import Oracle
+from retroact.crafting.threat import Access, Norm, ThreatModel
 from retroact.spec import Count, Within, spec
 
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

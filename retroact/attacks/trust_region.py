@@ -15,12 +15,12 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from retroact.attacks.geometry import dual_norm, each, steepest
-from retroact.attacks.goals import Aim
-from retroact.attacks.losses import margin
-from retroact.attacks.oracle import Graph, Oracle
-from retroact.attacks.smallest import Smallest
-from retroact.attacks.threat import Access, Norm, ThreatModel
+from retroact.crafting.geometry import dual_norm, each, steepest
+from retroact.crafting.goals import Aim
+from retroact.crafting.losses import margin
+from retroact.crafting.oracle import Graph, Oracle
+from retroact.crafting.smallest import Smallest
+from retroact.crafting.threat import Access, Norm, ThreatModel
 from retroact.spec import AtLeast0, Count, Positive, Within, spec
 
 Classes = Literal["best", "worst"]

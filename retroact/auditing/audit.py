@@ -23,11 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retroact.attacks.driver import Attack
-from retroact.attacks.expectation import Expectation
-from retroact.attacks.oracle import Network, device_of, evaluating, in_float
 from retroact.attacks.pgd import PGD
-from retroact.attacks.threat import ThreatModel
 from retroact.auditing.battery import (
     KERNELS,
     QUICK,
@@ -43,6 +39,10 @@ from retroact.auditing.battery import (
 )
 from retroact.auditing.indicators import Glance, Reading, indicators
 from retroact.auditing.verdict import MARGIN, Counts, Verdict, counted, judge
+from retroact.crafting.driver import Attack
+from retroact.crafting.expectation import Expectation
+from retroact.crafting.oracle import Network, device_of, evaluating, in_float
+from retroact.crafting.threat import ThreatModel
 from retroact.doors import check_images, check_labels, checked, warn_of_probabilities, whole
 from retroact.evaluation.evaluate import decide, described, left_alone
 from retroact.evaluation.proof import Proved

@@ -20,13 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from retroact.attacks.annealed import Annealed
 from retroact.attacks.apgd import APGD
-from retroact.attacks.driver import Attack
 from retroact.attacks.momentum import Momentum
-from retroact.attacks.oracle import Network, device_of
 from retroact.attacks.square import Square
-from retroact.attacks.threat import ThreatModel
+from retroact.crafting.annealed import Annealed
+from retroact.crafting.driver import Attack
+from retroact.crafting.oracle import Network, device_of
+from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples, decide, decided
 from retroact.evaluation.proof import Proved, craft_on, prove, prove_same
 from retroact.retrofitting.activations import Kernel, PerSite, ReLU

@@ -21,11 +21,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from retroact.attacks.geometry import project, random_start, steepest
-from retroact.attacks.goals import Aim
-from retroact.attacks.losses import LossFunction, cross_entropy, margin
-from retroact.attacks.oracle import Oracle, device_of, evaluating, in_float
-from retroact.attacks.threat import L2, Linf, ThreatModel
+from retroact.crafting.geometry import project, random_start, steepest
+from retroact.crafting.goals import Aim
+from retroact.crafting.losses import LossFunction, cross_entropy, margin
+from retroact.crafting.oracle import Oracle, device_of, evaluating, in_float
+from retroact.crafting.threat import L2, Linf, ThreatModel
 from retroact.evaluation.proof import Proved
 
 Mechanism = Literal["saturation", "jump"]

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from retroact.attacks.oracle import evaluating, in_float
+from retroact.crafting.oracle import evaluating, in_float
 
 Floats = NDArray[np.float64]
 TRAINING = 0.8

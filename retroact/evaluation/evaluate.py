@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retroact.attacks.driver import CHUNK, Attack, chunks, in_halves, serves_several
-from retroact.attacks.goals import Goal, Targets, Untargeted
-from retroact.attacks.oracle import Network, apart, device_of, evaluating, in_float, settled
-from retroact.attacks.threat import ThreatModel
+from retroact.crafting.driver import CHUNK, Attack, chunks, in_halves, serves_several
+from retroact.crafting.goals import Goal, Targets, Untargeted
+from retroact.crafting.oracle import Network, apart, device_of, evaluating, in_float, settled
+from retroact.crafting.threat import ThreatModel
 from retroact.doors import (
     check_labels,
     checked,

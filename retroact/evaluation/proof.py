@@ -24,13 +24,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from retroact.attacks import driver
-from retroact.attacks.driver import CHUNK, Attack, Outcome, chunks, in_halves, serves_several
-from retroact.attacks.geometry import project, steepest
-from retroact.attacks.goals import Aim, Goal, Targets, goal_of
-from retroact.attacks.noise import normal, uniform
-from retroact.attacks.oracle import Network, device_of, dtype_of, evaluating, in_company, in_float
-from retroact.attacks.threat import ThreatModel
+from retroact.crafting import driver
+from retroact.crafting.driver import CHUNK, Attack, Outcome, chunks, in_halves, serves_several
+from retroact.crafting.geometry import project, steepest
+from retroact.crafting.goals import Aim, Goal, Targets, goal_of
+from retroact.crafting.noise import normal, uniform
+from retroact.crafting.oracle import Network, device_of, dtype_of, evaluating, in_company, in_float
+from retroact.crafting.threat import ThreatModel
 from retroact.ground import neutral
 from retroact.retrofitting.lean import Form, forms
 from retroact.spec import is_spec, show
@@ -485,7 +485,7 @@ def craft(
     proved lean form.
 
     `how`: gradients=, seed=, chunk= and progress= as `craft_all` takes them. What comes back, and
-    which errors are raised, is as `attacks.driver.craft` says, which runs on the network as it is
+    which errors are raised, is as `crafting.driver.craft` says, which runs on the network as it is
     given.
     """
     return craft_all(attack, network, images, labels, index, [threat], goal, **how)[0]

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 
 from retroact import checkpoint
-from retroact.attacks.driver import serves_several
-from retroact.attacks.goals import Untargeted
+from retroact.crafting.driver import serves_several
+from retroact.crafting.goals import Untargeted
 from retroact.evaluation.evaluate import evaluate_all
 from retroact.evaluation.record import Record
 from retroact.nets.classifier import sized

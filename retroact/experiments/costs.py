@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from retroact.attacks.driver import CHUNK
-from retroact.attacks.oracle import in_float
+from retroact.crafting.driver import CHUNK
+from retroact.crafting.oracle import in_float
 from retroact.experiments.cell import Cell, Model, alike
 from retroact.experiments.executors import one_thread
 from retroact.experiments.store import Store

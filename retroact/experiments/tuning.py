@@ -17,7 +17,7 @@ import numpy as np
 from torch import nn
 
 from retroact.attacks.pgd import PGD
-from retroact.attacks.threat import ThreatModel
+from retroact.crafting.threat import ThreatModel
 from retroact.doors import checked
 from retroact.evaluation.evaluate import evaluate
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy, worst_case

@@ -26,11 +26,11 @@ import torch.nn.functional as F
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from retroact.attacks.geometry import project, random_start, steepest
-from retroact.attacks.goals import Aim
-from retroact.attacks.losses import margin
-from retroact.attacks.oracle import device_of, in_float, with_graph
-from retroact.attacks.threat import ThreatModel
+from retroact.crafting.geometry import project, random_start, steepest
+from retroact.crafting.goals import Aim
+from retroact.crafting.losses import margin
+from retroact.crafting.oracle import device_of, in_float, with_graph
+from retroact.crafting.threat import ThreatModel
 from retroact.doors import checked
 from retroact.evaluation.evaluate import decide
 from retroact.evaluation.proof import prove

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retroact.attacks.geometry import project, steepest
-from retroact.attacks.oracle import evaluating, in_float
-from retroact.attacks.threat import Linf
+from retroact.crafting.geometry import project, steepest
+from retroact.crafting.oracle import evaluating, in_float
+from retroact.crafting.threat import Linf
 from retroact.spec import AtLeast0, Count, Positive, SpecError, UnitInterval, Within, spec
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import retroact as ra
-from retroact.attacks.oracle import Oracle
+from retroact.crafting.oracle import Oracle
 
 
 class Stem(nn.Module):

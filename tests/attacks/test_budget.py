@@ -12,9 +12,9 @@ from torch import nn
 import retroact as ra
 from retroact import spec as specs
 from retroact.attacks import apgd, square
-from retroact.attacks.driver import craft, craft_all
-from retroact.attacks.geometry import norm
-from retroact.attacks.goals import LeastLikely, Untargeted
+from retroact.crafting.driver import craft, craft_all
+from retroact.crafting.geometry import norm
+from retroact.crafting.goals import LeastLikely, Untargeted
 
 BUDGET = [
     ra.APGD(steps=12),

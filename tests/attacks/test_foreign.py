@@ -11,8 +11,8 @@ from torch import nn
 
 import retroact as ra
 from retroact import spec as specs
-from retroact.attacks.driver import craft
-from retroact.attacks.geometry import norm
+from retroact.crafting.driver import craft
+from retroact.crafting.geometry import norm
 
 needs_foolbox = pytest.mark.skipif(not importlib.util.find_spec("foolbox"), reason="no foolbox")
 has_data = os.path.isdir(os.path.join(os.environ.get("RETROACT_DATA", ""), "mnist"))

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 
 import retroact as ra
 from retroact import spec as specs
-from retroact.attacks.driver import Attack, Outcome, craft, craft_all
 from retroact.attacks.fgsm import FGSM
-from retroact.attacks.geometry import norm
-from retroact.attacks.goals import Goal, LeastLikely, Untargeted
-from retroact.attacks.losses import loss_of
 from retroact.attacks.pgd import PGD
-from retroact.attacks.threat import ACCESS, L2, Linf, ThreatModel
+from retroact.crafting.driver import Attack, Outcome, craft, craft_all
+from retroact.crafting.geometry import norm
+from retroact.crafting.goals import Goal, LeastLikely, Untargeted
+from retroact.crafting.losses import loss_of
+from retroact.crafting.threat import ACCESS, L2, Linf, ThreatModel
 from retroact.evaluation.evaluate import evaluate
 from retroact.evaluation.metrics import success_rate
 from retroact.spec import parse

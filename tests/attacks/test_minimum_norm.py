@@ -13,14 +13,14 @@ from retroact import spec as specs
 from retroact.attacks.carlini_wagner import CarliniWagner
 from retroact.attacks.ddn import DDN
 from retroact.attacks.deepfool import DeepFool
-from retroact.attacks.driver import Outcome, craft, craft_all
 from retroact.attacks.fmn import FMN
-from retroact.attacks.geometry import dual_norm, inward, norm
-from retroact.attacks.goals import Aim, LeastLikely, Targeted, Untargeted
-from retroact.attacks.oracle import Oracle
-from retroact.attacks.smallest import Smallest
-from retroact.attacks.threat import L2, Linf
 from retroact.attacks.trust_region import TrustRegion
+from retroact.crafting.driver import Outcome, craft, craft_all
+from retroact.crafting.geometry import dual_norm, inward, norm
+from retroact.crafting.goals import Aim, LeastLikely, Targeted, Untargeted
+from retroact.crafting.oracle import Oracle
+from retroact.crafting.smallest import Smallest
+from retroact.crafting.threat import L2, Linf
 from retroact.spec import parse
 
 needs_mnist = pytest.mark.skipif(

@@ -8,8 +8,8 @@ from torch import nn
 
 import retroact as ra
 from retroact import spec as specs
-from retroact.attacks.driver import craft
-from retroact.attacks.noise import normal
+from retroact.crafting.driver import craft
+from retroact.crafting.noise import normal
 
 ANY = ra.Linf(1.0)
 ATTACKS = [

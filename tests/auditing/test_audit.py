@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import retroact as ra
-from retroact.attacks.threat import L2, Linf
 from retroact.auditing.audit import Audit, audit
 from retroact.auditing.battery import Battery
+from retroact.crafting.threat import L2, Linf
 
 SMALL = Battery(steps=12, targets=3, targeted_steps=15, trial_steps=8, sample=20, queries=0)
 EPS = Linf(0.12)

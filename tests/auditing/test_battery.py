@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import retroact as ra
-from retroact.attacks.threat import Linf
 from retroact.auditing.battery import KERNELS, QUICK, Battery, Party, Side, Siege, parties, smoothed
+from retroact.crafting.threat import Linf
 from retroact.evaluation.proof import Proved, unproved
 from retroact.retrofitting.activations import JumpReLU, PerSite, ReLU, SReLU, Surrogate
 from retroact.retrofitting.installed import installed

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import retroact as ra
-from retroact.attacks.threat import L2, Linf, ThreatModel
 from retroact.auditing.indicators import STEPS, Glance, Indicator, indicators
 from retroact.auditing.selftest import Louder
+from retroact.crafting.threat import L2, Linf, ThreatModel
 from retroact.evaluation.proof import unproved
 
 EPS = Linf(0.1)

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 import retroact as ra
 from retroact import cli
-from retroact.attacks.driver import craft
 from retroact.attacks.momentum import Momentum
-from retroact.attacks.threat import L2, Linf
 from retroact.auditing.audit import audit
 from retroact.auditing.battery import QUICK, THOROUGH, Battery, Party, Siege, parties
+from retroact.crafting.driver import craft
+from retroact.crafting.threat import L2, Linf
 from retroact.evaluation.proof import unproved
 from retroact.retrofitting.activations import JumpReLU
 

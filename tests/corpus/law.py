@@ -15,9 +15,9 @@ from architectures import ARCHITECTURES, Architecture, Made
 from torch import Tensor, nn
 
 import retroact as ra
-from retroact.attacks.driver import Attack, craft
-from retroact.attacks.oracle import Oracle
-from retroact.attacks.threat import Linf
+from retroact.crafting.driver import Attack, craft
+from retroact.crafting.oracle import Oracle
+from retroact.crafting.threat import Linf
 from retroact.evaluation.proof import Proved, prove
 from retroact.retrofitting.sites import Survey, copied, survey
 

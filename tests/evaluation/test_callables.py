@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import retroact as ra
-from retroact.attacks.oracle import (
+from retroact.crafting.oracle import (
     AccessError,
     device_of,
     dtype_of,

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import retroact as ra
-from retroact.attacks.goals import Targeted
 from retroact.attacks.pgd import PGD
-from retroact.attacks.threat import L2, Linf
+from retroact.crafting.goals import Targeted
+from retroact.crafting.threat import L2, Linf
 from retroact.evaluation.evaluate import decide, evaluate
 from retroact.evaluation.metrics import robust_accuracy, success_rate
 from retroact.spec import parse

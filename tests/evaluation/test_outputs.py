@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import retroact as ra
-from retroact.attacks.oracle import in_float, place_of
+from retroact.crafting.oracle import in_float, place_of
 from retroact.doors import SeveralPlacesError, logits_in
 from retroact.evaluation.evaluate import decide
 from retroact.nets.classifier import Classifier

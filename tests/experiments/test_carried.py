@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from retroact.attacks.fgsm import FGSM
-from retroact.attacks.threat import Linf
+from retroact.crafting.threat import Linf
 from retroact.experiments.carried import as_json, read_json
 from retroact.experiments.cell import Cell, Model
 from retroact.experiments.facts import measured

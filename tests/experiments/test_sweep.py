@@ -15,7 +15,7 @@ import torch
 
 from retroact.attacks.fgsm import FGSM
 from retroact.attacks.pgd import PGD
-from retroact.attacks.threat import L2, Linf
+from retroact.crafting.threat import L2, Linf
 from retroact.experiments.cell import Cell, Model, alike, knowledge, run_together
 from retroact.experiments.costs import estimate
 from retroact.experiments.store import Store

@@ -4,8 +4,8 @@ curve."""
 import pytest
 
 from retroact.attacks.pgd import PGD
-from retroact.attacks.threat import Linf
 from retroact.checkpoint import load
+from retroact.crafting.threat import Linf
 from retroact.experiments.tuning import Point, Tuning, tune
 from retroact.nets.data import data
 from retroact.retrofitting.activations import JumpReLU, PerSite, SReLU, Tanh

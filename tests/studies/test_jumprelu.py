@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from retroact.attacks.driver import craft
 from retroact.attacks.published import ErichsonDeepFool, ErichsonPGD
-from retroact.attacks.threat import L2, Linf
+from retroact.crafting.driver import craft
+from retroact.crafting.threat import L2, Linf
 from retroact.evaluation.evaluate import decide, evaluate
 from retroact.evaluation.metrics import robust_accuracy
 from retroact.experiments.cell import Cell, Model

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from retroact.attacks.goals import Aim
-from retroact.attacks.oracle import Oracle
-from retroact.attacks.threat import L2, Linf
+from retroact.crafting.goals import Aim
+from retroact.crafting.oracle import Oracle
+from retroact.crafting.threat import L2, Linf
 from retroact.evaluation.evaluate import decide, evaluate, evaluate_all
 from retroact.evaluation.metrics import robust_accuracy, survives
 from retroact.experiments.cell import Model

@@ -128,7 +128,7 @@ def test_an_answer_follows_from_the_protocol_and_the_truth():
 
 def test_a_study_resumes_from_its_store_and_says_what_it_used(tmp_path, monkeypatch):
     from retroact.attacks.fgsm import FGSM
-    from retroact.attacks.threat import Linf
+    from retroact.crafting.threat import Linf
     from retroact.experiments.cell import Cell, Model
 
     cells = [Cell(Model("digits-cnn"), "digits[:20]", FGSM(), Linf(e)) for e in (0.1, 0.2)]

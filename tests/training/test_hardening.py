@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 import retroact as ra
-from retroact.attacks.driver import craft
-from retroact.attacks.oracle import AccessError
+from retroact.crafting.driver import craft
+from retroact.crafting.oracle import AccessError
 from retroact.evaluation.evaluate import decide
 from retroact.retrofitting.activations import JumpReLU, PerSite, SReLU
 from retroact.training.hardening import Hardening, _jumped, harden

@@ -2,12 +2,12 @@ import pytest
 import torch
 from torch import nn
 
-from retroact.attacks.driver import craft
 from retroact.attacks.fgsm import FGSM
-from retroact.attacks.goals import Aim
-from retroact.attacks.oracle import Oracle
 from retroact.attacks.pgd import PGD
-from retroact.attacks.threat import Linf
+from retroact.crafting.driver import craft
+from retroact.crafting.goals import Aim
+from retroact.crafting.oracle import Oracle
+from retroact.crafting.threat import Linf
 from retroact.nets.classifier import Classifier
 from retroact.nets.zoo import NETWORKS
 from retroact.spec import SpecError, key, parse, show

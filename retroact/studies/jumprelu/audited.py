@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from retroact.attacks.threat import Linf
+from retroact.crafting.threat import Linf
 from retroact.reports.studied import Table
 from retroact.studies.desk import Desk
 from retroact.studies.jumprelu.networks import Net

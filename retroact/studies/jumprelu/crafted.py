@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retroact.attacks.driver import Outcome
-from retroact.attacks.goals import Aim
 from retroact.attacks.published import ErichsonDeepFool
-from retroact.attacks.threat import Norm
+from retroact.crafting.driver import Outcome
+from retroact.crafting.goals import Aim
+from retroact.crafting.threat import Norm
 from retroact.evaluation.evaluate import decide
 from retroact.evaluation.proof import craft
 from retroact.experiments.cell import Model

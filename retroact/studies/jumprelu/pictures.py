@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from retroact.attacks.threat import Norm
+from retroact.crafting.threat import Norm
 from retroact.evaluation.record import Record
 from retroact.experiments.cell import Cell
 from retroact.nets.classifier import Classifier

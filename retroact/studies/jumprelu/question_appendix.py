@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from retroact.attacks.pgd import PGD
-from retroact.attacks.threat import Linf
+from retroact.crafting.threat import Linf
 from retroact.evaluation.metrics import robust_accuracy
 from retroact.experiments.cell import Cell, Model
 from retroact.reports.studied import Part, Table, Text

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from retroact.attacks.published import ErichsonPGD
-from retroact.attacks.threat import Linf
+from retroact.crafting.threat import Linf
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.experiments.cell import Cell, Model
 from retroact.reports.studied import Claim, Part, Table

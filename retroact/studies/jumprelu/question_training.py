@@ -17,8 +17,8 @@ from torch import nn
 
 from retroact.attacks.apgd import APGD
 from retroact.attacks.published import ErichsonPGD
-from retroact.attacks.threat import Linf
 from retroact.auditing.audit import audit
+from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import evaluate
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.experiments.cell import Model

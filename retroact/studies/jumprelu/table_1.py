@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from retroact.attacks.pgd import PGD
-from retroact.attacks.threat import Linf
+from retroact.crafting.threat import Linf
 from retroact.nets.zoo import entry
 from retroact.reports.studied import Claim, Part, Table, Text, Value
 from retroact.spec import show

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retroact.attacks.noise import normal
 from retroact.attacks.published import ErichsonDeepFool, ErichsonPGD, ErichsonTrustRegion
-from retroact.attacks.threat import L2, Linf
+from retroact.crafting.noise import normal
+from retroact.crafting.threat import L2, Linf
 from retroact.detection.lid import Detection, characteristics, detect, difference
 from retroact.evaluation.evaluate import decide, evaluate
 from retroact.experiments.cell import Model

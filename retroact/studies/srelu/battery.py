@@ -26,16 +26,16 @@ from retroact.attacks.corruptions import (
     GaussianBlur,
     SaltAndPepper,
 )
-from retroact.attacks.driver import Standing
 from retroact.attacks.fgm import FGM
 from retroact.attacks.fgsm import FGSM
 from retroact.attacks.foreign import Foolbox
-from retroact.attacks.geometry import dual_norm, each, norm, project, steepest
-from retroact.attacks.goals import Aim
-from retroact.attacks.noise import uniform
-from retroact.attacks.oracle import Oracle
 from retroact.attacks.pgd import PGD
-from retroact.attacks.threat import L2, Access, Linf, Norm, ThreatModel
+from retroact.crafting.driver import Standing
+from retroact.crafting.geometry import dual_norm, each, norm, project, steepest
+from retroact.crafting.goals import Aim
+from retroact.crafting.noise import uniform
+from retroact.crafting.oracle import Oracle
+from retroact.crafting.threat import L2, Access, Linf, Norm, ThreatModel
 from retroact.spec import AtLeast0, Count, spec
 
 FOOLBOX = "Rauber et al. 2020, doi:10.21105/joss.02607"

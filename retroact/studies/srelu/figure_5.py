@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from retroact.attacks.fgsm import FGSM
-from retroact.attacks.goals import Targeted
-from retroact.attacks.losses import Loss
-from retroact.attacks.threat import Linf
+from retroact.crafting.goals import Targeted
+from retroact.crafting.losses import Loss
+from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import decide
 from retroact.evaluation.proof import craft_all
 from retroact.experiments.cell import Model

@@ -14,12 +14,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from retroact.attacks.driver import chunks
 from retroact.attacks.fgsm import FGSM
-from retroact.attacks.goals import Aim
-from retroact.attacks.losses import Loss, loss_of
-from retroact.attacks.oracle import Network, Oracle, evaluating
-from retroact.attacks.threat import Linf
+from retroact.crafting.driver import chunks
+from retroact.crafting.goals import Aim
+from retroact.crafting.losses import Loss, loss_of
+from retroact.crafting.oracle import Network, Oracle, evaluating
+from retroact.crafting.threat import Linf
 from retroact.evaluation.proof import prove
 from retroact.experiments.cell import Model
 from retroact.nets.data import data

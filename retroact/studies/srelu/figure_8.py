@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from retroact.attacks.fgsm import FGSM
-from retroact.attacks.losses import Loss
-from retroact.attacks.oracle import evaluating
 from retroact.attacks.pgd import PGD
-from retroact.attacks.threat import Linf
+from retroact.crafting.losses import Loss
+from retroact.crafting.oracle import evaluating
+from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import decide, evaluate_all
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.experiments.cell import Cell, Model

@@ -15,7 +15,7 @@ from retroact.attacks.published import (
     Torchattacks13RFGSM,
     Torchattacks13StepLL,
 )
-from retroact.attacks.threat import Linf
+from retroact.crafting.threat import Linf
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.evaluation.record import Record
 from retroact.experiments.cell import Cell, Model

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 from retroact.attacks.fgsm import FGSM
 from retroact.attacks.square import Square
-from retroact.attacks.threat import Linf
+from retroact.crafting.threat import Linf
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy, zero_gradient_share
 from retroact.experiments.cell import Cell
 from retroact.nets.zoo import entry

@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from retroact.attacks.fgsm import FGSM
-from retroact.attacks.threat import Linf
 from retroact.auditing.audit import audit
 from retroact.auditing.verdict import MARGIN
+from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import evaluate_all
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.experiments.cell import Model

@@ -18,8 +18,8 @@ from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from retroact.attacks.goals import Aim
-from retroact.attacks.losses import Loss, loss_of
+from retroact.crafting.goals import Aim
+from retroact.crafting.losses import Loss, loss_of
 from retroact.evaluation.evaluate import decide
 from retroact.experiments.cell import Model
 from retroact.nets.data import data

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from retroact.attacks.corruptions import AdditiveUniformNoise
-from retroact.attacks.driver import chunks
 from retroact.attacks.fgsm import FGSM
-from retroact.attacks.goals import Aim
-from retroact.attacks.losses import cross_entropy
-from retroact.attacks.oracle import Oracle, evaluating
+from retroact.crafting.driver import chunks
+from retroact.crafting.goals import Aim
+from retroact.crafting.losses import cross_entropy
+from retroact.crafting.oracle import Oracle, evaluating
 from retroact.evaluation.evaluate import decide
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.experiments.cell import Model

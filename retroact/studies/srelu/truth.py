@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from retroact.attacks.threat import Linf
+from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import evaluate_all
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy, zero_gradient_share
 from retroact.evaluation.record import Record

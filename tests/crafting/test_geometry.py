@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retroact.attacks.geometry import dual_norm, norm, project, random_start, steepest
-from retroact.attacks.threat import L2, Linf
+from retroact.crafting.geometry import dual_norm, norm, project, random_start, steepest
+from retroact.crafting.threat import L2, Linf
 
 threats = st.one_of(st.builds(Linf, st.floats(1e-4, 1.0)), st.builds(L2, st.floats(1e-3, 20.0)))
 

@@ -10,8 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from retroact.attacks.noise import normal, uniform
-from retroact.attacks.threat import Norm, ThreatModel
+from retroact.crafting.noise import normal, uniform
+from retroact.crafting.threat import Norm, ThreatModel
 
 TINY = 1e-12
 

@@ -15,11 +15,11 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from retroact.attacks.geometry import dual_norm, each, inward, norm, steepest
-from retroact.attacks.goals import Aim
-from retroact.attacks.losses import margin, spread
-from retroact.attacks.oracle import Oracle
-from retroact.attacks.threat import Norm
+from retroact.crafting.geometry import dual_norm, each, inward, norm, steepest
+from retroact.crafting.goals import Aim
+from retroact.crafting.losses import margin, spread
+from retroact.crafting.oracle import Oracle
+from retroact.crafting.threat import Norm
 
 _GUARD = 0.02  # no probe lands nearer to an end of its interval than this part of it
 # of the logits' spread: nearer to the boundary, another batch size could round to another decision,

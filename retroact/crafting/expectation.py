@@ -11,8 +11,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from retroact.attacks.drawing import drawing
-from retroact.attacks.oracle import Network, in_float
+from retroact.crafting.drawing import drawing
+from retroact.crafting.oracle import Network, in_float
 
 
 class Expectation(nn.Module):

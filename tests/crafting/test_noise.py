@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retroact.attacks.noise import normal, uniform
+from retroact.crafting.noise import normal, uniform
 
 
 @settings(max_examples=30)

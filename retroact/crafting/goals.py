@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retroact.attacks.noise import uniform
-from retroact.attacks.oracle import apart
+from retroact.crafting.noise import uniform
+from retroact.crafting.oracle import apart
 from retroact.spec import Seed, SpecError, Within, spec
 
 

@@ -16,8 +16,8 @@ from typing import ClassVar, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from retroact.attacks.goals import Aim, Goal, Targets, goal_of
-from retroact.attacks.oracle import (
+from retroact.crafting.goals import Aim, Goal, Targets, goal_of
+from retroact.crafting.oracle import (
     Network,
     Oracle,
     device_of,
@@ -26,7 +26,7 @@ from retroact.attacks.oracle import (
     is_out_of_memory,
     settled,
 )
-from retroact.attacks.threat import SLACK, Access, Norm, ThreatModel, allows
+from retroact.crafting.threat import SLACK, Access, Norm, ThreatModel, allows
 from retroact.doors import checked
 from retroact.ground import neutral
 

@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 
 import retroact as ra
-from retroact.attacks.annealed import Annealed
-from retroact.attacks.driver import craft
 from retroact.attacks.momentum import Momentum
-from retroact.attacks.threat import L2, Linf
+from retroact.crafting.annealed import Annealed
+from retroact.crafting.driver import craft
+from retroact.crafting.threat import L2, Linf
 from retroact.retrofitting.lean import lean
 
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
-from retroact.attacks.threat import ACCESS, Access
+from retroact.crafting.threat import ACCESS, Access
 from retroact.doors import SeveralPlacesError, logits_in, places, spelled, switch_to_eval
 
 Network = Callable[[Tensor], Tensor]

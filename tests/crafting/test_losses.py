@@ -7,10 +7,19 @@ import pytest
 import torch
 from torch import nn
 
-from retroact.attacks.driver import craft
 from retroact.attacks.fgsm import FGSM
-from retroact.attacks.goals import Aim, LeastLikely, PerImage, Random, Targeted, Untargeted, goal_of
-from retroact.attacks.losses import (
+from retroact.attacks.pgd import PGD
+from retroact.crafting.driver import craft
+from retroact.crafting.goals import (
+    Aim,
+    LeastLikely,
+    PerImage,
+    Random,
+    Targeted,
+    Untargeted,
+    goal_of,
+)
+from retroact.crafting.losses import (
     Loss,
     away_from_true,
     cross_entropy,
@@ -23,9 +32,8 @@ from retroact.attacks.losses import (
     spread,
     towards_and_away,
 )
-from retroact.attacks.oracle import apart, settled
-from retroact.attacks.pgd import PGD
-from retroact.attacks.threat import Linf
+from retroact.crafting.oracle import apart, settled
+from retroact.crafting.threat import Linf
 from retroact.spec import SpecError, key, parse
 
 LOGITS = torch.tensor([[4.0, 1.0, 0.0, -1.0], [0.0, 2.0, 3.0, 1.0]])

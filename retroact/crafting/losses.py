@@ -13,8 +13,8 @@ from typing import Literal, Protocol
 import torch.nn.functional as F
 from torch import Tensor
 
-from retroact.attacks.geometry import nonzero
-from retroact.attacks.goals import Aim
+from retroact.crafting.geometry import nonzero
+from retroact.crafting.goals import Aim
 
 Loss = Literal[
     "cross_entropy",
