@@ -18,6 +18,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
 from typing import Any, Literal
 
@@ -26,13 +27,14 @@ import torch.nn.functional as F
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from retroact.crafting.geometry import project, random_start, steepest
+from retroact.crafting.ascent import climb
+from retroact.crafting.geometry import random_start
 from retroact.crafting.goals import Aim
 from retroact.crafting.losses import margin
-from retroact.crafting.oracle import device_of, in_float, with_graph
+from retroact.crafting.oracle import device_of, in_float
 from retroact.crafting.threat import ThreatModel
 from retroact.doors import checked
-from retroact.evaluation.evaluate import decide
+from retroact.evaluation.accuracy import clean_accuracy_of
 from retroact.evaluation.proof import prove
 from retroact.ground import neutral
 from retroact.nets.classifier import sized
@@ -179,11 +181,11 @@ def harden(
     curve: list[Dose] = []
     dose, made = 1.0, learner.made(1.0)
     if held is not None:
-        base = _accuracy(net, held)
+        base = clean_accuracy_of(net, held)
         curve = [Dose(0.0, base)]
         for dose in doses:
             made = learner.made(dose)
-            curve.append(Dose(dose, _accuracy(made, held)))
+            curve.append(Dose(dose, clean_accuracy_of(made, held)))
             if curve[-1].clean >= keep * base:
                 break
         else:
@@ -446,7 +448,7 @@ def _learn(
         rows = next(order)
         x, y = train.images[rows].to(device), train.labels[rows].to(device)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
-            x_adv = _moved(
+            x_adv = _attack(
                 learner.attacked,
                 x,
                 y,
@@ -475,20 +477,9 @@ def _batches(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
         yield from torch.randperm(n, generator=generator)[: n // size * size].split(size)
 
 
-def _moved(
+def _attack(
     net: nn.Module, x: Tensor, y: Tensor, index: Tensor, threat: ThreatModel, steps: int, seed: int
 ) -> Tensor:
-    """`steps` steps of 2.5 eps/steps up the margin loss, none saved: learning wants the worst
-    image, not the first."""
-    x_adv = random_start(x, threat, index, seed)
-    for _ in range(steps):
-        leaf, logits = with_graph(net, x_adv)
-        (gradient,) = torch.autograd.grad(margin(logits, Aim(y)).sum(), leaf)
-        x_adv = project(
-            leaf.detach() + 2.5 * threat.eps / steps * steepest(gradient, threat.norm), x, threat
-        )
-    return x_adv
-
-
-def _accuracy(net: nn.Module, images: Images) -> float:
-    return float((decide(net, images.images) == images.labels).float().mean())
+    """`steps` steps of 2.5 eps/steps up the margin loss from a random point of the ball."""
+    start, loss = random_start(x, threat, index, seed), partial(margin, aim=Aim(y))
+    return climb(net, start, x, threat, loss, step=2.5 * threat.eps / steps, steps=steps)
