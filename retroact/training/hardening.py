@@ -162,15 +162,15 @@ def harden(
     seed: int = 0,
     progress: Callable[[float, int], None] | None = None,
 ) -> Hardened:
-    """A copy of `net` with a small part of it learned on `train` so that it withstands `threat`.
+    """A copy of `net` with a small part of it learned on `train` so that it withstands `threat`;
+    `net` stays as it is.
 
     With `keep`, only as much of what was learned is applied as leaves that share of the plain
     network's accuracy on `held`, examples that are neither trained on nor test data: the largest of
     `doses` that does. `also`: kinds beyond ReLU, such as "gelu", in whose place a ReLU is learned
     too, so that dose 0 is no longer the plain network. A half-precision network is learned in
-    float32 and given back in its own dtype. All may be texts; data any that `as_images` reads.
-    Raises ValueError for test data, for a retrofitted net, for nothing to learn, and where no dose
-    keeps enough.
+    float32 and given back in its own dtype. Texts do for all four; data are as `as_images` has it.
+    Raises ValueError for test data, a retrofitted net, nothing to learn, no dose that keeps enough.
     """
     net, threat, recipe = as_module(net), as_threat(threat), _as_recipe(recipe)
     train, held = as_images(train, net), None if held is None else as_images(held, net)
