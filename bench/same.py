@@ -157,6 +157,10 @@ class Entry:
     key: str = ""
     facts: Flat = field(default_factory=dict)
 
+    @property
+    def part(self) -> str:
+        return self.place.split("/")[0]
+
     def __str__(self) -> str:
         return f"{self.place}: {self.name}" if self.name else self.place
 
@@ -382,7 +386,10 @@ def _hash(content: bytes) -> str:
 def compare(before: Path, after: Path) -> int:
     """Prints what differs and how much was compared; the number of differences."""
     old, new = _load(before), _load(after)
-    pairs = list(_pair(old, new))
+    for part in sorted({e.part for e in old} ^ {e.part for e in new}):
+        print(f"{part} was run on one side only (--only) and is not compared")
+    shared = {e.part for e in old} & {e.part for e in new}
+    pairs = list(_pair(*([e for e in side if e.part in shared] for side in (old, new))))
     lines = [line for one, other in pairs for line in _tell_differences(one, other)]
     print(*lines, sep="\n", end="\n" if lines else "")
     compared = sum(entry.count() for one, other in pairs if (entry := one or other))
