@@ -294,24 +294,31 @@ def _read_file(path: Path) -> Iterator[tuple[str, Any]]:
     if path.suffix == ".md":
         return _read_lines(path.read_text(encoding="utf-8"))
     if path.suffix in (".html", ".svg"):
-        text = TABLE.sub(_drop_seconds, path.read_text(encoding="utf-8"))
+        text = TABLE.sub(_drop_cells, path.read_text(encoding="utf-8"))
         return iter([("content", _hash(PASSING.sub("", text).encode()))])
     return iter([("content", _hash(path.read_bytes()))])
 
 
 def _read_lines(text: str) -> Iterator[tuple[str, Any]]:
-    timed = False
+    head: list[str] = []
     for i, line in enumerate(text.splitlines(), start=1):
-        timed = line.startswith("|") and (timed or line.endswith("| seconds |"))
-        untimed = " ".join(line.split("|")[:-2]) if timed else line
-        yield f"line {i}", PASSING.sub("", untimed)
+        head = (head or line.split("|")) if line.startswith("|") else []
+        columns = _drop_columns(head, line.split("|")) if head else [line]
+        yield f"line {i}", PASSING.sub("", "|".join(columns))
 
 
-def _drop_seconds(table: re.Match[str]) -> str:
-    """A table of a page without its last column, where that is called seconds."""
-    if not re.search(r">seconds</th>\s*</tr>", table[0]):
-        return table[0]
-    return re.sub(r"<td[^>]*>[^<]*</td>\s*</tr>", "</tr>", table[0])
+def _drop_columns(head: list[str], row: list[str]) -> list[str]:
+    """The columns of a row that count for equality, by the head of its table."""
+    left_out = {i for i, name in enumerate(head) if name.strip() in LEFT_OUT}
+    return [value for i, value in enumerate(row) if i not in left_out]
+
+
+def _drop_cells(table: re.Match[str]) -> str:
+    """A table of a page, with the cells alone that count for equality."""
+    head = re.findall(r"<th[^>]*>(.*?)</th>", table[0], re.DOTALL)
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", table[0], re.DOTALL)
+    cells = [re.findall(r"<t[dh].*?</t[dh]>", row, re.DOTALL) for row in rows]
+    return "\n".join("".join(_drop_columns(head, row)) for row in cells)
 
 
 def _read_json(text: str) -> Iterator[tuple[str, Any]]:
