@@ -26,6 +26,11 @@ import torch.nn.functional as F
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
+from retroact.activations.activation import Activation
+from retroact.activations.files import embed
+from retroact.activations.per_site import PerSite
+from retroact.activations.piecewise import JumpReLU, ReLU, SReLU
+from retroact.activations.shifted import ShiftedReLU
 from retroact.crafting.geometry import project, random_start, steepest
 from retroact.crafting.goals import Aim
 from retroact.crafting.losses import margin
@@ -38,18 +43,9 @@ from retroact.ground import neutral
 from retroact.nets.classifier import sized
 from retroact.nets.data import Images
 from retroact.reading import Data, Said, as_images, as_module, as_threat
-from retroact.retrofitting.activations import (
-    Activation,
-    JumpReLU,
-    PerSite,
-    ReLU,
-    ShiftedReLU,
-    SReLU,
-    embed_shifts,
-)
+from retroact.retrofitting.copying import copied
 from retroact.retrofitting.installed import installed
 from retroact.retrofitting.lean import in_channels_last
-from retroact.retrofitting.sites import copied
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import AtLeast0, Count, Positive, SpecError, UnitInterval, parse, show, spec
 
@@ -418,7 +414,7 @@ def _as_activation(kind: Learn, values: dict[str, Tensor]) -> Any:
         return PerSite(tuple(SReLU(max(1e-6, float(v))) for v in values.values()))
     content = to_bytes({site: v.contiguous() for site, v in values.items()})
     name = hashlib.sha256(content).hexdigest()
-    embed_shifts(content, sha256=name)
+    embed(content, sha256=name)
     return ShiftedReLU("learned", name)
 
 

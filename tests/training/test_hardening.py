@@ -8,10 +8,11 @@ import torch
 from torch import nn
 
 import retroact as ra
+from retroact.activations.per_site import PerSite
+from retroact.activations.piecewise import JumpReLU, SReLU
 from retroact.crafting.driver import craft
 from retroact.crafting.oracle import AccessError
 from retroact.evaluation.evaluate import decide
-from retroact.retrofitting.activations import JumpReLU, PerSite, SReLU
 from retroact.training.hardening import Hardening, _jumped, harden
 
 THREAT = ra.Linf(0.1)
