@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from retroact.experiments.cell import Cell
     from retroact.experiments.store import Store
     from retroact.reports.tables import Line
+    from retroact.retrofitting.activations import Activation
 
 app = typer.Typer(
     help=(
@@ -176,10 +177,10 @@ def list_(
     """What there is: networks, attacks, activations, data, finished cells."""
     lists: dict[str, Callable[[], list[dict[str, Any]]]] = {
         "nets": lambda: _list_nets(detail),
-        "attacks": lambda: _list_specs("norms", ("needs", "kind", "norms", "paper")),
-        "activations": lambda: _list_specs("surrogate", ()),
-        "threats": lambda: _list_specs("norm", ("norm",)),
-        "goals": lambda: _list_goals(),
+        "attacks": _list_attacks,
+        "activations": _list_activations,
+        "threats": _list_threats,
+        "goals": _list_goals,
         "data": _list_data,
         "store": lambda: _list_store(store, remove, detail),
     }
@@ -229,32 +230,44 @@ def _print_nets(rows: Sequence[dict[str, Any]]) -> None:
             out.print(f"  {line}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _list_specs(having: str, attributes: Sequence[str]) -> list[dict[str, Any]]:
-    import dataclasses
+def _list_attacks() -> list[dict[str, Any]]:
+    from retroact.crafting.driver import Attack
+
+    return _list_specs(Attack, ("needs", "kind", "norms", "paper"))
+
+
+def _list_activations() -> list[dict[str, Any]]:
+    from retroact.retrofitting.activations import Activation
+
+    return _list_specs(Activation)
+
+
+def _list_threats() -> list[dict[str, Any]]:
+    from retroact.crafting.threat import ThreatModel
+
+    return _list_specs(ThreatModel, ("norm",))
+
+
+def _list_goals() -> list[dict[str, Any]]:
+    from retroact.crafting.goals import Goal
+
+    return _list_specs(Goal)
+
+
+def _list_specs(kind: type, attributes: Sequence[str] = ()) -> list[dict[str, Any]]:
+    from dataclasses import fields
 
     from retroact.spec import known
 
-    _import_all()
     rows = []
-    for cls in known(having=having):
-        fields = ", ".join(f.name for f in dataclasses.fields(cls))
+    for cls in known(kind):
         about = (cls.__doc__ or "").strip().splitlines()[0]
-        row: dict[str, Any] = {"name": f"{cls.__name__}({fields})"}
+        row: dict[str, Any] = {"name": f"{cls.__name__}({', '.join(f.name for f in fields(cls))})"}
         for attribute in attributes:
             value = getattr(cls, attribute)
             row[attribute] = ", ".join(value) if isinstance(value, tuple) else value
         rows.append(row | {"what": about})
     return rows
-
-
-def _list_goals() -> list[dict[str, Any]]:
-    from retroact.spec import known
-
-    _import_all()
-    goals = [cls for cls in known() if cls.__module__ == "retroact.crafting.goals"]
-    return [
-        {"name": cls.__name__, "what": (cls.__doc__ or "").strip().splitlines()[0]} for cls in goals
-    ]
 
 
 def _list_data() -> list[dict[str, Any]]:
@@ -363,6 +376,7 @@ def retrofit(
     """Replace the activations of a network; say which were found and replaced."""
     from retroact import checkpoint
     from retroact.nets.data import data as read
+    from retroact.reading import as_activation
     from retroact.retrofitting.installed import installed
     from retroact.retrofitting.sites import left_alone
     from retroact.retrofitting.sites import sites as find
@@ -370,9 +384,7 @@ def retrofit(
 
     images = None if data is None else read(data)
     plain = _loaded(net, weights, images)
-    hard = fit(
-        plain, _spec(activation, "surrogate"), sites=sites, also=also or (), allow=allow or ()
-    )
+    hard = fit(plain, as_activation(activation), sites=sites, also=also or (), allow=allow or ())
     found, replaced = find(plain, also=tuple(also or ())), installed(hard)
     result: dict[str, Any] = {
         "net": net,
@@ -421,10 +433,11 @@ def tune(
     from retroact.experiments.executors import one_thread
     from retroact.experiments.tuning import tune as run
     from retroact.nets.data import data as read
+    from retroact.reading import as_activation, as_threat
     from retroact.retrofitting.surgery import retrofit as fit
 
     values = None if grid is None else [float(v) for v in grid.split(",")]
-    cls = type(_spec(kind, "surrogate"))
+    cls: Any = type(as_activation(kind))
     images = read(data)
     network = _loaded(net, weights, images)
     _say_left_alone(fit(network, cls(), sites=sites, also=also or ()))
@@ -439,7 +452,7 @@ def tune(
             network,
             cls,
             images,
-            _spec(threat, "norm"),
+            as_threat(threat),
             keep=keep,
             grid=values,
             sites=sites,
@@ -561,19 +574,20 @@ def audit(
     from retroact.auditing.audit import audit as run
     from retroact.experiments.executors import one_thread
     from retroact.nets.data import data as read
+    from retroact.reading import as_activation, as_attack, as_threat
     from retroact.reports import audited
     from retroact.reports.html import write
     from retroact.retrofitting.surgery import retrofit as fit
 
     images, attack, radius = (
         read(data),
-        CLAIMED if claimed is None else _spec(claimed, "norms"),
-        _spec(threat, "norm"),
+        CLAIMED if claimed is None else as_attack(claimed),
+        as_threat(threat),
     )
     twin = _loaded(net, weights, images)
     if against is None:
         assert activation is not None
-        changed: Any = fit(twin, _spec(activation, "surrogate"), sites=sites, also=also or ())
+        changed: Any = fit(twin, as_activation(activation), sites=sites, also=also or ())
     else:
         changed = _loaded(against, against_weights, images, said=net)
     _say_left_alone(changed)
@@ -750,6 +764,7 @@ def harden(
 
     from retroact import checkpoint
     from retroact.nets.data import data as read
+    from retroact.reading import as_threat
     from retroact.training.hardening import Hardening
     from retroact.training.hardening import harden as run
 
@@ -762,7 +777,7 @@ def harden(
     }
     recipe = Hardening(**{k: v for k, v in given.items() if v is not None}, bf16=bf16)
     share = keep if keep is not None else 0.0 if held is None else 0.99
-    images, kept, radius = read(data), read(held) if held else None, _spec(threat, "norm")
+    images, kept, radius = read(data), read(held) if held else None, as_threat(threat)
     plain, kinds = _loaded(net, weights, images), also or ()
     with _bar(f"harden {net}") as progress:
         made = run(
@@ -843,16 +858,19 @@ def attack(
     dry_run: DryOption = False,
 ) -> None:
     """Attack a network, retrofitted or not, and say how much of it stands."""
+    from retroact.crafting.goals import Goal
     from retroact.experiments.cell import Cell
+    from retroact.reading import as_attack, as_threat
+    from retroact.spec import parse
 
     _check_also(also, activation, source_activation)
     of_source = source_weights or (weights if source == net else "")
     cell = Cell(
         _model(net, weights, _maybe(activation), sites, also=also),
         data,
-        _spec(attack, "norms"),
-        _spec(threat, "norm"),
-        goal=_spec(goal),
+        as_attack(attack),
+        as_threat(threat),
+        goal=parse(goal, Goal),
         source=(
             None
             if source is None
@@ -900,14 +918,15 @@ def sweep(
     """Every combination of networks, activations, attacks, threats and seeds; resumes by being run
     again."""
     from retroact.experiments.sweep import grid
+    from retroact.reading import as_attack, as_threat
 
     _check_also(also, *(activation or []))
     files = _weights_of(net, weights or [])
     cells = grid(
         [_model(n, file) for n, file in zip(net, files, strict=True)],
         [_maybe(a) for a in activation or ["none"]],
-        [_spec(a, "norms") for a in attack],
-        [_spec(t, "norm") for t in threat],
+        [as_attack(a) for a in attack],
+        [as_threat(t) for t in threat],
         data,
         sources=[
             None,
@@ -1227,21 +1246,10 @@ def _named(net: str, weights: str, said: str | None) -> tuple[str, str]:
 # ----------------------------------------------------------------------------------- small services
 
 
-def _spec(text: str, having: str | None = None) -> Any:
-    from retroact.spec import parse
+def _maybe(text: str | None) -> Activation | None:
+    from retroact.reading import as_activation
 
-    return parse(text, having=having)
-
-
-def _maybe(text: str | None) -> Any:
-    return None if text is None or text.lower() == "none" else _spec(text, "surrogate")
-
-
-def _import_all() -> None:
-    import retroact
-
-    for name in retroact.__all__:
-        getattr(retroact, name)
+    return None if text is None or text.lower() == "none" else as_activation(text)
 
 
 def _cores() -> int:

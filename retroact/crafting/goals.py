@@ -55,7 +55,7 @@ class Goal(Protocol):
 
 
 @spec
-class Untargeted:
+class Untargeted(Goal):
     """Any decision other than the true label."""
 
     def __call__(self, labels: Tensor, logits: Tensor, index: Tensor) -> Aim:
@@ -63,7 +63,7 @@ class Untargeted:
 
 
 @spec
-class Targeted:
+class Targeted(Goal):
     """The decision `target` for every example. Examples of that class, or already decided so, count
     as ineligible.
 
@@ -85,7 +85,7 @@ class Targeted:
 
 
 @spec
-class PerImage:
+class PerImage(Goal):
     """A decision for each example: `targets[i]` for the one whose index is `index[i]` (no `index`:
     0, 1, 2, …).
 
@@ -134,7 +134,7 @@ class PerImage:
 
 
 @spec
-class LeastLikely:
+class LeastLikely(Goal):
     """The class that the clean image's logits rank last (Kurakin et al. 2016), the true one left
     out."""
 
@@ -144,7 +144,7 @@ class LeastLikely:
 
 
 @spec
-class Random:
+class Random(Goal):
     """A class drawn evenly among the wrong ones, by `seed` and each example's index."""
 
     seed: Seed = 0

@@ -470,7 +470,7 @@ class PerSite:
     activations: tuple[Activation, ...]
 
     def __post_init__(self) -> None:
-        if not self.activations or not all(is_activation(a) for a in self.activations):
+        if not self.activations:
             raise SpecError(
                 f"PerSite.activations: expected one activation per site, got {self.activations!r}; "
                 "write PerSite((JumpReLU(0.5), SReLU(2.0)))"

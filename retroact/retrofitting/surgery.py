@@ -24,7 +24,7 @@ from torch import nn
 
 from retroact.doors import named
 from retroact.ground import neutral
-from retroact.retrofitting.activations import Activation, PerSite, ReLU, SReLU, is_activation
+from retroact.retrofitting.activations import Activation, PerSite, ReLU, SReLU
 from retroact.retrofitting.copying import copied
 from retroact.retrofitting.installed import Installed, installed
 from retroact.retrofitting.recognition import COMPOSED, KINDS
@@ -42,7 +42,7 @@ from retroact.retrofitting.sites import (
     trial,
 )
 from retroact.retrofitting.tracing import keep_attributes, rewritten, traced
-from retroact.spec import SpecError, is_spec_class, parse, show, spec
+from retroact.spec import show, spec
 
 
 class CoverageError(ValueError):
@@ -75,15 +75,6 @@ class Retrofit:
     sites: str = "*"
     also: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if is_spec_class(self.activation):
-            object.__setattr__(self, "activation", parse(self.activation.__name__))  # type: ignore[attr-defined]
-        if not is_activation(self.activation):
-            raise SpecError(
-                f"expected an activation such as JumpReLU(kappa=1.0), got {self.activation!r}; "
-                "wrap a function of your own in a spec with at, surrogate, jump and neutral"
-            )
 
     @neutral()
     def __call__(self, net: nn.Module, example: Example | None = None) -> nn.Module:

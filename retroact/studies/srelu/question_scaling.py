@@ -26,6 +26,7 @@ from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.experiments.cell import Model
 from retroact.nets.data import data
 from retroact.reports.studied import Claim, Part, Table, Text, Value
+from retroact.retrofitting.activations import SReLU
 from retroact.retrofitting.folding import fold
 from retroact.retrofitting.installed import installed
 from retroact.spec import spec
@@ -67,6 +68,7 @@ class SlopeAlgebra:
             copy.deepcopy(m()).double() for m in (self.model, replace(self.model, activation=None))
         )
         x, sites = data(self.data).images.double(), installed(sloped)
+        assert isinstance(self.model.activation, SReLU)
         factor = self.model.activation.alpha ** len(sites)
         with evaluating(sloped, plain), torch.no_grad():
             ours, scaled = sloped(x), plain(factor * x)
