@@ -8,7 +8,7 @@ import inspect
 from pathlib import Path
 
 import retroact
-from retroact.crafting.driver import Attack
+from retroact.crafting.attack import Attack
 from retroact.crafting.goals import Goal
 from retroact.crafting.threat import ThreatModel
 from retroact.retrofitting.activations import Activation

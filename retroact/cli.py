@@ -231,7 +231,7 @@ def _print_nets(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _list_attacks() -> list[dict[str, Any]]:
-    from retroact.crafting.driver import Attack
+    from retroact.crafting.attack import Attack
 
     return _list_specs(Attack, ("needs", "kind", "norms", "paper"))
 

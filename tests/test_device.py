@@ -14,7 +14,7 @@ import torch
 from pretended import NAME, pretended
 
 import retroact as ra
-from retroact.crafting.driver import Attack
+from retroact.crafting.attack import Attack
 from retroact.spec import known
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))

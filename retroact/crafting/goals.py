@@ -6,9 +6,10 @@ example of a chunk when it is reached.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -47,10 +48,12 @@ Targets = Tensor | np.ndarray[Any, Any] | Sequence[int]
 """A class for each example, (n,)."""
 
 
+@runtime_checkable
 class Goal(Protocol):
     """`goal(labels, logits, index) -> Aim`: labels (n,), clean logits (n, k), index (n,) of each
     example."""
 
+    @abstractmethod
     def __call__(self, labels: Tensor, logits: Tensor, index: Tensor) -> Aim: ...
 
 
@@ -153,6 +156,14 @@ class Random(Goal):
         k = logits.shape[1]
         shift = 1 + (uniform((1,), index, self.seed, stream=_TARGETS)[:, 0] * (k - 1)).long()
         return Aim(labels, (labels + shift.to(labels.device)) % k)
+
+
+def check_untargeted(attack: object, aim: Aim) -> None:
+    """ValueError for a goal with targets, for an attack that was published without."""
+    if aim.targets is not None:
+        raise ValueError(
+            f"{attack} was published untargeted, expected Untargeted(), got a goal with targets"
+        )
 
 
 def goal_of(given: Goal | Targets | None, index: Tensor) -> Goal:

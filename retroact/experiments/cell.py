@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from retroact import checkpoint
-from retroact.crafting.driver import Attack, serves_several
+from retroact.crafting.attack import Attack
 from retroact.crafting.goals import Goal, Untargeted
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import evaluate_all
@@ -205,7 +205,7 @@ def alike(cells: Iterable[Cell]) -> list[list[Cell]]:
     for cell in cells:
         first = (
             replace(cell, threat=replace(cell.threat, eps=1.0))  # type: ignore[type-var]
-            if serves_several(cell.attack)
+            if cell.attack.serves_several
             else cell
         )
         groups.setdefault(first, []).append(cell)

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
-from retroact.crafting.geometry import project, random_start, steepest
+from retroact.crafting.domain import Domain
 from retroact.crafting.goals import Aim
 from retroact.crafting.losses import margin
 from retroact.crafting.oracle import device_of, in_float, with_graph
@@ -480,13 +480,13 @@ def _moved(
 ) -> Tensor:
     """`steps` steps of 2.5 eps/steps up the margin loss, none saved: learning wants the worst
     image, not the first."""
-    x_adv = random_start(x, threat, index, seed)
+    domain = Domain(tuple(x.shape[1:]))
+    x_adv = threat.start(x, domain, index, seed)
     for _ in range(steps):
         leaf, logits = with_graph(net, x_adv)
         (gradient,) = torch.autograd.grad(margin(logits, Aim(y)).sum(), leaf)
-        x_adv = project(
-            leaf.detach() + 2.5 * threat.eps / steps * steepest(gradient, threat.norm), x, threat
-        )
+        length = 2.5 * threat.eps / steps
+        x_adv = threat.step(leaf.detach(), gradient, length, x, domain)
     return x_adv
 
 

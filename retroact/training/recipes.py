@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retroact.crafting.geometry import project, steepest
+from retroact.crafting.domain import Domain
 from retroact.crafting.oracle import evaluating, in_float
 from retroact.crafting.threat import Linf
 from retroact.spec import AtLeast0, Count, Positive, SpecError, UnitInterval, Within, spec
@@ -165,13 +165,13 @@ def _climbed(
 ) -> Tensor:
     """PGD without an oracle: nobody counts here, and each of its counts would wait for the
     device."""
-    threat = Linf(eps)
+    threat, domain = Linf(eps), Domain(tuple(centre.shape[1:]))
     with evaluating(net):
         for _ in range(steps):
             leaf = x.detach().requires_grad_()
             loss = F.cross_entropy(in_float(net, leaf), labels, reduction="sum")
             (gradient,) = torch.autograd.grad(loss, leaf)
-            x = project(x + step * steepest(gradient, threat.norm), centre, threat)
+            x = threat.step(x, gradient, step, centre, domain)
     return x
 
 

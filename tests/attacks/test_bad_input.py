@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 import retroact as ra
-from retroact.crafting.driver import Attack, craft, craft_all
+from retroact.crafting.attack import Attack
+from retroact.crafting.driver import craft, craft_all
 from retroact.crafting.oracle import AccessError, Oracle
 from retroact.evaluation.metrics import nonfinite_share, success_rate, zero_gradient_share
 from retroact.spec import SpecError, known, parse
