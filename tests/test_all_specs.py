@@ -29,8 +29,6 @@ GOLDEN = Path(__file__).with_name("golden_specs.txt")
 
 
 def specs() -> list[type]:
-    for name in retroact.__all__:
-        getattr(retroact, name)
     # what a study measures is named in its store alone, nobody writes it down
     return [
         c for c in known() if c.__module__.startswith("retroact.") and "studies" not in c.__module__

@@ -38,7 +38,7 @@ from retroact.retrofitting.selection import select
 from retroact.retrofitting.sites import NoSitesError, Survey, counted, survey
 from retroact.retrofitting.tracing import keep_attributes, rewritten, traced
 from retroact.retrofitting.watching import trial
-from retroact.spec import SpecError, is_spec_class, parse, show, spec
+from retroact.spec import show, spec
 
 
 class CoverageError(ValueError):
@@ -71,15 +71,6 @@ class Retrofit:
     sites: str = "*"
     also: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        if is_spec_class(self.activation):
-            object.__setattr__(self, "activation", parse(self.activation.__name__))  # type: ignore[attr-defined]
-        if not isinstance(self.activation, Activation):
-            raise SpecError(
-                f"expected an activation such as JumpReLU(kappa=1.0), got {self.activation!r}; "
-                "write a function of your own as a spec that inherits Activation"
-            )
 
     @neutral()
     def __call__(self, net: nn.Module, example: Example | None = None) -> nn.Module:
