@@ -285,7 +285,7 @@ def _list_store(path: Path, remove: str | None, detail: bool) -> list[dict[str, 
             "key": r.key,
             "written": r.written,
             "n": r.n,
-            **(r.fields if detail else {k: r.fields[k] for k in short}),
+            **{k: v for k, v in r.fields.to_json().items() if detail or k in short},
         }
         for r in rows
     ]
@@ -1333,7 +1333,7 @@ def _table_of(members: Sequence[Line]) -> Table:
                     rho(line.record),
                 )
                 clean, robust, noise = (f"{100 * v:.1f}" for v in values)
-                box = line.fields["knowledge"]
+                box = line.fields.knowledge
                 table.add_row(
                     Text(f"  {line.attack}"), box, clean, robust, _bounds(line.interval), noise
                 )
