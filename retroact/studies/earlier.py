@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from retroact.crafting.driver import Attack
+from retroact.crafting.attack import Attack
 from retroact.evaluation.record import Record
 from retroact.experiments.cell import Cell
 from retroact.experiments.facts import Measured, Measurement, locked_key
