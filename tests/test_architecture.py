@@ -46,7 +46,13 @@ MAY_IMPORT: dict[str, set[str]] = {
         "evaluation",
         "training",
     },
-    "reports": {"evaluation.metrics", "evaluation.record", "experiments.store"},
+    "reports": {
+        "evaluation.metrics",
+        "evaluation.record",
+        "auditing.numbers",
+        "experiments.fields",
+        "experiments.store",
+    },
     "demo": {
         "nets",
         "activations",
@@ -81,7 +87,7 @@ def imports_of(path: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative imports hide the direction"
             if node.module == "retroact":
-                found |= {name.name for name in node.names}
+                found |= {name.name for name in node.names} - {"__version__"}
             elif node.module and node.module.startswith("retroact."):
                 module = node.module.removeprefix("retroact.")
                 inner = {

@@ -38,6 +38,11 @@ from retroact.retrofitting.sites import sites
 from retroact.retrofitting.surgery import Retrofit, refit, retrofit
 from retroact.spec import AtLeast0, Count, Within, show, spec
 
+VERSION = 2
+"""Counts the changes of what an audit runs and how it judges. It enters the keys of stored audits,
+so that no old one is served for a new one; tests/auditing/test_version.py says when to raise it.
+"""
+
 Role = Literal["claimed", "white box", "control"]
 
 Schedule = tuple[Kernel, tuple[float, ...]]
