@@ -1,5 +1,4 @@
-"""Gradient ascent within a ball: the step of PGD, and a run of it on a network that nobody counts
-on.
+"""A run of PGD on a network that nobody counts on: gradient ascent within a ball, for training.
 
 x ← Π(x + step · s(∇_x L(f(x)))), s the steepest direction of the threat's norm and Π the projection
 onto its ball, cut with the box (Madry et al. 2017, arXiv:1706.06083).
@@ -12,15 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from retroact.crafting.geometry import project, steepest
+from retroact.crafting.domain import Domain
 from retroact.crafting.oracle import Network, with_graph
 from retroact.crafting.threat import ThreatModel
-
-
-def ascend(x: Tensor, gradient: Tensor, step: float, centre: Tensor, threat: ThreatModel) -> Tensor:
-    """One step of length `step` from `x` up the `gradient`, pulled back into the ball around
-    `centre`; all (n, …)."""
-    return project(x + step * steepest(gradient, threat.norm), centre, threat)
 
 
 def climb(
@@ -28,19 +21,21 @@ def climb(
     x: Tensor,
     centre: Tensor,
     threat: ThreatModel,
+    domain: Domain,
     objective: Callable[[Tensor], Tensor],
     *,
     step: float,
     steps: int,
 ) -> Tensor:
-    """`steps` steps up `objective`, of logits (n, k), from `x`; no oracle counts, no example drops
-    out.
+    """`steps` steps of length `step` up `objective`, of logits (n, k), from `x` (n, …) within the
+    ball around `centre`.
 
-    For training, which wants the worst image and not the first, and where each count would wait for
-    the device. The network must be in eval mode. Raises AccessError where it gives no gradient.
+    No oracle counts, since each count would wait for the device, and no example drops out, since
+    training wants the worst point and not the first. The network must be in eval mode. Raises
+    AccessError where it gives no gradient.
     """
     for _ in range(steps):
         leaf, logits = with_graph(network, x)
         (gradient,) = torch.autograd.grad(objective(logits).sum(), leaf)
-        x = ascend(leaf.detach(), gradient, step, centre, threat)
+        x = threat.step(leaf.detach(), gradient, step, centre, domain)
     return x

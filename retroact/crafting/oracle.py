@@ -52,11 +52,11 @@ class Oracle:
         network: Network,
         n: int,
         *,
-        gradients: Network | None = None,
+        source: Network | None = None,
         access: Access = "gradient",
     ) -> None:
         self._network = network
-        self._guide = network if gradients is None else gradients
+        self._source = network if source is None else source
         self.access: Access = access
         self.queries, self.gradients, self.zero_gradients = (
             torch.zeros(n, dtype=torch.int64, device="cpu") for _ in range(3)
@@ -72,8 +72,8 @@ class Oracle:
         this look's graph and saves a forward pass.
         """
         rows = torch.arange(len(x), device="cpu")
-        asked = for_gradient and self._guide is self._network and self.access == "gradient"
-        if not asked or self._guide_is_quantised:
+        asked = for_gradient and self._source is self._network and self.access == "gradient"
+        if not asked or self._source_is_quantised:
             return self._forward(x, rows)
         leaf, logits = self._with_graph(x)
         self.queries[rows] += 1
@@ -83,7 +83,7 @@ class Oracle:
 
     def narrowed(self, rows: Tensor, x: Tensor) -> Oracle:
         """An oracle of its own counters for the examples `rows`, whose clean images are `x`."""
-        inner = Oracle(self._network, len(rows), gradients=self._guide, access=self.access)
+        inner = Oracle(self._network, len(rows), source=self._source, access=self.access)
         if self._look is not None:
             inner._look, self._look = self._look._replace(x=x, rows=rows), None
         return inner
@@ -125,7 +125,7 @@ class Oracle:
     def progress(self, share: float) -> None:
         """Says how much of a run is behind, from 0 to 1, to a network that wants to know: see
         `Annealed`."""
-        for network in {id(n): n for n in (self._network, self._guide)}.values():
+        for network in {id(n): n for n in (self._network, self._source)}.values():
             told = getattr(network, "progress", None)
             if told is not None:
                 told(share)
@@ -136,7 +136,7 @@ class Oracle:
         Costs each example a query; every gradient that is asked of it counts as a gradient.
         """
         self._need("gradient")
-        if self._guide_is_quantised:
+        if self._source_is_quantised:
             raise AccessError(
                 _no_gradient(
                     "quantised layers have no derivative, so one around them would mislead"
@@ -149,7 +149,7 @@ class Oracle:
             return Graph(self, x, rows, look, seen, seen)
         leaf, traced = self._with_graph(x)
         seen = logits = traced.detach()
-        if self._guide is not self._network:
+        if self._source is not self._network:
             logits = self._forward(x, rows)
         else:
             self.queries[rows.cpu()] += 1
@@ -157,16 +157,16 @@ class Oracle:
         return Graph(self, x, rows, _Look(x, leaf, traced, None), logits, seen)
 
     def _with_graph(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        company = len(x) == 1 and self._guide_wants_company
-        return with_graph(self._guide, x, company)
+        company = len(x) == 1 and self._source_wants_company
+        return with_graph(self._source, x, company)
 
     @cached_property
-    def _guide_wants_company(self) -> bool:
-        return wants_company(self._guide)
+    def _source_wants_company(self) -> bool:
+        return wants_company(self._source)
 
     @cached_property
-    def _guide_is_quantised(self) -> bool:
-        kinds = {type(m).__module__ for net in modules_of(self._guide) for m in net.modules()}
+    def _source_is_quantised(self) -> bool:
+        kinds = {type(m).__module__ for net in modules_of(self._source) for m in net.modules()}
         return any(kind.startswith("torch.ao.nn.") and ".quantized" in kind for kind in kinds)
 
     def _need(self, needed: Access) -> None:

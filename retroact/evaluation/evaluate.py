@@ -15,7 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retroact.crafting.driver import CHUNK, Attack, chunks, in_halves, serves_several
+from retroact.crafting.attack import CHUNK, Attack
+from retroact.crafting.domain import domain_of
+from retroact.crafting.driver import apart_or_together, chunks, in_halves
+from retroact.crafting.geometry import each
 from retroact.crafting.goals import Goal, Targets, Untargeted
 from retroact.crafting.oracle import Network, apart, device_of, evaluating, in_float, settled
 from retroact.crafting.threat import ThreatModel
@@ -103,34 +106,35 @@ def evaluate_all(
     seed, chunk, keep = checked(seed, chunk, keep)
     goal = Untargeted() if goal is None else goal
     clean = decide(network, data.images, chunk=chunk, labels=data.labels)
-    todo: list[list[ThreatModel]] = (
-        [list(threats)] if serves_several(attack) else [[t] for t in threats]
-    )
+    runs, domain = apart_or_together(attack, threats), domain_of(data)
     records: list[Record] = []
-    for turn, together in enumerate(todo):
+    for turn, together in enumerate(runs):
         started = time.perf_counter()
-        on = prove_for(attack, network, data.images, data.index, together, seed=seed)
-        guide = (
+        how: dict[str, Any] = {"seed": seed, "domain": domain}
+        on = prove_for(attack, network, data.images, data.index, together, **how)
+        shown = (
             None
             if source is None
-            else prove_for(attack, source, data.images, data.index, together, seed=seed)
+            else prove_for(attack, source, data.images, data.index, together, **how)
         )
-        scene = data.images, data.labels, data.index
-        watched = _within_all(progress, turn, len(todo))
+        watched = _within_all(progress, turn, len(runs))
         made = craft_on(
             on,
             attack,
-            *scene,
+            data.images,
+            data.labels,
+            data.index,
             together,
             goal,
-            source=guide,
+            source=shown,
+            domain=domain,
             seed=seed,
             chunk=chunk,
             progress=watched,
         )
         seconds = (time.perf_counter() - started) / len(together)
         for one, threat in zip(made, together, strict=True):
-            said = _pedigree(on, data, attack, threat, goal, guide, seed, seconds, one.again)
+            said = _pedigree(on, data, attack, threat, goal, shown, seed, seconds, one.again)
             records.append(_judged(data, clean, one, keep, said))
     return records
 
@@ -148,7 +152,7 @@ def _judged(
     adversarial = decided(made.logits, attacked=True)
     # A network that overflows on an image has not been fooled by it; the flag stays on the record.
     broken = (adversarial < 0) & (clean >= 0)
-    x_adv = torch.where(broken.view(-1, 1, 1, 1), data.images, made.outcome.x_adv)
+    x_adv = torch.where(each(broken, data.images), data.images, made.outcome.x_adv)
     adversarial = torch.where(broken, clean, adversarial)
     return Record(
         index=data.index.numpy(),

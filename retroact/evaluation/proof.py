@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -25,8 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from retroact.crafting import driver
-from retroact.crafting.driver import CHUNK, Attack, Outcome, chunks, in_halves, serves_several
-from retroact.crafting.geometry import project, steepest
+from retroact.crafting.attack import CHUNK, Attack
+from retroact.crafting.domain import Domain
+from retroact.crafting.driver import Outcome, chunks, in_halves
 from retroact.crafting.goals import Aim, Goal, Targets, goal_of
 from retroact.crafting.noise import normal, uniform
 from retroact.crafting.oracle import Network, device_of, dtype_of, evaluating, in_company, in_float
@@ -92,6 +92,7 @@ def prove(
     *,
     passes: int,
     gradients: bool = True,
+    domain: Domain | None = None,
     seed: int = 0,
 ) -> Proved:
     """The leanest form of `network` that computes the same on a few of `images` (n, c, h, w), clean
@@ -103,7 +104,7 @@ def prove(
     """
     if not isinstance(network, nn.Module) or len(images) * passes <= _COST:
         return unproved(network)
-    question = _Question(network, images, index, threat, gradients, seed)
+    question = _Question(network, images, index, threat, gradients, domain, seed)
     lean, form = _remembered(question)
     return unproved(network) if lean is None else Proved(network, lean, form)
 
@@ -115,18 +116,25 @@ def prove_for(
     index: Tensor,
     threats: Sequence[ThreatModel],
     *,
+    domain: Domain | None = None,
     seed: int = 0,
 ) -> Proved:
     """`prove` for one run of `attack` under `threats`: an attack that serves several radii knows
     none, so that which of them share a run changes no bit; its noise has a tenth of the box's
     diameter."""
     threat = threats[0]
-    if serves_several(attack):
-        whole = 1.0 if threat.norm == "linf" else math.sqrt(math.prod(images.shape[1:]))
-        threat = replace(threat, eps=_SHARED * whole)  # type: ignore[type-var]
+    if attack.serves_several:
+        threat = threat.whole(domain or Domain(tuple(images.shape[1:])), _SHARED)
     gradients = attack.needs == "gradient"
     return prove(
-        network, images, index, threat, passes=attack.passes, gradients=gradients, seed=seed
+        network,
+        images,
+        index,
+        threat,
+        passes=attack.passes,
+        gradients=gradients,
+        domain=domain,
+        seed=seed,
     )
 
 
@@ -138,10 +146,11 @@ def prove_same(
     threat: ThreatModel,
     *,
     scale: float = 1.0,
+    domain: Domain | None = None,
     gradients: bool = True,
 ) -> bool:
     """Whether `scale` times what `other` computes is what `network` does, on a few of `images`."""
-    return _Question(network, images, index, threat, gradients, 0).answered_by(other, scale)
+    return _Question(network, images, index, threat, gradients, domain, 0).answered_by(other, scale)
 
 
 # ------------------------------------------------------------------------------------- the question
@@ -166,9 +175,11 @@ class _Question:
         index: Tensor,
         threat: ThreatModel,
         gradients: bool,
+        domain: Domain | None,
         seed: int,
     ) -> None:
         self.network, self.threat, self.seed, self.gradients = network, threat, seed, gradients
+        self.domain = Domain(tuple(images.shape[1:])) if domain is None else domain
         self._images, self._index = images, index
         self._answers: dict[int, _Seen] = {}
 
@@ -177,10 +188,9 @@ class _Question:
         size eps."""
         rows = torch.linspace(0, len(self._images) - 1, min(most, len(self._images))).round().long()
         x, index = self._images[rows].detach(), self._index[rows]
-        noise = steepest(
-            normal(tuple(x.shape[1:]), index, self.seed, _NOISE).to(x), self.threat.norm
-        )
-        return torch.cat([x, project(x + self.threat.eps * noise, x, self.threat)])
+        drawn = normal(self.domain.shape, index, self.seed, _NOISE).to(x)
+        noisy = x + self.threat.eps * self.threat.steepest(drawn)
+        return torch.cat([x, self.threat.project(noisy, x, self.domain)])
 
     def forms(self, net: nn.Module) -> list[Form]:
         """The forms that are asked, the leanest first."""
@@ -391,27 +401,28 @@ def craft_on(
     goal: Goal | Targets | None = None,
     *,
     source: Proved | None = None,
+    domain: Domain | None = None,
     seed: int = 0,
     chunk: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Crafted]:
     """`driver.craft_all` on lean forms; images where one turns out to differ are attacked on the
     network itself."""
-    how: dict[str, Any] = {"seed": seed, "chunk": chunk}
+    how: dict[str, Any] = {"seed": seed, "chunk": chunk, "domain": domain}
     goal = goal_of(goal, index)
-    guide = None if source is None else source.lean
+    lean = None if source is None else source.lean
     run = (attack, on.lean, images, labels, index, threats, goal)
-    outcomes = driver.craft_all(*run, gradients=guide, progress=progress, **how)
+    outcomes = driver.craft_all(*run, source=lean, progress=progress, **how)
     made = [
         Crafted(outcome, logits_of(on.network, outcome.x_adv, chunk=chunk)) for outcome in outcomes
     ]
-    if on.lean is on.network and guide is (None if source is None else source.network):
+    if on.lean is on.network and lean is (None if source is None else source.network):
         return made
     rows = _differing(made, on, source, labels, chunk)
     if not len(rows):
         return made
     part = (attack, on.fallback, images[rows], labels[rows], index[rows], threats, goal)
-    anew = driver.craft_all(*part, gradients=None if source is None else source.fallback, **how)
+    anew = driver.craft_all(*part, source=None if source is None else source.fallback, **how)
     return [_mended(one, outcome, on, rows, chunk) for one, outcome in zip(made, anew, strict=True)]
 
 
@@ -484,9 +495,9 @@ def craft(
     """Attacks every example of `images` (n, c, h, w) that does not already meet the goal, on a
     proved lean form.
 
-    `how`: gradients=, seed=, chunk= and progress= as `craft_all` takes them. What comes back, and
-    which errors are raised, is as `crafting.driver.craft` says, which runs on the network as it is
-    given.
+    `how`: source=, domain=, seed=, chunk= and progress= as `craft_all` takes them. What comes
+    back, and which errors are raised, is as `crafting.driver.craft` says, which runs on the network
+    as it is given.
     """
     return craft_all(attack, network, images, labels, index, [threat], goal, **how)[0]
 
@@ -501,19 +512,23 @@ def craft_all(
     threats: Sequence[ThreatModel],
     goal: Goal | Targets | None = None,
     *,
-    gradients: Network | None = None,
+    source: Network | None = None,
+    domain: Domain | None = None,
     seed: int = 0,
     chunk: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Outcome]:
     """`craft` for several threat models of one norm and access: one Outcome each."""
-    on = prove_for(attack, network, images, index, threats, seed=seed)
-    source = (
+    on = prove_for(attack, network, images, index, threats, domain=domain, seed=seed)
+    shown = (
         None
-        if gradients is None
-        else prove_for(attack, gradients, images, index, threats, seed=seed)
+        if source is None
+        else prove_for(attack, source, images, index, threats, domain=domain, seed=seed)
     )
-    how: dict[str, Any] = {"source": source, "seed": seed, "chunk": chunk, "progress": progress}
+    how: dict[str, Any] = {"source": shown, "domain": domain, "seed": seed, "chunk": chunk}
     return [
-        made.outcome for made in craft_on(on, attack, images, labels, index, threats, goal, **how)
+        one.outcome
+        for one in craft_on(
+            on, attack, images, labels, index, threats, goal, progress=progress, **how
+        )
     ]

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retroact.crafting.ascent import climb
+from retroact.crafting.domain import Domain
 from retroact.crafting.oracle import evaluating
 from retroact.crafting.threat import Linf
 from retroact.spec import AtLeast0, Count, Positive, SpecError, UnitInterval, Within, spec
@@ -160,7 +161,8 @@ def _climb(
     `centre`."""
     loss = partial(F.cross_entropy, target=labels, reduction="sum")
     with evaluating(net):
-        return climb(net, x, centre, threat, loss, step=step, steps=steps)
+        domain = Domain(tuple(centre.shape[1:]))
+        return climb(net, x, centre, threat, domain, loss, step=step, steps=steps)
 
 
 @spec

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from retroact.attacks.published import Torchattacks13BIM, Torchattacks13DeepFool
+from retroact.attacks.torchattacks13 import Torchattacks13BIM, Torchattacks13DeepFool
 from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import decide
 from retroact.evaluation.metrics import robust_accuracy, survives

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from retroact.attacks.published import ErichsonDeepFool, ErichsonPGD, ErichsonTrustRegion
+from retroact.attacks.erichson import ErichsonDeepFool, ErichsonPGD, ErichsonTrustRegion
 from retroact.crafting.noise import normal
 from retroact.crafting.threat import L2, Linf
 from retroact.detection.lid import Detection, characteristics, detect, difference

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from retroact.attacks.fgsm import FGSM
 from retroact.attacks.pgd import PGD
-from retroact.attacks.published import (
+from retroact.attacks.torchattacks13 import (
     Torchattacks13BIM,
     Torchattacks13DeepFool,
     Torchattacks13RFGSM,
