@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from retroact.activations.piecewise import ReLU
 from retroact.crafting.ascent import climb
-from retroact.crafting.domain import Domain
+from retroact.crafting.domain import domain_of
 from retroact.crafting.goals import Aim
 from retroact.crafting.losses import margin
 from retroact.crafting.oracle import device_of, in_float
@@ -256,6 +256,7 @@ class _Learner:
     ) -> None:
         self.net, self._recipe, self._train, self._also = net, recipe, train, also
         self._threat = replace(threat, eps=threat.eps * recipe.eps_factor)  # type: ignore[type-var]
+        self._domain = domain_of(train)
         part, example = recipe.learnable, train.images[:2].to(device_of(net))
         self.work = self._prepare(part)
         self.activations: dict[str, LearnedActivation] = {}
@@ -351,10 +352,9 @@ class _Learner:
     def _attack(self, x: Tensor, y: Tensor, index: Tensor, seed: int) -> Tensor:
         """Steps of 2.5 eps/steps up the margin loss from a random point of the ball around `x`."""
         steps, threat = self._recipe.attack_steps, self._threat
-        domain = Domain(tuple(x.shape[1:]))
-        start, loss = threat.start(x, domain, index, seed), partial(margin, aim=Aim(y))
-        step = 2.5 * threat.eps / steps
-        return climb(self.attacked, start, x, threat, loss, domain=domain, step=step, steps=steps)
+        start, loss = threat.start(x, self._domain, index, seed), partial(margin, aim=Aim(y))
+        run = (self.attacked, start, x, threat, self._domain, loss)
+        return climb(*run, step=2.5 * threat.eps / steps, steps=steps)
 
 
 def _widen(net: nn.Module) -> nn.Module:

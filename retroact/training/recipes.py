@@ -161,8 +161,8 @@ def _climb(
     `centre`."""
     loss = partial(F.cross_entropy, target=labels, reduction="sum")
     with evaluating(net):
-        domain = Domain(tuple(x.shape[1:]))
-        return climb(net, x, centre, threat, loss, domain=domain, step=step, steps=steps)
+        domain = Domain(tuple(centre.shape[1:]))
+        return climb(net, x, centre, threat, domain, loss, step=step, steps=steps)
 
 
 @spec
