@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from retroact.crafting.attack import CHUNK, Attack
-from retroact.crafting.domain import domain_of
+from retroact.crafting.domain import Domain, domain_of
 from retroact.crafting.driver import apart_or_together, chunks, in_halves
 from retroact.crafting.geometry import each
 from retroact.crafting.goals import Goal, Targets, Untargeted
@@ -260,6 +260,7 @@ def _pedigree(
         "again": again,
         "left_alone": left_alone(on.network),
         "data": data.name,
+        **_box_of(domain_of(data)),
         "attack": str(attack),
         "threat": str(threat),
         "goal": str(goal),
@@ -272,6 +273,12 @@ def _pedigree(
             f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
         ),
     }
+
+
+def _box_of(domain: Domain) -> dict[str, Any]:
+    """The box where it is another than that of images."""
+    box = [domain.low, domain.high]
+    return {} if box == [0.0, 1.0] else {"box": box}
 
 
 def left_alone(network: Network) -> dict[str, int]:
