@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from retroact.activations.activation import Activation
 from retroact.crafting.attack import Attack
 from retroact.crafting.goals import Goal, Targets, goal_of
 from retroact.crafting.oracle import Network
@@ -28,8 +29,7 @@ from retroact.doors import Shape, named
 from retroact.nets import sources, zoo
 from retroact.nets.arrays import is_picture, plain, stacked
 from retroact.nets.data import DataSlice, Images, data
-from retroact.retrofitting.activations import Activation, is_activation
-from retroact.retrofitting.sites import Example, noise_for
+from retroact.retrofitting.examples import Example, noise_for
 from retroact.retrofitting.surgery import Retrofit, retrofit
 from retroact.spec import SpecError, is_spec, is_spec_class, parse, show
 
@@ -390,7 +390,7 @@ def as_changed(
     if (
         is_spec_class(found)
         or is_spec(found)
-        or (is_activation(found) and not isinstance(found, nn.Module))
+        or (isinstance(found, Activation) and not isinstance(found, nn.Module))
     ):
         return retrofit(as_module(twin), as_activation(found), example=_example(twin, images))
     return as_network(found)
@@ -428,9 +428,11 @@ def as_threats(what: Said[ThreatModel] | Sequence[Said[ThreatModel]]) -> list[Th
 
 def as_activation(what: Said[Activation]) -> Activation:
     """An activation, or the one that a text such as "JumpReLU(1.0)" says."""
-    return cast(
-        Activation, _as_spec(what, ("surrogate", "at"), "an activation such as JumpReLU(kappa=1.0)")
-    )
+    expected = "an activation such as JumpReLU(kappa=1.0)"
+    found = _made(what, expected)
+    if not isinstance(found, Activation):
+        raise SpecError(f"{_called(found)} does not belong here; expected {expected}")
+    return found
 
 
 def as_goal(what: Said[Goal] | Targets | None, index: Tensor | None = None) -> Goal | None:

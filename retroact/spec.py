@@ -339,7 +339,7 @@ def _settle(value: Any, hint: Any, where: str) -> Any:
         value = getattr(hint, "read", parse)(value)  # a class with a notation of its own reads it
     if hint is Any and isinstance(value, tuple):
         return tuple(_settle(v, Any, f"{where}[{i}]") for i, v in enumerate(value))
-    if hint is Any or getattr(hint, "_is_protocol", False):
+    if hint is Any or _is_abstract(hint):
         return value
     if isinstance(hint, type) and not isinstance(value, hint):
         raise SpecError(f"{where}: expected {hint.__name__}, got {value!r}")
@@ -347,8 +347,12 @@ def _settle(value: Any, hint: Any, where: str) -> Any:
 
 
 def _wants_a_spec(hint: Any) -> bool:
-    """A field of a protocol, such as Activation, holds specs, never a text."""
-    return bool(getattr(hint, "_is_protocol", False)) or is_spec_class(hint)
+    """A field of an abstract kind, such as Activation, holds specs, never a text."""
+    return _is_abstract(hint) or is_spec_class(hint)
+
+
+def _is_abstract(hint: Any) -> bool:
+    return bool(getattr(hint, "_is_protocol", False)) or inspect.isabstract(hint)
 
 
 def _plain(value: Any) -> Any:
