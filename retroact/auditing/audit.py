@@ -283,10 +283,11 @@ def _of_both(
 
 def _check(twin: Network, defended: Network, data: Examples, threat: ThreatModel) -> int:
     """The number of classes; raises where the audit would mean nothing."""
-    check_images(data.images)
+    domain = domain_of(data)
+    check_images(data.images, domain.shape, domain.low, domain.high)
     if threat.access != "gradient":
         raise ValueError(f"an audit attacks with gradients, got {threat}; leave out access=")
-    grey = threat.measure(domain_of(data)) / 2
+    grey = threat.measure(domain) / 2
     if threat.eps >= grey:
         raise ValueError(
             f"at {show(threat)} every image can be turned into the same grey one, so nothing can"
