@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retroact.activations.piecewise import JumpReLU, SReLU
 from retroact.attacks.pgd import PGD
 from retroact.auditing.audit import Audit, audit
 from retroact.checkpoint import load
 from retroact.crafting.threat import Linf
-from retroact.evaluation.metrics import worst_case
+from retroact.evaluation.metrics import robust_accuracy, worst_case
 from retroact.experiments.cell import Cell, Model
 from retroact.experiments.executors import one_thread
 from retroact.experiments.store import Store
@@ -26,7 +27,6 @@ from retroact.experiments.tuning import CLAIMED, MARGIN, SHARPNESS, tune
 from retroact.nets.data import data as read
 from retroact.reports import html, plots
 from retroact.reports.tables import Line, lines
-from retroact.retrofitting.activations import JumpReLU, SReLU
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import show
 from retroact.training.hardening import harden
@@ -171,8 +171,6 @@ def _findings(found: list[Line]) -> list[str]:
 
 def _claimed(mine: list[Line]) -> float:
     line = next(
-        line
-        for line in mine
-        if line.fields["attack"] == show(CLAIMED) and line.fields["source"] is None
+        line for line in mine if line.fields.attack == show(CLAIMED) and line.fields.source is None
     )
-    return float(line.numbers()["robust_accuracy"])
+    return robust_accuracy(line.record)

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from retroact.activations.activation import Activation
 from retroact.crafting.attack import Attack
 from retroact.crafting.goals import Goal, Targets, goal_of
 from retroact.crafting.oracle import Network
@@ -29,10 +30,9 @@ from retroact.doors import IMAGE, Shape, named
 from retroact.nets import sources, zoo
 from retroact.nets.arrays import IMAGE_WORDS, LABEL_WORDS, is_picture, plain, stacked
 from retroact.nets.data import DataSlice, Images, data
-from retroact.retrofitting.activations import Activation, is_activation
-from retroact.retrofitting.sites import Example, noise_for
+from retroact.retrofitting.examples import Example, noise_for
 from retroact.retrofitting.surgery import Retrofit, retrofit
-from retroact.spec import SpecError, is_spec, is_spec_class, parse, show
+from retroact.spec import is_spec, is_spec_class, parse, show, take
 
 T = TypeVar("T")
 
@@ -413,7 +413,7 @@ def as_changed(
     if (
         is_spec_class(found)
         or is_spec(found)
-        or (is_activation(found) and not isinstance(found, nn.Module))
+        or (isinstance(found, Activation) and not isinstance(found, nn.Module))
     ):
         return retrofit(as_module(twin), as_activation(found), example=_example(twin, images))
     return as_network(found)
@@ -433,14 +433,12 @@ def _names_a_spec(text: str) -> bool:
 
 def as_attack(what: Said[Attack]) -> Attack:
     """An attack, or the one that a text such as "PGD(steps=40)" says."""
-    return cast(Attack, _as_spec(what, ("norms", "needs"), "an attack such as PGD(steps=40)"))
+    return take(what, Attack)
 
 
 def as_threat(what: Said[ThreatModel]) -> ThreatModel:
     """A threat model, or the one that a text such as "Linf(8/255)" says."""
-    return cast(
-        ThreatModel, _as_spec(what, ("norm", "eps"), "a threat model such as Linf(eps=0.1)")
-    )
+    return take(what, ThreatModel)
 
 
 def as_threats(what: Said[ThreatModel] | Sequence[Said[ThreatModel]]) -> list[ThreatModel]:
@@ -451,9 +449,7 @@ def as_threats(what: Said[ThreatModel] | Sequence[Said[ThreatModel]]) -> list[Th
 
 def as_activation(what: Said[Activation]) -> Activation:
     """An activation, or the one that a text such as "JumpReLU(1.0)" says."""
-    return cast(
-        Activation, _as_spec(what, ("surrogate", "at"), "an activation such as JumpReLU(kappa=1.0)")
-    )
+    return take(what, Activation)
 
 
 def as_goal(what: Said[Goal] | Targets | None, index: Tensor | None = None) -> Goal | None:
@@ -465,38 +461,4 @@ def as_goal(what: Said[Goal] | Targets | None, index: Tensor | None = None) -> G
         return None
     if index is not None and isinstance(what, Tensor | np.ndarray | list | tuple):
         return goal_of(what, index)
-    expected = "a goal: Untargeted(), Targeted(3), LeastLikely() or Random()"
-    found = _made(what, expected)
-    others = {"norms": "attack=", "norm": "threat=", "surrogate": "retrofit(net, …)"}
-    place = next(
-        (place for word, place in others.items() if is_spec(found) and hasattr(found, word)), ""
-    )
-    if place or not callable(found):
-        said = f"{_called(found)} does not belong here" + (f" but in {place}" if place else "")
-        raise SpecError(f"{said}; expected {expected}")
-    return cast(Goal, found)
-
-
-def _as_spec(what: Any, having: tuple[str, ...], expected: str) -> Any:
-    found = _made(what, expected)
-    if not all(hasattr(found, word) for word in having):
-        raise SpecError(f"{_called(found)} does not belong here; expected {expected}")
-    return found
-
-
-def _made(what: Any, expected: str) -> Any:
-    """The spec that a text or a class stands for, at its defaults where it says no more; anything
-    else as it is."""
-    if isinstance(what, str):
-        return parse(what)
-    if isinstance(what, type):
-        if not is_spec_class(what):
-            raise SpecError(
-                f"expected {expected}, got the class {what.__name__}; make one: {what.__name__}(…)"
-            )
-        return parse(what.__name__)
-    return what
-
-
-def _called(what: object) -> str:
-    return show(what) if is_spec(what) else f"{type(what).__name__} {str(what)[:40]!r}"
+    return take(what, Goal)

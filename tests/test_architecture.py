@@ -17,17 +17,27 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doors": set(),
     "ground": set(),
     "nets": set(),
-    "retrofitting": set(),
+    "activations": set(),
+    "retrofitting": {"activations"},
     "crafting": set(),
     "attacks": {"crafting"},
-    "checkpoint": {"nets", "retrofitting"},
-    "reading": {"nets", "retrofitting", "crafting", "attacks", "checkpoint"},
+    "checkpoint": {"nets", "activations", "retrofitting"},
+    "reading": {"nets", "activations", "retrofitting", "crafting", "attacks", "checkpoint"},
     "evaluation": {"retrofitting.lean", "crafting", "reading"},
-    "training": {"nets", "retrofitting", "crafting", "attacks", "reading", "evaluation"},
-    "auditing": {"retrofitting", "crafting", "attacks", "reading", "evaluation"},
+    "training": {
+        "nets",
+        "activations",
+        "retrofitting",
+        "crafting",
+        "attacks",
+        "reading",
+        "evaluation",
+    },
+    "auditing": {"activations", "retrofitting", "crafting", "attacks", "reading", "evaluation"},
     "detection": {"crafting", "evaluation"},
     "experiments": {
         "nets",
+        "activations",
         "retrofitting",
         "crafting",
         "attacks",
@@ -36,9 +46,16 @@ MAY_IMPORT: dict[str, set[str]] = {
         "evaluation",
         "training",
     },
-    "reports": {"evaluation.metrics", "evaluation.record", "experiments.store"},
+    "reports": {
+        "evaluation.metrics",
+        "evaluation.record",
+        "auditing.numbers",
+        "experiments.fields",
+        "experiments.store",
+    },
     "demo": {
         "nets",
+        "activations",
         "retrofitting",
         "crafting",
         "attacks",
@@ -70,7 +87,7 @@ def imports_of(path: Path) -> set[str]:
         if isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: relative imports hide the direction"
             if node.module == "retroact":
-                found |= {name.name for name in node.names}
+                found |= {name.name for name in node.names} - {"__version__"}
             elif node.module and node.module.startswith("retroact."):
                 module = node.module.removeprefix("retroact.")
                 inner = {

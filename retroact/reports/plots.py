@@ -66,8 +66,8 @@ def curves(group: Sequence[Line]) -> str:
     for line in group:
         series.setdefault(f"{line.network} · {_how(line)}", []).append(line)
     for i, (name, members) in enumerate(series.items()):
-        members = sorted(members, key=lambda line: float(line.fields["eps"]))
-        eps = [0.0, *(float(line.fields["eps"]) for line in members)]
+        members = sorted(members, key=lambda line: line.fields.eps)
+        eps = [0.0, *(line.fields.eps for line in members)]
         values = [
             clean_accuracy(members[0].record),
             *(robust_accuracy(line.record) for line in members),
@@ -332,7 +332,7 @@ def _beaten_first(record: Record, most: int) -> list[int]:
 
 
 def _how(line: Line) -> str:
-    source = f" from {line.fields['source']}" if line.fields["source"] else ""
+    source = f" from {line.fields.source}" if line.fields.source else ""
     return f"{line.attack}{source}"
 
 

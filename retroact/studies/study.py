@@ -20,6 +20,7 @@ from retroact.reports import studied
 from retroact.reports.html import write
 from retroact.reports.studied import Item, Study
 from retroact.studies.desk import Desk
+from retroact.studies.earlier import Earlier
 from retroact.studies.published import claims, published
 
 PAPERS = {
@@ -84,6 +85,7 @@ def study(
         progress(len(made) + part, len(names))
 
     chunk = getattr(importlib.import_module(f"retroact.studies.{paper}"), "CHUNK", None)
+    earlier: Earlier = importlib.import_module(f"retroact.studies.{paper}.measured").EARLIER
     for name in names:
         small = quick and name not in full
         desk = Desk(
@@ -92,6 +94,7 @@ def study(
             large=large or not small,
             workers=workers,
             chunk=chunk,
+            earlier=earlier,
             progress=within,
         )
         made.append(_item(paper, name, desk))

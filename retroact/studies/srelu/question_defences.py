@@ -15,39 +15,32 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.nn import functional
 
+from retroact.activations.channel_shift import ChannelShift
+from retroact.activations.files import embed
+from retroact.activations.piecewise import JumpReLU, Piecewise, SReLU
+from retroact.activations.ramp import FinitePositive, Ramp
+from retroact.activations.shifted import ShiftedReLU
+from retroact.activations.site import Site
 from retroact.attacks.fgsm import FGSM
 from retroact.auditing.audit import audit
+from retroact.auditing.battery import VERSION
 from retroact.auditing.verdict import MARGIN
 from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import evaluate_all
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.experiments.cell import Model
-from retroact.experiments.facts import measured
 from retroact.nets.data import data
 from retroact.nets.zoo import NETWORKS
 from retroact.reports.studied import Claim, Part, Table, Text
-from retroact.retrofitting.activations import (
-    ChannelShift,
-    FinitePositive,
-    JumpReLU,
-    Kernel,
-    Ramp,
-    ShiftedReLU,
-    SReLU,
-    Surrogate,
-    cap_of,
-    embed_shifts,
-)
 from retroact.retrofitting.folding import fold
 from retroact.retrofitting.installed import installed
-from retroact.retrofitting.sites import Site
 from retroact.retrofitting.surgery import refit, retrofit
 from retroact.spec import AtLeast0, Count, Positive, spec
 from retroact.studies.desk import Desk
@@ -71,7 +64,7 @@ def make(desk: Desk) -> Iterator[Part]:
         f"The slope {ALPHA:g} on top of another defence: that defence → with the slope",
         _pairs(desk),
     )
-    yield Text(_together([_again(desk, what) for _, what in _pairs(desk)]))
+    yield Text(_together([desk.again(what) for _, what in _pairs(desk)]))
     yield from _same_slope(desk)
     yield from _biases(desk, images, battery)
 
@@ -84,7 +77,7 @@ def _battery(desk: Desk) -> BatteryName:
 
 
 @spec
-class SlopedJump:
+class SlopedJump(Piecewise):
     """alpha · z · 1[z > kappa]: a Sloped ReLU on top of a JumpReLU."""
 
     alpha: FinitePositive = 1.0
@@ -99,15 +92,8 @@ class SlopedJump:
     def neutral(self) -> SlopedJump:
         return replace(self, alpha=1.0, kappa=0.0)
 
-    @property
-    def jump(self) -> bool:
-        return self.kappa > 0.0
-
     def at(self, site: Site) -> SlopedJump:
-        return replace(self, cap=min(self.cap, cap_of(site)))
-
-    def surrogate(self, beta: float, kernel: Kernel = "sigmoid") -> Surrogate:
-        return Surrogate(self, beta, kernel)
+        return replace(self, cap=min(self.cap, site.cap))
 
     def __call__(self, z: Tensor) -> Tensor:
         jumped = self.alpha * functional.threshold(z, self.kappa, 0.0)
@@ -130,6 +116,7 @@ class HardenedAudit:
     batch: Count = 200
     battery: BatteryName = "whole"
     seed: int = 0
+    version: ClassVar[int] = VERSION
 
     def __call__(self) -> dict[str, Any]:
         plain, (hard, shifts) = self.model(), _hardened(self)
@@ -303,6 +290,7 @@ class RaisedBias:
     threat: Any
     battery: BatteryName = "whole"
     seed: int = 0
+    version: ClassVar[int] = VERSION
 
     def __call__(self) -> dict[str, Any]:
         plain = self.model()
@@ -315,7 +303,7 @@ def raised(net: nn.Module, shift: float) -> nn.Module:
     """A copy of `net` whose activations see their input plus `shift`."""
     content = to_bytes({name: torch.full((n,), shift) for name, n in _channels(net).items()})
     name = hashlib.sha256(content).hexdigest()
-    embed_shifts(content, sha256=name)
+    embed(content, sha256=name)
     return retrofit(net, ShiftedReLU("constant", name))
 
 
@@ -343,16 +331,10 @@ def _biases(desk: Desk, images: str, battery: BatteryName) -> Iterator[Part]:
     asked.append(("learned, one per channel", learned))
     yield audits(desk, "Raised biases on LeNet: plain → shifted", asked)
     up, best = (
-        [(s, _again(desk, w)) for s, (_, w) in zip(shifts, asked[:-1], strict=True) if s > 0],
-        _again(desk, learned),
+        [(s, desk.again(w)) for s, (_, w) in zip(shifts, asked[:-1], strict=True) if s > 0],
+        desk.again(learned),
     )
     yield Text(_elevated(max((_gain(f), s) for s, f in up), best))
-
-
-def _again(desk: Desk, what: Any) -> dict[str, Any]:
-    """Facts that have been asked for already, so that the footnote does not count their minutes
-    twice."""
-    return measured(what, desk.store).facts
 
 
 def _gain(found: dict[str, Any]) -> float:
