@@ -29,6 +29,7 @@ from retroact.attacks.momentum import Momentum
 from retroact.attacks.square import Square
 from retroact.crafting.annealed import Annealed
 from retroact.crafting.attack import Attack
+from retroact.crafting.domain import domain_of
 from retroact.crafting.oracle import Network, device_of
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples, decide, decided
@@ -230,8 +231,8 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Fallen:
-    """An example that fell: its row, the images (c, h, w) before and after, the class decided, and
-    the run's title."""
+    """An example that fell: its row, what it was before and after (…), the class decided, and the
+    run's title."""
 
     row: int
     label: int
@@ -284,8 +285,9 @@ def parties(
     proved on `data`. `surrogate` is a user's own network to climb in the place of `defended`, for a
     defence without a spec.
     """
+    where = data.images, data.index, threat
     before, after, *own = (
-        prove(net, data.images, data.index, threat, passes=_MANY, seed=seed)
+        prove(net, *where, passes=_MANY, domain=domain_of(data), seed=seed)
         for net in (twin, defended, surrogate)
         if net is not None
     )
@@ -319,7 +321,8 @@ def _own_jumps(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
     except (ValueError, TypeError, RuntimeError):
         # sealed, or not to be replaced: it is attacked without kernels
         return on
-    same = prove_same(on.network, dressed, data.images, data.index, threat, gradients=False)
+    where, domain = (data.images, data.index, threat), domain_of(data)
+    same = prove_same(on.network, dressed, *where, domain=domain, gradients=False)
     return replace(on, lean=dressed) if same else on
 
 
@@ -346,7 +349,7 @@ def _guides(
     soften = partial(_softened, others=others, data=data, neutral=bend(widths[0], kernel))
     soft = soften(on.lean)
     # shifts, and slopes that did not fold, would be lost
-    how: dict[str, Any] = {"scale": on.scale, "gradients": False}
+    how: dict[str, Any] = {"scale": on.scale, "gradients": False, "domain": domain_of(data)}
     if soft is None or not prove_same(on.network, soft, data.images, data.index, threat, **how):
         return ()
     made = partial(_annealed, on, soft, lambda: soften(on.fallback), bend)  # type: ignore[arg-type]
@@ -397,9 +400,10 @@ def _folded(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
     except FoldError:
         return on
     scale: float = made.logit_scale  # type: ignore[assignment]
-    if scale == 1.0 or not prove_same(net, made, data.images, data.index, threat, scale=scale):
+    where, domain = (data.images, data.index, threat), domain_of(data)
+    if scale == 1.0 or not prove_same(net, made, *where, scale=scale, domain=domain):
         return on
-    lean = prove(made, data.images, data.index, threat, passes=_MANY)
+    lean = prove(made, *where, passes=_MANY, domain=domain)
     return Proved(net, lean.lean, lean.form, scale, lambda: made)
 
 
@@ -459,6 +463,7 @@ class Siege:
         x, y, index = self._data.images[rows], self._data.labels[rows], self._data.index[rows]
         how: dict[str, Any] = {
             "source": source,
+            "domain": domain_of(self._data),
             "seed": self._seed + _APART * fresh,
             "chunk": self._chunk,
         }
@@ -507,7 +512,7 @@ class Siege:
 
 
 class Attempt(NamedTuple):
-    """A run, the rows (m,) it felled, their new decisions (m,) and images (m, c, h, w)."""
+    """A run, the rows (m,) it felled, their new decisions (m,) and images (m, …)."""
 
     run: Run
     rows: Tensor

@@ -95,8 +95,8 @@ def prove(
     domain: Domain | None = None,
     seed: int = 0,
 ) -> Proved:
-    """The leanest form of `network` that computes the same on a few of `images` (n, c, h, w), clean
-    and noisy.
+    """The leanest form of `network` that computes the same on a few of `images` (n, …), clean and
+    noisy, in the box `domain` ([0, 1] where none is given).
 
     `passes` is what the run asks of each image at most; a run that is cheaper than the proof, and a
     network that is no module, keeps the network itself. Without `gradients` only logits are
@@ -495,8 +495,8 @@ def craft(
     goal: Goal | Targets | None = None,
     **how: Any,
 ) -> Outcome:
-    """Attacks every example of `images` (n, c, h, w) that does not already meet the goal, on a
-    proved lean form.
+    """Attacks every example of `images` (n, …) that does not already meet the goal, on a proved
+    lean form.
 
     `how`: source=, domain=, seed=, chunk= and progress= as `craft_all` takes them. What comes
     back, and which errors are raised, is as `crafting.driver.craft` says, which runs on the network

@@ -67,7 +67,7 @@ def forms(net: nn.Module, example: Tensor) -> list[Form]:
         return []
     ways = [
         (f, last)
-        for last in ([True, False] if _gains_by_channels_last(net) else [False])
+        for last in ([True, False] if _gains_by_channels_last(net, example) else [False])
         for f in (folds, ())
     ]
     return [Form(*way) for way in dict.fromkeys(ways)]
@@ -109,10 +109,11 @@ def _quiet(net: nn.Module) -> nn.Module:
 # ----------------------------------------------------------------------------------- channels last
 
 
-def _gains_by_channels_last(net: nn.Module) -> bool:
-    """Whether the net has convolutions, on a CPU."""
+def _gains_by_channels_last(net: nn.Module, example: Tensor) -> bool:
+    """Whether the net has convolutions of images, on a CPU."""
     parameters = list(net.parameters())
-    return all(p.device.type == "cpu" for p in parameters) and any(p.dim() == 4 for p in parameters)
+    here = all(p.device.type == "cpu" for p in parameters)
+    return here and example.dim() == 4 and any(p.dim() == 4 for p in parameters)
 
 
 def in_channels_last(net: nn.Module) -> nn.Module:
