@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -35,7 +35,7 @@ from retroact.evaluation.evaluate import Examples, decide, decided
 from retroact.evaluation.proof import Proved, craft_on, prove, prove_same
 from retroact.retrofitting.folding import FoldError, fold
 from retroact.retrofitting.sites import sites
-from retroact.retrofitting.surgery import Retrofit, refit, retrofit
+from retroact.retrofitting.surgery import Retrofit, refit, refit_sharing, retrofit
 from retroact.spec import AtLeast0, Count, Within, show, spec
 
 Role = Literal["claimed", "white box", "control"]
@@ -279,9 +279,11 @@ def parties(
     proved on `data`. `surrogate` is a user's own network to climb in the place of `defended`, for a
     defence without a spec.
     """
-    before, after, *own = (
-        prove(net, data.images, data.index, threat, passes=_MANY, seed=seed)
-        for net in (twin, defended, surrogate)
+    ask = partial(prove, images=data.images, index=data.index, threat=threat)
+    before = ask(twin, passes=_MANY, seed=seed)
+    after, *own = (
+        ask(net, passes=_MANY, seed=seed, like=before)
+        for net in (defended, surrogate)
         if net is not None
     )
     before, after = (_own_jumps(on, data, threat) for on in (before, after))
@@ -333,7 +335,7 @@ def _guides(
     if own is not None and own.activation.jump:
         bend: Bend = own.activation.smoothed
         made = partial(_annealed, on, on.lean, lambda: on.fallback, bend)
-        return tuple((_called(*schedule), partial(made, schedule)) for schedule in kernels)
+        return tuple((_called(*schedule), made(schedule)) for schedule in kernels)
     if others is None or not others.activation.jump:
         return ()
     bend = partial(others.activation.smoothed, plain=True)
@@ -345,7 +347,7 @@ def _guides(
     if soft is None or not prove_same(on.network, soft, data.images, data.index, threat, **how):
         return ()
     made = partial(_annealed, on, soft, lambda: soften(on.fallback), bend)  # type: ignore[arg-type]
-    return tuple((_called(*schedule), partial(made, schedule)) for schedule in kernels)
+    return tuple((_called(*schedule), made(schedule)) for schedule in kernels)
 
 
 Bend = Callable[[float, Kernel], Any]
@@ -370,15 +372,16 @@ def _called(kernel: Kernel, widths: tuple[float, ...]) -> str:
 
 def _annealed(
     on: Proved, net: nn.Module, bare: Callable[[], Any], bend: Bend, schedule: Schedule
-) -> Proved:
-    """`net`, which computes what `on` does, with one kernel after the other; `bare` makes it
-    without the lean form."""
+) -> Callable[[], Proved]:
+    """Makes `net`, which computes what `on` does, with one kernel after the other, from the first
+    on; the nets are made once and share their weights. `bare` makes it without the lean form."""
     kernel, widths = schedule
 
-    def through(net: nn.Module) -> Annealed:
-        return Annealed([refit(net, bend(width, kernel)) for width in widths])
+    def through(net: nn.Module) -> list[nn.Module]:
+        return [refit_sharing(net, bend(width, kernel)) for width in widths]
 
-    return replace(on, lean=through(net), instead=lambda: through(bare()))
+    lean, whole = cache(lambda: through(net)), cache(lambda: through(bare()))
+    return lambda: replace(on, lean=Annealed(lean()), instead=lambda: Annealed(whole()))
 
 
 def _folded(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
@@ -394,7 +397,7 @@ def _folded(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
     scale: float = made.logit_scale  # type: ignore[assignment]
     if scale == 1.0 or not prove_same(net, made, data.images, data.index, threat, scale=scale):
         return on
-    lean = prove(made, data.images, data.index, threat, passes=_MANY)
+    lean = prove(made, data.images, data.index, threat, passes=_MANY, like=on)
     return Proved(net, lean.lean, lean.form, scale, lambda: made)
 
 

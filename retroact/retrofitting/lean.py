@@ -31,16 +31,20 @@ _RANK: dict[type, int] = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5
 """Of a layer's output, batch included, where axis 1 is the axis of its output channels."""
 
 
+Folds = tuple[tuple[str, str], ...]
+"""The pairs (layer, norm) of a net, by path, in which the norm may move into the layer."""
+
+
 @dataclass(frozen=True)
 class Form:
     """A way to make a net leaner; called on one, it gives a frozen copy in eval mode that should
     compute the same.
 
-    `folds` are the pairs (layer, norm) by path in which the norm moves into the layer; with
-    `channels_last` weights of rank 4 lie so.
+    `folds` are the pairs in which a norm moves into a layer; with `channels_last` weights of rank 4
+    lie so.
     """
 
-    folds: tuple[tuple[str, str], ...] = ()
+    folds: Folds = ()
     channels_last: bool = False
 
     def __call__(self, net: nn.Module) -> nn.Module:
@@ -60,11 +64,12 @@ def forms(net: nn.Module, example: Tensor) -> list[Form]:
 
     `example` is a batch of inputs, on the net's device.
     """
-    try:
-        folds = _folds(copied(net).eval().requires_grad_(False), example)
-    except (ValueError, TypeError, RuntimeError, NotImplementedError):
-        # sealed: scripted, exported, compiled
-        return []
+    folds = folds_of(net, example)
+    return [] if folds is None else forms_with(net, folds)
+
+
+def forms_with(net: nn.Module, folds: Folds) -> list[Form]:
+    """`forms` of a net whose `folds` are known."""
     ways = [
         (f, last)
         for last in ([True, False] if _gains_by_channels_last(net) else [False])
@@ -127,8 +132,38 @@ def in_channels_last(net: nn.Module) -> nn.Module:
 # ------------------------------------------------------------------------------------------ folding
 
 
-def _folds(net: nn.Module, example: Tensor) -> tuple[tuple[str, str], ...]:
-    """The pairs (layer, norm) by path in which the norm may move into the layer."""
+def folds_of(net: nn.Module, example: Tensor) -> Folds | None:
+    """Which norms may move into which layers, read off the net's trace; None where it cannot be
+    copied."""
+    try:
+        return _folds(copied(net).eval().requires_grad_(False), example)
+    except (ValueError, TypeError, RuntimeError, NotImplementedError):
+        # sealed: scripted, exported, compiled
+        return None
+
+
+def same_layers(net: nn.Module, other: nn.Module) -> bool:
+    """Whether both have the same layers and norms under the same names, as a net, its retrofit and
+    its fold have, so that the folds of one are those of the other."""
+    return not (reroutings(net) or reroutings(other)) and _layers(net) == _layers(other)
+
+
+def _layers(net: nn.Module) -> dict[str, tuple[Any, ...]]:
+    """What decides of each layer and norm whether the two can become one, by path."""
+    return {
+        path: _traits(module)
+        for path, module in net.named_modules()
+        if type(module) in (*_RANK, *_NORMS)
+    }
+
+
+def _traits(module: Any) -> tuple[Any, ...]:
+    tensors = (module.weight, getattr(module, "running_mean", None))
+    hooked = bool(module._backward_hooks or module._backward_pre_hooks)
+    return type(module), hooked, *((t.shape, t.dtype) for t in tensors if t is not None)
+
+
+def _folds(net: nn.Module, example: Tensor) -> Folds:
     if reroutings(net) or not any(type(m) in _NORMS for m in net.modules()):
         return ()
     graph = traced(copied(net))

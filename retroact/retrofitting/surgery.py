@@ -29,7 +29,7 @@ from retroact.activations.ramp import RELU
 from retroact.activations.site import Site
 from retroact.doors import named
 from retroact.ground import neutral
-from retroact.retrofitting.copying import copied
+from retroact.retrofitting.copying import copied, shadow
 from retroact.retrofitting.examples import Example, example_for, fresh
 from retroact.retrofitting.installed import Installed, installed
 from retroact.retrofitting.recognition import COMPOSED, KINDS
@@ -139,10 +139,21 @@ def refit(net: nn.Module, activation: Activation | type[Activation] | str) -> nn
         raise ValueError(
             f"{type(net).__name__} carries no retrofit; use retrofit(net, {show(activation)})"
         )
-    made = _dressed(copied(net), activation)
+    return _refitted(copied(net), activation)
+
+
+@neutral()
+def refit_sharing(net: nn.Module, activation: Activation) -> nn.Module:
+    """`refit` without copying the weights: both nets have the same tensors, as attacks change
+    none."""
+    return _refitted(shadow(net), activation)
+
+
+def _refitted(made: nn.Module, activation: Activation) -> nn.Module:
+    made = _dressed(made, activation)
     for rerouting in reroutings(made):
         rerouting.activation = activation
-    keep_attributes(made, {"retrofit": replace(net.retrofit, activation=activation)})  # type: ignore[type-var]
+    keep_attributes(made, {"retrofit": replace(made.retrofit, activation=activation)})  # type: ignore[type-var]
     return made
 
 
