@@ -31,7 +31,8 @@ import torch
 from torch import Tensor, nn
 
 import retroact as ra
-from retroact.crafting.driver import Attack, Outcome, craft
+from retroact.crafting.attack import Attack
+from retroact.crafting.driver import Outcome, craft
 from retroact.evaluation.proof import prove_for
 
 Run = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -271,10 +272,9 @@ def _norms(
     right = _decisions(net, x) == y
     fooled = {name: right & (_decisions(net, x_adv) != y) for name, x_adv in found.items()}
     common = torch.stack(list(fooled.values())).all(0)
-    p = float("inf") if row.threat.norm == "linf" else 2
     said = {}
     for name, x_adv in found.items():
-        norms = (x_adv - x).flatten(1).norm(p=p, dim=1)[common]
+        norms = row.threat.size(x_adv - x)[common]
         count = f"{int(fooled[name].sum())} of {int(right.sum())}"
         said[name] = f"{float(norms.mean()):.4f} (median {float(norms.median()):.4f}, {count})"
     return said

@@ -41,8 +41,9 @@ from torch import nn
 import retroact as ra
 from retroact.evaluation.proof import prove_for
 from retroact.nets.zoo import NETWORKS
-from retroact.training.fit import FILE, Progress, UnfinishedError, fit
+from retroact.training.fit import Progress, UnfinishedError, fit
 from retroact.training.recipes import RECIPES, Recipe, Standard
+from retroact.training.resuming import FILE
 from retroact.training.train import checkpoints_of, train_on
 
 LIMIT = 16 * 2**20

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 import retroact as ra
-from retroact.evaluation.evaluate import decide
+from retroact.evaluation.accuracy import clean_accuracy_of
 from retroact.nets.zoo import NETWORKS
 from retroact.retrofitting.surgery import refit
 from retroact.spec import show
@@ -125,10 +125,7 @@ def _row(
     spent: float = 0.0,
 ) -> None:
     began = time.process_time()
-    clean = [
-        100 * float((decide(net, held.images) == held.labels).float().mean())
-        for net in (before, after)
-    ]
+    clean = [100 * clean_accuracy_of(net, held) for net in (before, after)]
     made = ra.audit(
         before,
         after,

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from retroact.activations.files import embed
 from retroact.doors import Shape, named
+from retroact.files import CheckpointError, replacing
 from retroact.ground import neutral
 from retroact.nets import zoo
 from retroact.nets.classifier import Classifier, Output, sized
@@ -36,10 +37,6 @@ from retroact.spec import SpecError, parse, show
 
 FORMAT = "1"
 _SHIFTS = "retrofit.shifts."
-
-
-class CheckpointError(ValueError):
-    """A file that is no saved network, or not the one that was expected."""
 
 
 @neutral()
@@ -260,10 +257,6 @@ def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _write(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> Path:
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as draft:
         save_file(tensors, draft, metadata=metadata)
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
     return path

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from retroact.activations.activation import Activation
-from retroact.crafting.driver import Attack
+from retroact.crafting.attack import Attack
 from retroact.crafting.goals import Goal, Targets, goal_of
 from retroact.crafting.oracle import Network
 from retroact.crafting.threat import ThreatModel

@@ -6,7 +6,7 @@ the climb goes back to its best point, where too few of the last steps went up o
 nor the best has moved.
 
 Progress is judged on the network under attack, wherever the gradients come from. Examples whose
-goal is reached leave the climb at once; those that stand to the end return their best point.
+goal is reached leave the climb at once; those robust to the end return their best point.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from typing import Annotated, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from retroact.crafting.driver import Standing
-from retroact.crafting.geometry import each, project, random_start, steepest
+from retroact.crafting.attack import Attack
+from retroact.crafting.driver import Unbroken
+from retroact.crafting.geometry import each
 from retroact.crafting.goals import Aim
 from retroact.crafting.losses import Loss, loss_of, margin
-from retroact.crafting.oracle import Oracle
-from retroact.crafting.threat import Access, Norm, ThreatModel
+from retroact.crafting.scene import Scene
+from retroact.crafting.threat import EVERY_NORM, Access, ThreatModel
 from retroact.spec import Count, Within, spec
 
 RHO = 0.75  # the share of steps that must go up between two checkpoints for the step size to stay
@@ -32,7 +33,7 @@ MOMENTUM = 0.75
 
 
 class _Climb(NamedTuple):
-    """Where each standing example is: images (m, c, h, w), the rest (m,)."""
+    """Where each unbroken example is: images (m, c, h, w), the rest (m,)."""
 
     x: Tensor
     previous: Tensor
@@ -49,7 +50,7 @@ class _Climb(NamedTuple):
 
 
 @spec
-class APGD:
+class APGD(Attack):
     """`steps` gradients, `restarts` times from random points of the ball (L_inf and L2).
 
     `targets=k` climbs towards each of the k classes that the clean logits rank next after the true
@@ -61,7 +62,7 @@ class APGD:
     restarts: Count = 1
     loss: Loss = "cross_entropy"
     targets: Annotated[int, Within(0)] = 0
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "budget"
     paper: ClassVar[str] = "Croce & Hein 2020, arXiv:2003.01690"
@@ -70,63 +71,50 @@ class APGD:
     def passes(self) -> int:
         return self.steps * self.restarts * max(1, self.targets)
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        standing, kept = Standing(x, aim), x.clone()
-        record = x.new_full((len(x),), -math.inf)
-        for run, towards in enumerate(likeliest(oracle, x, aim, self.targets, self.restarts)):
-            rows = standing.rows
+    def __call__(self, scene: Scene) -> Tensor:
+        unbroken, best = Unbroken(scene), scene.x.clone()
+        record = best.new_full((len(scene),), -math.inf)
+        for run, towards in enumerate(choose(scene, self.targets, self.restarts)):
+            rows = unbroken.rows
             if not len(rows):
                 break
-            start = random_start(x[rows], threat, index[rows], seed, stream=run)
-            end = self._climb(oracle, standing, start, x[rows], threat, towards)
-            rows = standing.rows
+            end = self._climb(scene, unbroken, scene.start(rows, stream=run), towards)
+            rows = unbroken.rows
             better = end.margin > record[rows]
-            record[rows[better]], kept[rows[better]] = end.margin[better], end.best[better]
-        return standing.finish(kept[standing.rows])
+            record[rows[better]], best[rows[better]] = end.margin[better], end.best[better]
+        return unbroken.finish(best[unbroken.rows])
 
-    def _climb(
-        self,
-        oracle: Oracle,
-        standing: Standing,
-        start: Tensor,
-        centre: Tensor,
-        threat: ThreatModel,
-        aim: Aim,
-    ) -> _Climb:
-        """`steps` steps for the standing examples; where the rest of them is at the end."""
+    def _climb(self, scene: Scene, unbroken: Unbroken, start: Tensor, aim: Aim) -> _Climb:
+        """`steps` steps for the unbroken examples; where the rest of them is at the end."""
         loss, checkpoints = loss_of(self.loss), _checkpoints(self.steps)
         check, width = next(checkpoints)
-        at = _outset(start, centre, threat)
+        at = _outset(start, scene.x[unbroken.rows], scene.threat)
         for k in range(self.steps):
-            logits, gradient = oracle.gradient(
-                at.x, standing.rows, partial(loss, aim=aim[standing.rows])
-            )
-            at, logits, gradient = _remaining(standing, at, logits, gradient)
-            if not len(standing):
+            climbed = partial(loss, aim=aim[unbroken.rows])
+            logits, gradient = scene.oracle.gradient(at.x, unbroken.rows, climbed)
+            at, logits, gradient = _drop(unbroken, at, logits, gradient)
+            if not len(unbroken):
                 return at
-            at = _judged(
-                at, loss(logits, aim[standing.rows]), margin(logits, standing.aim), gradient
+            at = _judge(
+                at, loss(logits, aim[unbroken.rows]), margin(logits, unbroken.aim), gradient
             )
             if k == check:
-                at, gradient = _checked(at, gradient, width)
+                at, gradient = _check(at, gradient, width)
                 check, width = next(checkpoints)
-            at = _stepped(at, gradient, threat, MOMENTUM if k else 1.0)
-        logits = oracle.logits(at.x, standing.rows)
-        at, logits, _ = _remaining(standing, at, logits, at.x)
-        return _judged(
-            at, loss(logits, aim[standing.rows]), margin(logits, standing.aim), at.uphill
-        )
+            at = _step(scene, at, gradient, MOMENTUM if k else 1.0)
+        logits = scene.oracle.logits(at.x, unbroken.rows)
+        at, logits, _ = _drop(unbroken, at, logits, at.x)
+        return _judge(at, loss(logits, aim[unbroken.rows]), margin(logits, unbroken.aim), at.uphill)
 
 
-def likeliest(oracle: Oracle, x: Tensor, aim: Aim, targets: int, restarts: int) -> Iterator[Aim]:
-    """What each run climbs towards, for the whole chunk: as `aim` says, or each of the `targets`
-    classes that the clean logits rank next after the true one.
+def choose(scene: Scene, targets: int, restarts: int) -> Iterator[Aim]:
+    """What each run climbs towards, for the whole chunk: as the scene's aim says, or each of the
+    `targets` classes that the clean logits rank next after the true one.
 
     Raises ValueError for a goal that has targets of its own, and for more targets than there are
     wrong classes.
     """
+    aim = scene.aim
     if not targets:
         yield from [aim] * restarts
         return
@@ -135,7 +123,7 @@ def likeliest(oracle: Oracle, x: Tensor, aim: Aim, targets: int, restarts: int) 
             f"targets={targets} chooses targets itself, so it serves Untargeted() only; set"
             " targets=0"
         )
-    logits = oracle.logits(x, torch.arange(len(x), device=x.device))
+    logits = scene.oracle.logits(scene.x, scene.rows)
     if targets >= logits.shape[1]:
         raise ValueError(
             f"targets: expected at most {logits.shape[1] - 1} wrong classes, got {targets}"
@@ -178,14 +166,14 @@ def _outset(start: Tensor, centre: Tensor, threat: ThreatModel) -> _Climb:
     )
 
 
-def _remaining(
-    standing: Standing, at: _Climb, logits: Tensor, gradient: Tensor
+def _drop(
+    unbroken: Unbroken, at: _Climb, logits: Tensor, gradient: Tensor
 ) -> tuple[_Climb, Tensor, Tensor]:
-    x, *rest, logits, gradient = standing.drop(at.x, logits, *at[1:], logits, gradient)
+    x, *rest, logits, gradient = unbroken.drop(at.x, logits, *at[1:], logits, gradient)
     return _Climb(x, *rest), logits, gradient
 
 
-def _judged(at: _Climb, loss: Tensor, margins: Tensor, gradient: Tensor) -> _Climb:
+def _judge(at: _Climb, loss: Tensor, margins: Tensor, gradient: Tensor) -> _Climb:
     """Notes whether the last step went up, and keeps the point where it is the best so far."""
     better = loss > at.score  # false for a NaN, so a broken point is never kept
     wide = each(better, at.x)
@@ -199,7 +187,7 @@ def _judged(at: _Climb, loss: Tensor, margins: Tensor, gradient: Tensor) -> _Cli
     )
 
 
-def _checked(at: _Climb, gradient: Tensor, width: int) -> tuple[_Climb, Tensor]:
+def _check(at: _Climb, gradient: Tensor, width: int) -> tuple[_Climb, Tensor]:
     """Halves the step and goes back to the best point where the climb stalls (conditions 1 and
     2)."""
     stalled = (at.rises < RHO * width) | (~at.halved & (at.anchor >= at.score))
@@ -215,7 +203,7 @@ def _checked(at: _Climb, gradient: Tensor, width: int) -> tuple[_Climb, Tensor]:
     return back, at.uphill.where(wide, gradient)
 
 
-def _stepped(at: _Climb, gradient: Tensor, threat: ThreatModel, momentum: float) -> _Climb:
-    z = project(at.x + each(at.step, at.x) * steepest(gradient, threat.norm), at.centre, threat)
+def _step(scene: Scene, at: _Climb, gradient: Tensor, momentum: float) -> _Climb:
+    z = scene.project(at.x + each(at.step, at.x) * scene.threat.steepest(gradient), at.centre)
     moved = at.x + momentum * (z - at.x) + (1 - momentum) * (at.x - at.previous)
-    return at._replace(x=project(moved, at.centre, threat), previous=at.x)
+    return at._replace(x=scene.project(moved, at.centre), previous=at.x)

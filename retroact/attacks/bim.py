@@ -2,7 +2,7 @@
 
 x ← Π(x + step · s(∇_x L(f(x), y))), from x_0 = x (Kurakin et al. 2016, section 2.2). It is PGD
 without the random start, under the name and with the step that its tables use. How the papers ran
-it differs: see `published.Torchattacks13BIM` and `published.ErichsonPGD`.
+it differs: see `torchattacks13.Torchattacks13BIM` and `erichson.ErichsonPGD`.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import ClassVar
 from torch import Tensor
 
 from retroact.attacks.pgd import PGD
-from retroact.crafting.goals import Aim
+from retroact.crafting.attack import Attack
 from retroact.crafting.losses import Loss
-from retroact.crafting.oracle import Oracle
-from retroact.crafting.threat import Access, Norm, ThreatModel
+from retroact.crafting.scene import Scene
+from retroact.crafting.threat import EVERY_NORM, Access
 from retroact.spec import Count, Positive, spec
 
 
 @spec
-class BIM:
+class BIM(Attack):
     """`steps` steps of `relative_step` · eps each; examples leave as soon as their goal is
     reached."""
 
     steps: Count = 10
     relative_step: Positive = 0.2
     loss: Loss = "cross_entropy"
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "budget"
     paper: ClassVar[str] = "Kurakin et al. 2016, arXiv:1607.02533"
@@ -36,8 +36,6 @@ class BIM:
     def passes(self) -> int:
         return self.steps
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
+    def __call__(self, scene: Scene) -> Tensor:
         walk = PGD(self.steps, self.relative_step, random_start=False, loss=self.loss)
-        return walk(oracle, x, aim, threat, index=index, seed=seed)
+        return walk(scene)

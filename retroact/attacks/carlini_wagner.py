@@ -15,17 +15,18 @@ arrive by itself.
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from retroact.crafting.geometry import TINY, dual_norm, each, inward, norm
-from retroact.crafting.goals import Aim
+from retroact.crafting.attack import Attack
+from retroact.crafting.domain import Domain
+from retroact.crafting.geometry import TINY, each
 from retroact.crafting.losses import margin
-from retroact.crafting.oracle import Oracle
+from retroact.crafting.scene import Scene
 from retroact.crafting.smallest import Smallest, cosine
-from retroact.crafting.threat import Access, Norm, ThreatModel
+from retroact.crafting.threat import L2, Access
 from retroact.spec import AtLeast0, Count, Positive, Within, spec
 
 _DOWN, _UP = 1.5, 10.0  # between one c and the next, until it is known from both sides
@@ -35,7 +36,7 @@ _INNER = 0.999
 
 
 @spec
-class CarliniWagner:
+class CarliniWagner(Attack):
     """`search_steps` rounds of `steps` Adam steps of length `learning_rate` (of w), each with its
     own c.
 
@@ -47,7 +48,7 @@ class CarliniWagner:
     confidence: AtLeast0 = 0.0
     learning_rate: Positive = 0.2
     probes: Annotated[int, Within(0)] = 2
-    norms: ClassVar[tuple[Norm, ...]] = ("l2",)
+    norms: ClassVar[tuple[str, ...]] = ("l2",)
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "minimum-norm"
     paper: ClassVar[str] = "Carlini & Wagner 2017, arXiv:1608.04644"
@@ -58,14 +59,12 @@ class CarliniWagner:
     def passes(self) -> int:
         return 1 + self.steps * self.search_steps
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        found = Smallest(x, aim, "l2", self.confidence)
-        rows = torch.arange(len(x), device=x.device)
-        logits, seen, slope = oracle.tangent(x, rows, partial(margin, aim=aim))
-        found.keep(x, logits, rows)
-        length = dual_norm(inward(slope, x), "l2")
+    def __call__(self, scene: Scene) -> Tensor:
+        x, aim, rows = scene.x, scene.aim, scene.rows
+        smallest = Smallest(scene, self.confidence)
+        logits, seen, slope = scene.oracle.tangent(x, rows, partial(margin, aim=aim))
+        smallest.keep(x, logits, rows)
+        length = L2.dual_norm(scene.domain.inward(slope, x))
         away = (margin(seen, aim).abs() + self.confidence) / length
         # in units of 1 / length: so c and all that it is multiplied with are pixels, whatever the
         # logits
@@ -73,58 +72,64 @@ class CarliniWagner:
         rows = rows[c.isfinite()]  # a dead gradient at the clean image leads nowhere
         # Adam's first steps move all of w alike: no farther than a share of the way to the
         # linearised boundary
-        rates = (_REACH * away / norm(2 * x * (1 - x), "l2").clamp_min(TINY)).clamp_max(
-            self.learning_rate
-        )
+        across = L2.size(_stretch(x, scene.domain)).clamp_min(TINY)
+        rates = (_REACH * away / across).clamp_max(self.learning_rate)
         c, low, high = c[rows], torch.zeros_like(c[rows]), torch.full_like(c[rows], torch.inf)
         for left in range(self.search_steps if len(rows) else 0, 0, -1):
-            reached = self._descend(
-                oracle, found, x, aim[rows], rows, c, length[rows], rates[rows], last=left == 1
-            )
+            descent = _Descent(scene, smallest, rows, c, length[rows], rates[rows])
+            reached = self._descend(descent, last=left == 1)
             low, high = c.where(~reached, low), c.where(reached, high)
             c = torch.where(
                 low == 0, high / _DOWN, torch.where(high.isinf(), low * _UP, (low * high).sqrt())
             )
-        found.pull(oracle, self.probes)
-        return found.polish(oracle, self.probes)
+        smallest.pull(self.probes)
+        return smallest.polish(self.probes)
 
-    def _descend(
-        self,
-        oracle: Oracle,
-        found: Smallest,
-        x: Tensor,
-        aim: Aim,
-        rows: Tensor,
-        c: Tensor,
-        length: Tensor,
-        rates: Tensor,
-        *,
-        last: bool,
-    ) -> Tensor:
+    def _descend(self, of: _Descent, *, last: bool) -> Tensor:
         """One round of Adam from the best points so far; returns which examples reached the goal in
         it, bool (m,).
 
         In the last round the steps grow shorter, and one gradient is left over for the polish.
         """
-        clean, w = x[rows], _unbounded(found.x_adv[rows])
-        adam, reached, steps = _Adam(w), torch.zeros_like(c, dtype=torch.bool), self.steps - last
+        domain, aim, clean = of.scene.domain, of.scene.aim[of.rows], of.scene.x[of.rows]
+        w = _leave_box(of.smallest.x_adv[of.rows], domain)
+        adam, reached = _Adam(w), torch.zeros_like(of.c, dtype=torch.bool)
+        steps = self.steps - last
         for i in range(steps):
-            at = _in_box(w)
-            logits, seen, slope = oracle.tangent(at, rows, partial(margin, aim=aim))
-            reached |= found.keep(at, logits, rows)
-            short = c.where(margin(seen, aim) < self.confidence, 0.0)
-            pull = slope.mul_(each(-short / length, at)).add_(at - clean, alpha=2)
-            rate = rates * (cosine(i, steps, 1.0, 0.01) if last else 1.0)
-            w.sub_(adam(pull.mul_(2 * at * (1 - at))).mul_(each(rate, at)))
+            at = _enter_box(w, domain)
+            logits, seen, slope = of.scene.oracle.tangent(at, of.rows, partial(margin, aim=aim))
+            reached |= of.smallest.keep(at, logits, of.rows)
+            short = of.c.where(margin(seen, aim) < self.confidence, 0.0)
+            pull = slope.mul_(each(-short / of.length, at)).add_(at - clean, alpha=2)
+            rate = of.rates * (cosine(i, steps, 1.0, 0.01) if last else 1.0)
+            w.sub_(adam(pull.mul_(_stretch(at, domain))).mul_(each(rate, at)))
         return reached
 
 
-def _unbounded(x: Tensor) -> Tensor:
-    return torch.atanh(_INNER * (2 * x - 1))
+class _Descent(NamedTuple):
+    """What one round needs of the examples `rows` (m,): their constants `c`, the `length` of their
+    first slopes and the `rates` of their steps, (m,) each."""
+
+    scene: Scene
+    smallest: Smallest
+    rows: Tensor
+    c: Tensor
+    length: Tensor
+    rates: Tensor
 
 
-def _in_box(w: Tensor) -> Tensor:
-    return torch.tanh(w).add_(1).div_(2)
+def _leave_box(x: Tensor, domain: Domain) -> Tensor:
+    """The w of x = low + (high − low) (tanh w + 1) / 2."""
+    return torch.atanh(_INNER * (2 * (x - domain.low) / domain.width - 1))
+
+
+def _enter_box(w: Tensor, domain: Domain) -> Tensor:
+    return torch.tanh(w).add_(1).div_(2).mul_(domain.width).add_(domain.low)
+
+
+def _stretch(x: Tensor, domain: Domain) -> Tensor:
+    """dx/dw."""
+    return 2 * (x - domain.low) * (domain.high - x) / domain.width
 
 
 class _Adam:

@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from retroact.crafting.driver import Standing
-from retroact.crafting.geometry import each, project, steepest
-from retroact.crafting.goals import Aim
+from retroact.crafting.attack import Attack
+from retroact.crafting.driver import Unbroken
+from retroact.crafting.geometry import each
 from retroact.crafting.noise import normal, uniform
-from retroact.crafting.oracle import Oracle
-from retroact.crafting.threat import Access, Norm, ThreatModel
+from retroact.crafting.scene import Scene
+from retroact.crafting.threat import EVERY_NORM, L2, Access, ThreatModel
 from retroact.spec import Count, spec
 
 HALVINGS = 10  # of the interval that the scan leaves: three digits more for ten queries
@@ -33,89 +33,68 @@ Path = Callable[[Tensor, Tensor], Tensor]
 
 
 @spec
-class AdditiveUniformNoise:
+class AdditiveUniformNoise(Attack):
     """Noise from [−1, 1], times eps for L_inf, scaled to the length eps for L2; `repeats` draws,
     one has to fool."""
 
     repeats: Count = 1
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     needs: ClassVar[Access] = "decision"
     kind: ClassVar[str] = "budget"
     paper: ClassVar[str] = FOOLBOX
+    shares_radii: ClassVar[bool] = True
 
     @property
     def passes(self) -> int:
         return self.repeats
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        return self.sweep(oracle, x, aim, [threat], index=index, seed=seed)[0]
+    def __call__(self, scene: Scene) -> Tensor:
+        return self.sweep(scene, [scene.threat])[0]
 
-    def sweep(
-        self,
-        oracle: Oracle,
-        x: Tensor,
-        aim: Aim,
-        threats: Sequence[ThreatModel],
-        *,
-        index: Tensor,
-        seed: int,
-    ) -> list[Tensor]:
+    def sweep(self, scene: Scene, threats: Sequence[ThreatModel]) -> list[Tensor]:
         """One direction serves every eps."""
 
         def draw(stream: int) -> Tensor:
-            d = uniform(tuple(x.shape[1:]), index, seed, stream) * 2 - 1
-            return d if threats[0].norm == "linf" else steepest(d, "l2")
+            return scene.threat.draw(scene.domain.shape, scene.index, scene.seed, stream)
 
-        return _noised(oracle, x, aim, threats, self.repeats, draw)
+        return _add_noise(scene, threats, self.repeats, draw)
 
 
 @spec
-class AdditiveGaussianNoise:
+class AdditiveGaussianNoise(Attack):
     """A direction drawn evenly from the sphere, eps long (L2 only); `repeats` draws, one has to
     fool."""
 
     repeats: Count = 1
-    norms: ClassVar[tuple[Norm, ...]] = ("l2",)
+    norms: ClassVar[tuple[str, ...]] = ("l2",)
     needs: ClassVar[Access] = "decision"
     kind: ClassVar[str] = "budget"
     paper: ClassVar[str] = FOOLBOX
+    shares_radii: ClassVar[bool] = True
 
     @property
     def passes(self) -> int:
         return self.repeats
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        return self.sweep(oracle, x, aim, [threat], index=index, seed=seed)[0]
+    def __call__(self, scene: Scene) -> Tensor:
+        return self.sweep(scene, [scene.threat])[0]
 
-    def sweep(
-        self,
-        oracle: Oracle,
-        x: Tensor,
-        aim: Aim,
-        threats: Sequence[ThreatModel],
-        *,
-        index: Tensor,
-        seed: int,
-    ) -> list[Tensor]:
+    def sweep(self, scene: Scene, threats: Sequence[ThreatModel]) -> list[Tensor]:
         """One direction serves every eps."""
 
         def draw(stream: int) -> Tensor:
-            return steepest(normal(tuple(x.shape[1:]), index, seed, stream), "l2")
+            return L2.steepest(normal(scene.domain.shape, scene.index, scene.seed, stream))
 
-        return _noised(oracle, x, aim, threats, self.repeats, draw)
+        return _add_noise(scene, threats, self.repeats, draw)
 
 
 @spec
-class SaltAndPepper:
+class SaltAndPepper(Attack):
     """Ever more entries at 0 or 1, half each, in an order drawn once; `steps` levels up to all of
     them."""
 
     steps: Count = 50
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     needs: ClassVar[Access] = "decision"
     kind: ClassVar[str] = "minimum-norm"
     paper: ClassVar[str] = FOOLBOX
@@ -124,24 +103,23 @@ class SaltAndPepper:
     def passes(self) -> int:
         return self.steps + HALVINGS
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        drawn = uniform(tuple(x.shape[1:]), index, seed)
+    def __call__(self, scene: Scene) -> Tensor:
+        x, (low, high) = scene.x, (scene.domain.low, scene.domain.high)
+        drawn = uniform(scene.domain.shape, scene.index, scene.seed)
 
         def path(rows: Tensor, level: Tensor) -> Tensor:
             half = each(level / 2, x)
-            return x[rows].where(drawn[rows] >= half, 0.0).where(drawn[rows] <= 1 - half, 1.0)
+            return x[rows].where(drawn[rows] >= half, low).where(drawn[rows] <= 1 - half, high)
 
-        return _first(oracle, x, aim, path, self.steps)
+        return _search(scene, path, self.steps)
 
 
 @spec
-class GaussianBlur:
+class GaussianBlur(Attack):
     """A Gaussian blur, from none to a width σ as large as the image; edges weigh what is inside."""
 
     steps: Count = 50
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     needs: ClassVar[Access] = "decision"
     kind: ClassVar[str] = "minimum-norm"
     paper: ClassVar[str] = FOOLBOX
@@ -150,23 +128,23 @@ class GaussianBlur:
     def passes(self) -> int:
         return self.steps + HALVINGS
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        def path(rows: Tensor, level: Tensor) -> Tensor:
-            sigma = level * max(x.shape[2:])
-            down, across = (_weights(size, sigma)[:, None] for size in x.shape[2:])
-            return (down @ x[rows] @ across.mT).clamp(0.0, 1.0)
+    def __call__(self, scene: Scene) -> Tensor:
+        _, *sides = scene.domain.image(self)
 
-        return _first(oracle, x, aim, path, self.steps)
+        def path(rows: Tensor, level: Tensor) -> Tensor:
+            sigma = level * max(sides)
+            down, across = (_weights(side, sigma)[:, None] for side in sides)
+            return scene.clamp(down @ scene.x[rows] @ across.mT)
+
+        return _search(scene, path, self.steps)
 
 
 @spec
-class Contrast:
+class Contrast(Attack):
     """Contrast taken away: x + level · (½ − x), from the image to plain gray."""
 
     steps: Count = 50
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     needs: ClassVar[Access] = "decision"
     kind: ClassVar[str] = "minimum-norm"
     paper: ClassVar[str] = FOOLBOX
@@ -175,39 +153,37 @@ class Contrast:
     def passes(self) -> int:
         return self.steps + HALVINGS
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        def path(rows: Tensor, level: Tensor) -> Tensor:
-            return x[rows].lerp(torch.full_like(x[rows], 0.5), each(level, x))
+    def __call__(self, scene: Scene) -> Tensor:
+        x, gray = scene.x, scene.domain.middle
 
-        return _first(oracle, x, aim, path, self.steps)
+        def path(rows: Tensor, level: Tensor) -> Tensor:
+            return x[rows].lerp(torch.full_like(x[rows], gray), each(level, x))
+
+        return _search(scene, path, self.steps)
 
 
 @spec
-class Inversion:
+class Inversion(Attack):
     """The negative, 1 − x (Hosseini et al. 2017): one image, no search and no query."""
 
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     needs: ClassVar[Access] = "decision"
     kind: ClassVar[str] = "minimum-norm"
     paper: ClassVar[str] = "Hosseini et al. 2017, arXiv:1703.06857"
     passes: ClassVar[int] = 1
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        return 1 - x
+    def __call__(self, scene: Scene) -> Tensor:
+        return scene.domain.low + scene.domain.high - scene.x
 
 
 @spec
-class BlendedNoise:
+class BlendedNoise(Attack):
     """x + level · (u − x) for an image u of uniform noise: the first of `draws` that fools by
     itself is blended in."""
 
     steps: Count = 50
     draws: Count = 50
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     needs: ClassVar[Access] = "decision"
     kind: ClassVar[str] = "minimum-norm"
     paper: ClassVar[str] = FOOLBOX
@@ -216,13 +192,12 @@ class BlendedNoise:
     def passes(self) -> int:
         return self.draws + self.steps + HALVINGS
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        far, rows = x.clone(), torch.arange(len(x), device=x.device)
+    def __call__(self, scene: Scene) -> Tensor:
+        x, domain, far, rows = scene.x, scene.domain, scene.x.clone(), scene.rows
         for stream in range(self.draws):
-            noise = uniform(tuple(x.shape[1:]), index[rows], seed, stream)
-            fooled = _fooled(oracle, noise, rows, aim)
+            drawn = uniform(domain.shape, scene.index[rows], scene.seed, stream)
+            noise = domain.low + domain.width * drawn
+            fooled = _is_fooled(scene, noise, rows)
             far[rows[fooled]] = noise[fooled].to(x)
             rows = rows[~fooled]
             if not len(rows):
@@ -231,62 +206,56 @@ class BlendedNoise:
         def path(rows: Tensor, level: Tensor) -> Tensor:
             return x[rows].lerp(far[rows], each(level, x))
 
-        return _first(oracle, x, aim, path, self.steps)
+        return _search(scene, path, self.steps)
 
 
-def _noised(
-    oracle: Oracle,
-    x: Tensor,
-    aim: Aim,
-    threats: Sequence[ThreatModel],
-    repeats: int,
-    draw: Callable[[int], Tensor],
+def _add_noise(
+    scene: Scene, threats: Sequence[ThreatModel], repeats: int, draw: Callable[[int], Tensor]
 ) -> list[Tensor]:
     """x + eps · draw for each eps; with repeats, for each example the first draw that fools, else
     the last."""
-    standings, last = [Standing(x, aim) for _ in threats], [x] * len(threats)
+    x, parts, last = scene.x, [Unbroken(scene) for _ in threats], [scene.x] * len(threats)
     for stream in range(repeats):
         direction = draw(stream)
-        for i, (standing, threat) in enumerate(zip(standings, threats, strict=True)):
-            rows = standing.rows
-            last[i] = project(x[rows] + threat.eps * direction[rows], x[rows], threat)
+        for i, (unbroken, threat) in enumerate(zip(parts, threats, strict=True)):
+            rows = unbroken.rows
+            moved = x[rows] + threat.eps * direction[rows]
+            last[i] = threat.project(moved, x[rows], scene.domain)
             if len(rows) and stream + 1 < repeats:
-                (last[i],) = standing.drop(last[i], _votes(oracle.decisions(last[i], rows)))
-    return [standing.finish(tried) for standing, tried in zip(standings, last, strict=True)]
+                decisions = scene.oracle.decisions(last[i], rows)
+                (last[i],) = unbroken.drop(last[i], _votes(decisions))
+    return [unbroken.finish(tried) for unbroken, tried in zip(parts, last, strict=True)]
 
 
-def _first(oracle: Oracle, x: Tensor, aim: Aim, path: Path, steps: int) -> Tensor:
-    """The first image along the path that fools, of each example; the clean image where none
-    does."""
-    high = x.new_zeros(len(x))
-    rows = torch.arange(len(x), device=x.device)
+def _search(scene: Scene, path: Path, steps: int) -> Tensor:
+    """The first example along the path that fools, of each; the clean one where none does."""
+    high = scene.x.new_zeros(len(scene))
+    rows = scene.rows
     for step in range(1, steps + 1):
-        level = x.new_full((len(rows),), step / steps)
-        fooled = _fooled(oracle, path(rows, level), rows, aim)
+        level = scene.x.new_full((len(rows),), step / steps)
+        fooled = _is_fooled(scene, path(rows, level), rows)
         high[rows[fooled]] = step / steps
         rows = rows[~fooled]
         if not len(rows):
             break
     rows = high.nonzero()[:, 0]
     if len(rows):
-        high[rows] = _sharpened(oracle, aim, path, rows, high[rows] - 1 / steps, high[rows])
-    found = x.clone()
-    found[rows] = path(rows, high[rows])
-    return found
+        high[rows] = _bisect(scene, path, rows, high[rows] - 1 / steps, high[rows])
+    x_adv = scene.x.clone()
+    x_adv[rows] = path(rows, high[rows])
+    return x_adv
 
 
-def _sharpened(
-    oracle: Oracle, aim: Aim, path: Path, rows: Tensor, low: Tensor, high: Tensor
-) -> Tensor:
+def _bisect(scene: Scene, path: Path, rows: Tensor, low: Tensor, high: Tensor) -> Tensor:
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        fooled = _fooled(oracle, path(rows, middle), rows, aim)
+        fooled = _is_fooled(scene, path(rows, middle), rows)
         low, high = low.where(fooled, middle), middle.where(fooled, high)
     return high
 
 
-def _fooled(oracle: Oracle, x: Tensor, rows: Tensor, aim: Aim) -> Tensor:
-    return aim[rows].reached(_votes(oracle.decisions(x, rows)))
+def _is_fooled(scene: Scene, x: Tensor, rows: Tensor) -> Tensor:
+    return scene.aim[rows].reached(_votes(scene.oracle.decisions(x, rows)))
 
 
 def _votes(decisions: Tensor) -> Tensor:

@@ -17,17 +17,17 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from retroact.crafting.geometry import TINY, each, norm, steepest
-from retroact.crafting.goals import Aim
+from retroact.crafting.attack import Attack
+from retroact.crafting.geometry import TINY, each
 from retroact.crafting.losses import Loss, loss_of
-from retroact.crafting.oracle import Oracle
+from retroact.crafting.scene import Scene
 from retroact.crafting.smallest import Smallest, cosine
-from retroact.crafting.threat import Access, Norm, ThreatModel
+from retroact.crafting.threat import L2, Access
 from retroact.spec import Count, Positive, Within, spec
 
 
 @spec
-class DDN:
+class DDN(Attack):
     """`steps` gradients from a first norm `init` (L2, pixels), which changes by the part `gamma` at
     each step.
 
@@ -42,7 +42,7 @@ class DDN:
     loss: Loss = "scaled_log_odds"
     probes: Annotated[int, Within(0)] = 2
     step_size: Annotated[float, Within(0.01)] = 3.0
-    norms: ClassVar[tuple[Norm, ...]] = ("l2",)
+    norms: ClassVar[tuple[str, ...]] = ("l2",)
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "minimum-norm"
     paper: ClassVar[str] = "Rony et al. 2019, arXiv:1811.09600"
@@ -54,26 +54,21 @@ class DDN:
     def passes(self) -> int:
         return self.steps + (self.probes > 0)  # the polish takes one
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        found, loss = Smallest(x, aim, "l2"), loss_of(self.loss)
-        rows, at = torch.arange(len(x), device=x.device), x
+    def __call__(self, scene: Scene) -> Tensor:
+        x, smallest, loss = scene.x, Smallest(scene), loss_of(self.loss)
+        rows, at = scene.rows, x
         size = x.new_full((len(x),), self.init)
         for i in range(self.steps):
-            logits, gradient = oracle.gradient(at, rows, partial(loss, aim=aim[rows]))
-            hit = found.keep(at, logits, rows)
+            climbed = partial(loss, aim=scene.aim[rows])
+            logits, gradient = scene.oracle.gradient(at, rows, climbed)
+            hit = smallest.keep(at, logits, rows)
             size = torch.where(hit, size * (1 - self.gamma), size * (1 + self.gamma))
-            d = (
-                at
-                - x[rows]
-                + cosine(i, self.steps, self.step_size, 0.01) * steepest(gradient, "l2")
-            )
-            moved = norm(d, "l2") > 0
+            d = at - x[rows] + cosine(i, self.steps, self.step_size, 0.01) * L2.steepest(gradient)
+            moved = L2.size(d) > 0
             if not moved.all():  # no gradient at the clean image: there never will be one
                 rows, d, size = rows[moved], d[moved], size[moved]
             if len(rows) == 0:
                 break
-            at = (x[rows] + each(size / norm(d, "l2").clamp_min(TINY), d) * d).clamp(0.0, 1.0)
-        found.pull(oracle, self.probes)
-        return found.polish(oracle, self.probes)
+            at = scene.clamp(x[rows] + each(size / L2.size(d).clamp_min(TINY), d) * d)
+        smallest.pull(self.probes)
+        return smallest.polish(self.probes)

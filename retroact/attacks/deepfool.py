@@ -4,7 +4,7 @@ At x, with gaps g_j = f_y − f_j and slopes w_j = ∇(f_j − f_y), the nearest
 that of l = argmin_j g_j / ‖w_j‖_q; r ← r + (g_l / ‖w_l‖_q) · s(w_l) and x ← clip(x_0 + (1 +
 overshoot) r).
 
-Three things make it cheap. Examples leave as soon as they are beaten. Several slopes at one point
+Three things make it cheap. Examples leave as soon as they are broken. Several slopes at one point
 cost one forward pass. And not every class is asked for its slope: classes are ranked by g_j over
 the length that their slope had when it was last seen, and those that seem much farther than the
 best are not asked at all.
@@ -18,11 +18,13 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from retroact.crafting.geometry import dual_norm, each, norm, steepest
+from retroact.crafting.attack import Attack
+from retroact.crafting.geometry import each
 from retroact.crafting.goals import Aim
-from retroact.crafting.oracle import Graph, Oracle
+from retroact.crafting.oracle import Graph
+from retroact.crafting.scene import Scene
 from retroact.crafting.smallest import Smallest
-from retroact.crafting.threat import Access, Norm, ThreatModel
+from retroact.crafting.threat import EVERY_NORM, Access, ThreatModel
 from retroact.spec import AtLeast0, Count, Within, spec
 
 # of the perturbation so far, added to each step: steps from inside never quite arrive
@@ -35,7 +37,7 @@ _FEW = 0.5
 
 
 @spec
-class DeepFool:
+class DeepFool(Attack):
     """At most `steps` steps to the nearest linearised boundary among the `candidates` likeliest
     classes.
 
@@ -47,7 +49,7 @@ class DeepFool:
     candidates: Annotated[int, Within(2)] = 10
     overshoot: AtLeast0 = 0.02
     probes: Annotated[int, Within(0)] = 2
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "minimum-norm"
     paper: ClassVar[str] = "Moosavi-Dezfooli et al. 2016, arXiv:1511.04599"
@@ -60,24 +62,23 @@ class DeepFool:
     def passes(self) -> int:
         return self.steps * (self.candidates - 1) + (self.probes > 0)  # the polish takes one
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        found, p = Smallest(x, aim, threat.norm), threat.norm
-        rows, at, r, lengths = torch.arange(len(x), device=x.device), x, torch.zeros_like(x), None
+    def __call__(self, scene: Scene) -> Tensor:
+        x, threat, smallest = scene.x, scene.threat, Smallest(scene)
+        rows, at, r, lengths = scene.rows, x, torch.zeros_like(x), None
         for _ in range(self.steps):
-            near = _Nearest(oracle.graph(at, rows), at, aim[rows], p, self.candidates, lengths)
-            go = near.search(~found.keep(at, near.logits, rows))
+            graph, aim = scene.oracle.graph(at, rows), scene.aim[rows]
+            near = _Nearest(graph, at, aim, threat, self.candidates, lengths)
+            go = near.search(~smallest.keep(at, near.logits, rows))
             rows, r, lengths = rows[go], r[go], near.lengths[go]
             if len(rows) == 0:
                 break
-            step = near.distance[go] + _NUDGE * norm(r, p) + 1e-6
-            r = r + each(step, r) * steepest(near.slope[go], p)
-            at = (x[rows] + (1 + self.overshoot) * r).clamp(0.0, 1.0)
+            step = near.distance[go] + _NUDGE * threat.size(r) + 1e-6
+            r = r + each(step, r) * threat.steepest(near.slope[go])
+            at = scene.clamp(x[rows] + (1 + self.overshoot) * r)
         else:
-            found.keep(at, oracle.logits(at, rows), rows)
-        found.pull(oracle, self.probes)
-        return found.polish(oracle, self.probes)
+            smallest.keep(at, scene.oracle.logits(at, rows), rows)
+        smallest.pull(self.probes)
+        return smallest.polish(self.probes)
 
 
 class _Nearest:
@@ -87,9 +88,15 @@ class _Nearest:
     """
 
     def __init__(
-        self, graph: Graph, x: Tensor, aim: Aim, p: Norm, candidates: int, lengths: Tensor | None
+        self,
+        graph: Graph,
+        x: Tensor,
+        aim: Aim,
+        threat: ThreatModel,
+        candidates: int,
+        lengths: Tensor | None,
     ) -> None:
-        self._graph, self._aim, self._p = graph, aim, p
+        self._graph, self._aim, self._threat = graph, aim, threat
         self.logits = graph.logits
         self.lengths = torch.zeros_like(self.logits) if lengths is None else lengths
         # of the classes not asked yet; infinite once asked
@@ -123,7 +130,7 @@ class _Nearest:
         return classes, (alive[among] & best.isfinite() & (best < far)).nonzero()[:, 0]
 
     def _learn(self, rows: Tensor, classes: Tensor, slope: Tensor) -> None:
-        length = dual_norm(slope, self._p)
+        length = self._threat.dual_norm(slope)
         distance = self._gaps[rows, classes] / length
         better = (length > 0) & (distance < self.distance[rows])
         self.distance[rows[better]], self.slope[rows[better]] = distance[better], slope[better]

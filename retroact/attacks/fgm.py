@@ -13,38 +13,28 @@ from typing import ClassVar
 from torch import Tensor
 
 from retroact.attacks.fgsm import FGSM
-from retroact.crafting.goals import Aim
+from retroact.crafting.attack import Attack
 from retroact.crafting.losses import Loss
-from retroact.crafting.oracle import Oracle
-from retroact.crafting.threat import Access, Norm, ThreatModel
+from retroact.crafting.scene import Scene
+from retroact.crafting.threat import Access, ThreatModel
 from retroact.spec import spec
 
 
 @spec
-class FGM:
+class FGM(Attack):
     """One step of L2 length eps along the gradient of the loss."""
 
     loss: Loss = "cross_entropy"
-    norms: ClassVar[tuple[Norm, ...]] = ("l2",)
+    norms: ClassVar[tuple[str, ...]] = ("l2",)
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "budget"
     paper: ClassVar[str] = "Miyato et al. 2016, arXiv:1605.07725"
     passes: ClassVar[int] = 1
+    shares_radii: ClassVar[bool] = True
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        return FGSM(self.loss)(oracle, x, aim, threat, index=index, seed=seed)
+    def __call__(self, scene: Scene) -> Tensor:
+        return FGSM(self.loss)(scene)
 
-    def sweep(
-        self,
-        oracle: Oracle,
-        x: Tensor,
-        aim: Aim,
-        threats: Sequence[ThreatModel],
-        *,
-        index: Tensor,
-        seed: int,
-    ) -> list[Tensor]:
+    def sweep(self, scene: Scene, threats: Sequence[ThreatModel]) -> list[Tensor]:
         """One gradient serves every eps."""
-        return FGSM(self.loss).sweep(oracle, x, aim, threats, index=index, seed=seed)
+        return FGSM(self.loss).sweep(scene, threats)

@@ -10,45 +10,34 @@ from collections.abc import Sequence
 from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from retroact.crafting.geometry import project, steepest
-from retroact.crafting.goals import Aim
+from retroact.crafting.attack import Attack
 from retroact.crafting.losses import Loss, loss_of
-from retroact.crafting.oracle import Oracle
-from retroact.crafting.threat import Access, Norm, ThreatModel
+from retroact.crafting.scene import Scene
+from retroact.crafting.threat import EVERY_NORM, Access, ThreatModel
 from retroact.spec import spec
 
 
 @spec
-class FGSM:
+class FGSM(Attack):
     """One step of length eps along the steepest direction of the loss; no random start."""
 
     loss: Loss = "cross_entropy"
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "budget"
     paper: ClassVar[str] = "Goodfellow et al. 2014, arXiv:1412.6572"
     passes: ClassVar[int] = 1
     starts_clean: ClassVar[bool] = True
+    shares_radii: ClassVar[bool] = True
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        return self.sweep(oracle, x, aim, [threat], index=index, seed=seed)[0]
+    def __call__(self, scene: Scene) -> Tensor:
+        return self.sweep(scene, [scene.threat])[0]
 
-    def sweep(
-        self,
-        oracle: Oracle,
-        x: Tensor,
-        aim: Aim,
-        threats: Sequence[ThreatModel],
-        *,
-        index: Tensor,
-        seed: int,
-    ) -> list[Tensor]:
+    def sweep(self, scene: Scene, threats: Sequence[ThreatModel]) -> list[Tensor]:
         """One gradient serves every eps."""
-        rows = torch.arange(len(x), device=x.device)
-        _, gradient = oracle.gradient(x, rows, partial(loss_of(self.loss), aim=aim))
-        return [project(x + t.eps * steepest(gradient, t.norm), x, t) for t in threats]
+        x, climbed = scene.x, partial(loss_of(self.loss), aim=scene.aim)
+        _, gradient = scene.oracle.gradient(x, scene.rows, climbed)
+        way = scene.threat.steepest(gradient)
+        return [t.project(x + t.eps * way, x, scene.domain) for t in threats]

@@ -18,19 +18,17 @@ from typing import Annotated, ClassVar
 import torch
 from torch import Tensor
 
-from retroact.crafting.geometry import TINY, dual_norm, each, inward, norm, steepest
-from retroact.crafting.goals import Aim
+from retroact.crafting.attack import Attack
+from retroact.crafting.geometry import each
 from retroact.crafting.losses import margin
-from retroact.crafting.oracle import Oracle
+from retroact.crafting.scene import Scene
 from retroact.crafting.smallest import Smallest, cosine
-from retroact.crafting.threat import Access, Norm, ThreatModel
+from retroact.crafting.threat import EVERY_NORM, L2, Access
 from retroact.spec import Count, Positive, Within, spec
-
-_STEP: dict[Norm, float] = {"l2": 1.0, "linf": 5.0}
 
 
 @spec
-class FMN:
+class FMN(Attack):
     """`steps` gradients; the first step is `step_size` long (L2, pixels; None: 1 for the L2 norm, 5
     for L_inf, whose ball a step leaves in most pixels at once), the last a hundredth of it.
 
@@ -42,7 +40,7 @@ class FMN:
     step_size: Positive | None = None
     gamma: Annotated[float, Within(0.001, 1.0)] = 0.05
     probes: Annotated[int, Within(0)] = 2
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "minimum-norm"
     paper: ClassVar[str] = "Pintor et al. 2021, arXiv:2102.12827"
@@ -53,18 +51,17 @@ class FMN:
     def passes(self) -> int:
         return self.steps + (self.probes > 0)  # the polish takes one
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        found, p = Smallest(x, aim, threat.norm), threat.norm
-        rows, at = torch.arange(len(x), device=x.device), x
-        radius, first = torch.full_like(found.size, torch.inf), self.step_size or _STEP[p]
+    def __call__(self, scene: Scene) -> Tensor:
+        x, aim, threat, smallest = scene.x, scene.aim, scene.threat, Smallest(scene)
+        rows, at = scene.rows, x
+        radius, first = torch.full_like(smallest.size, torch.inf), self.step_size or threat.stride
         for i in range(self.steps):
-            logits, seen, gradient = oracle.tangent(at, rows, partial(margin, aim=aim[rows]))
-            gradient = inward(gradient, at)
-            hit = found.keep(at, logits, rows)
-            d, best = at - x[rows], found.size[rows]
-            edge = norm(d, p) + margin(seen, aim[rows]).abs() / dual_norm(gradient, p)
+            climbed = partial(margin, aim=aim[rows])
+            logits, seen, gradient = scene.oracle.tangent(at, rows, climbed)
+            gradient = scene.domain.inward(gradient, at)
+            hit = smallest.keep(at, logits, rows)
+            d, best = at - x[rows], smallest.size[rows]
+            edge = threat.size(d) + climbed(seen).abs() / threat.dual_norm(gradient)
             gamma = cosine(i, self.steps, self.gamma, 0.001)
             inside = torch.minimum(radius * (1 - gamma), best)
             radius = inside.where(hit, (edge.where(best.isinf(), radius) * (1 + gamma))).nan_to_num(
@@ -72,18 +69,12 @@ class FMN:
             )
             # a dead place is left along the ray
             d = torch.where(each(edge.isfinite(), d), d, (1 + gamma) * d)
-            d = d + cosine(i, self.steps, first, first / 100) * steepest(gradient, "l2")
-            moved = norm(d, p) > 0
+            d = d + cosine(i, self.steps, first, first / 100) * L2.steepest(gradient)
+            moved = threat.size(d) > 0
             if not moved.all():  # no gradient at the clean image: there never will be one
                 rows, d, radius = rows[moved], d[moved], radius[moved]
             if len(rows) == 0:
                 break
-            at = (x[rows] + _cut(d, radius, p)).clamp(0.0, 1.0)
-        found.pull(oracle, self.probes)
-        return found.polish(oracle, self.probes)
-
-
-def _cut(d: Tensor, radius: Tensor, p: Norm) -> Tensor:
-    if p == "linf":
-        return torch.clamp(d, -each(radius, d), each(radius, d))
-    return each((radius / norm(d, "l2").clamp_min(TINY)).clamp_max(1.0), d) * d
+            at = scene.clamp(x[rows] + threat.cut(d, radius))
+        smallest.pull(self.probes)
+        return smallest.polish(self.probes)

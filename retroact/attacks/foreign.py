@@ -22,18 +22,18 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from retroact.crafting.attack import Attack
 from retroact.crafting.drawing import drawing
-from retroact.crafting.geometry import project
-from retroact.crafting.goals import Aim
 from retroact.crafting.oracle import Oracle
-from retroact.crafting.threat import Access, Norm, ThreatModel
+from retroact.crafting.scene import Scene
+from retroact.crafting.threat import Access, ThreatModel
 from retroact.spec import SpecError, spec
 
 Version = Literal["standard", "plus", "rand"]
 
 
 @spec
-class Foolbox:
+class Foolbox(Attack):
     """The attack `name` of foolbox.attacks with its `options`, also as keywords:
     Foolbox("DDNAttack", steps=50).
 
@@ -46,10 +46,11 @@ class Foolbox:
 
     name: str
     options: tuple[Any, ...] = ()
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "budget"
     paper: ClassVar[str] = "Rauber et al. 2020, doi:10.21105/joss.02607"
+    shares_radii: ClassVar[bool] = True
 
     def __init__(self, name: str, options: Sequence[tuple[str, Any]] = (), **more: Any) -> None:
         pairs = tuple(options) + tuple(more.items())
@@ -73,44 +74,37 @@ class Foolbox:
         """The option `steps`, where it is given: foolbox does not say what its attacks cost."""
         return int(dict(self.options).get("steps", 50))
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        return self.sweep(oracle, x, aim, [threat], index=index, seed=seed)[0]
+    def __call__(self, scene: Scene) -> Tensor:
+        return self.sweep(scene, [scene.threat])[0]
 
-    def sweep(
-        self,
-        oracle: Oracle,
-        x: Tensor,
-        aim: Aim,
-        threats: Sequence[ThreatModel],
-        *,
-        index: Tensor,
-        seed: int,
-    ) -> list[Tensor]:
+    def sweep(self, scene: Scene, threats: Sequence[ThreatModel]) -> list[Tensor]:
         """All eps in one call, as foolbox takes them."""
         foolbox = _module("foolbox", "foolbox")
-        attack = self._attack(foolbox, threats[0])
-        net = foolbox.PyTorchModel(_Seen(oracle, len(x)).eval(), bounds=(0, 1), device=x.device)
+        x, aim, domain, index = scene.x, scene.aim, scene.domain, scene.index
+        attack = self._build(foolbox, scene.threat)
+        bounds = (domain.low, domain.high)
+        shown = _Shown(scene.oracle, len(x)).eval()
+        net = foolbox.PyTorchModel(shown, bounds=bounds, device=x.device)
         if aim.targets is None:
             criterion = foolbox.criteria.Misclassification(aim.labels)
         else:
             criterion = foolbox.criteria.TargetedMisclassification(aim.targets)
-        with drawing(_own_seed(seed, index), index.device):
+        with drawing(_own_seed(scene.seed, index), index.device):
             _, clipped, _ = attack(net, x, criterion, epsilons=[t.eps for t in threats])
-        return [project(found.detach(), x, t) for found, t in zip(clipped, threats, strict=True)]
+        pairs = zip(clipped, threats, strict=True)
+        return [t.project(x_adv.detach(), x, domain) for x_adv, t in pairs]
 
-    def _attack(self, foolbox: Any, threat: ThreatModel) -> Any:
-        made: Callable[..., Any] | None = getattr(foolbox.attacks, self.name, None)
-        if made is None:
+    def _build(self, foolbox: Any, threat: ThreatModel) -> Any:
+        theirs: Callable[..., Any] | None = getattr(foolbox.attacks, self.name, None)
+        if theirs is None:
             known = ", ".join(n for n in dir(foolbox.attacks) if n.endswith("Attack"))
             raise ValueError(
                 f"foolbox {foolbox.__version__} has no attack {self.name!r}; it has {known}"
             )
         options = dict(self.options)
-        if "distance" in inspect.signature(made).parameters:
+        if "distance" in inspect.signature(theirs).parameters:
             options["distance"] = getattr(foolbox.distances, options.get("distance", threat.norm))
-        attack = made(**options)
+        attack = theirs(**options)
         wanted = getattr(foolbox.distances, threat.norm).p
         if attack.distance.p != wanted:
             raise ValueError(
@@ -120,7 +114,7 @@ class Foolbox:
 
 
 @spec
-class AutoAttack:
+class AutoAttack(Attack):
     """AutoAttack of pyautoattack: "standard" (APGD-CE, APGD-T, FAB-T, Square-5000), "plus", or
     "rand" for randomised nets. Untargeted only. Raises ModuleNotFoundError without pyautoattack,
     and ValueError for fewer than 4 classes ("rand": 3), since its DLR losses compare so many
@@ -128,7 +122,7 @@ class AutoAttack:
     """
 
     version: Version = "standard"
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "budget"
     paper: ClassVar[str] = "Croce & Hein 2020, arXiv:2003.01690"
@@ -140,22 +134,21 @@ class AutoAttack:
             self.version
         ]
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        if aim.targets is not None:
+    def __call__(self, scene: Scene) -> Tensor:
+        x, index = scene.x, scene.index
+        if scene.aim.targets is not None:
             raise ValueError(
                 "AutoAttack chooses its targets itself, so it serves Untargeted() only; use APGD"
             )
         pyautoattack = _module("pyautoattack", "autoattack")
-        net = _Seen(oracle, len(x)).eval()
+        net = _Shown(scene.oracle, len(x)).eval()
         classes = self._classes(net(x[:1]))
-        own = _own_seed(seed, index)
+        own = _own_seed(scene.seed, index)
         with drawing(own, index.device), _quiet():
             ensemble = pyautoattack.AutoAttack(
                 net,
-                norm={"linf": "Linf", "l2": "L2"}[threat.norm],
-                eps=threat.eps,
+                norm=type(scene.threat).__name__,
+                eps=scene.threat.eps,
                 seed=own,
                 version=self.version,
                 device=x.device,
@@ -163,21 +156,21 @@ class AutoAttack:
             for targeted in (ensemble.apgd_targeted, ensemble.fab):
                 targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
             x_adv, _ = ensemble.run_standard_evaluation(
-                x.contiguous(), aim.labels, batch_size=len(x)
+                x.contiguous(), scene.aim.labels, batch_size=len(x)
             )
-        return project(x_adv.detach(), x, threat)
+        return scene.project(x_adv.detach(), x)
 
     def _classes(self, logits: Tensor) -> int:
-        needs, found = 3 if self.version == "rand" else 4, logits.shape[1]
-        if found < needs:
+        needs, k = 3 if self.version == "rand" else 4, logits.shape[1]
+        if k < needs:
             raise ValueError(
-                f'{self} needs at least {needs} classes, got {found}; use APGD(loss="margin") and'
+                f'{self} needs at least {needs} classes, got {k}; use APGD(loss="margin") and'
                 " Square() instead"
             )
-        return found
+        return k
 
 
-class _Seen(nn.Module):
+class _Shown(nn.Module):
     """The oracle as a module with a gradient: what a foreign attack is given in place of the
     network."""
 

@@ -9,22 +9,22 @@ that is judged, whose mean over the steps smooths the jumps.
 
 from __future__ import annotations
 
-import math
 from functools import partial
 from typing import Annotated, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from retroact.attacks.apgd import likeliest
-from retroact.crafting.driver import Standing
-from retroact.crafting.geometry import each, nonzero, project, random_start, steepest
+from retroact.attacks.apgd import choose
+from retroact.crafting.attack import Attack
+from retroact.crafting.driver import Unbroken
+from retroact.crafting.geometry import each, nonzero
 from retroact.crafting.goals import Aim
 from retroact.crafting.losses import Loss, loss_of, margin
 from retroact.crafting.noise import uniform
-from retroact.crafting.oracle import Oracle
+from retroact.crafting.scene import Scene
 from retroact.crafting.smallest import cosine
-from retroact.crafting.threat import Access, Norm, ThreatModel
+from retroact.crafting.threat import EVERY_NORM, Access
 from retroact.spec import AtLeast0, Count, UnitInterval, Within, spec
 
 _LAST = 0.02  # of eps: the length of the last step
@@ -35,7 +35,7 @@ _NOISE = 600_000_011  # streams of their own, so that starts do not move with th
 
 
 @spec
-class Momentum:
+class Momentum(Attack):
     """`steps` gradients from each of `restarts` random starts, the running mean keeping `mu` of
     itself.
 
@@ -53,7 +53,7 @@ class Momentum:
     loss: Loss = "margin"
     finish: Annotated[int, Within(0)] = 0
     noise: AtLeast0 = 0.0
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "budget"
     paper: ClassVar[str] = "Dong et al. 2018, arXiv:1710.06081"
@@ -62,78 +62,67 @@ class Momentum:
     def passes(self) -> int:
         return self.restarts * (self.steps * max(1, self.targets) + self.finish)
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        at, runs = (
-            _Chunk(oracle, x, Standing(x, aim), _Best(x), threat, index, seed),
-            max(1, self.targets),
-        )
-        for run, towards in enumerate(likeliest(oracle, x, aim, self.targets, self.restarts)):
-            rows = at.standing.rows
+    def __call__(self, scene: Scene) -> Tensor:
+        at, runs = _Chunk(scene, Unbroken(scene), _Best(scene.x)), max(1, self.targets)
+        for run, towards in enumerate(choose(scene, self.targets, self.restarts)):
+            rows = at.unbroken.rows
             if not len(rows):
                 break
             start = at.best.x[rows]
             if run % runs == 0:
-                start = random_start(x[rows], threat, index[rows], seed, stream=run)
+                start = scene.start(rows, stream=run)
             self._climb(at, start, towards, self.steps, run)
-            if self.finish and run % runs == runs - 1 and len(at.standing):
-                start = at.best.x[at.standing.rows]
-                self._climb(at, start, at.nearest(aim), self.finish, run + runs * self.restarts)
-        return at.standing.finish(at.best.x[at.standing.rows])
+            if self.finish and run % runs == runs - 1 and len(at.unbroken):
+                start = at.best.x[at.unbroken.rows]
+                self._climb(at, start, at.choose(), self.finish, run + runs * self.restarts)
+        return at.unbroken.finish(at.best.x[at.unbroken.rows])
 
     def _climb(self, at: _Chunk, x: Tensor, towards: Aim, steps: int, run: int) -> None:
-        loss, mean, standing = loss_of(self.loss), torch.zeros_like(x), at.standing
-        centre, drawn = at.centre[standing.rows], at.noise(run) if self.noise else x
+        (scene, unbroken, _), loss, mean = at, loss_of(self.loss), torch.zeros_like(x)
+        centre, drawn = scene.x[unbroken.rows], at.noise(run) if self.noise else x
         for k in range(steps):
-            at.oracle.progress(k / steps)
-            step = at.threat.eps * cosine(k, steps, 1.0, _LAST)
-            climbed = partial(loss, aim=towards[standing.rows])
+            scene.oracle.progress(k / steps)
+            step = scene.threat.eps * cosine(k, steps, 1.0, _LAST)
+            climbed = partial(loss, aim=towards[unbroken.rows])
             if not self.noise:
-                logits, gradient = at.oracle.gradient(x, standing.rows, climbed)
-                x, centre, gradient, mean = at.judged(x, logits, centre, gradient, mean)
+                logits, gradient = scene.oracle.gradient(x, unbroken.rows, climbed)
+                x, centre, gradient, mean = at.judge(x, logits, centre, gradient, mean)
             else:
-                around = x + self.noise * step * _turned(drawn, k)
-                _, gradient = at.oracle.gradient(around, standing.rows, climbed)
+                around = x + self.noise * step * _turn(drawn, k)
+                _, gradient = scene.oracle.gradient(around, unbroken.rows, climbed)
                 if k % _LOOK == 0:
-                    logits = at.oracle.logits(x, standing.rows)
-                    x, centre, gradient, mean, drawn = at.judged(
+                    logits = scene.oracle.logits(x, unbroken.rows)
+                    x, centre, gradient, mean, drawn = at.judge(
                         x, logits, centre, gradient, mean, drawn
                     )
-            if not len(standing):
+            if not len(unbroken):
                 return
-            mean = self.mu * mean + gradient / each(
-                nonzero(gradient.flatten(1).abs().mean(1)), gradient
-            )
-            x = project(x + step * steepest(mean, at.threat.norm), centre, at.threat)
-        at.judged(x, at.oracle.logits(x, standing.rows))
+            size = nonzero(gradient.flatten(1).abs().mean(1))
+            mean = self.mu * mean + gradient / each(size, gradient)
+            x = scene.project(x + step * scene.threat.steepest(mean), centre)
+        at.judge(x, scene.oracle.logits(x, unbroken.rows))
 
 
 class _Chunk(NamedTuple):
-    """What the runs of an attack share: the chunk's clean images `centre`, who stands, and the best
+    """What the runs of an attack share: the scene, which examples are unbroken, and the best
     points."""
 
-    oracle: Oracle
-    centre: Tensor
-    standing: Standing
+    scene: Scene
+    unbroken: Unbroken
     best: _Best
-    threat: ThreatModel
-    named: Tensor  # the index of each example
-    seed: int
 
-    def judged(self, x: Tensor, logits: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
-        """Keeps the best points and files the fallen away; (x, *others) of those that still
-        stand."""
-        self.best.keep(x, margin(logits, self.standing.aim), self.standing.rows)
-        return self.standing.drop(x, logits, *others)
+    def judge(self, x: Tensor, logits: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        """Keeps the best points and files the broken away; (x, *others) of the unbroken."""
+        self.best.keep(x, margin(logits, self.unbroken.aim), self.unbroken.rows)
+        return self.unbroken.drop(x, logits, *others)
 
-    def nearest(self, aim: Aim) -> Aim:
+    def choose(self) -> Aim:
         """Towards the class that each best point's logits rank next after the true one, if the goal
         lets us choose."""
+        aim, rows = self.scene.aim, self.unbroken.rows
         if aim.targets is not None:
             return aim
-        rows = self.standing.rows
-        logits = self.oracle.logits(self.best.x[rows], rows).scatter(
+        logits = self.scene.oracle.logits(self.best.x[rows], rows).scatter(
             1, aim.labels[rows, None], -torch.inf
         )
         towards = aim.labels.clone()
@@ -141,14 +130,15 @@ class _Chunk(NamedTuple):
         return Aim(aim.labels, towards)
 
     def noise(self, run: int) -> Tensor:
-        """For each standing example, shaped as its image: from [-1, 1) for L_inf, for L2 of length
-        1 or so."""
-        shape = tuple(self.centre.shape[1:])
-        drawn = uniform(shape, self.named[self.standing.rows], self.seed, _NOISE + run) * 2 - 1
-        return drawn if self.threat.norm == "linf" else drawn * math.sqrt(3 / math.prod(shape))
+        """For each unbroken example, shaped as it: from [-1, 1) for each entry, scaled to length 1
+        or so in the threat's norm."""
+        scene, domain = self.scene, self.scene.domain
+        index = scene.index[self.unbroken.rows]
+        drawn = uniform(domain.shape, index, scene.seed, _NOISE + run) * 2 - 1
+        return drawn * scene.threat.share(domain.entries)
 
 
-def _turned(noise: Tensor, k: int) -> Tensor:
+def _turn(noise: Tensor, k: int) -> Tensor:
     """The noise of step `k`: the run's own with its pixels shifted, as new draws at each step would
     cost much."""
     return noise.flatten(1).roll(_TURN * k, 1).view_as(noise)

@@ -1,7 +1,7 @@
 """PGD, projected gradient descent: many small steps, each pulled back into the ball.
 
 x ← Π(x + step · s(∇_x L(f(x), y))), from a random point of the ball, with restarts (Madry et al.
-2017). Examples whose goal is reached leave the loop at once: since they stay beaten, this is never
+2017). Examples whose goal is reached leave the loop at once: since they stay broken, this is never
 weaker than the fixed budget, and it is where most of the time is saved.
 """
 
@@ -10,20 +10,18 @@ from __future__ import annotations
 from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from retroact.crafting.driver import Standing
-from retroact.crafting.geometry import project, random_start, steepest
-from retroact.crafting.goals import Aim
+from retroact.crafting.attack import Attack
+from retroact.crafting.driver import Unbroken
 from retroact.crafting.losses import Loss, loss_of
-from retroact.crafting.oracle import Oracle
-from retroact.crafting.threat import Access, Norm, ThreatModel
+from retroact.crafting.scene import Scene
+from retroact.crafting.threat import EVERY_NORM, Access
 from retroact.spec import Count, Positive, spec
 
 
 @spec
-class PGD:
+class PGD(Attack):
     """`steps` steps of `relative_step` · eps each (None: 2.5/steps, Madry et al.'s rule),
     `restarts` times.
 
@@ -35,7 +33,7 @@ class PGD:
     restarts: Count = 1
     random_start: bool = True
     loss: Loss = "cross_entropy"
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "budget"
     paper: ClassVar[str] = "Madry et al. 2017, arXiv:1706.06083"
@@ -44,32 +42,28 @@ class PGD:
     def passes(self) -> int:
         return self.steps * self.restarts
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        standing, last = Standing(x, aim), x
+    def __call__(self, scene: Scene) -> Tensor:
+        unbroken, last = Unbroken(scene), scene.x
         for restart in range(self.restarts):
-            rows = standing.rows
-            centre = x[rows]
-            start = centre
+            rows = unbroken.rows
+            start = scene.x[rows]
             if self.random_start or restart:
-                start = random_start(centre, threat, index[rows], seed, stream=restart)
-            last = self._climb(oracle, standing, start, centre, threat)
-            if restart + 1 < self.restarts and len(standing):
-                (last,) = standing.drop(last, oracle.logits(last, standing.rows))
-            if not len(standing):
+                start = scene.start(rows, stream=restart)
+            last = self._climb(scene, unbroken, start)
+            if restart + 1 < self.restarts and len(unbroken):
+                (last,) = unbroken.drop(last, scene.oracle.logits(last, unbroken.rows))
+            if not len(unbroken):
                 break
-        return standing.finish(last)
+        return unbroken.finish(last)
 
-    def _climb(
-        self, oracle: Oracle, standing: Standing, x: Tensor, centre: Tensor, threat: ThreatModel
-    ) -> Tensor:
-        loss = loss_of(self.loss)
-        step = threat.eps * (self.relative_step or 2.5 / self.steps)
+    def _climb(self, scene: Scene, unbroken: Unbroken, x: Tensor) -> Tensor:
+        loss, centre = loss_of(self.loss), scene.x[unbroken.rows]
+        step = scene.threat.eps * (self.relative_step or 2.5 / self.steps)
         for _ in range(self.steps):
-            if not len(standing):
+            if not len(unbroken):
                 break
-            logits, gradient = oracle.gradient(x, standing.rows, partial(loss, aim=standing.aim))
-            x, centre, gradient = standing.drop(x, logits, centre, gradient)
-            x = project(torch.add(x, steepest(gradient, threat.norm), alpha=step), centre, threat)
+            climbed = partial(loss, aim=unbroken.aim)
+            logits, gradient = scene.oracle.gradient(x, unbroken.rows, climbed)
+            x, centre, gradient = unbroken.drop(x, logits, centre, gradient)
+            x = scene.step(x, gradient, step, centre)
         return x

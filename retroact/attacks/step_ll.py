@@ -10,20 +10,19 @@ from __future__ import annotations
 from functools import partial
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from retroact.crafting.driver import Standing
-from retroact.crafting.geometry import project, steepest
+from retroact.crafting.attack import Attack
+from retroact.crafting.driver import Unbroken
 from retroact.crafting.goals import Aim, LeastLikely
 from retroact.crafting.losses import Loss, loss_of
-from retroact.crafting.oracle import Oracle
-from retroact.crafting.threat import Access, Norm, ThreatModel
+from retroact.crafting.scene import Scene
+from retroact.crafting.threat import EVERY_NORM, Access
 from retroact.spec import Count, Positive, spec
 
 
 @spec
-class StepLL:
+class StepLL(Attack):
     """`steps` steps of `relative_step` · eps each (None: eps/steps, and so one step of eps by
     default).
 
@@ -33,7 +32,7 @@ class StepLL:
     steps: Count = 1
     relative_step: Positive | None = None
     loss: Loss = "cross_entropy"
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "budget"
     paper: ClassVar[str] = "Kurakin et al. 2016, arXiv:1611.01236"
@@ -42,24 +41,21 @@ class StepLL:
     def passes(self) -> int:
         return self.steps
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        loss, standing, centre = loss_of(self.loss), Standing(x, aim), x
-        towards = self._towards(oracle, x, aim, index)
-        step = threat.eps * (self.relative_step or 1 / self.steps)
+    def __call__(self, scene: Scene) -> Tensor:
+        loss, unbroken, x, centre = loss_of(self.loss), Unbroken(scene), scene.x, scene.x
+        towards = self._choose(scene)
+        step = scene.threat.eps * (self.relative_step or 1 / self.steps)
         for _ in range(self.steps):
-            logits, gradient = oracle.gradient(
-                x, standing.rows, partial(loss, aim=towards[standing.rows])
-            )
-            x, centre, gradient = standing.drop(x, logits, centre, gradient)
-            if not len(standing):
+            climbed = partial(loss, aim=towards[unbroken.rows])
+            logits, gradient = scene.oracle.gradient(x, unbroken.rows, climbed)
+            x, centre, gradient = unbroken.drop(x, logits, centre, gradient)
+            if not len(unbroken):
                 break
-            x = project(x + step * steepest(gradient, threat.norm), centre, threat)
-        return standing.finish(x)
+            x = scene.project(x + step * scene.threat.steepest(gradient), centre)
+        return unbroken.finish(x)
 
-    def _towards(self, oracle: Oracle, x: Tensor, aim: Aim, index: Tensor) -> Aim:
-        if aim.targets is not None:
-            return aim
-        logits = oracle.logits(x, torch.arange(len(x), device=x.device))
-        return LeastLikely()(aim.labels, logits, index)
+    def _choose(self, scene: Scene) -> Aim:
+        if scene.aim.targets is not None:
+            return scene.aim
+        logits = scene.oracle.logits(scene.x, scene.rows)
+        return LeastLikely()(scene.aim.labels, logits, scene.index)

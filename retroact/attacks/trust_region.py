@@ -9,29 +9,30 @@ f_top), until the goal is reached. With `adaptive` the radius follows ρ = (decr
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from retroact.crafting.geometry import dual_norm, each, steepest
+from retroact.crafting.attack import Attack
+from retroact.crafting.geometry import each
 from retroact.crafting.goals import Aim
 from retroact.crafting.losses import margin
-from retroact.crafting.oracle import Graph, Oracle
+from retroact.crafting.oracle import Graph
+from retroact.crafting.scene import Scene
 from retroact.crafting.smallest import Smallest
-from retroact.crafting.threat import Access, Norm, ThreatModel
+from retroact.crafting.threat import EVERY_NORM, Access
 from retroact.spec import AtLeast0, Count, Positive, Within, spec
 
 Classes = Literal["best", "worst"]
-# L2: the 0.5 of normalised MNIST behind JumpReLU's tables
-_RADIUS: dict[Norm, float] = {"l2": 0.15, "linf": 0.005}
 _NUDGE = 1e-3  # of the first radius, added to each step: steps from inside never quite arrive
 _RANGE = 10.0  # an adaptive radius stays within this factor of the first
 
 
 @spec
-class TrustRegion:
+class TrustRegion(Attack):
     """At most `steps` steps of at most `radius` (pixels, in the threat's norm; None: 0.15 in L2,
     0.005 in L_inf).
 
@@ -48,7 +49,7 @@ class TrustRegion:
     candidates: Annotated[int, Within(2)] = 10
     overshoot: AtLeast0 = 0.02
     probes: Annotated[int, Within(0)] = 2
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "minimum-norm"
     paper: ClassVar[str] = "Yao et al. 2018, arXiv:1812.06371"
@@ -58,51 +59,49 @@ class TrustRegion:
     def passes(self) -> int:
         return self.candidates - 1 + self.steps
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        p = threat.norm
-        towards = Aim(aim.labels, self._class(oracle, x, aim, p))
-        found = Smallest(x, towards if self.classes == "worst" else aim, p)
-        rows, at, first = torch.arange(len(x), device=x.device), x, self.radius or _RADIUS[p]
+    def __call__(self, scene: Scene) -> Tensor:
+        x, threat = scene.x, scene.threat
+        towards = Aim(scene.aim.labels, self._choose(scene))
+        smallest = Smallest(replace(scene, aim=towards) if self.classes == "worst" else scene)
+        rows, at, first = scene.rows, x, self.radius or threat.region
         radius, before, promised = x.new_full((3, len(x)), first)
         for i in range(self.steps):
-            logits, seen, slope = oracle.tangent(at, rows, partial(margin, aim=towards[rows]))
-            gain, length = margin(seen, towards[rows]), dual_norm(slope, p)
+            climbed = partial(margin, aim=towards[rows])
+            logits, seen, slope = scene.oracle.tangent(at, rows, climbed)
+            gain, length = climbed(seen), threat.dual_norm(slope)
             if self.adaptive and i > 0:
-                radius = _trusted(radius, (gain - before) / promised, first)
-            go = ~found.keep(at, logits, rows) & (length > 0)
+                radius = _adapt(radius, (gain - before) / promised, first)
+            go = ~smallest.keep(at, logits, rows) & (length > 0)
             rows, at, slope, gain, length, radius = (
                 t[go] for t in (rows, at, slope, gain, length, radius)
             )
             if len(rows) == 0:
-                return found.pull(oracle, self.probes)
+                return smallest.pull(self.probes)
             step = torch.minimum(gain.abs() / length + _NUDGE * first, radius)
             before, promised = gain, (1 + self.overshoot) * step * length
-            at = (at + each((1 + self.overshoot) * step, at) * steepest(slope, p)).clamp(0.0, 1.0)
-        found.keep(at, oracle.logits(at, rows), rows)
-        return found.pull(oracle, self.probes)
+            at = scene.clamp(at + each((1 + self.overshoot) * step, at) * threat.steepest(slope))
+        smallest.keep(at, scene.oracle.logits(at, rows), rows)
+        return smallest.pull(self.probes)
 
-    def _class(self, oracle: Oracle, x: Tensor, aim: Aim, p: Norm) -> Tensor:
+    def _choose(self, scene: Scene) -> Tensor:
         """The class to go to, (n,): the goal's own, or that of the nearest or farthest boundary."""
+        aim, rows = scene.aim, scene.rows
         if aim.targets is not None:
             return aim.targets
-        rows = torch.arange(len(x), device=x.device)
-        graph = oracle.graph(x, rows)
+        graph = scene.oracle.graph(scene.x, rows)
         others = graph.logits.scatter(1, aim.labels[:, None], -torch.inf)
         likely = others.topk(min(self.candidates, others.shape[1]) - 1, dim=1).indices
-        distances = torch.stack(
-            [_distance(graph, rows, Aim(aim.labels, c), p) for c in likely.T], dim=1
-        )
+        each_class = (Aim(aim.labels, c) for c in likely.T)
+        distances = torch.stack([_distance(scene, graph, towards) for towards in each_class], dim=1)
         chosen = distances.argmin(1) if self.classes == "best" else distances.argmax(1)
         return likely.gather(1, chosen[:, None])[:, 0]
 
 
-def _distance(graph: Graph, rows: Tensor, towards: Aim, p: Norm) -> Tensor:
-    slope = graph.gradient(rows, partial(margin, aim=towards))
-    return margin(graph.seen, towards).abs() / dual_norm(slope, p)
+def _distance(scene: Scene, graph: Graph, towards: Aim) -> Tensor:
+    slope = graph.gradient(scene.rows, partial(margin, aim=towards))
+    return margin(graph.seen, towards).abs() / scene.threat.dual_norm(slope)
 
 
-def _trusted(radius: Tensor, ratio: Tensor, first: float) -> Tensor:
+def _adapt(radius: Tensor, ratio: Tensor, first: float) -> Tensor:
     grown = torch.where(ratio > 0.9, radius * 1.2, torch.where(ratio < 0.5, radius / 1.2, radius))
     return grown.clamp(first / _RANGE, first * _RANGE)

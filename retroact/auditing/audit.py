@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import itertools
-import math
 import platform
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -40,7 +39,8 @@ from retroact.auditing.battery import (
 )
 from retroact.auditing.indicators import Glance, Reading, indicators
 from retroact.auditing.verdict import MARGIN, Counts, Verdict, counted, judge
-from retroact.crafting.driver import Attack
+from retroact.crafting.attack import Attack
+from retroact.crafting.domain import domain_of
 from retroact.crafting.expectation import Expectation
 from retroact.crafting.oracle import Network, device_of, evaluating, in_float
 from retroact.crafting.threat import ThreatModel
@@ -286,7 +286,7 @@ def _check(twin: Network, defended: Network, data: Examples, threat: ThreatModel
     check_images(data.images)
     if threat.access != "gradient":
         raise ValueError(f"an audit attacks with gradients, got {threat}; leave out access=")
-    grey = _diagonal(threat, data.images) / 2
+    grey = threat.measure(domain_of(data)) / 2
     if threat.eps >= grey:
         raise ValueError(
             f"at {show(threat)} every image can be turned into the same grey one, so nothing can"
@@ -330,11 +330,6 @@ def _settled(net: Network, x: Tensor, name: str) -> Tensor:
     return first
 
 
-def _diagonal(threat: ThreatModel, images: Tensor) -> float:
-    """The greatest distance between two images, in the threat's norm."""
-    return 1.0 if threat.norm == "linf" else math.sqrt(images[0].numel())
-
-
 # ----------------------------------------------------------------------------------- the indicators
 
 
@@ -349,7 +344,8 @@ def _look(
     right = [decided == y for decided in decisions]
     rows = (right[0] & right[1]).nonzero()[:points, 0]
     glances = [
-        Glance(side, x[rows], y[rows], data.index[rows], threat, seed) for side in (defended, twin)
+        Glance(side, x[rows], y[rows], data.index[rows], threat, seed, domain_of(data))
+        for side in (defended, twin)
     ]
     readings = [ask(*glances) for ask in indicators()]
     return readings, {
@@ -420,7 +416,8 @@ class _Doubter:
             return
         guide = chosen_guide(self.party, self.side)
         on = self.party.folded if guide is None else guide
-        dead = Glance(on, sample.images, sample.labels, sample.index, self.threat, self.seed).dead
+        points, domain = (sample.images, sample.labels, sample.index), domain_of(self.data)
+        dead = Glance(on, *points, self.threat, self.seed, domain).dead
         if dead > _DEAD:
             yield (
                 f"the gradient is exactly zero at {100 * dead:.0f} % of the points: give surrogate="
@@ -472,8 +469,8 @@ class _Doubter:
         sample = self._some(self.side.verified, self.battery.sample // 2)
         if sample is None:
             return
-        whole = _diagonal(self.threat, self.data.images)
-        stands = self._besieged(sample, replace(self.threat, eps=whole), self.battery)  # type: ignore[type-var]
+        whole = self.threat.whole(domain_of(self.data))
+        stands = self._besieged(sample, whole, self.battery)
         if float(stands.mean()) > 1 / self.classes + 0.05:
             yield (
                 f"{int(stands.sum())} of {len(stands)} stand at any eps, so the attacks do not bite"

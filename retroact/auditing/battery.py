@@ -28,7 +28,7 @@ from retroact.attacks.apgd import APGD
 from retroact.attacks.momentum import Momentum
 from retroact.attacks.square import Square
 from retroact.crafting.annealed import Annealed
-from retroact.crafting.driver import Attack
+from retroact.crafting.attack import Attack
 from retroact.crafting.oracle import Network, device_of
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples, decide, decided

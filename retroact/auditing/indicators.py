@@ -12,7 +12,6 @@ there.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -21,11 +20,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from retroact.crafting.geometry import project, random_start, steepest
+from retroact.crafting.domain import Domain
 from retroact.crafting.goals import Aim
 from retroact.crafting.losses import LossFunction, cross_entropy, margin
 from retroact.crafting.oracle import Oracle, device_of, evaluating, in_float
-from retroact.crafting.threat import L2, Linf, ThreatModel
+from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.proof import Proved
 
 Mechanism = Literal["saturation", "jump"]
@@ -46,8 +45,16 @@ class Glance:
     """
 
     def __init__(
-        self, on: Proved, x: Tensor, y: Tensor, index: Tensor, threat: ThreatModel, seed: int = 0
+        self,
+        on: Proved,
+        x: Tensor,
+        y: Tensor,
+        index: Tensor,
+        threat: ThreatModel,
+        seed: int = 0,
+        domain: Domain | None = None,
     ) -> None:
+        self.domain = Domain(tuple(x.shape[1:])) if domain is None else domain
         device = device_of(on.network)
         self.network, self.threat, self.seed = on.network, threat, seed
         self._cheap = on.lean
@@ -83,11 +90,8 @@ class Glance:
         NaN where nothing is predicted, which is another indicator's business.
         """
         before, gradient, *_ = self.uphill
-        step = project(
-            self.x + SHARE * self.threat.eps * steepest(gradient, self.threat.norm),
-            self.x,
-            self.threat,
-        )
+        length = SHARE * self.threat.eps
+        step = self.threat.step(self.x, gradient, length, self.x, self.domain)
         predicted = (gradient * (step - self.x)).flatten(1).sum(1)
         change = margin(self._logits(step), Aim(self.y)) - before
         return torch.where(predicted > 0, change / predicted, torch.nan)
@@ -96,7 +100,7 @@ class Glance:
     def climb(self) -> tuple[Tensor, Tensor]:
         """Cross-entropy PGD, `STEPS` steps of eps/4: losses (STEPS + 1, m), and who was fooled on
         the way (m,)."""
-        x, losses = random_start(self.x, self.threat, self.index, self.seed), []
+        x, losses = self.threat.start(self.x, self.domain, self.index, self.seed), []
         fooled = torch.zeros_like(self.y, dtype=torch.bool)
         for step in range(STEPS):
             seen = self._gradient(x, cross_entropy)
@@ -118,9 +122,7 @@ class Glance:
     def standing_far(self) -> tuple[float, float]:
         """Share that stands at the largest eps there is, under the cross-entropy and under the
         margin loss."""
-        far = (
-            Linf(1.0) if self.threat.norm == "linf" else L2(math.sqrt(math.prod(self.x.shape[1:])))
-        )
+        far = self.threat.whole(self.domain)
         return self._standing(far, cross_entropy), self._standing(far, margin)
 
     @cached_property
@@ -169,7 +171,7 @@ class Glance:
         return _Pass(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
     def _stepped(self, x: Tensor, gradient: Tensor, centre: Tensor, threat: ThreatModel) -> Tensor:
-        return project(x + threat.eps / 4 * steepest(gradient, threat.norm), centre, threat)
+        return threat.step(x, gradient, threat.eps / 4, centre, self.domain)
 
     def _standing(self, threat: ThreatModel, loss: LossFunction) -> float:
         """Share that `STEPS` steps of eps/4 up the loss do not fool; those that are fooled are left
@@ -177,7 +179,7 @@ class Glance:
         if not len(self.x):
             return 0.0
         x, rows = (
-            random_start(self.x, threat, self.index, self.seed),
+            threat.start(self.x, self.domain, self.index, self.seed),
             torch.arange(len(self.x), device=self.x.device),
         )
         for step in range(STEPS):

@@ -6,9 +6,10 @@ example of a chunk when it is reached.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -47,15 +48,17 @@ Targets = Tensor | np.ndarray[Any, Any] | Sequence[int]
 """A class for each example, (n,)."""
 
 
+@runtime_checkable
 class Goal(Protocol):
     """`goal(labels, logits, index) -> Aim`: labels (n,), clean logits (n, k), index (n,) of each
     example."""
 
+    @abstractmethod
     def __call__(self, labels: Tensor, logits: Tensor, index: Tensor) -> Aim: ...
 
 
 @spec
-class Untargeted:
+class Untargeted(Goal):
     """Any decision other than the true label."""
 
     def __call__(self, labels: Tensor, logits: Tensor, index: Tensor) -> Aim:
@@ -63,7 +66,7 @@ class Untargeted:
 
 
 @spec
-class Targeted:
+class Targeted(Goal):
     """The decision `target` for every example. Examples of that class, or already decided so, count
     as ineligible.
 
@@ -85,7 +88,7 @@ class Targeted:
 
 
 @spec
-class PerImage:
+class PerImage(Goal):
     """A decision for each example: `targets[i]` for the one whose index is `index[i]` (no `index`:
     0, 1, 2, …).
 
@@ -134,7 +137,7 @@ class PerImage:
 
 
 @spec
-class LeastLikely:
+class LeastLikely(Goal):
     """The class that the clean image's logits rank last (Kurakin et al. 2016), the true one left
     out."""
 
@@ -144,7 +147,7 @@ class LeastLikely:
 
 
 @spec
-class Random:
+class Random(Goal):
     """A class drawn evenly among the wrong ones, by `seed` and each example's index."""
 
     seed: Seed = 0
@@ -153,6 +156,14 @@ class Random:
         k = logits.shape[1]
         shift = 1 + (uniform((1,), index, self.seed, stream=_TARGETS)[:, 0] * (k - 1)).long()
         return Aim(labels, (labels + shift.to(labels.device)) % k)
+
+
+def check_untargeted(attack: object, aim: Aim) -> None:
+    """ValueError for a goal with targets, for an attack that was published without."""
+    if aim.targets is not None:
+        raise ValueError(
+            f"{attack} was published untargeted, expected Untargeted(), got a goal with targets"
+        )
 
 
 def goal_of(given: Goal | Targets | None, index: Tensor) -> Goal:

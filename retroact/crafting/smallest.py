@@ -15,11 +15,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from retroact.crafting.geometry import dual_norm, each, inward, norm, steepest
-from retroact.crafting.goals import Aim
+from retroact.crafting.geometry import each
 from retroact.crafting.losses import margin, spread
-from retroact.crafting.oracle import Oracle
-from retroact.crafting.threat import Norm
+from retroact.crafting.scene import Scene
 
 _GUARD = 0.02  # no probe lands nearer to an end of its interval than this part of it
 # of the logits' spread: nearer to the boundary, another batch size could round to another decision,
@@ -28,22 +26,22 @@ _CLEAR = 1e-6
 _ROUNDINGS = 4
 _SAFE = 3.0  # times that: where to aim for, so that rounding does not fall short of it
 # of its steps find where a line meets the box exactly, unless the box cuts it in very many places
-_NEWTON = 6
 
 
 class Smallest:
-    """For each example of a chunk: `x_adv`, the nearest point in norm p that reached the goal (the
-    clean image where none did), and its distance `size` (n,), infinite where none did. With
-    `confidence`, only points count whose margin is at least that."""
+    """For each example of a scene: `x_adv`, the nearest point in the threat's norm that reached the
+    goal (the clean example where none did), and its distance `size` (n,), infinite where none did.
+    With `confidence`, only points count whose margin is at least that."""
 
-    def __init__(self, x: Tensor, aim: Aim, p: Norm, confidence: float = 0.0) -> None:
+    def __init__(self, scene: Scene, confidence: float = 0.0) -> None:
+        x = scene.x
         self.x, self.x_adv = x, x.clone()
         self.size = x.new_full((len(x),), torch.inf)
         self._margin = torch.zeros_like(self.size)
         # the logits of x, once they have been seen, and their spread
         self._clean: Tensor | None = None
         self._across = torch.zeros_like(self.size)
-        self._aim, self._p, self._confidence = aim, p, confidence
+        self._scene, self._aim, self._confidence = scene, scene.aim, confidence
 
     def keep(self, x_adv: Tensor, logits: Tensor, rows: Tensor) -> Tensor:
         """Keeps the points (m, …) that reach the goal nearer than before; returns which reach it,
@@ -56,7 +54,7 @@ class Smallest:
         self._file(x_adv, beyond, hit, rows)
         return hit
 
-    def pull(self, oracle: Oracle, probes: int) -> Tensor:
+    def pull(self, probes: int) -> Tensor:
         """`x_adv`, drawn towards the clean image to the last decision boundary that `probes` looks
         find.
 
@@ -67,7 +65,7 @@ class Smallest:
         if probes == 0 or len(rows) == 0:
             return self.x_adv
         x, d, aim = self.x[rows], self.x_adv[rows] - self.x[rows], self._aim[rows]
-        clean, enough = self._at_clean(oracle, rows)
+        clean, enough = self._at_clean(rows)
         below, above = clean - enough, self._margin[rows] - enough
         low, high = torch.zeros_like(clean), torch.ones_like(clean)
         was = torch.zeros_like(clean)  # +1 where the last probe hit, −1 where it missed
@@ -75,7 +73,7 @@ class Smallest:
             part = (below / (below - above)).nan_to_num(0.5).clamp(_GUARD, 1 - _GUARD)
             t = low + part * (high - low)
             point = x + each(t, d) * d
-            logits = oracle.logits(point, rows)
+            logits = self._scene.oracle.logits(point, rows)
             here = margin(logits, aim)
             hit = aim.reached(logits) & (here >= enough)
             self._file(point, here, hit, rows)
@@ -89,7 +87,7 @@ class Smallest:
             )
         return self.x_adv
 
-    def polish(self, oracle: Oracle, probes: int) -> Tensor:
+    def polish(self, probes: int) -> Tensor:
         """`x_adv`, moved to the nearest point of the linearised boundary in the box, where that is
         nearer.
 
@@ -101,22 +99,22 @@ class Smallest:
         if probes == 0 or len(rows) == 0:
             return self.x_adv
         x, at, aim = self.x[rows], self.x_adv[rows], self._aim[rows]
-        _, seen, slope = oracle.tangent(at, rows, partial(margin, aim=aim))
+        _, seen, slope = self._scene.oracle.tangent(at, rows, partial(margin, aim=aim))
         way = (slope * (at - x)).flatten(1).sum(1)
         # The network that gives slopes may have logits of another size: its own say what is enough
         # there.
         wanted = way - (
             margin(seen, aim) - self._clear(seen, torch.maximum(spread(seen), way.abs()), _SAFE)
         )
-        d = _shortest(slope, wanted, x, self._p)
+        d = self._scene.threat.shortest(slope, wanted, x, self._scene.domain)
         (clean, enough), goal = (
-            self._at_clean(oracle, rows),
-            self._enough(self._logits(oracle)[rows], rows, _SAFE),
+            self._at_clean(rows),
+            self._enough(self._logits()[rows], rows, _SAFE),
         )
         t = torch.ones_like(clean)
         for _ in range(probes):
-            point = (x + each(t, d) * d).clamp(0.0, 1.0)
-            logits = oracle.logits(point, rows)
+            point = self._scene.clamp(x + each(t, d) * d)
+            logits = self._scene.oracle.logits(point, rows)
             here = margin(logits, aim)
             self._file(point, here, aim.reached(logits) & (here >= enough), rows)
             t = t * ((clean - goal) / (clean - here)).nan_to_num(1.0).clamp(0.5, 2.0)
@@ -132,38 +130,25 @@ class Smallest:
         finest = _ROUNDINGS * torch.finfo(logits.dtype).eps * logits.abs().amax(1)
         return self._confidence + clearance * torch.maximum(_CLEAR * across, finest)
 
-    def _at_clean(self, oracle: Oracle, rows: Tensor) -> tuple[Tensor, Tensor]:
+    def _at_clean(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The margin of the clean images and the one that is enough, (m,) each."""
-        logits = self._logits(oracle)[rows]
+        logits = self._logits()[rows]
         return margin(logits, self._aim[rows]), self._enough(logits, rows)
 
-    def _logits(self, oracle: Oracle) -> Tensor:
+    def _logits(self) -> Tensor:
         """The logits of all clean images, from the first look at them."""
         if self._clean is None:
-            self._clean = oracle.logits(self.x, torch.arange(len(self.x), device=self.x.device))
+            self._clean = self._scene.oracle.logits(
+                self.x, torch.arange(len(self.x), device=self.x.device)
+            )
             self._across = spread(self._clean)
         return self._clean
 
     def _file(self, x_adv: Tensor, beyond: Tensor, hit: Tensor, rows: Tensor) -> None:
-        size = norm(x_adv - self.x[rows], self._p)
+        size = self._scene.threat.size(x_adv - self.x[rows])
         better = hit & (size < self.size[rows])
         self.x_adv[rows[better]] = x_adv[better]
         self.size[rows[better]], self._margin[rows[better]] = size[better], beyond[better]
-
-
-def _shortest(w: Tensor, wanted: Tensor, x: Tensor, p: Norm) -> Tensor:
-    """The shortest d (m, …) in norm p with w·d = `wanted` (m,) and x + d in the box [0, 1].
-
-    d = clip(t · s(w)): w·d grows with t ever more slowly, so that Newton's method nears t from
-    below. Where the box holds no such point, d is cut short.
-    """
-    w = inward(w, x)
-    s, low, high, t = steepest(w, p), -x, 1 - x, wanted / dual_norm(w, p)
-    for _ in range(_NEWTON):
-        d = torch.clamp(each(t, s) * s, low, high)
-        rate = (w * s * ((d > low) & (d < high))).flatten(1).sum(1)
-        t = t + ((wanted - (w * d).flatten(1).sum(1)) / rate).nan_to_num(0.0, 0.0, 0.0)
-    return torch.clamp(each(t, s) * s, low, high).nan_to_num(0.0)
 
 
 def cosine(i: int, steps: int, first: float, last: float) -> float:

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from retroact import checkpoint
-from retroact.crafting.driver import serves_several
 from retroact.crafting.goals import Untargeted
 from retroact.evaluation.evaluate import evaluate_all
 from retroact.evaluation.record import Record
@@ -213,7 +212,7 @@ def alike(cells: Iterable[Cell]) -> list[list[Cell]]:
     for cell in cells:
         first = (
             replace(cell, threat=replace(cell.threat, eps=1.0))
-            if serves_several(cell.attack)
+            if cell.attack.serves_several
             else cell
         )
         groups.setdefault(first, []).append(cell)

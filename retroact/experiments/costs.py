@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from retroact.crafting.driver import CHUNK
+from retroact.crafting.attack import CHUNK
 from retroact.crafting.oracle import in_float
 from retroact.experiments.cell import Cell, Model, alike
 from retroact.experiments.executors import one_thread

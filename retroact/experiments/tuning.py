@@ -27,10 +27,7 @@ from retroact.nets.classifier import sized
 from retroact.reading import Data, Examples, Said, as_activation, as_images, as_module, as_threat
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import show
-
-SHARPNESS = 8.0
-"""beta · kappa of the smoothed backward: within [4, 16], where it sees the jump and is not misled
-by it."""
+from retroact.training.learnable import SHARPNESS
 
 CLAIMED = PGD(steps=40, relative_step=1 / 30)
 MARGIN = PGD(steps=40, loss="margin")

@@ -26,6 +26,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from retroact.files import replacing
 from retroact.ground import neutral
 from retroact.nets import foreign
 from retroact.nets.alex_like import AlexLike
@@ -276,9 +277,8 @@ def stored(net: Classifier, dtype: str) -> dict[str, Tensor]:
 
 
 def _replace(path: Path, raw: bytes) -> None:
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_bytes(raw)
-    os.replace(part, path)
+    with replacing(path) as draft:
+        draft.write_bytes(raw)
 
 
 # -------------------------------------------------------------------------------------- your own

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from retroact.evaluation.metrics import clean_accuracy, rho, robust_accuracy, zero_gradient_share
+from retroact.files import replacing
 from retroact.reports import plots
 from retroact.reports.tables import Line, grouped, worst_cases
 
@@ -62,14 +62,9 @@ def rendered(template: str, **values: Any) -> str:
 
 def write(text: str, path: str | Path) -> Path:
     """Writes the page whole or not at all."""
-    path = Path(path)
-    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with replacing(path) as draft:
         draft.write_text(text, encoding="utf-8")
-        os.replace(draft, path)
-    finally:
-        draft.unlink(missing_ok=True)
-    return path
+    return Path(path)
 
 
 def _group(group: tuple[str, str, str], members: list[Line]) -> dict[str, Any]:

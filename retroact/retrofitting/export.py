@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from retroact.doors import named
+from retroact.files import replacing
 from retroact.ground import neutral
 from retroact.retrofitting.copying import copied
 from retroact.retrofitting.examples import Example, example_for
@@ -82,7 +82,7 @@ def export(
     write, run = writers[path.suffix]
     inputs = tuple(i.cpu() if isinstance(i, Tensor) else i for i in example_for(net, example))
     ours = copied(net).eval().cpu()
-    with _whole(path) as draft, trial(), _quiet():
+    with replacing(path) as draft, trial(), _quiet():
         write(ours, inputs, draft)
         checked = inputs if images is None else (images.cpu().to(_dtype(inputs[0])),)
         difference, agreement = _compared(ours, run(draft), checked)
@@ -103,20 +103,6 @@ def _compared(
         differences.append(float((got - expected).abs().max()))
         same += int((got.argmax(1) == expected.argmax(1)).sum())
     return max(differences), same / n
-
-
-@contextlib.contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A draft beside `path`, which takes its place at the end and is gone if anything goes
-    wrong."""
-    handle, name = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    draft = Path(name)
-    try:
-        yield draft
-        draft.replace(path)
-    finally:
-        draft.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

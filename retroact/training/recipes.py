@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Annotated, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retroact.crafting.geometry import project, steepest
-from retroact.crafting.oracle import evaluating, in_float
+from retroact.crafting.ascent import climb
+from retroact.crafting.domain import Domain
+from retroact.crafting.oracle import evaluating
 from retroact.crafting.threat import Linf
 from retroact.spec import AtLeast0, Count, Positive, SpecError, UnitInterval, Within, spec
 
@@ -126,9 +128,8 @@ class MixedFGSM:
         n = int(len(images) * self.ratio)
         if n == 0:
             return images
-        x_adv = _climbed(
-            net, images[:n], images[:n], labels[:n], eps=self.eps, steps=1, step=self.eps
-        )
+        x = images[:n]
+        x_adv = _climb(net, x, x, labels[:n], Linf(self.eps), self.eps, 1)
         return torch.cat([x_adv, images[n:]])
 
 
@@ -150,29 +151,18 @@ class Adversarial:
 
     def __call__(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         start = (images + torch.empty_like(images).uniform_(-self.eps, self.eps)).clamp_(0.0, 1.0)
-        return _climbed(net, start, images, labels, eps=self.eps, steps=self.steps, step=self.step)
+        return _climb(net, start, images, labels, Linf(self.eps), self.step, self.steps)
 
 
-def _climbed(
-    net: nn.Module,
-    x: Tensor,
-    centre: Tensor,
-    labels: Tensor,
-    *,
-    eps: float,
-    steps: int,
-    step: float,
+def _climb(
+    net: nn.Module, x: Tensor, centre: Tensor, labels: Tensor, threat: Linf, step: float, steps: int
 ) -> Tensor:
-    """PGD without an oracle: nobody counts here, and each of its counts would wait for the
-    device."""
-    threat = Linf(eps)
+    """PGD on the cross-entropy with the net in eval mode, from `x` within the ball around
+    `centre`."""
+    loss = partial(F.cross_entropy, target=labels, reduction="sum")
     with evaluating(net):
-        for _ in range(steps):
-            leaf = x.detach().requires_grad_()
-            loss = F.cross_entropy(in_float(net, leaf), labels, reduction="sum")
-            (gradient,) = torch.autograd.grad(loss, leaf)
-            x = project(x + step * steepest(gradient, threat.norm), centre, threat)
-    return x
+        domain = Domain(tuple(x.shape[1:]))
+        return climb(net, x, centre, threat, loss, domain=domain, step=step, steps=steps)
 
 
 @spec

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from retroact.doors import check_device, check_labels, checked
+from retroact.evaluation.accuracy import clean_accuracy_of
 from retroact.nets import zoo
 from retroact.nets.classifier import Classifier
 from retroact.nets.data import DataSlice, Images
@@ -190,10 +191,10 @@ def _measured(net: Classifier, images: Images, held: Images, test: Images) -> di
         "data_fingerprint": images.fingerprint,
         "test": test.name,
         "test_n": len(test),
-        "accuracy": accuracy(net, test),
+        "accuracy": clean_accuracy_of(net, test),
         "validation": held.name,
         "validation_n": len(held),
-        "validation_accuracy": accuracy(net, held),
+        "validation_accuracy": clean_accuracy_of(net, held),
     }
 
 
@@ -216,14 +217,3 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(PackageNotFoundError):
             found[package] = version(package)
     return found
-
-
-@torch.no_grad()
-def accuracy(net: Classifier, images: Images, batch: int = 1000) -> float:
-    """The part of `images` that `net` classifies correctly, from 0 to 1."""
-    device = net.mean.device
-    right = 0
-    for start in range(0, len(images), batch):
-        logits = net(images.images[start : start + batch].to(device))
-        right += int((logits.argmax(1).cpu() == images.labels[start : start + batch]).sum())
-    return right / len(images)

@@ -12,9 +12,12 @@ from torch import nn
 import retroact as ra
 from retroact import spec as specs
 from retroact.attacks import apgd, square
+from retroact.crafting import windows
+from retroact.crafting.domain import Domain
 from retroact.crafting.driver import craft, craft_all
-from retroact.crafting.geometry import norm
-from retroact.crafting.goals import LeastLikely, Untargeted
+from retroact.crafting.goals import Aim, LeastLikely, Untargeted
+from retroact.crafting.scene import Scene
+from retroact.crafting.threat import L2, Linf
 
 BUDGET = [
     ra.APGD(steps=12),
@@ -53,6 +56,14 @@ needs_autoattack = pytest.mark.skipif(
 needs_foolbox = pytest.mark.skipif(not importlib.util.find_spec("foolbox"), reason="no foolbox")
 
 
+NORMS = {t.norm: t for t in (Linf, L2)}
+
+
+def on(x, threat):
+    """A scene of images that no network is asked about."""
+    return Scene.on(nn.Flatten(), x, Aim(torch.zeros(len(x), dtype=torch.int64)), threat)
+
+
 @pytest.fixture(scope="module")
 def scene():
     torch.manual_seed(0)
@@ -82,7 +93,7 @@ def test_keeps_the_laws_of_every_attack(scene, attack, threat, goal):
         and whole.x_adv.dtype == x.dtype
         and bool(whole.x_adv.isfinite().all())
     )
-    assert float(norm(whole.x_adv - x, threat.norm).max()) <= threat.eps * (1 + 1e-5) + 1e-6
+    assert float(threat.size(whole.x_adv - x).max()) <= threat.eps * (1 + 1e-5) + 1e-6
     assert whole.x_adv.min() >= 0 and whole.x_adv.max() <= 1 and torch.equal(x, clean)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters()) and all(m.training for m in net.modules())
@@ -171,7 +182,7 @@ def test_apgd_halves_its_step_where_it_stalls_and_goes_back_to_its_best():
         # the third has found nothing better since the last checkpoint
         anchor=torch.tensor([1.0, 1.0, 1.0]),
     )
-    after, gradient = apgd._checked(at, torch.ones(3, 1, 1, 1), 10)
+    after, gradient = apgd._check(at, torch.ones(3, 1, 1, 1), 10)
     assert torch.allclose(after.step, torch.tensor([0.2, 0.1, 0.1]))
     assert torch.allclose(after.x.flatten(), torch.tensor([0.05, 0.02, 0.02]))
     # the gradient of the best point, where it went back
@@ -219,7 +230,7 @@ def test_apgd_refuses_targets_it_cannot_have(scene):
 @pytest.mark.parametrize("p", ["linf", "l2"])
 def test_squares_shrink_as_published(p):
     attack = ra.Square(queries=10_000, p_init=0.8)
-    shares = [attack._share(q, p) for q in (1, 10, 11, 50, 51, 8001, 10_000)]
+    shares = [attack._share(q, NORMS[p].windows.pace) for q in (1, 10, 11, 50, 51, 8001, 10_000)]
     assert shares == pytest.approx([0.8, 0.8, 0.4, 0.4, 0.2, 0.8 / 512, 0.8 / 512])
 
 
@@ -227,19 +238,19 @@ def test_a_short_search_of_square_shrinks_faster_but_less_than_in_proportion():
     short = ra.Square(queries=100, p_init=0.8)
     # 100 queries pass through the schedule (10,000 / 100)^0.75 = 31.6 and (10,000 / 100)^0.5 = 10
     # times as fast
-    assert [short._share(q, "linf") for q in (1, 2, 6, 7, 100)] == pytest.approx(
+    assert [short._share(q, Linf.windows.pace) for q in (1, 2, 6, 7, 100)] == pytest.approx(
         [0.4, 0.2, 0.2, 0.1, 0.8 / 64]
     )
-    assert [short._share(q, "l2") for q in (1, 2, 5, 6, 100)] == pytest.approx(
+    assert [short._share(q, L2.windows.pace) for q in (1, 2, 5, 6, 100)] == pytest.approx(
         [0.8, 0.4, 0.4, 0.2, 0.05]
     )
 
 
 def test_the_bump_of_square_is_that_of_the_paper():
     # n = 2 rings: the middle 1 + 1/4 + 1/9, then 1/4 + 1/9, then 1/9 (eq. 2)
-    row = square._bump(5, 5)[2]
+    row = windows._bump(5, 5)[2]
     assert row.tolist() == pytest.approx([1 / 9, 13 / 36, 49 / 36, 13 / 36, 1 / 9])
-    pair = square._pair(5)
+    pair = windows._pair(5)
     assert (
         float(pair.norm()) == pytest.approx(1.0)
         and bool((pair[:2] > 0).all())
@@ -251,30 +262,28 @@ def test_the_bump_of_square_is_that_of_the_paper():
 def test_a_repaint_stays_within_its_windows_and_keeps_to_the_budget(threat):
     torch.manual_seed(0)
     x = 0.4 + 0.2 * torch.rand(8, 3, 20, 20)  # far from the edges of the box
-    best = square._outset(x, threat, torch.arange(8), 0)
-    assert torch.allclose(norm(best - x, threat.norm), torch.tensor(threat.eps), rtol=1e-4)
-    repaint, side, windows = (
-        (square._repainted_linf, square._side(0.04, 20, 20), 1)
-        if threat.norm == "linf"
-        else (square._repainted_l2, square._odd_side(0.04, 20, 20), 2)
-    )
+    paint, box = threat.windows, Domain((3, 20, 20))
+    best = paint.start(x, threat.eps, box, torch.arange(8), 0)
+    assert torch.allclose(threat.size(best - x), torch.tensor(threat.eps), rtol=1e-4)
+    side, most = paint.side(0.04, 20, 20), 1 if threat.norm == "linf" else 2
     assert side == (4 if threat.norm == "linf" else 5)
-    corners, signs = square._drawn(x, [side], torch.arange(8), 0, stream=1)
-    tried = repaint(best, x, threat.eps, side, corners[:, 0], signs[:, 0])
+    corners, signs = square._draw(on(x, threat), torch.arange(8), [side], stream=1)
+    tried = paint.repaint(best, x, threat.eps, box, side, corners[:, 0], signs[:, 0])
     touched = (tried - best).abs().amax(1) > 1e-6
     assert (
         bool((touched.flatten(1).sum(1) > 0).all())
-        and int(touched.flatten(1).sum(1).max()) <= windows * side**2
+        and int(touched.flatten(1).sum(1).max()) <= most * side**2
     )
-    assert bool((norm(tried - x, threat.norm) <= threat.eps * (1 + 1e-5)).all())
+    assert bool((threat.size(tried - x) <= threat.eps * (1 + 1e-5)).all())
     if threat.norm == "l2":  # what the box does not cut is spent again
-        assert torch.allclose(norm(tried - x, "l2"), torch.tensor(2.0), rtol=1e-3)
+        assert torch.allclose(L2.size(tried - x), torch.tensor(2.0), rtol=1e-3)
 
 
 def test_a_window_that_a_repaint_would_not_change_takes_the_other_sign():
     x, signs = torch.full((2, 1, 6, 6), 0.5), torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     best = x + 0.1  # so the first image's repaint with + changes nothing
-    tried = square._repainted_linf(best, x, 0.1, 2, torch.tensor([[7, 0], [0, 0]]), signs)
+    corners = torch.tensor([[7, 0], [0, 0]])
+    tried = Linf.windows.repaint(best, x, 0.1, Domain((1, 6, 6)), 2, corners, signs)
     changed = (tried - best).abs() > 1e-6
     assert changed[0, 0].nonzero().tolist() == [[1, 1], [1, 2], [2, 1], [2, 2]]
     assert changed[1, 0].nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
@@ -283,8 +292,9 @@ def test_a_window_that_a_repaint_would_not_change_takes_the_other_sign():
 
 @pytest.mark.parametrize("side", [1, 3, 20])
 def test_windows_of_square_lie_evenly_in_the_image(side):
-    x, n = torch.zeros(1, 1, 20, 24), 4000
-    corners, signs = square._drawn(x, [side], torch.arange(n), 0, stream=1)
+    n = 4000
+    scene = on(torch.zeros(n, 1, 20, 24), Linf(0.1))
+    corners, signs = square._draw(scene, torch.arange(n), [side], stream=1)
     down, across = corners // 24, corners % 24
     for place, last in ((down, 20 - side), (across, 24 - side)):
         assert place.min() == 0 and place.max() == last  # both edges are reached
@@ -401,7 +411,7 @@ def test_expectation_averages_repeats_and_leaves_the_generator_alone():
         y,
         torch.arange(6),
         ra.Linf(0.1),
-        gradients=ra.Expectation(Noisy(), draws=3),
+        source=ra.Expectation(Noisy(), draws=3),
     )
     with pytest.raises(ValueError, match="at least 1"):
         ra.Expectation(Noisy(), draws=0)

@@ -15,10 +15,11 @@ from retroact.attacks.ddn import DDN
 from retroact.attacks.deepfool import DeepFool
 from retroact.attacks.fmn import FMN
 from retroact.attacks.trust_region import TrustRegion
+from retroact.crafting.domain import Domain
 from retroact.crafting.driver import Outcome, craft, craft_all
-from retroact.crafting.geometry import dual_norm, inward, norm
 from retroact.crafting.goals import Aim, LeastLikely, Targeted, Untargeted
 from retroact.crafting.oracle import Oracle
+from retroact.crafting.scene import Scene
 from retroact.crafting.smallest import Smallest
 from retroact.crafting.threat import L2, Linf
 from retroact.spec import parse
@@ -28,6 +29,7 @@ needs_mnist = pytest.mark.skipif(
     reason="needs MNIST under RETROACT_DATA",
 )
 
+NORMS = {t.norm: t for t in (Linf, L2)}
 FAR = {"l2": L2(100.0), "linf": Linf(1.0)}
 ATTACKS = [
     DeepFool(steps=20),
@@ -87,7 +89,7 @@ def test_the_result_is_an_image_that_reaches_the_goal_or_the_clean_one(scene, at
     )
     net.eval()
     with torch.no_grad():
-        aim, moved = goal(y, net(x), index), norm(made.x_adv - x, p) > 0
+        aim, moved = goal(y, net(x), index), NORMS[p].size(made.x_adv - x) > 0
         reached = aim.reached(net(made.x_adv))
     net.train()
     assert bool(reached[moved].all())
@@ -113,10 +115,10 @@ def test_print_reads_back(attack):
 @pytest.mark.parametrize("attack", ATTACKS, ids=str)
 def test_one_run_serves_every_radius(scene, attack):
     net, x, y, index = scene
-    free = norm(craft(attack, net, x, y, index, L2(100.0)).x_adv - x, "l2")
+    free = L2.size(craft(attack, net, x, y, index, L2(100.0)).x_adv - x)
     threats = [L2(float(free[free > 0].quantile(q))) for q in (0.3, 0.8)]
     for made, threat in zip(craft_all(attack, net, x, y, index, threats), threats, strict=True):
-        size = norm(made.x_adv - x, "l2")
+        size = L2.size(made.x_adv - x)
         assert bool(((size > 0) == ((free > 0) & (free <= threat.eps * (1 + 1e-6)))).all())
 
 
@@ -125,8 +127,8 @@ def test_gradients_may_come_from_another_network(scene, attack):
     net, x, y, index = scene
     # the same boundaries, steeper: folding and sloped nets look like this
     scaled = lambda z: 1e3 * net(z)  # noqa: E731
-    own = norm(craft(attack, net, x, y, index, L2(100.0)).x_adv - x, "l2")
-    other = norm(craft(attack, net, x, y, index, L2(100.0), gradients=scaled).x_adv - x, "l2")
+    own = L2.size(craft(attack, net, x, y, index, L2(100.0)).x_adv - x)
+    other = L2.size(craft(attack, net, x, y, index, L2(100.0), source=scaled).x_adv - x)
     assert float((other > 0).float().mean()) > 0.8
     assert abs(float(other.mean() / own.mean()) - 1) < 0.05
 
@@ -164,7 +166,7 @@ def test_a_linear_network_gives_its_nearest_point(attack, p):
     made = craft(attack, net, x, y, torch.arange(32), FAR[p])
     assert bool((net(made.x_adv).argmax(1) != y).all())
     nearest = linear_distances(net, x, y, p).amin(1)
-    size = norm(made.x_adv - x, p)
+    size = NORMS[p].size(made.x_adv - x)
     assert bool((size > nearest * (1 - 1e-5)).all())
     torch.testing.assert_close(size, nearest, rtol=1e-4, atol=1e-6)
 
@@ -188,7 +190,7 @@ def test_gradual_attacks_find_the_nearest_point_of_a_plane(attack, p):
         0.3 + 0.4 * torch.rand(32, 3, 32, 32),
     )
     y = net(x).argmax(1).detach()
-    size = norm(craft(attack, net, x, y, torch.arange(32), FAR[p]).x_adv - x, p)
+    size = NORMS[p].size(craft(attack, net, x, y, torch.arange(32), FAR[p]).x_adv - x)
     nearest = linear_distances(net, x, y, p).amin(1)
     torch.testing.assert_close(size, nearest, rtol=1e-4, atol=1e-6)
 
@@ -211,7 +213,7 @@ def test_the_nearest_point_of_a_plane_in_a_box_that_cuts(attack, p):
             t = (low + high) / 2
             short = (w * ((flat + t[:, None] * way).clamp(0, 1) - flat)).sum(1) < gap
             low, high = t.where(short, low), t.where(~short, high)
-        nearest = norm((flat + high[:, None] * way).clamp(0, 1) - flat, p).float()
+        nearest = NORMS[p].size((flat + high[:, None] * way).clamp(0, 1) - flat).float()
         cut = (
             (flat + high[:, None] * way - (flat + high[:, None] * way).clamp(0, 1))
             .abs()
@@ -220,7 +222,7 @@ def test_the_nearest_point_of_a_plane_in_a_box_that_cuts(attack, p):
             .mean()
         )
     assert float(cut) > 0.1
-    size = norm(craft(attack, net, x, y, torch.arange(32), FAR[p]).x_adv - x, p)
+    size = NORMS[p].size(craft(attack, net, x, y, torch.arange(32), FAR[p]).x_adv - x)
     torch.testing.assert_close(size, nearest, rtol=1e-4, atol=1e-6)
 
 
@@ -229,7 +231,7 @@ def test_deepfool_alone_oversteps_a_linear_boundary_by_its_overshoot(p):
     net, x, y = linear()
     made = craft(DeepFool(overshoot=0.02, probes=0), net, x, y, torch.arange(32), FAR[p])
     nearest = linear_distances(net, x, y, p).amin(1)
-    torch.testing.assert_close(norm(made.x_adv - x, p), 1.02 * nearest, rtol=1e-3, atol=3e-6)
+    torch.testing.assert_close(NORMS[p].size(made.x_adv - x), 1.02 * nearest, rtol=1e-3, atol=3e-6)
     assert int(made.gradients.max()) <= 9 + 1  # one step, and one look at where it led
 
 
@@ -240,7 +242,9 @@ def test_deepfool_goes_to_the_target(p):
     todo = y != 3
     assert bool((net(made.x_adv).argmax(1) == 3).all())
     assert bool(
-        (norm(made.x_adv - x, p) >= linear_distances(net, x, y, p)[:, 3] * (1 - 1e-5))[todo].all()
+        (NORMS[p].size(made.x_adv - x) >= linear_distances(net, x, y, p)[:, 3] * (1 - 1e-5))[
+            todo
+        ].all()
     )
 
 
@@ -270,7 +274,7 @@ def plane(p: str) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
     with torch.no_grad():
         y, decided = net(x).argmax(1), net(grid).argmax(1)
     nearest = torch.stack(
-        [norm(grid[decided != c] - point, p).amin() for point, c in zip(x, y, strict=True)]
+        [NORMS[p].size(grid[decided != c] - point).amin() for point, c in zip(x, y, strict=True)]
     )
     return net, x, y, nearest
 
@@ -290,7 +294,7 @@ def plane(p: str) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
 )
 def test_a_two_layer_network_against_brute_force(attack, p):
     net, x, y, nearest = plane(p)
-    size = norm(craft(attack, net, x, y, torch.arange(40), FAR[p]).x_adv - x, p)
+    size = NORMS[p].size(craft(attack, net, x, y, torch.arange(40), FAR[p]).x_adv - x)
     hit = size > 0
     assert float(hit.float().mean()) > 0.9
     # nobody is nearer than the grid can tell
@@ -345,9 +349,9 @@ def test_nan_is_a_flag_and_never_a_success(attack, value):
 
 def test_dual_norms_and_the_box():
     g = torch.tensor([[3.0, -4.0]])
-    assert dual_norm(g, "l2").item() == 5.0 and dual_norm(g, "linf").item() == 7.0
+    assert L2.dual_norm(g).item() == 5.0 and Linf.dual_norm(g).item() == 7.0
     x = torch.tensor([[0.0, 1.0, 0.0, 1.0, 0.5]])
-    assert inward(torch.tensor([[-1.0, 1.0, 1.0, -1.0, 2.0]]), x).tolist() == [
+    assert Domain((5,)).inward(torch.tensor([[-1.0, 1.0, 1.0, -1.0, 2.0]]), x).tolist() == [
         [0.0, 0.0, 1.0, -1.0, 2.0]
     ]
 
@@ -356,12 +360,12 @@ def test_pull_finds_the_boundary_on_the_line_and_never_leaves_the_goal():
     net, x, y = linear()
     aim, rows = Aim(y), torch.arange(32)
     d = craft(DeepFool(probes=0), net, x, y, rows, FAR["l2"]).x_adv - x
-    found, oracle = Smallest(x, aim, "l2"), Oracle(net, 32)
+    found = Smallest(Scene.on(net, x, aim, L2(100.0)))
     far = x + 1.5 * d
     assert bool(found.keep(far, net(far).detach(), rows).all())
-    pulled = found.pull(oracle, probes=4)
+    pulled = found.pull(probes=4)
     assert bool((net(pulled).argmax(1) != y).all())
-    torch.testing.assert_close(norm(pulled - x, "l2") * 1.02, norm(d, "l2"), rtol=2e-3, atol=1e-5)
+    torch.testing.assert_close(L2.size(pulled - x) * 1.02, L2.size(d), rtol=2e-3, atol=1e-5)
 
 
 def test_a_kept_graph_gives_the_gradients_of_fresh_passes_for_one_query(scene):
@@ -403,7 +407,7 @@ def test_only_points_with_the_confidence_asked_for_count(scene):
     made = craft(attack, net, x, y, index, FAR["l2"])
     net.eval()
     with torch.no_grad():
-        z, moved = net(made.x_adv), norm(made.x_adv - x, "l2") > 0
+        z, moved = net(made.x_adv), L2.size(made.x_adv - x) > 0
     net.train()
     own = z.gather(1, y[:, None])[:, 0]
     assert int(moved.sum()) > 10
@@ -432,7 +436,7 @@ def sizes(net: nn.Module, made: Outcome | Tensor, x: Tensor, y: Tensor, p: str) 
     with torch.no_grad():
         z = net.eval()(x_adv)
     fooled = (z.argmax(1) != y) & z.isfinite().all(1)
-    return norm(x_adv - x, p).where(fooled, torch.inf)
+    return NORMS[p].size(x_adv - x).where(fooled, torch.inf)
 
 
 PEERS = [
@@ -500,5 +504,5 @@ def test_the_stronger_attacks_find_smaller_norms():
     assert max(mean[DDN], mean[FMN], mean[TrustRegion]) < mean[DeepFool]
     x, y, index = data.images, data.labels, data.index
     made = (craft(a, net, x, y, index, FAR["linf"]).x_adv for a in (FMN(), DeepFool()))
-    linf = [norm(x_adv - x, "linf").mean() for x_adv in made]
+    linf = [Linf.size(x_adv - x).mean() for x_adv in made]
     assert linf[0] < linf[1]

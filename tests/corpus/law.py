@@ -15,7 +15,8 @@ from architectures import ARCHITECTURES, Architecture, Made
 from torch import Tensor, nn
 
 import retroact as ra
-from retroact.crafting.driver import Attack, craft
+from retroact.crafting.attack import Attack
+from retroact.crafting.driver import craft
 from retroact.crafting.oracle import Oracle
 from retroact.crafting.threat import Linf
 from retroact.evaluation.proof import Proved, prove

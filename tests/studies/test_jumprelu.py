@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from retroact.activations.piecewise import JumpReLU
-from retroact.attacks.published import ErichsonDeepFool, ErichsonPGD
+from retroact.attacks.erichson import ErichsonDeepFool, ErichsonPGD
 from retroact.crafting.driver import craft
 from retroact.crafting.threat import L2, Linf
 from retroact.evaluation.evaluate import decide, evaluate

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from retroact.activations.piecewise import SReLU
-from retroact.attacks.published import Torchattacks13BIM, Torchattacks13DeepFool
+from retroact.attacks.torchattacks13 import Torchattacks13BIM, Torchattacks13DeepFool
 from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import decide
 from retroact.evaluation.metrics import robust_accuracy, survives

@@ -11,7 +11,7 @@ from torch import nn
 
 from retroact.activations.piecewise import JumpReLU, SReLU
 from retroact.crafting.goals import Aim
-from retroact.crafting.oracle import Oracle
+from retroact.crafting.scene import Scene
 from retroact.crafting.threat import L2, Linf
 from retroact.evaluation.evaluate import decide, evaluate, evaluate_all
 from retroact.evaluation.metrics import robust_accuracy, survives
@@ -51,7 +51,7 @@ def steep(alpha=100.0):
 
 def test_the_published_list_has_25_attacks_and_21_of_them_are_distinct():
     assert len(BATTERY) == 21 and sum(e.times for e in BATTERY) == 25
-    assert len({str(e.foolbox) + e.norm for e in BATTERY}) == 21
+    assert len({str(e.foolbox) + e.threat.norm for e in BATTERY}) == 21
     for figure in ("figure4.mnist", "figure4.cifar10_cnn1"):
         names = [
             name.split("Attack(")[0] for name, _ in published("srelu", figure)[0]["attacks"][:-1]
@@ -64,7 +64,7 @@ def test_a_deterministic_attack_decides_as_foolbox_does(entry, net, digits):
     foolbox = pytest.importorskip("foolbox")
     digits = digits[:10]
     # blur treats the edges in its own way, which larger radii than the published ones would show
-    eps = (0.1, 0.3) if entry.norm == "linf" or "Blur" in entry.name else (0.3, 1.0, 2.0)
+    eps = (0.1, 0.3) if entry.threat is Linf or "Blur" in entry.name else (0.3, 1.0, 2.0)
     attack = entry.foolbox._attack(foolbox, entry.threat(eps[0]))
     seen = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
     _, _, success = attack(seen, digits.images, digits.labels, epsilons=list(eps))
@@ -79,15 +79,15 @@ def test_plain_deepfool_finds_the_boundary_of_a_linear_net():
     linear = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
     x = torch.rand(6, 1, 4, 4) * 0.2 + 0.4
     y = linear(x).argmax(1)
-    aim, index = Aim(y), torch.arange(6)
-    found = PlainDeepFool()(Oracle(linear, 6), x, aim, L2(9.0), index=index, seed=0)
+    found = PlainDeepFool()(Scene.on(linear, x, Aim(y), L2(9.0)))
     w, z = linear[1].weight.detach(), linear(x).detach()
     for i in range(6):
         nearest = min(
             float((z[i, y[i]] - z[i, k]) / (w[y[i]] - w[k]).norm()) for k in range(3) if k != y[i]
         )
         assert nearest < float((found[i] - x[i]).norm()) < 1.03 * nearest + 2e-4
-    cut = Cut(PlainDeepFool()).sweep(Oracle(linear, 6), x, aim, [L2(1e-3)], index=index, seed=0)[0]
+    near = L2(1e-3)
+    cut = Cut(PlainDeepFool()).sweep(Scene.on(linear, x, Aim(y), near), [near])[0]
     assert torch.allclose((cut - x).flatten(1).norm(dim=1), torch.full((6,), 1e-3), atol=1e-6)
 
 
@@ -97,16 +97,11 @@ def test_a_straight_line_stops_at_its_first_level_that_fools_and_is_cut_at_eps()
         bright[2].weight.copy_(torch.tensor([[0.0], [1.0]]))
         bright[2].bias.copy_(torch.tensor([0.2, 0.0]))
     x, aim = torch.zeros(1, 1, 4, 4), Aim(torch.tensor([0]))
-    near, far = (
-        Straight("grey")(Oracle(bright, 1), x, aim, L2(0.4), index=torch.arange(1), seed=0),
-        4 * 0.2,
-    )
+    near, far = Straight("grey")(Scene.on(bright, x, aim, L2(0.4))), 4 * 0.2
     assert math.isclose(float(near.norm()), 0.4, rel_tol=1e-5)
-    found = Straight("grey")(Oracle(bright, 1), x, aim, L2(2.0), index=torch.arange(1), seed=0)
+    found = Straight("grey")(Scene.on(bright, x, aim, L2(2.0)))
     assert far < float(found.norm()) < far + 4 * 0.5 / 1000 + 1e-6
-    inverse = Straight("negative", steps=1)(
-        Oracle(bright, 1), x, aim, L2(0.1), index=torch.arange(1), seed=0
-    )
+    inverse = Straight("negative", steps=1)(Scene.on(bright, x, aim, L2(0.1)))
     assert math.isclose(float(inverse.norm()), 0.1, rel_tol=1e-5)
 
 
@@ -234,7 +229,7 @@ def test_saliency_counts_exact_zeros_alone(digits):
 
 
 def test_the_battery_serves_its_threats():
-    assert all(e.norm in e.attack.norms for e in BATTERY)
+    assert all(e.threat.norm in e.attack.norms for e in BATTERY)
     assert {type(e.threat(0.1)) for e in BATTERY} == {Linf, L2}
 
 

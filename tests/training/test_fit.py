@@ -16,19 +16,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from retroact.files import CheckpointError
 from retroact.nets.classifier import Classifier
 from retroact.nets.data import Images
+from retroact.training import convolutions
 from retroact.training import fit as home
-from retroact.training.fit import (
-    FILE,
-    CheckpointError,
-    DivergenceError,
-    Progress,
-    UnfinishedError,
-    _WeightsByMatmul,
-    fit,
-)
+from retroact.training.convolutions import WeightsByMatmul
+from retroact.training.fit import DivergenceError, Progress, UnfinishedError, fit
 from retroact.training.recipes import Adversarial, MixedFGSM, Recipe, Standard
+from retroact.training.resuming import FILE, read_checkpoint
 
 QUICK = Standard(epochs=3, lr=0.05, batch=32, schedule="one-cycle")
 
@@ -191,7 +187,7 @@ def test_gradients_from_one_product_are_the_convolutions(
     b = torch.randn(5, dtype=torch.double) if biased else None
     leaves = [t.requires_grad_() for t in (x, w, b) if t is not None]
     plain = torch.nn.functional.conv2d(x, w, b, stride, padding)
-    ours = cast(Tensor, _WeightsByMatmul.apply(x, w, b, stride, padding))
+    ours = cast(Tensor, WeightsByMatmul.apply(x, w, b, stride, padding))
     toward = torch.randn_like(plain)
     expected, found = (torch.autograd.grad(y, leaves, toward) for y in (plain, ours))
     assert torch.equal(plain, ours)
@@ -203,14 +199,14 @@ def test_large_weights_take_their_gradient_from_one_product_for_as_long_as_it_tr
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     products: list[tuple[int, ...]] = []
-    patches = home._patches
+    patches = convolutions.patches_of
 
     def counted(*given: Any) -> Tensor:
         made = patches(*given)
         products.append(tuple(made.shape))
         return made
 
-    monkeypatch.setattr(home, "_patches", counted)
+    monkeypatch.setattr(convolutions, "patches_of", counted)
     inner = nn.Sequential(
         nn.Conv2d(1, 256, 1),
         nn.ReLU(),
@@ -449,7 +445,7 @@ def test_a_time_without_a_checkpoint_is_refused() -> None:
 def test_a_checkpoint_of_rounded_weights_without_momentum_goes_on(tmp_path: Path) -> None:
     with pytest.raises(UnfinishedError):
         fit(_net(), _images(), QUICK, checkpoint_dir=tmp_path, seconds=0.0)
-    facts, tensors = home._read_checkpoint(tmp_path / FILE)
+    facts, tensors = read_checkpoint(tmp_path / FILE)
     thin = {
         k: v.half() if v.is_floating_point() else v
         for k, v in tensors.items()

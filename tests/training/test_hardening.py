@@ -2,6 +2,7 @@
 network harder to fool."""
 
 import copy
+from typing import get_args
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ from torch import nn
 
 import retroact as ra
 from retroact.activations.per_site import PerSite
-from retroact.activations.piecewise import JumpReLU, SReLU
+from retroact.activations.piecewise import JumpReLU, ReLU, SReLU
 from retroact.crafting.driver import craft
 from retroact.crafting.oracle import AccessError
 from retroact.evaluation.evaluate import decide
-from retroact.training.hardening import Hardening, _jumped, harden
+from retroact.training.hardening import Hardening, harden
+from retroact.training.learnable import LEARNABLE, Kappa, Learn
 
 THREAT = ra.Linf(0.1)
 BRIEF = Hardening(steps=6, batch=64, attack_steps=2)
@@ -129,7 +131,7 @@ def test_the_same_seed_learns_the_same(net, train):
 
 def test_the_gradient_of_a_jump_for_kappa_is_that_of_the_smooth_step():
     z, kappa = torch.linspace(-1, 2, 50), torch.tensor([0.5], requires_grad=True)
-    out = _jumped(z, kappa)
+    out = Kappa()(ReLU(), z, kappa)
     assert torch.equal(out.detach(), JumpReLU(0.5)(z))
     (gradient,) = torch.autograd.grad(out.sum(), kappa)
     beta = 8.0 / 0.5
@@ -159,6 +161,10 @@ def test_bad_input_is_refused(net, train, held):
         )
     with pytest.raises(AccessError, match="gives no gradient with respect to its input"):
         harden(ra.Classifier(Detached(net.module), shape=(1, 8, 8)), train, THREAT, BRIEF)
+
+
+def test_every_word_of_learn_means_something():
+    assert set(get_args(Learn)) == LEARNABLE.keys()
 
 
 def test_the_rate_suits_what_is_learned_unless_it_is_given():

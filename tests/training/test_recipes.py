@@ -6,7 +6,7 @@ from retroact.attacks.fgsm import FGSM
 from retroact.attacks.pgd import PGD
 from retroact.crafting.driver import craft
 from retroact.crafting.goals import Aim
-from retroact.crafting.oracle import Oracle
+from retroact.crafting.scene import Scene
 from retroact.crafting.threat import Linf
 from retroact.nets.classifier import Classifier
 from retroact.nets.zoo import NETWORKS
@@ -121,8 +121,7 @@ def test_fgsm_images_are_those_of_the_attack() -> None:
     net = Classifier(
         nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 3)), 0.5, 0.25
     )
-    rows = torch.arange(10)
-    attacked = FGSM()(Oracle(net, 10), X, Aim(Y), Linf(0.1), index=rows, seed=0)
+    attacked = FGSM()(Scene.on(net, X, Aim(Y), Linf(0.1)))
     assert torch.equal(MixedFGSM(ratio=1.0, eps=0.1)(net, X, Y), attacked)
 
 

@@ -5,12 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 
+import retroact as ra
+from retroact.evaluation.accuracy import clean_accuracy_of
+from retroact.evaluation.metrics import clean_accuracy
 from retroact.nets import zoo
 from retroact.nets.data import data
 from retroact.training import train as home
 from retroact.training.fit import Progress, UnfinishedError
 from retroact.training.recipes import RECIPES, MixedFGSM, Standard
-from retroact.training.train import accuracy, train, train_on
+from retroact.training.train import train, train_on
 
 
 @pytest.fixture(autouse=True)
@@ -27,7 +30,7 @@ def test_training_by_name_writes_a_net_that_loads_with_its_page(tmp_path: Path) 
     ]
     assert list((tmp_path / "checkpoints").iterdir()) == []
     assert page == zoo.entry("digits-cnn")
-    assert page.accuracy == accuracy(zoo.load("digits-cnn"), data("digits"))
+    assert page.accuracy == clean_accuracy_of(zoo.load("digits-cnn"), data("digits"))
     assert page.accuracy > 0.9
     assert page.command == "retroact train digits-cnn --seed 3 --epochs 12"
     assert (page.data, page.test_n, page.validation_n) == ("digits/train", 359, 179)
@@ -94,7 +97,7 @@ def test_large_nets_are_measured_as_they_are_kept_in_fp16(
     page = train("digits-cnn", epochs=2)
     assert page.dtype == "float16"
     assert (tmp_path / "digits-cnn.safetensors").stat().st_size < 80_000
-    assert page.accuracy == accuracy(zoo.load("digits-cnn"), data("digits"))
+    assert page.accuracy == clean_accuracy_of(zoo.load("digits-cnn"), data("digits"))
 
 
 def test_a_recipe_may_start_from_another_nets_weights(
@@ -135,9 +138,11 @@ def test_fewer_epochs_keep_the_rest_of_a_recipe() -> None:
             assert (shorter.ratio, shorter.eps) == (0.3, 0.3 * 0.3081)
 
 
-def test_accuracy_counts_right_answers_for_any_batch() -> None:
+def test_clean_accuracy_is_that_of_the_record_and_counts_right_answers_for_any_chunk() -> None:
     digits = data("digits[:50]")
     net = zoo.NETWORKS["digits-cnn"]()
     with torch.no_grad():
         by_hand = (net(digits.images).argmax(1) == digits.labels).double().mean().item()
-    assert accuracy(net, digits) == accuracy(net, digits, batch=7) == pytest.approx(by_hand)
+    record = ra.evaluate(net, digits, "FGSM", "Linf(0.01)")
+    assert clean_accuracy_of(net, digits) == clean_accuracy(record) == pytest.approx(by_hand)
+    assert clean_accuracy_of(net, digits, chunk=7) == clean_accuracy(record)

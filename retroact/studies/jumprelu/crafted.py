@@ -17,10 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from retroact.attacks.published import ErichsonDeepFool
+from retroact.attacks.erichson import ErichsonDeepFool
 from retroact.crafting.driver import Outcome
 from retroact.crafting.goals import Aim
-from retroact.crafting.threat import Norm
+from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import decide
 from retroact.evaluation.proof import craft
 from retroact.experiments.cell import Model
@@ -72,7 +72,7 @@ class Crafted:
             "n": len(images),
             "clean": _accuracies(nets, images.images, images.labels),
             "accuracy": found,
-            **_noise(nets[0], adversarial, images.images, self.threat.norm),
+            **_noise(nets[0], adversarial, images.images, self.threat),
             "largest": float(moved[moved > 0].mean()) if moved.any() else 0.0,
             "standing": int(standing.sum()),
             "dead": int(dead.sum()),
@@ -123,7 +123,7 @@ class Crafted:
         (accuracy,) = _accuracies([source], adversarial, images.labels)
         return {
             "accuracy": accuracy,
-            **_noise(source, adversarial, images.images, self.threat.norm),
+            **_noise(source, adversarial, images.images, self.threat),
         }
 
 
@@ -157,15 +157,19 @@ def _restless(labels: Tensor, logits: Tensor, index: Tensor) -> Aim:
 
 
 def relative(
-    net: Classifier, adversarial: Tensor, images: Tensor, norm: Norm, *, pixels: bool = False
+    net: Classifier,
+    adversarial: Tensor,
+    images: Tensor,
+    threat: ThreatModel,
+    *,
+    pixels: bool = False,
 ) -> Tensor:
     """‖x_adv − x‖_p / ‖x‖_p of each image, (n,), in the space that the network normalises to (eq.
     12), or in pixels."""
     mean, std = net.mean.cpu(), net.std.cpu()
     size = images if pixels else (images - mean) / std
     moved = (adversarial - images) if pixels else (adversarial - images) / std
-    p = 2.0 if norm == "l2" else float("inf")
-    over, under = (torch.linalg.vector_norm(v.flatten(1).double(), p, dim=1) for v in (moved, size))
+    over, under = (threat.size(v.double()) for v in (moved, size))
     ratio: Tensor = over / under.clamp_min(1e-12)
     return ratio
 
@@ -208,12 +212,14 @@ def _accuracies(nets: list[Classifier], images: Tensor, labels: Tensor) -> list[
     return [float((decide(net, images) == labels).double().mean()) for net in nets]
 
 
-def _noise(net: Classifier, adversarial: Tensor, images: Tensor, norm: Norm) -> dict[str, float]:
-    each = relative(net, adversarial, images, norm)
+def _noise(
+    net: Classifier, adversarial: Tensor, images: Tensor, threat: ThreatModel
+) -> dict[str, float]:
+    each = relative(net, adversarial, images, threat)
     return {
         "noise": float(each.mean()),
         "noise_error": float(each.std() / len(each) ** 0.5) if len(each) > 1 else 0.0,
-        "noise_pixels": float(relative(net, adversarial, images, norm, pixels=True).mean()),
+        "noise_pixels": float(relative(net, adversarial, images, threat, pixels=True).mean()),
     }
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from retroact.activations.piecewise import JumpReLU
-from retroact.attacks.published import MNIST_STD, ErichsonDeepFool, ErichsonPGD, ErichsonTrustRegion
+from retroact.attacks.erichson import MNIST_STD, ErichsonDeepFool, ErichsonPGD, ErichsonTrustRegion
 from retroact.crafting.threat import L2, Linf
 from retroact.experiments.cell import Model
 from retroact.nets import zoo

@@ -12,7 +12,7 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from retroact.crafting.threat import Norm
+from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.record import Record
 from retroact.experiments.cell import Cell
 from retroact.nets.classifier import Classifier
@@ -48,7 +48,7 @@ def shots(desk: Desk, net: Net, attack: str, most: int) -> list[Shot]:
     )
     model = net.model(0)()
     assert isinstance(model, Classifier)
-    noise = [_noise(model, r, threat.norm) for r in records]
+    noise = [_noise(model, r, threat) for r in records]
     return [
         _shot(int(i), records, noise, data(net.slice(KEPT)).class_names)
         for i in fooled.nonzero()[0][:most]
@@ -74,10 +74,10 @@ def _records(desk: Desk, net: Net, attack: str) -> list[Record]:
     return desk.records(cells, keep=KEPT)
 
 
-def _noise(model: Classifier, record: Record, norm: Norm) -> NDArray[np.float64]:
+def _noise(model: Classifier, record: Record, threat: ThreatModel) -> NDArray[np.float64]:
     assert record.examples is not None and record.originals is not None
     found = relative(
-        model, torch.from_numpy(record.examples), torch.from_numpy(record.originals), norm
+        model, torch.from_numpy(record.examples), torch.from_numpy(record.originals), threat
     )
     return np.asarray(100 * found.numpy(), dtype=np.float64)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from retroact.activations.per_site import PerSite
 from retroact.activations.piecewise import BoundedReLU, JumpReLU
-from retroact.attacks.published import ErichsonPGD
+from retroact.attacks.erichson import ErichsonPGD
 from retroact.crafting.threat import Linf
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.experiments.cell import Cell, Model

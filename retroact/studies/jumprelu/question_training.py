@@ -17,7 +17,7 @@ from torch import nn
 
 from retroact.activations.piecewise import JumpReLU
 from retroact.attacks.apgd import APGD
-from retroact.attacks.published import ErichsonPGD
+from retroact.attacks.erichson import ErichsonPGD
 from retroact.auditing.audit import audit
 from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import evaluate

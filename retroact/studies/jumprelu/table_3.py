@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from retroact.activations.piecewise import JumpReLU
-from retroact.attacks.published import ErichsonDeepFool, ErichsonPGD, ErichsonTrustRegion
+from retroact.attacks.erichson import ErichsonDeepFool, ErichsonPGD, ErichsonTrustRegion
 from retroact.crafting.noise import normal
 from retroact.crafting.threat import L2, Linf
 from retroact.detection.lid import Detection, characteristics, detect, difference

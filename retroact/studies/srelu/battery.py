@@ -30,19 +30,19 @@ from retroact.attacks.fgm import FGM
 from retroact.attacks.fgsm import FGSM
 from retroact.attacks.foreign import Foolbox
 from retroact.attacks.pgd import PGD
-from retroact.crafting.driver import Standing
-from retroact.crafting.geometry import dual_norm, each, norm, project, steepest
-from retroact.crafting.goals import Aim
+from retroact.crafting.attack import Attack
+from retroact.crafting.driver import Unbroken
+from retroact.crafting.geometry import each
 from retroact.crafting.noise import uniform
-from retroact.crafting.oracle import Oracle
-from retroact.crafting.threat import L2, Access, Linf, Norm, ThreatModel
+from retroact.crafting.scene import Scene
+from retroact.crafting.threat import EVERY_NORM, L2, Access, Linf, ThreatModel
 from retroact.spec import AtLeast0, Count, spec
 
 FOOLBOX = "Rauber et al. 2020, doi:10.21105/joss.02607"
 
 
 @spec
-class Cut:
+class Cut(Attack):
     """What a minimum-norm attack finds, cut back to the ball where it lies beyond: so Foolbox
     judges it.
 
@@ -50,41 +50,31 @@ class Cut:
     """
 
     attack: Any
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     kind: ClassVar[str] = "budget"
     paper: ClassVar[str] = FOOLBOX
+    shares_radii: ClassVar[bool] = True
 
     @property
-    def needs(self) -> Access:
-        found: Access = self.attack.needs
-        return found
+    def needs(self) -> Access:  # type: ignore[override]
+        needs: Access = self.attack.needs
+        return needs
 
     @property
     def passes(self) -> int:
         return int(self.attack.passes)
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        return self.sweep(oracle, x, aim, [threat], index=index, seed=seed)[0]
+    def __call__(self, scene: Scene) -> Tensor:
+        return self.sweep(scene, [scene.threat])[0]
 
-    def sweep(
-        self,
-        oracle: Oracle,
-        x: Tensor,
-        aim: Aim,
-        threats: Sequence[ThreatModel],
-        *,
-        index: Tensor,
-        seed: int,
-    ) -> list[Tensor]:
+    def sweep(self, scene: Scene, threats: Sequence[ThreatModel]) -> list[Tensor]:
         """One run serves every eps."""
-        found = self.attack(oracle, x, aim, threats[0], index=index, seed=seed)
-        return [project(found, x, threat) for threat in threats]
+        x_adv = self.attack(scene)
+        return [threat.project(x_adv, scene.x, scene.domain) for threat in threats]
 
 
 @spec
-class PlainDeepFool:
+class PlainDeepFool(Attack):
     """DeepFool as Foolbox 3 has it: steps of (|f_k − f_y|/‖w‖_q + 1e-4) towards the nearest class,
     1 + overshoot times their sum from the clean image; all ten classes are asked at every step.
     Judged by `Cut`.
@@ -95,7 +85,7 @@ class PlainDeepFool:
 
     steps: Count = 50
     overshoot: AtLeast0 = 0.02
-    norms: ClassVar[tuple[Norm, ...]] = ("linf", "l2")
+    norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "minimum-norm"
     paper: ClassVar[str] = FOOLBOX
@@ -104,33 +94,32 @@ class PlainDeepFool:
     def passes(self) -> int:
         return 9 * self.steps
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        standing, at, centre, moved = Standing(x, aim), x, x, torch.zeros_like(x)
+    def __call__(self, scene: Scene) -> Tensor:
+        at, centre, threat, unbroken = scene.x, scene.x, scene.threat, Unbroken(scene)
+        moved = torch.zeros_like(at)
         for _ in range(self.steps):
-            graph = oracle.graph(at, standing.rows)
+            graph = scene.oracle.graph(at, unbroken.rows)
             # a class less than there are: the true one is no aim
-            order = graph.seen.scatter(1, standing.aim.labels[:, None], -torch.inf).argsort(
+            order = graph.seen.scatter(1, unbroken.aim.labels[:, None], -torch.inf).argsort(
                 1, descending=True
             )[:, :-1]
             gains = [
-                partial(_gain, labels=standing.aim.labels, classes=order[:, k])
+                partial(_gain, labels=unbroken.aim.labels, classes=order[:, k])
                 for k in range(order.shape[1])
             ]
             slopes = torch.stack([graph.gradient(None, gain) for gain in gains], 1)
             gaps = torch.stack([gain(graph.seen) for gain in gains], 1).abs()
-            at, gaps, slopes, centre, moved = standing.drop(
+            at, gaps, slopes, centre, moved = unbroken.drop(
                 at, graph.logits, gaps, slopes, centre, moved
             )
-            if not len(standing):
+            if not len(unbroken):
                 break
-            far = gaps / (dual_norm(slopes.flatten(0, 1), threat.norm).view_as(gaps) + 1e-8)
+            far = gaps / (threat.dual_norm(slopes.flatten(0, 1)).view_as(gaps) + 1e-8)
             distance, nearest = far.min(1)
             slope = slopes[torch.arange(len(slopes)), nearest]
-            moved = moved + each(distance + 1e-4, slope) * steepest(slope, threat.norm)
-            at = (centre + (1 + self.overshoot) * moved).clamp(0.0, 1.0)
-        return standing.finish(at)
+            moved = moved + each(distance + 1e-4, slope) * threat.steepest(slope)
+            at = scene.clamp(centre + (1 + self.overshoot) * moved)
+        return unbroken.finish(at)
 
 
 def _gain(logits: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
@@ -138,7 +127,7 @@ def _gain(logits: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
 
 
 @spec
-class Straight:
+class Straight(Attack):
     """The first of `steps` levels that fools on the line from the image to `towards`, cut back to
     the ball (L2).
 
@@ -150,69 +139,62 @@ class Straight:
     towards: Literal["grey", "negative", "noise"] = "grey"
     steps: Count = 1000
     draws: Count = 1000
-    norms: ClassVar[tuple[Norm, ...]] = ("l2",)
+    norms: ClassVar[tuple[str, ...]] = ("l2",)
     needs: ClassVar[Access] = "decision"
     kind: ClassVar[str] = "budget"
     paper: ClassVar[str] = FOOLBOX
+    shares_radii: ClassVar[bool] = True
 
     @property
     def passes(self) -> int:
         return self.steps + (self.draws if self.towards == "noise" else 0)
 
-    def __call__(
-        self, oracle: Oracle, x: Tensor, aim: Aim, threat: ThreatModel, *, index: Tensor, seed: int
-    ) -> Tensor:
-        return self.sweep(oracle, x, aim, [threat], index=index, seed=seed)[0]
+    def __call__(self, scene: Scene) -> Tensor:
+        return self.sweep(scene, [scene.threat])[0]
 
-    def sweep(
-        self,
-        oracle: Oracle,
-        x: Tensor,
-        aim: Aim,
-        threats: Sequence[ThreatModel],
-        *,
-        index: Tensor,
-        seed: int,
-    ) -> list[Tensor]:
+    def sweep(self, scene: Scene, threats: Sequence[ThreatModel]) -> list[Tensor]:
         """One walk along the line serves every eps."""
-        line = self._end(oracle, x, aim, index, seed) - x
-        within = max(t.eps for t in threats) / norm(line, "l2").clamp_min(1e-12)
+        x, line = scene.x, self._end(scene) - scene.x
+        within = max(t.eps for t in threats) / L2.size(line).clamp_min(1e-12)
         last = (within.clamp_max(1.0) * self.steps).floor()
         level, rows = torch.ones_like(last), torch.arange(len(x))
         for step in range(1, int(last.max()) + 1):
             rows = rows[last[rows] >= step]
-            fooled = _fooled(oracle, x[rows] + step / self.steps * line[rows], rows, aim)
+            fooled = _is_fooled(scene, x[rows] + step / self.steps * line[rows], rows)
             level[rows[fooled]] = step / self.steps
             rows = rows[~fooled]
-        return [project(x + each(level, line) * line, x, threat) for threat in threats]
+        far = x + each(level, line) * line
+        return [threat.project(far, x, scene.domain) for threat in threats]
 
-    def _end(self, oracle: Oracle, x: Tensor, aim: Aim, index: Tensor, seed: int) -> Tensor:
+    def _end(self, scene: Scene) -> Tensor:
+        x = scene.x
         if self.towards != "noise":
             return torch.full_like(x, 0.5) if self.towards == "grey" else 1 - x
         end, rows = x.clone(), torch.arange(len(x))
         for stream in range(self.draws):
-            end[rows] = uniform(tuple(x.shape[1:]), index[rows], seed, stream).to(x)
-            rows = rows[~_fooled(oracle, end[rows], rows, aim)]
+            end[rows] = uniform(scene.domain.shape, scene.index[rows], scene.seed, stream).to(x)
+            rows = rows[~_is_fooled(scene, end[rows], rows)]
             if not len(rows):
                 break
         return end
 
 
-def _fooled(oracle: Oracle, x: Tensor, rows: Tensor, aim: Aim) -> Tensor:
+def _is_fooled(scene: Scene, x: Tensor, rows: Tensor) -> Tensor:
     if not len(rows):
         return rows.bool()
-    decisions = oracle.decisions(x, rows)
-    return aim[rows].reached(F.one_hot(decisions, int(decisions.max()) + 2).float())
+    decisions = scene.oracle.decisions(x, rows)
+    return scene.aim[rows].reached(F.one_hot(decisions, int(decisions.max()) + 2).float())
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An attack of the battery: as Foolbox has it, what is run for it, its norm, how often the
-    published list has it, and the same attack up the margin loss where it climbs one."""
+    """An attack of the battery: as Foolbox has it, what is run for it, the threat that has its
+    norm, how often the published list has it, and the same attack up the margin loss
+    where it climbs one."""
 
     foolbox: Foolbox
     attack: Any
-    norm: Norm
+    threat: type[Linf] | type[L2]
     gradient: bool
     times: int = 1
     margin: Any = None
@@ -227,45 +209,49 @@ class Entry:
         direction."""
         return any(word in self.name for word in ("Noise", "Projected", "Virtual", "DDN"))
 
-    def threat(self, eps: float) -> ThreatModel:
-        return Linf(eps) if self.norm == "linf" else L2(eps)
+
+def _climber(
+    name: str, attack: Any, make: Any, threat: type[Linf] | type[L2], times: int = 1
+) -> Entry:
+    return Entry(Foolbox(name), attack, threat, True, times, make(loss="margin"))
 
 
-def _climber(name: str, attack: Any, make: Any, norm: Norm, times: int = 1) -> Entry:
-    return Entry(Foolbox(name), attack, norm, True, times, make(loss="margin"))
-
-
-def _found(
-    name: str, attack: Any = None, norm: Norm = "l2", *, gradient: bool = False, **how: Any
+def _run(
+    name: str,
+    attack: Any = None,
+    threat: type[Linf] | type[L2] = L2,
+    *,
+    gradient: bool = False,
+    **how: Any,
 ) -> Entry:
     times = how.pop("times", 1)
     theirs = Foolbox(name, **how)
-    return Entry(theirs, attack or theirs, norm, gradient, times)
+    return Entry(theirs, attack or theirs, threat, gradient, times)
 
 
 _PGD, _PGD2, _BIM = partial(PGD, 40, 1 / 30), partial(PGD, 50, 0.025), partial(BIM, 10, 0.2)
 
 BATTERY: tuple[Entry, ...] = (
-    _climber("L2FastGradientAttack", FGM(), FGM, "l2"),
-    _climber("LinfFastGradientAttack", FGSM(), FGSM, "linf"),
-    _climber("LinfProjectedGradientDescentAttack", _PGD(), _PGD, "linf", 2),
-    _climber("LinfBasicIterativeAttack", _BIM(), _BIM, "linf", 2),
-    _found("LinfAdditiveUniformNoiseAttack", AdditiveUniformNoise(), "linf", times=2),
-    _found("LinfDeepFoolAttack", Cut(PlainDeepFool()), "linf", gradient=True, times=2),
-    _found("VirtualAdversarialAttack", gradient=True, steps=10),
-    _found("DDNAttack", gradient=True, steps=10),
-    _climber("L2ProjectedGradientDescentAttack", _PGD2(), _PGD2, "l2"),
-    _climber("L2BasicIterativeAttack", _BIM(), _BIM, "l2"),
-    _found("L2AdditiveGaussianNoiseAttack", AdditiveGaussianNoise()),
-    _found("L2AdditiveUniformNoiseAttack", AdditiveUniformNoise()),
-    _found("L2RepeatedAdditiveGaussianNoiseAttack", AdditiveGaussianNoise(100)),
-    _found("L2RepeatedAdditiveUniformNoiseAttack", AdditiveUniformNoise(100)),
-    _found("InversionAttack", Straight("negative", steps=1)),
-    _found("BinarySearchContrastReductionAttack"),
-    _found("LinearSearchContrastReductionAttack", Straight("grey")),
-    _found("GaussianBlurAttack", Cut(GaussianBlur())),
-    _found("L2DeepFoolAttack", Cut(PlainDeepFool()), gradient=True),
-    _found("SaltAndPepperNoiseAttack", Cut(SaltAndPepper())),
-    _found("LinearSearchBlendedUniformNoiseAttack", Straight("noise")),
+    _climber("L2FastGradientAttack", FGM(), FGM, L2),
+    _climber("LinfFastGradientAttack", FGSM(), FGSM, Linf),
+    _climber("LinfProjectedGradientDescentAttack", _PGD(), _PGD, Linf, 2),
+    _climber("LinfBasicIterativeAttack", _BIM(), _BIM, Linf, 2),
+    _run("LinfAdditiveUniformNoiseAttack", AdditiveUniformNoise(), Linf, times=2),
+    _run("LinfDeepFoolAttack", Cut(PlainDeepFool()), Linf, gradient=True, times=2),
+    _run("VirtualAdversarialAttack", gradient=True, steps=10),
+    _run("DDNAttack", gradient=True, steps=10),
+    _climber("L2ProjectedGradientDescentAttack", _PGD2(), _PGD2, L2),
+    _climber("L2BasicIterativeAttack", _BIM(), _BIM, L2),
+    _run("L2AdditiveGaussianNoiseAttack", AdditiveGaussianNoise()),
+    _run("L2AdditiveUniformNoiseAttack", AdditiveUniformNoise()),
+    _run("L2RepeatedAdditiveGaussianNoiseAttack", AdditiveGaussianNoise(100)),
+    _run("L2RepeatedAdditiveUniformNoiseAttack", AdditiveUniformNoise(100)),
+    _run("InversionAttack", Straight("negative", steps=1)),
+    _run("BinarySearchContrastReductionAttack"),
+    _run("LinearSearchContrastReductionAttack", Straight("grey")),
+    _run("GaussianBlurAttack", Cut(GaussianBlur())),
+    _run("L2DeepFoolAttack", Cut(PlainDeepFool()), gradient=True),
+    _run("SaltAndPepperNoiseAttack", Cut(SaltAndPepper())),
+    _run("LinearSearchBlendedUniformNoiseAttack", Straight("noise")),
 )
 """The distinct attacks in the published order; four of them stand twice in the published list."""

@@ -1,8 +1,8 @@
 """Figure 3: six attacks against eps, per slope
 
 FGSM, BIM, StepLL, RFGSM, PGD-40 and DeepFool as torchattacks 1.3 ran them: see
-`retroact.attacks.published` for what each does that its name does not say. DeepFool's columns are
-numbers of iterations.
+`retroact.attacks.torchattacks13` for what each does that its name does not say. DeepFool's columns
+are numbers of iterations.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from retroact.crafting.threat import L2
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy, worst_case
 from retroact.evaluation.record import Record
 from retroact.experiments.cell import Cell, Model
@@ -40,7 +41,7 @@ GROUPS = (
     ("VirtualAdversarial", ("VirtualAdversarial",)),
     (
         "other gradient attacks (L2)",
-        tuple(e.name for e in BATTERY if e.gradient and e.norm == "l2" and e is not VAT),
+        tuple(e.name for e in BATTERY if e.gradient and e.threat is L2 and e is not VAT),
     ),
     ("image degradation", tuple(e.name for e in BATTERY if not e.gradient)),
     ("all 25", tuple(e.name for e in BATTERY)),

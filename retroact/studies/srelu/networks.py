@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from retroact.activations.piecewise import SReLU
 from retroact.attacks.fgsm import FGSM
 from retroact.attacks.pgd import PGD
-from retroact.attacks.published import (
+from retroact.attacks.torchattacks13 import (
     Torchattacks13BIM,
     Torchattacks13DeepFool,
     Torchattacks13RFGSM,

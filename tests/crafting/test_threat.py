@@ -5,9 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from retroact.crafting.geometry import dual_norm, norm, project, random_start, steepest
+from retroact.crafting.domain import Domain
 from retroact.crafting.threat import L2, Linf
 
+NORMS = {t.norm: t for t in (Linf, L2)}
+BOX = Domain((3, 8, 8))
 threats = st.one_of(st.builds(Linf, st.floats(1e-4, 1.0)), st.builds(L2, st.floats(1e-3, 20.0)))
 
 
@@ -20,60 +22,62 @@ def images(n: int = 16, seed: int = 0) -> torch.Tensor:
 def test_a_projection_lies_in_ball_and_box_and_stays_put(threat, seed, far):
     centre = images(seed=seed).round(decimals=1)  # with pixels at 0 and at 1
     x = centre + far * torch.randn(centre.shape, generator=torch.Generator().manual_seed(seed))
-    pulled = project(x, centre, threat)
-    assert float(norm(pulled - centre, threat.norm).max()) <= threat.eps * (1 + 1e-5) + 1e-6
+    pulled = threat.project(x, centre, BOX)
+    assert float(threat.size(pulled - centre).max()) <= threat.eps * (1 + 1e-5) + 1e-6
     assert pulled.min() >= 0 and pulled.max() <= 1
-    torch.testing.assert_close(project(pulled, centre, threat), pulled, rtol=0, atol=1e-6)
-    assert torch.equal(project(centre, centre, threat), centre)
+    torch.testing.assert_close(threat.project(pulled, centre, BOX), pulled, rtol=0, atol=1e-6)
+    assert torch.equal(threat.project(centre, centre, BOX), centre)
 
 
 @pytest.mark.parametrize("p", ["linf", "l2"])
 def test_the_steepest_step_beats_every_other_of_unit_length(p):
     g = torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-    best = (g * steepest(g, p)).flatten(1).sum(1)
+    best = (g * NORMS[p].steepest(g)).flatten(1).sum(1)
     for seed in range(20):
         d = torch.randn(g.shape, generator=torch.Generator().manual_seed(seed))
-        d = d / norm(d, p).view(-1, 1, 1, 1)
+        d = d / NORMS[p].size(d).view(-1, 1, 1, 1)
         assert bool(((g * d).flatten(1).sum(1) <= best + 1e-5).all())
-    torch.testing.assert_close(norm(steepest(g, p), p), torch.ones(8))
+    torch.testing.assert_close(NORMS[p].size(NORMS[p].steepest(g)), torch.ones(8))
 
 
 @pytest.mark.parametrize("p", ["linf", "l2"])
 @pytest.mark.parametrize("scale", [1e-37, 1e-30, 1e-20, 1.0, 1e20, 1e36])
 def test_the_step_does_not_depend_on_the_gradients_scale(p, scale):
     g = torch.randn(4, 1, 5, 5, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(steepest(g * scale, p), steepest(g, p), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(
+        NORMS[p].steepest(g * scale), NORMS[p].steepest(g), rtol=1e-4, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("p", ["linf", "l2"])
 @pytest.mark.parametrize("power", [-100, -63, 0, 63, 100])
 def test_the_dual_norm_scales_with_the_gradient(p, power):
     g = torch.randn(4, 1, 50, 50, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(dual_norm(g * 2.0**power, p), dual_norm(g, p) * 2.0**power)
+    assert torch.equal(NORMS[p].dual_norm(g * 2.0**power), NORMS[p].dual_norm(g) * 2.0**power)
     exact = g.double().flatten(1).norm(p=1 if p == "linf" else 2, dim=1)
-    torch.testing.assert_close(dual_norm(g, p), exact.float())
+    torch.testing.assert_close(NORMS[p].dual_norm(g), exact.float())
 
 
 @pytest.mark.parametrize("p", ["linf", "l2"])
 def test_a_zero_gradient_gives_a_zero_step(p):
-    assert torch.equal(steepest(torch.zeros(2, 1, 3, 3), p), torch.zeros(2, 1, 3, 3))
+    assert torch.equal(NORMS[p].steepest(torch.zeros(2, 1, 3, 3)), torch.zeros(2, 1, 3, 3))
 
 
 @settings(max_examples=40, deadline=None)
 @given(threats, st.integers(0, 2**31))
 def test_a_random_start_is_in_the_ball_and_the_examples_own(threat, seed):
     x, index = images(), torch.arange(16) + 1000
-    start = random_start(x, threat, index, seed)
-    assert float(norm(start - x, threat.norm).max()) <= threat.eps * (1 + 1e-5) + 1e-6
+    start = threat.start(x, BOX, index, seed)
+    assert float(threat.size(start - x).max()) <= threat.eps * (1 + 1e-5) + 1e-6
     assert start.min() >= 0 and start.max() <= 1
-    assert torch.equal(random_start(x[5:9], threat, index[5:9], seed), start[5:9])
+    assert torch.equal(threat.start(x[5:9], BOX, index[5:9], seed), start[5:9])
 
 
 def test_random_starts_fill_the_ball():
     x = torch.full((4000, 1, 1, 2), 0.5)
-    index = torch.arange(4000)
-    square = (random_start(x, Linf(0.25), index, seed=3) - 0.5).flatten(1)
+    index, box = torch.arange(4000), Domain((1, 1, 2))
+    square = (Linf(0.25).start(x, box, index, seed=3) - 0.5).flatten(1)
     assert abs(float(square.var()) - 0.5**2 / 12) < 1e-3
-    disc = norm(random_start(x, L2(0.25), index, seed=3) - x, "l2")
+    disc = L2.size(L2(0.25).start(x, box, index, seed=3) - x)
     # half the area lies within r/√2
     assert abs(float((disc < 0.25 / 2**0.5).float().mean()) - 0.5) < 0.03

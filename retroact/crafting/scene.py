@@ -1,0 +1,80 @@
+"""The scene of an attack: the network as it may be seen, the clean examples, what is wanted of
+them, and within which bounds. One value, which every attack takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from retroact.crafting.domain import Domain
+from retroact.crafting.goals import Aim
+from retroact.crafting.oracle import Network, Oracle
+from retroact.crafting.threat import ThreatModel
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """The clean examples `x` (n, …) of a chunk and all that an attack on them may use.
+
+    `oracle` shows the network, `aim` says when an example is broken, `threat` and `domain` bound
+    the perturbation, `index` (n,) names each example for its noise under `seed`. Row i of the
+    oracle's chunk is row i of `x`.
+    """
+
+    oracle: Oracle
+    x: Tensor
+    aim: Aim
+    threat: ThreatModel
+    domain: Domain
+    index: Tensor
+    seed: int
+
+    @classmethod
+    def on(
+        cls,
+        network: Network,
+        x: Tensor,
+        aim: Aim,
+        threat: ThreatModel,
+        *,
+        domain: Domain | None = None,
+        index: Tensor | None = None,
+        seed: int = 0,
+    ) -> Scene:
+        """An attack on `network` at the examples `x` by hand: no source, nothing dropped, numbered
+        from 0 and in [0, 1] where nothing else is said."""
+        oracle = Oracle(network, len(x), access=threat.access)
+        domain = Domain(tuple(x.shape[1:])) if domain is None else domain
+        index = torch.arange(len(x), device=x.device) if index is None else index
+        return cls(oracle, x, aim, threat, domain, index, seed)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def rows(self) -> Tensor:
+        """0 to n − 1, the names of all examples for the oracle."""
+        return torch.arange(len(self.x), device=self.x.device)
+
+    def under(self, threat: ThreatModel) -> Scene:
+        """The same under another threat."""
+        return replace(self, threat=threat)
+
+    def clamp(self, x: Tensor) -> Tensor:
+        """`x` in the box."""
+        return self.domain.clamp(x)
+
+    def project(self, x: Tensor, centre: Tensor) -> Tensor:
+        """`x` in the ball around `centre`, and in the box."""
+        return self.threat.project(x, centre, self.domain)
+
+    def step(self, x: Tensor, gradient: Tensor, length: float, centre: Tensor) -> Tensor:
+        """A step of PGD from `x`, of that length, in the ball around `centre` and in the box."""
+        return self.threat.step(x, gradient, length, centre, self.domain)
+
+    def start(self, rows: Tensor, stream: int = 0) -> Tensor:
+        """A random point of the ball around each of the examples `rows`."""
+        index = self.index[rows]
+        return self.threat.start(self.x[rows], self.domain, index, self.seed, stream)
