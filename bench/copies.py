@@ -35,9 +35,9 @@ from torch.nn.modules.module import (
 import retroact as ra
 
 WATCHED = {
-    "tracings": "retrofitting.tracing traced",
+    "tracings": "retrofitting.tracing traced|trace",
     "graphs": "retrofitting.tracing Tracer.trace",
-    "copies with their weights": "retrofitting.copying copied",
+    "copies with their weights": "retrofitting.copying copied|deep_copy",
     "copies that share them": "retrofitting.copying shadow",
     "surveys": "retrofitting.sites survey",
     "retrofits": "retrofitting.surgery Retrofit.__call__",

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from retroact.doors import named
 from retroact.files import replacing
 from retroact.ground import neutral
-from retroact.retrofitting.copying import copied
+from retroact.retrofitting.copying import deep_copy
 from retroact.retrofitting.examples import Example, example_for
 from retroact.retrofitting.watching import trial
 
@@ -81,7 +81,7 @@ def export(
         )
     write, run = writers[path.suffix]
     inputs = tuple(i.cpu() if isinstance(i, Tensor) else i for i in example_for(net, example))
-    ours = copied(net).eval().cpu()
+    ours = deep_copy(net).eval().cpu()
     with replacing(path) as draft, trial(), _quiet():
         write(ours, inputs, draft)
         checked = inputs if images is None else (images.cpu().to(_dtype(inputs[0])),)

@@ -23,7 +23,7 @@ from retroact.activations.ramp import RELU
 from retroact.activations.site import Site
 from retroact.doors import named, noting_failure
 from retroact.ground import neutral
-from retroact.retrofitting.copying import copied
+from retroact.retrofitting.copying import deep_copy
 from retroact.retrofitting.examples import Example, example_for, fresh, unwrapped
 from retroact.retrofitting.installed import installed
 from retroact.retrofitting.recognition import COMPOSED, Call
@@ -76,10 +76,10 @@ def left_alone(net: nn.Module, example: Example | None = None) -> dict[str, int]
     counted wherever they are called, so the sigmoid of a gate counts too. Raises as `sites` does.
     """
     said = [m for m in unwrapped(net) if isinstance(getattr(m, "left_alone", None), dict)]
-    return dict(said[0].left_alone) if said else counted(survey(net, example).left_alone)  # type: ignore[arg-type]
+    return dict(said[0].left_alone) if said else count_kinds(survey(net, example).left_alone)  # type: ignore[arg-type]
 
 
-def counted(calls: tuple[Site, ...]) -> dict[str, int]:
+def count_kinds(calls: tuple[Site, ...]) -> dict[str, int]:
     """How many calls there are of each kind, the most frequent first."""
     return dict(Counter(site.kind for site in calls).most_common())
 
@@ -88,7 +88,7 @@ def counted(calls: tuple[Site, ...]) -> dict[str, int]:
 def survey(net: nn.Module, example: Example | None = None, *, also: tuple[str, ...] = ()) -> Survey:
     """Runs a copy of the net on the example and lists the activation calls it makes."""
     refuse_what_cannot_be_read(net, also)
-    work = copied(net).eval()
+    work = deep_copy(net).eval()
     inputs = example_for(net, example)
     with noting_failure(inputs[0] if inputs else None):
         seen, on_pixels, put_in = _probe(work, inputs)

@@ -163,7 +163,7 @@ class _NothingRuns(TorchDispatchMode):
         raise WouldBakeError(f"{func} ran while tracing: its result would be fixed")
 
 
-def traced(net: nn.Module) -> fx.GraphModule | None:
+def trace(net: nn.Module) -> fx.GraphModule | None:
     """The net as a graph with the same parameters and buffers, or None where no graph is faithful.
 
     The net stays as it is, and so do the caller's grad mode and `nn.Module`, after an exception
@@ -347,7 +347,7 @@ def _in_mode(net: nn.Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
-def rewritten(
+def rewrite(
     net: fx.GraphModule, put_in: dict[str, Installed], found: tuple[Site, ...], inputs: Any
 ) -> bool:
     """Puts each installed activation in the place of its site's node; False where one has no

@@ -29,8 +29,8 @@ def tracings(monkeypatch):
     """Counts the networks that are traced."""
     counted = []
     for room in (folding, lean, surgery):
-        traced = room.traced
-        monkeypatch.setattr(room, "traced", lambda net, t=traced: counted.append(net) or t(net))
+        trace = room.trace
+        monkeypatch.setattr(room, "trace", lambda net, t=trace: counted.append(net) or t(net))
     return counted
 
 
