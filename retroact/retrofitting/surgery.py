@@ -17,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from os import PathLike
+from typing import cast
 
 import torch
 from torch import fx, nn
@@ -72,13 +73,7 @@ class Retrofit:
     allow: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if is_spec_class(self.activation):
-            object.__setattr__(self, "activation", parse(self.activation.__name__))  # type: ignore[attr-defined]
-        if not isinstance(self.activation, Activation):
-            raise SpecError(
-                f"expected an activation such as JumpReLU(kappa=1.0), got {self.activation!r}; "
-                "write a function of your own as a spec that inherits Activation"
-            )
+        object.__setattr__(self, "activation", _as_activation(self.activation))
 
     @neutral()
     def __call__(self, net: nn.Module, example: Example | None = None) -> nn.Module:
@@ -126,14 +121,15 @@ def retrofit(
     selection that is empty, TypeError for what is no module.
     """
     kinds, may_stay = (tuple((n,) if isinstance(n, str) else n) for n in (also, allow))
-    return Retrofit(activation, _as_text(sites), kinds, may_stay)(named(net), example)  # type: ignore[arg-type]
+    wanted = Retrofit(_as_activation(activation), _as_text(sites), kinds, may_stay)
+    return wanted(cast(nn.Module, named(net)), example)
 
 
 @neutral()
 def refit(net: nn.Module, activation: Activation | type[Activation] | str) -> nn.Module:
     """A copy of a retrofitted net with another activation at the same sites, without surveying it
     again."""
-    activation = Retrofit(activation).activation  # type: ignore[arg-type]
+    activation = _as_activation(activation)
     if getattr(net, "retrofit", None) is None:
         raise ValueError(
             f"{type(net).__name__} carries no retrofit; use retrofit(net, {show(activation)})"
@@ -153,11 +149,25 @@ def _become(net: nn.Module, activation: Activation) -> nn.Module:
     _put_in(net, activation)
     for rerouting in reroutings(net):
         rerouting.activation = activation
-    keep_attributes(net, {"retrofit": replace(net.retrofit, activation=activation)})  # type: ignore[type-var]
+    before = net.retrofit
+    assert isinstance(before, Retrofit)
+    keep_attributes(net, {"retrofit": replace(before, activation=activation)})
     return net
 
 
 # ---------------------------------------------------------------------------------------- the doors
+
+
+def _as_activation(given: object) -> Activation:
+    """An activation, or the one that a text or a class stands for."""
+    said = given.__name__ if isinstance(given, type) and is_spec_class(given) else given
+    activation = parse(said) if isinstance(said, str) else said
+    if not isinstance(activation, Activation):
+        raise SpecError(
+            f"expected an activation such as JumpReLU(kappa=1.0), got {activation!r}; "
+            "write a function of your own as a spec that inherits Activation"
+        )
+    return activation
 
 
 def _as_text(sites: str | int | Iterable[str | int]) -> str:
