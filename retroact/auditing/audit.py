@@ -285,10 +285,10 @@ def _of_both(
 
 def _check(twin: Network, defended: Network, data: Examples, threat: ThreatModel) -> int:
     """The number of classes; raises where the audit would mean nothing."""
-    check_images(data.images)
+    domain = domain_of(data)
+    check_images(data.images, domain.shape, domain.low, domain.high)
     if threat.access != "gradient":
         raise ValueError(f"an audit attacks with gradients, got {threat}; leave out access=")
-    domain = domain_of(data)
     grey, same = threat.measure(domain) / 2, "grey one" if domain.word == "image" else "one"
     if threat.eps >= grey:
         raise ValueError(
