@@ -591,7 +591,7 @@ def audit(
             workers=workers or _cores(),
             progress=progress,
         )
-    _print_audit(made.numbers())
+    _print_audit(made.numbers().to_json())
     for writer, path in writers.items():
         if path is not None:
             err.print(
