@@ -23,8 +23,8 @@ import numpy as np
 import torch
 
 import retroact as ra
-from retroact.auditing.audit import Audit
 from retroact.auditing.attack_run import AttackRun, Conditions
+from retroact.auditing.audit import Audit
 from retroact.auditing.subjects import Climb, prepare
 from retroact.auditing.verdict import mcnemar
 from retroact.evaluation.evaluate import decide
