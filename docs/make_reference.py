@@ -8,15 +8,19 @@ import inspect
 from pathlib import Path
 
 import retroact
+from retroact.activations.activation import Activation
+from retroact.crafting.attack import Attack
+from retroact.crafting.goals import Goal
+from retroact.crafting.threat import ThreatModel
 from retroact.spec import known, show
 
 PAGE = Path(__file__).with_name("reference.md")
 
 
-def rows(having: str, attributes: tuple[str, ...]) -> list[str]:
+def rows(kind: type, attributes: tuple[str, ...] = ()) -> list[str]:
     head = ["spec", *attributes, "what"]
     found = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    for cls in known(having=having):
+    for cls in known(kind):
         if not cls.__module__.startswith("retroact."):
             continue
         values = [getattr(cls, a) for a in attributes]
@@ -55,8 +59,6 @@ def short(function: object) -> str:
 
 
 def page() -> str:
-    for name in retroact.__all__:
-        getattr(retroact, name)
     parts = [
         "# Reference",
         "",
@@ -67,15 +69,19 @@ def page() -> str:
         "",
         "## Attacks",
         "",
-        *rows("norms", ("norms", "needs", "kind", "paper")),
+        *rows(Attack, ("norms", "needs", "kind", "paper")),
         "",
         "## Threat models",
         "",
-        *rows("norm", ("norm",)),
+        *rows(ThreatModel, ("norm",)),
         "",
         "## Activations",
         "",
-        *rows("surrogate", ()),
+        *rows(Activation),
+        "",
+        "## Goals",
+        "",
+        *rows(Goal),
         "",
         "## Functions",
         "",

@@ -1,6 +1,21 @@
 # The public names, each beside its home. `retroact/__init__.py` reads this list and imports a
 # name's home when the name is first used, so that `import retroact` (and `retroact --help`) needs
 # no torch.
+from retroact.activations.activation import Activation as Activation
+from retroact.activations.per_site import PerSite as PerSite
+from retroact.activations.piecewise import BoundedReLU as BoundedReLU
+from retroact.activations.piecewise import JumpReLU as JumpReLU
+from retroact.activations.piecewise import ReLU as ReLU
+from retroact.activations.piecewise import SReLU as SReLU
+from retroact.activations.shifted import ShiftedReLU as ShiftedReLU
+from retroact.activations.shifted import write_shifts as write_shifts
+from retroact.activations.smooth import CELU as CELU
+from retroact.activations.smooth import Sigmoid as Sigmoid
+from retroact.activations.smooth import Softplus as Softplus
+from retroact.activations.smooth import Softsign as Softsign
+from retroact.activations.smooth import Swish as Swish
+from retroact.activations.smooth import Tanh as Tanh
+from retroact.activations.surrogate import Surrogate as Surrogate
 from retroact.attacks.apgd import APGD as APGD
 from retroact.attacks.bim import BIM as BIM
 from retroact.attacks.carlini_wagner import CarliniWagner as CarliniWagner
@@ -35,15 +50,20 @@ from retroact.attacks.trust_region import TrustRegion as TrustRegion
 from retroact.auditing.audit import audit as audit
 from retroact.checkpoint import load as load
 from retroact.checkpoint import save as save
+from retroact.crafting.attack import Attack as Attack
+from retroact.crafting.domain import Domain as Domain
 from retroact.crafting.expectation import Expectation as Expectation
+from retroact.crafting.goals import Goal as Goal
 from retroact.crafting.goals import LeastLikely as LeastLikely
 from retroact.crafting.goals import PerImage as PerImage
 from retroact.crafting.goals import Random as Random
 from retroact.crafting.goals import Targeted as Targeted
 from retroact.crafting.goals import Untargeted as Untargeted
 from retroact.crafting.oracle import Oracle as Oracle
+from retroact.crafting.scene import Scene as Scene
 from retroact.crafting.threat import L2 as L2
 from retroact.crafting.threat import Linf as Linf
+from retroact.crafting.threat import ThreatModel as ThreatModel
 from retroact.evaluation.evaluate import evaluate as evaluate
 from retroact.evaluation.evaluate import evaluate_all as evaluate_all
 from retroact.evaluation.metrics import clean_accuracy as clean_accuracy
@@ -65,20 +85,6 @@ from retroact.nets.classifier import Classifier as Classifier
 from retroact.nets.data import Images as Images
 from retroact.nets.data import data as data
 from retroact.reports.report import report as report
-from retroact.retrofitting.activations import CELU as CELU
-from retroact.retrofitting.activations import BoundedReLU as BoundedReLU
-from retroact.retrofitting.activations import JumpReLU as JumpReLU
-from retroact.retrofitting.activations import PerSite as PerSite
-from retroact.retrofitting.activations import ReLU as ReLU
-from retroact.retrofitting.activations import ShiftedReLU as ShiftedReLU
-from retroact.retrofitting.activations import Sigmoid as Sigmoid
-from retroact.retrofitting.activations import Softplus as Softplus
-from retroact.retrofitting.activations import Softsign as Softsign
-from retroact.retrofitting.activations import SReLU as SReLU
-from retroact.retrofitting.activations import Surrogate as Surrogate
-from retroact.retrofitting.activations import Swish as Swish
-from retroact.retrofitting.activations import Tanh as Tanh
-from retroact.retrofitting.activations import write_shifts as write_shifts
 from retroact.retrofitting.export import export as export
 from retroact.retrofitting.folding import fold as fold
 from retroact.retrofitting.sites import left_alone as left_alone

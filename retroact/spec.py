@@ -9,10 +9,14 @@ Specs are compared by value, print as the code that makes them, are read back fr
 So one notation serves code, command line, tables and store, and nothing is registered by hand:
 the decorator knows every spec that has been defined.
 
+What a spec is good for, its kind, is a type: a base class or a protocol such as `Attack`. So
+`parse(text, Attack)` reads an attack and nothing else, and `known(Attack)` has all of them.
+
 Fields settle on construction: where a field is a float, ints and fractions such as "8/255" become
-floats; where it is a spec, its text becomes one; lists become tuples; scalars of numpy and of torch
-become Python's own; NaN, booleans in the place of numbers, and values outside a field's `Within`
-are refused with an error that says what was expected, what came, and what to do.
+floats; where it is a spec or a kind of them, its text becomes one; lists become tuples; scalars of
+numpy and of torch become Python's own; NaN, booleans in the place of numbers, specs of another
+kind, and values outside a field's `Within` are refused with an error that says what was expected,
+what came, and what to do.
 """
 
 from __future__ import annotations
@@ -24,15 +28,27 @@ import hashlib
 import importlib
 import inspect
 import math
+import re
 import types
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, dataclass_transform
+from typing import (
+    Annotated,
+    Any,
+    ClassVar,
+    Literal,
+    Protocol,
+    TypeGuard,
+    TypeVar,
+    dataclass_transform,
+    overload,
+)
 
 C = TypeVar("C")
+T = TypeVar("T")
 
 
 class SpecError(ValueError):
@@ -110,16 +126,98 @@ def is_spec(value: object) -> bool:
     return _known.get(type(value).__name__) is type(value)
 
 
-def is_spec_class(value: object) -> bool:
+def is_spec_class(value: object) -> TypeGuard[type]:
     """Whether `value` is a class made by `spec`."""
     return isinstance(value, type) and _known.get(value.__name__) is value
 
 
-def known(*, having: str | None = None) -> Iterator[type]:
-    """All spec classes defined so far, by name; with `having`, those with that class attribute."""
-    for _, cls in sorted(_known.items()):
-        if having is None or hasattr(cls, having):
-            yield cls
+# ------------------------------------------------------------------------------------------- kinds
+
+
+def known(kind: type = object) -> list[type]:
+    """The spec classes of a kind, by name: those of the package and all others defined so far."""
+    package = importlib.import_module(__package__)
+    for name in package.__all__:
+        getattr(package, name)  # a spec is known once its home is imported
+    return [cls for _, cls in sorted(_known.items()) if _is_of(cls, kind)]
+
+
+def belongs(value: object, kind: type[T]) -> TypeGuard[T]:
+    """Whether `value` is of `kind`.
+
+    A spec is what its bases say. Where no spec names the kind as its base, and for what is no spec,
+    it is a matter of the members that a protocol asks for.
+    """
+    if isinstance(value, type):
+        return False
+    if is_spec(value):
+        return _is_of(type(value), kind)
+    return kind in type(value).__mro__ or _has_all(value, kind)
+
+
+def take(value: object, kind: type[T], where: str = "") -> T:
+    """`value` as one of `kind`: itself, what its text says, or a class of specs at its defaults.
+
+    Raises SpecError for what is of another kind, with a list of what belongs there; `where` names
+    the place.
+    """
+    if isinstance(value, str):
+        own = getattr(kind, "read", None)  # a class with a notation of its own reads it
+        value = _parsed(value, kind, where) if own is None else own(value)
+    elif is_spec_class(value):
+        value = parse(value.__name__, kind)
+    elif isinstance(value, type):
+        raise SpecError(
+            f"{where}{where and ': '}expected {_a(kind)}, got the class {value.__name__}; make"
+            f" one: {value.__name__}(…)"
+        )
+    if not belongs(value, kind):
+        raise _misplaced(value, kind, where)
+    return value
+
+
+def _is_of(cls: type, kind: type) -> bool:
+    if kind in cls.__mro__:
+        return True
+    return not any(kind in other.__mro__ for other in _known.values()) and _has_all(cls, kind)
+
+
+def _has_all(thing: object, protocol: type) -> bool:
+    asked = _members(protocol)
+    fields = getattr(thing, "__dataclass_fields__", ())  # one without default is no attribute yet
+    return bool(asked) and all(hasattr(thing, name) or name in fields for name in asked)
+
+
+@cache
+def _members(kind: type) -> tuple[str, ...]:
+    """What a protocol asks for; nothing where the kind is no protocol."""
+    bases = [base for base in kind.__mro__ if _is_protocol(base)]
+    names = {n for base in bases for n in (*vars(base), *vars(base).get("__annotations__", ()))}
+    return tuple(sorted(n for n in names if n == "__call__" or not n.startswith("_")))
+
+
+def _is_protocol(cls: type) -> bool:
+    return cls is not Protocol and bool(getattr(cls, "_is_protocol", False))
+
+
+def _misplaced(value: object, kind: type, where: str = "") -> SpecError:
+    """The error for a value of another kind: what it is, and what belongs there."""
+    other = next((base for base in type(value).__mro__[1:] if _is_protocol(base)), None)
+    name = show(value) if is_spec(value) else repr(value)[:60]
+    which = "" if other is None else f", {_a(other)},"
+    names = ", ".join(cls.__name__ for cls in known(kind) if cls is not kind)
+    own = callable(value) and not is_spec(value)
+    cure = f", or one of your own with {', '.join(_members(kind))}" if own else ""
+    return SpecError(
+        f"{where}{where and ': '}{name}{which} does not belong here;"
+        f" expected {_a(kind)}{names and ', one of: '}{names}{cure}"
+    )
+
+
+def _a(kind: type) -> str:
+    """The kind in words: a threat model, an attack."""
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", kind.__name__).lower()
+    return f"{'an' if words[0] in 'aeio' else 'a'} {words}"
 
 
 # ------------------------------------------------------------------------------------------ print
@@ -172,15 +270,23 @@ def _show_float(value: float) -> str:
 # ------------------------------------------------------------------------------------------- read
 
 
-def parse(text: str, *, having: str | None = None) -> Any:
+@overload
+def parse(text: str) -> Any: ...
+@overload
+def parse(text: str, kind: type[T]) -> T: ...
+def parse(text: str, kind: type = object) -> object:
     """Reads a spec from its print: `parse('PGD(steps=40)')`; a bare name takes its defaults.
 
     Only literals are read (numbers, fractions of numbers, strings, True, False, None, tuples,
     lists, other specs); nothing is run and no attribute is looked up.
 
-    `having` restricts the outermost spec to classes with that attribute (`"norms"`: attacks).
-    Raises SpecError for anything else, naming the nearest spec or field.
+    `kind` says what the outermost spec must be: `parse("PGD", Attack)`. Raises SpecError for
+    anything else, naming the nearest spec or field, or all that belong there.
     """
+    return _parsed(text, kind)
+
+
+def _parsed(text: str, kind: type, where: str = "") -> object:
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as e:
@@ -189,13 +295,12 @@ def parse(text: str, *, having: str | None = None) -> Any:
         ) from None
     tree = ast.Call(tree, [], []) if isinstance(tree, ast.Name) else tree
     if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name):
-        _check_known(tree.func.id, having)
+        _check_known(tree.func.id, kind)
     value = _read(tree, text)
-    if not is_spec(value):
-        such = "a spec such as PGD(steps=40)" if having is None else f"one of {_names(having)}"
-        raise SpecError(f"expected {such}, got {text!r}")
-    if having is not None and not hasattr(value, having):
-        raise SpecError(f"{show(value)} does not belong here; expected one of: {_names(having)}")
+    if not is_spec(value) and kind is object:
+        raise SpecError(f"expected a spec such as PGD(steps=40), got {text!r}")
+    if not belongs(value, kind):
+        raise _misplaced(value if is_spec(value) else text, kind, where)
     return value
 
 
@@ -229,16 +334,10 @@ def _find(name: str) -> type | None:
     return _known.get(name)
 
 
-def _check_known(name: str, having: str | None = None) -> None:
+def _check_known(name: str, kind: type = object) -> None:
     """Raises SpecError, naming the nearest of those that would do, for a name that no spec has."""
     if _find(name) is None:
-        raise SpecError(_unknown("spec", name, _names(having).split(", ")))
-
-
-def _names(having: str | None) -> str:
-    for public in importlib.import_module(__package__).__all__:
-        _find(public)
-    return ", ".join(cls.__name__ for cls in known(having=having))
+        raise SpecError(_unknown("spec", name, [cls.__name__ for cls in known(kind)]))
 
 
 def _make(name: str, args: list[Any], values: dict[str, Any]) -> Any:
@@ -337,20 +436,15 @@ def _settle(value: Any, hint: Any, where: str) -> Any:
         if isinstance(value, bool) or not isinstance(value, int):
             raise SpecError(f"{where}: expected a whole number, got {value!r}")
         return value
-    if isinstance(value, str) and _wants_a_spec(hint):
-        value = getattr(hint, "read", parse)(value)  # a class with a notation of its own reads it
-    if hint is Any and isinstance(value, tuple):
+    if hint is Any:
+        if not isinstance(value, tuple):
+            return value
         return tuple(_settle(v, Any, f"{where}[{i}]") for i, v in enumerate(value))
-    if hint is Any or getattr(hint, "_is_protocol", False):
-        return value
+    if isinstance(hint, type) and hint.__module__ != "builtins":
+        return take(value, hint, where)
     if isinstance(hint, type) and not isinstance(value, hint):
         raise SpecError(f"{where}: expected {hint.__name__}, got {value!r}")
     return value
-
-
-def _wants_a_spec(hint: Any) -> bool:
-    """A field of a protocol, such as Activation, holds specs, never a text."""
-    return bool(getattr(hint, "_is_protocol", False)) or is_spec_class(hint)
 
 
 def _plain(value: Any) -> Any:

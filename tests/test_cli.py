@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from retroact import cli
+from retroact.cli import console
 
 
 def run(*words: str, code: int = 0, cwd=None) -> subprocess.CompletedProcess[str]:
@@ -32,8 +33,8 @@ def call(tmp_path, monkeypatch, capsys):
 
     def called(*words: str) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["retroact", *words])
-        monkeypatch.setattr(cli, "out", cli.Console(width=200))
-        monkeypatch.setattr(cli, "err", cli.Console(stderr=True, width=200))
+        monkeypatch.setattr(console, "out", console.Console(width=200))
+        monkeypatch.setattr(console, "err", console.Console(stderr=True, width=200))
         try:
             cli.main()
             code = 0
@@ -211,7 +212,7 @@ def test_audit_fails_on_the_answers_that_are_named(call, tmp_path):
     assert code == 0 and "NO EFFECT" in out
 
 
-def test_audit_selftest_fails_where_a_check_fails(call, monkeypatch):
+def test_selftest_fails_where_a_check_fails(call, monkeypatch):
     from types import SimpleNamespace
 
     from retroact.auditing import selftest
@@ -221,10 +222,10 @@ def test_audit_selftest_fails_where_a_check_fails(call, monkeypatch):
     checks = [selftest.Check("one", "that", made, True), selftest.Check("two", "this", made, True)]
     monkeypatch.setattr(hardening, "harden", lambda *_: SimpleNamespace(net=None))
     monkeypatch.setattr(selftest, "selftest", lambda *_, **__: checks)
-    code, out, _ = call("audit", "--selftest")
+    code, out, _ = call("selftest")
     assert code == 0 and out.count("passed: ") == 2
     checks[1] = selftest.Check("two", "this", made, False)
-    code, out, _ = call("audit", "--selftest")
+    code, out, _ = call("selftest")
     assert code == 1 and "FAILED: two: expected this" in out
 
 
@@ -551,11 +552,18 @@ def test_a_source_of_the_same_name_has_the_same_weights_and_a_sweep_pairs_nets_w
     [
         (("attack", "digit-cnn", *ATTACK[2:]), "did you mean digits-cnn?"),
         (("attack", "digits-cnn", "PDG(steps=5)", *ATTACK[3:]), "did you mean PGD?"),
-        (("attack", "digits-cnn", "Linf(0.1)", *ATTACK[3:]), "does not belong here"),
+        (("attack", "digits-cnn", "Linf(0.1)", *ATTACK[3:]), "expected an attack, one of: APGD, "),
+        (("attack", "digits-cnn", "JumpReLU(1.0)", *ATTACK[3:]), "an attack, one of: APGD, "),
+        ((*ATTACK, "--goal", "PGD()"), "expected a goal, one of: LeastLikely, PerImage, Random, "),
+        ((*ATTACK[:4], "SReLU(10)", *ATTACK[5:]), "expected a threat model, one of: L2, Linf"),
+        ((*ATTACK, "--activation", "Linf(1)"), "expected an activation, one of: BoundedReLU, CE"),
         ((*ATTACK[:4], "Linf(-1)", *ATTACK[5:]), "greater than 0"),
         ((*ATTACK[:4], "Linf(8)", *ATTACK[5:]), "so 8 of 255 is Linf(8/255)"),
         ((*ATTACK[:4], "linf(0.1)", *ATTACK[5:]), "did you mean Linf? (known: L2, Linf)"),
-        ((*ATTACK[:4], "0.1", *ATTACK[5:]), "expected one of L2, Linf, got '0.1'"),
+        (
+            (*ATTACK[:4], "0.1", *ATTACK[5:]),
+            "'0.1' does not belong here; expected a threat model, one of: L2, Linf",
+        ),
         (("retrofit", "digits-cnn", "JumpReLU(1.0)", "--out", "h.pth"), "ends in .safetensors"),
         ((*ATTACK[:6], "digits[:4000]"), "examples"),
         ((*ATTACK[:6], "digts"), "did you mean 'digits'?"),
@@ -574,7 +582,8 @@ def test_a_source_of_the_same_name_has_the_same_weights_and_a_sweep_pairs_nets_w
         (("train", "nonesuch"), "nonesuch"),
         (("retrofit", "torch.nn:Identity", "JumpReLU(1.0)"), "example"),
         (("attack",), "Missing argument"),
-        (("audit",), "an audit needs NET and --threat and --data"),
+        (("audit",), "Missing argument 'net'"),
+        (("audit", "digits-cnn"), "Missing option '--threat'"),
         ((*AUDIT[:2], *AUDIT[3:]), "either an ACTIVATION"),
         ((*AUDIT, "--against", "digits-cnn"), "either an ACTIVATION"),
         (
@@ -585,7 +594,7 @@ def test_a_source_of_the_same_name_has_the_same_weights_and_a_sweep_pairs_nets_w
         ((*AUDIT, "--html", "nowhere/a.html"), "make it first"),
         ((*AUDIT, "--margin", "0"), "--margin"),
         ((*AUDIT[:4], "Linf(0.6)", *AUDIT[5:]), "expected eps below 0.5"),
-        (("audit", "digits-cnn", "--selftest"), "takes none"),
+        (("selftest", "digits-cnn"), "unexpected extra argument"),
         ((*ATTACK, "--also", "gelu"), "says what an activation replaces"),
         (
             (*AUDIT[:2], *AUDIT[3:], "--against", "digits-cnn", "--also", "gelu"),

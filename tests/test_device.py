@@ -14,6 +14,7 @@ import torch
 from pretended import NAME, pretended
 
 import retroact as ra
+from retroact.crafting.attack import Attack
 from retroact.spec import known
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
@@ -32,9 +33,7 @@ def images() -> ra.Images:
 
 def attacks() -> Iterator[tuple[Any, Any]]:
     """Every attack of ours, shortened, under each norm it serves."""
-    for name in ra.__all__:
-        getattr(ra, name)
-    for cls in known(having="norms"):
+    for cls in known(Attack):
         if cls.__module__.startswith("retroact.attacks") and cls.__name__ not in FOREIGN:
             attack = cls(
                 **{k: v for k, v in SHORT.items() if k in inspect.signature(cls).parameters}

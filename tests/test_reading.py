@@ -544,29 +544,32 @@ def test_a_network_is_read_from_its_file(tmp_path):
     [
         (
             {"attack": "Linf(0.1)"},
-            r"Linf\(eps=0.1\) does not belong here; expected an attack such as PGD\(steps=40\)",
+            r"Linf\(eps=0.1\).* does not belong here; expected an attack, one of: APGD, ",
         ),
         ({"attack": ra.Targeted(3)}, "expected an attack"),
         ({"attack": ra.Linf}, "Linf needs eps"),
-        ({"attack": lambda x: x}, "function .* does not belong here; expected an attack"),
+        ({"attack": lambda x: x}, "<function .* does not belong here; expected an attack"),
         (
             {"attack": nn.Linear},
-            r"expected an attack .*, got the class Linear; make one: Linear\(…\)",
+            r"expected an attack, got the class Linear; make one: Linear\(…\)",
         ),
         ({"attack": "PDG"}, "did you mean PGD"),
         (
             {"threat": "PGD"},
-            r"PGD\(steps=40\) does not belong here; expected a threat model such as Linf",
+            r"PGD\(steps=40\).* does not belong here; expected a threat model, one of: L2, Linf",
         ),
-        ({"threat": 0.1}, "float '0.1' does not belong here; expected a threat"),
-        ({"threat": torch.tensor(0.1)}, "Tensor .* does not belong here; expected a threat"),
-        ({"threat": "0.1"}, "expected a spec"),
-        ({"goal": "PGD"}, r"PGD\(steps=40\) does not belong here but in attack=; expected a goal"),
-        ({"goal": ra.Linf(0.1)}, "but in threat=; expected a goal"),
-        ({"goal": ra.JumpReLU(1.0)}, r"but in retrofit\(net, …\); expected a goal"),
+        ({"threat": 0.1}, "0.1 does not belong here; expected a threat"),
+        ({"threat": torch.tensor(0.1)}, r"tensor\(0.1.*\) does not belong here; expected a threat"),
+        ({"threat": "0.1"}, "'0.1' does not belong here; expected a threat model"),
+        ({"goal": "PGD"}, r"PGD\(steps=40\).* does not belong here; expected a goal"),
+        ({"goal": ra.Linf(0.1)}, r"Linf\(eps=0.1\).* does not belong here; expected a goal"),
+        (
+            {"goal": ra.JumpReLU(1.0)},
+            r"JumpReLU\(kappa=1.0\).* does not belong here; expected a goal",
+        ),
         (
             {"goal": 3},
-            r"int '3' does not belong here; expected a goal: Untargeted\(\), Targeted\(3\)",
+            "3 does not belong here; expected a goal, one of: LeastLikely, PerImage, Random",
         ),
         ({"network": ra.JumpReLU(1.0)}, r"expected a network, got the spec JumpReLU\(kappa=1.0\)"),
         ({"network": nn.Linear}, r"got the class Linear; make one: Linear\(…\)"),
@@ -576,7 +579,7 @@ def test_a_network_is_read_from_its_file(tmp_path):
     ],
     ids=lambda given: given if isinstance(given, str) else "-".join(given),
 )
-def test_what_stands_in_the_wrong_place_is_told_where_it_belongs(change, says):
+def test_what_stands_in_the_wrong_place_is_told_what_belongs_there(change, says):
     given = {
         "network": network(),
         "data": (X, Y),
@@ -628,7 +631,7 @@ def test_a_changed_network_is_told_from_an_activation():
     assert getattr(as_changed("digits-cnn", twin), "retrofit", None) is None
     assert as_changed(twin, twin) is twin
     with pytest.raises(
-        SpecError, match=r"PGD\(steps=40\) does not belong here; expected an activation"
+        SpecError, match=r"PGD\(steps=40\).* does not belong here; expected an activation"
     ):
         as_changed("PGD", twin)
     with pytest.raises(SpecError, match="did you mean JumpReLU"):

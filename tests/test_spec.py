@@ -3,7 +3,8 @@
 import math
 import pickle
 from dataclasses import FrozenInstanceError
-from typing import Annotated, Any, ClassVar, Literal
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import pytest
@@ -11,7 +12,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from retroact.spec import AtLeast0, Count, Positive, SpecError, Within, key, parse, show, spec
+from retroact.spec import (
+    AtLeast0,
+    Count,
+    Positive,
+    SpecError,
+    Within,
+    key,
+    known,
+    parse,
+    show,
+    spec,
+    take,
+)
 
 
 @spec
@@ -184,9 +197,87 @@ def test_nothing_is_run_while_reading(tmp_path):
     assert not marker.exists()
 
 
-def test_having_restricts_the_kind():
-    with pytest.raises(SpecError, match="does not belong here"):
-        parse("Inner(1)", having="norms")
+class Shape(Protocol):
+    """A kind by its members; what has them is of the kind, whoever made it."""
+
+    sides: int
+
+    def area(self) -> float: ...
+
+
+@spec
+class Quad:
+    sides: ClassVar[int] = 4
+    side: Positive = 1.0
+
+    def area(self) -> float:
+        return self.side**2
+
+
+class Solid(Protocol):
+    """A kind that specs name as their base: then it is that, and no likeness."""
+
+    def volume(self) -> float: ...
+
+
+@spec
+class Cube(Solid):
+    side: Positive = 1.0
+
+    def volume(self) -> float:
+        return self.side**3
+
+
+@spec
+class Ghost:
+    side: Positive = 1.0
+
+    def volume(self) -> float:
+        return 0.0
+
+
+@spec
+class Box:
+    solid: Solid = Cube()
+    shapes: tuple[Shape, ...] = ()
+
+
+def test_a_kind_is_a_type():
+    assert parse("Cube(2)", Solid) == Cube(2.0) and parse("Quad", Shape) == Quad()
+    assert Cube in known(Solid) and Quad in known(Shape) and Quad in known()
+    assert not {Ghost, Quad, Inner} & {*known(Solid)} and not {Cube, Inner} & {*known(Shape)}
+    assert {cls.__name__ for cls in known()} >= {"PGD", "Linf", "Cell"}  # of the package, all
+
+
+def test_what_is_of_another_kind_is_refused_with_a_list_of_what_belongs_there():
+    with pytest.raises(SpecError, match=r"Quad\(side=2.0\) does not .* a solid, one of: Cube$"):
+        parse("Quad(2)", Solid)
+    with pytest.raises(SpecError, match=r"Ghost\(side=1.0\) does not .* a solid, one of: Cube$"):
+        Box(Ghost())
+    with pytest.raises(SpecError, match=r"Box.shapes\[0\]: Cube.*, a solid, does not .* one of: Q"):
+        Box(shapes=(Cube(),))
+    with pytest.raises(
+        SpecError, match=r"'3' does not belong here; expected a solid, one of: Cube"
+    ):
+        parse("3", Solid)
+    with pytest.raises(
+        SpecError, match=r"expected a solid, got the class Path; make one: Path\(…\)"
+    ):
+        take(Path, Solid)
+    with pytest.raises(SpecError, match=r"did you mean Cube\? \(known: Cube\)"):
+        parse("cube", Solid)
+
+
+def test_a_field_of_a_kind_takes_a_text_a_class_and_what_is_no_spec_but_has_its_members():
+    class Balloon:
+        def volume(self):
+            return 1.0
+
+    balloon = Balloon()
+    assert Box("Cube(2)") == Box(Cube(2.0)) and Box(Cube) == Box() and Box(balloon).solid is balloon
+    assert parse("Box(Cube(3), [Quad(2)])") == Box(Cube(3.0), (Quad(2.0),))
+    with pytest.raises(SpecError, match="expected a solid"):
+        Box(lambda: 1.0)
 
 
 def test_specs_are_frozen_and_settled():

@@ -38,7 +38,7 @@ class Conditions:
 
 @dataclass(frozen=True, eq=False)
 class Broken:
-    """An example that an attack broke: its row, the images (c, h, w) before and after, the class
+    """An example that an attack broke: its row, what it was before and after (…), the class
     decided, and the attack's title and role."""
 
     row: int
@@ -80,7 +80,7 @@ class Side:
 
 class Attempt(NamedTuple):
     """What an attack did, the rows (m,) it broke, their new decisions (m,) and images
-    (m, c, h, w)."""
+    (m, …)."""
 
     result: AttackResult
     rows: Tensor

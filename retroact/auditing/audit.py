@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from retroact.activations.activation import Activation
 from retroact.attacks.pgd import CLAIMED
 from retroact.auditing.attack_run import Conditions, Side
 from retroact.auditing.battery import STAGES, VERSION, Battery, Named, battery_of
@@ -34,7 +35,7 @@ from retroact.auditing.subjects import KERNELS, Schedule, Subject, prepare
 from retroact.auditing.verdict import MARGIN, Counts, Verdict, counted, judge
 from retroact.checkpoint import digest
 from retroact.crafting.attack import Attack
-from retroact.crafting.domain import domain_of
+from retroact.crafting.domain import Domain, domain_of
 from retroact.crafting.expectation import Expectation
 from retroact.crafting.oracle import Network, evaluating
 from retroact.crafting.threat import ThreatModel
@@ -53,7 +54,6 @@ from retroact.reading import (
     as_network,
     as_threat,
 )
-from retroact.retrofitting.activations import Activation
 from retroact.retrofitting.surgery import Retrofit
 from retroact.spec import show
 
@@ -73,6 +73,7 @@ class Audit:
     pedigree: AuditPedigree
     fingerprints: Fingerprints
     curves: Pair[Curves]
+    domain: Domain
 
     @property
     def before(self) -> Side:
@@ -108,7 +109,7 @@ class Audit:
             data=self.data,
             threat=self.threat,
             verdict=str(v),
-            plainly=v.plainly(),
+            plainly=v.plainly(self.domain.word),
             gained=c.gained,
             lost=c.lost,
             interval=c.interval,
@@ -123,6 +124,7 @@ class Audit:
             battery_version=VERSION,
             kernels=Pair(self.before.kernel, self.after.kernel),
             fingerprints=self.fingerprints,
+            example=self.domain.word,
         )
 
 
@@ -234,6 +236,7 @@ class _Procedure:
             pedigree=self._describe(sides),
             fingerprints=fingerprints,
             curves=curves,
+            domain=domain_of(self.under.data),
         )
 
     def _look(self) -> tuple[tuple[Reading, ...], Pair[Curves]]:

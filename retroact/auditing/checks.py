@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from retroact.auditing.numbers import Pair
-from retroact.crafting.domain import domain_of
+from retroact.crafting.domain import Domain, domain_of
 from retroact.crafting.oracle import Network, device_of, evaluating, in_float
 from retroact.crafting.threat import ThreatModel
 from retroact.doors import check_images, check_labels, warn_of_probabilities
@@ -21,14 +21,15 @@ _FIRST = 32  # images on which networks are asked twice
 def check(nets: Pair[Network], data: Examples, threat: ThreatModel) -> int:
     """The number of classes. ValueError for networks that do not fit each other or the data, that
     decide at random, for a threat without gradients, and for a radius at which nothing survives."""
-    check_images(data.images)
+    domain = domain_of(data)
+    check_images(data.images, domain.shape, domain.low, domain.high)
     if threat.access != "gradient":
         raise ValueError(f"an audit attacks with gradients, got {threat}; leave out access=")
-    grey = threat.measure(domain_of(data)) / 2
+    grey, same = threat.measure(domain) / 2, "grey one" if domain.word == "image" else "one"
     if threat.eps >= grey:
         raise ValueError(
-            f"at {show(threat)} every image can be turned into the same grey one, so nothing can"
-            f" survive; expected eps below {grey:g}"
+            f"at {show(threat)} every {domain.word} can be turned into the same {same}, so nothing"
+            f" can survive; expected eps below {grey:g}"
         )
     logits = [
         _settle(net, data.images[:_FIRST], name) for net, name in zip(nets, NAMES, strict=True)
@@ -51,7 +52,8 @@ def _settle(net: Network, x: Tensor, name: str) -> Tensor:
         with torch.no_grad(), evaluating(net):
             first, second = (in_float(net, x.to(device_of(net))) for _ in range(2))
     except RuntimeError as e:
-        raise ValueError(f"{name} fails on images of shape {tuple(x.shape[1:])}: {e}") from e
+        word = Domain(tuple(x.shape[1:])).word
+        raise ValueError(f"{name} fails on {word}s of shape {tuple(x.shape[1:])}: {e}") from e
     spread = (first.amax(1) - first.amin(1)).nan_to_num(0.0, 0.0, 0.0)[:, None]
     same = (
         ((first - second).abs() <= 1e-3 * spread)

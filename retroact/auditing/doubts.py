@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -44,9 +43,9 @@ class Doubts:
             reasons += [*self._doubling(), *self._rising()]
         return [*reasons, *self._unbounded()]
 
-    @cached_property
+    @property
     def _climb(self) -> Climb:
-        """What the targeted attack of the battery ran on."""
+        """What the targeted attack of the battery ran on, from its first kernel on."""
         return self.subject.through(self.subject.source(self.side.kernel))
 
     def _dead(self) -> Iterator[str]:
@@ -55,9 +54,9 @@ class Doubts:
         sample = self._some(self.side.clean, self.battery.points)
         if sample is None:
             return
-        on, under = self._climb.source or self._climb.on, self.under
+        climb, under = self._climb, self.under
         points, domain = (sample.images, sample.labels, sample.index), domain_of(under.data)
-        dead = FirstLook(on, *points, under.threat, under.seed, domain).dead
+        dead = FirstLook(climb.source or climb.on, *points, under.threat, under.seed, domain).dead
         if dead > DEAD:
             yield (
                 f"the gradient is exactly zero at {100 * dead:.0f} % of the points: give surrogate="
@@ -101,8 +100,7 @@ class Doubts:
         sample = self._some(self.side.clean & ~self.side.verified, self.battery.sample // 2)
         if sample is None:
             return
-        threat = self.under.threat
-        wider = replace(threat, eps=1.5 * threat.eps)  # type: ignore[type-var]
+        wider = self.under.threat.times(1.5)
         robust = self._attacked(replace(self.under, data=sample, threat=wider), self.battery)
         if robust.sum() > 1 and float(robust.mean()) > RISING:
             yield f"{int(robust.sum())} of {len(robust)} that fall at eps stand at 1.5 eps"

@@ -38,7 +38,7 @@ _CHUNK = 64
 
 
 class FirstLook:
-    """A network seen on points that both networks decide rightly: `x` (m, c, h, w), `y` (m,),
+    """A network seen on points that both networks decide rightly: `x` (m, …), `y` (m,),
     `index` (m,).
 
     What is looked at is computed once, when it is first asked for; `gradients` counts the passes
@@ -206,7 +206,7 @@ class FirstLook:
 
 
 class _Pass(NamedTuple):
-    """A forward and a backward pass at m images: the loss (m,), its gradient (m, c, h, w), which of
+    """A forward and a backward pass at m images: the loss (m,), its gradient (m, …), which of
     them fool, and at which a logit or the gradient is NaN or infinite (there the gradient is given
     as zero)."""
 

@@ -173,6 +173,7 @@ class AuditNumbers:
     examples robust on one network alone. `kernels` are those that the battery chose, empty where it
     needed none. `indicators`, `attacks` and `curves` are empty where they were not kept. `battery`
     is what was spent, `battery_version` counts the changes of what that means (0: not said).
+    `example` is what an example is called.
     """
 
     n: int
@@ -204,6 +205,7 @@ class AuditNumbers:
     battery_version: int = 0
     kernels: Pair[str] = UNNAMED
     fingerprints: Fingerprints | None = None
+    example: str = "image"
 
     @property
     def gain(self) -> float:
@@ -281,6 +283,7 @@ class AuditNumbers:
             "battery_version": self.battery_version,
             "kernels": {"twin": self.kernels.before, "network": self.kernels.after},
             "fingerprints": self.fingerprints and self.fingerprints.to_json(),
+            "example": self.example,
         }
 
     @classmethod
@@ -288,7 +291,15 @@ class AuditNumbers:
         """What `to_json` wrote, by this or an older version, or some of its fields: those of the
         verdict and the accuracies at least."""
         plain = ("n", "effect", "claim", "mechanism", "data", "threat", "verdict", "plainly")
-        more = ("gained", "lost", "needs", "claimed_attack", "battery", "battery_version")
+        more = (
+            "gained",
+            "lost",
+            "needs",
+            "claimed_attack",
+            "battery",
+            "battery_version",
+            "example",
+        )
         said: Json = {name: stored[name] for name in (*plain, *more) if name in stored}
         for what in ("clean", "claimed", "verified"):
             said[what] = Pair(_number(stored[f"{what}_twin"]), _number(stored[what]))

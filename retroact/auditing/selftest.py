@@ -13,13 +13,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from retroact.activations.piecewise import JumpReLU, SReLU
 from retroact.auditing.audit import Audit, audit
 from retroact.auditing.battery import Battery
 from retroact.auditing.subjects import KERNELS, Schedule
 from retroact.auditing.verdict import Mechanism
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples
-from retroact.retrofitting.activations import JumpReLU, SReLU
 from retroact.retrofitting.folding import fold
 from retroact.retrofitting.surgery import retrofit
 

@@ -9,21 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from torch import nn
 
+from retroact.activations.activation import Kernel
+from retroact.activations.per_site import PerSite
+from retroact.activations.piecewise import without_slope
+from retroact.activations.ramp import RELU
 from retroact.auditing.numbers import Pair
 from retroact.crafting.annealed import Annealed
+from retroact.crafting.domain import domain_of
 from retroact.crafting.oracle import Network, device_of
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples
 from retroact.evaluation.proof import Proved, prove, prove_same
-from retroact.retrofitting.activations import Kernel, PerSite, ReLU
 from retroact.retrofitting.folding import FoldError, fold
 from retroact.retrofitting.sites import sites
-from retroact.retrofitting.surgery import Retrofit, refit, retrofit
+from retroact.retrofitting.surgery import Retrofit, refit, refit_sharing, retrofit
 
 Schedule = tuple[Kernel, tuple[float, ...]]
 KERNELS: tuple[Schedule, ...] = (
@@ -101,9 +105,12 @@ def prepare(
     `surrogate` is a user's own network to climb in the place of `after`, for a change without a
     spec.
     """
-    old, new, *own = (
-        prove(net, data.images, data.index, threat, passes=_MANY, seed=seed)
-        for net in (before, after, surrogate)
+    ask = partial(prove, images=data.images, index=data.index, threat=threat)
+    domain = domain_of(data)
+    old = ask(before, passes=_MANY, domain=domain, seed=seed)
+    new, *own = (
+        ask(net, passes=_MANY, domain=domain, seed=seed, like=old)
+        for net in (after, surrogate)
         if net is not None
     )
     old, new = (_dress_own_jumps(on, data, threat) for on in (old, new))
@@ -132,12 +139,13 @@ def _dress_own_jumps(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
         calls = sites(on.lean, example, also=(OWN_JUMP,))
         if not any(site.own is not None and site.own.jump for site in calls):
             return on
-        each = PerSite(tuple(site.own or ReLU() for site in calls))
+        each = PerSite(tuple(without_slope(site.own or RELU) for site in calls))
         dressed = retrofit(on.lean, each, also=(OWN_JUMP,), example=example)
     except (ValueError, TypeError, RuntimeError):
         # sealed, or not to be replaced: it is attacked without kernels
         return on
-    same = prove_same(on.network, dressed, data.images, data.index, threat, gradients=False)
+    where, domain = (data.images, data.index, threat), domain_of(data)
+    same = prove_same(on.network, dressed, *where, domain=domain, gradients=False)
     return replace(on, lean=dressed) if same else on
 
 
@@ -152,9 +160,10 @@ def _fold(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
     except FoldError:
         return on
     scale: float = folded.logit_scale  # type: ignore[assignment]
-    if scale == 1.0 or not prove_same(net, folded, data.images, data.index, threat, scale=scale):
+    where, domain = (data.images, data.index, threat), domain_of(data)
+    if scale == 1.0 or not prove_same(net, folded, *where, scale=scale, domain=domain):
         return on
-    lean = prove(folded, data.images, data.index, threat, passes=_MANY)
+    lean = prove(folded, *where, passes=_MANY, domain=domain, like=on)
     return Proved(net, lean.lean, lean.form, scale, lambda: folded)
 
 
@@ -174,21 +183,21 @@ def _smooth(
     if not isinstance(on.lean, nn.Module):
         return ()
     if own is not None and own.activation.jump:
-        smoothing: Smoothing = partial(smoothed, own.activation)
+        smoothing: Smoothing = own.activation.smoothed
         anneal = partial(_anneal, on, on.lean, lambda: on.fallback, smoothing)
-        return tuple(Source(_name(*schedule), partial(anneal, schedule)) for schedule in kernels)
+        return tuple(Source(_name(*schedule), anneal(schedule)) for schedule in kernels)
     if others is None or not others.activation.jump:
         return ()
-    smoothing = partial(smoothed, others.activation, plain=True)
+    smoothing = partial(others.activation.smoothed, plain=True)
     kernel, widths = KERNELS[0]
     soften = partial(_soften, others=others, data=data, neutral=smoothing(widths[0], kernel))
     soft = soften(on.lean)
     # shifts, and slopes that did not fold, would be lost
-    how: dict[str, Any] = {"scale": on.scale, "gradients": False}
+    how: dict[str, Any] = {"scale": on.scale, "gradients": False, "domain": domain_of(data)}
     if soft is None or not prove_same(on.network, soft, data.images, data.index, threat, **how):
         return ()
     anneal = partial(_anneal, on, soft, lambda: soften(on.fallback), smoothing)  # type: ignore[arg-type]
-    return tuple(Source(_name(*schedule), partial(anneal, schedule)) for schedule in kernels)
+    return tuple(Source(_name(*schedule), anneal(schedule)) for schedule in kernels)
 
 
 def _soften(net: nn.Module, others: Retrofit, data: Examples, neutral: Any) -> nn.Module | None:
@@ -209,29 +218,13 @@ def _name(kernel: Kernel, widths: tuple[float, ...]) -> str:
 
 def _anneal(
     on: Proved, net: nn.Module, bare: Callable[[], Any], smoothing: Smoothing, schedule: Schedule
-) -> Proved:
-    """`net`, which computes what `on` does, with one kernel after the other; `bare` makes it
-    without the lean form."""
+) -> Callable[[], Proved]:
+    """Makes `net`, which computes what `on` does, with one kernel after the other, from the first
+    on; the nets are made once and share their weights. `bare` makes it without the lean form."""
     kernel, widths = schedule
 
-    def through(net: nn.Module) -> Annealed:
-        return Annealed([refit(net, smoothing(width, kernel)) for width in widths])
+    def through(net: nn.Module) -> list[nn.Module]:
+        return [refit_sharing(net, smoothing(width, kernel)) for width in widths]
 
-    return replace(on, lean=through(net), instead=lambda: through(bare()))
-
-
-def smoothed(activation: Any, sharpness: float, kernel: Kernel, *, plain: bool = False) -> Any:
-    """The activation with a kernel of bandwidth sharpness/kappa at its jump; `plain`: at its
-    neutral value.
-
-    The neutral one gets the same bandwidth, so that both networks are attacked alike.
-    """
-    if isinstance(activation, PerSite):
-        return PerSite(
-            tuple(smoothed(a, sharpness, kernel, plain=plain) for a in activation.activations)
-        )
-    shape = activation.neutral if plain and activation.neutral is not None else activation
-    if not activation.jump:
-        return shape
-    kappa = activation.ramp.kappa if hasattr(activation, "ramp") else 1.0
-    return shape.surrogate(sharpness / kappa, kernel)
+    lean, whole = cache(lambda: through(net)), cache(lambda: through(bare()))
+    return lambda: replace(on, lean=Annealed(lean()), instead=lambda: Annealed(whole()))

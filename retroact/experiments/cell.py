@@ -14,20 +14,23 @@ import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
 
 from retroact import checkpoint
-from retroact.crafting.goals import Untargeted
+from retroact.activations.activation import Activation
+from retroact.crafting.attack import Attack
+from retroact.crafting.goals import Goal, Untargeted
+from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import evaluate_all
 from retroact.evaluation.record import Record
 from retroact.experiments.fields import CellFields, Knowledge
 from retroact.nets.classifier import sized
 from retroact.nets.data import DataSlice, Images, data, embed
 from retroact.nets.sources import DataError
-from retroact.reading import Data, as_activation, as_attack, as_goal, as_images, as_threat
+from retroact.reading import Data, as_images
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import AtLeast0, Seed, SpecError, parse, show, spec
 
@@ -44,20 +47,16 @@ class Model:
     """
 
     net: str
-    activation: Any = None
+    activation: Activation | None = None
     sites: str = "*"
     file: str = ""
     weights: str = ""
     also: tuple[str, ...] = ()
 
-    def __post_init__(self) -> None:
-        if self.activation is not None:
-            object.__setattr__(self, "activation", as_activation(self.activation))
-
     @classmethod
     def read(cls, text: str) -> Model:
         """The model that a text says: a network by itself, or the print of a Model."""
-        return cast(Model, parse(text)) if text.startswith("Model(") else cls(text)
+        return parse(text, Model) if text.startswith("Model(") else cls(text)
 
     @property
     def called(self) -> str:
@@ -103,9 +102,9 @@ class Cell:
 
     model: Model
     data: Any
-    attack: Any
-    threat: Any
-    goal: Any = Untargeted()
+    attack: Attack
+    threat: ThreatModel
+    goal: Goal = Untargeted()
     source: Model | None = None
     beta: AtLeast0 = 0.0
     kernel: Literal["sigmoid", "rectangle"] = "sigmoid"
@@ -115,13 +114,7 @@ class Cell:
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        given = {
-            "attack": as_attack(self.attack),
-            "threat": as_threat(self.threat),
-            "goal": as_goal(self.goal) or Untargeted(),
-        }
-        for name, value in (given | {"data": _notation(self.data)}).items():
-            object.__setattr__(self, name, value)
+        object.__setattr__(self, "data", _notation(self.data))
         if self.beta and (self.source is not None or self.model.activation is None):
             raise SpecError(
                 "beta= smooths the model's own activation: give it without source=, on a retrofit"
@@ -142,9 +135,9 @@ class Cell:
         """The model whose gradients are climbed where it is not the attacked one itself."""
         if not self.beta:
             return self.source
-        return replace(
-            self.model, activation=self.model.activation.surrogate(self.beta, self.kernel)
-        )
+        assert self.model.activation is not None  # as __post_init__ saw to
+        smooth = self.model.activation.surrogate(self.beta, self.kernel)
+        return replace(self.model, activation=smooth)
 
     def locked(self) -> Cell:
         """The same cell with the hashes of the weights and pixels behind its names."""
@@ -214,7 +207,7 @@ def alike(cells: Iterable[Cell]) -> list[list[Cell]]:
     groups: dict[Cell, list[Cell]] = {}
     for cell in cells:
         first = (
-            replace(cell, threat=replace(cell.threat, eps=1.0))
+            replace(cell, threat=replace(cell.threat, eps=1.0))  # type: ignore[type-var]
             if cell.attack.serves_several
             else cell
         )

@@ -48,7 +48,7 @@ WHY: dict[Mechanism, str] = {
 
 
 class Broken(Protocol):
-    """An example that an attack broke: the images (c, h, w) before and after, its label, what was
+    """An example that an attack broke: what it was before and after (…), its label, what was
     decided, and the attack's title and role."""
 
     @property
@@ -67,6 +67,15 @@ class Broken(Protocol):
     def role(self) -> str: ...
 
 
+class Boxed(Protocol):
+    """The box that the entries of an example lie in."""
+
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
 class Attacked(Protocol):
     """One network of an audit, as far as a report shows it."""
 
@@ -80,12 +89,14 @@ class Reported(Protocol):
 
     def numbers(self) -> AuditNumbers: ...
     @property
+    def domain(self) -> Boxed: ...
+    @property
     def sides(self) -> tuple[Attacked, Attacked]: ...
 
 
 def page(audit: Reported, *, title: str = "retroact audit") -> str:
     """The audit as one self-contained page."""
-    numbers = audit.numbers()
+    numbers, box = audit.numbers(), audit.domain
     rows = table(numbers)
     return rendered(
         "audit.html",
@@ -93,13 +104,14 @@ def page(audit: Reported, *, title: str = "retroact audit") -> str:
         audit=numbers,
         tones=TONES,
         rows=rows,
-        bars=Markup(plots.claims([(r.what, r.accuracy) for r in rows], numbers.n)),
+        bars=Markup(plots.claims([(r.what, r.accuracy) for r in rows], numbers.n, numbers.example)),
         why=why(numbers),
         left_alone=left_alone(_left_alone(numbers)),
         statistics=statistics(numbers),
+        word=numbers.example,
         panels=_panels(numbers.curves),
         indicators=[_reading(r) for r in numbers.indicators],
-        examples=[[_show(e) for e in audit.sides[i].examples] for i in (1, 0)],
+        examples=[[_show(e, box) for e in audit.sides[i].examples] for i in (1, 0)],
         sides=_attacks(numbers),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
@@ -134,7 +146,7 @@ def markdown(audit: Reported, *, title: str = "retroact audit") -> str:
 
 def _accuracies(numbers: AuditNumbers) -> str:
     return markdown_table(
-        ["images decided rightly", "before", "after", "difference"],
+        [f"{numbers.example}s decided rightly", "before", "after", "difference"],
         [[r.what, *(f"{100 * v:.1f} %" for v in r.accuracy), r.difference] for r in table(numbers)],
     )
 
@@ -154,8 +166,9 @@ def _footnotes(numbers: AuditNumbers) -> Iterator[str]:
     if (run := numbers.pedigree) is not None:
         yield f"Seed {run.seed}; {run.versions}; `{numbers.battery}`."
     yield (
-        "Verified is the worst case over every attack that was run, image by image: an upper bound"
-        " on what the network withstands, never a certificate."
+        "Verified is the worst case over every attack that was run,"
+        f" {numbers.example} by {numbers.example}: an upper"
+        " bound on what the network withstands, never a certificate."
     )
 
 
@@ -202,8 +215,8 @@ def statistics(numbers: AuditNumbers) -> str:
     low, high = (100 * v for v in numbers.interval)
     return (
         f"Verified difference {100 * numbers.gain:+.1f} points, 95 % interval {low:+.1f} to"
-        f" {high:+.1f}; {numbers.gained} of {numbers.n} images withstand the attacks only after the"
-        f" change, {numbers.lost} only before (McNemar's exact p = {numbers.p:.2g})."
+        f" {high:+.1f}; {numbers.gained} of {numbers.n} {numbers.example}s withstand the attacks"
+        f" only after the change, {numbers.lost} only before (McNemar's exact p = {numbers.p:.2g})."
     )
 
 
@@ -270,13 +283,16 @@ def _reading(reading: Reading) -> dict[str, str]:
     }
 
 
-def _show(example: Broken) -> dict[str, str | int]:
+def _show(example: Broken, box: Boxed) -> dict[str, str | int]:
+    drawn = {
+        name: plots.image(entries, box.low, box.high) if plots.is_image(entries) else ""
+        for name, entries in (("image", example.image), ("x_adv", example.x_adv))
+    }
     return {
         "row": example.row,
         "label": example.label,
         "decided": example.decided,
-        "image": plots.image(example.image),
-        "x_adv": plots.image(example.x_adv),
+        **drawn,
         "by": "the claimed attack" if example.role == "claimed" else example.by,
         "moved": f"{float(np.abs(example.x_adv - example.image).max()):.3f}",
     }

@@ -52,6 +52,7 @@ def page(
         curves=_curves(found),
         pictures=_pictures(found),
         runs=found,
+        undrawn=any(not plots.is_image(line.record.examples[0]) for line in _kept(found)),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         clean_accuracy=clean_accuracy,
         robust_accuracy=robust_accuracy,
@@ -113,5 +114,15 @@ def _curves(found: Sequence[Line]) -> list[dict[str, Any]]:
 
 
 def _pictures(found: Sequence[Line]) -> list[dict[str, Any]]:
-    with_images = [line for line in found if line.record.examples is not None][:MOST_PICTURES]
-    return [{"line": line, "figure": Markup(plots.pictures(line.record))} for line in with_images]
+    drawn = [line for line in _kept(found) if plots.is_image(line.record.examples[0])]
+    return [
+        {"line": line, "figure": Markup(plots.pictures(line.record))}
+        for line in drawn[:MOST_PICTURES]
+    ]
+
+
+def _kept(found: Sequence[Line]) -> list[Any]:
+    """The lines whose records kept examples."""
+    return [
+        line for line in found if line.record.examples is not None and len(line.record.examples)
+    ]

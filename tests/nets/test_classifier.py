@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from retroact.activations.piecewise import JumpReLU
 from retroact.checkpoint import load, save
 from retroact.doors import check_images, check_labels, warn_of_probabilities
 from retroact.nets.classifier import Classifier, Output
 from retroact.nets.lenet_like import LeNetLike
-from retroact.retrofitting.activations import JumpReLU
 from retroact.retrofitting.export import export
 from retroact.retrofitting.surgery import retrofit
 
@@ -180,8 +180,9 @@ def test_bad_construction_is_refused() -> None:
         Classifier(Classifier(_linear()))
     with pytest.raises(TypeError, match="got function"):
         Classifier(lambda x: x)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"\(channels, height, width\)"):
-        Classifier(_linear(), shape=(4, 4))  # type: ignore[arg-type]
+    for shape in ((4, 0), (), (-1,)):
+        with pytest.raises(ValueError, match=r"\(channels, height, width\)"):
+            Classifier(_linear(), shape=shape)
 
 
 # ------------------------------------------------------------------------------------------- doors

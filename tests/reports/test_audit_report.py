@@ -6,7 +6,7 @@ import io
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from PIL import Image
 
 import retroact as ra
 from retroact.auditing.numbers import AuditNumbers
+from retroact.crafting.domain import Domain
 from retroact.experiments.store import Store
 from retroact.reports import audited, plots
 from retroact.reports.html import rendered
@@ -45,6 +46,7 @@ class Told:
 
     stored: dict[str, Any]
     sides: tuple[Side, Side]
+    domain: Domain = field(default_factory=lambda: Domain((1, 2, 2)))
 
     def numbers(self) -> AuditNumbers:
         return AuditNumbers.from_json(self.stored)
@@ -316,6 +318,7 @@ def test_the_page_of_a_store_can_hold_audits():
         "groups": [],
         "curves": [],
         "pictures": [],
+        "undrawn": False,
         "runs": [],
     }
     text = rendered("report.html", **shown, audits=[("SReLU <100>", numbers())], written="now")

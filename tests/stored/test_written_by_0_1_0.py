@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from retroact.activations.piecewise import JumpReLU
 from retroact.attacks.fgsm import FGSM
 from retroact.attacks.pgd import PGD
 from retroact.auditing.numbers import AuditNumbers
@@ -23,7 +24,6 @@ from retroact.experiments.store import Store
 from retroact.experiments.sweep import plan, sweep
 from retroact.reports import audited, tables
 from retroact.reports.report import report
-from retroact.retrofitting.activations import JumpReLU
 from retroact.studies.truth import Audited
 
 HERE = Path(__file__).parent

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from retroact.activations.piecewise import JumpReLU, SReLU
 from retroact.crafting.goals import Aim
 from retroact.crafting.scene import Scene
 from retroact.crafting.threat import L2, Linf
@@ -16,7 +17,6 @@ from retroact.evaluation.evaluate import decide, evaluate, evaluate_all
 from retroact.evaluation.metrics import robust_accuracy, survives
 from retroact.experiments.cell import Model
 from retroact.nets.data import Images, data
-from retroact.retrofitting.activations import JumpReLU, SReLU
 from retroact.retrofitting.folding import fold
 from retroact.retrofitting.surgery import refit, retrofit
 from retroact.studies.published import published
@@ -65,7 +65,7 @@ def test_a_deterministic_attack_decides_as_foolbox_does(entry, net, digits):
     digits = digits[:10]
     # blur treats the edges in its own way, which larger radii than the published ones would show
     eps = (0.1, 0.3) if entry.threat is Linf or "Blur" in entry.name else (0.3, 1.0, 2.0)
-    attack = entry.foolbox._attack(foolbox, entry.threat(eps[0]))
+    attack = entry.foolbox._build(foolbox, entry.threat(eps[0]))
     seen = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
     _, _, success = attack(seen, digits.images, digits.labels, epsilons=list(eps))
     ours = [

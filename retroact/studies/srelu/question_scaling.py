@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from retroact.activations.piecewise import SReLU
 from retroact.attacks.corruptions import AdditiveUniformNoise
 from retroact.attacks.fgsm import FGSM
 from retroact.crafting.driver import chunks
@@ -67,6 +68,7 @@ class SlopeAlgebra:
             copy.deepcopy(m()).double() for m in (self.model, replace(self.model, activation=None))
         )
         x, sites = data(self.data).images.double(), installed(sloped)
+        assert isinstance(self.model.activation, SReLU)
         factor = self.model.activation.alpha ** len(sites)
         with evaluating(sloped, plain), torch.no_grad():
             ours, scaled = sloped(x), plain(factor * x)

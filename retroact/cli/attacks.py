@@ -1,0 +1,199 @@
+"""`attack` and `sweep`: cells, run and stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retroact.cli import options
+from retroact.cli.console import print_json, print_lines, print_result, progress_bar
+from retroact.cli.named import activation_of, files_of, model_of, say_of_cells
+
+if TYPE_CHECKING:
+    from retroact.experiments.cell import Cell
+
+AttackArgument = Annotated[str, typer.Argument(help='such as "PGD(steps=40)"')]
+SourceOption = Annotated[
+    str | None, typer.Option(help="craft on this network's gradients (gray box)")
+]
+SourceActivationOption = Annotated[
+    str | None, typer.Option(help="retrofit the source network first")
+]
+SourceWeightsOption = Annotated[
+    str, typer.Option(help="weights of --source (default: those of NET where it is NET, too)")
+]
+BetaOption = Annotated[
+    float, typer.Option(help="smooth the activation's backward pass (BPDA): try 8 / kappa")
+]
+KernelOption = Annotated[
+    str, typer.Option(help="of the smoothed backward pass: sigmoid or rectangle")
+]
+GoalOption = Annotated[
+    str, typer.Option(help="Untargeted, Targeted(3), LeastLikely, Random(seed=0)")
+]
+DtypeOption = Annotated[
+    str, typer.Option(help="own (the network's), float32, float64, bfloat16, float16")
+]
+
+NetsOption = Annotated[
+    list[str], typer.Option(help="network; may be given several times, as all below")
+]
+AttacksOption = Annotated[list[str], typer.Option(help='such as "PGD(steps=40)"')]
+ThreatsOption = Annotated[list[str], typer.Option(help='such as "Linf(0.1)"')]
+ActivationsOption = Annotated[
+    list[str] | None, typer.Option(help='such as "JumpReLU(kappa=1.0)"; none: as it is')
+]
+SourcesOption = Annotated[
+    list[str] | None, typer.Option(help="gray box from this network, beside white box")
+]
+FilesOption = Annotated[
+    list[str] | None,
+    typer.Option(help="weights of each --net, in their order; none: a network without"),
+]
+SeedsOption = Annotated[list[int] | None, typer.Option(help="seeds")]
+
+
+def attack(
+    net: options.Net,
+    attack: AttackArgument,
+    threat: options.Threat,
+    data: options.Data,
+    activation: options.Activation = None,
+    sites: options.Sites = "*",
+    also: options.Also = None,
+    source: SourceOption = None,
+    source_activation: SourceActivationOption = None,
+    source_weights: SourceWeightsOption = "",
+    beta: BetaOption = 0.0,
+    kernel: KernelOption = "sigmoid",
+    goal: GoalOption = "Untargeted",
+    seed: options.Seed = 0,
+    dtype: DtypeOption = "own",
+    chunk: options.Chunk = None,
+    device: options.Device = "cpu",
+    store: options.Store = options.STORE,
+    keep: options.Keep = 0,
+    weights: options.Weights = "",
+    as_json: options.Json = False,
+    dry_run: options.Dry = False,
+) -> None:
+    """Attack a network, retrofitted or not, and say how much of it stands."""
+    from retroact.crafting.goals import Goal
+    from retroact.experiments.cell import Cell
+    from retroact.reading import as_attack, as_threat
+    from retroact.spec import parse
+
+    options.check_also(also, activation, source_activation)
+    model = model_of(net, weights, activation_of(activation), sites, also=also)
+    climbed = None
+    if source is not None:
+        file = source_weights or (weights if source == net else "")
+        climbed = model_of(source, file, activation_of(source_activation), also=also, beside=net)
+    cell = Cell(
+        model,
+        data,
+        as_attack(attack),
+        as_threat(threat),
+        parse(goal, Goal),
+        climbed,
+        beta=beta,
+        kernel=kernel,  # type: ignore[arg-type]  # the cell checks it
+        seed=seed,
+        dtype=dtype,  # type: ignore[arg-type]
+    )
+    _Run(store, 1, keep, chunk, device, as_json, dry_run)([cell])
+
+
+def sweep(
+    net: NetsOption,
+    attack: AttacksOption,
+    threat: ThreatsOption,
+    data: options.Data,
+    activation: ActivationsOption = None,
+    source: SourcesOption = None,
+    weights: FilesOption = None,
+    seed: SeedsOption = None,
+    sites: options.Sites = "*",
+    also: options.Also = None,
+    chunk: options.Chunk = None,
+    device: options.Device = "cpu",
+    workers: options.Workers = 0,
+    store: options.Store = options.STORE,
+    keep: options.Keep = 0,
+    as_json: options.Json = False,
+    dry_run: options.Dry = False,
+) -> None:
+    """Every combination of networks, activations, attacks, threats and seeds; resumes by being run
+    again."""
+    from retroact.experiments.sweep import grid
+
+    options.check_also(also, *(activation or []))
+    files = list(zip(net, files_of(net, weights or []), strict=True))
+    cells = grid(
+        [model_of(*pair) for pair in files],
+        [activation_of(a) for a in activation or ["none"]],
+        attack,
+        threat,
+        data,
+        sources=[None, *(model_of(s, dict(files).get(s, "")) for s in source or [])],
+        seeds=seed or [0],
+        sites=sites,
+        also=also or (),
+    )
+    _Run(store, workers or options.cores(), keep, chunk, device, as_json, dry_run)(cells)
+
+
+@dataclass(frozen=True)
+class _Run:
+    """How cells are run, and where their records go."""
+
+    path: Path
+    workers: int
+    keep: int
+    chunk: int | None
+    device: str
+    as_json: bool
+    dry_run: bool
+
+    def __call__(self, cells: Sequence[Cell]) -> None:
+        if self.dry_run:
+            return self._estimate(cells)
+        from retroact.experiments.store import Store
+        from retroact.experiments.sweep import plan, sweep
+        from retroact.reports.tables import lines
+
+        say_of_cells(cells)
+        what = f"{len(cells)} cells" if len(cells) > 1 else "attack"
+        with Store(self.path) as store:
+            with progress_bar(what) as progress:
+                sweep(
+                    cells,
+                    store,
+                    workers=self.workers,
+                    keep=self.keep,
+                    chunk=self.chunk,
+                    device=self.device,
+                    progress=progress,
+                )
+            keys = plan(cells, store).cells
+            own = [line for line in lines(store) if line.key in keys]
+        if self.as_json:
+            return print_json([line.numbers() for line in own])
+        print_lines(own)
+
+    def _estimate(self, cells: Sequence[Cell]) -> None:
+        from retroact.experiments.costs import estimate
+
+        cost = estimate(
+            cells,
+            self.path,
+            workers=self.workers,
+            keep=self.keep,
+            chunk=self.chunk,
+            device=self.device,
+        )
+        print_result(cost, self.as_json)

@@ -1,0 +1,144 @@
+"""What a person sees: results on stdout, everything else on stderr; tables, JSON and progress."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from retroact.reports.tables import Line
+
+Row = Mapping[str, object]
+Progress = Callable[[float, int], None]
+
+out = Console(emoji=False)  # mynets:x:y is a name, not a cross
+err = Console(stderr=True, emoji=False)
+
+PATIENCE = 2.0  # seconds before a progress bar shows itself
+
+
+def say(text: str, *, style: str | None = None, wrap: bool = False) -> None:
+    """A line of a result; `wrap` breaks prose at words where the terminal ends."""
+    out.print(text, style=style, highlight=False, markup=False, soft_wrap=not wrap)
+
+
+def note(text: str, *, style: str | None = None) -> None:
+    """A line about the work: what was done, what was left alone, what went wrong."""
+    err.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Progress]:
+    """A progress bar with an ETA on stderr, which shows itself once the work takes long."""
+    bar = _bar()
+    task = bar.add_task(what, total=None)
+    began = time.monotonic()
+
+    def progress(done: float, total: int) -> None:
+        bar.update(task, completed=done, total=total)
+        if not bar.live.is_started and time.monotonic() - began > PATIENCE:
+            bar.start()
+
+    try:
+        yield progress
+    finally:
+        if bar.live.is_started:
+            bar.stop()
+
+
+def _bar() -> Any:
+    from rich import progress  # by those that work, so that help comes at once
+
+    columns = (
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.TaskProgressColumn(),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
+    )
+    return progress.Progress(*columns, console=err, transient=True)
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, default=str))
+
+
+def print_result(result: Row, as_json: bool) -> None:
+    """One line for each entry: `name: value`."""
+    if as_json:
+        return print_json(result)
+    for name, value in result.items():
+        if isinstance(value, dict):
+            value = [f"{n} {kind}" for kind, n in value.items()] or ["nothing"]
+        say(f"{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
+
+
+def print_rows(rows: Sequence[Row], *, empty: str = "") -> None:
+    """A table with a column for each entry of the first row."""
+    if not rows:
+        return out.print(empty)
+    table = _table(*rows[0])
+    for row in rows:
+        # Text: brackets are no markup
+        table.add_row(*("" if v is None else Text(str(v)) for v in row.values()))
+    out.print(table)
+
+
+def print_lines(lines: Sequence[Line]) -> None:
+    """A table for each data, threat and goal, and the alarms of its lines."""
+    from retroact.reports.tables import grouped
+
+    for (data, threat, goal), members in grouped(lines):
+        say(f"\n{threat} on {data}, {goal}, n = {len(members[0].record)}", style="bold", wrap=True)
+        out.print(_table_of(members))
+        for line in members:
+            for alarm in line.alarms():
+                text = f"! {line.network}, {line.attack}: {alarm}, so this number is too good"
+                say(text, style="yellow", wrap=True)
+
+
+def _table_of(members: Sequence[Line]) -> Table:
+    from retroact.reports.tables import worst_cases
+
+    table = _table("network and attack", "box")
+    for name in ("clean %", "under attack %", "95 %", "ρ₂ %"):
+        table.add_column(name, justify="right", no_wrap=True)
+    worst = {w.network: w for w in worst_cases(members)}
+    for network in dict.fromkeys(line.network for line in members):
+        table.add_row(Text(network), style="bold cyan")
+        for line in members:
+            if line.network == network:
+                table.add_row(*_cells_of(line))
+        if network in worst:
+            w = worst[network]
+            label, share = f"  worst case of these {w.attacks}", f"{100 * w.accuracy:.1f}"
+            table.add_row(label, "", "", share, _bounds(w.interval), "", style="bold")
+    return table
+
+
+def _cells_of(line: Line) -> tuple[str | Text, ...]:
+    from retroact.evaluation.metrics import clean_accuracy, rho, robust_accuracy
+
+    values = clean_accuracy(line.record), robust_accuracy(line.record), rho(line.record)
+    clean, robust, noise = (f"{100 * v:.1f}" for v in values)
+    box = line.fields.knowledge
+    return Text(f"  {line.attack}"), box, clean, robust, _bounds(line.interval), noise
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(name, overflow="fold")
+    return table
+
+
+def _bounds(interval: tuple[float, float]) -> str:
+    return f"{100 * interval[0]:.1f}–{100 * interval[1]:.1f}"

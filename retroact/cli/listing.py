@@ -1,0 +1,162 @@
+"""`list`: what there is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from retroact.cli import options
+from retroact.cli.console import Row, note, print_json, print_rows, say
+
+if TYPE_CHECKING:
+    from retroact.nets.zoo import Entry
+
+WhatArgument = Annotated[
+    str,
+    typer.Argument(help="nets, attacks, activations, threats, goals, data, or store"),
+]
+DetailOption = Annotated[bool, typer.Option(help="nets: layers and sites; store: every field")]
+RemoveOption = Annotated[
+    str | None, typer.Option(help="store: remove what matches this glob by key or print")
+]
+
+
+def list_(
+    what: WhatArgument = "nets",
+    detail: DetailOption = False,
+    store: options.Store = options.STORE,
+    remove: RemoveOption = None,
+    as_json: options.Json = False,
+) -> None:
+    """What there is: networks, attacks, activations, data, finished cells."""
+    lists: dict[str, Callable[[], list[Row]]] = {
+        "nets": lambda: _nets(detail),
+        "attacks": _attacks,
+        "activations": _activations,
+        "threats": _threats,
+        "goals": _goals,
+        "data": _data,
+        "store": lambda: _store(store, remove, detail),
+    }
+    if what not in lists:
+        raise ValueError(f"cannot list {what!r}; expected one of: {', '.join(lists)}")
+    rows = lists[what]()
+    if as_json:
+        return print_json(rows)
+    if what == "nets" and detail:
+        return _print_nets(rows)
+    print_rows(rows, empty=f"no {what} here")
+
+
+def _nets(detail: bool) -> list[Row]:
+    from retroact.nets import zoo
+
+    return [_net(name, zoo.entry(name), detail) for name in zoo.names()]
+
+
+def _net(name: str, page: Entry, detail: bool) -> Row:
+    row = {
+        "name": name,
+        "network": page.network.removeprefix("Network(architecture=").split(", data")[0],
+        "test accuracy": f"{page.accuracy:.2%} of {page.test_n}",
+    }
+    if not detail:
+        return row
+    from retroact.checkpoint import load
+    from retroact.retrofitting.sites import sites
+
+    net = load(name)
+    return row | {
+        "recipe": page.recipe,
+        "command": page.command,
+        "parameters": sum(p.numel() for p in net.parameters()),
+        "sites": ", ".join(site.name for site in sites(net)),
+        "layers": str(net.module),
+    }
+
+
+def _print_nets(rows: Sequence[Row]) -> None:
+    """A block for each network: its name, what is known of it, its layers. A table would squeeze
+    them all."""
+    for row in rows:
+        say(f"\n{row['name']}", style="bold", wrap=True)
+        for name in ("network", "test accuracy", "parameters", "sites", "recipe", "command"):
+            say(f"{name}: {row[name]}", wrap=True)
+        for line in str(row["layers"]).splitlines():
+            say(f"  {line}")
+
+
+def _attacks() -> list[Row]:
+    from retroact.crafting.attack import Attack
+
+    return _specs(Attack, ("needs", "kind", "norms", "paper"))
+
+
+def _activations() -> list[Row]:
+    from retroact.activations.activation import Activation
+
+    return _specs(Activation)
+
+
+def _threats() -> list[Row]:
+    from retroact.crafting.threat import ThreatModel
+
+    return _specs(ThreatModel, ("norm",))
+
+
+def _goals() -> list[Row]:
+    from retroact.crafting.goals import Goal
+
+    return _specs(Goal)
+
+
+def _specs(kind: type, attributes: Sequence[str] = ()) -> list[Row]:
+    """All specs of a kind, with what their classes say."""
+    from dataclasses import fields
+
+    from retroact.spec import known
+
+    rows: list[Row] = []
+    for cls in known(kind):
+        names = ", ".join(f.name for f in fields(cls))
+        values = {name: getattr(cls, name) for name in attributes}
+        texts = {k: ", ".join(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        about = (cls.__doc__ or "").strip().splitlines()[0]
+        rows.append({"name": f"{cls.__name__}({names})", **texts, "what": about})
+    return rows
+
+
+def _data() -> list[Row]:
+    from retroact.nets.data import DataError, data
+
+    rows: list[Row] = []
+    for name in ("digits", "mnist", "cifar10"):
+        for split in ("train", "validation", "test"):
+            try:
+                where = data(f"{name}/{split}[:1]").origin
+            except DataError as e:
+                where = f"not here: {str(e).partition(';')[0]}"
+            rows.append({"name": f"{name}/{split}" if split != "test" else name, "from": where})
+    return rows
+
+
+def _store(path: Path, remove: str | None, detail: bool) -> list[Row]:
+    from retroact.experiments.store import Store
+
+    with Store(path, create=False) as store:
+        if remove is not None:
+            note(f"removed {store.remove(remove)} results from {path}")
+        rows = store.rows()
+    short = ("net", "activation", "attack", "threat", "data")
+    return [
+        {
+            "key": r.key,
+            "written": r.written,
+            "n": r.n,
+            **{k: v for k, v in r.fields.to_json().items() if detail or k in short},
+        }
+        for r in rows
+    ]

@@ -1,0 +1,119 @@
+"""Networks and activations as the words of a command name them, and what is said of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from retroact.cli.console import note
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from retroact.activations.activation import Activation
+    from retroact.experiments.cell import Cell, Model
+    from retroact.nets.data import Images
+
+
+def load(
+    net: str, weights: str, images: Images | None = None, *, beside: str | None = None
+) -> nn.Module:
+    """The network; `images` tell it their shape where it does not say it itself, and `beside` is
+    the other network that the command names."""
+    from retroact import checkpoint
+
+    name, file = _name_and_file(net, weights, beside)
+    shape: Any = None if images is None else images.images.shape[1:]
+    network = checkpoint.load(name, weights=file or None, shape=shape)
+    _say_notes(network)
+    return network
+
+
+def model_of(
+    net: str,
+    weights: str,
+    activation: Activation | None = None,
+    sites: str = "*",
+    *,
+    also: Sequence[str] | None = None,
+    beside: str | None = None,
+) -> Model:
+    """The network as a cell names it."""
+    from retroact.experiments.cell import Model
+
+    name, file = _name_and_file(net, weights, beside)
+    kinds = () if activation is None else tuple(also or ())
+    return Model(name, activation, sites, file=file, also=kinds)
+
+
+def activation_of(text: str | None) -> Activation | None:
+    """The activation that is named; None for none."""
+    from retroact.reading import as_activation
+
+    return None if text is None or text.lower() == "none" else as_activation(text)
+
+
+def files_of(nets: Sequence[str], weights: Sequence[str]) -> list[str]:
+    """The file of each network's weights; "" where it has none."""
+    if len(weights) not in (0, len(nets)):
+        raise ValueError(
+            f"expected one --weights for each of {len(nets)} --net, in their order, got"
+            f" {len(weights)}"
+        )
+    return ["" if file.lower() == "none" else file for file in weights] or [""] * len(nets)
+
+
+def say_of_cells(cells: Sequence[Cell]) -> None:
+    """Says of every network of the cells, once, how its weights were brought and what its retrofit
+    leaves alone."""
+    from retroact.nets.data import data
+
+    models = [(m, cell) for cell in cells for m in (cell.model, cell.source) if m is not None]
+    for model in dict.fromkeys(replace(m, activation=None, sites="*", also=()) for m, _ in models):
+        _say_notes(model.bare())
+        say_left_alone(model.bare(), model.called)
+    alike = {
+        (m.net, m.file, m.sites, m.also): (m, cell)
+        for m, cell in models
+        if m.activation is not None
+    }
+    for model, cell in alike.values():
+        say_left_alone(model(data(cell.data).images.shape[1:]), model.called)
+
+
+def say_left_alone(net: nn.Module, name: str = "") -> None:
+    """Says which kinds of activations a retrofit left as they are, and how many calls."""
+    from retroact.retrofitting.sites import left_alone
+
+    kinds = left_alone(net) if getattr(net, "retrofit", None) is not None else {}
+    if kinds:
+        counts = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
+        where = f" in {name}" if name else ""
+        note(f"left alone{where}: {counts} (--also replaces a kind)")
+
+
+def _say_notes(net: object) -> None:
+    for text in getattr(net, "notes", ()):
+        note(text)
+
+
+def _name_and_file(net: str, weights: str, beside: str | None) -> tuple[str, str]:
+    """A network's name and weights. A saved file of somebody's own network stands for both: its
+    code and itself.
+
+    The code is run where this command names it too (`beside`), or where it is written under the
+    folder in which the user stands; a line on stderr says so. Else loading the file says how to
+    name it.
+    """
+    from retroact import checkpoint
+    from retroact.nets import zoo
+
+    code = "" if weights else checkpoint.code_of(net)
+    if not code or code == beside:
+        return (code, net) if code else (net, weights)
+    file = zoo.written_here(code)
+    if file is None:
+        return net, weights
+    note(f"{net} names {code}: running {file}")
+    return code, net

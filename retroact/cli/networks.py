@@ -1,0 +1,342 @@
+"""Commands that make a network, or change one: `train`, `retrofit`, `tune`, `harden`, `export`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retroact.cli import options
+from retroact.cli.console import print_json, print_result, print_rows, progress_bar, say
+from retroact.cli.named import activation_of, load, say_left_alone
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from retroact.experiments.tuning import Tuning
+    from retroact.nets.data import Images
+    from retroact.training.hardening import Hardened, Hardening
+
+ZooArgument = Annotated[
+    str, typer.Argument(help="a zoo name: `retroact list nets` has those that are trained")
+]
+EpochsOption = Annotated[int | None, typer.Option(min=1, help="instead of the recipe's own")]
+TrainingOption = Annotated[str | None, typer.Option(help="another training slice")]
+FolderOption = Annotated[
+    Path | None, typer.Option("--out", help="folder for weights and provenance (default: zoo/)")
+]
+ResumeOption = Annotated[bool, typer.Option(help="go on from the last epoch's checkpoint")]
+
+
+def train(
+    name: ZooArgument,
+    epochs: EpochsOption = None,
+    seed: options.Seed = 0,
+    data: TrainingOption = None,
+    device: options.Device = "cpu",
+    out: FolderOption = None,
+    resume: ResumeOption = True,
+    as_json: options.Json = False,
+    dry_run: options.Dry = False,
+) -> None:
+    """Train a network of the zoo by its recipe; goes on where it was stopped."""
+    import dataclasses
+
+    from retroact.training.recipes import RECIPES
+    from retroact.training.train import train as run
+
+    if dry_run:
+        if name not in RECIPES:
+            raise ValueError(f"no recipe for {name!r}; expected one of: {', '.join(RECIPES)}")
+        return print_result({"name": name, "recipe": RECIPES[name], "epochs": epochs}, as_json)
+    with progress_bar(f"train {name}") as progress:
+        page = run(
+            name,
+            epochs=epochs,
+            seed=seed,
+            data=data,
+            device=device,
+            out=out,
+            resume=resume,
+            progress=lambda p: progress(p.epoch - 1 + p.step / p.steps, p.epochs),
+        )
+    if as_json:
+        return print_json(dataclasses.asdict(page))
+    say(f"{name}: {page.accuracy:.2%} of {page.test_n} test images, {page.seconds:.0f} s")
+
+
+ActivationArgument = Annotated[str, typer.Argument(help='such as "JumpReLU(kappa=1.0)"')]
+AllowOption = Annotated[
+    list[str] | None, typer.Option(help="sites (or globs) that may stay as they are")
+]
+RetrofittedOption = Annotated[
+    Path | None, typer.Option("--out", help="save the retrofitted network here (.safetensors)")
+]
+CompareOption = Annotated[str | None, typer.Option(help="compare clean accuracies on this data")]
+
+
+def retrofit(
+    net: options.Net,
+    activation: ActivationArgument,
+    sites: options.Sites = "*",
+    also: options.Also = None,
+    allow: AllowOption = None,
+    out: RetrofittedOption = None,
+    data: CompareOption = None,
+    weights: options.Weights = "",
+    as_json: options.Json = False,
+) -> None:
+    """Replace the activations of a network; say which were found and replaced."""
+    from retroact import checkpoint
+    from retroact.nets.data import data as read
+    from retroact.reading import as_activation
+    from retroact.retrofitting.installed import installed
+    from retroact.retrofitting.sites import left_alone
+    from retroact.retrofitting.sites import sites as find
+    from retroact.retrofitting.surgery import retrofit as run
+
+    images, kinds = None if data is None else read(data), tuple(also or ())
+    before = load(net, weights, images)
+    after = run(before, as_activation(activation), sites=sites, also=kinds, allow=allow or ())
+    result = {
+        "net": net,
+        "retrofit": str(after.retrofit),
+        "found": len(find(before, also=kinds)),
+        "replaced": len(installed(after)),
+        "sites": list(installed(after)),
+        "left alone": left_alone(after),
+    }
+    if images is not None:
+        result |= _clean_accuracies({"before": before, "after": after}, images)
+    if out is not None:
+        result["saved"] = str(checkpoint.save(after, out))
+    print_result(result, as_json)
+
+
+def _clean_accuracies(nets: Mapping[str, nn.Module], images: Images) -> dict[str, float]:
+    from retroact.evaluation.evaluate import decide
+
+    right = {
+        k: (decide(net, images.images) == images.labels).float().mean() for k, net in nets.items()
+    }
+    return {f"clean accuracy {k}": round(float(v), 4) for k, v in right.items()}
+
+
+KindArgument = Annotated[
+    str, typer.Argument(help="the activation to tune: JumpReLU, SReLU, BoundedReLU")
+]
+ValidationOption = Annotated[
+    str, typer.Option(help='validation data, such as "mnist/validation[:500]"; never test data')
+]
+ShareOption = Annotated[float, typer.Option(help="share of clean accuracy to keep")]
+GridOption = Annotated[str | None, typer.Option(help='values to try, such as "0,0.5,1.0"')]
+
+
+def tune(
+    net: options.Net,
+    kind: KindArgument,
+    threat: options.Threat,
+    data: ValidationOption,
+    keep: ShareOption = 0.99,
+    grid: GridOption = None,
+    sites: options.Sites = "*",
+    also: options.Also = None,
+    seed: options.Seed = 0,
+    weights: options.Weights = "",
+    as_json: options.Json = False,
+    dry_run: options.Dry = False,
+) -> None:
+    """Accuracy against the activation's knob on validation data, and which value to take."""
+    from retroact.experiments.executors import one_thread
+    from retroact.experiments.tuning import tune as run
+    from retroact.nets.data import data as read
+    from retroact.reading import as_activation
+    from retroact.retrofitting.surgery import retrofit
+
+    values = None if grid is None else [float(v) for v in grid.split(",")]
+    cls = type(as_activation(kind))
+    images = read(data)
+    network = load(net, weights, images)
+    say_left_alone(retrofit(network, cls(), sites=sites, also=also or ()))
+    if dry_run:
+        n = len(values if values is not None else getattr(cls, "grid", ()))
+        passes = n * 120 * len(images)
+        cost = {"values": n, "images": len(images), "gradients at most": passes}
+        return print_result(cost, as_json)
+    how: dict[str, Any] = {"keep": keep, "grid": values, "seed": seed}
+    how |= {"sites": sites, "also": also or ()}
+    with progress_bar(f"tune {kind}") as progress, one_thread():
+        tuned = run(network, cls, images, threat, **how, progress=progress)
+    _print_tuning(tuned, as_json)
+
+
+def _print_tuning(tuned: Tuning, as_json: bool) -> None:
+    if as_json:
+        points = [
+            {"value": p.knob, "clean": p.clean, "claimed": p.claimed, "verified": p.verified}
+            for p in tuned.points
+        ]
+        return print_json(
+            {
+                "knob": tuned.knob,
+                "points": points,
+                "recommended": str(tuned.activation),
+                "largest": str(tuned.largest.activation),
+                "gain": tuned.gain,
+                "data": tuned.data,
+                "threat": tuned.threat,
+            }
+        )
+    rows = [
+        {
+            tuned.knob: f"{p.knob:g}",
+            **{k: f"{100 * getattr(p, k):.1f}" for k in ("clean", "claimed", "verified")},
+        }
+        for p in tuned.points
+    ]
+    print_rows(rows)
+    say(str(tuned), wrap=True)
+
+
+LearningOption = Annotated[
+    str, typer.Option(help='training data, such as "mnist/train[:5000]"; never test data')
+]
+HeldOption = Annotated[
+    str | None,
+    typer.Option(help='what --keep is measured on, such as "mnist/validation[:1000]"'),
+]
+KeepOption = Annotated[
+    float | None, typer.Option(help="share of clean accuracy to keep (with --held: 0.99)")
+]
+LearnOption = Annotated[str, typer.Option(help="shifts, kappa, slopes, norms, ends, or all")]
+StepsOption = Annotated[
+    int | None, typer.Option(min=1, help="of the optimiser (default: the recipe's)")
+]
+BatchOption = Annotated[
+    int | None, typer.Option(min=1, help="images per step (default: the recipe's)")
+]
+RateOption = Annotated[
+    float | None, typer.Option(help="of the optimiser (default: what suits --learn)")
+]
+CleanWeightOption = Annotated[
+    float | None, typer.Option(help="share of the loss on clean images (default: 0.5)")
+]
+FactorOption = Annotated[float | None, typer.Option(help="learn at so many times the threat's eps")]
+AttackStepsOption = Annotated[
+    int | None, typer.Option(min=1, help="of the attack in each step (default: 7)")
+]
+Bf16Option = Annotated[
+    bool, typer.Option("--bf16", help="learn in bfloat16, on a processor that has it")
+]
+HardenedOption = Annotated[
+    Path | None, typer.Option("--out", help="save the hardened network here (.safetensors)")
+]
+
+
+def harden(
+    net: options.Net,
+    threat: options.Threat,
+    data: LearningOption,
+    held: HeldOption = None,
+    keep: KeepOption = None,
+    learn: LearnOption = "shifts",
+    steps: StepsOption = None,
+    batch: BatchOption = None,
+    lr: RateOption = None,
+    clean_weight: CleanWeightOption = None,
+    eps_factor: FactorOption = None,
+    attack_steps: AttackStepsOption = None,
+    bf16: Bf16Option = False,
+    also: options.Also = None,
+    seed: options.Seed = 0,
+    out: HardenedOption = None,
+    weights: options.Weights = "",
+    as_json: options.Json = False,
+) -> None:
+    """Learn very little of a trained network, such as its activations' shifts, so that it is harder
+    to fool."""
+    _check_file(out)
+    from retroact.nets.data import data as read
+    from retroact.training.hardening import harden as run
+
+    numbers = {"steps": steps, "batch": batch, "lr": lr, "clean_weight": clean_weight}
+    numbers |= {"eps_factor": eps_factor, "attack_steps": attack_steps}
+    recipe = _recipe(learn, bf16, numbers)
+    share = keep if keep is not None else 0.0 if held is None else 0.99
+    images, kept = read(data), None if held is None else read(held)
+    plain = load(net, weights, images)
+    how: dict[str, Any] = {"keep": share, "held": kept, "also": also or (), "seed": seed}
+    with progress_bar(f"harden {net}") as progress:
+        hard = run(plain, images, threat, recipe, **how, progress=progress)
+    say_left_alone(hard.net)
+    _print_hardened(hard, out, with_curve=held is not None, as_json=as_json)
+
+
+def _check_file(path: Path | None) -> None:
+    options.check_folder(path)
+    if path is not None and path.suffix != ".safetensors":
+        raise ValueError(f"expected a name that ends in .safetensors, got --out {path}")
+
+
+def _recipe(learn: str, bf16: bool, numbers: Mapping[str, float | None]) -> Hardening:
+    """The recipe with what was given; the rest is its own."""
+    from retroact.training.hardening import Hardening
+
+    given: dict[str, Any] = {name: v for name, v in numbers.items() if v is not None}
+    return Hardening(learn=learn, bf16=bf16, **given)  # type: ignore[arg-type]  # it checks
+
+
+def _print_hardened(hard: Hardened, out: Path | None, *, with_curve: bool, as_json: bool) -> None:
+    from retroact import checkpoint
+
+    if with_curve and not as_json:
+        print_rows(
+            [
+                {"dose": f"{p.dose:.2f}", "clean % on held-out": f"{100 * p.clean:.1f}"}
+                for p in hard.curve
+            ]
+        )
+    result: dict[str, object] = {
+        "learned": f"{hard.learned} of {hard.parameters} numbers ({hard.recipe.learn})",
+        "dose": hard.dose,
+        "seconds": round(hard.seconds, 1),
+        "data": hard.data,
+    }
+    if as_json:
+        result |= {"recipe": str(hard.recipe), "curve": [vars(p) for p in hard.curve]}
+        result |= {"learned": hard.learned, "parameters": hard.parameters}
+    if out is not None:
+        result["saved"] = str(checkpoint.save(hard.net, out))
+    print_result(result, as_json)
+
+
+FileArgument = Annotated[Path, typer.Argument(help="FILE.onnx or FILE.pt2")]
+ImagesOption = Annotated[str | None, typer.Option(help="check the file on these images")]
+
+
+def export(
+    net: options.Net,
+    to: FileArgument,
+    activation: options.Activation = None,
+    sites: options.Sites = "*",
+    also: options.Also = None,
+    weights: options.Weights = "",
+    data: ImagesOption = None,
+    as_json: options.Json = False,
+) -> None:
+    """Write a network, retrofitted or not, as ONNX or torch.export; checked against the
+    original."""
+    from retroact.nets.data import data as read
+    from retroact.retrofitting.export import export as write
+    from retroact.retrofitting.surgery import retrofit
+
+    images, chosen = None if data is None else read(data), activation_of(activation)
+    options.check_also(also, activation)
+    model = load(net, weights, images)
+    if chosen is not None:
+        model = retrofit(model, chosen, sites=sites, also=also or ())
+    say_left_alone(model)
+    checked = write(model, to, images=None if images is None else images.images)
+    print_result(vars(checked), as_json)

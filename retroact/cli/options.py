@@ -1,0 +1,73 @@
+"""The arguments and options that several commands share, and the checks of what they say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Net = Annotated[str, typer.Argument(help="zoo name, saved file, or package.module:function")]
+Threat = Annotated[
+    str, typer.Option(help='such as "Linf(0.3)" or "L2(1.5)"; eps is a radius in pixels')
+]
+Data = Annotated[
+    str, typer.Option(help='such as "mnist[:1000]", "cifar10/validation", "folder:PATH"')
+]
+Activation = Annotated[
+    str | None, typer.Option(help='retrofit the network first, such as "JumpReLU(kappa=1.0)"')
+]
+Sites = Annotated[
+    str, typer.Option(help='which activations: names, globs, or order, such as "fc*" or "0:2"')
+]
+Also = Annotated[
+    list[str] | None, typer.Option(help="replace this kind too, such as gelu; may be repeated")
+]
+Weights = Annotated[
+    str,
+    typer.Option(
+        help=(
+            "weights of a package.module:function network: a checkpoint (.pth, .safetensors) or"
+            " saved file"
+        )
+    ),
+]
+Store = Annotated[Path, typer.Option(envvar="RETROACT_STORE", help="SQLite file of finished cells")]
+Keep = Annotated[int, typer.Option(min=0, help="keep the images of the first so many examples")]
+Seed = Annotated[int, typer.Option(help="fixes all noise")]
+Chunk = Annotated[
+    int | None, typer.Option(min=1, help="images per forward pass (default: the attack's own)")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")]
+Workers = Annotated[int, typer.Option(help="processes; 0: one per core")]
+Html = Annotated[Path | None, typer.Option(help="write a self-contained page here")]
+Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
+Dry = Annotated[
+    bool, typer.Option("--dry-run", help="say what would run and what it would cost, and stop")
+]
+
+STORE = Path("retroact.sqlite")
+
+
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_also(also: Sequence[str] | None, *activations: str | None) -> None:
+    """Refuses --also where there is no activation that could replace that kind."""
+    if also and all(a is None or a.lower() == "none" for a in activations):
+        raise ValueError(
+            f"--also {also[0]} says what an activation replaces, and none is given; give one, or"
+            " drop it"
+        )
+
+
+def check_folder(path: Path | None) -> None:
+    """Says before the work, not after it, that a file cannot be written."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise ValueError(
+            f"no folder {path.absolute().parent} to write {path.name} into; make it first"
+        )

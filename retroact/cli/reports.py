@@ -1,0 +1,163 @@
+"""What is read at the end: `report`, `study`, and `demo`, which ends in a report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retroact.cli import options
+from retroact.cli.console import note, print_json, print_lines, progress_bar, say
+
+if TYPE_CHECKING:
+    from retroact.experiments.store import Store
+    from retroact.studies.study import Study
+
+DemoDataOption = Annotated[str, typer.Option(help="digits (embedded) or mnist")]
+PageOption = Annotated[Path, typer.Option(help="where the report goes")]
+
+
+def demo(
+    data: DemoDataOption = "digits",
+    report: PageOption = Path("retroact-demo.html"),
+    store: options.Store = Path("retroact-demo.sqlite"),
+    workers: options.Workers = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Retrofit, tune, attack and report on a small network, from start to end."""
+    from retroact.demo import run
+
+    workers = workers or options.cores()
+    with progress_bar("demo") as progress:
+        lines, notes, page = run(data, store, report, workers=workers, progress=progress)
+    if as_json:
+        return print_json([line.numbers() for line in lines])
+    print_lines(lines)
+    for text in notes:
+        say(f"- {text}", wrap=True)
+    say(f"report: {page}")
+
+
+CellsOption = Annotated[str, typer.Option(help="only cells whose key or print matches this glob")]
+MdOption = Annotated[Path | None, typer.Option(help="write Markdown tables here")]
+CsvOption = Annotated[Path | None, typer.Option(help="write one row per cell here")]
+TitleOption = Annotated[str, typer.Option(help="of the page")]
+
+
+def report(
+    store: options.Store = options.STORE,
+    cells: CellsOption = "*",
+    html: options.Html = None,
+    md: MdOption = None,
+    csv: CsvOption = None,
+    title: TitleOption = "retroact report",
+    as_json: options.Json = False,
+) -> None:
+    """Tables, curves and pictures from stored cells; reads records only."""
+    from retroact.experiments.store import Store
+    from retroact.reports import html as pages
+    from retroact.reports.tables import as_csv, lines, markdown
+
+    with Store(store, create=False) as opened:
+        chosen = lines(opened, cells, images=html is not None)
+    if not chosen:
+        raise ValueError(
+            f"no cell in {store} matches {cells!r}; `retroact list store` shows what is there"
+        )
+    if html is not None:
+        note(f"wrote {pages.write(pages.page(chosen, title=title), html)}")
+    if md is not None:
+        note(f"wrote {pages.write(markdown(chosen) + chr(10), md)}")
+    if csv is not None:
+        note(f"wrote {pages.write(as_csv(chosen), csv)}")
+    if as_json:
+        return print_json([line.numbers() for line in chosen])
+    if html is md is csv is None:
+        print_lines(chosen)
+
+
+PaperArgument = Annotated[str, typer.Argument(help="jumprelu or srelu")]
+OnlyOption = Annotated[
+    list[str] | None,
+    typer.Option(help="one item, such as figure_2; may be given several times"),
+]
+QuickOption = Annotated[bool, typer.Option("--quick", help="a few hundred images, minutes in all")]
+LargeOption = Annotated[
+    bool,
+    typer.Option("--large", help="with --quick: WideResNet and MobileNetV2 too; hours on a CPU"),
+]
+FullOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="with --quick: make this item at full size, of all networks; may be repeated"
+    ),
+]
+OutOption = Annotated[
+    Path, typer.Option("--out", help="folder for PAPER.html, PAPER.md and the figures")
+]
+FactsOption = Annotated[
+    Path | None,
+    typer.Option(
+        help=(
+            "JSON file of measurements: what the store lacks is read from it, and it is written"
+            " anew"
+        )
+    ),
+]
+
+
+def study(
+    paper: PaperArgument,
+    only: OnlyOption = None,
+    quick: QuickOption = False,
+    large: LargeOption = False,
+    full: FullOption = None,
+    out: OutOption = Path("studies"),
+    store: options.Store = Path("retroact-studies.sqlite"),
+    facts: FactsOption = None,
+    workers: options.Workers = 0,
+    as_json: options.Json = False,
+) -> None:
+    """Make a paper's tables and figures anew, beside the published numbers, with a verdict on each
+    claim."""
+    from retroact.experiments.store import Store
+    from retroact.studies.study import written
+
+    how: dict[str, Any] = {"only": only or (), "quick": quick, "large": large, "full": full or ()}
+    with Store(store) as opened:
+        made = _make_study(paper, opened, facts, workers=workers or options.cores(), **how)
+    if as_json:
+        return print_json(
+            [
+                {"claim": text, "answer": claim.answer, "because": claim.because}
+                for text, claim, _ in made.claims
+            ]
+        )
+    # before anything is printed, so that `| head` does not cost the page
+    paths = written(made, out)
+    for text, claim, _ in made.claims:
+        say(f"{claim.answer}: {text} ({claim.because})")
+    for path in paths:
+        note(f"wrote {path}")
+
+
+def _make_study(paper: str, store: Store, facts: Path | None, **how: Any) -> Study:
+    """The study; its measurements are read from the file `facts` before, and written to it
+    after."""
+    import warnings
+
+    from retroact.experiments import carried
+    from retroact.reports.html import write
+    from retroact.studies.study import study
+
+    with progress_bar(f"study {paper}") as progress, warnings.catch_warnings():
+        # of the libraries beneath; our own alarms stand in the tables
+        warnings.simplefilter("ignore")
+        if facts is not None and facts.exists():
+            carried.read_json(facts, store)
+        result = study(paper, store, **how, progress=progress)
+        if facts is not None:
+            facts.parent.mkdir(parents=True, exist_ok=True)
+            write(carried.as_json(store), facts)
+    return result
