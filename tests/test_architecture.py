@@ -125,6 +125,16 @@ def test_rooms_hold_no_cycle():
         assert all(order.index(b.split(".")[0]) < order.index(room) for b in before)
 
 
+def test_no_file_imports_itself_by_way_of_others():
+    """Types included: a file is understood by those that it imports, and they without it."""
+    files = {".".join(p.relative_to(HOUSE).with_suffix("").parts): p for p in FILES}
+    imports = {name: imports_of(path) & files.keys() for name, path in files.items()}
+    settled: set[str] = set()
+    while ready := {n for n in imports.keys() - settled if imports[n] <= settled}:
+        settled |= ready
+    assert settled == imports.keys(), sorted(imports.keys() - settled)
+
+
 def test_rooms_and_functions_do_not_share_a_name():
     rooms = {p.name for p in HOUSE.iterdir() if p.is_dir()}
     assert not rooms & set(retroact.__all__)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -36,7 +36,7 @@ from retroact.evaluation.evaluate import Examples, decide, decided
 from retroact.evaluation.proof import Proved, craft_on, prove, prove_same
 from retroact.retrofitting.folding import FoldError, fold
 from retroact.retrofitting.sites import sites
-from retroact.retrofitting.surgery import Retrofit, refit, retrofit
+from retroact.retrofitting.surgery import Retrofit, refit, refit_sharing, retrofit
 from retroact.spec import AtLeast0, Count, Within, show, spec
 
 VERSION = 2
@@ -285,10 +285,12 @@ def parties(
     proved on `data`. `surrogate` is a user's own network to climb in the place of `defended`, for a
     defence without a spec.
     """
-    where = data.images, data.index, threat
-    before, after, *own = (
-        prove(net, *where, passes=_MANY, domain=domain_of(data), seed=seed)
-        for net in (twin, defended, surrogate)
+    ask = partial(prove, images=data.images, index=data.index, threat=threat)
+    domain = domain_of(data)
+    before = ask(twin, passes=_MANY, domain=domain, seed=seed)
+    after, *own = (
+        ask(net, passes=_MANY, domain=domain, seed=seed, like=before)
+        for net in (defended, surrogate)
         if net is not None
     )
     before, after = (_own_jumps(on, data, threat) for on in (before, after))
@@ -341,7 +343,7 @@ def _guides(
     if own is not None and own.activation.jump:
         bend: Bend = own.activation.smoothed
         made = partial(_annealed, on, on.lean, lambda: on.fallback, bend)
-        return tuple((_called(*schedule), partial(made, schedule)) for schedule in kernels)
+        return tuple((_called(*schedule), made(schedule)) for schedule in kernels)
     if others is None or not others.activation.jump:
         return ()
     bend = partial(others.activation.smoothed, plain=True)
@@ -353,7 +355,7 @@ def _guides(
     if soft is None or not prove_same(on.network, soft, data.images, data.index, threat, **how):
         return ()
     made = partial(_annealed, on, soft, lambda: soften(on.fallback), bend)  # type: ignore[arg-type]
-    return tuple((_called(*schedule), partial(made, schedule)) for schedule in kernels)
+    return tuple((_called(*schedule), made(schedule)) for schedule in kernels)
 
 
 Bend = Callable[[float, Kernel], Any]
@@ -378,15 +380,16 @@ def _called(kernel: Kernel, widths: tuple[float, ...]) -> str:
 
 def _annealed(
     on: Proved, net: nn.Module, bare: Callable[[], Any], bend: Bend, schedule: Schedule
-) -> Proved:
-    """`net`, which computes what `on` does, with one kernel after the other; `bare` makes it
-    without the lean form."""
+) -> Callable[[], Proved]:
+    """Makes `net`, which computes what `on` does, with one kernel after the other, from the first
+    on; the nets are made once and share their weights. `bare` makes it without the lean form."""
     kernel, widths = schedule
 
-    def through(net: nn.Module) -> Annealed:
-        return Annealed([refit(net, bend(width, kernel)) for width in widths])
+    def through(net: nn.Module) -> list[nn.Module]:
+        return [refit_sharing(net, bend(width, kernel)) for width in widths]
 
-    return replace(on, lean=through(net), instead=lambda: through(bare()))
+    lean, whole = cache(lambda: through(net)), cache(lambda: through(bare()))
+    return lambda: replace(on, lean=Annealed(lean()), instead=lambda: Annealed(whole()))
 
 
 def _folded(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
@@ -403,7 +406,7 @@ def _folded(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
     where, domain = (data.images, data.index, threat), domain_of(data)
     if scale == 1.0 or not prove_same(net, made, *where, scale=scale, domain=domain):
         return on
-    lean = prove(made, *where, passes=_MANY, domain=domain)
+    lean = prove(made, *where, passes=_MANY, domain=domain, like=on)
     return Proved(net, lean.lean, lean.form, scale, lambda: made)
 
 

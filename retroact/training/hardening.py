@@ -35,7 +35,7 @@ from retroact.ground import neutral
 from retroact.nets.classifier import sized
 from retroact.nets.data import Images
 from retroact.reading import Data, Said, as_images, as_module, as_threat
-from retroact.retrofitting.copying import copied
+from retroact.retrofitting.copying import deep_copy
 from retroact.retrofitting.installed import installed
 from retroact.retrofitting.lean import in_channels_last
 from retroact.retrofitting.surgery import retrofit
@@ -304,7 +304,7 @@ class _Learner:
 
     def build(self, dose: float) -> nn.Module:
         """A net with `dose` times what was learned."""
-        built = copied(self.net).eval()
+        built = deep_copy(self.net).eval()
         named = dict(built.named_parameters())
         with torch.no_grad():
             for name, learned in self.weights.items():
@@ -361,7 +361,7 @@ class _Learner:
 def _widen(net: nn.Module) -> nn.Module:
     """A copy of the net in which half floats are float32: a step of Adam would be lost in their
     rounding."""
-    wide, halves = copied(net), (torch.float16, torch.bfloat16)
+    wide, halves = deep_copy(net), (torch.float16, torch.bfloat16)
     return wide.float() if any(p.dtype in halves for p in wide.parameters()) else wide
 
 
