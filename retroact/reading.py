@@ -28,7 +28,7 @@ from retroact.crafting.oracle import Network
 from retroact.crafting.threat import ThreatModel
 from retroact.doors import IMAGE, Shape, named
 from retroact.nets import sources, zoo
-from retroact.nets.arrays import IMAGE_WORDS, LABEL_WORDS, is_picture, plain, stacked
+from retroact.nets.arrays import IMAGE_WORDS, LABEL_WORDS, is_picture, plain, stack
 from retroact.nets.data import DataSlice, Images, data
 from retroact.retrofitting.examples import Example, noise_for
 from retroact.retrofitting.surgery import Retrofit, retrofit
@@ -224,10 +224,10 @@ def _of_pieces(what: Any, pieces: Iterator[tuple[Any, Any]], shape: Shape | None
     many = (
         labels
         if all(np.ndim(label) == 0 for label in labels)
-        else stacked([plain(label) for label in labels])
+        else stack([plain(label) for label in labels])
     )
     return Images.of(
-        stacked([image for image, _ in found]),
+        stack([image for image, _ in found]),
         many,
         name=_name_of(what),
         split=_split_of(what),
