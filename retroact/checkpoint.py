@@ -162,7 +162,13 @@ def _read(path: Path, into: nn.Module | None) -> nn.Module:
             embed(tensor.numpy().tobytes(), sha256=name.removeprefix(_SHIFTS))
     if said["retrofit"] is None:
         return net
-    retrofit = parse(said["retrofit"])
+    try:
+        retrofit = parse(said["retrofit"])
+    except SpecError as e:
+        raise CheckpointError(
+            f"{path} was retrofitted with {said['retrofit']}: {e}; where that is an activation of"
+            " your own, import its module first (on the command line: --import)"
+        ) from None
     if not isinstance(retrofit, Retrofit):
         raise CheckpointError(
             f"{path} should name a Retrofit, got {said['retrofit']}; save the network again"
