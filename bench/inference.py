@@ -21,9 +21,9 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
+from retroact.activations.piecewise import JumpReLU, SReLU
 from retroact.nets.lenet_like import LeNetLike
 from retroact.nets.resnet20 import ResNet20
-from retroact.retrofitting.activations import JumpReLU, SReLU
 from retroact.retrofitting.export import export
 from retroact.retrofitting.folding import fold
 from retroact.retrofitting.surgery import retrofit

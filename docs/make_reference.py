@@ -8,10 +8,10 @@ import inspect
 from pathlib import Path
 
 import retroact
+from retroact.activations.activation import Activation
 from retroact.crafting.attack import Attack
 from retroact.crafting.goals import Goal
 from retroact.crafting.threat import ThreatModel
-from retroact.retrofitting.activations import Activation
 from retroact.spec import known, show
 
 PAGE = Path(__file__).with_name("reference.md")

@@ -1,6 +1,20 @@
 # The public names, each beside its home. `retroact/__init__.py` reads this list and imports a
 # name's home when the name is first used, so that `import retroact` (and `retroact --help`) needs
 # no torch.
+from retroact.activations.per_site import PerSite as PerSite
+from retroact.activations.piecewise import BoundedReLU as BoundedReLU
+from retroact.activations.piecewise import JumpReLU as JumpReLU
+from retroact.activations.piecewise import ReLU as ReLU
+from retroact.activations.piecewise import SReLU as SReLU
+from retroact.activations.shifted import ShiftedReLU as ShiftedReLU
+from retroact.activations.shifted import write_shifts as write_shifts
+from retroact.activations.smooth import CELU as CELU
+from retroact.activations.smooth import Sigmoid as Sigmoid
+from retroact.activations.smooth import Softplus as Softplus
+from retroact.activations.smooth import Softsign as Softsign
+from retroact.activations.smooth import Swish as Swish
+from retroact.activations.smooth import Tanh as Tanh
+from retroact.activations.surrogate import Surrogate as Surrogate
 from retroact.attacks.apgd import APGD as APGD
 from retroact.attacks.bim import BIM as BIM
 from retroact.attacks.carlini_wagner import CarliniWagner as CarliniWagner
@@ -65,20 +79,6 @@ from retroact.nets.classifier import Classifier as Classifier
 from retroact.nets.data import Images as Images
 from retroact.nets.data import data as data
 from retroact.reports.report import report as report
-from retroact.retrofitting.activations import CELU as CELU
-from retroact.retrofitting.activations import BoundedReLU as BoundedReLU
-from retroact.retrofitting.activations import JumpReLU as JumpReLU
-from retroact.retrofitting.activations import PerSite as PerSite
-from retroact.retrofitting.activations import ReLU as ReLU
-from retroact.retrofitting.activations import ShiftedReLU as ShiftedReLU
-from retroact.retrofitting.activations import Sigmoid as Sigmoid
-from retroact.retrofitting.activations import Softplus as Softplus
-from retroact.retrofitting.activations import Softsign as Softsign
-from retroact.retrofitting.activations import SReLU as SReLU
-from retroact.retrofitting.activations import Surrogate as Surrogate
-from retroact.retrofitting.activations import Swish as Swish
-from retroact.retrofitting.activations import Tanh as Tanh
-from retroact.retrofitting.activations import write_shifts as write_shifts
 from retroact.retrofitting.export import export as export
 from retroact.retrofitting.folding import fold as fold
 from retroact.retrofitting.sites import left_alone as left_alone

@@ -24,13 +24,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from retroact.activations.files import embed
 from retroact.doors import Shape, named
 from retroact.files import CheckpointError, replacing
 from retroact.ground import neutral
 from retroact.nets import zoo
 from retroact.nets.classifier import Classifier, Output, sized
 from retroact.nets.tensors import bare, packed, unpack
-from retroact.retrofitting.activations import embed_shifts, shift_files
 from retroact.retrofitting.installed import Installed
 from retroact.retrofitting.surgery import Retrofit
 from retroact.spec import SpecError, parse, show
@@ -70,7 +70,7 @@ def save(net: str | os.PathLike[str] | nn.Module, path: str | Path) -> Path:
     tensors, held = packed(net.module, leave=lambda module: isinstance(module, Installed))
     tensors |= {name: getattr(net, name).detach().cpu() for name in ("mean", "std")}
     if retrofit is not None:
-        for sha256, content in shift_files(retrofit.activation).items():
+        for sha256, content in retrofit.activation.files().items():
             tensors[_SHIFTS + sha256] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
     said = {
         "format": FORMAT,
@@ -159,7 +159,7 @@ def _read(path: Path, into: nn.Module | None) -> nn.Module:
     net.name = said["name"] or path.stem
     for name, tensor in tensors.items():
         if name.startswith(_SHIFTS):
-            embed_shifts(tensor.numpy().tobytes(), sha256=name.removeprefix(_SHIFTS))
+            embed(tensor.numpy().tobytes(), sha256=name.removeprefix(_SHIFTS))
     if said["retrofit"] is None:
         return net
     retrofit = parse(said["retrofit"])

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from retroact.activations.piecewise import JumpReLU, SReLU
 from retroact.attacks.pgd import PGD
 from retroact.auditing.audit import Audit, audit
 from retroact.checkpoint import load
@@ -26,7 +27,6 @@ from retroact.experiments.tuning import CLAIMED, MARGIN, SHARPNESS, tune
 from retroact.nets.data import data as read
 from retroact.reports import html, plots
 from retroact.reports.tables import Line, lines
-from retroact.retrofitting.activations import JumpReLU, SReLU
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import show
 from retroact.training.hardening import harden

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
+from retroact.activations.activation import Activation
 from retroact.crafting.attack import Attack
 from retroact.crafting.goals import Goal, Targets, goal_of
 from retroact.crafting.oracle import Network
@@ -28,8 +29,7 @@ from retroact.doors import Shape, named
 from retroact.nets import sources, zoo
 from retroact.nets.arrays import is_picture, plain, stacked
 from retroact.nets.data import DataSlice, Images, data
-from retroact.retrofitting.activations import Activation, is_activation
-from retroact.retrofitting.sites import Example, noise_for
+from retroact.retrofitting.examples import Example, noise_for
 from retroact.retrofitting.surgery import Retrofit, retrofit
 from retroact.spec import is_spec, is_spec_class, parse, show, take
 
@@ -390,7 +390,7 @@ def as_changed(
     if (
         is_spec_class(found)
         or is_spec(found)
-        or (is_activation(found) and not isinstance(found, nn.Module))
+        or (isinstance(found, Activation) and not isinstance(found, nn.Module))
     ):
         return retrofit(as_module(twin), as_activation(found), example=_example(twin, images))
     return as_network(found)

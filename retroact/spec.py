@@ -202,12 +202,12 @@ def _is_protocol(cls: type) -> bool:
 
 def _misplaced(value: object, kind: type, where: str = "") -> SpecError:
     """The error for a value of another kind: what it is, and what belongs there."""
-    other = next((base for base in type(value).__mro__[1:] if _is_protocol(base)), None)
+    kinds = [base for base in type(value).__mro__ if _is_protocol(base) or inspect.isabstract(base)]
     name = show(value) if is_spec(value) else repr(value)[:60]
-    which = "" if other is None else f", {_a(other)},"
+    which = f", {_a(kinds[-1])}," if kinds else ""
     names = ", ".join(cls.__name__ for cls in known(kind) if cls is not kind)
-    own = callable(value) and not is_spec(value)
-    cure = f", or one of your own with {', '.join(_members(kind))}" if own else ""
+    own = callable(value) and not type(value).__module__.startswith(f"{__package__}.")
+    cure = f", or one of your own, which inherits {kind.__name__}" if own else ""
     return SpecError(
         f"{where}{where and ': '}{name}{which} does not belong here;"
         f" expected {_a(kind)}{names and ', one of: '}{names}{cure}"

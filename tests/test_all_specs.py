@@ -13,13 +13,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import retroact
+from retroact.activations.per_site import PerSite
+from retroact.activations.piecewise import JumpReLU, SReLU
 from retroact.attacks.pgd import PGD
 from retroact.crafting.threat import Linf
 from retroact.experiments.cell import Cell, Model
 from retroact.nets.data import DataSlice
 from retroact.nets.lenet_like import LeNetLike
 from retroact.nets.zoo import Network
-from retroact.retrofitting.activations import JumpReLU, PerSite, SReLU
 from retroact.retrofitting.surgery import Retrofit
 from retroact.spec import SpecError, Within, key, known, parse, show
 from retroact.training.recipes import Adversarial, MixedFGSM, Shifted, Standard

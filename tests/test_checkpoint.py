@@ -12,12 +12,14 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
+from retroact.activations.per_site import PerSite
+from retroact.activations.piecewise import JumpReLU, ReLU, SReLU
+from retroact.activations.shifted import write_shifts
 from retroact.checkpoint import CheckpointError, code_of, digest, load, save
 from retroact.crafting.threat import Linf
 from retroact.nets import zoo
 from retroact.nets.classifier import Classifier
 from retroact.nets.data import data
-from retroact.retrofitting.activations import JumpReLU, PerSite, ReLU, SReLU, write_shifts
 from retroact.retrofitting.installed import installed
 from retroact.retrofitting.sites import sites
 from retroact.retrofitting.surgery import retrofit

@@ -12,7 +12,7 @@ from torch import nn
 
 import retroact as ra
 from retroact.ground import neutral
-from retroact.retrofitting.sites import trial
+from retroact.retrofitting.watching import trial
 
 EPS = ra.Linf(0.1)
 

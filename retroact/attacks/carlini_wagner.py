@@ -92,11 +92,11 @@ class CarliniWagner(Attack):
         In the last round the steps grow shorter, and one gradient is left over for the polish.
         """
         domain, aim, clean = of.scene.domain, of.scene.aim[of.rows], of.scene.x[of.rows]
-        w = _unbounded(of.smallest.x_adv[of.rows], domain)
+        w = _leave_box(of.smallest.x_adv[of.rows], domain)
         adam, reached = _Adam(w), torch.zeros_like(of.c, dtype=torch.bool)
         steps = self.steps - last
         for i in range(steps):
-            at = _in_box(w, domain)
+            at = _enter_box(w, domain)
             logits, seen, slope = of.scene.oracle.tangent(at, of.rows, partial(margin, aim=aim))
             reached |= of.smallest.keep(at, logits, of.rows)
             short = of.c.where(margin(seen, aim) < self.confidence, 0.0)
@@ -118,12 +118,12 @@ class _Descent(NamedTuple):
     rates: Tensor
 
 
-def _unbounded(x: Tensor, domain: Domain) -> Tensor:
+def _leave_box(x: Tensor, domain: Domain) -> Tensor:
     """The w of x = low + (high − low) (tanh w + 1) / 2."""
     return torch.atanh(_INNER * (2 * (x - domain.low) / domain.width - 1))
 
 
-def _in_box(w: Tensor, domain: Domain) -> Tensor:
+def _enter_box(w: Tensor, domain: Domain) -> Tensor:
     return torch.tanh(w).add_(1).div_(2).mul_(domain.width).add_(domain.low)
 
 

@@ -113,8 +113,8 @@ class ErichsonDeepFool(Attack):
             labels = unbroken.aim.labels
             distance, w = nearest(logits, slopes * std, labels, scene.threat)
             # sign(w), or w/(‖w‖₂ + 1e-6), which is zero for a dead gradient
-            way = scene.threat.along(w, GUARD) * std
-            x = move(scene, x, each((distance + NUDGE) * OVERSHOOT, x) * way, ruined)
+            way = scene.threat.along(w, GUARD)
+            x = move(scene, x, each((distance + NUDGE) * OVERSHOOT, x) * way * std, ruined)
         return unbroken.finish(x)
 
 
@@ -154,8 +154,8 @@ class ErichsonTrustRegion(Attack):
             g = gradient * std
             lacking = -_gap(logits, Aim(unbroken.aim.labels, targets))
             step = (lacking / (L2.dual_norm(g) + GUARD)).clamp_max(self.radius)
-            way = scene.threat.along(g, GUARD) * std
-            x = move(scene, x, each((step + NUDGE) * OVERSHOOT, x) * way)
+            way = scene.threat.along(g, GUARD)
+            x = move(scene, x, each((step + NUDGE) * OVERSHOOT, x) * way * std)
         return unbroken.finish(x)
 
     def _choose(self, scene: Scene, std: Tensor) -> Tensor:

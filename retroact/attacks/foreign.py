@@ -95,16 +95,16 @@ class Foolbox(Attack):
         return [t.project(x_adv.detach(), x, domain) for x_adv, t in pairs]
 
     def _build(self, foolbox: Any, threat: ThreatModel) -> Any:
-        made: Callable[..., Any] | None = getattr(foolbox.attacks, self.name, None)
-        if made is None:
+        theirs: Callable[..., Any] | None = getattr(foolbox.attacks, self.name, None)
+        if theirs is None:
             known = ", ".join(n for n in dir(foolbox.attacks) if n.endswith("Attack"))
             raise ValueError(
                 f"foolbox {foolbox.__version__} has no attack {self.name!r}; it has {known}"
             )
         options = dict(self.options)
-        if "distance" in inspect.signature(made).parameters:
+        if "distance" in inspect.signature(theirs).parameters:
             options["distance"] = getattr(foolbox.distances, options.get("distance", threat.norm))
-        attack = made(**options)
+        attack = theirs(**options)
         wanted = getattr(foolbox.distances, threat.norm).p
         if attack.distance.p != wanted:
             raise ValueError(
@@ -161,13 +161,13 @@ class AutoAttack(Attack):
         return scene.project(x_adv.detach(), x)
 
     def _classes(self, logits: Tensor) -> int:
-        needs, found = 3 if self.version == "rand" else 4, logits.shape[1]
-        if found < needs:
+        needs, k = 3 if self.version == "rand" else 4, logits.shape[1]
+        if k < needs:
             raise ValueError(
-                f'{self} needs at least {needs} classes, got {found}; use APGD(loss="margin") and'
+                f'{self} needs at least {needs} classes, got {k}; use APGD(loss="margin") and'
                 " Square() instead"
             )
-        return found
+        return k
 
 
 class _Shown(nn.Module):

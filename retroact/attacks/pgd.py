@@ -1,7 +1,7 @@
 """PGD, projected gradient descent: many small steps, each pulled back into the ball.
 
 x ← Π(x + step · s(∇_x L(f(x), y))), from a random point of the ball, with restarts (Madry et al.
-2017). Examples whose goal is reached leave the loop at once: since they stay beaten, this is never
+2017). Examples whose goal is reached leave the loop at once: since they stay broken, this is never
 weaker than the fixed budget, and it is where most of the time is saved.
 """
 

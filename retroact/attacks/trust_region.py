@@ -70,7 +70,7 @@ class TrustRegion(Attack):
             logits, seen, slope = scene.oracle.tangent(at, rows, climbed)
             gain, length = climbed(seen), threat.dual_norm(slope)
             if self.adaptive and i > 0:
-                radius = _trusted(radius, (gain - before) / promised, first)
+                radius = _adapt(radius, (gain - before) / promised, first)
             go = ~smallest.keep(at, logits, rows) & (length > 0)
             rows, at, slope, gain, length, radius = (
                 t[go] for t in (rows, at, slope, gain, length, radius)
@@ -102,6 +102,6 @@ def _distance(scene: Scene, graph: Graph, towards: Aim) -> Tensor:
     return margin(graph.seen, towards).abs() / scene.threat.dual_norm(slope)
 
 
-def _trusted(radius: Tensor, ratio: Tensor, first: float) -> Tensor:
+def _adapt(radius: Tensor, ratio: Tensor, first: float) -> Tensor:
     grown = torch.where(ratio > 0.9, radius * 1.2, torch.where(ratio < 0.5, radius / 1.2, radius))
     return grown.clamp(first / _RANGE, first * _RANGE)

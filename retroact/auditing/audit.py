@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from retroact.activations.activation import Activation
 from retroact.attacks.pgd import PGD
 from retroact.auditing.battery import (
     KERNELS,
@@ -58,7 +59,6 @@ from retroact.reading import (
     as_network,
     as_threat,
 )
-from retroact.retrofitting.activations import Activation
 from retroact.retrofitting.surgery import Retrofit
 from retroact.spec import show
 

@@ -20,6 +20,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from retroact.activations.activation import Kernel
+from retroact.activations.per_site import PerSite
+from retroact.activations.piecewise import without_slope
+from retroact.activations.ramp import RELU
 from retroact.attacks.apgd import APGD
 from retroact.attacks.momentum import Momentum
 from retroact.attacks.square import Square
@@ -29,7 +33,6 @@ from retroact.crafting.oracle import Network, device_of
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples, decide, decided
 from retroact.evaluation.proof import Proved, craft_on, prove, prove_same
-from retroact.retrofitting.activations import Kernel, PerSite, ReLU
 from retroact.retrofitting.folding import FoldError, fold
 from retroact.retrofitting.sites import sites
 from retroact.retrofitting.surgery import Retrofit, refit, retrofit
@@ -306,7 +309,7 @@ def _own_jumps(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
         found = sites(on.lean, example, also=(OWN_JUMP,))
         if not any(site.own is not None and site.own.jump for site in found):
             return on
-        each = PerSite(tuple(site.own or ReLU() for site in found))
+        each = PerSite(tuple(without_slope(site.own or RELU) for site in found))
         dressed = retrofit(on.lean, each, also=(OWN_JUMP,), example=example)
     except (ValueError, TypeError, RuntimeError):
         # sealed, or not to be replaced: it is attacked without kernels
@@ -328,12 +331,12 @@ def _guides(
     if not isinstance(on.lean, nn.Module):
         return ()
     if own is not None and own.activation.jump:
-        bend: Bend = partial(smoothed, own.activation)
+        bend: Bend = own.activation.smoothed
         made = partial(_annealed, on, on.lean, lambda: on.fallback, bend)
         return tuple((_called(*schedule), partial(made, schedule)) for schedule in kernels)
     if others is None or not others.activation.jump:
         return ()
-    bend = partial(smoothed, others.activation, plain=True)
+    bend = partial(others.activation.smoothed, plain=True)
     kernel, widths = KERNELS[0]
     soften = partial(_softened, others=others, data=data, neutral=bend(widths[0], kernel))
     soft = soften(on.lean)
@@ -376,23 +379,6 @@ def _annealed(
         return Annealed([refit(net, bend(width, kernel)) for width in widths])
 
     return replace(on, lean=through(net), instead=lambda: through(bare()))
-
-
-def smoothed(activation: Any, sharpness: float, kernel: Kernel, *, plain: bool = False) -> Any:
-    """The activation with a kernel of bandwidth sharpness/kappa at its jump; `plain`: at its
-    neutral value.
-
-    The neutral one gets the same bandwidth, so that both networks are attacked alike.
-    """
-    if isinstance(activation, PerSite):
-        return PerSite(
-            tuple(smoothed(a, sharpness, kernel, plain=plain) for a in activation.activations)
-        )
-    shape = activation.neutral if plain and activation.neutral is not None else activation
-    if not activation.jump:
-        return shape
-    kappa = activation.ramp.kappa if hasattr(activation, "ramp") else 1.0
-    return shape.surrogate(sharpness / kappa, kernel)
 
 
 def _folded(on: Proved, data: Examples, threat: ThreatModel) -> Proved:

@@ -13,11 +13,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from retroact.activations.piecewise import JumpReLU, SReLU
 from retroact.auditing.audit import Audit, audit
 from retroact.auditing.battery import KERNELS, Battery, Schedule
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples
-from retroact.retrofitting.activations import JumpReLU, SReLU
 from retroact.retrofitting.folding import fold
 from retroact.retrofitting.surgery import retrofit
 

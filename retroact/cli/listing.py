@@ -96,7 +96,7 @@ def _attacks() -> list[Row]:
 
 
 def _activations() -> list[Row]:
-    from retroact.retrofitting.activations import Activation
+    from retroact.activations.activation import Activation
 
     return _specs(Activation)
 

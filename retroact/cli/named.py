@@ -11,9 +11,9 @@ from retroact.cli.console import note
 if TYPE_CHECKING:
     from torch import nn
 
+    from retroact.activations.activation import Activation
     from retroact.experiments.cell import Cell, Model
     from retroact.nets.data import Images
-    from retroact.retrofitting.activations import Activation
 
 
 def load(

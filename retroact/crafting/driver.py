@@ -158,20 +158,19 @@ def craft_all(
     outcomes = []
     with evaluating(network, source):
         for turn, together in enumerate(runs):
-            parts: list[list[Outcome]] = [[] for _ in together]
             run = _Run(attack, network, source, domain, together, goal, seed)
-
-            def craft_rows(rows: slice, run: _Run = run) -> list[Outcome]:
-                return _craft_chunk(run, images[rows], labels[rows], index[rows])
-
-            for rows in chunks(len(images), chunk):
-                for halves in in_halves(craft_rows, rows):
-                    for part, outcome in zip(parts, halves, strict=True):
-                        part.append(outcome)
-                if progress is not None:
-                    progress(turn * len(images) + rows.stop, len(runs) * len(images))
-            outcomes += [_join(part) for part in parts]
+            seen = count_on(progress, turn, len(runs))
+            outcomes += _craft_chunks(run, images, labels, index, chunk, seen)
     return outcomes
+
+
+Progress = Callable[[int, int], None]
+"""`progress(done, all)`: how many of all examples are done."""
+
+
+def count_on(progress: Progress | None, turn: int, turns: int) -> Progress | None:
+    """`progress` of the run number `turn` as that of all `turns`."""
+    return progress and (lambda done, total: progress(turn * total + done, turns * total))
 
 
 def apart_or_together(attack: Attack, threats: Sequence[ThreatModel]) -> list[list[ThreatModel]]:
@@ -190,6 +189,29 @@ class _Run:
     threats: Sequence[ThreatModel]
     goal: Goal
     seed: int
+
+
+def _craft_chunks(
+    run: _Run,
+    images: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    chunk: int,
+    progress: Progress | None,
+) -> list[Outcome]:
+    """One run over all examples: an outcome for each of its threats."""
+
+    def craft_rows(rows: slice) -> list[Outcome]:
+        return _craft_chunk(run, images[rows], labels[rows], index[rows])
+
+    parts: list[list[Outcome]] = [[] for _ in run.threats]
+    for rows in chunks(len(images), chunk):
+        for halves in in_halves(craft_rows, rows):
+            for part, outcome in zip(parts, halves, strict=True):
+                part.append(outcome)
+        if progress is not None:
+            progress(rows.stop, len(images))
+    return [_join(part) for part in parts]
 
 
 def _craft_chunk(run: _Run, images: Tensor, labels: Tensor, index: Tensor) -> list[Outcome]:

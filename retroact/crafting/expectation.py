@@ -1,6 +1,6 @@
 """Expectation over transformation: a randomised net, averaged over its own draws.
 
-    craft(attack, net, ..., gradients=Expectation(net, draws=20))
+    craft(attack, net, ..., source=Expectation(net, draws=20))
 
 Gradients of one draw of a randomised net are mostly noise; those of the mean of its logits are not
 (Athalye et al. 2018, section 3). Given as `network` too, it also decides by the mean, which is how

@@ -94,7 +94,7 @@ class Oracle:
 
     def logits(self, x: Tensor, rows: Tensor) -> Tensor:
         """Logits (m, k) without a graph. Needs access to scores."""
-        self._need("score")
+        self._require("score")
         return self._forward(x, rows)
 
     def gradient(
@@ -135,7 +135,7 @@ class Oracle:
 
         Costs each example a query; every gradient that is asked of it counts as a gradient.
         """
-        self._need("gradient")
+        self._require("gradient")
         if self._source_is_quantised:
             raise AccessError(
                 _no_gradient(
@@ -169,7 +169,7 @@ class Oracle:
         kinds = {type(m).__module__ for net in modules_of(self._source) for m in net.modules()}
         return any(kind.startswith("torch.ao.nn.") and ".quantized" in kind for kind in kinds)
 
-    def _need(self, needed: Access) -> None:
+    def _require(self, needed: Access) -> None:
         if ACCESS.index(needed) > ACCESS.index(self.access):
             raise AccessError(
                 f"this attack needs {needed} access, the threat model grants {self.access}; "
@@ -232,7 +232,7 @@ class Graph:
         its own.
         """
         if self._spent:
-            self._look = self._anew(self._x)
+            self._look = self._look_again(self._x)
         look, rows = self._look, self._rows if some is None else self._rows[some]
         at = some if look.rows is None else look.rows if some is None else look.rows[some]
         with torch.enable_grad():
@@ -255,7 +255,7 @@ class Graph:
         gradient = gradient.to(self._x.dtype)
         return self._oracle._account(gradient if at is None else gradient[at], rows)
 
-    def _anew(self, x: Tensor) -> _Look:
+    def _look_again(self, x: Tensor) -> _Look:
         return _Look(x, *self._oracle._with_graph(x), None)
 
     def narrowed(self, some: Tensor) -> Graph:
@@ -265,12 +265,12 @@ class Graph:
         It tells the attacker nothing that `logits` has not told, so it is no query: counters do not
         depend on who shares a chunk.
         """
-        look = self._anew(self._x[some])
-        made = Graph(
+        look = self._look_again(self._x[some])
+        narrow = Graph(
             self._oracle, look.x, self._rows[some], look, self.logits[some], self.seen[some]
         )
-        made._serves_once = self._serves_once
-        return made
+        narrow._serves_once = self._serves_once
+        return narrow
 
 
 class _Look(NamedTuple):
@@ -359,24 +359,24 @@ def in_float(network: Network, x: Tensor) -> Tensor:
     and what it returns is copied, so that it may keep it. Raises as `logits_in` does.
     """
     try:
-        return _asked(network, x)
+        return _ask(network, x)
     except SeveralPlacesError as e:
         # what does not grow with the batch, such as a constant of as many rows, belongs to no image
         try:
-            return _asked(network, torch.cat([x, x[-1:]]))[:-1]
+            return _ask(network, torch.cat([x, x[-1:]]))[:-1]
         except SeveralPlacesError:
             raise e from None
 
 
-def _asked(network: Network, x: Tensor) -> Tensor:
+def _ask(network: Network, x: Tensor) -> Tensor:
     wanted = dtype_of(network) or x.dtype
     try:
         out = network(x.to(wanted, copy=True))
     except (AssertionError, RuntimeError):
-        size = _fixed_batch(network)
+        size = _batch_size_of(network)
         if size is None or size == len(x):
             raise
-        return torch.cat([_padded(network, part, size) for part in x.split(size)])
+        return torch.cat([_pad(network, part, size) for part in x.split(size)])
     logits = logits_in(out, len(x)).as_subclass(Tensor)  # a subclass need not know what losses call
     return logits.to(
         x.device, torch.float32 if logits.dtype in _HALVES else logits.dtype, copy=True
@@ -386,13 +386,13 @@ def _asked(network: Network, x: Tensor) -> Tensor:
 _HALVES = (torch.float16, torch.bfloat16)
 
 
-def _padded(network: Network, x: Tensor, size: int) -> Tensor:
+def _pad(network: Network, x: Tensor, size: int) -> Tensor:
     """The logits of up to `size` images from a network that takes no fewer: the last image makes
     the batch full."""
-    return _asked(network, torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])]))[: len(x)]
+    return _ask(network, torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])]))[: len(x)]
 
 
-def _fixed_batch(network: Network) -> int | None:
+def _batch_size_of(network: Network) -> int | None:
     """The only batch size that an exported network takes, where it was exported for one."""
     exported = (
         m for net in modules_of(network) for m in net.modules() if isinstance(m, fx.GraphModule)
@@ -411,9 +411,9 @@ def _fixed_batch(network: Network) -> int | None:
 def place_of(network: Network, x: Tensor) -> str:
     """Where in the network's output its logits were found, as output= of a Classifier has it; ""
     for a tensor."""
-    with evaluating(network), places() as found:
+    with evaluating(network), places() as where:
         in_float(network, x.to(device_of(network)))
-    return spelled(found[0]) if found else ""
+    return spelled(where[0]) if where else ""
 
 
 def apart(logits: Tensor, roundings: float = _TIED) -> Tensor:
@@ -494,7 +494,7 @@ def modules_of(network: Any) -> Iterator[nn.Module]:
             yield holder
             seen.update(id(m) for m in holder.modules())
         if depth < _DEEPEST:
-            waiting.extend((held, depth + 1) for held in _held(holder))
+            waiting.extend((held, depth + 1) for held in _leads_of(holder))
 
 
 _DEEPEST = 6
@@ -502,7 +502,7 @@ _LEADS = (nn.Module, FunctionType, MethodType, partial)
 _OF_EVERY_MODULE = frozenset(vars(nn.Module()))
 
 
-def _held(holder: Any) -> Iterator[Any]:
+def _leads_of(holder: Any) -> Iterator[Any]:
     """What may lead from here to a module; of lists only what does, as they may be data."""
     if isinstance(holder, nn.Module):
         for module in holder.modules():
@@ -513,7 +513,7 @@ def _held(holder: Any) -> Iterator[Any]:
     elif isinstance(holder, MethodType):
         yield from (holder.__self__, holder.__func__)
     elif isinstance(holder, FunctionType):
-        yield from _read_by(holder)
+        yield from _reads_of(holder)
     elif isinstance(holder, list | tuple | Mapping):
         inside = holder.values() if isinstance(holder, Mapping) else holder
         yield from (v for v in inside if isinstance(v, _LEADS))
@@ -521,7 +521,7 @@ def _held(holder: Any) -> Iterator[Any]:
         yield from getattr(holder, "__dict__", {}).values()
 
 
-def _read_by(function: FunctionType) -> Iterator[Any]:
+def _reads_of(function: FunctionType) -> Iterator[Any]:
     """Defaults, what the function closes over, and the globals that it names, also as attributes of
     imported files."""
     yield from function.__defaults__ or ()

@@ -9,15 +9,15 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from retroact.crafting.attack import CHUNK, Attack
-from retroact.crafting.domain import domain_of
-from retroact.crafting.driver import apart_or_together, chunks, in_halves
+from retroact.crafting.domain import Domain, domain_of
+from retroact.crafting.driver import apart_or_together, chunks, count_on, in_halves
 from retroact.crafting.geometry import each
 from retroact.crafting.goals import Goal, Targets, Untargeted
 from retroact.crafting.oracle import Network, apart, device_of, evaluating, in_float, settled
@@ -63,7 +63,7 @@ def evaluate(
     """Attacks `network` on every example of `data` and returns the facts.
 
     With `source`, the attacker climbs the gradients of that other network (gray box, or a smoothed
-    backward pass) while `network` decides when an example is beaten. `keep` keeps the images of the
+    backward pass) while `network` decides when an example is broken. `keep` keeps the images of the
     first so many examples on the record. `seed` and each example's index fix all noise. `goal` may
     be a class for each example, too (a tensor, an array or a list): see `PerImage`. Networks, data
     and specs may be their texts; `as_images` says which other data are read.
@@ -107,65 +107,49 @@ def evaluate_all(
     goal = Untargeted() if goal is None else goal
     clean = decide(network, data.images, chunk=chunk, labels=data.labels)
     runs, domain = apart_or_together(attack, threats), domain_of(data)
+    x, index, how = data.images, data.index, _How(domain=domain, seed=seed)
     records: list[Record] = []
     for turn, together in enumerate(runs):
         started = time.perf_counter()
-        how: dict[str, Any] = {"seed": seed, "domain": domain}
-        on = prove_for(attack, network, data.images, data.index, together, **how)
-        shown = (
-            None
-            if source is None
-            else prove_for(attack, source, data.images, data.index, together, **how)
-        )
-        watched = _within_all(progress, turn, len(runs))
-        made = craft_on(
-            on,
-            attack,
-            data.images,
-            data.labels,
-            data.index,
-            together,
-            goal,
-            source=shown,
-            domain=domain,
-            seed=seed,
-            chunk=chunk,
-            progress=watched,
-        )
+        on = prove_for(attack, network, x, index, together, **how)
+        shown = None if source is None else prove_for(attack, source, x, index, together, **how)
+        run = (attack, x, data.labels, index, together, goal)
+        seen = count_on(progress, turn, len(runs))
+        crafted = craft_on(on, *run, source=shown, chunk=chunk, progress=seen, **how)
         seconds = (time.perf_counter() - started) / len(together)
-        for one, threat in zip(made, together, strict=True):
-            said = _pedigree(on, data, attack, threat, goal, shown, seed, seconds, one.again)
-            records.append(_judged(data, clean, one, keep, said))
+        for one, threat in zip(crafted, together, strict=True):
+            pedigree = _pedigree(on, data, attack, threat, goal, shown, seed, seconds, one.again)
+            records.append(_judge(data, clean, one, keep, pedigree))
     return records
 
 
-def _within_all(
-    progress: Callable[[int, int], None] | None, turn: int, turns: int
-) -> Callable[[int, int], None] | None:
-    """`progress` of the run number `turn` as that of all `turns`."""
-    return progress and (lambda done, total: progress(turn * total + done, turns * total))
+class _How(TypedDict):
+    """What a proof and a run both take."""
+
+    domain: Domain
+    seed: int
 
 
-def _judged(
-    data: Examples, clean: Tensor, made: Crafted, keep: int, pedigree: dict[str, Any]
+def _judge(
+    data: Examples, clean: Tensor, crafted: Crafted, keep: int, pedigree: dict[str, Any]
 ) -> Record:
-    adversarial = decided(made.logits, attacked=True)
+    adversarial = decided(crafted.logits, attacked=True)
     # A network that overflows on an image has not been fooled by it; the flag stays on the record.
     broken = (adversarial < 0) & (clean >= 0)
-    x_adv = torch.where(each(broken, data.images), data.images, made.outcome.x_adv)
+    x_adv = torch.where(each(broken, data.images), data.images, crafted.outcome.x_adv)
     adversarial = torch.where(broken, clean, adversarial)
     return Record(
         index=data.index.numpy(),
         label=data.labels.numpy(),
-        target=made.outcome.targets.numpy(),
+        target=crafted.outcome.targets.numpy(),
         clean=clean.numpy(),
         adversarial=adversarial.numpy(),
         distance=_sizes(x_adv - data.images),
         size=_sizes(data.images),
-        queries=made.outcome.queries.numpy(),
-        gradients=made.outcome.gradients.numpy(),
-        zero_gradients=made.outcome.zero_gradients.numpy(),
-        nonfinite=(made.outcome.nonfinite | broken | (clean < 0)).numpy(),
+        queries=crafted.outcome.queries.numpy(),
+        gradients=crafted.outcome.gradients.numpy(),
+        zero_gradients=crafted.outcome.zero_gradients.numpy(),
+        nonfinite=(crafted.outcome.nonfinite | broken | (clean < 0)).numpy(),
         examples=x_adv[:keep].numpy() if keep else None,
         originals=data.images[:keep].numpy() if keep else None,
         pedigree=pedigree,
@@ -202,20 +186,20 @@ def decide(
     classes: set[int] = set()
 
     def run(rows: slice) -> Tensor:
-        with places() as found, noting_failure(images):
+        with places() as where, noting_failure(images):
             logits = in_float(network, images[rows].to(device))
         if labels is not None and not classes:
-            warn_of_place(found)
+            warn_of_place(where)
             check_labels(labels, logits.shape[1])
             warn_of_probabilities(logits)
         _check_classes(classes, logits)
         return decided(logits, attacked=attacked).cpu()
 
     with evaluating(network), torch.no_grad():
-        found = [
+        decisions = [
             part for rows in chunks(len(images), chunk or CHUNK) for part in in_halves(run, rows)
         ]
-    return torch.cat(found)
+    return torch.cat(decisions)
 
 
 def _check_classes(classes: set[int], logits: Tensor) -> None:

@@ -111,8 +111,8 @@ def worst_case(records: Sequence[Record]) -> NDArray[np.bool_]:
             raise ValueError(
                 "the worst case is taken example by example: give records of the same examples"
             )
-    stands: NDArray[np.bool_] = np.logical_and.reduce([survives(r) for r in records])
-    return stands
+    robust: NDArray[np.bool_] = np.logical_and.reduce([survives(r) for r in records])
+    return robust
 
 
 def rho(record: Record, norm: str = "l2") -> float:
@@ -132,10 +132,9 @@ def rho(record: Record, norm: str = "l2") -> float:
 def median_distance(record: Record, norm: str = "l2") -> float:
     """Median ‖x_adv − x‖_p in pixels over the examples on which the attack succeeded (NaN:
     none)."""
-    beaten = (record.clean == record.label) & (record.adversarial != record.label)
-    return (
-        float(np.median(record.distance[beaten, NORMS.index(norm)])) if beaten.any() else math.nan
-    )
+    broken = (record.clean == record.label) & (record.adversarial != record.label)
+    sizes = record.distance[broken, NORMS.index(norm)]
+    return float(np.median(sizes)) if broken.any() else math.nan
 
 
 def wilson(k: int, n: int, z: float = 1.959964) -> tuple[float, float]:

@@ -5,7 +5,7 @@
 
 Before anything runs on a lean form, it is compared with the network on a few images of the run,
 clean and with noise of size eps: logits and gradients. What fails is not used, and the next less
-lean form is tried, at the end the network itself. After an attack, what still stands is compared
+lean form is tried, at the end the network itself. After an attack, what is robust is compared
 again at the attack's last point, since an attack goes where no sample goes; where the two differ,
 the network itself is attacked.
 """
@@ -105,7 +105,7 @@ def prove(
     if not isinstance(network, nn.Module) or len(images) * passes <= _COST:
         return unproved(network)
     question = _Question(network, images, index, threat, gradients, domain, seed)
-    lean, form = _remembered(question)
+    lean, form = _recall(question)
     return unproved(network) if lean is None else Proved(network, lean, form)
 
 
@@ -150,13 +150,13 @@ def prove_same(
     gradients: bool = True,
 ) -> bool:
     """Whether `scale` times what `other` computes is what `network` does, on a few of `images`."""
-    return _Question(network, images, index, threat, gradients, domain, 0).answered_by(other, scale)
+    return _Question(network, images, index, threat, gradients, domain, 0).holds_for(other, scale)
 
 
 # ------------------------------------------------------------------------------------- the question
 
 
-class _Seen(NamedTuple):
+class _Answers(NamedTuple):
     """Logits (m, k) and gradients of one fixed combination of them (m, …; or none), in float64 on
     the CPU."""
 
@@ -181,7 +181,7 @@ class _Question:
         self.network, self.threat, self.seed, self.gradients = network, threat, seed, gradients
         self.domain = Domain(tuple(images.shape[1:])) if domain is None else domain
         self._images, self._index = images, index
-        self._answers: dict[int, _Seen] = {}
+        self._answers: dict[int, _Answers] = {}
 
     def points(self, most: int) -> Tensor:
         """Up to `most` images, evenly spaced over the run: clean ones, then the same with noise of
@@ -196,47 +196,47 @@ class _Question:
         """The forms that are asked, the leanest first."""
         return forms(net, self.points(1).to(device_of(net)))
 
-    def answered_by(self, other: Network, scale: float = 1.0) -> bool:
+    def holds_for(self, other: Network, scale: float = 1.0) -> bool:
         """Whether `other` computes the same; a few failures among few points ask for more
         points."""
         try:
-            share = self._share(other, IMAGES, scale)
+            share = self._share_alike(other, IMAGES, scale)
             if ALIKE > share >= 0.5 and len(self._images) > IMAGES:
-                share = self._share(other, MORE, scale)
+                share = self._share_alike(other, MORE, scale)
         except Exception:
             # whatever a stranger's network raises in another memory format, or as a copy
             return False
         return share >= ALIKE
 
-    def _share(self, other: Network, most: int, scale: float) -> float:
+    def _share_alike(self, other: Network, most: int, scale: float) -> float:
         points = self.points(most)
         if most not in self._answers:
-            self._answers[most] = self._seen(self.network, points)
-        expected, found = self._answers[most], self._seen(other, points)
-        good = alike(expected.logits, scale * found.logits)
-        if expected.gradient is not None and found.gradient is not None:
-            good &= _parallel(expected.gradient, found.gradient)
+            self._answers[most] = self._look(self.network, points)
+        expected, given = self._answers[most], self._look(other, points)
+        good = alike(expected.logits, scale * given.logits)
+        if expected.gradient is not None and given.gradient is not None:
+            good &= _are_parallel(expected.gradient, given.gradient)
         return float(good.double().mean())
 
-    def _seen(self, network: Network, points: Tensor) -> _Seen:
+    def _look(self, network: Network, points: Tensor) -> _Answers:
         device, wide = device_of(network), dtype_of(network) == torch.float64
 
-        def look(rows: slice) -> _Seen:
+        def look(rows: slice) -> _Answers:
             # some write to it
             x = points[rows].to(device, torch.float64 if wide else points.dtype, copy=True)
             if not self.gradients:
                 with torch.no_grad():
-                    return _Seen(in_float(network, x).double().cpu(), None)
+                    return _Answers(in_float(network, x).double().cpu(), None)
             with torch.enable_grad():
                 leaf = x.detach().requires_grad_()
                 logits = in_company(network, leaf)
             (gradient,) = torch.autograd.grad((logits * _weights(logits)).sum(), leaf)
-            return _Seen(logits.detach().double().cpu(), gradient.double().cpu())
+            return _Answers(logits.detach().double().cpu(), gradient.double().cpu())
 
         with evaluating(network):
             parts = [part for rows in chunks(len(points), CHUNK) for part in in_halves(look, rows)]
         gradients = [p.gradient for p in parts if p.gradient is not None]
-        return _Seen(
+        return _Answers(
             torch.cat([p.logits for p in parts]), torch.cat(gradients) if gradients else None
         )
 
@@ -275,7 +275,7 @@ def alike(logits: Tensor, others: Tensor) -> Tensor:
     return near | (~logits.isfinite().all(1) & ~others.isfinite().all(1))
 
 
-def _parallel(one: Tensor, other: Tensor) -> Tensor:
+def _are_parallel(one: Tensor, other: Tensor) -> Tensor:
     """Whether the gradients point the same way; two that are zero, or not finite, do."""
     one, other = (_unit(g.flatten(1)) for g in (one, other))
     same = (one * other).sum(1) >= COSINE
@@ -304,7 +304,7 @@ _ASKING = threading.RLock()
 _KEPT = 2  # questions per network whose answers are remembered
 
 
-def _remembered(question: _Question) -> _Answer:
+def _recall(question: _Question) -> _Answer:
     """The leanest form that answers the question, from memory where this very network was asked it
     before."""
     with _ASKING:
@@ -318,18 +318,18 @@ def _remembered(question: _Question) -> _Answer:
         if asked not in known:
             while len(known) >= _KEPT:
                 known.pop(next(iter(known)))
-            known[asked] = _asked(net, question)
+            known[asked] = _ask(net, question)
         return known[asked]
 
 
-def _asked(net: nn.Module, question: _Question) -> _Answer:
+def _ask(net: nn.Module, question: _Question) -> _Answer:
     for form in question.forms(net):
         try:
-            made = form(net)
+            lean = form(net)
         except Exception:  # whatever a stranger's network raises when it is copied or folded
             continue
-        if question.answered_by(made):
-            return _Answer(made, form)
+        if question.holds_for(lean):
+            return _Answer(lean, form)
     return _Answer(None, None)
 
 
@@ -341,22 +341,22 @@ def _state_of(net: nn.Module) -> str:
         hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
         mode = getattr(module, "training", None)  # a frozen script has none
         told.update(f"{path} {id(module)} {type(module).__qualname__} {mode} {hooks}".encode())
-        kept = sorted((k, _told(v)) for k, v in vars(module).items() if k not in _NAMED)
+        kept = sorted((k, _tell(v)) for k, v in vars(module).items() if k not in _NAMED)
         told.update(str(kept).encode())
     for name, tensor in [*net.named_parameters(), *net.named_buffers()]:
         told.update(f"{name} {_bits(tensor)}".encode())
     return told.hexdigest()
 
 
-def _told(value: Any, depth: int = 0) -> str:
+def _tell(value: Any, depth: int = 0) -> str:
     if isinstance(value, bool | int | float | str | bytes | torch.dtype | None) or is_spec(value):
         return repr(value)
     if isinstance(value, Tensor):
         return _bits(value)
     if isinstance(value, list | tuple) and depth < _DEEP:
-        return f"{type(value).__name__}({', '.join(_told(v, depth + 1) for v in value)})"
+        return f"{type(value).__name__}({', '.join(_tell(v, depth + 1) for v in value)})"
     if isinstance(value, dict) and depth < _DEEP:
-        return f"{id(value)}: {', '.join(f'{k!r}={_told(v, depth + 1)}' for k, v in value.items())}"
+        return f"{id(value)}: {', '.join(f'{k!r}={_tell(v, depth + 1)}' for k, v in value.items())}"
     return str(id(value))
 
 
@@ -413,25 +413,27 @@ def craft_on(
     lean = None if source is None else source.lean
     run = (attack, on.lean, images, labels, index, threats, goal)
     outcomes = driver.craft_all(*run, source=lean, progress=progress, **how)
-    made = [
+    crafted = [
         Crafted(outcome, logits_of(on.network, outcome.x_adv, chunk=chunk)) for outcome in outcomes
     ]
     if on.lean is on.network and lean is (None if source is None else source.network):
-        return made
-    rows = _differing(made, on, source, labels, chunk)
+        return crafted
+    rows = _find_differing(crafted, on, source, labels, chunk)
     if not len(rows):
-        return made
+        return crafted
     part = (attack, on.fallback, images[rows], labels[rows], index[rows], threats, goal)
     anew = driver.craft_all(*part, source=None if source is None else source.fallback, **how)
-    return [_mended(one, outcome, on, rows, chunk) for one, outcome in zip(made, anew, strict=True)]
+    return [
+        _mend(one, outcome, on, rows, chunk) for one, outcome in zip(crafted, anew, strict=True)
+    ]
 
 
-def _differing(
-    made: list[Crafted], on: Proved, source: Proved | None, labels: Tensor, chunk: int | None
+def _find_differing(
+    crafted: list[Crafted], on: Proved, source: Proved | None, labels: Tensor, chunk: int | None
 ) -> Tensor:
-    """The rows that stand under some threat although a lean form differs from its network there."""
+    """The rows robust under some threat although a lean form differs from its network there."""
     suspect = torch.zeros(len(labels), dtype=torch.bool)
-    for one in made:
+    for one in crafted:
         aim = Aim(labels, one.outcome.targets if bool((one.outcome.targets >= 0).all()) else None)
         rows = (~aim.reached(one.logits)).nonzero()[:, 0]
         if not len(rows):
@@ -443,7 +445,8 @@ def _differing(
             else logits_of(on.network, last, chunk=chunk)
         )
         lean = logits_of(on.lean, last, chunk=chunk)
-        # What fell on the form alone stands on the network: within a rounding, yet not fooled.
+        # What is broken on the form alone is robust on the network: within a rounding, yet not
+        # fooled.
         suspect[rows] |= ~alike(own, on.scale * lean) | (
             aim[rows].reached(lean) & ~aim[rows].reached(own)
         )
@@ -453,7 +456,7 @@ def _differing(
     return suspect.nonzero()[:, 0]
 
 
-def _mended(one: Crafted, anew: Outcome, on: Proved, rows: Tensor, chunk: int | None) -> Crafted:
+def _mend(one: Crafted, anew: Outcome, on: Proved, rows: Tensor, chunk: int | None) -> Crafted:
     """The outcome with the rows that were attacked again; what both runs cost is counted."""
     old = one.outcome
     parts = {f.name: getattr(old, f.name).clone() for f in fields(Outcome)}

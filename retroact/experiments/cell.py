@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from retroact import checkpoint
+from retroact.activations.activation import Activation
 from retroact.crafting.attack import Attack
 from retroact.crafting.goals import Goal, Untargeted
 from retroact.crafting.threat import ThreatModel
@@ -29,7 +30,6 @@ from retroact.nets.classifier import sized
 from retroact.nets.data import DataSlice, Images, data, embed
 from retroact.nets.sources import DataError
 from retroact.reading import Data, as_images
-from retroact.retrofitting.activations import Activation
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import AtLeast0, Seed, SpecError, parse, show, spec
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from retroact.activations.activation import Activation
 from retroact.attacks.pgd import PGD
 from retroact.crafting.threat import ThreatModel
 from retroact.doors import checked
@@ -154,7 +155,7 @@ def _point(
     fitted = retrofit(network, activation, sites=sites, also=also)
     runs: list[tuple[PGD, nn.Module | None]] = [(CLAIMED, None), (MARGIN, None)]
     if activation.jump:
-        smooth = activation.surrogate(SHARPNESS / activation.kappa)
+        smooth = activation.smoothed(SHARPNESS)
         runs.append((MARGIN, retrofit(network, smooth, sites=sites, also=also)))
     records = [
         evaluate(fitted, data, attack, threat, source=source, seed=seed, chunk=chunk)
@@ -168,7 +169,7 @@ def _point(
 
 def _candidates(kind: Any, grid: Sequence[float] | None) -> list[tuple[Any, float]]:
     knob = _knob_of(kind)
-    values = list(getattr(kind, "grid", ()) if grid is None else grid)
+    values = list(kind.grid if grid is None else grid)
     if not values:
         raise ValueError(f"{kind.__name__} has no values of its own to try; give grid=")
     neutral = kind().neutral
@@ -187,7 +188,7 @@ def _kind(said: type[Any] | str) -> Any:
 
 def _knob_of(kind: Any) -> str:
     named = [f.name for f in fields(kind)] if isinstance(kind, type) and is_dataclass(kind) else []
-    if not named or not hasattr(kind, "surrogate"):
+    if not named or not issubclass(kind, Activation):
         raise ValueError(
             f"expected an activation class with a number to tune, such as JumpReLU, got {kind!r}"
         )

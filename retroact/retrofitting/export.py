@@ -25,7 +25,9 @@ from torch import Tensor, nn
 from retroact.doors import named
 from retroact.files import replacing
 from retroact.ground import neutral
-from retroact.retrofitting.sites import Example, copied, example_for, trial
+from retroact.retrofitting.copying import copied
+from retroact.retrofitting.examples import Example, example_for
+from retroact.retrofitting.watching import trial
 
 CHUNK = 256
 

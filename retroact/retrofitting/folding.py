@@ -22,19 +22,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from retroact.activations.channel_shift import ChannelShift
+from retroact.activations.per_site import PerSite
 from retroact.doors import named
 from retroact.ground import neutral
-from retroact.retrofitting.activations import (
-    ChannelShift,
-    JumpReLU,
-    PerSite,
-    ReLU,
-    Surrogate,
-)
 from retroact.retrofitting.copying import copied
 from retroact.retrofitting.installed import Installed, installed
 from retroact.retrofitting.rerouting import reroutings
 from retroact.retrofitting.tracing import keep_attributes, traced
+from retroact.spec import is_spec
 
 _LAYERS = (
     nn.Linear,
@@ -113,7 +109,7 @@ def _said(net: nn.Module, made: nn.Module) -> dict[str, Any]:
     if getattr(net, "retrofit", None) is None:
         return {}
     each: tuple[Any, ...] = tuple(module.activation for module in installed(made).values())
-    if any(isinstance(activation, nn.Module) for activation in each):
+    if not all(map(is_spec, each)):
         return {"retrofit": None}
     activation = each[0] if len(set(each)) == 1 else PerSite(each)
     return {"retrofit": replace(net.retrofit, activation=activation)}  # type: ignore[type-var]
@@ -194,26 +190,22 @@ class _Folding:
     def _activation(self, node: fx.Node, module: Installed, s: float) -> float:
         if self.layers.setdefault(str(node.target), s) != s:
             raise FoldError(f"site {module.site.name!r} is called under different slopes")
-        activation: Any = module.activation
-        if isinstance(activation, ChannelShift):
-            return self._shifted(node, module, activation, s)
-        if not hasattr(_inside(activation), "ramp"):
+        folded = module.folded(s)
+        if folded is None:
             return self._unmoved(node, s)
-        put_in, factor = _folded(activation, s)
-        module.become(put_in)
+        activation, factor, shift = folded
+        if shift is not None and not self._move_into_bias(node, shift):
+            activation = ChannelShift(shift.to(next(self.net.parameters(), shift)), activation)
+        module.become(activation)
         return factor
 
-    def _shifted(self, node: fx.Node, module: Installed, shifted: ChannelShift, s: float) -> float:
-        inner, factor = _folded(shifted.activation, s)
-        shift = shifted.shift.double() / s
+    def _move_into_bias(self, node: fx.Node, shift: Tensor) -> bool:
+        """Adds the shift at `node` to the bias before it; False where no bias can take it."""
         layer = self._layer_before(node)
-        if layer is not None and _takes(layer, shift):
-            _add_to_bias(layer, shift)
-            module.become(inner)
-        else:
-            like = next(self.net.parameters(), shifted.shift)
-            module.become(ChannelShift(shift.to(like), inner))
-        return factor
+        if layer is None or not _takes(layer, shift):
+            return False
+        _add_to_bias(layer, shift)
+        return True
 
     def _layer_before(self, node: fx.Node) -> nn.Module | None:
         """The layer whose bias a shift at `node` can join: only what commutes with a shift lies
@@ -260,22 +252,6 @@ class _Folding:
 
 
 # ---------------------------------------------------------------------------------------- one piece
-
-
-def _inside(activation: Any) -> Any:
-    return activation.activation if isinstance(activation, Surrogate) else activation
-
-
-def _folded(activation: Any, s: float) -> tuple[Any, float]:
-    """What stands at the site of the twin, and the factor behind it."""
-    if isinstance(activation, Surrogate):
-        inner, factor = _folded(activation.activation, s)
-        return Surrogate(inner, activation.beta * s, activation.kernel), factor
-    alpha, kappa, cap = activation.ramp
-    if s == 1.0 and alpha == 1.0:
-        return activation, 1.0
-    cap = cap / (alpha * s)
-    return (JumpReLU(kappa / s, cap) if kappa > 0.0 else ReLU(cap)), alpha * s
 
 
 def _divide(module: nn.Module, name: str, s: float) -> None:

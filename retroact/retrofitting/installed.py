@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from retroact.retrofitting.activations import Activation
-
-if TYPE_CHECKING:
-    from retroact.retrofitting.sites import Site
+from retroact.activations.activation import Activation, Folded
+from retroact.activations.piecewise import without_slope
+from retroact.activations.ramp import Ramp
+from retroact.activations.site import Site
 
 
 class Installed(nn.Module):
@@ -57,14 +57,23 @@ class Installed(nn.Module):
             return z
         before = z.clone() if self.site.inplace else z
         out = func(*args, **kwargs)
+        own = self.site.own
+        assert own is not None
         # None: a statement, z[mask] = 0
-        if not _is(self.site.own, before, z if out is None else out):
+        if not _is(own, before, z if out is None else out):
             raise RuntimeError(
-                f"activation call {self.site.name!r} was {self.site.own} when the net was"
+                f"activation call {self.site.name!r} was {without_slope(own)} when the net was"
                 " retrofitted and is none now, as the net takes another path; write it as F.relu,"
                 " or leave it out of sites="
             )
         return z.copy_(before) if self.site.inplace else z
+
+    def folded(self, s: float) -> Folded | None:
+        """What stands here in a net whose tensors are divided by s; None where a factor s cannot be
+        moved through, as by a module that is no activation."""
+        if isinstance(self.activation, Activation):
+            return self.activation.folded(s)
+        return Folded(self.activation) if s == 1.0 else None
 
     def extra_repr(self) -> str:
         return (
@@ -74,13 +83,13 @@ class Installed(nn.Module):
         )
 
 
-def _is(own: Any, z: Tensor, out: Tensor) -> bool:
+def _is(own: Ramp, z: Tensor, out: Tensor) -> bool:
     """Whether out is the net's own activation of z; at the threshold itself a jump may go either
     way."""
     if z.shape != out.shape or z.dtype != out.dtype:
         return False
-    either = (z == own.ramp.kappa) & (out == z)
-    return bool(((own(z) == out) | either | z.isnan()).all())
+    either = (z == own.kappa) & (out == z)
+    return bool(((without_slope(own)(z) == out) | either | z.isnan()).all())
 
 
 def installed(net: nn.Module) -> dict[str, Installed]:

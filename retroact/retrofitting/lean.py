@@ -20,8 +20,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from retroact.doors import logits_in
+from retroact.retrofitting.copying import copied
+from retroact.retrofitting.examples import example_for
 from retroact.retrofitting.rerouting import reroutings
-from retroact.retrofitting.sites import copied, example_for
 from retroact.retrofitting.tracing import traced
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from retroact.retrofitting.activations import Activation, JumpReLU, ReLU
+from retroact.activations.ramp import RELU, Ramp
 
 OTHERS = {
     "celu": "celu",
@@ -68,7 +68,7 @@ class Call:
 
     kind: str
     z: Tensor
-    own: Activation | None
+    own: Ramp | None
     inplace: bool = False
     by_value: bool = False
 
@@ -109,17 +109,17 @@ def recognise(
 
 
 def _relu(z: Tensor, inplace: bool, *_: Any, **__: Any) -> Call:
-    return Call("relu", z, ReLU(), inplace)
+    return Call("relu", z, RELU, inplace)
 
 
 def _relu6(z: Tensor, inplace: bool, *_: Any, **__: Any) -> Call:
-    return Call("relu", z, ReLU(6.0), inplace)
+    return Call("relu", z, Ramp(cap=6.0), inplace)
 
 
 def _hardtanh(
     z: Tensor, inplace: bool, min_val: Any = -1.0, max_val: Any = 1.0, *_: Any, **__: Any
 ) -> Call:
-    own = ReLU(float(max_val)) if min_val == 0 and max_val > 0 else None
+    own = Ramp(cap=float(max_val)) if min_val == 0 and max_val > 0 else None
     return Call("relu" if own else "hardtanh", z, own, inplace)
 
 
@@ -133,7 +133,7 @@ def _clamp(z: Tensor, inplace: bool, min: Any = None, max: Any = None, **_: Any)
     low, high = _number(min), math.inf if max is None else _number(max)
     if low != 0 or high is None or high <= 0:
         return None
-    return Call("relu", z, ReLU(float(high)), inplace)
+    return Call("relu", z, Ramp(cap=float(high)), inplace)
 
 
 def _jump(z: Tensor, kappa: float, inplace: bool) -> Call:
@@ -141,9 +141,9 @@ def _jump(z: Tensor, kappa: float, inplace: bool) -> Call:
     if kappa < 0:
         return Call("threshold", z, None, inplace)
     return (
-        Call("jumprelu", z, JumpReLU(kappa), inplace)
+        Call("jumprelu", z, Ramp(kappa=kappa), inplace)
         if kappa > 0
-        else Call("relu", z, ReLU(), inplace)
+        else Call("relu", z, RELU, inplace)
     )
 
 
@@ -349,8 +349,9 @@ class Reader:
         activation."""
         if self._from.get(call.z) is not True:
             return False
-        capped = getattr(call.own, "cap", math.inf) < math.inf or call.kind == "hardtanh"
-        return capped or (call.own is not None and torch.equal(out, z))
+        if call.own is None:
+            return call.kind == "hardtanh"
+        return call.own.cap < math.inf or torch.equal(out, z)
 
     def read(self, name: str, args: Any, before: Any, out: Any, inplace: bool) -> Call | None:
         """The call, if `out` is an activation of one of the arguments, or of a tensor shortly
@@ -474,7 +475,7 @@ class Reader:
             ),
             None,
         )
-        return None if z is None else Call(COMPOSED, z, ReLU(), False, True)
+        return None if z is None else Call(COMPOSED, z, RELU, False, True)
 
 
 def _is_gate(z: Tensor, out: Tensor) -> Tensor:

@@ -19,16 +19,12 @@ from typing import Any
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from retroact.retrofitting.activations import Activation, PerSite
+from retroact.activations.activation import Activation
+from retroact.activations.site import Site
 from retroact.retrofitting.installed import Installed
 from retroact.retrofitting.recognition import KINDS, Call, recognise
-from retroact.retrofitting.sites import (
-    Site,
-    Whereabouts,
-    activation_modules,
-    function_name,
-    selects_by_name,
-)
+from retroact.retrofitting.selection import selects_by_name
+from retroact.retrofitting.watching import Whereabouts, activation_modules, function_name
 
 
 class _Mode(TorchFunctionMode):
@@ -94,7 +90,7 @@ class Rerouting:
         call = recognise(name, args, kwargs)
         if call is None:
             return self._by_value(name.strip("_"), func, args, kwargs)
-        if call.kind not in self.also and (call.own is None or call.kind == "jumprelu"):
+        if call.kind not in self.also and (call.own is None or call.own.jump):
             return func(*args, **kwargs)
         site = self._site(call)
         if site.name not in self.installed and not self._belongs(site):
@@ -126,7 +122,7 @@ class Rerouting:
         """Installs a call that no survey has seen, where the selection says what to do with it."""
         if site.name in self.left:
             return False
-        if isinstance(self.activation, PerSite) or not self.sites.strip():
+        if self.activation.places is not None or not self.sites.strip():
             raise RuntimeError(
                 f"activation call {site.name!r} was not seen when the net was retrofitted, so it"
                 " has no activation of its own; retrofit again with an example= that takes this"

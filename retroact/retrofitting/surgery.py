@@ -22,26 +22,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from retroact.activations.activation import Activation
+from retroact.activations.per_site import PerSite
+from retroact.activations.piecewise import SReLU, without_slope
+from retroact.activations.ramp import RELU
+from retroact.activations.site import Site
 from retroact.doors import named
 from retroact.ground import neutral
-from retroact.retrofitting.activations import Activation, PerSite, ReLU, SReLU
 from retroact.retrofitting.copying import copied
+from retroact.retrofitting.examples import Example, example_for, fresh
 from retroact.retrofitting.installed import Installed, installed
 from retroact.retrofitting.recognition import COMPOSED, KINDS
 from retroact.retrofitting.rerouting import Rerouting, reroutings
-from retroact.retrofitting.sites import (
-    Example,
-    NoSitesError,
-    Site,
-    Survey,
-    counted,
-    example_for,
-    fresh,
-    select,
-    survey,
-    trial,
-)
+from retroact.retrofitting.selection import select
+from retroact.retrofitting.sites import NoSitesError, Survey, counted, survey
 from retroact.retrofitting.tracing import keep_attributes, rewritten, traced
+from retroact.retrofitting.watching import trial
 from retroact.spec import show, spec
 
 
@@ -178,10 +174,10 @@ def _numbered(chosen: tuple[Site, ...]) -> tuple[Site, ...]:
 
 
 def _check_count(activation: Activation, chosen: tuple[Site, ...]) -> None:
-    if isinstance(activation, PerSite) and len(activation.activations) != len(chosen):
+    if activation.places not in (None, len(chosen)):
         raise ValueError(
-            f"PerSite has {len(activation.activations)} activations for {len(chosen)} chosen sites "
-            f"({', '.join(s.name for s in chosen)}); give one for each"
+            f"{type(activation).__name__} has {activation.places} activations for {len(chosen)}"
+            f" chosen sites ({', '.join(s.name for s in chosen)}); give one for each"
         )
 
 
@@ -262,7 +258,7 @@ def _stand_ins(chosen: tuple[Site, ...]) -> PerSite:
     shows."""
     if any(site.kind == COMPOSED for site in chosen):
         # made in several steps: rerouting leaves it, so the same own activation must stand here
-        return PerSite(tuple(site.own or ReLU() for site in chosen))
+        return PerSite(tuple(without_slope(site.own or RELU) for site in chosen))
     return PerSite(
         tuple(SReLU(1.0 + (-1) ** i * (0.1 + 0.02 * (i % 5))) for i in range(len(chosen)))
     )

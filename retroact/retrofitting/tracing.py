@@ -31,11 +31,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from retroact.activations.site import Site
 from retroact.retrofitting.copying import shadow
+from retroact.retrofitting.examples import fresh
 from retroact.retrofitting.installed import Installed
 from retroact.retrofitting.notes import Notes
 from retroact.retrofitting.recognition import Call
-from retroact.retrofitting.sites import Probe, Site, fresh, trial
+from retroact.retrofitting.watching import Probe, trial
 
 DROPOUTS: dict[Any, type[nn.Module]] = {
     F.dropout: nn.Dropout,

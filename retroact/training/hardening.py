@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from retroact.activations.piecewise import ReLU
 from retroact.crafting.ascent import climb
 from retroact.crafting.domain import Domain
 from retroact.crafting.goals import Aim
@@ -34,10 +35,9 @@ from retroact.ground import neutral
 from retroact.nets.classifier import sized
 from retroact.nets.data import Images
 from retroact.reading import Data, Said, as_images, as_module, as_threat
-from retroact.retrofitting.activations import ReLU
+from retroact.retrofitting.copying import copied
 from retroact.retrofitting.installed import installed
 from retroact.retrofitting.lean import in_channels_last
-from retroact.retrofitting.sites import copied
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import AtLeast0, Count, Positive, SpecError, UnitInterval, parse, show, spec
 from retroact.training.learnable import (

@@ -19,15 +19,12 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from retroact.activations.activation import Activation
+from retroact.activations.files import embed
+from retroact.activations.per_site import PerSite
+from retroact.activations.piecewise import JumpReLU, SReLU
+from retroact.activations.shifted import ShiftedReLU
 from retroact.crafting.oracle import in_float
-from retroact.retrofitting.activations import (
-    Activation,
-    JumpReLU,
-    PerSite,
-    ShiftedReLU,
-    SReLU,
-    embed_shifts,
-)
 from retroact.retrofitting.installed import installed
 
 Learn = Literal["shifts", "kappa", "slopes", "norms", "ends", "all"]
@@ -101,7 +98,7 @@ class Shift(Number):
     def activation(self, values: Mapping[str, Tensor]) -> ShiftedReLU:
         content = to_bytes({site: v.contiguous() for site, v in values.items()})
         name = hashlib.sha256(content).hexdigest()
-        embed_shifts(content, sha256=name)
+        embed(content, sha256=name)
         return ShiftedReLU("learned", name)
 
 

@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 
 import retroact as ra
-from retroact.auditing.battery import KERNELS, QUICK, Battery, Party, Side, Siege, parties, smoothed
+from retroact.activations.per_site import PerSite
+from retroact.activations.piecewise import JumpReLU, ReLU, SReLU
+from retroact.activations.surrogate import Surrogate
+from retroact.auditing.battery import KERNELS, QUICK, Battery, Party, Side, Siege, parties
 from retroact.crafting.threat import Linf
 from retroact.evaluation.proof import Proved, unproved
-from retroact.retrofitting.activations import JumpReLU, PerSite, ReLU, SReLU, Surrogate
 from retroact.retrofitting.installed import installed
 
 SMALL = Battery(steps=10, targets=2, targeted_steps=12, trial_steps=6, sample=16, queries=0)
@@ -44,9 +46,9 @@ def forms(party: Party, which: int = 0) -> list[list[object]]:
 
 @pytest.mark.parametrize("kappa", [0.25, 0.5, 2.0])
 def test_the_bandwidth_scales_with_kappa(kappa):
-    made = smoothed(JumpReLU(kappa), 8.0, "sigmoid")
+    made = JumpReLU(kappa).smoothed(8.0, "sigmoid")
     assert made == Surrogate(JumpReLU(kappa), 8.0 / kappa, "sigmoid")
-    neutral = smoothed(JumpReLU(kappa), 8.0, "sigmoid", plain=True)
+    neutral = JumpReLU(kappa).smoothed(8.0, "sigmoid", plain=True)
     # the same bandwidth without the jump
     assert neutral == Surrogate(JumpReLU(0.0), 8.0 / kappa, "sigmoid")
 
@@ -54,8 +56,8 @@ def test_the_bandwidth_scales_with_kappa(kappa):
 def test_each_site_gets_its_own_kernel_and_a_slope_none():
     mixed = PerSite((SReLU(2.0), JumpReLU(0.5), JumpReLU(0.25)))
     there = Surrogate(JumpReLU(0.5), 8.0, "rectangle"), Surrogate(JumpReLU(0.25), 16.0, "rectangle")
-    assert smoothed(mixed, 4.0, "rectangle") == PerSite((SReLU(2.0), *there))
-    assert smoothed(ReLU(), 4.0, "sigmoid") == ReLU()
+    assert mixed.smoothed(4.0, "rectangle") == PerSite((SReLU(2.0), *there))
+    assert ReLU().smoothed(4.0, "sigmoid") == ReLU()
 
 
 def test_every_kernel_of_the_list_is_built_for_both_sides():

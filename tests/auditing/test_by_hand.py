@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import retroact as ra
+from retroact.activations.ramp import Ramp
 from retroact.auditing.audit import Audit
 
 EPS = ra.Linf(0.1)
@@ -61,7 +62,7 @@ def test_it_gets_the_verdict_of_our_own(ours, changed):
 
 def test_its_sites_are_found_and_what_it_is_stays_as_it_was():
     net = by_hand(1.0)
-    assert [site.own for site in ra.sites(net, also=("jumprelu",))] == [ra.JumpReLU(1.0)] * 4
+    assert [site.own for site in ra.sites(net, also=("jumprelu",))] == [Ramp(kappa=1.0)] * 4
     x = ra.data("mnist[:8]").images
     with torch.no_grad():
         assert torch.equal(net(x), ra.retrofit(ra.load("lenet-mnist"), ra.JumpReLU(1.0))(x))

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 import retroact as ra
 from retroact import cli
+from retroact.activations.piecewise import JumpReLU
 from retroact.attacks.momentum import Momentum
 from retroact.auditing.audit import audit
 from retroact.auditing.battery import QUICK, THOROUGH, Battery, Party, Siege, parties
 from retroact.crafting.driver import craft
 from retroact.crafting.threat import L2, Linf
 from retroact.evaluation.proof import unproved
-from retroact.retrofitting.activations import JumpReLU
 
 EPS = Linf(0.12)
 WEAK = Battery(steps=2, targets=1, targeted_steps=3, finish=0, trial_steps=0, queries=0)

@@ -20,7 +20,8 @@ from retroact.crafting.driver import craft
 from retroact.crafting.oracle import Oracle
 from retroact.crafting.threat import Linf
 from retroact.evaluation.proof import Proved, prove
-from retroact.retrofitting.sites import Survey, copied, survey
+from retroact.retrofitting.copying import copied
+from retroact.retrofitting.sites import Survey, survey
 
 JUMP = ra.JumpReLU(0.01)
 PROVED_WITHIN = Linf(0.01)

@@ -60,11 +60,11 @@ class Listening:
         return self.net(x)
 
 
-@pytest.mark.parametrize("as_gradients", [False, True])
-def test_momentum_climbs_each_form_for_its_part_and_begins_anew_with_each_start(as_gradients):
+@pytest.mark.parametrize("as_source", [False, True])
+def test_momentum_climbs_each_form_for_its_part_and_begins_anew_with_each_start(as_source):
     net = Listening([Form(), Form(), Form()])
     x, y = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([0])
-    under_attack, how = (Form(), {"gradients": net}) if as_gradients else (net, {})
+    under_attack, how = (Form(), {"source": net}) if as_source else (net, {})
     made = craft(
         Momentum(steps=9, restarts=2), under_attack, x, y, torch.arange(1), Linf(0.1), **how
     )

@@ -191,7 +191,7 @@ def test_a_run_that_is_cheaper_than_the_proof_uses_the_network_itself():
 def test_the_same_question_is_asked_once_and_a_changed_net_is_asked_again(monkeypatch):
     asked = []
     monkeypatch.setattr(
-        proof, "_asked", lambda net, q, ask=proof._asked: asked.append(1) or ask(net, q)
+        proof, "_ask", lambda net, q, ask=proof._ask: asked.append(1) or ask(net, q)
     )
     net = Flattens("flatten", norm=True).eval()
     first = proved(net)

@@ -4,10 +4,10 @@ from typing import Any, ClassVar
 
 import pytest
 
+from retroact.activations.piecewise import JumpReLU
 from retroact.experiments.cell import Model
 from retroact.experiments.facts import locked_key, measured, measured_all
 from retroact.experiments.store import Store
-from retroact.retrofitting.activations import JumpReLU
 from retroact.spec import spec
 from retroact.studies.jumprelu.question_training import Zeros
 

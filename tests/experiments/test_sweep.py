@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from retroact.activations.piecewise import JumpReLU, SReLU
 from retroact.attacks.fgsm import FGSM
 from retroact.attacks.pgd import PGD
 from retroact.crafting.threat import L2, Linf
@@ -20,7 +21,6 @@ from retroact.experiments.cell import Cell, Model, alike, knowledge, run_togethe
 from retroact.experiments.costs import estimate
 from retroact.experiments.store import Store
 from retroact.experiments.sweep import grid, plan, sweep
-from retroact.retrofitting.activations import JumpReLU, SReLU
 from retroact.spec import SpecError, key, parse
 
 

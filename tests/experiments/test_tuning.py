@@ -3,12 +3,14 @@ curve."""
 
 import pytest
 
+from retroact.activations.per_site import PerSite
+from retroact.activations.piecewise import JumpReLU, SReLU
+from retroact.activations.smooth import Tanh
 from retroact.attacks.pgd import PGD
 from retroact.checkpoint import load
 from retroact.crafting.threat import Linf
 from retroact.experiments.tuning import Point, Tuning, tune
 from retroact.nets.data import data
-from retroact.retrofitting.activations import JumpReLU, PerSite, SReLU, Tanh
 
 
 @pytest.fixture(scope="module")

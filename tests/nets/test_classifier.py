@@ -8,11 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from retroact.activations.piecewise import JumpReLU
 from retroact.checkpoint import load, save
 from retroact.doors import check_images, check_labels, warn_of_probabilities
 from retroact.nets.classifier import Classifier, Output
 from retroact.nets.lenet_like import LeNetLike
-from retroact.retrofitting.activations import JumpReLU
 from retroact.retrofitting.export import export
 from retroact.retrofitting.surgery import retrofit
 

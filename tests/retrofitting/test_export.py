@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from retroact.retrofitting.activations import JumpReLU, PerSite, SReLU
+from retroact.activations.per_site import PerSite
+from retroact.activations.piecewise import JumpReLU, SReLU
 from retroact.retrofitting.export import Exported, export
 from retroact.retrofitting.surgery import retrofit
 

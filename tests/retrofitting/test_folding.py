@@ -8,15 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from retroact.retrofitting.activations import (
-    JumpReLU,
-    PerSite,
-    ReLU,
-    SReLU,
-    Surrogate,
-    Swish,
-    write_shifts,
-)
+from retroact.activations.per_site import PerSite
+from retroact.activations.piecewise import JumpReLU, ReLU, SReLU
+from retroact.activations.shifted import write_shifts
+from retroact.activations.smooth import Swish
+from retroact.activations.surrogate import Surrogate
 from retroact.retrofitting.folding import FoldError, fold
 from retroact.retrofitting.installed import installed
 from retroact.retrofitting.sites import sites

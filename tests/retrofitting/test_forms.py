@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from retroact.activations.piecewise import JumpReLU, SReLU
 from retroact.nets.classifier import Classifier
-from retroact.retrofitting.activations import JumpReLU, SReLU
 from retroact.retrofitting.copying import copied
 from retroact.retrofitting.folding import fold
 from retroact.retrofitting.sites import left_alone, sites, survey

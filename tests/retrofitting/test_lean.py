@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
+from retroact.activations.piecewise import JumpReLU
 from retroact.nets.zoo import NETWORKS
-from retroact.retrofitting.activations import JumpReLU
 from retroact.retrofitting.lean import forms, lean
 from retroact.retrofitting.surgery import retrofit
 

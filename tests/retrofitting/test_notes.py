@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from retroact.activations.piecewise import JumpReLU, SReLU
 from retroact.nets.classifier import Classifier
-from retroact.retrofitting.activations import JumpReLU, SReLU
 from retroact.retrofitting.copying import copied
 from retroact.retrofitting.notes import Notes
 from retroact.retrofitting.sites import sites, survey

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from retroact.activations.piecewise import JumpReLU, ReLU, SReLU
+from retroact.activations.ramp import RELU, Ramp
 from retroact.nets.classifier import Classifier
-from retroact.retrofitting.activations import JumpReLU, ReLU, SReLU
 from retroact.retrofitting.export import export
 from retroact.retrofitting.folding import fold
 from retroact.retrofitting.rerouting import reroutings
@@ -156,7 +157,7 @@ class TestReLUByHand:
     @pytest.mark.parametrize("spelling", ONE_STEP)
     def test_one_step_is_a_site_and_is_replaced(self, spelling: str, branches: bool) -> None:
         net = Net(copy.deepcopy(ONE_STEP[spelling]), branches)
-        assert [s.own for s in sites(net, IMAGES)] == [ReLU()] * 3
+        assert [s.own for s in sites(net, IMAGES)] == [RELU] * 3
         hard = retrofit(net, SReLU(3.0), example=IMAGES)
         same_function(hard, SReLU(3.0))
         same_function(copy.deepcopy(hard), SReLU(3.0))
@@ -174,7 +175,7 @@ class TestReLUByHand:
         self, spelling: str, branches: bool
     ) -> None:
         net = Net(SEVERAL_STEPS[spelling], branches)
-        assert [(s.own, s.kind) for s in sites(net, IMAGES)] == [(ReLU(), "composed")] * 3
+        assert [(s.own, s.kind) for s in sites(net, IMAGES)] == [(RELU, "composed")] * 3
         if branches:
             with pytest.raises(CoverageError, match=r"replaced 0 of 3 .* write them as F\.relu"):
                 retrofit(net, SReLU(3.0), example=IMAGES)
@@ -372,8 +373,8 @@ class TestPixels:
 
     def test_a_clamp_behind_a_layer_is_a_site(self) -> None:
         net = First(lambda net, x: F.pad(net.conv(x)[:, :1], (1, 1, 1, 1)).clamp(0, 1))
-        assert [s.own for s in sites(net, PIXELS)] == [ReLU(1.0), ReLU()]
+        assert [s.own for s in sites(net, PIXELS)] == [Ramp(cap=1.0), RELU]
 
     def test_a_gate_of_relu6_is_a_call_of_relu6(self) -> None:
         net = Net(lambda z: F.relu(z) * (F.relu6(z.mean() + 3) / 6))
-        assert [s.own for s in sites(net, IMAGES)] == [ReLU(), ReLU(6.0)] * 3
+        assert [s.own for s in sites(net, IMAGES)] == [RELU, Ramp(cap=6.0)] * 3

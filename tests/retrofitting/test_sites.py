@@ -10,8 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retroact.retrofitting.activations import ReLU
-from retroact.retrofitting.sites import Site, recognise, select, sites, survey
+from retroact.activations.ramp import RELU, Ramp
+from retroact.activations.site import Site
+from retroact.retrofitting.recognition import recognise
+from retroact.retrofitting.selection import select
+from retroact.retrofitting.sites import sites, survey
 
 X = torch.linspace(-2.0, 8.0, 64).view(4, 16)
 
@@ -31,17 +34,17 @@ class TestWhatIsASite:
     @pytest.mark.parametrize(
         ("call", "own"),
         [
-            (lambda z: F.hardtanh(z, 0.0, 1.5), ReLU(1.5)),
-            (lambda z: z.clamp(torch.tensor(0.0)), ReLU()),
-            (lambda z: torch.fmax(z, torch.zeros(16)), ReLU()),
-            (lambda z: torch.where(z < 0, torch.zeros_like(z), z), ReLU()),
-            (lambda z: z.masked_fill(z < 0, 0.0), ReLU()),
-            (lambda z: z.masked_fill_(z < 0, 0.0), ReLU()),
-            (lambda z: z - z.clamp(max=0), ReLU()),
-            (lambda z: F.relu(z).clamp(max=6), ReLU()),
+            (lambda z: F.hardtanh(z, 0.0, 1.5), Ramp(cap=1.5)),
+            (lambda z: z.clamp(torch.tensor(0.0)), RELU),
+            (lambda z: torch.fmax(z, torch.zeros(16)), RELU),
+            (lambda z: torch.where(z < 0, torch.zeros_like(z), z), RELU),
+            (lambda z: z.masked_fill(z < 0, 0.0), RELU),
+            (lambda z: z.masked_fill_(z < 0, 0.0), RELU),
+            (lambda z: z - z.clamp(max=0), RELU),
+            (lambda z: F.relu(z).clamp(max=6), RELU),
         ],
     )
-    def test_these_are(self, call, own: ReLU) -> None:
+    def test_these_are(self, call, own: Ramp) -> None:
         assert [s.own for s in sites(Calls(call), X)] == [own]
 
     @pytest.mark.parametrize(
@@ -178,4 +181,5 @@ class TestExample:
 
 
 def test_a_site_says_its_cap() -> None:
-    assert Site("relu").own == ReLU(math.inf)
+    assert Site("relu").cap == math.inf and Site("gelu", own=None).cap == math.inf
+    assert Site("relu6", own=Ramp(cap=6.0)).cap == 6.0

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from retroact.activations.piecewise import JumpReLU
 from retroact.attacks.erichson import ErichsonDeepFool, ErichsonPGD
 from retroact.crafting.driver import craft
 from retroact.crafting.threat import L2, Linf
@@ -20,7 +21,6 @@ from retroact.nets.classifier import Classifier
 from retroact.nets.data import Images, data
 from retroact.nets.sources import DataError
 from retroact.reports.studied import Claim, Figure, Table
-from retroact.retrofitting.activations import JumpReLU
 from retroact.studies.desk import Desk
 from retroact.studies.jumprelu import crafted as crafting
 from retroact.studies.jumprelu import (

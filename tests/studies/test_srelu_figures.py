@@ -8,13 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from retroact.activations.piecewise import SReLU
 from retroact.attacks.torchattacks13 import Torchattacks13BIM, Torchattacks13DeepFool
 from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import decide
 from retroact.evaluation.metrics import robust_accuracy, survives
 from retroact.experiments.cell import Cell, Model
 from retroact.nets.data import data
-from retroact.retrofitting.activations import SReLU
 from retroact.retrofitting.surgery import retrofit
 from retroact.studies.srelu import figure_2, figure_3, figure_5, question_scaling
 from retroact.studies.srelu.figure_5 import TargetedRates

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from retroact.activations.piecewise import JumpReLU, SReLU
 from retroact.crafting.goals import Aim
 from retroact.crafting.scene import Scene
 from retroact.crafting.threat import L2, Linf
@@ -16,7 +17,6 @@ from retroact.evaluation.evaluate import decide, evaluate, evaluate_all
 from retroact.evaluation.metrics import robust_accuracy, survives
 from retroact.experiments.cell import Model
 from retroact.nets.data import Images, data
-from retroact.retrofitting.activations import JumpReLU, SReLU
 from retroact.retrofitting.folding import fold
 from retroact.retrofitting.surgery import refit, retrofit
 from retroact.studies.published import published

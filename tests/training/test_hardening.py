@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 import retroact as ra
+from retroact.activations.per_site import PerSite
+from retroact.activations.piecewise import JumpReLU, ReLU, SReLU
 from retroact.crafting.driver import craft
 from retroact.crafting.oracle import AccessError
 from retroact.evaluation.evaluate import decide
-from retroact.retrofitting.activations import JumpReLU, PerSite, ReLU, SReLU
 from retroact.training.hardening import Hardening, harden
 from retroact.training.learnable import LEARNABLE, Kappa, Learn
 

@@ -13,11 +13,11 @@ import torch
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import FancyBboxPatch
 
+from retroact.activations.piecewise import JumpReLU
 from retroact.experiments.cell import Model
 from retroact.nets.data import data
 from retroact.reports import plots
 from retroact.reports.studied import Figure, Part, Table, Value
-from retroact.retrofitting.activations import JumpReLU
 from retroact.retrofitting.sites import survey
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import spec

@@ -16,9 +16,10 @@ import torch
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
+from retroact.activations.piecewise import JumpReLU, ReLU
+from retroact.activations.smooth import Swish
 from retroact.reports import plots
 from retroact.reports.studied import Figure, Part
-from retroact.retrofitting.activations import JumpReLU, ReLU, Swish
 from retroact.studies.desk import Desk
 
 KAPPA = 1.0

@@ -21,11 +21,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from retroact.activations.piecewise import JumpReLU
 from retroact.attacks.erichson import MNIST_STD, ErichsonDeepFool, ErichsonPGD, ErichsonTrustRegion
 from retroact.crafting.threat import L2, Linf
 from retroact.experiments.cell import Model
 from retroact.nets import zoo
-from retroact.retrofitting.activations import JumpReLU
 from retroact.studies.desk import Desk
 from retroact.studies.published import published
 from retroact.training.recipes import Standard

@@ -11,12 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from retroact.activations.piecewise import JumpReLU
 from retroact.attacks.pgd import PGD
 from retroact.crafting.threat import Linf
 from retroact.evaluation.metrics import robust_accuracy
 from retroact.experiments.cell import Cell, Model
 from retroact.reports.studied import Part, Table, Text
-from retroact.retrofitting.activations import JumpReLU
 from retroact.studies.desk import Desk
 from retroact.studies.truth import Audited, audits
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from retroact.activations.per_site import PerSite
+from retroact.activations.piecewise import BoundedReLU, JumpReLU
 from retroact.attacks.erichson import ErichsonPGD
 from retroact.crafting.threat import Linf
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.experiments.cell import Cell, Model
 from retroact.reports.studied import Claim, Part, Table
-from retroact.retrofitting.activations import BoundedReLU, JumpReLU, PerSite
 from retroact.studies.desk import Desk
 from retroact.studies.truth import Audited, answered, verdict
 

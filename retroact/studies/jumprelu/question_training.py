@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from retroact.activations.piecewise import JumpReLU
 from retroact.attacks.apgd import APGD
 from retroact.attacks.erichson import ErichsonPGD
 from retroact.auditing.audit import audit
@@ -26,7 +27,6 @@ from retroact.nets.data import data
 from retroact.nets.zoo import NETWORKS
 from retroact.reports.plots import Panel, Series, panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text
-from retroact.retrofitting.activations import JumpReLU
 from retroact.retrofitting.installed import installed
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import AtLeast0, Count, Positive, UnitInterval, spec

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from retroact.activations.piecewise import JumpReLU
 from retroact.attacks.erichson import ErichsonDeepFool, ErichsonPGD, ErichsonTrustRegion
 from retroact.crafting.noise import normal
 from retroact.crafting.threat import L2, Linf
@@ -28,7 +29,6 @@ from retroact.experiments.cell import Model
 from retroact.nets.data import data
 from retroact.nets.zoo import NETWORKS, names
 from retroact.reports.studied import Claim, Part, Table, Text
-from retroact.retrofitting.activations import JumpReLU
 from retroact.spec import Count, spec
 from retroact.studies.desk import Desk
 from retroact.studies.jumprelu.audited import beside

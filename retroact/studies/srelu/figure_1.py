@@ -10,9 +10,9 @@ from collections.abc import Iterator
 
 import torch
 
+from retroact.activations.piecewise import ReLU, SReLU
 from retroact.reports.plots import Panel, Series, panels
 from retroact.reports.studied import Figure, Part, Text
-from retroact.retrofitting.activations import ReLU, SReLU
 from retroact.spec import show
 from retroact.studies.desk import Desk
 from retroact.studies.srelu.networks import SLOPES

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from retroact.activations.piecewise import SReLU
+from retroact.activations.smooth import CELU, Sigmoid, Softplus, Softsign, Tanh
 from retroact.attacks.fgsm import FGSM
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.reports.plots import panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text
-from retroact.retrofitting.activations import CELU, Sigmoid, Softplus, Softsign, SReLU, Tanh
 from retroact.studies.desk import Desk
 from retroact.studies.published import published
 from retroact.studies.srelu.networks import (

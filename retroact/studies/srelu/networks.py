@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from retroact.activations.piecewise import SReLU
 from retroact.attacks.fgsm import FGSM
 from retroact.attacks.pgd import PGD
 from retroact.attacks.torchattacks13 import (
@@ -19,7 +20,6 @@ from retroact.crafting.threat import Linf
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.evaluation.record import Record
 from retroact.experiments.cell import Cell, Model
-from retroact.retrofitting.activations import SReLU
 from retroact.studies.desk import Desk
 from retroact.studies.published import published
 

@@ -22,6 +22,12 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.nn import functional
 
+from retroact.activations.channel_shift import ChannelShift
+from retroact.activations.files import embed
+from retroact.activations.piecewise import JumpReLU, Piecewise, SReLU
+from retroact.activations.ramp import FinitePositive, Ramp
+from retroact.activations.shifted import ShiftedReLU
+from retroact.activations.site import Site
 from retroact.attacks.fgsm import FGSM
 from retroact.auditing.audit import audit
 from retroact.auditing.verdict import MARGIN
@@ -33,21 +39,8 @@ from retroact.experiments.facts import measured
 from retroact.nets.data import data
 from retroact.nets.zoo import NETWORKS
 from retroact.reports.studied import Claim, Part, Table, Text
-from retroact.retrofitting.activations import (
-    ChannelShift,
-    FinitePositive,
-    JumpReLU,
-    Kernel,
-    Ramp,
-    ShiftedReLU,
-    SReLU,
-    Surrogate,
-    cap_of,
-    embed_shifts,
-)
 from retroact.retrofitting.folding import fold
 from retroact.retrofitting.installed import installed
-from retroact.retrofitting.sites import Site
 from retroact.retrofitting.surgery import refit, retrofit
 from retroact.spec import AtLeast0, Count, Positive, spec
 from retroact.studies.desk import Desk
@@ -84,7 +77,7 @@ def _battery(desk: Desk) -> BatteryName:
 
 
 @spec
-class SlopedJump:
+class SlopedJump(Piecewise):
     """alpha · z · 1[z > kappa]: a Sloped ReLU on top of a JumpReLU."""
 
     alpha: FinitePositive = 1.0
@@ -99,15 +92,8 @@ class SlopedJump:
     def neutral(self) -> SlopedJump:
         return replace(self, alpha=1.0, kappa=0.0)
 
-    @property
-    def jump(self) -> bool:
-        return self.kappa > 0.0
-
     def at(self, site: Site) -> SlopedJump:
-        return replace(self, cap=min(self.cap, cap_of(site)))
-
-    def surrogate(self, beta: float, kernel: Kernel = "sigmoid") -> Surrogate:
-        return Surrogate(self, beta, kernel)
+        return replace(self, cap=min(self.cap, site.cap))
 
     def __call__(self, z: Tensor) -> Tensor:
         jumped = self.alpha * functional.threshold(z, self.kappa, 0.0)
@@ -315,7 +301,7 @@ def raised(net: nn.Module, shift: float) -> nn.Module:
     """A copy of `net` whose activations see their input plus `shift`."""
     content = to_bytes({name: torch.full((n,), shift) for name, n in _channels(net).items()})
     name = hashlib.sha256(content).hexdigest()
-    embed_shifts(content, sha256=name)
+    embed(content, sha256=name)
     return retrofit(net, ShiftedReLU("constant", name))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from retroact.activations.piecewise import SReLU
 from retroact.attacks.corruptions import AdditiveUniformNoise
 from retroact.attacks.fgsm import FGSM
 from retroact.crafting.driver import chunks
@@ -26,7 +27,6 @@ from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.experiments.cell import Model
 from retroact.nets.data import data
 from retroact.reports.studied import Claim, Part, Table, Text, Value
-from retroact.retrofitting.activations import SReLU
 from retroact.retrofitting.folding import fold
 from retroact.retrofitting.installed import installed
 from retroact.spec import spec

@@ -11,27 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from retroact.retrofitting.activations import (
-    CELU,
-    BoundedReLU,
-    ChannelShift,
-    JumpReLU,
-    PerSite,
-    Ramp,
-    ReLU,
-    ShiftedReLU,
-    Sigmoid,
-    Softplus,
-    Softsign,
-    SReLU,
-    Surrogate,
-    Swish,
-    Tanh,
-    is_activation,
-    smoothed_slope,
-    write_shifts,
-)
-from retroact.retrofitting.sites import Site
+from retroact.activations.activation import Activation
+from retroact.activations.per_site import PerSite
+from retroact.activations.piecewise import BoundedReLU, JumpReLU, ReLU, SReLU
+from retroact.activations.ramp import Ramp
+from retroact.activations.shifted import ShiftedReLU
+from retroact.activations.site import Site
+from retroact.activations.smooth import CELU, Sigmoid, Softplus, Softsign, Swish, Tanh
+from retroact.activations.surrogate import Surrogate
 from retroact.spec import SpecError, key, parse, show
 
 Z = torch.tensor(
@@ -71,13 +58,13 @@ class TestLaws:
         assert again == activation
         assert key(again) == key(activation)
         assert pickle.loads(pickle.dumps(activation)) == activation
-        assert is_activation(activation)
+        assert isinstance(activation, Activation)
 
     @given(piecewise, caps)
     def test_the_neutral_value_is_the_sites_own_activation_bit_for_bit(
         self, activation, cap: float
     ) -> None:
-        site = Site("relu", own=ReLU(cap))
+        site = Site("relu", own=Ramp(cap=cap))
         assert same_bits(activation.neutral.at(site)(Z), ReLU(cap)(Z))
 
     @given(single.filter(lambda a: a.neutral is not None))
@@ -99,6 +86,17 @@ class TestLaws:
         z = torch.linspace(-5, 5, 101, dtype=torch.float64)
         expected = (alpha * z * (z > kappa) * (z > 0)).clamp(max=cap)
         assert torch.allclose(activation(z), expected, rtol=1e-6, atol=0)
+
+    @given(single, st.floats(1e-3, 1e3))
+    def test_a_factor_is_moved_behind_it_or_not_at_all(self, activation, s: float) -> None:
+        z = torch.linspace(-5, 5, 101, dtype=torch.float64)
+        folded = activation.folded(s)
+        inner = activation.activation if isinstance(activation, Surrogate) else activation
+        assert (folded is None) == (s != 1.0 and inner.ramp is None)
+        if folded is not None:
+            assert folded.shift is None
+            out = folded.factor * folded.activation(z)
+            assert torch.allclose(out, activation(s * z), rtol=1e-6, atol=1e-9)
 
 
 class TestFormulas:
@@ -129,7 +127,7 @@ class TestFormulas:
         assert activation.surrogate(3.0) is activation
 
     def test_at_a_capped_site_the_smaller_cap_holds(self) -> None:
-        site = Site("relu6", own=ReLU(6.0))
+        site = Site("relu6", own=Ramp(cap=6.0))
         assert JumpReLU(1.0).at(site) == JumpReLU(1.0, cap=6.0)
         assert SReLU(2.0, cap=3.0).at(site) == SReLU(2.0, cap=3.0)
         assert BoundedReLU(9.0).at(site) == BoundedReLU(6.0)
@@ -159,90 +157,3 @@ class TestRefusals:
     def test_per_site_is_no_function(self) -> None:
         with pytest.raises(TypeError, match="differs from site to site"):
             PerSite((ReLU(),))(Z)
-
-
-class TestSurrogate:
-    z = torch.linspace(-3, 3, 121, dtype=torch.float64)
-
-    def slope(self, activation) -> Tensor:
-        z = self.z.clone().requires_grad_()
-        (g,) = torch.autograd.grad(activation(z).sum(), z)
-        return g
-
-    def test_the_sigmoid_kernel_is_the_derivative_of_the_smooth_step(self) -> None:
-        z = self.z.clone().requires_grad_()
-        (expected,) = torch.autograd.grad((2.0 * z * torch.sigmoid(8.0 * (z - 0.0))).sum(), z)
-        assert torch.allclose(self.slope(SReLU(2.0).surrogate(8.0)), expected, rtol=1e-12)
-        z = self.z.clone().requires_grad_()
-        (expected,) = torch.autograd.grad((z * torch.sigmoid(8.0 * (z - 1.0))).sum(), z)
-        assert torch.allclose(self.slope(JumpReLU(1.0).surrogate(8.0)), expected, rtol=1e-12)
-
-    @pytest.mark.parametrize("kernel", ["sigmoid", "rectangle"])
-    @pytest.mark.parametrize("kappa", [0.5, 1.0, 1.5])
-    def test_the_spike_holds_the_mass_of_the_jump(self, kernel, kappa: float) -> None:
-        z = torch.linspace(-6, 6, 240001, dtype=torch.float64)
-        rise = torch.trapezoid(smoothed_slope(z, Ramp(kappa=kappa), 8.0, kernel), z).item()
-        # from -6 to 6 the jump itself rises from 0 to 6
-        assert rise == pytest.approx(6.0, abs=2e-4)
-        blind = torch.trapezoid((z > kappa).double(), z).item()
-        assert blind == pytest.approx(6.0 - kappa, abs=2e-4), "autograd's derivative misses kappa"
-
-    def test_the_rectangle_stands_around_kappa(self) -> None:
-        z = torch.tensor([0.0, 0.8, 0.95, 1.05, 1.2])
-        assert smoothed_slope(z, Ramp(kappa=1.0), 5.0, "rectangle").tolist() == [
-            0.0,
-            0.0,
-            5.0,
-            6.0,
-            1.0,
-        ]
-
-    def test_nothing_beyond_the_cap(self) -> None:
-        slope = self.slope(SReLU(4.0, cap=6.0).surrogate(8.0))
-        assert (slope[self.z >= 1.5] == 0).all()
-        assert (slope[(self.z > 0.5) & (self.z < 1.5)] > 3.5).all()
-
-    def test_a_second_derivative_and_a_batched_one_exist(self) -> None:
-        surrogate = JumpReLU(1.0).surrogate(8.0)
-        assert torch.autograd.gradcheck(
-            lambda z: smoothed_slope(z, Ramp(kappa=1.0), 8.0, "sigmoid"),
-            self.z.clone().requires_grad_(),
-        )
-        jacobian = torch.func.jacrev(surrogate)(self.z)
-        assert torch.allclose(jacobian.diagonal(), self.slope(surrogate))
-
-
-class TestShifts:
-    def test_the_file_is_named_by_its_hash(self, tmp_path) -> None:
-        made = write_shifts(tmp_path / "b.safetensors", {"relu": torch.tensor([1.0, -1.0])})
-        assert len(made.sha256) == 64
-        assert parse(show(made)) == made
-        shift = made.at(Site("relu", own=ReLU(6.0)))
-        assert isinstance(shift, ChannelShift)
-        z = torch.tensor([[0.5, 0.5], [8.0, 8.0]])
-        assert shift(z).tolist() == [[1.5, 0.0], [6.0, 6.0]]
-        assert shift(z.view(2, 2, 1, 1)).flatten().tolist() == [1.5, 0.0, 6.0, 6.0]
-        assert shift(z.view(2, 1, 1, 2)).flatten().tolist() == [1.5, 0.0, 6.0, 6.0]
-        with pytest.raises(ValueError, match="2 shifts, but the activation's input has shape"):
-            shift(torch.zeros(2, 3))
-
-    def test_another_file_of_the_same_name_is_refused(self, tmp_path) -> None:
-        file = tmp_path / "b.safetensors"
-        made = write_shifts(file, {"relu": torch.tensor([1.0])})
-        write_shifts(file, {"relu": torch.tensor([2.0])})
-        with pytest.raises(SpecError, match="these are other shifts"):
-            made.at(Site("relu"))
-        with pytest.raises(SpecError, match="these are other shifts"):
-            ShiftedReLU(str(file), made.sha256)
-
-    def test_a_file_that_is_not_there(self, tmp_path) -> None:
-        with pytest.raises(SpecError, match="no file"):
-            ShiftedReLU(str(tmp_path / "none.safetensors"))
-        later = ShiftedReLU(str(tmp_path / "none.safetensors"), "0" * 64)
-        with pytest.raises(FileNotFoundError, match="put it back"):
-            later.at(Site("relu"))
-
-    def test_shifts_that_are_no_numbers(self, tmp_path) -> None:
-        with pytest.raises(ValueError, match="expected finite shifts"):
-            write_shifts(tmp_path / "b.safetensors", {"relu": torch.tensor([math.nan])})
-        assert not (tmp_path / "b.safetensors").exists()
