@@ -142,6 +142,14 @@ def known(kind: type = object) -> list[type]:
     return [cls for _, cls in sorted(_known.items()) if _is_of(cls, kind)]
 
 
+def homes() -> list[str]:
+    """The modules outside the package in which specs are written, but for the program's own."""
+    names = {cls.__module__ for cls in _known.values()}
+    return sorted(
+        name for name in names - {"__main__", "__mp_main__"} if name.split(".")[0] != __package__
+    )
+
+
 def belongs(value: object, kind: type[T]) -> TypeGuard[T]:
     """Whether `value` is of `kind`.
 

@@ -11,9 +11,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import platform
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -47,6 +45,7 @@ from retroact.crafting.threat import ThreatModel
 from retroact.doors import check_images, check_labels, checked, warn_of_probabilities, whole
 from retroact.evaluation.evaluate import decide, described, left_alone
 from retroact.evaluation.proof import Proved
+from retroact.executors import SERIAL, Executor, in_order
 from retroact.ground import neutral
 from retroact.reading import (
     Data,
@@ -60,7 +59,7 @@ from retroact.reading import (
     as_threat,
 )
 from retroact.retrofitting.surgery import Retrofit
-from retroact.spec import show
+from retroact.spec import show, take
 
 CLAIMED = PGD(steps=40, relative_step=1 / 30)
 """The protocol that both papers share: cross-entropy, 40 steps of eps/30 from a random start."""
@@ -160,7 +159,7 @@ def audit(
     margin: float = MARGIN,
     seed: int = 0,
     chunk: int | None = None,
-    workers: int = 1,
+    executor: Said[Executor] = SERIAL,
     progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
     """What `defended` is worth beside `twin`, the network before the change, on the examples of
@@ -174,8 +173,8 @@ def audit(
     `claimed` is the attack behind the claim; `surrogate` a network to climb in the place of
     `defended`, if it has no spec. `battery` "quick" runs the decisive attacks only, "thorough"
     begins anew until nothing more falls. `draws` averages randomised networks over so many draws.
-    `margin` is the accuracy difference that matters. With two `workers` both networks are attacked
-    at once, in threads, with the same outcome.
+    `margin` is the accuracy difference that matters. The `executor` attacks the two
+    networks, with the same outcome: Threads(2) both at once.
 
     Raises ValueError for networks that do not fit each other or the data, that decide at chance or
     at random (without `draws`), for a threat without gradient access, and for a radius at which
@@ -187,11 +186,8 @@ def audit(
     defended = as_changed(defended, twin, data.images)
     threat, claimed = as_threat(threat), as_attack(claimed)
     surrogate = None if surrogate is None else as_network(surrogate)
-    (seed, chunk, _), draws, workers = (
-        checked(seed, chunk),
-        whole(draws, "draws"),
-        whole(workers, "workers", 1),
-    )
+    (seed, chunk, _), draws = checked(seed, chunk), whole(draws, "draws")
+    executor = take(executor, Executor)
     if draws:
         twin, defended = Expectation(twin, draws), Expectation(defended, draws)
     classes = _check(twin, defended, data, threat)
@@ -204,8 +200,8 @@ def audit(
     stage()
     how: dict[str, Any] = {"classes": classes, "seed": seed, "chunk": chunk, "progress": stage}
     with evaluating(twin, defended):  # here, so that neither side switches the other's network back
-        before, after = _of_both(
-            lambda party: spent(party, data, threat, claimed, **how), both, workers
+        before, after = in_order(
+            executor, lambda party: spent(party, data, threat, claimed, **how), both
         )
     counts = _counts(before, after)
     if not spent.queries and counts.interval[0] > 0:  # nothing is GENUINE that no control has seen
@@ -255,27 +251,6 @@ class _Stages:
         done = next(self._done)
         if self._progress is not None:
             self._progress(done, self._total)
-
-
-def _of_both(
-    run: Callable[[Party], Side], both: tuple[Party, Party], workers: int
-) -> tuple[Side, Side]:
-    """`run` of both parties; with two workers the first in a thread, a daemon so that an interrupt
-    ends it too."""
-    first, second = both
-    if workers < 2:
-        return run(first), run(second)
-    beside: Future[Side] = Future()
-
-    def work() -> None:
-        try:
-            beside.set_result(run(first))
-        except BaseException as e:
-            beside.set_exception(e)
-
-    threading.Thread(target=work, daemon=True).start()
-    after = run(second)
-    return beside.result(), after
 
 
 # ---------------------------------------------------------------------------------------- the doors

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from retroact.cli.console import note
+from retroact.cli.options import cores
 
 if TYPE_CHECKING:
     from torch import nn
 
     from retroact.activations.activation import Activation
+    from retroact.executors import Executor
     from retroact.experiments.cell import Cell, Model
     from retroact.nets.data import Images
 
@@ -52,6 +54,25 @@ def activation_of(text: str | None) -> Activation | None:
     from retroact.reading import as_activation
 
     return None if text is None or text.lower() == "none" else as_activation(text)
+
+
+def executor_of(
+    text: str | None,
+    workers: int | None,
+    several: Literal["Processes", "Threads"] = "Processes",
+    *,
+    default: int = 0,
+) -> Executor:
+    """The executor that is named, or else `several` for so many workers; 0: one per core."""
+    from retroact import executors
+    from retroact.spec import parse
+
+    if text is None:
+        count = (default if workers is None else workers) or cores()
+        return getattr(executors, several)(count) if count > 1 else executors.SERIAL
+    if workers is not None:
+        raise ValueError(f"expected --workers or --executor, got both: {workers} and {text}")
+    return parse(text, executors.Executor)
 
 
 def files_of(nets: Sequence[str], weights: Sequence[str]) -> list[str]:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from retroact.evaluation.record import Record
+from retroact.executors import SERIAL, Executor
 from retroact.experiments.cell import Cell
 from retroact.experiments.facts import Measurement, measured_all
 from retroact.experiments.store import Store
@@ -29,14 +30,14 @@ class Desk:
         *,
         quick: bool = False,
         large: bool | None = None,
-        workers: int = 1,
+        executor: Executor = SERIAL,
         chunk: int | None = None,
         progress: Callable[[float], None] = lambda part: None,
     ) -> None:
-        self.store, self.quick, self._workers, self._chunk, self._progress = (
+        self.store, self.quick, self._executor, self._chunk, self._progress = (
             store,
             quick,
-            workers,
+            executor,
             chunk,
             progress,
         )
@@ -54,13 +55,13 @@ class Desk:
         return quick if self.quick else full
 
     def records(self, cells: Iterable[Cell], *, keep: int = 0) -> list[Record]:
-        """The record of each cell, in order: missing ones are run, all at once where several
-        workers are there."""
+        """The record of each cell, in order: missing ones are run where the executor
+        runs them."""
         asked = list(cells)
         found = sweep(
             asked,
             self.store,
-            workers=self._workers,
+            executor=self._executor,
             keep=keep,
             chunk=self._chunk,
             progress=lambda done, total: self._progress(done / max(1, total)),
@@ -76,11 +77,11 @@ class Desk:
         return self.all_facts([what])[0]
 
     def all_facts(self, asked: Sequence[Measurement]) -> list[dict[str, Any]]:
-        """`facts` of several measurements, side by side where several workers are there."""
+        """`facts` of several measurements, made where the executor runs them."""
         found = measured_all(
             asked,
             self.store,
-            workers=self._workers,
+            executor=self._executor,
             progress=lambda done, total: self._progress(done / max(1, total)),
         )
         for what, made in zip(asked, found, strict=True):
