@@ -18,7 +18,7 @@ from retroact.attacks.pgd import PGD
 from retroact.auditing.audit import Audit, audit
 from retroact.checkpoint import load
 from retroact.crafting.threat import Linf
-from retroact.evaluation.metrics import worst_case
+from retroact.evaluation.metrics import robust_accuracy, worst_case
 from retroact.executors import SERIAL, Executor, one_thread
 from retroact.experiments.cell import Cell, Model
 from retroact.experiments.store import Store
@@ -171,8 +171,6 @@ def _findings(found: list[Line]) -> list[str]:
 
 def _claimed(mine: list[Line]) -> float:
     line = next(
-        line
-        for line in mine
-        if line.fields["attack"] == show(CLAIMED) and line.fields["source"] is None
+        line for line in mine if line.fields.attack == show(CLAIMED) and line.fields.source is None
     )
-    return float(line.numbers()["robust_accuracy"])
+    return robust_accuracy(line.record)

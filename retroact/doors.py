@@ -23,30 +23,66 @@ import torch
 from torch import Tensor, fx, nn
 
 SLACK = 1e-6
-"""How far outside [0,1] a pixel may lie: the rounding of a float32 decoder, never an unscaled
-image."""
+"""How far outside the box an entry may lie, as a share of the box [0,1]: the rounding of a float32
+decoder, never an unscaled image."""
 
 SEEDS = 2**62
 """Seeds lie below: attacks add small numbers to them, and their sum must be an int64."""
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]
+"""The shape of an example: (c, h, w) of an image, (c, t) of a time series, (d,) of a table's
+row."""
+
+IMAGE = 3
+"""The rank of the shape of an image."""
 Place = str | int | tuple[str | int, ...]
 """Where in a network's output something is: a key or attribute, a position, or several of these,
 outermost first."""
 
 
-def check_images(images: Tensor, shape: Shape | None = None) -> None:
-    """Raises unless `images` are floats (n, c, h, w), finite and in [0,1] with 1e-6 of slack."""
+def check_images(
+    images: Tensor, shape: Shape | None = None, low: float = 0.0, high: float = 1.0
+) -> None:
+    """Raises unless `images` are floats (n, c, h, w), finite and in [low, high] with some slack.
+
+    The slack is 1e-6 of [0,1]. With `shape`, of any rank, they may be other examples, (n, *shape).
+    """
     check_batch(images, shape)
     if images.numel() == 0:
         raise ValueError(f"expected at least one image, got shape {tuple(images.shape)}")
-    low, high = (float(v) for v in torch.aminmax(images))
-    if not (math.isfinite(low) and math.isfinite(high)):
+    least, most = (float(v) for v in torch.aminmax(images))
+    entries = "pixels" if images.ndim == 1 + IMAGE else "values"
+    if not (math.isfinite(least) and math.isfinite(most)):
         raise ValueError(
-            "expected finite pixels, got NaN or infinity; look for a division by zero before"
+            f"expected finite {entries}, got NaN or infinity; look for a division by zero before"
         )
-    if low < -SLACK or high > 1 + SLACK:
-        raise ValueError(f"expected pixels in [0,1], got [{low:g}, {high:g}]; {_cure(low, high)}")
+    slack = SLACK * max(high - low, abs(low), abs(high))
+    if least < low - slack or most > high + slack:
+        usual = (low, high) == (0.0, 1.0) and entries == "pixels"
+        cure = _cure(least, most) if usual else _cure_of_a_box(images, (least, most), (low, high))
+        raise ValueError(
+            f"expected {entries} in [{low:g},{high:g}], got [{least:g}, {most:g}]; {cure}"
+        )
+
+
+def check_box(low: object, high: object) -> tuple[float, float]:
+    """The ends of the box that all entries of examples lie in, as floats.
+
+    Raises ValueError unless both are one finite number, and low < high.
+    """
+    try:
+        box = float(low), float(high)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        raise ValueError(
+            f"expected one number low and one high for all entries, got {low!r} and {high!r};"
+            " scale the features to one box"
+        ) from None
+    if not (math.isfinite(box[0]) and math.isfinite(box[1]) and box[0] < box[1]):
+        raise ValueError(
+            f"expected a box with finite low < high, got [{box[0]:g}, {box[1]:g}]; take the"
+            " smallest and the largest value that an example may have"
+        )
+    return box
 
 
 def _cure(low: float, high: float) -> str:
@@ -69,31 +105,63 @@ def _cure(low: float, high: float) -> str:
     )
 
 
+def _cure_of_a_box(examples: Tensor, found: tuple[float, float], box: tuple[float, float]) -> str:
+    (least, most), (low, high) = found, box
+    if least > low - 0.01 * (high - low) and most < high + 0.01 * (high - low):
+        return f"where that is rounding, use x.clamp({low:g}, {high:g})"
+    shape = "" if examples.ndim == 1 + IMAGE else f", shape={tuple(examples.shape[1:])}"
+    return f"give the box that they lie in, Images.of(x, y{shape}, low=…, high=…), or scale them"
+
+
 def check_batch(images: Tensor, shape: Shape | None) -> None:
-    """Raises unless `images` are floats (n, c, h, w), of `shape` (c, h, w) where that is known;
-    reads no values."""
+    """Raises unless `images` are floats (n, c, h, w), or (n, *shape) where the shape of one is
+    known; reads no values."""
+    are_images = shape is None or len(shape) == IMAGE
     if not isinstance(images, Tensor):
         raise TypeError(
-            f"expected a tensor of images (n, c, h, w), got {type(images).__name__}; use"
-            " torch.as_tensor"
+            f"expected a tensor of {_form(shape)}, got {type(images).__name__}; use torch.as_tensor"
         )
     if not images.is_floating_point():
         raise TypeError(
             f"expected float images in [0,1], got {images.dtype}; use images.float() / 255"
+            if are_images
+            else f"expected float examples, got {images.dtype}; use x.float()"
         )
-    if images.ndim != 4:
+    if images.ndim != 1 + (IMAGE if shape is None else len(shape)):
         raise ValueError(
-            f"expected images (n, c, h, w), got shape {tuple(images.shape)}; one image needs"
-            " images[None]"
+            f"expected {_form(shape)}, got shape {tuple(images.shape)};"
+            f" {_cure_of_rank(images, shape)}"
         )
     if shape is not None and tuple(images.shape[1:]) != shape:
-        swapped = tuple(images.permute(0, 3, 1, 2).shape[1:]) == shape
+        swapped = are_images and tuple(images.permute(0, 3, 1, 2).shape[1:]) == shape
         cure = (
             "permute(0, 3, 1, 2) puts channels first"
             if swapped
             else "resize them or choose another net"
         )
-        raise ValueError(f"expected images of shape {shape}, got {tuple(images.shape[1:])}; {cure}")
+        what = "images" if are_images else "examples"
+        raise ValueError(f"expected {what} of shape {shape}, got {tuple(images.shape[1:])}; {cure}")
+
+
+def _form(shape: Shape | None) -> str:
+    """What a batch is called, and its axes."""
+    axes = {1: "(n, d)", 2: "(n, c, t)"}
+    if shape is None or len(shape) == IMAGE:
+        return "images (n, c, h, w)"
+    return f"examples {axes.get(len(shape), '(n, …)')} of shape {shape}"
+
+
+def _cure_of_rank(examples: Tensor, shape: Shape | None) -> str:
+    """What to do with a batch of too many or too few axes."""
+    came = tuple(examples.shape[1:])
+    if shape is None:
+        table = f"; what are no images need their shape, such as Classifier(net, shape={came})"
+        return f"one image needs images[None]{table if came else ''}"
+    if came and math.prod(came) == math.prod(shape):
+        return f"use reshape(-1, {', '.join(map(str, shape))})"
+    if len(shape) == IMAGE:
+        return "one image needs images[None]"
+    return "one example needs x[None]" if tuple(examples.shape) == shape else "choose another net"
 
 
 def check_labels(labels: Tensor, classes: int | None = None, n: int | None = None) -> None:
@@ -182,8 +250,9 @@ def noting_failure(images: object) -> Iterator[None]:
         yield
     except RuntimeError as e:
         if isinstance(images, Tensor):
+            what = "images" if images.ndim == 1 + IMAGE else "examples"
             note = (
-                f"the net failed on images of shape {tuple(images.shape[1:])}; it may want another"
+                f"the net failed on {what} of shape {tuple(images.shape[1:])}; it may want another"
                 " size or channels"
             )
             if note not in getattr(e, "__notes__", ()):

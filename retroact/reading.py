@@ -10,10 +10,11 @@ What is plainly one thing is taken; all else is refused with a sentence that nam
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypeVar, cast
+from typing import Any, Protocol, TypeAlias, TypedDict, TypeVar, cast
 
 import numpy as np
 import torch
@@ -25,9 +26,9 @@ from retroact.crafting.attack import Attack
 from retroact.crafting.goals import Goal, Targets, goal_of
 from retroact.crafting.oracle import Network
 from retroact.crafting.threat import ThreatModel
-from retroact.doors import Shape, named
+from retroact.doors import IMAGE, Shape, named
 from retroact.nets import sources, zoo
-from retroact.nets.arrays import is_picture, plain, stacked
+from retroact.nets.arrays import IMAGE_WORDS, LABEL_WORDS, is_picture, plain, stacked
 from retroact.nets.data import DataSlice, Images, data
 from retroact.retrofitting.examples import Example, noise_for
 from retroact.retrofitting.surgery import Retrofit, retrofit
@@ -38,7 +39,10 @@ T = TypeVar("T")
 
 class Examples(Protocol):
     """Labelled images: `images` (n, c, h, w) float32 in [0, 1], `labels` (n,), `index` (n,),
-    `name`."""
+    `name`.
+
+    Or other examples, (n, …), and with `low` and `high` in another box than [0, 1].
+    """
 
     @property
     def images(self) -> Tensor: ...
@@ -78,22 +82,20 @@ Said: TypeAlias = T | type[T] | str
 
 # --------------------------------------------------------------------------------------------- data
 
-IMAGE_WORDS = ("image", "images", "img", "imgs", "pixel_values", "pixels", "x")
-LABEL_WORDS = ("label", "labels", "target", "targets", "y", "class", "fine_label")
-"""Under which names a dictionary or a table may hold its images and their labels."""
-
 FORMS = (
     'a text such as "mnist[:1000]", ra.Images, (images, labels), a torch Dataset or DataLoader, '
-    "a datasets.Dataset, or the Path of a folder of images"
+    "a datasets.Dataset, or the Path of a folder of images or of an .npz file"
 )
 
 
 def as_images(what: Data, net: object = None) -> Images:
     """`Images` of the notation as text, of (images, labels) as tensors, arrays or lists, of a torch
-    `Dataset` or `DataLoader`, of a `datasets.Dataset`, or of a folder's path; `Images` come back as
-    they are.
+    `Dataset` or `DataLoader`, of a `datasets.Dataset`, or of the path of a folder or an .npz file;
+    `Images` come back as they are.
 
-    The shape that `net` expects says where the channels are. Images are numbered in the order in
+    The shape that `net` expects says where the channels are, and whether examples are images at
+    all: those of a network of shape (d,) are the rows of a table (n, d). Where the data say `low`
+    and `high`, they are the box. Images are numbered in the order in
     which they come, so a loader that shuffles numbers them anew each time, and one that drops its
     last batch leaves it out; whatever is read is held in memory as float32. Raises ValueError or
     TypeError, naming the cure, for any other form.
@@ -103,22 +105,24 @@ def as_images(what: Data, net: object = None) -> Images:
     if isinstance(what, str):
         return data(what)
     if isinstance(what, PathLike):
-        return _folder(Path(what))
+        return _on_disk(Path(what))
     shape = _shape_of(net)
     if hasattr(what, "images") and hasattr(what, "labels"):
         return _examples(what, shape)
     if isinstance(what, Mapping):
-        return Images.of(*_columns(what), shape=shape)
+        return Images.of(*_columns(what), shape=shape, **_box(what.get))
     if _is_table(what):
         return _of_table(what, shape)
     if isinstance(what, DataLoader):
         return _of_pieces(what, _batches(what), shape)
-    if isinstance(what, tuple | list) and len(what) == 2 and not _is_row(what[1]):
+    if isinstance(what, tuple | list) and len(what) == 2 and not _is_row(what[1], shape):
         return Images.of(*what, shape=shape)
-    return _of_pieces(what, _rows(what), shape)
+    return _of_pieces(what, _rows(what, shape), shape)
 
 
-def _folder(path: Path) -> Images:
+def _on_disk(path: Path) -> Images:
+    if path.suffix == ".npz":
+        return DataSlice(f"npz:{path}")()
     split = path.name in ("train", "validation", "test")
     return DataSlice(
         f"folder:{path.parent if split else path}", cast(Any, path.name if split else "test")
@@ -131,19 +135,32 @@ def _examples(what: Any, shape: Shape | None) -> Images:
         for word in ("name", "split")
         if isinstance(getattr(what, word, None), str)
     }
+    box = _box(partial(getattr, what))
     index = getattr(what, "index", None)
     if index is None or callable(index):  # a named tuple's method
-        return Images.of(what.images, what.labels, shape=shape, **told)
-    return Images(what.images, what.labels, index, **told)
+        return Images.of(what.images, what.labels, shape=shape, **told, **box)
+    return Images(what.images, what.labels, index, **told, **box)
 
 
 def _shape_of(net: object) -> Shape | None:
     shape = getattr(net, "shape", None)
-    return (
-        shape
-        if isinstance(shape, tuple) and len(shape) == 3 and all(isinstance(s, int) for s in shape)
-        else None
-    )
+    known = isinstance(shape, tuple) and shape and all(isinstance(s, int) for s in shape)
+    return shape if known else None
+
+
+class _Box(TypedDict, total=False):
+    low: float
+    high: float
+
+
+def _box(ask: Callable[[str, None], object]) -> _Box:
+    """The ends of the box, as far as the data say them."""
+    box = _Box()
+    for word in ("low", "high"):
+        end = ask(word, None)
+        if end is not None and not callable(end):
+            box[word] = cast(float, end)  # which `Images` checks
+    return box
 
 
 def _columns(row: Mapping[str, Any]) -> tuple[Any, Any]:
@@ -181,7 +198,7 @@ def _of_table(table: Any, shape: Shape | None) -> Images:
     # a transform of the user's is his data
     if not len(table) or not encoded or table.format["type"] == "custom":
         rows = table.with_format("numpy") if table.format["type"] is None else table
-        return _of_pieces(table, _rows(rows), shape)
+        return _of_pieces(table, _rows(rows, shape), shape)
     source = sources.from_datasets({"rows": table}, "your table")
     found, labels = source.read("rows", np.arange(len(table)))
     return Images.of(
@@ -200,6 +217,7 @@ def _of_pieces(what: Any, pieces: Iterator[tuple[Any, Any]], shape: Shape | None
     # a loader draws from the caller's generator even where it keeps the order
     with torch.random.fork_rng(devices=[]):
         found = list(pieces)
+    box = _box(partial(getattr, [*_inner(what)][-1]))
     if not found:
         raise ValueError(f"expected at least one image, got a {type(what).__name__} without any")
     labels = [_number(label) for _, label in found]
@@ -215,6 +233,7 @@ def _of_pieces(what: Any, pieces: Iterator[tuple[Any, Any]], shape: Shape | None
         split=_split_of(what),
         shape=shape,
         class_names=_class_names(what, labels),
+        **box,
     )
 
 
@@ -222,7 +241,7 @@ def _number(label: Any) -> Any:
     return label.item() if hasattr(label, "item") and not getattr(label, "ndim", 0) else label
 
 
-def _rows(what: Any) -> Iterator[tuple[Any, Any]]:
+def _rows(what: Any, shape: Shape | None) -> Iterator[tuple[Any, Any]]:
     """The rows of a data set or a list, each (image, label) or a dictionary; a row may be a whole
     batch."""
     if isinstance(what, Tensor | np.ndarray):
@@ -235,7 +254,8 @@ def _rows(what: Any) -> Iterator[tuple[Any, Any]]:
         what if isinstance(what, IterableDataset) else (_row(what, i) for i in range(len(what)))
     ):
         image, label = _pair(row)
-        yield from _in_step(image, label) if _dimensions(image) == 4 else [(image, label)]
+        batch = _dimensions(image) == 1 + (IMAGE if shape is None else len(shape))
+        yield from _in_step(image, label) if batch else [(image, label)]
 
 
 def _row(what: Any, position: int) -> Any:
@@ -272,12 +292,15 @@ def _pair(row: Any) -> tuple[Any, Any]:
     )
 
 
-def _is_row(what: Any) -> bool:
-    return isinstance(what, Mapping) or (
-        isinstance(what, tuple | list)
-        and len(what) > 1
-        and (_dimensions(what[0]) > 1 or is_picture(what[0]))
-    )
+def _is_row(what: Any, shape: Shape | None) -> bool:
+    """Whether it is (image, label) or a dictionary of both, and no labels of several images."""
+    if isinstance(what, Mapping):
+        return True
+    if not isinstance(what, tuple | list) or len(what) < 2:
+        return False
+    of_table = shape is not None and len(shape) == 1
+    vector = of_table and (_dimensions(what[0]), _dimensions(what[1])) == (1, 0)
+    return vector or _dimensions(what[0]) > 1 or is_picture(what[0])
 
 
 def _dimensions(what: Any) -> int:

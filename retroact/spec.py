@@ -31,7 +31,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
@@ -387,24 +387,26 @@ def _unknown(what: str, name: str, names: list[str]) -> str:
 # ------------------------------------------------------------------------------------------- key
 
 
-def key(value: Any) -> str:
+def key(value: Any, versions: Mapping[type, int] | None = None) -> str:
     """Names a spec by its content: 16 hex digits of a SHA-256 over its print and its versions.
 
     The same content gives the same key in every process and on every machine; fields at their
     default do not count, so a new field with a neutral default leaves old keys as they are.
+    `versions` stand in the place of the classes' own: the key that a result had when it was made.
     """
-    said = f"{show(value)}|{','.join(sorted(set(_versions(value))))}"
+    said = f"{show(value)}|{','.join(sorted(set(_versions(value, versions or {}))))}"
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
-def _versions(value: Any) -> Iterator[str]:
+def _versions(value: Any, versions: Mapping[type, int]) -> Iterator[str]:
     if is_spec(value):
-        yield f"{type(value).__name__}={getattr(type(value), 'version', 1)}"
+        cls = type(value)
+        yield f"{cls.__name__}={versions.get(cls, getattr(cls, 'version', 1))}"
         for _, inner in _said(value):
-            yield from _versions(inner)
+            yield from _versions(inner, versions)
     elif isinstance(value, tuple):
         for inner in value:
-            yield from _versions(inner)
+            yield from _versions(inner, versions)
 
 
 # --------------------------------------------------------------------------------------- settling

@@ -17,7 +17,7 @@ class PerSite(Activation):
     activations: tuple[Activation, ...]
 
     def __post_init__(self) -> None:
-        if not self.activations or not all(isinstance(a, Activation) for a in self.activations):
+        if not self.activations:
             raise SpecError(
                 f"PerSite.activations: expected one activation per site, got {self.activations!r}; "
                 "write PerSite((JumpReLU(0.5), SReLU(2.0)))"

@@ -28,10 +28,10 @@ from retroact.spec import Count, Positive, Within, spec
 
 @spec
 class DDN(Attack):
-    """`steps` gradients from a first norm `init` (L2, pixels), which changes by the part `gamma` at
-    each step.
+    """`steps` gradients from a first norm `init` (L2, pixels: shares of the box's width), which
+    changes by the part `gamma` at each step.
 
-    The first step is `step_size` long (pixels), the last 0.01. `probes` forward passes then draw
+    The first step is `step_size` long (likewise), the last 0.01. `probes` forward passes then draw
     the result towards the clean image. With loss="cross_entropy", step_size=1 and probes=0 it is
     the published algorithm.
     """
@@ -56,14 +56,15 @@ class DDN(Attack):
 
     def __call__(self, scene: Scene) -> Tensor:
         x, smallest, loss = scene.x, Smallest(scene), loss_of(self.loss)
-        rows, at = scene.rows, x
-        size = x.new_full((len(x),), self.init)
+        rows, at, unit = scene.rows, x, scene.domain.width
+        size = x.new_full((len(x),), self.init * unit)
         for i in range(self.steps):
             climbed = partial(loss, aim=scene.aim[rows])
             logits, gradient = scene.oracle.gradient(at, rows, climbed)
             hit = smallest.keep(at, logits, rows)
             size = torch.where(hit, size * (1 - self.gamma), size * (1 + self.gamma))
-            d = at - x[rows] + cosine(i, self.steps, self.step_size, 0.01) * L2.steepest(gradient)
+            length = cosine(i, self.steps, self.step_size, 0.01) * unit
+            d = at - x[rows] + length * L2.steepest(gradient)
             moved = L2.size(d) > 0
             if not moved.all():  # no gradient at the clean image: there never will be one
                 rows, d, size = rows[moved], d[moved], size[moved]

@@ -72,7 +72,7 @@ class DeepFool(Attack):
             rows, r, lengths = rows[go], r[go], near.lengths[go]
             if len(rows) == 0:
                 break
-            step = near.distance[go] + _NUDGE * threat.size(r) + 1e-6
+            step = near.distance[go] + _NUDGE * threat.size(r) + 1e-6 * scene.domain.width
             r = r + each(step, r) * threat.steepest(near.slope[go])
             at = scene.clamp(x[rows] + (1 + self.overshoot) * r)
         else:

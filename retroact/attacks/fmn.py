@@ -29,8 +29,9 @@ from retroact.spec import Count, Positive, Within, spec
 
 @spec
 class FMN(Attack):
-    """`steps` gradients; the first step is `step_size` long (L2, pixels; None: 1 for the L2 norm, 5
-    for L_inf, whose ball a step leaves in most pixels at once), the last a hundredth of it.
+    """`steps` gradients; the first step is `step_size` long (L2, pixels: shares of the box's width;
+    None: 1 for the L2 norm, 5 for L_inf, whose ball a step leaves in most pixels at once), the last
+    a hundredth of it.
 
     `gamma` is the first part by which the radius changes, 0.001 the last; `probes` forward passes
     then draw the result towards the clean image (0: the published algorithm).
@@ -54,7 +55,8 @@ class FMN(Attack):
     def __call__(self, scene: Scene) -> Tensor:
         x, aim, threat, smallest = scene.x, scene.aim, scene.threat, Smallest(scene)
         rows, at = scene.rows, x
-        radius, first = torch.full_like(smallest.size, torch.inf), self.step_size or threat.stride
+        radius = torch.full_like(smallest.size, torch.inf)
+        first = (self.step_size or threat.stride) * scene.domain.width
         for i in range(self.steps):
             climbed = partial(margin, aim=aim[rows])
             logits, seen, gradient = scene.oracle.tangent(at, rows, climbed)

@@ -140,15 +140,18 @@ class AutoAttack(Attack):
             raise ValueError(
                 "AutoAttack chooses its targets itself, so it serves Untargeted() only; use APGD"
             )
+        domain = scene.domain
+        domain.image(self)  # its own Square paints images
         pyautoattack = _module("pyautoattack", "autoattack")
-        net = _Shown(scene.oracle, len(x)).eval()
-        classes = self._classes(net(x[:1]))
+        net = _Shown(scene.oracle, len(x), domain.low, domain.width).eval()
+        unit = (x - domain.low) / domain.width  # the box that it knows
+        classes = self._classes(net(unit[:1]))
         own = _own_seed(scene.seed, index)
         with drawing(own, index.device), _quiet():
             ensemble = pyautoattack.AutoAttack(
                 net,
                 norm=type(scene.threat).__name__,
-                eps=scene.threat.eps,
+                eps=scene.threat.eps / domain.width,
                 seed=own,
                 version=self.version,
                 device=x.device,
@@ -156,9 +159,9 @@ class AutoAttack(Attack):
             for targeted in (ensemble.apgd_targeted, ensemble.fab):
                 targeted.n_target_classes = min(targeted.n_target_classes, classes - 1)
             x_adv, _ = ensemble.run_standard_evaluation(
-                x.contiguous(), scene.aim.labels, batch_size=len(x)
+                unit.contiguous(), scene.aim.labels, batch_size=len(x)
             )
-        return scene.project(x_adv.detach(), x)
+        return scene.project(domain.low + domain.width * x_adv.detach(), x)
 
     def _classes(self, logits: Tensor) -> int:
         needs, k = 3 if self.version == "rand" else 4, logits.shape[1]
@@ -172,13 +175,14 @@ class AutoAttack(Attack):
 
 class _Shown(nn.Module):
     """The oracle as a module with a gradient: what a foreign attack is given in place of the
-    network."""
+    network, at low + width · x."""
 
-    def __init__(self, oracle: Oracle, n: int) -> None:
+    def __init__(self, oracle: Oracle, n: int, low: float = 0.0, width: float = 1.0) -> None:
         super().__init__()
-        self.oracle, self.n = oracle, n
+        self.oracle, self.n, self.low, self.width = oracle, n, low, width
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.low + self.width * x
         parts = [_Look.apply(part, self.oracle) for part in x.split(self.n)]
         return torch.cat(parts)
 

@@ -5,6 +5,10 @@ rises; the squares shrink as the search goes on (Andriushchenko et al. 2020, alg
 stripes for L_inf and from a grid of bumps for L2). Without gradients there is nothing to mask:
 where it beats a gradient attack, that one was blinded. Examples whose goal is reached cost no
 further query.
+
+The paper's windows are squares of an image (…, h, w). Of a series (c, t) they are segments of time,
+the same for all channels; of a row (d,) they are subsets of the columns: segments of an order that
+is drawn anew every `BLOCK` queries.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from retroact.crafting.losses import Loss, loss_of
 from retroact.crafting.noise import uniform
 from retroact.crafting.scene import Scene
 from retroact.crafting.threat import Access
-from retroact.crafting.windows import signs_of
+from retroact.crafting.windows import Stroke, signs_of
 from retroact.spec import Count, Within, spec
 
 HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -31,12 +35,13 @@ HALVED_AT = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 paper)."""
 
 BLOCK = 50  # queries whose random numbers are drawn together
+_ORDER = 400_000_009  # a stream of its own
 
 
 @spec
 class Square(Attack):
-    """At most `queries` looks at the logits; `p_init` is the share of pixels that the first squares
-    repaint."""
+    """At most `queries` looks at the logits; `p_init` is the share of pixels that the first windows
+    repaint: squares of an image, segments of a series, subsets of a row's columns."""
 
     queries: Count = 5000
     p_init: Annotated[float, Within(0.0, 1.0, above=True)] = 0.8
@@ -58,7 +63,6 @@ class Square(Attack):
     def __call__(self, scene: Scene) -> Tensor:
         x, eps, windows = scene.x, scene.threat.eps, scene.threat.windows
         assert windows is not None  # the norm is one of `norms`
-        _, height, width = scene.domain.image(self)
         loss, unbroken = loss_of(self.loss), Unbroken(scene)
         best, centre = windows.start(x, eps, scene.domain, scene.index, scene.seed), x
         record = x.new_full((len(x),), -math.inf)
@@ -67,19 +71,20 @@ class Square(Attack):
             turn = query % BLOCK
             if turn == 0:
                 shares = (self._share(query + 1 + k, windows.pace) for k in range(BLOCK))
-                sides = [windows.side(share, height, width) for share in shares]
-                corners, signs = _draw(scene, unbroken.rows, sides, stream=1 + query // BLOCK)
+                sizes = [windows.size(share, scene.domain.frame) for share in shares]
+                chances = _draw(scene, unbroken.rows, sizes, stream=1 + query // BLOCK)
             logits = scene.oracle.logits(tried, unbroken.rows)
-            tried, logits, best, centre, record, corners, signs = unbroken.drop(
-                tried, logits, logits, best, centre, record, corners, signs
+            tried, logits, best, centre, record, *chances = unbroken.drop(
+                tried, logits, logits, best, centre, record, *chances
             )
             if not len(unbroken):
                 break
             value = loss(logits, unbroken.aim)
             better = value > record  # false for a NaN
             best, record = tried.where(each(better, tried), best), value.where(better, record)
-            places = corners[:, turn], signs[:, turn]
-            tried = windows.repaint(best, centre, eps, scene.domain, sides[turn], *places)
+            corners, signs, order = chances
+            stroke = Stroke(sizes[turn], corners[:, turn], signs[:, turn], order)
+            tried = windows.repaint(best, centre, eps, scene.domain, stroke)
         return unbroken.finish(best)
 
     def _share(self, query: int, pace: float) -> float:
@@ -88,16 +93,18 @@ class Square(Attack):
         return self.p_init * 0.5 ** bisect_left(HALVED_AT, at)
 
 
-def _draw(scene: Scene, rows: Tensor, sides: list[int], stream: int) -> tuple[Tensor, Tensor]:
-    """The chances of as many queries as there are `sides`, for each of the examples `rows` (n,).
+def _draw(scene: Scene, rows: Tensor, sizes: list[tuple[int, int]], stream: int) -> list[Tensor]:
+    """The chances of as many queries as there are `sizes`, for each of the examples `rows` (n,).
 
-    Where the windows' upper left corners lie in a flat image, (n, q, 2), and signs for the
-    orientation and each channel, (n, q, 1 + c).
+    Where the windows' upper left corners lie in a flat channel, (n, q, 2), signs for the
+    orientation and each channel, (n, q, 1 + c), and the order of a row's columns, (n, d).
     """
-    channels, height, width = scene.domain.image("Square")
-    drawn = uniform((len(sides), 5 + channels), scene.index[rows], scene.seed, stream)
-    places = [[height - s + 1, width - s + 1] * 2 for s in sides]
+    frame, index = scene.domain.frame, scene.index[rows]
+    drawn = uniform((len(sizes), 5 + frame.channels), index, scene.seed, stream)
+    places = [[frame.height - tall + 1, frame.width - wide + 1] * 2 for tall, wide in sizes]
     most = torch.tensor(places, device=scene.x.device)
     # A draw next to 1 may round up to the first place outside.
     at = (drawn[..., :4] * most).long().minimum(most - 1).view(*drawn.shape[:2], 2, 2)
-    return at[..., 0] * width + at[..., 1], signs_of(drawn[..., 4:])
+    columns = (frame.width,) if frame.drawn else (0,)
+    order = uniform(columns, index, scene.seed, stream + _ORDER).argsort(1)
+    return [at[..., 0] * frame.width + at[..., 1], signs_of(drawn[..., 4:]), order]

@@ -33,8 +33,8 @@ _RANGE = 10.0  # an adaptive radius stays within this factor of the first
 
 @spec
 class TrustRegion(Attack):
-    """At most `steps` steps of at most `radius` (pixels, in the threat's norm; None: 0.15 in L2,
-    0.005 in L_inf).
+    """At most `steps` steps of at most `radius` (pixels: shares of the box's width, in the threat's
+    norm; None: 0.15 in L2, 0.005 in L_inf).
 
     `classes`: whether to go to the nearest or the farthest of the `candidates` likeliest classes;
     with "worst" nothing but a decision for that class ends the walk. `overshoot` lengthens each
@@ -63,7 +63,7 @@ class TrustRegion(Attack):
         x, threat = scene.x, scene.threat
         towards = Aim(scene.aim.labels, self._choose(scene))
         smallest = Smallest(replace(scene, aim=towards) if self.classes == "worst" else scene)
-        rows, at, first = scene.rows, x, self.radius or threat.region
+        rows, at, first = scene.rows, x, (self.radius or threat.region) * scene.domain.width
         radius, before, promised = x.new_full((3, len(x)), first)
         for i in range(self.steps):
             climbed = partial(margin, aim=towards[rows])

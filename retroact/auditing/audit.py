@@ -12,7 +12,7 @@ import inspect
 import itertools
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import numpy as np
@@ -38,7 +38,7 @@ from retroact.auditing.battery import (
 from retroact.auditing.indicators import Glance, Reading, indicators
 from retroact.auditing.verdict import MARGIN, Counts, Verdict, counted, judge
 from retroact.crafting.attack import Attack
-from retroact.crafting.domain import domain_of
+from retroact.crafting.domain import Domain, domain_of
 from retroact.crafting.expectation import Expectation
 from retroact.crafting.oracle import Network, device_of, evaluating, in_float
 from retroact.crafting.threat import ThreatModel
@@ -78,6 +78,7 @@ class Audit:
     threat: str
     claimed_attack: str
     battery: Battery
+    domain: Domain
     curves: dict[str, Any] = field(default_factory=dict)
     pedigree: dict[str, Any] = field(default_factory=dict)
 
@@ -118,7 +119,7 @@ class Audit:
             "effect": v.effect,
             "claim": v.claim,
             "verdict": str(v),
-            "plainly": v.plainly(),
+            "plainly": v.plainly(self.domain.word),
             "mechanism": v.mechanism,
             "clean": c.clean[1],
             "clean_twin": c.clean[0],
@@ -223,6 +224,7 @@ def audit(
         battery=spent,
         curves=curves,
         pedigree=_pedigree(both, seed, before, after),
+        domain=domain_of(data),
     )
 
 
@@ -258,14 +260,15 @@ class _Stages:
 
 def _check(twin: Network, defended: Network, data: Examples, threat: ThreatModel) -> int:
     """The number of classes; raises where the audit would mean nothing."""
-    check_images(data.images)
+    domain = domain_of(data)
+    check_images(data.images, domain.shape, domain.low, domain.high)
     if threat.access != "gradient":
         raise ValueError(f"an audit attacks with gradients, got {threat}; leave out access=")
-    grey = threat.measure(domain_of(data)) / 2
+    grey, same = threat.measure(domain) / 2, "grey one" if domain.word == "image" else "one"
     if threat.eps >= grey:
         raise ValueError(
-            f"at {show(threat)} every image can be turned into the same grey one, so nothing can"
-            f" survive; expected eps below {grey:g}"
+            f"at {show(threat)} every {domain.word} can be turned into the same {same}, so nothing"
+            f" can survive; expected eps below {grey:g}"
         )
     x = data.images[:32]
     logits = [
@@ -290,7 +293,8 @@ def _settled(net: Network, x: Tensor, name: str) -> Tensor:
         with torch.no_grad(), evaluating(net):
             first, second = (in_float(net, x.to(device_of(net))) for _ in range(2))
     except RuntimeError as e:
-        raise ValueError(f"{name} fails on images of shape {tuple(x.shape[1:])}: {e}") from e
+        word = Domain(tuple(x.shape[1:])).word
+        raise ValueError(f"{name} fails on {word}s of shape {tuple(x.shape[1:])}: {e}") from e
     spread = (first.amax(1) - first.amin(1)).nan_to_num(0.0, 0.0, 0.0)[:, None]
     same = (
         ((first - second).abs() <= 1e-3 * spread)
@@ -435,8 +439,7 @@ class _Doubter:
         sample = self._some(self.side.clean & ~self.side.verified, self.battery.sample // 2)
         if sample is None:
             return
-        wider = replace(self.threat, eps=1.5 * self.threat.eps)  # type: ignore[type-var]
-        stands = self._besieged(sample, wider, self.battery)
+        stands = self._besieged(sample, self.threat.times(1.5), self.battery)
         if stands.sum() > 1 and float(stands.mean()) > _RISING:
             yield f"{int(stands.sum())} of {len(stands)} that fall at eps stand at 1.5 eps"
 
@@ -473,9 +476,9 @@ class _Doubter:
         rows = torch.from_numpy(np.flatnonzero(which)[:at_most])
         if not len(rows):
             return None
-        return _Some(
-            self.data.images[rows], self.data.labels[rows], self.data.index[rows], self.data.name
-        )
+        domain, data = domain_of(self.data), self.data
+        parts = data.images[rows], data.labels[rows], data.index[rows]
+        return _Some(*parts, data.name, domain.low, domain.high)
 
 
 _POINT = 0.01  # of accuracy: what controls and doubled attacks may move
@@ -491,6 +494,8 @@ class _Some:
     labels: Tensor
     index: Tensor
     name: str
+    low: float
+    high: float
 
 
 def _pedigree(both: tuple[Party, Party], seed: int, *sides: Side) -> dict[str, Any]:

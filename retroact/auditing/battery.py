@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
@@ -29,14 +29,20 @@ from retroact.attacks.momentum import Momentum
 from retroact.attacks.square import Square
 from retroact.crafting.annealed import Annealed
 from retroact.crafting.attack import Attack
+from retroact.crafting.domain import domain_of
 from retroact.crafting.oracle import Network, device_of
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples, decide, decided
 from retroact.evaluation.proof import Proved, craft_on, prove, prove_same
 from retroact.retrofitting.folding import FoldError, fold
 from retroact.retrofitting.sites import sites
-from retroact.retrofitting.surgery import Retrofit, refit, retrofit
+from retroact.retrofitting.surgery import Retrofit, refit, refit_sharing, retrofit
 from retroact.spec import AtLeast0, Count, Within, show, spec
+
+VERSION = 2
+"""Counts the changes of what an audit runs and how it judges. It enters the keys of stored audits,
+so that no old one is served for a new one; tests/auditing/test_version.py says when to raise it.
+"""
 
 Role = Literal["claimed", "white box", "control"]
 
@@ -225,8 +231,8 @@ class Side:
 
 @dataclass(frozen=True, eq=False)
 class Fallen:
-    """An example that fell: its row, the images (c, h, w) before and after, the class decided, and
-    the run's title."""
+    """An example that fell: its row, what it was before and after (…), the class decided, and the
+    run's title."""
 
     row: int
     label: int
@@ -279,9 +285,12 @@ def parties(
     proved on `data`. `surrogate` is a user's own network to climb in the place of `defended`, for a
     defence without a spec.
     """
-    before, after, *own = (
-        prove(net, data.images, data.index, threat, passes=_MANY, seed=seed)
-        for net in (twin, defended, surrogate)
+    ask = partial(prove, images=data.images, index=data.index, threat=threat)
+    domain = domain_of(data)
+    before = ask(twin, passes=_MANY, domain=domain, seed=seed)
+    after, *own = (
+        ask(net, passes=_MANY, domain=domain, seed=seed, like=before)
+        for net in (defended, surrogate)
         if net is not None
     )
     before, after = (_own_jumps(on, data, threat) for on in (before, after))
@@ -314,7 +323,8 @@ def _own_jumps(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
     except (ValueError, TypeError, RuntimeError):
         # sealed, or not to be replaced: it is attacked without kernels
         return on
-    same = prove_same(on.network, dressed, data.images, data.index, threat, gradients=False)
+    where, domain = (data.images, data.index, threat), domain_of(data)
+    same = prove_same(on.network, dressed, *where, domain=domain, gradients=False)
     return replace(on, lean=dressed) if same else on
 
 
@@ -333,7 +343,7 @@ def _guides(
     if own is not None and own.activation.jump:
         bend: Bend = own.activation.smoothed
         made = partial(_annealed, on, on.lean, lambda: on.fallback, bend)
-        return tuple((_called(*schedule), partial(made, schedule)) for schedule in kernels)
+        return tuple((_called(*schedule), made(schedule)) for schedule in kernels)
     if others is None or not others.activation.jump:
         return ()
     bend = partial(others.activation.smoothed, plain=True)
@@ -341,11 +351,11 @@ def _guides(
     soften = partial(_softened, others=others, data=data, neutral=bend(widths[0], kernel))
     soft = soften(on.lean)
     # shifts, and slopes that did not fold, would be lost
-    how: dict[str, Any] = {"scale": on.scale, "gradients": False}
+    how: dict[str, Any] = {"scale": on.scale, "gradients": False, "domain": domain_of(data)}
     if soft is None or not prove_same(on.network, soft, data.images, data.index, threat, **how):
         return ()
     made = partial(_annealed, on, soft, lambda: soften(on.fallback), bend)  # type: ignore[arg-type]
-    return tuple((_called(*schedule), partial(made, schedule)) for schedule in kernels)
+    return tuple((_called(*schedule), made(schedule)) for schedule in kernels)
 
 
 Bend = Callable[[float, Kernel], Any]
@@ -370,15 +380,16 @@ def _called(kernel: Kernel, widths: tuple[float, ...]) -> str:
 
 def _annealed(
     on: Proved, net: nn.Module, bare: Callable[[], Any], bend: Bend, schedule: Schedule
-) -> Proved:
-    """`net`, which computes what `on` does, with one kernel after the other; `bare` makes it
-    without the lean form."""
+) -> Callable[[], Proved]:
+    """Makes `net`, which computes what `on` does, with one kernel after the other, from the first
+    on; the nets are made once and share their weights. `bare` makes it without the lean form."""
     kernel, widths = schedule
 
-    def through(net: nn.Module) -> Annealed:
-        return Annealed([refit(net, bend(width, kernel)) for width in widths])
+    def through(net: nn.Module) -> list[nn.Module]:
+        return [refit_sharing(net, bend(width, kernel)) for width in widths]
 
-    return replace(on, lean=through(net), instead=lambda: through(bare()))
+    lean, whole = cache(lambda: through(net)), cache(lambda: through(bare()))
+    return lambda: replace(on, lean=Annealed(lean()), instead=lambda: Annealed(whole()))
 
 
 def _folded(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
@@ -392,9 +403,10 @@ def _folded(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
     except FoldError:
         return on
     scale: float = made.logit_scale  # type: ignore[assignment]
-    if scale == 1.0 or not prove_same(net, made, data.images, data.index, threat, scale=scale):
+    where, domain = (data.images, data.index, threat), domain_of(data)
+    if scale == 1.0 or not prove_same(net, made, *where, scale=scale, domain=domain):
         return on
-    lean = prove(made, data.images, data.index, threat, passes=_MANY)
+    lean = prove(made, *where, passes=_MANY, domain=domain, like=on)
     return Proved(net, lean.lean, lean.form, scale, lambda: made)
 
 
@@ -454,6 +466,7 @@ class Siege:
         x, y, index = self._data.images[rows], self._data.labels[rows], self._data.index[rows]
         how: dict[str, Any] = {
             "source": source,
+            "domain": domain_of(self._data),
             "seed": self._seed + _APART * fresh,
             "chunk": self._chunk,
         }
@@ -502,7 +515,7 @@ class Siege:
 
 
 class Attempt(NamedTuple):
-    """A run, the rows (m,) it felled, their new decisions (m,) and images (m, c, h, w)."""
+    """A run, the rows (m,) it felled, their new decisions (m,) and images (m, …)."""
 
     run: Run
     rows: Tensor

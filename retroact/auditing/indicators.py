@@ -37,7 +37,7 @@ _CHUNK = 64
 
 
 class Glance:
-    """A network seen on points that it and its twin decide rightly: `x` (m, c, h, w), `y` (m,),
+    """A network seen on points that it and its twin decide rightly: `x` (m, …), `y` (m,),
     `index` (m,).
 
     What is looked at is computed once, when it is first asked for; `gradients` counts the passes
@@ -194,7 +194,7 @@ class Glance:
 
 
 class _Pass(NamedTuple):
-    """A forward and a backward pass at m images: the loss (m,), its gradient (m, c, h, w), which of
+    """A forward and a backward pass at m images: the loss (m,), its gradient (m, …), which of
     them fool, and at which a logit or the gradient is NaN or infinite (there the gradient is given
     as zero)."""
 

@@ -104,18 +104,18 @@ class Verdict:
             said += f"; about n = {self.needs} would settle it"
         return said + "".join(f"; {doubt}" for doubt in self.doubts)
 
-    def plainly(self) -> str:
-        """The verdict for somebody who is no expert."""
+    def plainly(self, word: str = "image") -> str:
+        """The verdict for somebody who is no expert; `word` is what an example is called."""
         c = self.counts
         v0, v1 = (f"{100 * v:.1f} %" for v in c.verified)
         c0, c1 = (f"{100 * v:.1f} %" for v in c.claimed)
-        withstand = f"{v1} of the images withstand every attack, {v0} before."
+        withstand = f"{v1} of the {word}s withstand every attack, {v0} before."
         effect = {
             "GENUINE": f"The change makes this network harder to fool: {withstand}",
             "HARMFUL": f"The change makes this network easier to fool: {withstand}",
             "NO EFFECT": f"The change does not make this network harder to fool: {withstand}",
             "INCONCLUSIVE": (
-                f"{c.n} images are too few to tell whether the change does anything "
+                f"{c.n} {word}s are too few to tell whether the change does anything "
                 f"(about {self.needs} would): {withstand}"
             ),
             "ABSTAINED": (

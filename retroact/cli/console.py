@@ -129,7 +129,7 @@ def _cells_of(line: Line) -> tuple[str | Text, ...]:
 
     values = clean_accuracy(line.record), robust_accuracy(line.record), rho(line.record)
     clean, robust, noise = (f"{100 * v:.1f}" for v in values)
-    box = line.fields["knowledge"]
+    box = line.fields.knowledge
     return Text(f"  {line.attack}"), box, clean, robust, _bounds(line.interval), noise
 
 

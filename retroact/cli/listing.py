@@ -156,7 +156,7 @@ def _store(path: Path, remove: str | None, detail: bool) -> list[Row]:
             "key": r.key,
             "written": r.written,
             "n": r.n,
-            **(r.fields if detail else {k: r.fields[k] for k in short}),
+            **{k: v for k, v in r.fields.to_json().items() if detail or k in short},
         }
         for r in rows
     ]

@@ -1,4 +1,4 @@
-"""Gradient ascent within a ball: a run of PGD's steps on a network that nobody counts on.
+"""A run of PGD on a network that nobody counts on: gradient ascent within a ball, for training.
 
 x ← Π(x + step · s(∇_x L(f(x)))), s the steepest direction of the threat's norm and Π the projection
 onto its ball, cut with the box (Madry et al. 2017, arXiv:1706.06083).
@@ -21,17 +21,18 @@ def climb(
     x: Tensor,
     centre: Tensor,
     threat: ThreatModel,
+    domain: Domain,
     objective: Callable[[Tensor], Tensor],
     *,
-    domain: Domain,
     step: float,
     steps: int,
 ) -> Tensor:
-    """`steps` steps up `objective`, of logits (n, k), from `x`; no oracle counts, no example drops
-    out.
+    """`steps` steps of length `step` up `objective`, of logits (n, k), from `x` (n, …) within the
+    ball around `centre`.
 
-    For training, which wants the worst image and not the first, and where each count would wait for
-    the device. The network must be in eval mode. Raises AccessError where it gives no gradient.
+    No oracle counts, since each count would wait for the device, and no example drops out, since
+    training wants the worst point and not the first. The network must be in eval mode. Raises
+    AccessError where it gives no gradient.
     """
     for _ in range(steps):
         leaf, logits = with_graph(network, x)

@@ -21,6 +21,40 @@ class Boxed(Protocol):
 
 
 @dataclass(frozen=True)
+class Frame:
+    """How random search sees an example: `channels` sheets of `height` x `width` places each.
+
+    A window is the same in every channel. Of images it is `square`; of a series (height 1) it is a
+    segment of time; of a row (height 1, one channel) it is a segment of the columns in an order
+    that is drawn (`drawn`), and so any subset of them.
+    """
+
+    channels: int
+    height: int
+    width: int
+    square: bool = False
+    drawn: bool = False
+
+    @property
+    def longest(self) -> int:
+        """The longest side that a window may have."""
+        return min(self.height, self.width) if self.square else self.width
+
+    def side(self, share: float) -> int:
+        """The side of a window that covers `share` of the places, rounded."""
+        places = share * self.height * self.width
+        return round(math.sqrt(places) if self.square else places)
+
+    def window(self, side: int) -> tuple[int, int]:
+        """Height and width of the window of that side."""
+        return (side if self.square else 1), side
+
+    def view(self, x: Tensor) -> Tensor:
+        """`x` (n, …) as (n, channels, height, width)."""
+        return x.reshape(len(x), self.channels, self.height, self.width)
+
+
+@dataclass(frozen=True)
 class Domain:
     """low ≤ x ≤ high for every entry of an example of this `shape`, of any rank from 1.
 
@@ -54,6 +88,22 @@ class Domain:
     def middle(self) -> float:
         """The middle of the box: plain gray, of images."""
         return (self.low + self.high) / 2
+
+    @property
+    def word(self) -> str:
+        """What an example is called: an image has three axes."""
+        return "image" if len(self.shape) == 3 else "example"
+
+    @property
+    def frame(self) -> Frame:
+        """Where the windows of random search lie: (c, h, w) as it is, (c, t) as c sheets of one
+        line, (d,) as one line; of more axes the last two are height and width."""
+        if len(self.shape) == 1:
+            return Frame(1, 1, self.entries, drawn=True)
+        if len(self.shape) == 2:
+            return Frame(self.shape[0], 1, self.shape[1])
+        *sheets, height, width = self.shape
+        return Frame(math.prod(sheets), height, width, square=True)
 
     def clamp(self, x: Tensor) -> Tensor:
         """The nearest point of the box, in every norm."""

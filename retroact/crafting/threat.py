@@ -26,14 +26,18 @@ from retroact.crafting.windows import Bumps, Stripes, Windows
 from retroact.spec import Positive, SpecError, Within, spec
 
 SLACK = 1e-6
-"""What float32 rounding may add to a perturbation, as a share of eps and in pixels."""
+"""What float32 rounding may add to a perturbation, as a share of eps and in pixels, or of the
+largest entry where that is beyond 1."""
 
 Access = Literal["decision", "score", "gradient"]
 
 _NEWTON = (
     6  # of its steps find where a line meets the box exactly, unless it cuts in very many places
 )
-_PIXELS = "eps is in pixels of [0,1], so 8 of 255 is Linf(8/255)"
+_PIXELS = (
+    "eps is in pixels of [0,1], so 8 of 255 is Linf(8/255); for data in a wider box say how wide,"
+    " Linf(3, width=20)"
+)
 
 ACCESS: tuple[Access, ...] = ("decision", "score", "gradient")
 
@@ -49,7 +53,7 @@ class ThreatModel(Protocol):
     norm: ClassVar[str]
     """What the norm is called in tables and errors: "linf", "l2", …"""
     stride: ClassVar[float] = 1.0
-    """The L2 length, in pixels, of a first step of FMN."""
+    """The L2 length of a first step of FMN, in pixels: shares of the box's width."""
     region: ClassVar[float] = 0.15
     """The radius in this norm, in pixels, in which TrustRegion trusts its linear model at first."""
     windows: ClassVar[Windows | None] = None
@@ -95,7 +99,9 @@ class ThreatModel(Protocol):
 
     def __call__(self, x_adv: Tensor, x: Tensor) -> Tensor:
         """Bool (n,): whether each `x_adv` lies in the ball around `x`, but for rounding."""
-        inside: Tensor = self.size(x_adv - x) <= self.eps * (1 + SLACK) + SLACK
+        bound = torch.full_like(x.flatten(1)[:, 0], self.eps * (1 + SLACK) + SLACK)
+        # float32 is coarser the farther from 1
+        inside: Tensor = self.size(x_adv - x) <= bound + SLACK * (_largest(x) - 1).clamp_min(0)
         return inside
 
     def project(self, x: Tensor, centre: Tensor, domain: Domain) -> Tensor:
@@ -153,6 +159,10 @@ class ThreatModel(Protocol):
     def whole(self, domain: Domain, part: float = 1.0) -> Self:
         """The same threat with `part` of the box's diameter as its radius: 1 is as good as none."""
         return replace(self, eps=part * self.measure(domain))  # type: ignore[type-var]
+
+    def times(self, factor: float) -> Self:
+        """The same threat with `factor` times its radius."""
+        return replace(self, eps=factor * self.eps)  # type: ignore[type-var]
 
     def check(self, domain: Domain, *, limitless: bool = False) -> None:
         """ValueError for a radius beyond the box, unless a large one may mean no limit."""
@@ -234,6 +244,11 @@ class Linf(ThreatModel):
     def whole(self, domain: Domain, part: float = 1.0) -> Self:
         """A radius of `part` of the box's width."""
         return replace(self, eps=part * domain.width, width=max(1.0, self.width, domain.width))
+
+    def times(self, factor: float) -> Self:
+        """The width grows along where it must."""
+        eps = factor * self.eps
+        return replace(self, eps=eps, width=max(self.width, eps))
 
     def check(self, domain: Domain, *, limitless: bool = False) -> None:
         """A radius beyond the box is a mistake about units, whatever the attack."""
@@ -320,12 +335,16 @@ def allows(threat: ThreatModel, needed: Access) -> bool:
     return ACCESS.index(threat.access) >= ACCESS.index(needed)
 
 
+def _largest(x: Tensor) -> Tensor:
+    """max |x| of each example, (n,)."""
+    return x.flatten(1).abs().amax(1)
+
+
 def _too_wide(threat: ThreatModel, diameter: float, domain: Domain) -> str:
     units = "the data's own units"
     if (domain.low, domain.high) == (0.0, 1.0):
         units = "pixels of [0,1], so divide a radius for [0,255] by 255"
-    name, what = type(threat).__name__, "images" if len(domain.shape) == 3 else "examples"
     return (
-        f"expected an {name} radius of at most {diameter:.4g}, the diagonal of the box {domain} for"
-        f" {what} {domain.shape}, got {threat.eps:g}; eps is in {units}"
+        f"expected an {type(threat).__name__} radius of at most {diameter:.4g}, the diagonal of the"
+        f" box {domain} for {domain.word}s {domain.shape}, got {threat.eps:g}; eps is in {units}"
     )

@@ -244,6 +244,7 @@ def _pedigree(
         "again": again,
         "left_alone": left_alone(on.network),
         "data": data.name,
+        **_box_of(domain_of(data)),
         "attack": str(attack),
         "threat": str(threat),
         "goal": str(goal),
@@ -256,6 +257,12 @@ def _pedigree(
             f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
         ),
     }
+
+
+def _box_of(domain: Domain) -> dict[str, Any]:
+    """The box where it is another than that of images."""
+    box = [domain.low, domain.high]
+    return {} if box == [0.0, 1.0] else {"box": box}
 
 
 def left_alone(network: Network) -> dict[str, int]:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from retroact.evaluation.record import from_bytes, to_bytes
+from retroact.experiments.fields import CellFields
 from retroact.experiments.store import Store
 
 
@@ -54,7 +55,7 @@ def _facts(store: Store) -> Iterator[dict[str, Any]]:
 def _records(store: Store) -> Iterator[dict[str, Any]]:
     for row in sorted(store.rows(), key=lambda row: (row.cell, row.key)):
         record = base64.b64encode(zlib.compress(to_bytes(store.read(row.key)), 9)).decode()
-        yield {"key": row.key, "cell": row.cell, "fields": row.fields, "record": record}
+        yield {"key": row.key, "cell": row.cell, "fields": row.fields.to_json(), "record": record}
 
 
 def _lacks(store: Store, line: dict[str, Any]) -> bool:
@@ -66,4 +67,4 @@ def _row(line: dict[str, Any]) -> tuple[Any, ...]:
     if "facts" in line:
         return line["key"], line["what"], line["facts"], float(line["seconds"])
     record = from_bytes(zlib.decompress(base64.b64decode(line["record"], validate=True)))
-    return line["key"], line["cell"], line["fields"], record
+    return line["key"], line["cell"], CellFields.from_json(line["fields"]), record

@@ -26,6 +26,7 @@ from retroact.crafting.goals import Goal, Untargeted
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import evaluate_all
 from retroact.evaluation.record import Record
+from retroact.experiments.fields import CellFields, Knowledge
 from retroact.nets.classifier import sized
 from retroact.nets.data import DataSlice, Images, data, embed
 from retroact.nets.sources import DataError
@@ -142,25 +143,27 @@ class Cell:
         """The same cell with the hashes of the weights and pixels behind its names."""
         return all_locked([self])[0]
 
-    def fields(self) -> dict[str, Any]:
-        """The cell for a table: texts by column."""
-        return {
-            "net": self.model.called,
-            "activation": None if self.model.activation is None else show(self.model.activation),
-            "sites": " with ".join([self.model.sites, *self.model.also]),
-            "source": None if self.source is None else _called(self.source),
-            "knowledge": knowledge(self),
-            "attack": show(self.attack),
-            "threat": show(self.threat),
-            "norm": self.threat.norm,
-            "eps": self.threat.eps,
-            "goal": show(self.goal),
-            "data": self.data,
-            "beta": self.beta,
-            "kernel": self.kernel,
-            "seed": self.seed,
-            "dtype": self.dtype,
-        }
+    def fields(self) -> CellFields:
+        """The cell for a table; with the fingerprints where it is `locked`."""
+        return CellFields(
+            net=self.model.called,
+            activation=None if self.model.activation is None else show(self.model.activation),
+            sites=" with ".join([self.model.sites, *self.model.also]),
+            source=None if self.source is None else _called(self.source),
+            knowledge=knowledge(self),
+            attack=show(self.attack),
+            threat=show(self.threat),
+            norm=self.threat.norm,
+            eps=self.threat.eps,
+            goal=show(self.goal),
+            data=self.data,
+            beta=self.beta,
+            kernel=self.kernel,
+            seed=self.seed,
+            dtype=self.dtype,
+            weights=self.model.weights,
+            pixels=self.pixels,
+        )
 
 
 def run_together(
@@ -212,7 +215,7 @@ def alike(cells: Iterable[Cell]) -> list[list[Cell]]:
     return list(groups.values())
 
 
-def knowledge(cell: Cell) -> str:
+def knowledge(cell: Cell) -> Knowledge:
     """white, gray or black: derived, never declared. Another source is gray; no gradients is
     black."""
     if cell.source is not None and cell.source != cell.model:

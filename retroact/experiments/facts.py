@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -90,14 +90,15 @@ def _read(store: Store, name: str, stored: bool) -> Measured:
     return Measured(*found, stored=stored)
 
 
-def locked_key(what: Measurement) -> str:
-    """The spec's key with the hashes of the weights and pixels that it names in fields of its
-    own."""
+def locked_key(what: Measurement, versions: Mapping[type, int] | None = None) -> str:
+    """The spec's key with the hashes of the weights and pixels that it names in fields of its own;
+    `versions` as in `key`."""
     values = [getattr(what, f.name) for f in dataclasses.fields(what)]  # type: ignore[arg-type]
     inner = [v for value in values for v in (value if isinstance(value, tuple) else (value,))]
     weights = [model.locked().weights for model in inner if isinstance(model, Model)]
     seen = [pixels(data(part)) for part in inner if isinstance(part, str) and _is_data(part)]
-    return hashlib.sha256("|".join([key(what), *weights, *seen]).encode()).hexdigest()[:16]
+    said = "|".join([key(what, versions), *weights, *seen])
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
 def _is_data(text: str) -> bool:

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 from retroact.evaluation.record import Record, from_bytes, images_to_bytes, to_bytes
+from retroact.experiments.fields import CellFields
 
 FORMAT = 1
 
@@ -42,12 +43,11 @@ class StoreError(RuntimeError):
 
 @dataclass(frozen=True)
 class Row:
-    """One finished cell: its key, its print, its fields as texts, when it was written, images
-    kept."""
+    """One finished cell: its key, its print, its fields, when it was written, images kept."""
 
     key: str
     cell: str
-    fields: Mapping[str, Any]
+    fields: CellFields
     n: int
     written: str
     kept: int
@@ -103,11 +103,11 @@ class Store:
         """Closes the file; the store may be opened again at any time."""
         self._db.close()
 
-    def put(self, key: str, cell: str, fields: Mapping[str, Any], record: Record) -> None:
+    def put(self, key: str, cell: str, fields: CellFields, record: Record) -> None:
         """Writes a finished cell, whole; a cell that is there already is replaced."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         kept = 0 if record.examples is None else len(record.examples)
-        what = (key, cell, json.dumps(dict(fields)), len(record), now)
+        what = (key, cell, json.dumps(fields.to_json()), len(record), now)
         row = (*what, to_bytes(record), kept, images_to_bytes(record))
         with self._transaction():
             self._db.execute("INSERT OR REPLACE INTO cells VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
@@ -152,7 +152,9 @@ class Store:
             "WHERE key GLOB ? OR cell GLOB ? ORDER BY written, rowid",
             (glob, glob),
         )
-        return [Row(k, c, json.loads(f), n, w, e) for k, c, f, n, w, e in found]
+        return [
+            Row(k, c, CellFields.from_json(json.loads(f)), n, w, e) for k, c, f, n, w, e in found
+        ]
 
     def runs(self) -> dict[str, int]:
         """How often each cell was written, ever: 1 for each unless it was run again on purpose."""

@@ -1,5 +1,5 @@
-"""Arrays as people hold them, made the house's: pixels float32 (n, c, h, w) in [0,1], labels int64
-(n,).
+"""Arrays as people hold them, made the house's: pixels float32 (n, c, h, w) in [0,1], or other
+examples (n, …) in a box of their own, labels int64 (n,).
 
 Tensors of any float type, on any device, with or without a graph; numpy arrays with any strides and
 byte order; lists of numbers, of arrays, or of pictures. What is not plainly one thing is refused
@@ -8,6 +8,7 @@ with the cure, never guessed.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retroact.doors import Shape, check_images, check_labels
+from retroact.doors import IMAGE, Shape, check_batch, check_images, check_labels
+
+IMAGE_WORDS = ("image", "images", "img", "imgs", "pixel_values", "pixels", "x", "data", "X")
+LABEL_WORDS = ("label", "labels", "target", "targets", "y", "class", "fine_label")
+"""Under which names a dictionary, a table or a file may hold its images and their labels."""
 
 CHANNELS = (1, 3, 4)
 """Grey, RGB, RGBA: an axis of one of these lengths at either end may be the channels."""
@@ -25,21 +30,42 @@ DARK = 32
 scikit-learn's digits."""
 
 
-def pixels(images: Any, *, shape: Shape | None = None, n: int | None = None) -> Tensor:
+UNIT = (0.0, 1.0)
+"""The box of pixels."""
+
+
+def pixels(
+    images: Any,
+    *,
+    shape: Shape | None = None,
+    n: int | None = None,
+    box: tuple[float, float] = UNIT,
+) -> Tensor:
     """Float32 (n, c, h, w) in [0,1] on the CPU, from whole numbers up to 255 or floats in [0,1].
 
     Grey (n, h, w) receives its channel where `n`, the number of labels, says that it is no single
     image. Channels last are put first where the known `shape` (c, h, w) says so, or an end of 1, 3
-    or 4. Raises ValueError or TypeError where that is ambiguous, and for pixels of another range.
+    or 4. A `shape` of another rank says that they are no images but (n, *shape); then, and in
+    another `box`, whole numbers are taken as they are. Raises ValueError or TypeError where that is
+    ambiguous, and for entries outside the box.
     """
-    x = _with_channel(plain(images), n)
-    return unit(_scaled(_channels_first(x, shape, sure=isinstance(images, Tensor))))
-
-
-def unit(images: Any) -> Tensor:
-    """Float32 (n, c, h, w) on the CPU from floats of that form, checked to lie in [0,1]."""
     x = plain(images)
-    check_images(x)
+    if shape is not None and len(shape) != IMAGE:
+        x = _as_floats(_channels_first(x, shape))
+        check_batch(x, shape)
+        return within(x, *box)
+    x = _with_channel(x, n, shape)
+    sure = isinstance(images, Tensor)
+    x = _channels_where_plain(x, sure=sure) if shape is None else _channels_first(x, shape)
+    x = _scaled(x) if box == UNIT else _as_floats(x)
+    check_batch(x, None)
+    return within(x, *box)
+
+
+def within(examples: Any, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Float32 (n, …) on the CPU from floats of any rank from 2, checked to lie in [low, high]."""
+    x = plain(examples)
+    check_images(x, tuple(x.shape[1:]) if x.ndim > 1 else None, low, high)
     return x.to(torch.float32).contiguous()
 
 
@@ -141,7 +167,7 @@ def _said(item: Any) -> str:
 # ------------------------------------------------------------------------------------------- pixels
 
 
-def _with_channel(x: Tensor, n: int | None) -> Tensor:
+def _with_channel(x: Tensor, n: int | None, shape: Shape | None) -> Tensor:
     if x.ndim == 3 and len(x) == n:
         return x[:, None]
     if x.ndim == 1:
@@ -150,23 +176,40 @@ def _with_channel(x: Tensor, n: int | None) -> Tensor:
             " labels"
         )
     if x.ndim == 2 and len(x):
-        side = round(x.shape[1] ** 0.5)
-        sizes = f"1, {side}, {side}" if side * side == x.shape[1] else "channels, height, width"
+        d = x.shape[1]
         raise ValueError(
-            f"expected images (n, c, h, w), got rows of {x.shape[1]} numbers; use reshape(-1,"
-            f" {sizes})"
+            f"expected images (n, c, h, w), got rows of {d} numbers; use reshape(-1,"
+            f" {_sizes_of(d, shape)}), or where they are a table's Classifier(net, shape=({d},)) or"
+            f" Images.of(x, y, shape=({d},))"
         )
     return x
 
 
-def _channels_first(x: Tensor, shape: Shape | None, *, sure: bool) -> Tensor:
+def _sizes_of(d: int, shape: Shape | None) -> str:
+    """Channels, height and width of an image of `d` pixels, as far as they are plain."""
+    if shape is not None and math.prod(shape) == d:
+        return ", ".join(map(str, shape))
+    side = round(d**0.5)
+    return f"1, {side}, {side}" if side * side == d else "channels, height, width"
+
+
+def _as_floats(x: Tensor) -> Tensor:
+    return x if x.is_floating_point() or x.is_complex() else x.float()
+
+
+def _channels_first(x: Tensor, shape: Shape) -> Tensor:
+    """Examples of `shape` (c, …) that have their channels last, put first."""
+    size = tuple(x.shape[1:])
+    last = len(size) > 1 and size != shape == (size[-1], *size[:-1])
+    return x.movedim(-1, 1) if last else x
+
+
+def _channels_where_plain(x: Tensor, *, sure: bool) -> Tensor:
     """Channels last put first, where they are last. A tensor whose axes leave a doubt is (n, c, h,
     w), as torch has it (`sure`); for an array that is refused."""
     if x.ndim != 4:
         return x
     size = (x.shape[1], x.shape[2], x.shape[3])
-    if shape is not None:
-        return x.permute(0, 3, 1, 2) if size != shape == (size[2], size[0], size[1]) else x
     first, last = size[0] in CHANNELS, size[2] in CHANNELS
     if first != last:
         # Floats (n, 9, 128, 1) in a tensor are nine signals; square pictures are pictures.

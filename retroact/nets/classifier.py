@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retroact.doors import Place, Shape, check_batch, logits_in, switch_to_eval
+from retroact.doors import IMAGE, Place, Shape, check_batch, logits_in, switch_to_eval
 
 Output = Place | Callable[[Any], Tensor] | None
 
@@ -24,7 +24,9 @@ class Classifier(nn.Module):
     std)`.
 
     `module` is the net as it was trained and stays reachable under that name. `mean` and `std` are
-    in pixel units, one number or one per channel. `shape` is (c, h, w) where it is known. `output`
+    in pixel units, one number or one per channel. `shape` is (c, h, w) where it is known; with
+    (c, t) or (d,) it takes time series (n, c, t) or the rows of a table (n, d), in any box, and
+    `mean` and `std` are in their units, one number or one per channel or feature. `output`
     says where the logits are when the net returns more than one float tensor (n, k): an attribute
     or key, a position, several of these from the outside in, or a function; "sigmoid" makes two
     classes, [0, z], of one sigmoid logit z. Is in eval mode from birth. Raises ValueError or
@@ -49,7 +51,7 @@ class Classifier(nn.Module):
         if not isinstance(module, nn.Module) or isinstance(module, Classifier):
             raise TypeError(f"Classifier: expected a plain nn.Module, got {_called(module)}")
         self.module = module
-        self.shape = None if shape is None else _checked_shape(shape)
+        self.shape = None if shape is None else _check_shape(shape)
         self.output = tuple(output) if isinstance(output, list) else output
         self.name = name
         # the print of the spec that built it, where one did: what lets it be saved whole
@@ -57,8 +59,9 @@ class Classifier(nn.Module):
         self.code = ""  # the package.module:function that built it, where one did
         self.notes: tuple[str, ...] = ()  # sentences on how its weights were brought
         dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
-        self.register_buffer("mean", _per_channel(mean, "mean", self.shape, dtype))
-        self.register_buffer("std", _per_channel(std, "std", self.shape, dtype))
+        like = torch.empty(0, dtype=dtype)
+        self.register_buffer("mean", _per_channel(mean, "mean", self.shape, like))
+        self.register_buffer("std", _per_channel(std, "std", self.shape, like))
         if not bool((self.std > 0).all()):
             raise ValueError(
                 f"Classifier: std must be greater than 0, got {std}; std=1.0 leaves pixels as"
@@ -86,7 +89,11 @@ def sized(net: nn.Module, shape: Sequence[int] | None) -> nn.Module:
     if shape is None or not isinstance(net, Classifier) or net.shape is not None:
         return net
     made = copy.copy(net)
-    made.shape = _checked_shape(shape)
+    made.shape = _check_shape(shape)
+    if len(made.shape) != IMAGE:  # mean and std have the axes of images
+        made._buffers = dict(net._buffers)
+        for what, old in (("mean", net.mean), ("std", net.std)):
+            setattr(made, what, _per_channel(old.flatten().tolist(), what, made.shape, old))
     return made
 
 
@@ -101,32 +108,37 @@ def _called(what: object) -> str:
     )
 
 
-def _checked_shape(shape: Sequence[int]) -> Shape:
+def _check_shape(shape: Sequence[int]) -> Shape:
     sizes = tuple(int(s) for s in shape)
-    if len(sizes) != 3 or min(sizes) < 1:
+    if not sizes or min(sizes) < 1:
         raise ValueError(
-            f"Classifier: expected shape=(channels, height, width), got {tuple(shape)}"
+            f"Classifier: expected shape=(channels, height, width), or (channels, time) or"
+            f" (features,) where examples are no images, got {tuple(shape)}"
         )
-    return sizes[0], sizes[1], sizes[2]
+    return sizes
 
 
 def _per_channel(
-    value: float | Sequence[float], what: str, shape: Shape | None, dtype: torch.dtype
+    value: float | Sequence[float], what: str, shape: Shape | None, like: Tensor
 ) -> Tensor:
+    """The numbers (1, c, 1, …), with as many axes as a batch of the shape has, in the dtype and on
+    the device of `like`."""
     numbers = [float(v) for v in ([value] if isinstance(value, int | float) else value)]
     if not numbers or not all(math.isfinite(v) for v in numbers):
         raise ValueError(f"Classifier: {what} must be finite numbers, got {value}")
-    if max(numbers) > 2:  # no mean or spread of pixels in [0,1], and every one of pixels in [0,255]
+    images = shape is None or len(shape) == IMAGE
+    # no mean or spread of pixels in [0,1], and every one of pixels in [0,255]
+    if images and max(numbers) > 2:
         raise ValueError(
             f"Classifier: {what}={value} looks like a number for pixels in [0,255], and pixels here"
             " are in [0,1]; divide mean and std by 255"
         )
     if shape is not None and len(numbers) not in (1, shape[0]):
-        channels = (
-            "1 channel; give 1" if shape[0] == 1 else f"{shape[0]} channels; give 1 or {shape[0]}"
-        )
-        raise ValueError(f"Classifier: {what} has {len(numbers)} numbers for {channels}")
-    return torch.tensor(numbers, dtype=dtype).view(1, -1, 1, 1)
+        unit = "feature" if len(shape) == 1 else "channel"
+        many = f"1 {unit}; give 1" if shape[0] == 1 else f"{shape[0]} {unit}s; give 1 or {shape[0]}"
+        raise ValueError(f"Classifier: {what} has {len(numbers)} numbers for {many}")
+    rest = (IMAGE if shape is None else len(shape)) - 1
+    return torch.tensor(numbers, dtype=like.dtype, device=like.device).view(1, -1, *[1] * rest)
 
 
 # The two doors read only shapes and dtypes: no synchronisation with the device, nothing that

@@ -1,7 +1,10 @@
 """Data: images in [0,1] as float32, labels as int64, and for each example where it came from.
 
+Images are the common case: examples may have any shape of rank 1 or more, and lie in any box.
+
 `data("mnist[:1000]")` reads a `DataSlice` and calls it. A data set is looked for first under
-RETROACT_DATA, then on the hub; `digits` is embedded in scikit-learn and `folder:PATH` is your own.
+RETROACT_DATA, then on the hub; `digits` is embedded in scikit-learn, and `folder:PATH` and
+`npz:PATH` are your own.
 Only the rows of the slice are decoded; decoded pixels stay in memory, so that the next call is
 free.
 
@@ -25,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retroact.doors import Shape, check_labels
+from retroact.doors import Shape, check_box, check_labels
 from retroact.nets import arrays, sources
 from retroact.nets.sources import DataError
 from retroact.spec import Within, spec
@@ -74,7 +77,7 @@ class DataSlice:
                 "Images.of(images, labels) takes your own"
             )
         match = _NOTATION.fullmatch(text.strip())
-        if match is None or ("[" in match["name"] and not match["name"].startswith("folder:")):
+        if match is None or ("[" in match["name"] and not match["name"].startswith(sources.FILES)):
             raise DataError(
                 f'cannot read {text!r} as data; write "mnist", "mnist/train", or "mnist[100:200]"'
             )
@@ -109,6 +112,8 @@ class DataSlice:
             classes=len(source.class_names),
             class_names=source.class_names,
             origin=f"{source.origin}, {own_split}",
+            low=source.low,
+            high=source.high,
         )
 
     def _of_ones_own(self) -> Images:
@@ -132,7 +137,7 @@ class DataSlice:
 
 def _check_name(name: str) -> None:
     hub = name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    if name in ("digits", *sources.HUB) or name.startswith(("folder:", _OWN)) or hub:
+    if name in ("digits", *sources.HUB) or name.startswith((*sources.FILES, _OWN)) or hub:
         return
     near = difflib.get_close_matches(name.lower(), ["digits", *sources.HUB], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
@@ -140,7 +145,7 @@ def _check_name(name: str) -> None:
         hint = f'; did you mean the folder "folder:{name}"?'
     raise DataError(
         f"unknown data set {name!r}{hint} Known: digits, {', '.join(sources.HUB)}, "
-        'any hub id "owner/name", any folder of images "folder:PATH"'
+        'any hub id "owner/name", any folder of images "folder:PATH", any file of arrays "npz:PATH"'
     )
 
 
@@ -151,6 +156,8 @@ def _check_name(name: str) -> None:
 class Images:
     """Images in [0,1], float32 (n, c, h, w), their int64 labels (n,), and where each one came from.
 
+    Examples of another shape, (n, c, t) or (n, d), are held in the same way; `low` and `high` are
+    the ends of the box that every entry lies in and that attacks stay in.
     `index` (n,) is the row in the source's own split and stays with its example under slicing.
     `name` is the notation that loads the same again; `split` tells test data from validation and
     train.
@@ -164,9 +171,12 @@ class Images:
     classes: int = 0
     class_names: tuple[str, ...] = field(default=())
     origin: str = "in memory"
+    low: float = 0.0
+    high: float = 1.0
 
     def __post_init__(self) -> None:
-        images = arrays.unit(self.images)
+        low, high = check_box(self.low, self.high)
+        images = arrays.within(self.images, low, high)
         labels, index = (
             arrays.classes(self.labels, len(images)),
             arrays.numbers(self.index, "an index"),
@@ -182,6 +192,8 @@ class Images:
             ("labels", labels),
             ("index", index),
             ("classes", classes),
+            ("low", low),
+            ("high", high),
         ):
             object.__setattr__(self, name, value)
 
@@ -195,24 +207,29 @@ class Images:
         split: str = "",
         shape: Shape | None = None,
         class_names: tuple[str, ...] = (),
+        low: float = 0.0,
+        high: float = 1.0,
     ) -> Images:
         """Images of your own, numbered from 0: tensors, numpy arrays or lists, uint8 or floats in
         [0,1].
 
-        Channels may come last where that is plain, or where `shape` (c, h, w) says so. Raises as
-        `pixels` says.
+        Channels may come last where that is plain, or where `shape` (c, h, w) says so. A `shape`
+        (c, t) or (d,) says that they are time series (n, c, t) or the rows of a table (n, d); `low`
+        and `high` are the box that all entries lie in. Raises as `pixels` says.
         """
         found = arrays.plain(labels)
         n = len(found) if found.ndim else None
         index = torch.arange(n or 0, device="cpu")
         return cls(
-            arrays.pixels(images, shape=shape, n=n),
+            arrays.pixels(images, shape=shape, n=n, box=check_box(low, high)),
             found,
             index,
             name,
             split,
             len(class_names),
             class_names,
+            low=low,
+            high=high,
         )
 
     def __len__(self) -> int:
@@ -220,9 +237,13 @@ class Images:
 
     def __repr__(self) -> str:
         shape = "x".join(str(s) for s in self.images.shape[1:])
-        return (
-            f"Images({self.name!r}, {len(self)} of {shape}, {self.classes} classes, {self.origin})"
-        )
+        box = "" if self._is_usual else f" in [{self.low:g}, {self.high:g}]"
+        what = f"{len(self)} of {shape}{box}"
+        return f"Images({self.name!r}, {what}, {self.classes} classes, {self.origin})"
+
+    @property
+    def _is_usual(self) -> bool:
+        return (self.low, self.high) == arrays.UNIT
 
     def __getitem__(self, part: slice) -> Images:
         """The examples of a slice with step 1, named in the same notation."""
@@ -266,9 +287,11 @@ class Images:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over shape, pixels and labels: the same for the same data, whatever its
+        """SHA-256 over shape, pixels, labels and box: the same for the same data, whatever its
         source."""
         digest = hashlib.sha256(repr(tuple(self.images.shape)).encode())
+        if not self._is_usual:  # so that pixels keep the name they had before there were boxes
+            digest.update(repr((self.low, self.high)).encode())
         digest.update(self.images.contiguous().numpy().data)
         digest.update(self.labels.contiguous().numpy().data)
         return digest.hexdigest()

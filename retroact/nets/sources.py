@@ -13,15 +13,22 @@ import contextlib
 import glob
 import io
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
+
+from retroact.nets import npz
 
 HUB = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
 """The hub ids behind the short names."""
+
+FILES = ("folder:", "npz:")
+"""What a name of your own data begins with: a folder of images, a file of arrays."""
 
 HELD_OUT = {"mnist": (55000, 60000), "cifar10": (40000, 41017)}
 """Rows of the training split that are validation; CIFAR-10's are original pixels in every copy we
@@ -30,11 +37,12 @@ know."""
 THREE_WAYS = (
     "three ways to data: set RETROACT_DATA to a folder with mnist/ and cifar10/ as parquet files; "
     "or let `datasets` fetch it from the hub, which needs internet; "
-    'or use "digits" (embedded) or "folder:PATH" (your own images, one sub-folder per class)'
+    'or use "digits" (embedded), "folder:PATH" (your own images, one sub-folder per class)'
+    ' or "npz:PATH" (your own arrays)'
 )
 
-Pixels = np.ndarray[Any, np.dtype[np.uint8]]
-Rows = np.ndarray[Any, np.dtype[np.int64]]
+Pixels = NDArray[np.uint8 | np.float32]
+Rows = NDArray[np.int64]
 
 
 class DataError(ValueError):
@@ -79,24 +87,30 @@ def _drawn(name: str, sizes: Mapping[str, int]) -> dict[str, Rows]:
 
 class Source(NamedTuple):
     """Where pixels come from: `read(own split, rows)` gives uint8 (n, c, h, w) up to `white`, and
-    labels."""
+    labels.
+
+    Or other examples (n, …), as floats of which 1 is `white`, in the box [low, high].
+    """
 
     origin: str
     class_names: tuple[str, ...]
     sizes: Mapping[str, int]
     white: int
     read: Callable[[str, Rows], tuple[Pixels, Rows]]
+    low: float = 0.0
+    high: float = 1.0
 
 
 def _local(name: str) -> str:
-    """The folder of parquet files under RETROACT_DATA, or "" where there is none."""
+    """The folder of parquet files under RETROACT_DATA, or "" where there is none; of a file of
+    arrays, what tells it from the file that lay there before."""
+    if name.startswith("npz:"):
+        path = _npz_path(name)
+        return f"{path.stat().st_mtime_ns} {path.stat().st_size}" if path.is_file() else ""
     root = os.environ.get("RETROACT_DATA", "")
     folder = Path(root, name)
-    return (
-        str(folder)
-        if root and not name.startswith("folder:") and any(folder.glob("**/*.parquet"))
-        else ""
-    )
+    own = name.startswith(FILES)
+    return str(folder) if root and not own and any(folder.glob("**/*.parquet")) else ""
 
 
 def find(name: str) -> Source:
@@ -110,6 +124,8 @@ def _found(name: str, local: str) -> Source:
         return _digits()
     if name.startswith("folder:"):
         return from_datasets(*_image_folder(name.removeprefix("folder:")))
+    if name.startswith("npz:"):
+        return _file_of_arrays(_npz_path(name))
     if local:
         return from_datasets(_opened(local), "local parquet")
     return from_datasets(_from_hub(HUB.get(name, name)), f"hub {HUB.get(name, name)}")
@@ -154,6 +170,26 @@ def _image_folder(text: str) -> tuple[Any, str]:
         )
     # "a[1]b" is a name here, no pattern
     return _opened("imagefolder", data_dir=glob.escape(str(path))), "image folder"
+
+
+def _npz_path(name: str) -> Path:
+    return Path(name.removeprefix("npz:")).expanduser()
+
+
+def _file_of_arrays(path: Path) -> Source:
+    if not path.is_file():
+        raise DataError(f"npz:{path}: there is no such file; np.savez(path, x=…, y=…) writes one")
+    try:
+        splits, (low, high), names = npz.read(path)
+    except (ValueError, TypeError, OSError, zipfile.BadZipFile) as e:
+        raise DataError(f"{path.name}: {e}") from e
+
+    def read(own_split: str, rows: Rows) -> tuple[Pixels, Rows]:
+        examples, labels = splits[own_split]
+        return examples.numpy()[rows], labels.numpy()[rows]
+
+    sizes = {split: len(labels) for split, (_, labels) in splits.items()}
+    return Source("file of arrays", names, sizes, 1, read, low, high)
 
 
 def _from_hub(hub_id: str) -> Any:

@@ -80,8 +80,7 @@ class Network:
 
     def __call__(self) -> Classifier:
         """A classifier with untrained weights, drawn from torch's global generator."""
-        channels, height, width = self.shape
-        net = Classifier(self.architecture(), self.mean, self.std, shape=(channels, height, width))
+        net = Classifier(self.architecture(), self.mean, self.std, shape=self.shape)
         net.network = show(self)
         return net
 

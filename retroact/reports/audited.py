@@ -39,8 +39,8 @@ WHY = {
 
 
 class Shown(Protocol):
-    """An example that fell: the images (c, h, w) before and after, its label, what was decided, and
-    by what."""
+    """An example that fell: what it was before and after (…), its label, what was decided, and by
+    what."""
 
     @property
     def row(self) -> int: ...
@@ -56,6 +56,17 @@ class Shown(Protocol):
     def by(self) -> str: ...
 
 
+class Boxed(Protocol):
+    """What an example is called, and the box that its entries lie in."""
+
+    @property
+    def word(self) -> str: ...
+    @property
+    def low(self) -> float: ...
+    @property
+    def high(self) -> float: ...
+
+
 class Attacked(Protocol):
     """One side of an audit, as far as a report shows it."""
 
@@ -68,6 +79,8 @@ class Audited(Protocol):
     what fell."""
 
     def numbers(self) -> dict[str, Any]: ...
+    @property
+    def domain(self) -> Boxed: ...
     @property
     def sides(self) -> Sequence[Attacked]: ...
 
@@ -82,14 +95,22 @@ def page(audit: Audited, *, title: str = "retroact audit") -> str:
         tones=TONES,
         rows=table(found),
         bars=Markup(
-            plots.claims([(r["what"], (r["before"], r["after"])) for r in table(found)], found["n"])
+            plots.claims(
+                [(r["what"], (r["before"], r["after"])) for r in table(found)],
+                found["n"],
+                audit.domain.word,
+            )
         ),
         why=why(found),
         left_alone=left_alone(found["pedigree"]),
-        statistics=statistics(found),
+        statistics=statistics(found, audit.domain.word),
+        word=audit.domain.word,
         panels=_panels(found["curves"]),
         indicators=[_reading(r) for r in found["indicators"]],
-        fallen=[[_fallen(f) for f in side.fallen] for side in (audit.sides[1], audit.sides[0])],
+        fallen=[
+            [_fallen(f, audit.domain) for f in side.fallen]
+            for side in (audit.sides[1], audit.sides[0])
+        ],
         sides=[
             (who, found["attacks"][side])
             for who, side in (("after", "network"), ("before", "twin"))
@@ -105,7 +126,7 @@ def as_json(audit: Audited) -> str:
 
 def markdown(audit: Audited, *, title: str = "retroact audit") -> str:
     """The audit as Markdown: verdict, claimed beside verified, indicators, and what was run."""
-    found = audit.numbers()
+    found, word = audit.numbers(), audit.domain.word
     readings = [_reading(r) for r in found["indicators"]]
     parts = [
         f"# {title}",
@@ -116,13 +137,13 @@ def markdown(audit: Audited, *, title: str = "retroact audit") -> str:
         f"**{found['effect']} · {found['claim']}**: {found['plainly']}",
         *(f"- Doubt: {doubt}" for doubt in found["doubts"]),
         markdown_table(
-            ["images decided rightly", "before", "after", "difference"],
+            [f"{word}s decided rightly", "before", "after", "difference"],
             [
                 [r["what"], *(f"{100 * r[k]:.1f} %" for k in ("before", "after")), r["difference"]]
                 for r in table(found)
             ],
         ),
-        statistics(found),
+        statistics(found, word),
         why(found),
         markdown_table(
             ["indicator", "a sign of", "after", "before", "fires at", ""],
@@ -142,7 +163,7 @@ def markdown(audit: Audited, *, title: str = "retroact audit") -> str:
         ),
         f"Seed {found['pedigree']['seed']}; {found['pedigree']['versions']}; `{found['battery']}`.",
         (
-            "Verified is the worst case over every attack that was run, image by image: an upper"
+            f"Verified is the worst case over every attack that was run, {word} by {word}: an upper"
             " bound on what the network withstands, never a certificate."
         ),
     ]
@@ -164,14 +185,14 @@ def table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
     return rows
 
 
-def statistics(found: Mapping[str, Any]) -> str:
+def statistics(found: Mapping[str, Any], word: str = "image") -> str:
     """What stands behind the verified difference, in a sentence."""
     low, high = (100 * v for v in found["interval"])
     return (
         f"Verified difference {100 * (found['verified'] - found['verified_twin']):+.1f} points, 95"
-        f" % interval {low:+.1f} to {high:+.1f}; {found['gained']} of {found['n']} images withstand"
-        f" the attacks only after the change, {found['lost']} only before (McNemar's exact p ="
-        f" {found['p']:.2g})."
+        f" % interval {low:+.1f} to {high:+.1f}; {found['gained']} of {found['n']} {word}s"
+        f" withstand the attacks only after the change, {found['lost']} only before (McNemar's"
+        f" exact p = {found['p']:.2g})."
     )
 
 
@@ -239,13 +260,16 @@ def _reading(reading: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def _fallen(fallen: Shown) -> dict[str, Any]:
+def _fallen(fallen: Shown, box: Boxed) -> dict[str, Any]:
+    drawn = {
+        name: plots.image(pixels, box.low, box.high) if plots.is_image(pixels) else ""
+        for name, pixels in (("image", fallen.image), ("x_adv", fallen.x_adv))
+    }
     return {
         "row": fallen.row,
         "label": fallen.label,
         "decided": fallen.decided,
-        "image": plots.image(fallen.image),
-        "x_adv": plots.image(fallen.x_adv),
+        **drawn,
         "by": fallen.by,
         "moved": f"{float(np.abs(fallen.x_adv - fallen.image).max()):.3f}",
     }

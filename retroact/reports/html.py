@@ -10,10 +10,17 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from retroact.evaluation.metrics import clean_accuracy, rho, robust_accuracy, zero_gradient_share
+from retroact.evaluation.metrics import (
+    clean_accuracy,
+    mean_gradients,
+    mean_queries,
+    rho,
+    robust_accuracy,
+    zero_gradient_share,
+)
 from retroact.files import replacing
 from retroact.reports import plots
-from retroact.reports.tables import Line, grouped, worst_cases
+from retroact.reports.tables import Group, Line, grouped, worst_cases
 
 MOST_PICTURES = 8  # a page that loads at once; the store has the rest
 
@@ -43,12 +50,15 @@ def page(
         groups=[_group(group, members) for group, members in grouped(found)],
         curves=_curves(found),
         pictures=_pictures(found),
-        runs=[line.numbers() for line in found],
+        runs=found,
+        undrawn=any(not plots.is_image(line.record.examples[0]) for line in _kept(found)),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         clean_accuracy=clean_accuracy,
         robust_accuracy=robust_accuracy,
         rho=rho,
         zero_gradient_share=zero_gradient_share,
+        mean_queries=mean_queries,
+        mean_gradients=mean_gradients,
     )
 
 
@@ -67,12 +77,9 @@ def write(text: str, path: str | Path) -> Path:
     return Path(path)
 
 
-def _group(group: tuple[str, str, str], members: list[Line]) -> dict[str, Any]:
-    data, threat, goal = group
+def _group(group: Group, members: list[Line]) -> dict[str, Any]:
     return {
-        "data": data,
-        "threat": threat,
-        "goal": goal,
+        **group._asdict(),
         "n": len(members[0].record),
         "networks": _networks(members),
         "bars": Markup(plots.bars(members)),
@@ -96,10 +103,9 @@ def _curves(found: Sequence[Line]) -> list[dict[str, Any]]:
     """Accuracy against eps, where an attack was run at more than one radius."""
     by_kind: dict[tuple[str, str, str], list[Line]] = {}
     for line in found:
-        by_kind.setdefault(
-            (line.fields["data"], line.fields["norm"], line.fields["goal"]), []
-        ).append(line)
-    several = {k: v for k, v in by_kind.items() if len({line.fields["eps"] for line in v}) > 1}
+        kind = (line.fields.data, line.fields.norm, line.fields.goal)
+        by_kind.setdefault(kind, []).append(line)
+    several = {k: v for k, v in by_kind.items() if len({line.fields.eps for line in v}) > 1}
     return [
         {"title": f"{d}, {n}, {g}", "figure": Markup(plots.curves(v))}
         for (d, n, g), v in several.items()
@@ -107,5 +113,15 @@ def _curves(found: Sequence[Line]) -> list[dict[str, Any]]:
 
 
 def _pictures(found: Sequence[Line]) -> list[dict[str, Any]]:
-    with_images = [line for line in found if line.record.examples is not None][:MOST_PICTURES]
-    return [{"line": line, "figure": Markup(plots.pictures(line.record))} for line in with_images]
+    drawn = [line for line in _kept(found) if plots.is_image(line.record.examples[0])]
+    return [
+        {"line": line, "figure": Markup(plots.pictures(line.record))}
+        for line in drawn[:MOST_PICTURES]
+    ]
+
+
+def _kept(found: Sequence[Line]) -> list[Any]:
+    """The lines whose records kept examples."""
+    return [
+        line for line in found if line.record.examples is not None and len(line.record.examples)
+    ]

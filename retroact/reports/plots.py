@@ -66,8 +66,8 @@ def curves(group: Sequence[Line]) -> str:
     for line in group:
         series.setdefault(f"{line.network} · {_how(line)}", []).append(line)
     for i, (name, members) in enumerate(series.items()):
-        members = sorted(members, key=lambda line: float(line.fields["eps"]))
-        eps = [0.0, *(float(line.fields["eps"]) for line in members)]
+        members = sorted(members, key=lambda line: line.fields.eps)
+        eps = [0.0, *(line.fields.eps for line in members)]
         values = [
             clean_accuracy(members[0].record),
             *(robust_accuracy(line.record) for line in members),
@@ -80,11 +80,19 @@ def curves(group: Sequence[Line]) -> str:
             label=name,
             color=CYCLE[i % len(CYCLE)],
         )
-    axes.set_xlabel("eps, pixels of [0, 1]", fontsize=8)
+    box = {box_of(line.record) for line in group}
+    axes.set_xlabel(_eps(box), fontsize=8)
     axes.set_ylabel("accuracy, %", fontsize=8)
     axes.set_ylim(0, 101)
     axes.legend(fontsize=7, frameon=False)
     return svg(plain(figure, axes))
+
+
+def _eps(boxes: set[tuple[float, float]]) -> str:
+    """What eps is measured in, of data in these boxes."""
+    if boxes == {(0.0, 1.0)}:
+        return "eps, pixels of [0, 1]"
+    return "eps, entries of " + " and ".join(f"[{low:g}, {high:g}]" for low, high in sorted(boxes))
 
 
 @dataclass(frozen=True)
@@ -189,7 +197,7 @@ def tuning(points: Sequence[Any], knob: str, chosen: float) -> str:
     return svg(plain(figure, axes))
 
 
-def claims(pairs: Sequence[tuple[str, tuple[float, float]]], n: int) -> str:
+def claims(pairs: Sequence[tuple[str, tuple[float, float]]], n: int, word: str = "image") -> str:
     """Accuracies before (grey) and after (blue) a change, a pair of bars per title; Wilson's 95 %
     as a line."""
     figure = Figure(figsize=(4.4, 0.5 + 0.85 * len(pairs)), layout="constrained")
@@ -215,7 +223,7 @@ def claims(pairs: Sequence[tuple[str, tuple[float, float]]], n: int) -> str:
     axes.set_ylim(len(pairs) - 0.5, -0.5)
     axes.set_xlim(0, 113)
     axes.set_xticks(range(0, 101, 20))
-    axes.set_xlabel("images decided rightly, %", fontsize=8)
+    axes.set_xlabel(f"{word}s decided rightly, %", fontsize=8)
     axes.legend(fontsize=8, frameon=False, ncols=2, loc="lower right", bbox_to_anchor=(1, 1))
     return svg(plain(figure, axes))
 
@@ -285,10 +293,15 @@ def scale(before: float, after: float) -> str:
     return svg(plain(figure, axes))
 
 
-def image(pixels: NDArray[np.float32]) -> str:
-    """One image (c, h, w) as a PNG in a data address, pixel by pixel."""
+def is_image(example: NDArray[np.float32]) -> bool:
+    """Whether an example (…) can be drawn: (c, h, w) in grey, RGB or RGBA."""
+    return example.ndim == 3 and len(example) in (1, 3, 4)
+
+
+def image(pixels: NDArray[np.float32], low: float = 0.0, high: float = 1.0) -> str:
+    """One image (c, h, w) as a PNG in a data address, pixel by pixel; black is `low`."""
     out = io.BytesIO()
-    shown = pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0)
+    shown = _laid_out(pixels, low, high)
     imsave(out, np.clip(shown, 0, 1), cmap="gray", vmin=0, vmax=1, format="png")
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
 
@@ -300,13 +313,16 @@ def pictures(record: Record, most: int = 6) -> str:
         raise ValueError(
             "this record kept no images; run it again with keep= (--keep on the command line)"
         )
+    if not is_image(record.examples[0]):
+        raise ValueError(f"expected images (c, h, w) to draw, got {record.examples.shape[1:]}")
+    box = box_of(record)
     shown = _beaten_first(record, min(most, len(record.examples)))
     figure = Figure(figsize=(1.15 * len(shown), 3.7), layout="constrained")
     grid = figure.subplots(3, len(shown), squeeze=False)
     difference = np.abs(record.examples[shown] - record.originals[shown])
     for column, i in enumerate(shown):
-        shown_in(grid[0, column], record.originals[i])
-        shown_in(grid[1, column], record.examples[i])
+        shown_in(grid[0, column], record.originals[i], *box)
+        shown_in(grid[1, column], record.examples[i], *box)
         grid[2, column].imshow(
             difference[column].max(0), cmap=REDS, vmin=0, vmax=max(float(difference.max()), 1e-6)
         )
@@ -332,14 +348,26 @@ def _beaten_first(record: Record, most: int) -> list[int]:
 
 
 def _how(line: Line) -> str:
-    source = f" from {line.fields['source']}" if line.fields["source"] else ""
+    source = f" from {line.fields.source}" if line.fields.source else ""
     return f"{line.attack}{source}"
 
 
-def shown_in(axes: Any, image: NDArray[np.float32]) -> None:
-    """Draws an image (c, h, w) into axes, pixel by pixel."""
-    shown = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+def box_of(record: Record) -> tuple[float, float]:
+    """Where the entries of a record's examples lie: [0, 1] where it says nothing."""
+    low, high = record.pedigree.get("box", (0.0, 1.0))
+    return float(low), float(high)
+
+
+def shown_in(axes: Any, image: NDArray[np.float32], low: float = 0.0, high: float = 1.0) -> None:
+    """Draws an image (c, h, w) into axes, pixel by pixel; black is `low`."""
+    shown = _laid_out(image, low, high)
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+
+
+def _laid_out(image: NDArray[np.float32], low: float, high: float) -> NDArray[np.float32]:
+    """(h, w) in grey, (h, w, c) in colour, in [0, 1]."""
+    shown = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
+    return shown if (low, high) == (0.0, 1.0) else (shown - low) / (high - low)
 
 
 def _panel() -> tuple[Figure, Any]:

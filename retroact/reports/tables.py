@@ -8,9 +8,9 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import groupby
-from typing import Any
+from typing import Any, NamedTuple
 
 from retroact.evaluation.metrics import (
     clean_accuracy,
@@ -25,11 +25,20 @@ from retroact.evaluation.metrics import (
     zero_gradient_share,
 )
 from retroact.evaluation.record import Record
+from retroact.experiments.fields import CellFields
 from retroact.experiments.store import Store
 
 ZERO_GRADIENT_ALARM = 0.01
 """Above this share of exactly-zero gradients an attack was blind (AutoAttack's own flag has no
 slack)."""
+
+
+class Group(NamedTuple):
+    """What lines must share to be compared."""
+
+    data: str
+    threat: str
+    goal: str
 
 
 @dataclass(frozen=True)
@@ -38,27 +47,22 @@ class Line:
     %."""
 
     key: str
-    fields: Mapping[str, Any]
+    fields: CellFields
     record: Record
 
     @property
     def network(self) -> str:
-        return network(self.fields)
+        return self.fields.network
 
     @property
     def attack(self) -> str:
         """The attack, and what its gradients went through where that is not the network itself."""
-        beta = self.fields["beta"]
-        return (
-            f"{self.fields['attack']} through {self.fields['kernel']} {beta:g}"
-            if beta
-            else self.fields["attack"]
-        )
+        return self.fields.attack_and_kernel
 
     @property
-    def group(self) -> tuple[str, str, str]:
+    def group(self) -> Group:
         """Lines of one group may be compared: same data, threat, and goal."""
-        return self.fields["data"], self.fields["threat"], self.fields["goal"]
+        return Group(self.fields.data, self.fields.threat, self.fields.goal)
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -70,7 +74,7 @@ class Line:
         low, high = self.interval
         return {
             "key": self.key,
-            **self.fields,
+            **asdict(self.fields),
             "n": len(self.record),
             "clean_accuracy": clean_accuracy(self.record),
             "robust_accuracy": robust_accuracy(self.record),
@@ -83,10 +87,13 @@ class Line:
             "nonfinite": nonfinite_share(self.record),
             "queries": mean_queries(self.record),
             "gradients": mean_gradients(self.record),
-            **{
-                k: self.record.pedigree.get(k) for k in ("seconds", "device", "machine", "versions")
-            },
+            **{k: self.of_the_run(k) for k in ("seconds", "device", "machine", "versions")},
         }
+
+    def of_the_run(self, what: str) -> Any:
+        """What the record says of the run's seconds, device, machine or versions; None where it
+        says nothing."""
+        return self.record.pedigree.get(what)
 
     @property
     def left_alone(self) -> str:
@@ -122,16 +129,6 @@ def left_alone(pedigree: Mapping[str, Any]) -> str:
     return ", ".join(f"{n} {kind}" for kind, n in pedigree.get("left_alone", {}).items())
 
 
-def network(fields: Mapping[str, Any]) -> str:
-    """A network's name and, where it was retrofitted, its activation and sites."""
-    name = str(fields["net"])
-    if fields.get("activation"):
-        name += f" + {fields['activation']}"
-        if fields.get("sites", "*") != "*":
-            name += f" at {fields['sites']}"
-    return name
-
-
 def lines(store: Store, glob: str = "*", *, images: bool = False) -> list[Line]:
     """The finished cells of a store whose key or print matches `glob`, oldest first."""
     return [
@@ -139,7 +136,7 @@ def lines(store: Store, glob: str = "*", *, images: bool = False) -> list[Line]:
     ]
 
 
-def grouped(found: Iterable[Line]) -> list[tuple[tuple[str, str, str], list[Line]]]:
+def grouped(found: Iterable[Line]) -> list[tuple[Group, list[Line]]]:
     """Lines by group, each group ordered as its networks first appear."""
     ordered = sorted(found, key=lambda line: line.group)
     return [
@@ -175,14 +172,15 @@ def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
     )
 
 
-def _markdown_group(group: tuple[str, str, str], members: Sequence[Line]) -> str:
+def _markdown_group(group: Group, members: Sequence[Line]) -> str:
     head = "| network | attack | knowledge | clean % | robust % (95 %) | ρ₂ % | zero gradients % |"
-    rows = [f"**{group[1]}, {group[2]}, {group[0]}, n = {len(members[0].record)}**", "", head]
+    n = len(members[0].record)
+    rows = [f"**{group.threat}, {group.goal}, {group.data}, n = {n}**", "", head]
     rows.append("|" + "---|" * 7)
     for line in members:
         low, high = line.interval
         rows.append(
-            f"| {line.network} | {line.attack} | {line.fields['knowledge']} |"
+            f"| {line.network} | {line.attack} | {line.fields.knowledge} |"
             f" {clean_accuracy(line.record):.1%} | {robust_accuracy(line.record):.1%}"
             f" ({low:.1%}–{high:.1%}) | {rho(line.record):.1%} |"
             f" {zero_gradient_share(line.record):.0%} |"

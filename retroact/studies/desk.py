@@ -9,9 +9,10 @@ from typing import Any, TypeVar
 from retroact.evaluation.record import Record
 from retroact.executors import SERIAL, Executor
 from retroact.experiments.cell import Cell
-from retroact.experiments.facts import Measurement, measured_all
+from retroact.experiments.facts import Measurement, measured, measured_all
 from retroact.experiments.store import Store
 from retroact.experiments.sweep import sweep
+from retroact.studies.earlier import Earlier
 
 T = TypeVar("T")
 
@@ -20,8 +21,9 @@ class Desk:
     """Gives items their numbers; `quick` asks for a few hundred images instead of thousands.
 
     `large` says whether networks are measured that take minutes for each cell; a quick desk leaves
-    them out. `used` and `seconds` grow with what an item asks for, whether it was stored or made
-    now, and each thing counts once: they are its footnote.
+    them out. What the store has by today's key, or by the one that the page's own measurement had
+    (`earlier`), is not made again. `used` and `seconds` grow with what an item asks for, whether it
+    was stored or made now, and each thing counts once: they are its footnote.
     """
 
     def __init__(
@@ -32,15 +34,11 @@ class Desk:
         large: bool | None = None,
         executor: Executor = SERIAL,
         chunk: int | None = None,
+        earlier: Earlier = Earlier(),  # noqa: B008  # frozen
         progress: Callable[[float], None] = lambda part: None,
     ) -> None:
-        self.store, self.quick, self._executor, self._chunk, self._progress = (
-            store,
-            quick,
-            executor,
-            chunk,
-            progress,
-        )
+        self.store, self.quick, self._earlier = store, quick, earlier
+        self._executor, self._chunk, self._progress = executor, chunk, progress
         self.large = not quick if large is None else large
         self.used: dict[str, None] = {}
         self._took: dict[Any, float] = {}
@@ -58,19 +56,22 @@ class Desk:
         """The record of each cell, in order: missing ones are run where the executor
         runs them."""
         asked = list(cells)
-        found = sweep(
-            asked,
+        by_cell = {cell: self._earlier.record(cell, self.store, keep=keep) for cell in asked}
+        todo = [cell for cell, record in by_cell.items() if record is None]
+        swept = sweep(
+            todo,
             self.store,
             executor=self._executor,
             keep=keep,
             chunk=self._chunk,
             progress=lambda done, total: self._progress(done / max(1, total)),
         )
-        by_cell = dict(zip(dict.fromkeys(asked), found, strict=True))
+        records = {c: r for c, r in by_cell.items() if r is not None}
+        records |= zip(todo, swept, strict=True)
         for cell in by_cell:
-            self._note(cell.data, cell.seed)
-        self._took |= {cell: float(r.pedigree.get("seconds", 0.0)) for cell, r in by_cell.items()}
-        return [by_cell[cell] for cell in asked]
+            self._note(cell.data, cell.seed, () if cell in todo else self._earlier.said(cell))
+        self._took |= {cell: float(r.pedigree.get("seconds", 0.0)) for cell, r in records.items()}
+        return [records[cell] for cell in asked]
 
     def facts(self, what: Measurement) -> dict[str, Any]:
         """Plain numbers of any other measurement."""
@@ -78,16 +79,26 @@ class Desk:
 
     def all_facts(self, asked: Sequence[Measurement]) -> list[dict[str, Any]]:
         """`facts` of several measurements, made where the executor runs them."""
-        found = measured_all(
-            asked,
+        by_what = {what: self._earlier.facts(what, self.store) for what in asked}
+        todo = [what for what, then in by_what.items() if then is None]
+        new = measured_all(
+            todo,
             self.store,
             executor=self._executor,
             progress=lambda done, total: self._progress(done / max(1, total)),
         )
-        for what, made in zip(asked, found, strict=True):
-            self._took[what] = made.seconds
-            self._note(getattr(what, "data", ""), getattr(what, "seed", 0))
-        return [made.facts for made in found]
+        results = {what: then for what, then in by_what.items() if then is not None}
+        results |= zip(todo, new, strict=True)
+        for what in by_what:
+            self._took[what] = results[what].seconds
+            then = () if what in todo else self._earlier.said(what)
+            self._note(getattr(what, "data", ""), getattr(what, "seed", 0), then)
+        return [results[what].facts for what in asked]
 
-    def _note(self, data: str, seed: int) -> None:
-        self.used |= dict.fromkeys([part for part in (data, f"seed {seed}") if part])
+    def again(self, what: Measurement) -> dict[str, Any]:
+        """Facts that another item counts already, so that the footnote does not count their minutes
+        twice."""
+        return (self._earlier.facts(what, self.store) or measured(what, self.store)).facts
+
+    def _note(self, data: str, seed: int, then: Iterable[str] = ()) -> None:
+        self.used |= dict.fromkeys([part for part in (data, f"seed {seed}", *then) if part])

@@ -23,6 +23,7 @@ from retroact.reports.html import write
 from retroact.reports.studied import Item, Study
 from retroact.spec import take
 from retroact.studies.desk import Desk
+from retroact.studies.earlier import Earlier
 from retroact.studies.published import claims, published
 
 PAPERS = {
@@ -87,6 +88,7 @@ def study(
         progress(len(made) + part, len(names))
 
     chunk = getattr(importlib.import_module(f"retroact.studies.{paper}"), "CHUNK", None)
+    earlier: Earlier = importlib.import_module(f"retroact.studies.{paper}.measured").EARLIER
     for name in names:
         small = quick and name not in full
         desk = Desk(
@@ -95,6 +97,7 @@ def study(
             large=large or not small,
             executor=take(executor, Executor),
             chunk=chunk,
+            earlier=earlier,
             progress=within,
         )
         made.append(_item(paper, name, desk))

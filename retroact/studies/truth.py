@@ -3,9 +3,10 @@ from numbers."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from retroact.auditing.audit import audit
+from retroact.auditing.battery import VERSION
 from retroact.experiments.cell import Model
 from retroact.nets.data import data
 from retroact.reports.studied import Answer, Table
@@ -24,6 +25,7 @@ class Audited:
     threat: Any
     battery: Literal["quick", "whole"] = "whole"
     seed: int = 0
+    version: ClassVar[int] = VERSION
 
     def __call__(self) -> dict[str, Any]:
         battery: Literal["quick"] | None = "quick" if self.battery == "quick" else None

@@ -8,7 +8,6 @@ not.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
@@ -21,9 +20,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
+from retroact.crafting.domain import Domain
 from retroact.nets.classifier import Classifier
 from retroact.nets.data import Images
 from retroact.spec import show
+from retroact.training.batches import Batches
 from retroact.training.convolutions import speed_up_bf16
 from retroact.training.recipes import Recipe, Standard
 from retroact.training.resuming import State, resume, write_checkpoint
@@ -67,8 +68,8 @@ def fit(
     seconds: float | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> Net:
-    """Trains `net`, which maps pixels in [0,1] to logits, in place by `recipe`; gives it in eval
-    mode.
+    """Trains `net`, which maps examples in their box, such as pixels in [0,1], to logits, in place
+    by `recipe`; gives it in eval mode.
 
     With `checkpoint_dir`, goes on from the checkpoint there if there is one and writes one after
     every epoch; raises CheckpointError where it is another run's. Raises DivergenceError where the
@@ -80,27 +81,19 @@ def fit(
         raise ValueError(
             "seconds= ends a run that goes on from its checkpoint; give checkpoint_dir= too"
         )
-    _check_batch(train, recipe.standard)
+    batches = Batches(train, recipe.standard, seed, device)
     run = {"recipe": show(recipe), "seed": str(seed), "data": train.fingerprint}
     state = _state(net, recipe.standard, device)
     folder = None if checkpoint_dir is None else Path(checkpoint_dir)
     done = 0 if folder is None else resume(folder, state, run)
-    images = train.images.to(device), train.labels.to(device)
     with _settings(net, recipe.standard, device):
         for epoch in _in_time(done, recipe.standard.epochs, seconds):
-            _epoch(state, images, recipe, epoch, seed, progress)
+            _epoch(state, batches, recipe, epoch, progress)
             if folder is not None:
                 write_checkpoint(folder, state, run, epoch + 1)
         if state.mean is not None:
-            _become(net, state.mean, images[0], recipe.standard, seed)
+            _become(net, state.mean, batches, recipe.standard)
     return net.eval()
-
-
-def _check_batch(train: Images, plan: Standard) -> None:
-    if len(train) < plan.batch:
-        raise ValueError(
-            f"{len(train)} images make no batch of {plan.batch}; give more, or a smaller batch"
-        )
 
 
 def _state(net: nn.Module, plan: Standard, device: str) -> State:
@@ -152,22 +145,17 @@ def _of_any_size(net: nn.Module, plan: Standard) -> Iterator[None]:
 
 def _epoch(
     state: State,
-    data: tuple[Tensor, Tensor],
+    batches: Batches,
     recipe: Recipe,
     epoch: int,
-    seed: int,
     progress: Callable[[Progress], None] | None,
 ) -> None:
-    plan, (images, labels) = recipe.standard, data
-    steps = len(labels) // plan.batch
-    torch.manual_seed(_seed_of(seed, epoch))
+    plan, steps = recipe.standard, len(batches)
     state.net.train()
-    total = torch.zeros((), device=images.device)
-    for step, rows in enumerate(_batches(len(labels), plan.batch, seed, epoch)):
-        rows = _sent(rows, images.device)
-        x = _laid_out(_scaled(_augmented(images[rows], plan), plan, epoch), plan)
+    total = torch.zeros((), device=batches.device)
+    for step, (x, y) in enumerate(batches.epoch(epoch)):
         state.sgd.param_groups[0]["lr"] = plan.lr_at(epoch * steps + step, steps)
-        total += _step(state, recipe, x, labels[rows])
+        total += _step(state, recipe, x, y, batches.domain)
         # .item() waits for the device, so the loss is looked at now and then, not at every step
         if (step + 1) % 50 == 0 or step + 1 == steps:
             mean = float(total) / (step + 1)
@@ -181,69 +169,19 @@ def _epoch(
         state.mean.update_parameters(state.net)
 
 
-def _become(net: nn.Module, mean: AveragedModel, images: Tensor, plan: Standard, seed: int) -> None:
-    """`net` with the mean weights, and the batch norms' statistics of the training images under
-    these."""
-    net.load_state_dict(mean.module.state_dict())
-    torch.manual_seed(_seed_of(seed, plan.epochs))
-    batches = (
-        _sent(rows, images.device) for rows in _batches(len(images), plan.batch, seed, plan.epochs)
-    )
-    update_bn((_laid_out(_augmented(images[rows], plan), plan) for rows in batches), net)
-
-
-def _seed_of(seed: int, epoch: int) -> int:
-    # a hash, because seed + epoch would make epoch 1 of seed 0 the same as epoch 0 of seed 1
-    return int.from_bytes(hashlib.sha256(f"{seed}/{epoch}".encode()).digest()[:7], "big")
-
-
-def _batches(n: int, batch: int, seed: int, epoch: int) -> Iterator[Tensor]:
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(_seed_of(seed, epoch)))
-    for start in range(0, n - batch + 1, batch):
-        yield order[start : start + batch]
-
-
-def _sent(x: Tensor, device: torch.device) -> Tensor:
-    """`x` on the device, without waiting for what the device is doing."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
-
-
-def _laid_out(x: Tensor, plan: Standard) -> Tensor:
-    return x.contiguous(memory_format=torch.channels_last) if plan.channels_last else x
-
-
-def _augmented(x: Tensor, plan: Standard) -> Tensor:
-    """Random crops of the images padded by 4 black pixels, half of them flipped, each image its
-    own."""
-    if not plan.augment:
-        return x
-    n, _, height, width = x.shape
-    padded = F.pad(x, (4, 4, 4, 4))
-    down, right = _sent(torch.randint(0, 9, (2, n, 1)), x.device)
-    across = torch.arange(width, device=x.device).expand(n, width)
-    flip = _sent(torch.rand(n, 1) < 0.5, x.device)
-    columns = right + torch.where(flip, width - 1 - across, across)
-    rows = down + torch.arange(height, device=x.device)
-    which = torch.arange(n, device=x.device)[:, None, None]
-    return padded[which, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
-
-
-def _scaled(x: Tensor, plan: Standard, epoch: int) -> Tensor:
-    """The images at the side of this epoch; each pixel of a smaller one is a mean over what it
-    covers."""
-    if epoch >= len(plan.sizes):
-        return x
-    return F.interpolate(x, size=(plan.sizes[epoch],) * 2, mode="bilinear", antialias=True).clamp(
-        0, 1
-    )
-
-
-def _step(state: State, recipe: Recipe, x: Tensor, y: Tensor) -> Tensor:
-    """One step on the images that the recipe makes of `x`; gives the loss."""
+def _step(state: State, recipe: Recipe, x: Tensor, y: Tensor, domain: Domain) -> Tensor:
+    """One step on the examples that the recipe makes of `x`; gives the loss."""
     state.sgd.zero_grad(set_to_none=True)
     with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=recipe.standard.bf16):
-        logits = state.net(recipe(state.net, x, y))
+        logits = state.net(recipe(state.net, x, y, domain))
     loss = F.cross_entropy(logits.float(), y)
     loss.backward()
     state.sgd.step()
     return loss.detach()
+
+
+def _become(net: nn.Module, mean: AveragedModel, batches: Batches, plan: Standard) -> None:
+    """`net` with the mean weights, and the batch norms' statistics of the training examples under
+    these."""
+    net.load_state_dict(mean.module.state_dict())
+    update_bn((x for x, _ in batches.epoch(plan.epochs)), net)

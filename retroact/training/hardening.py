@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from typing import TypedDict, Unpack
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from retroact.activations.piecewise import ReLU
 from retroact.crafting.ascent import climb
-from retroact.crafting.domain import Domain
+from retroact.crafting.domain import domain_of
 from retroact.crafting.goals import Aim
 from retroact.crafting.losses import margin
 from retroact.crafting.oracle import device_of, in_float
@@ -35,7 +35,7 @@ from retroact.ground import neutral
 from retroact.nets.classifier import sized
 from retroact.nets.data import Images
 from retroact.reading import Data, Said, as_images, as_module, as_threat
-from retroact.retrofitting.copying import copied
+from retroact.retrofitting.copying import deep_copy
 from retroact.retrofitting.installed import installed
 from retroact.retrofitting.lean import in_channels_last
 from retroact.retrofitting.surgery import retrofit
@@ -255,7 +255,8 @@ class _Learner:
         also: tuple[str, ...] = (),
     ) -> None:
         self.net, self._recipe, self._train, self._also = net, recipe, train, also
-        self._threat = replace(threat, eps=threat.eps * recipe.eps_factor)  # type: ignore[type-var]
+        self._threat = threat.times(recipe.eps_factor)
+        self._domain = domain_of(train)
         part, example = recipe.learnable, train.images[:2].to(device_of(net))
         self.work = self._prepare(part)
         self.activations: dict[str, LearnedActivation] = {}
@@ -268,7 +269,8 @@ class _Learner:
                 f"{type(net).__name__} has nothing to learn as {recipe.learn!r}; choose another"
                 " `learn`"
             )
-        self._form = prove(self.work, train.images, train.index, threat, passes=recipe.steps).form
+        where, domain = (train.images, train.index, threat), self._domain
+        self._form = prove(self.work, *where, passes=recipe.steps, domain=domain).form
         if self._form is not None and self._form.channels_last:
             in_channels_last(self.work)
         for p in self.tensors:
@@ -302,7 +304,7 @@ class _Learner:
 
     def build(self, dose: float) -> nn.Module:
         """A net with `dose` times what was learned."""
-        built = copied(self.net).eval()
+        built = deep_copy(self.net).eval()
         named = dict(built.named_parameters())
         with torch.no_grad():
             for name, learned in self.weights.items():
@@ -351,16 +353,15 @@ class _Learner:
     def _attack(self, x: Tensor, y: Tensor, index: Tensor, seed: int) -> Tensor:
         """Steps of 2.5 eps/steps up the margin loss from a random point of the ball around `x`."""
         steps, threat = self._recipe.attack_steps, self._threat
-        domain = Domain(tuple(x.shape[1:]))
-        start, loss = threat.start(x, domain, index, seed), partial(margin, aim=Aim(y))
-        step = 2.5 * threat.eps / steps
-        return climb(self.attacked, start, x, threat, loss, domain=domain, step=step, steps=steps)
+        start, loss = threat.start(x, self._domain, index, seed), partial(margin, aim=Aim(y))
+        run = (self.attacked, start, x, threat, self._domain, loss)
+        return climb(*run, step=2.5 * threat.eps / steps, steps=steps)
 
 
 def _widen(net: nn.Module) -> nn.Module:
     """A copy of the net in which half floats are float32: a step of Adam would be lost in their
     rounding."""
-    wide, halves = copied(net), (torch.float16, torch.bfloat16)
+    wide, halves = deep_copy(net), (torch.float16, torch.bfloat16)
     return wide.float() if any(p.dtype in halves for p in wide.parameters()) else wide
 
 

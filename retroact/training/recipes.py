@@ -24,12 +24,17 @@ from retroact.spec import AtLeast0, Count, Positive, SpecError, UnitInterval, Wi
 
 
 class Recipe(Protocol):
-    """What `fit` asks of a recipe; `net` maps pixels in [0,1] to logits."""
+    """What `fit` asks of a recipe; `net` maps examples (n, …) in the box of `domain` to logits.
+
+    Without a domain the box is [0,1], that of pixels.
+    """
 
     @property
     def standard(self) -> Standard: ...
 
-    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor: ...
+    def __call__(
+        self, net: nn.Module, images: Tensor, labels: Tensor, domain: Domain | None = None
+    ) -> Tensor: ...
 
 
 @spec
@@ -85,7 +90,9 @@ class Standard:
     def standard(self) -> Standard:
         return self
 
-    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    def __call__(
+        self, net: nn.Module, images: Tensor, labels: Tensor, domain: Domain | None = None
+    ) -> Tensor:
         return images
 
     def lr_at(self, step: int, steps_per_epoch: int) -> float:
@@ -114,7 +121,7 @@ class MixedFGSM:
     """Erichson et al. 2019: the first int(batch * ratio) images of a batch are replaced by FGSM
     images.
 
-    x + eps sign(grad of the cross-entropy at the true label), clipped to [0,1], with the net in
+    x + eps sign(grad of the cross-entropy at the true label), clipped to the box, with the net in
     eval mode and its present weights; the step that follows is in train mode. `eps` is the radius
     in pixels: the paper's 0.3 (MNIST) and 0.031 (CIFAR-10) are in normalised units and become 0.3 *
     0.3081 and 0.031 * 0.2.
@@ -124,12 +131,14 @@ class MixedFGSM:
     ratio: UnitInterval = 0.3
     eps: Positive = 0.3 * 0.3081
 
-    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    def __call__(
+        self, net: nn.Module, images: Tensor, labels: Tensor, domain: Domain | None = None
+    ) -> Tensor:
         n = int(len(images) * self.ratio)
         if n == 0:
             return images
         x = images[:n]
-        x_adv = _climb(net, x, x, labels[:n], Linf(self.eps), self.eps, 1)
+        x_adv = _climb(net, x, x, labels[:n], self.eps, domain, step=self.eps, steps=1)
         return torch.cat([x_adv, images[n:]])
 
 
@@ -139,8 +148,8 @@ class Adversarial:
     is ever seen.
 
     `steps` steps of length `step` along the sign of the cross-entropy's gradient from a random
-    point of the L_inf ball of radius `eps`, cut with the box [0,1]; all in pixels, the net in eval
-    mode and with its present weights. The defaults are the field's for CIFAR-10. Starts are drawn
+    point of the L_inf ball of radius `eps`, cut with the box; all in pixels, the net in eval mode
+    and with its present weights. The defaults are the field's for CIFAR-10. Starts are drawn
     from torch's generator, which `fit` seeds for each epoch.
     """
 
@@ -149,20 +158,33 @@ class Adversarial:
     steps: Count = 10
     step: Positive = 2 / 255
 
-    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        start = (images + torch.empty_like(images).uniform_(-self.eps, self.eps)).clamp_(0.0, 1.0)
-        return _climb(net, start, images, labels, Linf(self.eps), self.step, self.steps)
+    def __call__(
+        self, net: nn.Module, images: Tensor, labels: Tensor, domain: Domain | None = None
+    ) -> Tensor:
+        box = domain or Domain(tuple(images.shape[1:]))
+        start = box.clamp(images + torch.empty_like(images).uniform_(-self.eps, self.eps))
+        run = (net, start, images, labels, self.eps, box)
+        return _climb(*run, step=self.step, steps=self.steps)
 
 
 def _climb(
-    net: nn.Module, x: Tensor, centre: Tensor, labels: Tensor, threat: Linf, step: float, steps: int
+    net: nn.Module,
+    x: Tensor,
+    centre: Tensor,
+    labels: Tensor,
+    eps: float,
+    domain: Domain | None,
+    *,
+    step: float,
+    steps: int,
 ) -> Tensor:
-    """PGD on the cross-entropy with the net in eval mode, from `x` within the ball around
+    """PGD on the cross-entropy with the net in eval mode, from `x` in the L_inf ball around
     `centre`."""
+    domain = domain or Domain(tuple(centre.shape[1:]))
+    threat = Linf(eps, width=max(1.0, domain.width))
     loss = partial(F.cross_entropy, target=labels, reduction="sum")
     with evaluating(net):
-        domain = Domain(tuple(x.shape[1:]))
-        return climb(net, x, centre, threat, loss, domain=domain, step=step, steps=steps)
+        return climb(net, x, centre, threat, domain, loss, step=step, steps=steps)
 
 
 @spec
@@ -178,7 +200,9 @@ class Shifted:
     mean: float = 0.1307
     std: Positive = 0.3081
 
-    def __call__(self, net: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    def __call__(
+        self, net: nn.Module, images: Tensor, labels: Tensor, domain: Domain | None = None
+    ) -> Tensor:
         return (images - self.mean) / self.std
 
 

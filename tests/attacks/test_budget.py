@@ -18,6 +18,7 @@ from retroact.crafting.driver import craft, craft_all
 from retroact.crafting.goals import Aim, LeastLikely, Untargeted
 from retroact.crafting.scene import Scene
 from retroact.crafting.threat import L2, Linf
+from retroact.crafting.windows import Stroke
 
 BUDGET = [
     ra.APGD(steps=12),
@@ -62,6 +63,12 @@ NORMS = {t.norm: t for t in (Linf, L2)}
 def on(x, threat):
     """A scene of images that no network is asked about."""
     return Scene.on(nn.Flatten(), x, Aim(torch.zeros(len(x), dtype=torch.int64)), threat)
+
+
+def strokes(scene, size):
+    """The chances of one query for each example, with windows of that size."""
+    corners, signs, order = square._draw(scene, scene.rows, [size], stream=1)
+    return Stroke(size, corners[:, 0], signs[:, 0], order)
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +257,7 @@ def test_the_bump_of_square_is_that_of_the_paper():
     # n = 2 rings: the middle 1 + 1/4 + 1/9, then 1/4 + 1/9, then 1/9 (eq. 2)
     row = windows._bump(5, 5)[2]
     assert row.tolist() == pytest.approx([1 / 9, 13 / 36, 49 / 36, 13 / 36, 1 / 9])
-    pair = windows._pair(5)
+    pair = windows._pair(5, 5)
     assert (
         float(pair.norm()) == pytest.approx(1.0)
         and bool((pair[:2] > 0).all())
@@ -265,10 +272,9 @@ def test_a_repaint_stays_within_its_windows_and_keeps_to_the_budget(threat):
     paint, box = threat.windows, Domain((3, 20, 20))
     best = paint.start(x, threat.eps, box, torch.arange(8), 0)
     assert torch.allclose(threat.size(best - x), torch.tensor(threat.eps), rtol=1e-4)
-    side, most = paint.side(0.04, 20, 20), 1 if threat.norm == "linf" else 2
-    assert side == (4 if threat.norm == "linf" else 5)
-    corners, signs = square._draw(on(x, threat), torch.arange(8), [side], stream=1)
-    tried = paint.repaint(best, x, threat.eps, box, side, corners[:, 0], signs[:, 0])
+    (side, across), most = paint.size(0.04, box.frame), 1 if threat.norm == "linf" else 2
+    assert side == across == (4 if threat.norm == "linf" else 5)
+    tried = paint.repaint(best, x, threat.eps, box, strokes(on(x, threat), (side, side)))
     touched = (tried - best).abs().amax(1) > 1e-6
     assert (
         bool((touched.flatten(1).sum(1) > 0).all())
@@ -283,7 +289,8 @@ def test_a_window_that_a_repaint_would_not_change_takes_the_other_sign():
     x, signs = torch.full((2, 1, 6, 6), 0.5), torch.tensor([[1.0, 1.0], [1.0, -1.0]])
     best = x + 0.1  # so the first image's repaint with + changes nothing
     corners = torch.tensor([[7, 0], [0, 0]])
-    tried = Linf.windows.repaint(best, x, 0.1, Domain((1, 6, 6)), 2, corners, signs)
+    stroke = Stroke((2, 2), corners, signs, torch.zeros(2, 0))
+    tried = Linf.windows.repaint(best, x, 0.1, Domain((1, 6, 6)), stroke)
     changed = (tried - best).abs() > 1e-6
     assert changed[0, 0].nonzero().tolist() == [[1, 1], [1, 2], [2, 1], [2, 2]]
     assert changed[1, 0].nonzero().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
@@ -294,7 +301,7 @@ def test_a_window_that_a_repaint_would_not_change_takes_the_other_sign():
 def test_windows_of_square_lie_evenly_in_the_image(side):
     n = 4000
     scene = on(torch.zeros(n, 1, 20, 24), Linf(0.1))
-    corners, signs = square._draw(scene, torch.arange(n), [side], stream=1)
+    corners, signs, _ = square._draw(scene, torch.arange(n), [(side, side)], stream=1)
     down, across = corners // 24, corners % 24
     for place, last in ((down, 20 - side), (across, 24 - side)):
         assert place.min() == 0 and place.max() == last  # both edges are reached

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from retroact.evaluation.record import Record
+from retroact.experiments.fields import CellFields
 from retroact.experiments.store import FORMAT, Store, StoreError
 
 
@@ -39,7 +40,7 @@ def record(n: int = 5, seed: int = 0, images: bool = False) -> Record:
 
 def test_what_is_put_is_read_back(tmp_path):
     with Store(tmp_path / "s.sqlite") as store:
-        store.put("k1", "Cell(1)", {"net": "a"}, record(images=True))
+        store.put("k1", "Cell(1)", CellFields(net="a"), record(images=True))
         assert store.read("k1") == record() and store.read("k1").examples is None
         assert np.array_equal(store.read("k1", images=True).examples, record(images=True).examples)
         assert "k1" in store and "k2" not in store and len(store) == 1
@@ -49,7 +50,7 @@ def test_what_is_put_is_read_back(tmp_path):
         assert (row.key, row.cell, row.fields, row.n, row.kept) == (
             "k1",
             "Cell(1)",
-            {"net": "a"},
+            CellFields(net="a"),
             5,
             5,
         )
@@ -60,7 +61,7 @@ def test_what_is_put_is_read_back(tmp_path):
 def test_cells_are_found_and_removed_by_glob(tmp_path):
     with Store(tmp_path / "s.sqlite") as store:
         for i in range(4):
-            store.put(f"k{i}", f"Cell(model=Model(net='n{i % 2}'))", {}, record(seed=i))
+            store.put(f"k{i}", f"Cell(model=Model(net='n{i % 2}'))", CellFields(), record(seed=i))
         assert [r.key for r in store.rows("*net='n1'*")] == ["k1", "k3"]
         assert store.remove("*net='n1'*") == 2
         assert [r.key for r in store.rows()] == ["k0", "k2"]
@@ -104,14 +105,14 @@ def test_a_newer_store_a_foreign_database_and_a_text_file_are_refused(tmp_path):
 
 def test_a_full_disk_loses_the_cell_at_hand_and_nothing_else(tmp_path):
     with Store(tmp_path / "s.sqlite") as store:
-        store.put("k0", "Cell(0)", {}, record())
+        store.put("k0", "Cell(0)", CellFields(), record())
         pages = store._db.execute("PRAGMA page_count").fetchone()[0]
         store._db.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(StoreError, match="every finished cell is still there"):
-            store.put("big", "Cell(big)", {}, record(20_000))
+            store.put("big", "Cell(big)", CellFields(), record(20_000))
         assert store.read("k0") == record() and "big" not in store
         store._db.execute("PRAGMA max_page_count = 100000")
-        store.put("big", "Cell(big)", {}, record(20_000))
+        store.put("big", "Cell(big)", CellFields(), record(20_000))
     with Store(tmp_path / "s.sqlite") as again:
         assert len(again) == 2 and again.read("big") == record(20_000)
 
@@ -119,11 +120,11 @@ def test_a_full_disk_loses_the_cell_at_hand_and_nothing_else(tmp_path):
 WRITER = """
 import sys
 sys.path.insert(0, {here!r})
-from test_store import record
+from test_store import CellFields, record
 from retroact.experiments.store import Store
 store = Store({path!r})
 for i in range(100_000):
-    store.put(f"k{{i}}", f"Cell({{i}})", {{}}, record(2000, seed=i))
+    store.put(f"k{{i}}", f"Cell({{i}})", CellFields(), record(2000, seed=i))
     print(i, flush=True)
 """
 

@@ -165,8 +165,8 @@ def test_a_grid_takes_models_with_their_weights_and_kinds():
         ("", ("gelu",)),
     ]
     assert (
-        cells[1].fields()["net"] == "mine:build with a.pth"
-        and cells[1].fields()["sites"] == "* with gelu"
+        cells[1].fields().net == "mine:build with a.pth"
+        and cells[1].fields().sites == "* with gelu"
     )
 
 

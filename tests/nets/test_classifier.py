@@ -180,8 +180,9 @@ def test_bad_construction_is_refused() -> None:
         Classifier(Classifier(_linear()))
     with pytest.raises(TypeError, match="got function"):
         Classifier(lambda x: x)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"\(channels, height, width\)"):
-        Classifier(_linear(), shape=(4, 4))  # type: ignore[arg-type]
+    for shape in ((4, 0), (), (-1,)):
+        with pytest.raises(ValueError, match=r"\(channels, height, width\)"):
+            Classifier(_linear(), shape=shape)
 
 
 # ------------------------------------------------------------------------------------------- doors

@@ -6,7 +6,7 @@ import io
 import json
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import retroact as ra
+from retroact.crafting.domain import Domain
 from retroact.experiments.store import Store
 from retroact.reports import audited, plots
 from retroact.reports.html import rendered
@@ -43,6 +44,7 @@ class Told:
 
     found: dict[str, Any]
     sides: tuple[Half, Half]
+    domain: Domain = field(default_factory=lambda: Domain((1, 2, 2)))
 
     def numbers(self) -> dict[str, Any]:
         return self.found
@@ -307,6 +309,7 @@ def test_the_page_of_a_store_can_hold_audits():
         "groups": [],
         "curves": [],
         "pictures": [],
+        "undrawn": False,
         "runs": [],
     }
     text = rendered("report.html", **shown, audits=[("SReLU <100>", numbers())], written="now")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from retroact.evaluation.record import Record
+from retroact.experiments.fields import CellFields
 from retroact.experiments.store import Store
 from retroact.reports import html, plots, tables
 from retroact.reports.report import report
@@ -57,7 +58,7 @@ def fields(net: str = "net", activation: str | None = None, eps: float = 0.1, **
         "seed": 0,
         "dtype": "float32",
     }
-    return plain | attack | rest | changed
+    return CellFields(**plain | attack | rest | changed)
 
 
 @pytest.fixture

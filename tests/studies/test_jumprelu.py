@@ -135,12 +135,12 @@ def test_noise_is_measured_in_normalised_space_over_all_images(one_pixel):
     x, moved = torch.rand(5, 3, 2, 2), torch.rand(5, 3, 2, 2)
     mean, std = (np.array(v).reshape(1, 3, 1, 1) for v in ((0.4, 0.5, 0.6), (0.2, 0.1, 0.4)))
     a, b = ((v.numpy() - mean) / std for v in (x, moved))
-    for name, p in (("linf", np.inf), ("l2", 2)):
+    for threat, p in ((Linf, np.inf), (L2, 2)):
         known = [
             np.linalg.norm((q - r).ravel(), p) / np.linalg.norm(r.ravel(), p)
             for q, r in zip(b, a, strict=True)
         ]
-        assert relative(net, moved, x, name).numpy() == pytest.approx(known, rel=1e-5)
+        assert relative(net, moved, x, threat).numpy() == pytest.approx(known, rel=1e-5)
 
 
 def test_a_dead_image_is_counted_and_never_called_fooled(one_pixel):
@@ -160,7 +160,7 @@ def test_two_goes_find_what_one_finds():
         (decide(model(), made.x_adv) == images.labels).double().mean()
     )
     assert found["noise"] == pytest.approx(
-        float(relative(model(), made.x_adv, images.images, "l2").mean()), rel=1e-4
+        float(relative(model(), made.x_adv, images.images, L2).mean()), rel=1e-4
     )
 
 

@@ -65,7 +65,7 @@ def test_a_deterministic_attack_decides_as_foolbox_does(entry, net, digits):
     digits = digits[:10]
     # blur treats the edges in its own way, which larger radii than the published ones would show
     eps = (0.1, 0.3) if entry.threat is Linf or "Blur" in entry.name else (0.3, 1.0, 2.0)
-    attack = entry.foolbox._attack(foolbox, entry.threat(eps[0]))
+    attack = entry.foolbox._build(foolbox, entry.threat(eps[0]))
     seen = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
     _, _, success = attack(seen, digits.images, digits.labels, epsilons=list(eps))
     ours = [

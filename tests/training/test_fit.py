@@ -21,6 +21,7 @@ from retroact.nets.classifier import Classifier
 from retroact.nets.data import Images
 from retroact.training import convolutions
 from retroact.training import fit as home
+from retroact.training.batches import Batches, order, seed_of
 from retroact.training.convolutions import WeightsByMatmul
 from retroact.training.fit import DivergenceError, Progress, UnfinishedError, fit
 from retroact.training.recipes import Adversarial, MixedFGSM, Recipe, Standard
@@ -265,13 +266,14 @@ def test_the_first_epochs_see_smaller_images(ratio: float) -> None:
 def test_a_smaller_image_keeps_each_part_of_the_picture_and_its_range() -> None:
     x = torch.zeros(2, 1, 8, 8)
     x[:, :, :4] = 1.0
-    plan = replace(QUICK, sizes=(4,))
-    small = home._scaled(x, plan, 0)
+    plan = replace(QUICK, sizes=(4,), batch=2)
+    batches = Batches(Images.of(x, [0, 1]), plan, 0, "cpu")
+    small = batches.resize(x, 0)
     assert small.shape == (2, 1, 4, 4)
     assert small.mean() == pytest.approx(0.5)
     assert (small[:, :, 0] > 0.99).all()
     assert (small[:, :, 3] < 0.01).all()
-    assert home._scaled(x, plan, 1) is x
+    assert batches.resize(x, 1) is x
 
 
 class _Looks(TorchDispatchMode):
@@ -313,16 +315,17 @@ def test_too_few_images_and_a_loss_that_explodes_are_said() -> None:
 
 
 def test_an_epoch_takes_every_image_at_most_once_and_each_epoch_its_own_order() -> None:
-    first, second = (torch.cat(list(home._batches(100, 32, 0, epoch))) for epoch in (0, 1))
+    first, second = (torch.cat(list(order(100, 32, 0, epoch))) for epoch in (0, 1))
     assert len(first) == len(set(first.tolist())) == 96
     assert not torch.equal(first, second)
-    assert home._seed_of(0, 1) != home._seed_of(1, 0)
+    assert seed_of(0, 1) != seed_of(1, 0)
 
 
 def test_augmented_images_are_crops_of_the_padded_image_or_their_mirrors() -> None:
     plan = replace(QUICK, augment=True)
     x = torch.rand(40, 2, 6, 6)
-    out = home._augmented(x, plan)
+    given = Images.of(x, [0] * len(x))
+    out = Batches(given, plan, 0, "cpu").augment(x)
     assert out.shape == x.shape
     padded = nn.functional.pad(x, (4, 4, 4, 4))
     mirrored = 0
@@ -335,7 +338,7 @@ def test_augmented_images_are_crops_of_the_padded_image_or_their_mirrors() -> No
         assert plain or mirror
         mirrored += not plain
     assert 5 < mirrored < 35
-    assert home._augmented(x, QUICK) is x
+    assert Batches(given, QUICK, 0, "cpu").augment(x) is x
 
 
 # -------------------------------------------------------------------------------- checkpoints, kill

@@ -10,7 +10,7 @@ network learns nothing: its first activations are all below the jump.)
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -19,6 +19,7 @@ from retroact.activations.piecewise import JumpReLU
 from retroact.attacks.apgd import APGD
 from retroact.attacks.erichson import ErichsonPGD
 from retroact.auditing.audit import audit
+from retroact.auditing.battery import VERSION
 from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import evaluate
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
@@ -75,6 +76,7 @@ class TrainedWithKappa:
     epochs: Count = 10
     eps: Positive = EPS
     seed: int = 0
+    version: ClassVar[int] = VERSION
 
     def __call__(self) -> dict[str, Any]:
         plain = _trained(_born(self.seed), 0.0, self.train, self.epochs, self.seed)

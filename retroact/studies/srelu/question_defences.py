@@ -15,7 +15,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from safetensors.torch import save as to_bytes
@@ -30,12 +30,12 @@ from retroact.activations.shifted import ShiftedReLU
 from retroact.activations.site import Site
 from retroact.attacks.fgsm import FGSM
 from retroact.auditing.audit import audit
+from retroact.auditing.battery import VERSION
 from retroact.auditing.verdict import MARGIN
 from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import evaluate_all
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.experiments.cell import Model
-from retroact.experiments.facts import measured
 from retroact.nets.data import data
 from retroact.nets.zoo import NETWORKS
 from retroact.reports.studied import Claim, Part, Table, Text
@@ -64,7 +64,7 @@ def make(desk: Desk) -> Iterator[Part]:
         f"The slope {ALPHA:g} on top of another defence: that defence → with the slope",
         _pairs(desk),
     )
-    yield Text(_together([_again(desk, what) for _, what in _pairs(desk)]))
+    yield Text(_together([desk.again(what) for _, what in _pairs(desk)]))
     yield from _same_slope(desk)
     yield from _biases(desk, images, battery)
 
@@ -116,6 +116,7 @@ class HardenedAudit:
     batch: Count = 200
     battery: BatteryName = "whole"
     seed: int = 0
+    version: ClassVar[int] = VERSION
 
     def __call__(self) -> dict[str, Any]:
         plain, (hard, shifts) = self.model(), _hardened(self)
@@ -289,6 +290,7 @@ class RaisedBias:
     threat: Any
     battery: BatteryName = "whole"
     seed: int = 0
+    version: ClassVar[int] = VERSION
 
     def __call__(self) -> dict[str, Any]:
         plain = self.model()
@@ -329,16 +331,10 @@ def _biases(desk: Desk, images: str, battery: BatteryName) -> Iterator[Part]:
     asked.append(("learned, one per channel", learned))
     yield audits(desk, "Raised biases on LeNet: plain → shifted", asked)
     up, best = (
-        [(s, _again(desk, w)) for s, (_, w) in zip(shifts, asked[:-1], strict=True) if s > 0],
-        _again(desk, learned),
+        [(s, desk.again(w)) for s, (_, w) in zip(shifts, asked[:-1], strict=True) if s > 0],
+        desk.again(learned),
     )
     yield Text(_elevated(max((_gain(f), s) for s, f in up), best))
-
-
-def _again(desk: Desk, what: Any) -> dict[str, Any]:
-    """Facts that have been asked for already, so that the footnote does not count their minutes
-    twice."""
-    return measured(what, desk.store).facts
 
 
 def _gain(found: dict[str, Any]) -> float:

@@ -1,0 +1,76 @@
+"""The fields of a cell: what stands in a store beside its record, for tables and pages. No torch
+here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Literal
+
+from retroact import __version__
+
+SCHEMA = 2
+"""1: without the schema's number, the package's version and the fingerprints."""
+
+Knowledge = Literal["white", "gray", "black"]
+
+
+@dataclass(frozen=True)
+class CellFields:
+    """A cell as texts and numbers: the network (`net`, `activation`, `sites`, None and "*" where
+    there is nothing to say), what is climbed in its place (`source`; the surrogate's `beta`, 0
+    without one, and `kernel`), the attack with its threat (`norm`, `eps` in pixels) and goal.
+
+    `weights` and `pixels` are the first 16 hex digits of the SHA-256 of the network's weights and
+    of the images; `retroact` is the version of the package that ran the cell. They are empty, and
+    `schema` is 1, where an older version wrote it.
+    """
+
+    net: str = ""
+    activation: str | None = None
+    sites: str = "*"
+    source: str | None = None
+    knowledge: Knowledge = "white"
+    attack: str = ""
+    threat: str = ""
+    norm: str = ""
+    eps: float = 0.0
+    goal: str = ""
+    data: str = ""
+    beta: float = 0.0
+    kernel: str = ""
+    seed: int = 0
+    dtype: str = ""
+    schema: int = SCHEMA
+    retroact: str = __version__
+    weights: str = ""
+    pixels: str = ""
+
+    @property
+    def network(self) -> str:
+        """The network's name and, where it was retrofitted, its activation and sites."""
+        if not self.activation:
+            return self.net
+        return f"{self.net} + {self.activation}" + (
+            f" at {self.sites}" if self.sites != "*" else ""
+        )
+
+    @property
+    def attack_and_kernel(self) -> str:
+        """The attack, and what its gradients went through where that is not the network itself."""
+        return f"{self.attack} through {self.kernel} {self.beta:g}" if self.beta else self.attack
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields by name; those that its schema does not know are left out."""
+        return {k: v for k, v in asdict(self).items() if self.schema > 1 or k not in _SINCE_2}
+
+    @classmethod
+    def from_json(cls, stored: Mapping[str, Any]) -> CellFields:
+        """What `to_json` wrote, by this or an older version; names that it does not know are left
+        out."""
+        old: dict[str, Any] = {"schema": 1, "retroact": ""}
+        known = {f.name for f in fields(cls)}
+        return cls(**old | {name: v for name, v in stored.items() if name in known})
+
+
+_SINCE_2 = ("schema", "retroact", "weights", "pixels")
