@@ -18,6 +18,26 @@ if TYPE_CHECKING:
     from retroact.nets.data import Images
 
 
+def import_own(module: str) -> None:
+    """Imports a module of the user's own, from the folder in which he stands or as installed, so
+    that its specs are known."""
+    import importlib
+
+    from retroact.nets import zoo
+
+    zoo.look_here()
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        cure = "it must import as it stands"
+        if module.endswith(".py"):
+            cure = f"write {module[:-3]}"
+        elif isinstance(error, ModuleNotFoundError) and (error.name or "") in module:
+            cure = "stand in its folder, or install it"
+        text = f"--import {module}: {type(error).__name__}: {error}; {cure}"
+        raise ImportError(text) from error
+
+
 def load(
     net: str, weights: str, images: Images | None = None, *, beside: str | None = None
 ) -> nn.Module:
