@@ -13,6 +13,7 @@ import argparse
 import time
 
 import retroact as ra
+from retroact.executors import Processes
 from retroact.experiments.store import Store
 from retroact.studies.desk import Desk
 from retroact.studies.srelu.figure_2 import fgsm_curves
@@ -28,7 +29,7 @@ def main() -> None:
     began = time.monotonic()
     with Store(args.store) as store:
         asked = {(net, said(s)): ra.SReLU(s) for net in NETS for s in SLOPES}
-        made = fgsm_curves(Desk(store, workers=args.workers), asked, args.n)
+        made = fgsm_curves(Desk(store, executor=Processes(args.workers)), asked, args.n)
     spent = time.monotonic() - began
     for (net, slope), curve in made.items():
         accuracies = ", ".join(f"{a:.2f}" for a in curve.y)

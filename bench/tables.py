@@ -16,6 +16,7 @@ import argparse
 import time
 from dataclasses import replace
 
+from retroact.executors import Processes
 from retroact.experiments.facts import measured_all
 from retroact.experiments.store import Store
 from retroact.studies.jumprelu.crafted import crafted
@@ -36,7 +37,7 @@ def main() -> None:
         for name in reversed(ATTACKS)
     }
     with Store(args.store) as store:
-        found = measured_all(list(asked.values()), store, workers=args.workers)
+        found = measured_all(list(asked.values()), store, executor=Processes(args.workers))
     print(
         "| network | kappa | attack | accuracy, % | of the retrofit, % | noise, % | CPU s |",
         "|" + "---|" * 7,

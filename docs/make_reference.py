@@ -12,6 +12,7 @@ from retroact.activations.activation import Activation
 from retroact.crafting.attack import Attack
 from retroact.crafting.goals import Goal
 from retroact.crafting.threat import ThreatModel
+from retroact.executors import Executor
 from retroact.spec import known, show
 
 PAGE = Path(__file__).with_name("reference.md")
@@ -82,6 +83,10 @@ def page() -> str:
         "## Goals",
         "",
         *rows(Goal),
+        "",
+        "## Executors",
+        "",
+        *rows(Executor),
         "",
         "## Functions",
         "",

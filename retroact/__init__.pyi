@@ -75,6 +75,10 @@ from retroact.evaluation.metrics import worst_case as worst_case
 from retroact.evaluation.proof import craft as craft
 from retroact.evaluation.proof import craft_all as craft_all
 from retroact.evaluation.record import Record as Record
+from retroact.executors import Executor as Executor
+from retroact.executors import Processes as Processes
+from retroact.executors import Serial as Serial
+from retroact.executors import Threads as Threads
 from retroact.experiments.cell import Cell as Cell
 from retroact.experiments.cell import Model as Model
 from retroact.experiments.store import Store as Store

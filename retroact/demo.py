@@ -19,8 +19,8 @@ from retroact.auditing.audit import Audit, audit
 from retroact.checkpoint import load
 from retroact.crafting.threat import Linf
 from retroact.evaluation.metrics import robust_accuracy, worst_case
+from retroact.executors import SERIAL, Executor, one_thread
 from retroact.experiments.cell import Cell, Model
-from retroact.experiments.executors import one_thread
 from retroact.experiments.store import Store
 from retroact.experiments.sweep import plan, sweep
 from retroact.experiments.tuning import CLAIMED, MARGIN, SHARPNESS, tune
@@ -62,7 +62,7 @@ def run(
     store: Path,
     page: Path,
     *,
-    workers: int = 1,
+    executor: Executor = SERIAL,
     progress: Callable[[float, int], None] | None = None,
 ) -> tuple[list[Line], list[str], Path]:
     """Runs the demo on `name` (digits or mnist); returns the table's lines, what they say, and the
@@ -93,7 +93,7 @@ def run(
         sweep(
             cells,
             opened,
-            workers=workers,
+            executor=executor,
             keep=KEPT,
             progress=lambda done, total: tell(values + done, total),
         )

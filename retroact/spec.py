@@ -142,6 +142,14 @@ def known(kind: type = object) -> list[type]:
     return [cls for _, cls in sorted(_known.items()) if _is_of(cls, kind)]
 
 
+def homes() -> list[str]:
+    """The modules outside the package in which specs are written, but for the program's own."""
+    names = {cls.__module__ for cls in _known.values()}
+    return sorted(
+        name for name in names - {"__main__", "__mp_main__"} if name.split(".")[0] != __package__
+    )
+
+
 def belongs(value: object, kind: type[T]) -> TypeGuard[T]:
     """Whether `value` is of `kind`.
 
@@ -206,13 +214,12 @@ def _is_kind(cls: type) -> bool:
 
 def _misplaced(value: object, kind: type, where: str = "") -> SpecError:
     """The error for a value of another kind: what it is, and what belongs there."""
-    other = next((base for base in reversed(type(value).__mro__[1:]) if _is_kind(base)), None)
+    kinds = [base for base in type(value).__mro__ if _is_protocol(base) or inspect.isabstract(base)]
     name = show(value) if is_spec(value) else repr(value)[:60]
-    which = "" if other is None else f", {_a(other)},"
+    which = f", {_a(kinds[-1])}," if kinds else ""
     names = ", ".join(cls.__name__ for cls in known(kind) if cls is not kind)
-    members = ", ".join(_members(kind))
-    way = f"with {members}" if members else f"that inherits {kind.__name__}"
-    cure = f", or one of your own {way}" if callable(value) and other is None else ""
+    own = callable(value) and not type(value).__module__.startswith(f"{__package__}.")
+    cure = f", or one of your own, which inherits {kind.__name__}" if own else ""
     return SpecError(
         f"{where}{where and ': '}{name}{which} does not belong here;"
         f" expected {_a(kind)}{names and ', one of: '}{names}{cure}"

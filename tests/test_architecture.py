@@ -17,6 +17,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doors": set(),
     "ground": set(),
     "nets": set(),
+    "executors": {"nets"},
     "activations": set(),
     "retrofitting": {"activations"},
     "crafting": set(),
@@ -35,6 +36,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "auditing": {
         "nets",
+        "executors",
         "activations",
         "retrofitting",
         "crafting",
@@ -46,6 +48,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "detection": {"crafting", "evaluation"},
     "experiments": {
         "nets",
+        "executors",
         "activations",
         "retrofitting",
         "crafting",
@@ -65,6 +68,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "demo": {
         "nets",
+        "executors",
         "activations",
         "retrofitting",
         "crafting",

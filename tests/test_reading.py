@@ -708,8 +708,8 @@ def test_tune_and_harden_take_texts():
         ra.harden("digits-cnn", train, "Linf(0.1)", "PGD")
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_sweep_runs_on_images_of_ones_own(tmp_path, workers):
+@pytest.mark.parametrize("executor", ["Serial", "Processes(2)"])
+def test_a_sweep_runs_on_images_of_ones_own(tmp_path, executor):
     part = ra.data("digits[:6]")
     given = (part.images, part.labels)
     cells = ra.grid(
@@ -722,7 +722,7 @@ def test_a_sweep_runs_on_images_of_ones_own(tmp_path, workers):
     )
     cells.append(ra.Cell("digits-cnn", given, "PGD(steps=2)", "Linf(0.1)"))
     with ra.Store(tmp_path / "s.sqlite") as store:
-        records = ra.sweep([*cells[:2], ra.show(cells[2])], store, workers=workers)
+        records = ra.sweep([*cells[:2], ra.show(cells[2])], store, executor=executor)
     assert cells[0].data.startswith("yours:") and len(records) == 3
     alone = ra.evaluate("digits-cnn", given, "PGD(steps=2)", "Linf(0.1)")
     assert records[2] == alone

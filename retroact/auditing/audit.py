@@ -9,9 +9,7 @@ withstands, never a certificate.
 from __future__ import annotations
 
 import itertools
-import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 
 from torch import nn
@@ -42,6 +40,7 @@ from retroact.crafting.threat import ThreatModel
 from retroact.doors import checked, whole
 from retroact.evaluation.evaluate import decide, described, left_alone
 from retroact.evaluation.surroundings import surroundings
+from retroact.executors import SERIAL, Executor, in_order
 from retroact.ground import neutral
 from retroact.nets.data import Images
 from retroact.reading import (
@@ -55,7 +54,7 @@ from retroact.reading import (
     as_threat,
 )
 from retroact.retrofitting.surgery import Retrofit
-from retroact.spec import show
+from retroact.spec import show, take
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,7 +142,7 @@ def audit(
     margin: float = MARGIN,
     seed: int = 0,
     chunk: int | None = None,
-    workers: int = 1,
+    executor: Said[Executor] = SERIAL,
     progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
     """What the network `after` a change is worth beside the one `before` it, on `data`.
@@ -154,7 +153,8 @@ def audit(
     the claim rests on; `surrogate` a network to climb in the place of `after`, if it has no spec.
     `battery` "quick" runs the decisive attacks only, "thorough" begins anew until nothing more is
     broken. `draws` averages randomised networks over so many. `margin` is the accuracy difference
-    that matters. Two `workers` attack both networks at once, in threads, with the same outcome.
+    that matters. The `executor` attacks the two networks: Threads(2) both at once, with the same
+    outcome.
 
     Raises ValueError for networks that do not fit each other or the data, decide at chance or at
     random (without `draws`), a threat without gradients, a radius at which nothing survives.
@@ -163,12 +163,12 @@ def audit(
     radius, attack = as_threat(threat), as_attack(claimed)
     own = None if surrogate is None else as_network(surrogate)
     (seed, chunk, _), draws = checked(seed, chunk), whole(draws, "draws")
-    at_once, prints = whole(workers, "workers", 1) > 1, _fingerprint(images, nets)
+    runner, prints = take(executor, Executor), _fingerprint(images, nets)
     nets = Pair(*(Expectation(net, draws) for net in nets)) if draws else nets
     under = Conditions(images, radius, check(nets, images, radius), seed, chunk)
     stages = _Stages(progress, 2 * STAGES + 2)
     subjects = prepare(*nets, images, radius, own, KERNELS if kernels is None else kernels, seed)
-    return _Procedure(nets, subjects, under, spent, attack, at_once, stages).run(margin, prints)
+    return _Procedure(nets, subjects, under, spent, attack, runner, stages).run(margin, prints)
 
 
 def _read(
@@ -205,7 +205,7 @@ class _Procedure:
     under: Conditions
     battery: Battery
     claimed: Attack
-    at_once: bool
+    executor: Executor
     stages: _Stages
 
     def run(self, margin: float, fingerprints: Fingerprints) -> Audit:
@@ -256,26 +256,12 @@ class _Procedure:
         return readings, Pair(before.curves(), after.curves())
 
     def _attack_both(self) -> Pair[Side]:
-        """The battery on both networks; at once the first in a thread, a daemon so that an
-        interrupt ends it too."""
+        """The battery on both networks."""
 
         def attack(subject: Subject) -> Side:
             return self.battery(subject, self.under, self.claimed, progress=self.stages)
 
-        first, second = self.subjects
-        if not self.at_once:
-            return Pair(attack(first), attack(second))
-        beside: Future[Side] = Future()
-
-        def work() -> None:
-            try:
-                beside.set_result(attack(first))
-            except BaseException as e:
-                beside.set_exception(e)
-
-        threading.Thread(target=work, daemon=True).start()
-        after = attack(second)
-        return Pair(beside.result(), after)
+        return Pair(*in_order(self.executor, attack, self.subjects))
 
     def _describe(self, sides: Pair[Side]) -> AuditPedigree:
         where = surroundings(self.subjects.before.net.network)

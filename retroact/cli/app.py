@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Sequence
+from itertools import islice
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from retroact.cli import attacks, audits, console, listing, networks, reports
+from retroact.cli.named import import_own
 
 STOPPED = 130  # what a shell expects of a program that Ctrl-C ended
 BROKEN = 70  # of a program with a fault in it (sysexits.h); 1 is an answer of --fail-on
@@ -22,7 +27,44 @@ FORESEEN = (
     ImportError,
 )
 
+
+class ImportsAnywhere(TyperGroup):
+    """`--import` is understood before the command and after it."""
+
+    # typer brings a Context of its own in some versions, and click's in others
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, _imports_first(args))
+
+
+def _imports_first(words: Sequence[str]) -> list[str]:
+    """The same words, with each `--import MODULE` at their beginning."""
+    imports: list[str] = []
+    others: list[str] = []
+    left = iter(words)
+    for word in left:
+        if word == "--import":
+            imports += [word, *islice(left, 1)]
+        elif word.startswith("--import="):
+            imports.append(word)
+        else:
+            others.append(word)
+    return imports + others
+
+
+ImportOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--import",
+        metavar="MODULE",
+        help=(
+            "a module of your own, whose specs (attacks, activations, threats, executors) are then"
+            " known; before the command or after it; may be repeated"
+        ),
+    ),
+]
+
 app = typer.Typer(
+    cls=ImportsAnywhere,
     help=(
         "Retrofit the activations of a trained network, attack it, and say honestly what it is"
         " worth."
@@ -48,6 +90,12 @@ for command in (
     networks.export,
 ):
     app.command(command.__name__.rstrip("_"))(command)
+
+
+@app.callback()
+def application(imports: ImportOption = None) -> None:
+    for module in imports or ():
+        import_own(module)
 
 
 def main() -> None:

@@ -11,9 +11,10 @@ import typer
 
 from retroact.cli import options
 from retroact.cli.console import print_json, print_lines, print_result, progress_bar
-from retroact.cli.named import activation_of, files_of, model_of, say_of_cells
+from retroact.cli.named import activation_of, executor_of, files_of, model_of, say_of_cells
 
 if TYPE_CHECKING:
+    from retroact.executors import Executor
     from retroact.experiments.cell import Cell
 
 AttackArgument = Annotated[str, typer.Argument(help='such as "PGD(steps=40)"')]
@@ -105,7 +106,7 @@ def attack(
         seed=seed,
         dtype=dtype,  # type: ignore[arg-type]
     )
-    _Run(store, 1, keep, chunk, device, as_json, dry_run)([cell])
+    _Run(store, executor_of("Serial", None), keep, chunk, device, as_json, dry_run)([cell])
 
 
 def sweep(
@@ -121,7 +122,8 @@ def sweep(
     also: options.Also = None,
     chunk: options.Chunk = None,
     device: options.Device = "cpu",
-    workers: options.Workers = 0,
+    workers: options.Workers = None,
+    executor: options.Executor = None,
     store: options.Store = options.STORE,
     keep: options.Keep = 0,
     as_json: options.Json = False,
@@ -144,7 +146,8 @@ def sweep(
         sites=sites,
         also=also or (),
     )
-    _Run(store, workers or options.cores(), keep, chunk, device, as_json, dry_run)(cells)
+    where = executor_of(executor, workers)
+    _Run(store, where, keep, chunk, device, as_json, dry_run)(cells)
 
 
 @dataclass(frozen=True)
@@ -152,7 +155,7 @@ class _Run:
     """How cells are run, and where their records go."""
 
     path: Path
-    workers: int
+    executor: Executor
     keep: int
     chunk: int | None
     device: str
@@ -173,7 +176,7 @@ class _Run:
                 sweep(
                     cells,
                     store,
-                    workers=self.workers,
+                    executor=self.executor,
                     keep=self.keep,
                     chunk=self.chunk,
                     device=self.device,
@@ -191,7 +194,7 @@ class _Run:
         cost = estimate(
             cells,
             self.path,
-            workers=self.workers,
+            executor=self.executor,
             keep=self.keep,
             chunk=self.chunk,
             device=self.device,

@@ -10,7 +10,7 @@ import typer
 
 from retroact.cli import options
 from retroact.cli.console import note, print_rows, progress_bar, say
-from retroact.cli.named import load, say_left_alone
+from retroact.cli.named import executor_of, load, say_left_alone
 
 if TYPE_CHECKING:
     from torch import nn
@@ -46,7 +46,9 @@ DrawsOption = Annotated[
 MarginOption = Annotated[
     float, typer.Option(min=0.001, max=1, help="the difference of accuracy that matters")
 ]
-WorkersOption = Annotated[int, typer.Option(help="2: both networks at once; 0: one per core")]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=0, help="2: both networks at once; 0: one per core")
+]
 AgainstWeightsOption = Annotated[str, typer.Option(help="weights of --against, likewise")]
 MdOption = Annotated[Path | None, typer.Option(help="write Markdown here")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="write all numbers here")]
@@ -68,7 +70,8 @@ def audit(
     thorough: ThoroughOption = False,
     draws: DrawsOption = 0,
     margin: MarginOption = 0.05,
-    workers: WorkersOption = 0,
+    workers: WorkersOption = None,
+    executor: options.Executor = None,
     seed: options.Seed = 0,
     weights: options.Weights = "",
     against_weights: AgainstWeightsOption = "",
@@ -94,7 +97,8 @@ def audit(
     how: dict[str, Any] = {"draws": draws, "margin": margin, "seed": seed}
     how |= {"battery": "quick" if quick else "thorough" if thorough else None}
     how |= {} if claimed is None else {"claimed": claimed}
-    result = _run(before, after, images, radius, workers=workers or options.cores(), **how)
+    where = executor_of(executor, workers, "Threads")
+    result = _run(before, after, images, radius, executor=where, **how)
     _print_audit(result.numbers())
     _write(result, pages)
     if answers & {result.verdict.effect, *result.verdict.words}:
@@ -107,7 +111,7 @@ def selftest() -> None:
     from retroact.auditing.battery import QUICK
     from retroact.auditing.selftest import selftest as run
     from retroact.crafting.threat import Linf
-    from retroact.experiments.executors import one_thread
+    from retroact.executors import one_thread
     from retroact.nets.data import data
     from retroact.training.hardening import Hardening, harden
 
@@ -180,7 +184,7 @@ def _run(
     before: nn.Module, after: nn.Module, images: Images, threat: ThreatModel, **how: Any
 ) -> Audit:
     from retroact.auditing.audit import audit
-    from retroact.experiments.executors import one_thread
+    from retroact.executors import one_thread
 
     with progress_bar("audit") as progress, one_thread():
         return audit(before, after, images, threat, progress=progress, **how)

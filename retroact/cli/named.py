@@ -4,16 +4,38 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from retroact.cli.console import note
+from retroact.cli.options import cores
 
 if TYPE_CHECKING:
     from torch import nn
 
     from retroact.activations.activation import Activation
+    from retroact.executors import Executor
     from retroact.experiments.cell import Cell, Model
     from retroact.nets.data import Images
+
+
+def import_own(module: str) -> None:
+    """Imports a module of the user's own, from the folder in which he stands or as installed, so
+    that its specs are known."""
+    import importlib
+
+    from retroact.nets import zoo
+
+    zoo.look_here()
+    try:
+        importlib.import_module(module)
+    except Exception as error:
+        cure = "it must import as it stands"
+        if module.endswith(".py"):
+            cure = f"write {module[:-3]}"
+        elif isinstance(error, ModuleNotFoundError) and (error.name or "") in module:
+            cure = "stand in its folder, or install it"
+        text = f"--import {module}: {type(error).__name__}: {error}; {cure}"
+        raise ImportError(text) from error
 
 
 def load(
@@ -52,6 +74,25 @@ def activation_of(text: str | None) -> Activation | None:
     from retroact.reading import as_activation
 
     return None if text is None or text.lower() == "none" else as_activation(text)
+
+
+def executor_of(
+    text: str | None,
+    workers: int | None,
+    several: Literal["Processes", "Threads"] = "Processes",
+    *,
+    default: int = 0,
+) -> Executor:
+    """The executor that is named, or else `several` for so many workers; 0: one per core."""
+    from retroact import executors
+    from retroact.spec import parse
+
+    if text is None:
+        count = (default if workers is None else workers) or cores()
+        return getattr(executors, several)(count) if count > 1 else executors.SERIAL
+    if workers is not None:
+        raise ValueError(f"expected --workers or --executor, got both: {workers} and {text}")
+    return parse(text, executors.Executor)
 
 
 def files_of(nets: Sequence[str], weights: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ import typer
 
 from retroact.cli import options
 from retroact.cli.console import print_json, print_result, print_rows, progress_bar, say
-from retroact.cli.named import activation_of, load, say_left_alone
+from retroact.cli.named import activation_of, executor_of, load, say_left_alone
 
 if TYPE_CHECKING:
     from torch import nn
@@ -131,6 +131,9 @@ ValidationOption = Annotated[
     str, typer.Option(help='validation data, such as "mnist/validation[:500]"; never test data')
 ]
 ShareOption = Annotated[float, typer.Option(help="share of clean accuracy to keep")]
+WorkersOption = Annotated[
+    int | None, typer.Option(min=0, help="so many values at once (default: 1); 0: one per core")
+]
 GridOption = Annotated[str | None, typer.Option(help='values to try, such as "0,0.5,1.0"')]
 
 
@@ -144,12 +147,14 @@ def tune(
     sites: options.Sites = "*",
     also: options.Also = None,
     seed: options.Seed = 0,
+    workers: WorkersOption = None,
+    executor: options.Executor = None,
     weights: options.Weights = "",
     as_json: options.Json = False,
     dry_run: options.Dry = False,
 ) -> None:
     """Accuracy against the activation's knob on validation data, and which value to take."""
-    from retroact.experiments.executors import one_thread
+    from retroact.executors import one_thread
     from retroact.experiments.tuning import tune as run
     from retroact.nets.data import data as read
     from retroact.reading import as_activation
@@ -167,6 +172,7 @@ def tune(
         return print_result(cost, as_json)
     how: dict[str, Any] = {"keep": keep, "grid": values, "seed": seed}
     how |= {"sites": sites, "also": also or ()}
+    how |= {"executor": executor_of(executor, workers, default=1)}
     with progress_bar(f"tune {kind}") as progress, one_thread():
         tuned = run(network, cls, images, threat, **how, progress=progress)
     _print_tuning(tuned, as_json)

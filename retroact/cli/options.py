@@ -42,7 +42,12 @@ Chunk = Annotated[
     int | None, typer.Option(min=1, help="images per forward pass (default: the attack's own)")
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")]
-Workers = Annotated[int, typer.Option(help="processes; 0: one per core")]
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="so many at once; 0: one per core, as without it")
+]
+Executor = Annotated[
+    str | None, typer.Option(help='instead of --workers, such as "Processes(4)" or one of yours')
+]
 Html = Annotated[Path | None, typer.Option(help="write a self-contained page here")]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Dry = Annotated[

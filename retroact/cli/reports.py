@@ -9,6 +9,7 @@ import typer
 
 from retroact.cli import options
 from retroact.cli.console import note, print_json, print_lines, progress_bar, say
+from retroact.cli.named import executor_of
 
 if TYPE_CHECKING:
     from retroact.experiments.store import Store
@@ -22,15 +23,16 @@ def demo(
     data: DemoDataOption = "digits",
     report: PageOption = Path("retroact-demo.html"),
     store: options.Store = Path("retroact-demo.sqlite"),
-    workers: options.Workers = 0,
+    workers: options.Workers = None,
+    executor: options.Executor = None,
     as_json: options.Json = False,
 ) -> None:
     """Retrofit, tune, attack and report on a small network, from start to end."""
     from retroact.demo import run
 
-    workers = workers or options.cores()
+    where = executor_of(executor, workers)
     with progress_bar("demo") as progress:
-        lines, notes, page = run(data, store, report, workers=workers, progress=progress)
+        lines, notes, page = run(data, store, report, executor=where, progress=progress)
     if as_json:
         return print_json([line.numbers() for line in lines])
     print_lines(lines)
@@ -116,7 +118,8 @@ def study(
     out: OutOption = Path("studies"),
     store: options.Store = Path("retroact-studies.sqlite"),
     facts: FactsOption = None,
-    workers: options.Workers = 0,
+    workers: options.Workers = None,
+    executor: options.Executor = None,
     as_json: options.Json = False,
 ) -> None:
     """Make a paper's tables and figures anew, beside the published numbers, with a verdict on each
@@ -124,9 +127,10 @@ def study(
     from retroact.experiments.store import Store
     from retroact.studies.study import written
 
+    where = executor_of(executor, workers)
     how: dict[str, Any] = {"only": only or (), "quick": quick, "large": large, "full": full or ()}
     with Store(store) as opened:
-        made = _make_study(paper, opened, facts, workers=workers or options.cores(), **how)
+        made = _make_study(paper, opened, facts, executor=where, **how)
     if as_json:
         return print_json(
             [

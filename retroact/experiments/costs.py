@@ -14,8 +14,8 @@ from torch import nn
 
 from retroact.crafting.attack import CHUNK
 from retroact.crafting.oracle import in_float
+from retroact.executors import SERIAL, Executor, one_thread
 from retroact.experiments.cell import Cell, Model, alike
-from retroact.experiments.executors import one_thread
 from retroact.experiments.store import Store
 from retroact.experiments.sweep import plan
 from retroact.nets.data import data
@@ -25,7 +25,7 @@ def estimate(
     cells: Sequence[Cell],
     path: Path,
     *,
-    workers: int = 1,
+    executor: Executor = SERIAL,
     keep: int = 0,
     chunk: int | None,
     device: str = "cpu",
@@ -48,7 +48,7 @@ def estimate(
         "already in the store": len(planned.cells) - len(todo),
         "to run": [f"{c.model.called} {c.attack} {c.threat}" for c in todo],
         "gradients at most": sum(passes.values()),
-        "seconds at most, about": round(seconds / max(1, min(workers, len(todo))), 1),
+        "seconds at most, about": round(seconds / max(1, min(executor.workers, len(todo))), 1),
     }
 
 

@@ -18,12 +18,12 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from retroact.executors import SERIAL, Executor, one_thread
 from retroact.experiments.cell import Model, pixels
-from retroact.experiments.executors import one_thread, side_by_side
 from retroact.experiments.store import Store
 from retroact.nets.data import DataSlice, data
 from retroact.nets.sources import HUB
@@ -54,11 +54,11 @@ def measured_all(
     asked: Sequence[Measurement],
     store: Store,
     *,
-    workers: int = 1,
+    executor: Executor = SERIAL,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Measured]:
-    """The facts of several measurements, in order; what the store lacks is measured in `workers`
-    processes.
+    """The facts of several measurements, in order; what the store lacks is measured where the
+    `executor` runs it.
 
     Each is stored as it is done, so a stop loses those that were running.
     """
@@ -70,30 +70,17 @@ def measured_all(
     }
     done = len(set(names)) - len(missing)
     progress(done, done + len(missing))
-    for i, (name, (facts, seconds)) in enumerate(_made(missing, workers), start=1):
-        store.put_facts(name, show(missing[name]), facts, seconds)
+    for i, ((name, what), made) in enumerate(executor(_measure, missing.items()), start=1):
+        store.put_facts(name, show(what), *made)
         progress(done + i, done + len(missing))
     return [_read(store, name, name not in missing) for name in names]
 
 
-def _made(
-    missing: Mapping[str, Measurement], workers: int
-) -> Iterator[tuple[str, tuple[dict[str, Any], float]]]:
-    if workers < 2 or len(missing) < 2:
-        return ((name, _measure(what)) for name, what in missing.items())
-    return (
-        (name, made) for (name, _), made in side_by_side(_measure_named, missing.items(), workers)
-    )
-
-
-def _measure_named(named: tuple[str, Measurement]) -> tuple[dict[str, Any], float]:
-    return _measure(named[1])
-
-
-def _measure(what: Measurement) -> tuple[dict[str, Any], float]:
+def _measure(named: tuple[str, Measurement]) -> tuple[dict[str, Any], float]:
+    """The facts, and the CPU seconds that they took."""
     began = time.process_time()
     with one_thread():
-        facts = what()
+        facts = named[1]()
     return facts, time.process_time() - began
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from retroact.doors import check_device, checked, whole
+from retroact.doors import check_device, checked
 from retroact.evaluation.record import Record
-from retroact.experiments.cell import Cell, Model, alike, all_locked
-from retroact.experiments.executors import processes, serial
+from retroact.executors import SERIAL, Executor, Here, one_thread
+from retroact.experiments.cell import Cell, Model, alike, all_locked, run_together
 from retroact.experiments.store import Store
-from retroact.reading import Data
-from retroact.spec import SpecError, key, parse, show
+from retroact.reading import Data, Said
+from retroact.spec import SpecError, key, parse, show, take
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def sweep(
     cells: Iterable[Cell | str],
     store: Store,
     *,
-    workers: int = 1,
+    executor: Said[Executor] = SERIAL,
     keep: int = 0,
     chunk: int | None = None,
     device: str = "cpu",
@@ -53,32 +53,60 @@ def sweep(
     """Runs what is missing, writes each cell as it is done, and returns all records in the order
     given.
 
-    `progress` is called with (cells done, a fraction for the running one, and cells in all). Any
-    stop, a kill among them, loses at most the cells that were running.
+    `executor` says where cells run, such as Processes(4); their records are the same anywhere.
+    `progress` is called with (cells done, a fraction for those that run here, and cells in all).
+    Any stop, a kill among them, loses at most the cells that were running.
     """
-    (_, chunk, keep), workers = checked(0, chunk, keep), whole(workers, "workers", 1)
+    (_, chunk, keep), executor = checked(0, chunk, keep), take(executor, Executor)
     check_device(device)
     planned = plan(cells, store, keep=keep)
-    todo = alike(planned.cells[k] for k in planned.todo)
-    done, total = len(planned.cells) - len(planned.todo), len(planned.cells)
-    running = iter(todo)
-
-    def within(examples: int, of: int) -> None:
-        if progress is not None:
-            progress(done + size * examples / of, total)
-
-    if workers > 1 and len(todo) > 1:
-        finished = processes(todo, workers, keep=keep, chunk=chunk, device=device)
-    else:
-        finished = serial(todo, keep=keep, chunk=chunk, device=device, progress=within)
-    size = len(next(running, ()))
-    for group in finished:
-        for cell, record in group:
+    watch = _Watch(progress, len(planned.cells) - len(planned.todo), len(planned.cells))
+    run = _Run(keep, chunk, device, Here(watch.look))
+    for group, records in executor(run, alike(planned.cells[k] for k in planned.todo)):
+        for cell, record in zip(group, records, strict=True):
             store.put(key(cell), show(cell), cell.fields(), record)
-        done, size = done + len(group), len(next(running, ()))
-        if progress is not None:
-            progress(float(done), total)
+        watch.add(group)
     return [store.read(k, images=keep > 0) for k in planned.cells]
+
+
+@dataclass(frozen=True)
+class _Run:
+    """Runs cells that differ in their threat alone, on one thread: same cells, same bits."""
+
+    keep: int
+    chunk: int | None
+    device: str
+    look: Callable[..., None]
+
+    def __call__(self, group: Sequence[Cell]) -> list[Record]:
+        how: dict[str, Any] = {"keep": self.keep, "chunk": self.chunk, "device": self.device}
+        with one_thread():
+            return run_together(group, **how, progress=lambda *at: self.look(group, *at))
+
+
+class _Watch:
+    """Counts the cells that are done, and the parts of those that run, for whoever watches."""
+
+    def __init__(
+        self, progress: Callable[[float, int], None] | None, done: int, total: int
+    ) -> None:
+        self._progress, self._done, self._total = progress, done, total
+        self._parts: dict[Cell, float] = {}
+
+    def look(self, group: Sequence[Cell], examples: int, of: int) -> None:
+        """So many examples of a running group are done."""
+        self._parts[group[0]] = len(group) * examples / of
+        self._tell()
+
+    def add(self, group: Sequence[Cell]) -> None:
+        """A group is done."""
+        self._parts.pop(group[0], None)
+        self._done += len(group)
+        self._tell()
+
+    def _tell(self) -> None:
+        if self._progress is not None:
+            self._progress(self._done + sum(self._parts.values()), self._total)
 
 
 def grid(

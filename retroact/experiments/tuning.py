@@ -22,11 +22,12 @@ from retroact.crafting.threat import ThreatModel
 from retroact.doors import checked
 from retroact.evaluation.evaluate import evaluate
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy, worst_case
+from retroact.executors import SERIAL, Executor, in_order
 from retroact.ground import neutral
 from retroact.nets.classifier import sized
 from retroact.reading import Data, Examples, Said, as_activation, as_images, as_module, as_threat
 from retroact.retrofitting.surgery import retrofit
-from retroact.spec import show
+from retroact.spec import show, take
 from retroact.training.learnable import SHARPNESS
 
 CLAIMED = PGD(steps=40, relative_step=1 / 30)
@@ -110,19 +111,21 @@ def tune(
     also: Iterable[str] = (),
     seed: int = 0,
     chunk: int | None = None,
+    executor: Said[Executor] = SERIAL,
     progress: Callable[[float, int], None] | None = None,
 ) -> Tuning:
     """Tries each value of the first field of `kind` (an activation class, or its name) on `data`.
 
     `grid` None takes the class's own `grid`; the neutral value, which is the plain network, is put
     first where it is missing. `also` names kinds beyond ReLU that are replaced too, at the neutral
-    value by a ReLU. `progress` is called with (values done, values in all).
+    value by a ReLU. The `executor` runs the values, which do not depend on one another. `progress`
+    is called with (values done, values in all).
 
     Raises ValueError for test data, for data of unknown split that is named as test, for a kind
     without a knob, and for `keep` outside (0, 1].
     """
     network, kind, threat = as_module(network), _kind(kind), as_threat(threat)
-    data = as_images(data, network)
+    data, executor = as_images(data, network), take(executor, Executor)
     seed, chunk, _ = checked(seed, chunk)
     _refuse_test_data(data)
     if not 0 < keep <= 1:
@@ -131,40 +134,44 @@ def tune(
         )
     network = sized(network, data.images.shape[1:])
     candidates, kinds = _candidates(kind, grid), tuple(also)
-    points: list[Point] = []
-    for activation, knob in candidates:
-        points.append(_point(network, activation, knob, data, threat, sites, kinds, seed, chunk))
+    trial = _Trial(network, data, threat, sites, kinds, seed, chunk)
+
+    def ended(count: int) -> None:
         if progress is not None:
-            progress(float(len(points)), len(candidates))
-    return Tuning(
-        tuple(points), _knob_of(kind), keep, data.name, show(threat), len(data.labels), kinds
-    )
+            progress(float(count), len(candidates))
+
+    points = tuple(in_order(executor, trial, candidates, ended))
+    return Tuning(points, _knob_of(kind), keep, data.name, show(threat), len(data.labels), kinds)
 
 
-def _point(
-    network: nn.Module,
-    activation: Any,
-    knob: float,
-    data: Examples,
-    threat: ThreatModel,
-    sites: str,
-    also: tuple[str, ...],
-    seed: int,
-    chunk: int | None,
-) -> Point:
-    fitted = retrofit(network, activation, sites=sites, also=also)
-    runs: list[tuple[PGD, nn.Module | None]] = [(CLAIMED, None), (MARGIN, None)]
-    if activation.jump:
-        smooth = activation.smoothed(SHARPNESS)
-        runs.append((MARGIN, retrofit(network, smooth, sites=sites, also=also)))
-    records = [
-        evaluate(fitted, data, attack, threat, source=source, seed=seed, chunk=chunk)
-        for attack, source in runs
-    ]
-    verified = float(np.mean(worst_case(records)))
-    return Point(
-        activation, knob, clean_accuracy(records[0]), robust_accuracy(records[0]), verified
-    )
+@dataclass(frozen=True)
+class _Trial:
+    """Tries one value of the knob."""
+
+    network: nn.Module
+    data: Examples
+    threat: ThreatModel
+    sites: str
+    also: tuple[str, ...]
+    seed: int
+    chunk: int | None
+
+    def __call__(self, candidate: tuple[Activation, float]) -> Point:
+        activation, knob = candidate
+        fitted = self._fit(activation)
+        runs: list[tuple[PGD, nn.Module | None]] = [(CLAIMED, None), (MARGIN, None)]
+        if activation.jump:
+            runs.append((MARGIN, self._fit(activation.smoothed(SHARPNESS))))
+        how: dict[str, Any] = {"seed": self.seed, "chunk": self.chunk}
+        records = [
+            evaluate(fitted, self.data, attack, self.threat, source=source, **how)
+            for attack, source in runs
+        ]
+        clean, claimed = clean_accuracy(records[0]), robust_accuracy(records[0])
+        return Point(activation, knob, clean, claimed, float(np.mean(worst_case(records))))
+
+    def _fit(self, activation: Activation) -> nn.Module:
+        return retrofit(self.network, activation, sites=self.sites, also=self.also)
 
 
 def _candidates(kind: Any, grid: Sequence[float] | None) -> list[tuple[Any, float]]:

@@ -326,7 +326,7 @@ def written_here(where: str) -> Path | None:
     first, *inner = module.split(".")
     if not all(part.isidentifier() for part in (first, *inner, function)):
         return None
-    _look_here()
+    look_here()
     here = Path.cwd()
     spec = importlib.util.find_spec(first)
     homes = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or [])]
@@ -415,11 +415,12 @@ def _lacks_arguments(builder: Callable[[], object]) -> bool:
 
 
 def _import(module: str) -> ModuleType:
-    _look_here()
+    look_here()
     return importlib.import_module(module)
 
 
-def _look_here() -> None:
+def look_here() -> None:
+    """Modules in the folder in which the user stands can be imported, where none is called so."""
     # a console script does not have the folder the user stands in on its path; last, so that it
     # hides nothing
     if os.getcwd() not in sys.path:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from retroact.evaluation.record import Record
+from retroact.executors import SERIAL, Executor
 from retroact.experiments.cell import Cell
 from retroact.experiments.facts import Measurement, measured, measured_all
 from retroact.experiments.store import Store
@@ -31,13 +32,13 @@ class Desk:
         *,
         quick: bool = False,
         large: bool | None = None,
-        workers: int = 1,
+        executor: Executor = SERIAL,
         chunk: int | None = None,
         earlier: Earlier = Earlier(),  # noqa: B008  # frozen
         progress: Callable[[float], None] = lambda part: None,
     ) -> None:
         self.store, self.quick, self._earlier = store, quick, earlier
-        self._workers, self._chunk, self._progress = workers, chunk, progress
+        self._executor, self._chunk, self._progress = executor, chunk, progress
         self.large = not quick if large is None else large
         self.used: dict[str, None] = {}
         self._took: dict[Any, float] = {}
@@ -52,15 +53,15 @@ class Desk:
         return quick if self.quick else full
 
     def records(self, cells: Iterable[Cell], *, keep: int = 0) -> list[Record]:
-        """The record of each cell, in order: missing ones are run, all at once where several
-        workers are there."""
+        """The record of each cell, in order: missing ones are run where the executor
+        runs them."""
         asked = list(cells)
         by_cell = {cell: self._earlier.record(cell, self.store, keep=keep) for cell in asked}
         todo = [cell for cell, record in by_cell.items() if record is None]
         swept = sweep(
             todo,
             self.store,
-            workers=self._workers,
+            executor=self._executor,
             keep=keep,
             chunk=self._chunk,
             progress=lambda done, total: self._progress(done / max(1, total)),
@@ -77,13 +78,13 @@ class Desk:
         return self.all_facts([what])[0]
 
     def all_facts(self, asked: Sequence[Measurement]) -> list[dict[str, Any]]:
-        """`facts` of several measurements, side by side where several workers are there."""
+        """`facts` of several measurements, made where the executor runs them."""
         by_what = {what: self._earlier.facts(what, self.store) for what in asked}
         todo = [what for what, then in by_what.items() if then is None]
         new = measured_all(
             todo,
             self.store,
-            workers=self._workers,
+            executor=self._executor,
             progress=lambda done, total: self._progress(done / max(1, total)),
         )
         results = {what: then for what, then in by_what.items() if then is not None}

@@ -15,10 +15,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
+from retroact.executors import SERIAL, Executor
 from retroact.experiments.store import Store
+from retroact.reading import Said
 from retroact.reports import studied
 from retroact.reports.html import write
 from retroact.reports.studied import Item, Study
+from retroact.spec import take
 from retroact.studies.desk import Desk
 from retroact.studies.earlier import Earlier
 from retroact.studies.published import claims, published
@@ -52,7 +55,7 @@ def study(
     quick: bool = False,
     large: bool = False,
     full: Sequence[str] = (),
-    workers: int = 1,
+    executor: Said[Executor] = SERIAL,
     progress: Callable[[float, int], None] = lambda done, total: None,
 ) -> Study:
     """Makes the items `only` (all where it is empty) of `paper`; what the store has is not run
@@ -92,7 +95,7 @@ def study(
             store,
             quick=small,
             large=large or not small,
-            workers=workers,
+            executor=take(executor, Executor),
             chunk=chunk,
             earlier=earlier,
             progress=within,

@@ -166,10 +166,10 @@ def test_its_jump_is_smoothed_where_its_place_is_known() -> None:
 
 def test_it_is_audited(net) -> None:
     quick = ra.audit(net, "SteepJump(0.3)", digits(), "Linf(0.1)", battery="quick")
-    assert any("kernel" in run.title for run in quick.retrofit.runs)
+    assert any(run.kernel for run in quick.after.attacks)
     assert quick.names[1].endswith("SteepJump(kappa=0.3)")
     smooth = ra.audit(net, Squareplus(0.5), digits(), "Linf(0.1)", battery="quick")
-    assert not any("kernel" in run.title for run in smooth.retrofit.runs)
+    assert not any(run.kernel for run in smooth.after.attacks)
 
 
 def test_it_is_tuned(net) -> None:
@@ -194,5 +194,5 @@ def test_a_function_that_is_no_activation_is_refused(net) -> None:
         def __call__(self, z: Tensor) -> Tensor:
             return z
 
-    with pytest.raises(SpecError, match=r"Duck\(\) .* one of your own that inherits Activation"):
+    with pytest.raises(SpecError, match=r"Duck\(\) .* one of your own, which inherits Activation"):
         ra.retrofit(net, Duck())

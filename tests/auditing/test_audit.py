@@ -189,9 +189,11 @@ def test_the_networks_stay_as_they_were():
     assert all(p.grad is None for p in [*hard.parameters(), *plain().parameters()])
 
 
-def test_two_workers_find_what_one_finds_and_leave_the_networks_as_they_were():
+def test_threads_find_what_one_finds_and_leave_the_networks_as_they_were():
     old, hard = copy.deepcopy(plain()).train(), jump().train()
-    beside = run(hard, before=old, workers=2, battery=dataclasses.replace(SMALL, queries=20))
+    beside = run(
+        hard, before=old, executor=ra.Threads(2), battery=dataclasses.replace(SMALL, queries=20)
+    )
     assert old.training and hard.training
     assert untimed(beside) == untimed(run(jump(), battery=dataclasses.replace(SMALL, queries=20)))
 
@@ -199,9 +201,9 @@ def test_two_workers_find_what_one_finds_and_leave_the_networks_as_they_were():
 @pytest.mark.parametrize(
     "how", [{"draws": 3}, {"claimed": ra.Foolbox("LinfPGD", steps=5)}], ids=str
 )
-def test_two_workers_do_not_take_each_others_random_numbers(how):
+def test_threads_do_not_take_each_others_random_numbers(how):
     old, hard = (Noisy(), Noisy()) if "draws" in how else (plain(), jump())
-    assert untimed(run(hard, 25, before=old, workers=2, **how)) == untimed(
+    assert untimed(run(hard, 25, before=old, executor=ra.Threads(2), **how)) == untimed(
         run(hard, 25, before=old, **how)
     )
 
@@ -215,13 +217,13 @@ def test_what_goes_wrong_in_the_other_thread_is_raised():
             return out
 
     with pytest.raises(ArithmeticError, match="the first network failed"):
-        run(jump(), 25, before=Failing(), workers=2)
+        run(jump(), 25, before=Failing(), executor=ra.Threads(2))
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_progress_ends_where_it_says(workers):
+@pytest.mark.parametrize("executor", [ra.Serial(), ra.Threads(2)], ids=str)
+def test_progress_ends_where_it_says(executor):
     seen = []
-    run(plain(), 25, workers=workers, progress=lambda *at: seen.append(at))
+    run(plain(), 25, executor=executor, progress=lambda *at: seen.append(at))
     assert sorted(done for done, _ in seen) == list(range(1, seen[-1][1] + 1))
 
 

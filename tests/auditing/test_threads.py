@@ -43,7 +43,12 @@ def test_two_audits_of_nets_with_norms_in_two_threads(round):
         net, data = pair
         small = Battery(steps=2, targets=1, targeted_steps=2, finish=0, queries=0, trial_steps=0)
         return ra.audit(
-            net, ra.retrofit(net, ra.JumpReLU(0.05)), data, ra.Linf(0.1), battery=small, workers=2
+            net,
+            ra.retrofit(net, ra.JumpReLU(0.05)),
+            data,
+            ra.Linf(0.1),
+            battery=small,
+            executor=ra.Threads(2),
         )
 
     with ThreadPoolExecutor(2) as pool:

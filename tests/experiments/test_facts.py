@@ -5,6 +5,7 @@ from typing import Any, ClassVar
 import pytest
 
 from retroact.activations.piecewise import JumpReLU
+from retroact.executors import Processes
 from retroact.experiments.cell import Model
 from retroact.experiments.facts import locked_key, measured, measured_all
 from retroact.experiments.store import Store
@@ -66,7 +67,10 @@ def test_two_workers_measure_the_same_and_progress_counts_each(tmp_path):
     with Store(tmp_path / "a.sqlite") as a, Store(tmp_path / "b.sqlite") as b:
         one = [m.facts for m in measured_all(asked, a)]
         two = [
-            m.facts for m in measured_all(asked, b, workers=2, progress=lambda *at: seen.append(at))
+            m.facts
+            for m in measured_all(
+                asked, b, executor=Processes(2), progress=lambda *at: seen.append(at)
+            )
         ]
     assert one == two and one[0] == one[2] != one[1]
     assert seen == [(0, 2), (1, 2), (2, 2)]

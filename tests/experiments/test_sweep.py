@@ -51,7 +51,7 @@ def test_a_second_run_runs_nothing(tmp_path, undisturbed):
 def test_any_order_and_two_processes_give_the_same_bits(tmp_path, undisturbed):
     shuffled = np.random.default_rng(0).permutation(12)
     with Store(tmp_path / "s.sqlite") as store:
-        found = sweep([cells()[i] for i in shuffled], store, workers=2)
+        found = sweep([cells()[i] for i in shuffled], store, executor="Processes(2)")
     assert all(found[k] == undisturbed[i] for k, i in enumerate(shuffled))
 
 

@@ -1,0 +1,219 @@
+"""Where independent tasks run: one after the other, in threads, or in processes beside this one.
+
+    for task, result in Processes(workers=4)(work, tasks):
+        ...
+
+An executor is a spec, and so is one of your own: a class that inherits `Executor`. Which one runs
+the tasks never changes a result: every task brings all that it depends on, its noise is a hash of
+seed and example, and its sums are added on as many threads here as there.
+"""
+
+from __future__ import annotations
+
+import importlib
+import multiprocessing
+import pickle
+from abc import abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from queue import SimpleQueue
+from threading import Thread
+from typing import Protocol, TypeVar
+
+import torch
+
+from retroact.ground import Held
+from retroact.nets.data import Images, embed, embedded
+from retroact.spec import Count, homes, spec
+
+A = TypeVar("A")
+B = TypeVar("B")
+
+
+class Executor(Protocol):
+    """A spec that runs tasks which do not depend on one another: `executor(work, tasks)`.
+
+    `workers` is how many of them run at once; only estimates ask for it.
+    """
+
+    @property
+    def workers(self) -> int:
+        return 1
+
+    @abstractmethod
+    def __call__(self, work: Callable[[A], B], tasks: Iterable[A], /) -> Iterator[tuple[A, B]]:
+        """Yields each task with `work(task)` as it is done, in any order.
+
+        An error that a task raises is raised here, and nothing new begins once nobody asks for
+        more. In another process `luggage()`, which travels by pickle, is to be called before the
+        first task: it makes known there what is known here.
+        """
+        ...
+
+
+@spec
+class Serial(Executor):
+    """One task after the other, in this thread."""
+
+    def __call__(self, work: Callable[[A], B], tasks: Iterable[A], /) -> Iterator[tuple[A, B]]:
+        for task in tasks:
+            yield task, work(task)
+
+
+SERIAL = Serial()
+
+
+@spec
+class Threads(Executor):
+    """So many tasks at once in threads of this process: for work that cannot travel, such as an
+    audit of networks that are already made.
+
+    The threads are daemons, so that an interrupt ends the program at once.
+    """
+
+    workers: Count = 2
+
+    def __call__(self, work: Callable[[A], B], tasks: Iterable[A], /) -> Iterator[tuple[A, B]]:
+        waiting, done = deque(tasks), SimpleQueue[tuple[A, Future[B]]]()
+        count = len(waiting)
+        for _ in range(min(self.workers, count)):
+            Thread(target=_serve, args=(work, waiting, done), daemon=True).start()
+        try:
+            for _ in range(count):
+                task, outcome = done.get()
+                yield task, outcome.result()
+        finally:
+            waiting.clear()
+
+
+def _serve(
+    work: Callable[[A], B], waiting: deque[A], done: SimpleQueue[tuple[A, Future[B]]]
+) -> None:
+    """Does what is waiting until nothing is."""
+    while True:
+        try:
+            task = waiting.popleft()
+        except IndexError:
+            return
+        outcome: Future[B] = Future()
+        try:
+            outcome.set_result(work(task))
+        except BaseException as error:
+            outcome.set_exception(error)
+        done.put((task, outcome))
+
+
+@spec
+class Processes(Executor):
+    """So many tasks at once in processes beside this one; work and tasks travel there by pickle.
+
+    A single task runs here. Raises TypeError for what cannot travel.
+    """
+
+    workers: Count = 2
+
+    def __call__(self, work: Callable[[A], B], tasks: Iterable[A], /) -> Iterator[tuple[A, B]]:
+        waiting = list(tasks)
+        if self.workers < 2 or len(waiting) < 2:
+            yield from SERIAL(work, waiting)
+            return
+        _check_travels(work, waiting[0])
+        pool = ProcessPoolExecutor(
+            min(self.workers, len(waiting)),
+            multiprocessing.get_context("spawn"),  # fork and torch's threads do not go together
+            initializer=luggage(),
+        )
+        try:
+            running = {pool.submit(work, task): task for task in waiting}
+            for future in as_completed(running):
+                yield running[future], future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _check_travels(*things: object) -> None:
+    try:
+        pickle.dumps(things)
+    except (TypeError, AttributeError, pickle.PicklingError) as e:
+        raise TypeError(
+            f"this work cannot be sent to another process ({e}); give Threads(2) or Serial()"
+        ) from e
+
+
+@dataclass(frozen=True)
+class Luggage:
+    """What another process must know before its first task: the modules in which specs of your own
+    are written, images that are kept under a name, and on how many threads sums are added."""
+
+    modules: tuple[str, ...]
+    images: tuple[Images, ...]
+    threads: int
+
+    def __call__(self) -> None:
+        """Makes it known in this process."""
+        for module in self.modules:
+            importlib.import_module(module)
+        for own in self.images:
+            embed(own)
+        torch.set_num_threads(self.threads)
+
+
+def luggage() -> Luggage:
+    """What this process knows."""
+    return Luggage(tuple(homes()), tuple(embedded()), torch.get_num_threads())
+
+
+def in_order(
+    executor: Executor,
+    work: Callable[[A], B],
+    tasks: Iterable[A],
+    ended: Callable[[int], object] = lambda count: None,
+) -> list[B]:
+    """The results of all tasks, in the order of the tasks; `ended` hears how many are done."""
+    results: dict[int, B] = {}
+    for (place, _), result in executor(partial(_second, work), list(enumerate(tasks))):
+        results[place] = result
+        ended(len(results))
+    return [results[place] for place in sorted(results)]
+
+
+def _second(work: Callable[[A], B], numbered: tuple[int, A]) -> B:
+    return work(numbered[1])
+
+
+class Here:
+    """A callback that is heard in this process only: where it has travelled to another, it is
+    silent."""
+
+    def __init__(self, call: Callable[..., object]) -> None:
+        self._call = call
+
+    def __call__(self, *values: object) -> None:
+        self._call(*values)
+
+    def __reduce__(self) -> tuple[type[Here], tuple[Callable[..., object]]]:
+        return Here, (_ignore,)
+
+
+def _ignore(*values: object) -> None:
+    pass
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch's sums within the block, so that they are added in one order."""
+    with _ONE_THREAD.held():
+        yield
+
+
+def _settle_on_one() -> Callable[[], object]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    return partial(torch.set_num_threads, before)
+
+
+_ONE_THREAD = Held(_settle_on_one)

@@ -1,0 +1,213 @@
+"""Executors: every task once, with its result, and the same result wherever it runs."""
+
+import os
+import threading
+import time
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import retroact as ra
+from retroact.executors import (
+    SERIAL,
+    Executor,
+    Here,
+    Processes,
+    Serial,
+    Threads,
+    in_order,
+    luggage,
+    one_thread,
+)
+from retroact.experiments.tuning import tune
+from retroact.spec import SpecError, known, parse, spec
+
+PROCESSES = pytest.param(Processes(2), marks=pytest.mark.slow)
+each = pytest.mark.parametrize("executor", [Serial(), Threads(2), Threads(3), PROCESSES], ids=str)
+
+
+@spec
+class Backwards(Executor):
+    """One of our own: the last task first."""
+
+    def __call__(self, work, tasks, /):
+        for task in reversed(list(tasks)):
+            yield task, work(task)
+
+
+@dataclass(frozen=True)
+class Power:
+    """A piece of work that can travel."""
+
+    exponent: int
+
+    def __call__(self, base: int) -> int:
+        if base < 0:
+            raise ArithmeticError(f"no power of {base}")
+        return base**self.exponent
+
+
+def where(_: int) -> tuple[int, int]:
+    time.sleep(0.05)  # so that no worker does it all
+    return os.getpid(), threading.get_ident()
+
+
+@each
+def test_every_task_is_yielded_once_with_its_result(executor):
+    tasks = [[3], [1], [2], [1]]  # whatever a task is, it is only passed on
+    assert sorted(executor(sum, tasks)) == [([1], 1), ([1], 1), ([2], 2), ([3], 3)]
+    assert list(executor(sum, [])) == []
+
+
+@each
+def test_an_error_is_raised_here(executor):
+    with pytest.raises(ArithmeticError, match="no power of -1"):
+        list(executor(Power(2), [1, -1]))
+
+
+@pytest.mark.parametrize("executor", [Serial(), Threads(3)], ids=str)
+def test_in_order_gives_the_results_in_the_order_of_the_tasks(executor):
+    heard = []
+    assert in_order(executor, Power(2), [3, 1, 2], heard.append) == [9, 1, 4]
+    assert heard == [1, 2, 3]
+
+
+def test_one_of_our_own_is_one_class():
+    heard = []
+    assert in_order(Backwards(), Power(3), [1, 2], heard.append) == [1, 8] and heard == [1, 2]
+    assert parse("Backwards", Executor) == Backwards() and Backwards().workers == 1
+    assert {Backwards, Serial, Threads, Processes} <= set(known(Executor))
+
+
+def test_where_tasks_run():
+    mine = os.getpid(), threading.get_ident()
+    assert set(in_order(SERIAL, where, range(3))) == {mine}
+    threads = set(in_order(Threads(2), where, range(6)))
+    assert len(threads) == 2 and {pid for pid, _ in threads} == {os.getpid()}
+    assert mine not in threads
+    assert in_order(Processes(2), where, [1]) == [mine]  # a single task needs no company
+
+
+@pytest.mark.slow
+def test_processes_are_others():
+    pids = {pid for pid, _ in in_order(Processes(2), where, range(6))}
+    assert len(pids) == 2 and os.getpid() not in pids
+
+
+def test_serial_begins_a_task_when_its_result_is_asked_for():
+    begun = []
+    results = SERIAL(begun.append, [1, 2])
+    assert begun == [] and next(results) == (1, None) and begun == [1]
+
+
+def test_nothing_new_begins_once_nobody_asks_for_more():
+    begun, go = [], threading.Event()
+
+    def work(task):
+        begun.append(task)
+        return go.wait(5) if task else None
+
+    results = Threads(2)(work, [0, 1, 2, 3, 4, 5])
+    assert next(results) == (0, None)
+    while len(begun) < 3:  # both threads are busy
+        time.sleep(0.01)
+    results.close()
+    go.set()
+    time.sleep(0.1)
+    assert begun == [0, 1, 2]
+
+
+def test_what_cannot_travel_is_refused_with_a_cure():
+    with pytest.raises(TypeError, match=r"cannot be sent .*; give Threads\(2\) or Serial\(\)"):
+        list(Processes(2)(lambda task: task, [1, 2]))
+    with pytest.raises(SpecError, match="expected an executor, one of: .*Processes, Serial, Th"):
+        ra.sweep([], None, executor="PGD")
+
+
+def knows(name: str) -> tuple[str, int, object]:
+    """What a process has of images that are kept under a name, and of specs that a text names."""
+    return ra.data(name).fingerprint, torch.get_num_threads(), parse("Backwards()")
+
+
+@pytest.mark.slow
+def test_what_is_known_here_is_known_in_every_process():
+    mine = ra.Images.of(torch.rand(3, 1, 4, 4), torch.arange(3), name="mine")
+    name = ra.Cell("digits-cnn", mine, "FGSM", "Linf(0.1)").data
+    assert in_order(Processes(2), knows, [name, name]) == [knows(name), knows(name)]
+    assert __name__ in luggage().modules and "retroact.attacks.pgd" not in luggage().modules
+
+
+def test_a_callback_is_heard_here_and_travels_as_silence():
+    import pickle
+
+    heard = []
+    call = Here(lambda *values: heard.append(values))
+    call(1, 2)
+    pickle.loads(pickle.dumps(call))(3)
+    assert heard == [(1, 2)]
+
+
+def test_one_thread_is_put_back_by_the_last_that_holds_it():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    inside = threading.Barrier(2)
+
+    def work(_):
+        with one_thread():
+            inside.wait(5)
+            return torch.get_num_threads()
+
+    try:
+        assert in_order(Threads(2), work, range(2)) == [1, 1] and torch.get_num_threads() == 3
+        with one_thread():
+            assert in_order(Threads(2), work, range(2)) == [1, 1] and torch.get_num_threads() == 1
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+# ------------------------------------------------------------------- results do not depend on it
+
+
+CELLS = [
+    ra.Cell(ra.Model("digits-cnn", a), "digits[:30]", attack, threat)
+    for a in (None, ra.JumpReLU(0.5))
+    for attack in (ra.PGD(steps=4), ra.FMN(steps=5))
+    for threat in (ra.L2(0.5), ra.L2(1.0))
+]
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    with ra.Store(tmp_path_factory.mktemp("alone") / "s.sqlite") as store:
+        return ra.sweep(CELLS, store)
+
+
+@pytest.mark.parametrize("executor", [Threads(3), PROCESSES, Backwards()], ids=str)
+def test_a_sweep_gives_the_same_bits(tmp_path, alone, executor):
+    seen = []
+    with ra.Store(tmp_path / "s.sqlite") as store:
+        progress = lambda done, total: seen.append((done, total))  # noqa: E731
+        assert ra.sweep(CELLS, store, executor=executor, progress=progress) == alone
+    assert seen[-1] == (8.0, 8) and all(0 < done <= total for done, total in seen)
+
+
+@pytest.mark.parametrize("executor", [Threads(3), PROCESSES, Backwards()], ids=str)
+def test_tuning_gives_the_same_curve(executor):
+    net, part, seen = ra.load("digits-cnn"), ra.data("digits/validation[:30]"), []
+    how = {"grid": [0.0, 0.3, 0.6], "keep": 0.9}
+    one = tune(net, "JumpReLU", part, "Linf(0.1)", **how)
+    how |= {"executor": executor, "progress": lambda *at: seen.append(at)}
+    assert tune(net, "JumpReLU", part, "Linf(0.1)", **how) == one
+    assert seen == [(1.0, 3), (2.0, 3), (3.0, 3)]
+
+
+@pytest.mark.parametrize("executor", ["Threads(2)", Backwards()], ids=str)
+def test_an_audit_gives_the_same_verdict(executor):
+    def numbers(**how):
+        of = "digits-cnn", "JumpReLU(0.5)", "digits[:40]", "Linf(0.1)"
+        made = ra.audit(*of, battery="quick", **how).numbers().to_json()
+        return {k: v for k, v in made.items() if k not in ("pedigree", "attacks")}
+
+    assert numbers(executor=executor) == numbers()
