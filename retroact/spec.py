@@ -349,7 +349,9 @@ def _find(name: str) -> type | None:
 def _check_known(name: str, kind: type = object) -> None:
     """Raises SpecError, naming the nearest of those that would do, for a name that no spec has."""
     if _find(name) is None:
-        raise SpecError(_unknown("spec", name, [cls.__name__ for cls in known(kind)]))
+        cure = "; one of your own is known once its module is imported (--import MODULE)"
+        said = _unknown("spec", name, [cls.__name__ for cls in known(kind)])
+        raise SpecError(said + ("" if "did you mean" in said else cure))
 
 
 def _make(name: str, args: list[Any], values: dict[str, Any]) -> Any:

@@ -35,8 +35,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "evaluation",
     },
     "auditing": {
-        "nets",
         "executors",
+        "nets",
         "activations",
         "retrofitting",
         "crafting",

@@ -153,8 +153,7 @@ def audit(
     the claim rests on; `surrogate` a network to climb in the place of `after`, if it has no spec.
     `battery` "quick" runs the decisive attacks only, "thorough" begins anew until nothing more is
     broken. `draws` averages randomised networks over so many. `margin` is the accuracy difference
-    that matters. The `executor` attacks the two networks: Threads(2) both at once, with the same
-    outcome.
+    that matters. The `executor` attacks the two, Threads(2) both at once, with the same outcome.
 
     Raises ValueError for networks that do not fit each other or the data, decide at chance or at
     random (without `draws`), a threat without gradients, a radius at which nothing survives.
@@ -163,12 +162,12 @@ def audit(
     radius, attack = as_threat(threat), as_attack(claimed)
     own = None if surrogate is None else as_network(surrogate)
     (seed, chunk, _), draws = checked(seed, chunk), whole(draws, "draws")
-    runner, prints = take(executor, Executor), _fingerprint(images, nets)
+    where, prints = take(executor, Executor), _fingerprint(images, nets)
     nets = Pair(*(Expectation(net, draws) for net in nets)) if draws else nets
     under = Conditions(images, radius, check(nets, images, radius), seed, chunk)
     stages = _Stages(progress, 2 * STAGES + 2)
     subjects = prepare(*nets, images, radius, own, KERNELS if kernels is None else kernels, seed)
-    return _Procedure(nets, subjects, under, spent, attack, runner, stages).run(margin, prints)
+    return _Procedure(nets, subjects, under, spent, attack, where, stages).run(margin, prints)
 
 
 def _read(
@@ -213,7 +212,7 @@ class _Procedure:
         readings, curves = self._look()
         self.stages()
         with evaluating(*self.nets):  # here, so that neither side switches the other's network back
-            sides = self._attack_both()
+            sides = Pair(*in_order(self.executor, self._attack, self.subjects))
         counts = _count(sides)
         if not self.battery.queries and counts.interval[0] > 0:
             # nothing is GENUINE that no control has seen
@@ -255,13 +254,8 @@ class _Procedure:
         readings = tuple(ask(after, before) for ask in indicators())
         return readings, Pair(before.curves(), after.curves())
 
-    def _attack_both(self) -> Pair[Side]:
-        """The battery on both networks."""
-
-        def attack(subject: Subject) -> Side:
-            return self.battery(subject, self.under, self.claimed, progress=self.stages)
-
-        return Pair(*in_order(self.executor, attack, self.subjects))
+    def _attack(self, subject: Subject) -> Side:
+        return self.battery(subject, self.under, self.claimed, progress=self.stages)
 
     def _describe(self, sides: Pair[Side]) -> AuditPedigree:
         where = surroundings(self.subjects.before.net.network)

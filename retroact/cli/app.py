@@ -6,7 +6,6 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from itertools import islice
 from typing import Annotated, Any
 
 import typer
@@ -31,7 +30,6 @@ FORESEEN = (
 class ImportsAnywhere(TyperGroup):
     """`--import` is understood before the command and after it."""
 
-    # typer brings a Context of its own in some versions, and click's in others
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, _imports_first(args))
 
@@ -43,7 +41,10 @@ def _imports_first(words: Sequence[str]) -> list[str]:
     left = iter(words)
     for word in left:
         if word == "--import":
-            imports += [word, *islice(left, 1)]
+            module = next(left, "")
+            if not module:
+                raise ValueError("--import needs the name of a module, such as mymodule")
+            imports += [word, module]
         elif word.startswith("--import="):
             imports.append(word)
         else:
