@@ -166,10 +166,18 @@ def test_its_jump_is_smoothed_where_its_place_is_known() -> None:
 
 def test_it_is_audited(net) -> None:
     quick = ra.audit(net, "SteepJump(0.3)", digits(), "Linf(0.1)", battery="quick")
-    assert any(run.kernel for run in quick.after.attacks)
-    assert quick.names[1].endswith("SteepJump(kappa=0.3)")
+    assert quick.after.kernel.startswith("sigmoid kernel")
+    assert quick.names.after.endswith("SteepJump(kappa=0.3)")
     smooth = ra.audit(net, Squareplus(0.5), digits(), "Linf(0.1)", battery="quick")
-    assert not any(run.kernel for run in smooth.after.attacks)
+    assert smooth.after.kernel == ""
+
+
+def test_a_jump_of_an_unknown_place_is_audited_with_a_surrogate_of_ones_own(net) -> None:
+    hard, smooth = ra.retrofit(net, Rounded()), ra.retrofit(net, ra.ReLU())
+    with pytest.raises(SpecError, match="give surrogate=, a network to climb in its place"):
+        ra.audit(net, hard, digits(), "Linf(0.1)", battery="quick")
+    made = ra.audit(net, hard, digits(), "Linf(0.1)", battery="quick", surrogate=smooth)
+    assert made.after.kernel == "your surrogate"
 
 
 def test_it_is_tuned(net) -> None:
