@@ -46,7 +46,7 @@ def test_the_readmes_python_runs(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "verdicts", "report"),
-    [("your-network.md", 5, "verdict.html"), ("tables.md", 6, "rows.html")],
+    [("your-network.md", 7, "verdict.html"), ("tables.md", 6, "rows.html")],
 )
 def test_a_guide_runs_from_the_data_to_its_verdicts(page, verdicts, report, tmp_path):
     """Each named block is written, each command run in turn, in one folder; verdicts come out of
@@ -152,6 +152,12 @@ def _mistakes(folder):
             ra.Classifier(mine.Net()), torch.rand(40, 1, 28, 28)
         ),
         "pixels up to 255, as floats": lambda: attacked(images=x * 255),
+        "rows of a table, and a network that says no shape": lambda: attacked(
+            ra.Classifier(mine.Net()), x.flatten(1)
+        ),
+        "values of a table outside [0, 1]": lambda: ra.Images.of(
+            x.flatten(1) * 8 - 4, y, shape=(64,)
+        ),
         "normalised pixels": lambda: attacked(images=(x - 0.3) / 0.4),
         "labels from 1": lambda: attacked(labels=y + 1),
         "one-hot labels": lambda: attacked(labels=nn.functional.one_hot(y)),
