@@ -58,7 +58,7 @@ def characteristics(
     k: int = 20,
     batch: int = 100,
 ) -> list[Floats]:
-    """The LIDs (n, layers + 2) of `normal` (n, c, h, w) and of each of `others`: at the input, at
+    """The LIDs (n, layers + 2) of `normal` (n, …) and of each of `others`: at the input, at
     the outputs of the modules `layers`, and at the logits, each among the normal images of its own
     batch.
 
