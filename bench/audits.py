@@ -23,8 +23,9 @@ import numpy as np
 import torch
 
 import retroact as ra
+from retroact.auditing.attack_run import AttackRun, Conditions
 from retroact.auditing.audit import Audit
-from retroact.auditing.battery import Siege, chosen_guide, parties
+from retroact.auditing.subjects import Climb, prepare
 from retroact.auditing.verdict import mcnemar
 from retroact.evaluation.evaluate import decide
 from retroact.evaluation.proof import craft
@@ -38,37 +39,37 @@ def main() -> None:
     args = _arguments()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    twin = ra.load(args.net)
-    defended, made_by = _defended(twin, args)
+    before = ra.load(args.net)
+    after, made_by = _changed(before, args)
     data, threat = ra.data(f"{_data_of(args.net)}[:{args.n}]"), ra.Linf(args.eps)
     began = time.process_time()
-    made = ra.audit(twin, defended, data, threat, battery=_battery(args), seed=args.seed)
+    audit = ra.audit(before, after, data, threat, battery=_battery(args), seed=args.seed)
     spent = time.process_time() - began
-    c = made.verdict.counts
+    c = audit.verdict.counts
     shares = " | ".join(
         f"{100 * a:.1f} / {100 * b:.1f}" for a, b in (c.clean, c.claimed, c.verified)
     )
     print(
-        f"| {args.net} | {made_by} | {show(threat)} | {c.n} | {shares} | {made.verdict} |"
+        f"| {args.net} | {made_by} | {show(threat)} | {c.n} | {shares} | {audit.verdict} |"
         f" {spent:.0f} s |",
         flush=True,
     )
-    for name, side in zip(("twin", "defended"), made.sides, strict=True):
-        for run in side.runs:
+    for name, side in zip(("before", "after"), audit.sides, strict=True):
+        for attack in side.attacks:
             print(
-                f"    {name}: {run.title}: felled {run.felled} of {run.asked}, {run.gradients}"
-                " gradients",
+                f"    {name}: {attack.title}: broke {attack.broken} of {attack.asked},"
+                f" {attack.gradients} gradients",
                 flush=True,
             )
     print(
         "    alarms:",
-        ", ".join(f"{r.title} {r.value:.3g} ({r.twin:.3g})" for r in made.alarms) or "none",
+        ", ".join(f"{r.title} {r.value:.3g} ({r.before:.3g})" for r in audit.alarms) or "none",
     )
-    print("    gradients per image:", made.pedigree["gradients_per_image"], flush=True)
+    print("    gradients per image:", audit.pedigree.gradients_per_image, flush=True)
     if args.beyond:
-        _beyond(twin, defended, data, threat, made, args)
+        _beyond(before, after, data, threat, audit, args)
     if args.autoattack:
-        _beside_autoattack(twin, defended, data[: args.autoattack], threat, args)
+        _beside_autoattack(before, after, data[: args.autoattack], threat, args)
 
 
 def _arguments() -> argparse.Namespace:
@@ -108,17 +109,17 @@ def _data_of(net: str) -> str:
     return next(name for name in ("mnist", "cifar10", "digits") if name in net)
 
 
-def _defended(twin: Any, args: argparse.Namespace) -> tuple[Any, str]:
+def _changed(before: Any, args: argparse.Namespace) -> tuple[Any, str]:
     if args.against:
         return ra.load(args.against), args.against
     if not args.harden:
-        return ra.retrofit(twin, ra.parse(args.activation)), args.activation
+        return ra.retrofit(before, ra.parse(args.activation)), args.activation
     recipe, name = args.harden, _data_of(args.net)
     assert isinstance(recipe, Hardening), f"expected a Hardening, got {recipe}"
     began = time.process_time()
     held = ra.data(f"{name}/validation[:1000]")
     train = ra.data(f"{name}/train[:{args.train}]")
-    made = ra.harden(twin, train, ra.Linf(args.eps), recipe, keep=args.keep, held=held)
+    made = ra.harden(before, train, ra.Linf(args.eps), recipe, keep=args.keep, held=held)
     seconds = time.process_time() - began
     curve = ", ".join(f"{point.dose:g}: {100 * point.clean:.1f}" for point in made.curve)
     print(
@@ -129,32 +130,31 @@ def _defended(twin: Any, args: argparse.Namespace) -> tuple[Any, str]:
 
 
 def _beyond(
-    twin: Any, defended: Any, data: Any, threat: Any, made: Audit, args: argparse.Namespace
+    before: Any, after: Any, data: Any, threat: Any, audit: Audit, args: argparse.Namespace
 ) -> None:
-    rows = torch.from_numpy(np.flatnonzero(made.retrofit.verified))
-    stands = ra.Images(data.images[rows], data.labels[rows], data.index[rows], classes=data.classes)
-    _, party = parties(twin, defended, data, threat)
-    net = chosen_guide(party, made.retrofit) or party.folded
-    siege, twice = Siege(defended, stands, threat, args.seed + 1), made.battery.doubled()
-    siege.attack("doubled", "white box", twice.untargeted(), party.folded)
-    siege.attack(
-        "doubled, targeted", "white box", twice.targeted(data.classes), **party.seen_through(net)
-    )
-    twice.again(siege, party, net, "", data.classes)
-    spent = sum(run.gradients for run in siege.runs) / len(rows)
-    each = ", ".join(f"{run.title} {run.felled}" for run in siege.runs)
-    fell = int((~siege.stands).sum())
+    rows = torch.from_numpy(np.flatnonzero(audit.after.verified))
+    part = data.images[rows], data.labels[rows], data.index[rows]
+    robust, twice = ra.Images(*part, classes=data.classes), audit.battery.doubled()
+    subject = prepare(before, after, data, threat).after
+    climb = subject.through(subject.source(audit.after.kernel))
+    run = AttackRun(after, Conditions(robust, threat, data.classes, args.seed + 1))
+    run.attack("doubled", "white box", twice.untargeted(), Climb(subject.folded))
+    run.attack("doubled, targeted", "white box", twice.targeted(data.classes), climb)
+    twice.again(run, climb, data.classes)
+    spent = sum(attack.gradients for attack in run.attacks) / len(rows)
+    each = ", ".join(f"{attack.title} {attack.broken}" for attack in run.attacks)
+    broken = int((~run.robust).sum())
     print(
-        f"    {show(twice)}: {fell} of {len(rows)}, {spent:.0f} gradients an image ({each})",
+        f"    {show(twice)}: {broken} of {len(rows)}, {spent:.0f} gradients an image ({each})",
         flush=True,
     )
     if args.only_doubled:
         return
     for attack in (*(ra.Foolbox(name) for name in FOOLBOX), ra.AutoAttack()):
         began = time.process_time()
-        found = craft(attack, defended, stands.images, stands.labels, stands.index, threat)
-        inside = threat(found.x_adv, stands.images)
-        hit = (decide(defended, found.x_adv) != stands.labels) & inside
+        outcome = craft(attack, after, robust.images, robust.labels, robust.index, threat)
+        inside = threat(outcome.x_adv, robust.images)
+        hit = (decide(after, outcome.x_adv) != robust.labels) & inside
         seconds = time.process_time() - began
         print(
             f"    {show(attack)}: {int(hit.sum())} of {len(rows)}, {seconds:.0f} CPU s", flush=True
@@ -162,30 +162,30 @@ def _beyond(
 
 
 def _beside_autoattack(
-    twin: Any, defended: Any, data: Any, threat: Any, args: argparse.Namespace
+    before: Any, after: Any, data: Any, threat: Any, args: argparse.Namespace
 ) -> None:
-    standing, seconds = [], []
-    for net in (twin, defended):
+    robust, seconds = [], []
+    for net in (before, after):
         began = time.process_time()
-        found = craft(ra.AutoAttack(), net, data.images, data.labels, data.index, threat)
+        outcome = craft(ra.AutoAttack(), net, data.images, data.labels, data.index, threat)
         seconds.append(time.process_time() - began)
-        standing.append(
+        robust.append(
             (
                 (decide(net, data.images) == data.labels)
-                & (decide(net, found.x_adv) == data.labels)
+                & (decide(net, outcome.x_adv) == data.labels)
             ).numpy()
         )
     began = time.process_time()
-    made = ra.audit(twin, defended, data, threat, battery=_battery(args), seed=args.seed)
+    audit = ra.audit(before, after, data, threat, battery=_battery(args), seed=args.seed)
     ours = time.process_time() - began
-    v0, v1 = standing
+    v0, v1 = robust
     gained, lost = int((v1 & ~v0).sum()), int((v0 & ~v1).sum())
     theirs = f"{100 * v0.mean():.1f} / {100 * v1.mean():.1f}, gained {gained}, lost {lost}"
-    verified = " / ".join(f"{100 * v:.1f}" for v in made.verdict.counts.verified)
+    verified = " / ".join(f"{100 * v:.1f}" for v in audit.verdict.counts.verified)
     print(
         f"    AutoAttack, standard, n = {len(data)}: {theirs}, p = {mcnemar(gained, lost):.2g};"
         f" {seconds[0]:.0f} + {seconds[1]:.0f} CPU s. The audit there: {verified}, {ours:.0f} CPU s"
-        f" for everything, {made.twin.seconds:.0f} + {made.retrofit.seconds:.0f} s wall for the"
+        f" for everything, {audit.before.seconds:.0f} + {audit.after.seconds:.0f} s wall for the"
         " batteries",
         flush=True,
     )

@@ -27,7 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import retroact as ra
-from retroact.auditing.indicators import Glance, Indicator, indicators
+from retroact.auditing.indicators import FirstLook, Indicator, indicators
 from retroact.auditing.selftest import Louder
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.proof import unproved
@@ -243,12 +243,12 @@ def _pairs(
         rows = (base & _right(net, held)).nonzero()[:POINTS, 0]
         part = held.select(rows)
         now, before = (
-            Glance(unproved(n), part.images, part.labels, part.index, threat, seed)
+            FirstLook(unproved(n), part.images, part.labels, part.index, threat, seed)
             for n in (net, twin)
         )
         for ask in indicators():
             reading = ask(now, before)
-            value = reading.value / reading.twin if ask.ratio else reading.value - reading.twin
+            value = reading.value / reading.before if ask.ratio else reading.value - reading.before
             yield Seen(name, float(threat.eps), change, kind, ask.title, value)
 
 

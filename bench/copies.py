@@ -35,20 +35,21 @@ from torch.nn.modules.module import (
 import retroact as ra
 
 WATCHED = {
-    "tracings": ("retrofitting.tracing", "traced"),
-    "graphs": ("retrofitting.tracing", "Tracer.trace"),
-    "deep copies": ("retrofitting.copying", "_deep"),
-    "surveys": ("retrofitting.sites", "survey"),
-    "retrofits": ("retrofitting.surgery", "Retrofit.__call__"),
-    "refits": ("retrofitting.surgery", "refit"),
-    "folds": ("retrofitting.folding", "fold"),
-    "forms looked for": ("retrofitting.lean", "forms"),
-    "forms made": ("retrofitting.lean", "Form.__call__"),
-    "proofs": ("evaluation.proof", "prove"),
-    "comparisons": ("evaluation.proof", "prove_same"),
-    "at the end": ("evaluation.proof", "_differing"),
+    "tracings": "retrofitting.tracing traced|trace",
+    "graphs": "retrofitting.tracing Tracer.trace",
+    "copies with their weights": "retrofitting.copying copied|deep_copy",
+    "copies that share them": "retrofitting.copying shadow",
+    "surveys": "retrofitting.sites survey",
+    "retrofits": "retrofitting.surgery Retrofit.__call__",
+    "refits": "retrofitting.surgery refit",
+    "refits that share weights": "retrofitting.surgery refit_sharing",
+    "folds": "retrofitting.folding fold",
+    "lean forms": "retrofitting.lean Form.__call__",
+    "proofs": "evaluation.proof prove",
+    "comparisons": "evaluation.proof prove_same",
+    "at the end": "evaluation.proof _differing|_find_differing",
 }
-"""What is counted, and where it is defined."""
+"""What is counted, and where it is defined: under this name or that, by version, or not yet."""
 
 
 @dataclass
@@ -121,11 +122,15 @@ def counting(counts: Counts) -> Iterator[None]:
 def _replacements(counts: Counts) -> Iterator[tuple[Any, str, Any, Any]]:
     """Each place that holds a watched function: its name there, the function, what counts it."""
     importlib.import_module("retroact.auditing.audit")  # and with it all that an audit calls
-    for label, (home, path) in WATCHED.items():
+    for label, where in WATCHED.items():
+        home, path = where.split()
         owner: Any = importlib.import_module(f"retroact.{home}")
         *classes, name = path.split(".")
         for cls in classes:
             owner = getattr(owner, cls)
+        name = next((one for one in name.split("|") if hasattr(owner, one)), "")
+        if not name:
+            continue
         old = getattr(owner, name)
         new = counts.watched(label, old)
         yield owner, name, old, new

@@ -1,6 +1,7 @@
 # The public names, each beside its home. `retroact/__init__.py` reads this list and imports a
 # name's home when the name is first used, so that `import retroact` (and `retroact --help`) needs
 # no torch.
+from retroact.activations.activation import Activation as Activation
 from retroact.activations.per_site import PerSite as PerSite
 from retroact.activations.piecewise import BoundedReLU as BoundedReLU
 from retroact.activations.piecewise import JumpReLU as JumpReLU
@@ -49,15 +50,20 @@ from retroact.attacks.trust_region import TrustRegion as TrustRegion
 from retroact.auditing.audit import audit as audit
 from retroact.checkpoint import load as load
 from retroact.checkpoint import save as save
+from retroact.crafting.attack import Attack as Attack
+from retroact.crafting.domain import Domain as Domain
 from retroact.crafting.expectation import Expectation as Expectation
+from retroact.crafting.goals import Goal as Goal
 from retroact.crafting.goals import LeastLikely as LeastLikely
 from retroact.crafting.goals import PerImage as PerImage
 from retroact.crafting.goals import Random as Random
 from retroact.crafting.goals import Targeted as Targeted
 from retroact.crafting.goals import Untargeted as Untargeted
 from retroact.crafting.oracle import Oracle as Oracle
+from retroact.crafting.scene import Scene as Scene
 from retroact.crafting.threat import L2 as L2
 from retroact.crafting.threat import Linf as Linf
+from retroact.crafting.threat import ThreatModel as ThreatModel
 from retroact.evaluation.evaluate import evaluate as evaluate
 from retroact.evaluation.evaluate import evaluate_all as evaluate_all
 from retroact.evaluation.metrics import clean_accuracy as clean_accuracy

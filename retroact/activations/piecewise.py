@@ -59,7 +59,7 @@ class ReLU(Piecewise):
         return ReLU(min(self.cap, site.cap))
 
     def __call__(self, z: Tensor) -> Tensor:
-        return _capped_relu(z, self.cap)
+        return _relu_up_to(z, self.cap)
 
 
 @spec
@@ -86,7 +86,7 @@ class JumpReLU(Piecewise):
 
     def __call__(self, z: Tensor) -> Tensor:
         if self.kappa == 0.0:  # threshold turns -0.0 into 0.0, relu does not
-            return _capped_relu(z, self.cap)
+            return _relu_up_to(z, self.cap)
         jumped = F.threshold(z, self.kappa, 0.0)
         # hardtanh and not clamp: as at a ReLU6, the derivative is 0 at the cap itself
         return jumped if self.cap == math.inf else F.hardtanh(jumped, 0.0, self.cap)
@@ -136,7 +136,7 @@ class BoundedReLU(Piecewise):
         return BoundedReLU(min(self.bound, site.cap))
 
     def __call__(self, z: Tensor) -> Tensor:
-        return _capped_relu(z, self.bound)
+        return _relu_up_to(z, self.bound)
 
 
 def without_slope(ramp: Ramp) -> ReLU | JumpReLU:
@@ -144,5 +144,5 @@ def without_slope(ramp: Ramp) -> ReLU | JumpReLU:
     return JumpReLU(ramp.kappa, ramp.cap) if ramp.jump else ReLU(ramp.cap)
 
 
-def _capped_relu(z: Tensor, cap: float) -> Tensor:
+def _relu_up_to(z: Tensor, cap: float) -> Tensor:
     return F.relu(z) if cap == math.inf else F.hardtanh(z, 0.0, cap)

@@ -1,9 +1,9 @@
 """Indicators: what a few dozen gradient passes say about why an attack on a network may fail.
 
-Each is a function of two glances, one at the retrofit and one at its twin, and gives a value for
-both; it fires where the difference (or the ratio) passes its threshold. *Saturation*: the loss is
-flat because logits are huge. *Jump*: the gradient is finite, well scaled and wrong. To add an
-indicator, add a function here.
+Each is a function of two first looks, one at the network after the change and one at it before,
+and gives a value for both; it fires where the difference (or the ratio) passes its threshold.
+*Saturation*: the loss is flat because logits are huge. *Jump*: the gradient is finite, well scaled
+and wrong. To add an indicator, add a function here.
 
 Thresholds: docs/calibration.md says on which networks they were calibrated, and what they miss
 there.
@@ -12,22 +12,23 @@ there.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from retroact.auditing.numbers import Curves, Reading
+from retroact.auditing.verdict import Mechanism
 from retroact.crafting.domain import Domain
 from retroact.crafting.goals import Aim
 from retroact.crafting.losses import LossFunction, cross_entropy, margin
 from retroact.crafting.oracle import Oracle, device_of, evaluating, in_float
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.proof import Proved
-
-Mechanism = Literal["saturation", "jump"]
 
 STEPS = 10
 SHARE = 1 / 30
@@ -36,8 +37,8 @@ SHARE = 1 / 30
 _CHUNK = 64
 
 
-class Glance:
-    """A network seen on points that it and its twin decide rightly: `x` (m, …), `y` (m,),
+class FirstLook:
+    """A network seen on points that both networks decide rightly: `x` (m, …), `y` (m,),
     `index` (m,).
 
     What is looked at is computed once, when it is first asked for; `gradients` counts the passes
@@ -107,34 +108,45 @@ class Glance:
             losses.append(seen.loss)
             if step:  # a start that fools is luck, not a climb
                 fooled |= seen.fooled
-            x = self._stepped(x, seen.gradient, self.x, self.threat)
+            x = self._step(x, seen.gradient, self.x, self.threat)
         logits = self._logits(x)
         losses.append(cross_entropy(logits, Aim(self.y)))
         return torch.stack(losses), fooled | Aim(self.y).reached(logits)
 
     @cached_property
-    def rescaled_standing(self) -> float:
-        """Share that stands under the same climb with the logits divided by the median margin."""
+    def robust_rescaled(self) -> float:
+        """Share that is robust to the same climb with the logits divided by the median margin."""
         scale = self.margins.median().clamp_min(1e-30)
-        return self._standing(self.threat, lambda logits, aim: cross_entropy(logits / scale, aim))
+        return self._robust(self.threat, lambda logits, aim: cross_entropy(logits / scale, aim))
 
     @cached_property
-    def standing_far(self) -> tuple[float, float]:
-        """Share that stands at the largest eps there is, under the cross-entropy and under the
-        margin loss."""
+    def robust_far(self) -> tuple[float, float]:
+        """Share that is robust at the largest eps there is, to the cross-entropy and to the margin
+        loss."""
         far = self.threat.whole(self.domain)
-        return self._standing(far, cross_entropy), self._standing(far, margin)
+        return self._robust(far, cross_entropy), self._robust(far, margin)
 
     @cached_property
-    def broken(self) -> float:
+    def nonfinite(self) -> float:
         """Share of points with a NaN or infinite logit or gradient, in float32, bfloat16 or
         float16."""
-        bad = self.cross_entropy.broken | ~self.margins.isfinite()
+        bad = self.cross_entropy.nonfinite | ~self.margins.isfinite()
         return max(
-            _share(bad), *(self._broken_in(dtype) for dtype in (torch.bfloat16, torch.float16))
+            _share(bad), *(self._nonfinite_in(dtype) for dtype in (torch.bfloat16, torch.float16))
         )
 
-    def _broken_in(self, dtype: torch.dtype) -> float:
+    def curves(self) -> Curves:
+        """What a page draws: the mean loss along PGD, sorted prediction ratios, the median
+        margin."""
+        losses, _ = self.climb
+        errors = self.prediction_errors
+        return Curves(
+            loss=tuple(float(v) for v in losses.mean(1)),
+            fidelity=tuple(float(v) for v in errors[~errors.isnan()].sort().values),
+            margin=float(self.margins.median()),
+        )
+
+    def _nonfinite_in(self, dtype: torch.dtype) -> float:
         if not isinstance(self.network, nn.Module):
             return 0.0
         try:
@@ -170,10 +182,10 @@ class Glance:
                 )
         return _Pass(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
-    def _stepped(self, x: Tensor, gradient: Tensor, centre: Tensor, threat: ThreatModel) -> Tensor:
+    def _step(self, x: Tensor, gradient: Tensor, centre: Tensor, threat: ThreatModel) -> Tensor:
         return threat.step(x, gradient, threat.eps / 4, centre, self.domain)
 
-    def _standing(self, threat: ThreatModel, loss: LossFunction) -> float:
+    def _robust(self, threat: ThreatModel, loss: LossFunction) -> float:
         """Share that `STEPS` steps of eps/4 up the loss do not fool; those that are fooled are left
         out at once."""
         if not len(self.x):
@@ -188,9 +200,9 @@ class Glance:
             x, gradient, rows = x[left], seen.gradient[left], rows[left]
             if not len(rows):
                 return 0.0
-            x = self._stepped(x, gradient, self.x[rows], threat)
-        stands = ~Aim(self.y[rows]).reached(self._logits(x))
-        return int(stands.sum()) / len(self.x)
+            x = self._step(x, gradient, self.x[rows], threat)
+        robust = ~Aim(self.y[rows]).reached(self._logits(x))
+        return int(robust.sum()) / len(self.x)
 
 
 class _Pass(NamedTuple):
@@ -201,31 +213,27 @@ class _Pass(NamedTuple):
     loss: Tensor
     gradient: Tensor
     fooled: Tensor
-    broken: Tensor
+    nonfinite: Tensor
 
 
 @dataclass(frozen=True)
 class Indicator:
-    """A question to two glances: `function(retrofit, twin)` gives the value of each."""
+    """A question to two first looks: `function(after, before)` gives the value of each."""
 
-    function: Callable[[Glance, Glance], tuple[float, float]]
+    function: Callable[[FirstLook, FirstLook], tuple[float, float]]
     title: str
     mechanism: Mechanism
     threshold: float
     source: str
     ratio: bool = False
 
-    def __call__(self, retrofit: Glance, twin: Glance) -> Reading:
+    def __call__(self, after: FirstLook, before: FirstLook) -> Reading:
         """What the indicator shows on this pair."""
-        value, reference = self.function(retrofit, twin)
-        return Reading(
-            self.title,
-            self.mechanism,
-            value,
-            reference,
-            self.threshold,
-            self._passes(value, reference),
-        )
+        value, reference = self.function(after, before)
+        fired = self._passes(value, reference)
+        about = inspect.getdoc(self.function) or ""
+        beside = (self.threshold, fired, about, self.source, self.ratio)
+        return Reading(self.title, self.mechanism, value, reference, *beside)
 
     def _passes(self, value: float, reference: float) -> bool:
         if self.ratio:
@@ -233,26 +241,10 @@ class Indicator:
         return value - reference > self.threshold
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What an indicator showed: its value on the retrofit and on the twin, and whether it fired."""
-
-    title: str
-    mechanism: Mechanism
-    value: float
-    twin: float
-    threshold: float
-    fired: bool
-
-    def __str__(self) -> str:
-        state = "FIRED" if self.fired else "silent"
-        return f"{self.title} ({self.mechanism}): {self.value:.3g}, twin {self.twin:.3g}: {state}"
-
-
 def indicator(
     title: str, mechanism: Mechanism, threshold: float, source: str, *, ratio: bool = False
-) -> Callable[[Callable[[Glance, Glance], tuple[float, float]]], Indicator]:
-    """Marks a function of two glances as an indicator; it fires `threshold` above the twin (or
+) -> Callable[[Callable[[FirstLook, FirstLook], tuple[float, float]]], Indicator]:
+    """Marks a function of two first looks as an indicator; it fires `threshold` above before (or
     times it)."""
     return lambda function: Indicator(function, title, mechanism, threshold, source, ratio)
 
@@ -271,52 +263,52 @@ def indicators() -> list[Indicator]:
     0.01,
     "Croce & Hein 2020; Carlini & Wagner 2016, arXiv:1607.04311",
 )
-def zero_gradient(retrofit: Glance, twin: Glance) -> tuple[float, float]:
+def zero_gradient(after: FirstLook, before: FirstLook) -> tuple[float, float]:
     """Share of points whose cross-entropy has a gradient of exactly zero."""
-    shares = (_share((g.cross_entropy.gradient == 0).flatten(1).all(1)) for g in (retrofit, twin))
+    shares = (_share((g.cross_entropy.gradient == 0).flatten(1).all(1)) for g in (after, before))
     return tuple(shares)  # type: ignore[return-value]
 
 
 @indicator("zero loss", "saturation", 0.20, "Pintor et al. 2022, arXiv:2106.09947")
-def zero_loss(retrofit: Glance, twin: Glance) -> tuple[float, float]:
+def zero_loss(after: FirstLook, before: FirstLook) -> tuple[float, float]:
     """Share of points whose cross-entropy is exactly zero: softmax has reached 1."""
-    return _share(retrofit.cross_entropy.loss == 0), _share(twin.cross_entropy.loss == 0)
+    return _share(after.cross_entropy.loss == 0), _share(before.cross_entropy.loss == 0)
 
 
 @indicator("logit scale", "saturation", 3.0, "Carlini & Wagner 2016, arXiv:1607.04311", ratio=True)
-def logit_scale(retrofit: Glance, twin: Glance) -> tuple[float, float]:
-    """The median margin, against three times the twin's."""
-    return float(retrofit.margins.median()), float(twin.margins.median())
+def logit_scale(after: FirstLook, before: FirstLook) -> tuple[float, float]:
+    """The median margin, against three times that before the change."""
+    return float(after.margins.median()), float(before.margins.median())
 
 
 @indicator(
     "rescaled logits", "saturation", 0.05, "Croce & Hein 2020, arXiv:2003.01690, section 4.1"
 )
-def rescaled_logits(retrofit: Glance, twin: Glance) -> tuple[float, float]:
+def rescaled_logits(after: FirstLook, before: FirstLook) -> tuple[float, float]:
     """Accuracy that falls to cross-entropy PGD only when the logits are divided by their median
     margin, or 0."""
-    # 0 where rescaling weakens the attack: a twin on which it does so makes nobody else suspect
-    lost = (max(0.0, _share(~g.climb[1]) - g.rescaled_standing) for g in (retrofit, twin))
+    # 0 where rescaling weakens the attack: where it does so before, nothing is suspect after
+    lost = (max(0.0, _share(~g.climb[1]) - g.robust_rescaled) for g in (after, before))
     return tuple(lost)  # type: ignore[return-value]
 
 
 @indicator("unbounded", "saturation", 0.05, "Athalye et al. 2018, arXiv:1802.00420, section 3.1")
-def unbounded(retrofit: Glance, twin: Glance) -> tuple[float, float]:
-    """What stands without a bound under the cross-entropy and not under the margin loss."""
-    (ce, plain), (twins_ce, twins_plain) = retrofit.standing_far, twin.standing_far
-    return ce - plain, twins_ce - twins_plain
+def unbounded(after: FirstLook, before: FirstLook) -> tuple[float, float]:
+    """What is robust without a bound to the cross-entropy and not to the margin loss."""
+    (ce, margin_loss), (ce_before, margin_before) = after.robust_far, before.robust_far
+    return ce - margin_loss, ce_before - margin_before
 
 
 @indicator("flat loss", "saturation", 0.35, "Pintor et al. 2022, arXiv:2106.09947")
-def flat_loss(retrofit: Glance, twin: Glance) -> tuple[float, float]:
+def flat_loss(after: FirstLook, before: FirstLook) -> tuple[float, float]:
     """Share of never-fooled points whose cross-entropy does not move at all along PGD."""
-    return _flat(*retrofit.climb), _flat(*twin.climb)
+    return _flat(*after.climb), _flat(*before.climb)
 
 
 @indicator("non-finite", "saturation", 0.0, "Carlini et al. 2019, arXiv:1902.06705")
-def non_finite(retrofit: Glance, twin: Glance) -> tuple[float, float]:
+def non_finite(after: FirstLook, before: FirstLook) -> tuple[float, float]:
     """Share of points with a NaN or infinite logit or gradient, in float32, bfloat16 or float16."""
-    return retrofit.broken, twin.broken
+    return after.nonfinite, before.nonfinite
 
 
 # ------------------------------------------------------------------------------------------ jump
@@ -325,16 +317,16 @@ def non_finite(retrofit: Glance, twin: Glance) -> tuple[float, float]:
 @indicator(
     "gradient fidelity", "jump", 0.03, "Athalye et al. 2018, arXiv:1802.00420 (shattered gradients)"
 )
-def gradient_fidelity(retrofit: Glance, twin: Glance) -> tuple[float, float]:
+def gradient_fidelity(after: FirstLook, before: FirstLook) -> tuple[float, float]:
     """Share of points where a step of eps/30 changes the margin by less than half or more than
     twice of what its gradient predicts."""
-    return _wrong(retrofit.prediction_errors), _wrong(twin.prediction_errors)
+    return _wrong(after.prediction_errors), _wrong(before.prediction_errors)
 
 
 @indicator("falling loss", "jump", 0.05, "Pintor et al. 2022, arXiv:2106.09947")
-def falling_loss(retrofit: Glance, twin: Glance) -> tuple[float, float]:
+def falling_loss(after: FirstLook, before: FirstLook) -> tuple[float, float]:
     """Share of PGD steps on never-fooled points after which the loss has fallen."""
-    return _falling(*retrofit.climb), _falling(*twin.climb)
+    return _falling(*after.climb), _falling(*before.climb)
 
 
 # ----------------------------------------------------------------------------------------- shares
@@ -345,13 +337,13 @@ def _share(hit: Tensor) -> float:
 
 
 def _flat(losses: Tensor, fooled: Tensor) -> float:
-    stands = losses[:, ~fooled]
-    return _share((stands == stands[:1]).all(0))
+    robust = losses[:, ~fooled]
+    return _share((robust == robust[:1]).all(0))
 
 
 def _falling(losses: Tensor, fooled: Tensor) -> float:
-    stands = losses[:, ~fooled]
-    return _share(stands[1:] < stands[:-1] - 1e-6 * stands[:-1].abs())
+    robust = losses[:, ~fooled]
+    return _share(robust[1:] < robust[:-1] - 1e-6 * robust[:-1].abs())
 
 
 def _wrong(ratio: Tensor) -> float:

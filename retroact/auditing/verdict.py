@@ -1,6 +1,6 @@
 """The verdict: what four accuracies, counted example by example, allow to say. No torch here.
 
-C0, C1 are the claimed accuracies of the twin and of the retrofit, V0, V1 the verified ones. Two
+C0, C1 are the claimed accuracies before the change and after it, V0, V1 the verified ones. Two
 answers, independent of each other: the *effect* is about V1 − V0, the *claim* about what the
 claimed attack missed.
 """
@@ -17,6 +17,16 @@ from numpy.typing import NDArray
 
 Effect = Literal["GENUINE", "HARMFUL", "NO EFFECT", "INCONCLUSIVE", "ABSTAINED"]
 Claim = Literal["MASKED", "MASKED, WEAK PROTOCOL", "WEAK PROTOCOL", "HONEST"]
+Word = Literal["MASKED", "WEAK PROTOCOL", "HONEST"]
+Mechanism = Literal["saturation", "jump"]
+
+WORDS: dict[Claim, tuple[Word, ...]] = {
+    "MASKED": ("MASKED",),
+    "MASKED, WEAK PROTOCOL": ("MASKED", "WEAK PROTOCOL"),
+    "WEAK PROTOCOL": ("WEAK PROTOCOL",),
+    "HONEST": ("HONEST",),
+}
+"""What each claim says, word by word."""
 
 MARGIN = 0.05
 """Differences of accuracy smaller than this do not matter, unless the user says otherwise."""
@@ -30,8 +40,8 @@ class Counts:
     """How n examples fare, right under the claimed attack and under all attacks: the facts of a
     verdict.
 
-    `gained` stand on the retrofit alone, `lost` on the twin alone, both as verified; accuracies in
-    [0, 1].
+    Pairs are (before the change, after it); `gained` are robust after it alone, `lost` before it
+    alone, both as verified; accuracies in [0, 1].
     """
 
     n: int
@@ -58,7 +68,7 @@ class Counts:
 
     @property
     def overestimate(self) -> float:
-        """What the claimed attack misses on the undefended twin: C0 − V0."""
+        """What the claimed attack misses on the network before the change: C0 − V0."""
         return self.claimed[0] - self.verified[0]
 
     @property
@@ -78,10 +88,25 @@ class Verdict:
 
     effect: Effect
     claim: Claim
-    mechanism: str  # "saturation", "jump", "saturation and jump", or "" where nothing is masked
+    mechanisms: tuple[Mechanism, ...]  # of a mask; empty where nothing is masked
     counts: Counts
     doubts: tuple[str, ...] = ()
     needs: int = 0  # examples that would settle an INCONCLUSIVE; 0 elsewhere
+
+    @property
+    def mechanism(self) -> str:
+        """ "saturation", "jump", "saturation and jump", or "" where nothing is masked."""
+        return " and ".join(self.mechanisms)
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """The claim in single words."""
+        return WORDS[self.claim]
+
+    @property
+    def masked(self) -> bool:
+        """Whether the claimed attack was blinded."""
+        return "MASKED" in self.words
 
     def __str__(self) -> str:
         c = self.counts
@@ -122,12 +147,12 @@ class Verdict:
                 f"No verdict, for the attacks at hand may have missed something: {withstand}"
             ),
         }[self.effect]
-        if self.claim.startswith("MASKED") and c.claimed_gain > 0:
+        if self.masked and c.claimed_gain > 0:
             return (
                 f"{effect} The usual attack suggests otherwise ({c1} against {c0}) because the"
                 " change blinds it, not because the network became safer."
             )
-        if self.claim.startswith("MASKED"):
+        if self.masked:
             return (
                 f"{effect} The usual attack shows less of it ({c1} against {c0}) because the change"
                 " blinds it."
@@ -141,16 +166,16 @@ class Verdict:
 
 
 def judge(
-    counts: Counts, alarms: Sequence[str], doubts: Sequence[str] = (), margin: float = MARGIN
+    counts: Counts, alarms: Sequence[Mechanism], doubts: Sequence[str] = (), margin: float = MARGIN
 ) -> Verdict:
     """The verdict from the counts, the mechanisms whose alarms fired, and the reasons to abstain.
 
     GENUINE: the interval of V1 − V0 lies above 0. HARMFUL: below. NO EFFECT: within ± `margin`.
     INCONCLUSIVE: none of these. Any doubt makes it ABSTAINED but for HARMFUL: what attacks missed
-    on the retrofit could only add to the harm. MASKED: the mirage exceeds `margin` and an alarm
-    fired. WEAK PROTOCOL:
-    the claimed attack overestimates the twin by more than `margin`, or the retrofit where no alarm
-    says why. Raises ValueError for a margin outside (0, 1).
+    after the change could only add to the harm. MASKED: the mirage exceeds `margin` and an alarm
+    fired. WEAK PROTOCOL: the claimed attack overestimates the network before the change by more
+    than `margin`, or the one after it where no alarm says why. Raises ValueError for a margin
+    outside (0, 1).
     """
     if not 0 < margin < 1:
         raise ValueError(
@@ -166,9 +191,9 @@ def judge(
         claim = "MASKED, WEAK PROTOCOL" if weak else "MASKED"
     elif weak:
         claim = "WEAK PROTOCOL"
-    mechanism = " and ".join(dict.fromkeys(alarms)) if masked else ""
+    mechanisms = tuple(dict.fromkeys(alarms)) if masked else ()
     needs = settling(counts, margin) if effect == "INCONCLUSIVE" else 0
-    return Verdict(effect, claim, mechanism, counts, tuple(doubts), needs)
+    return Verdict(effect, claim, mechanisms, counts, tuple(doubts), needs)
 
 
 def _effect(interval: tuple[float, float], margin: float) -> Effect:
@@ -228,7 +253,7 @@ def counted(
     claimed: tuple[NDArray[np.bool_], NDArray[np.bool_]],
     verified: tuple[NDArray[np.bool_], NDArray[np.bool_]],
 ) -> Counts:
-    """The counts of (twin, retrofit) pairs of bool (n,), the examples in the same order."""
+    """The counts of (before, after) pairs of bool (n,), the examples in the same order."""
     sizes = {len(side) for pair in (clean, claimed, verified) for side in pair}
     if len(sizes) != 1 or 0 in sizes:
         raise ValueError(

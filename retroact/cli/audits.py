@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from retroact.auditing.audit import Audit
+    from retroact.auditing.numbers import AuditNumbers
     from retroact.crafting.threat import ThreatModel
     from retroact.nets.data import Images
 
@@ -96,7 +97,7 @@ def audit(
     result = _run(before, after, images, radius, workers=workers or options.cores(), **how)
     _print_audit(result.numbers())
     _write(result, pages)
-    if answers & {result.verdict.effect, *result.verdict.claim.split(", ")}:
+    if answers & {result.verdict.effect, *result.verdict.words}:
         raise typer.Exit(1)
 
 
@@ -143,14 +144,14 @@ def _answers(text: str) -> set[str]:
     """The words of --fail-on, each an effect or a claim."""
     from typing import get_args
 
-    from retroact.auditing.verdict import Claim, Effect
+    from retroact.auditing.verdict import Effect, Word
 
-    answers = [word for a in (*get_args(Effect), *get_args(Claim)) for word in a.split(", ")]
+    answers = [*get_args(Effect), *get_args(Word)]
     words = {word.strip().upper() for word in text.split(",") if word.strip()}
     if words - set(answers):
         raise ValueError(
             f"--fail-on knows no {', '.join(sorted(words - set(answers)))}; expected some of:"
-            f" {', '.join(dict.fromkeys(answers))}"
+            f" {', '.join(answers)}"
         )
     return words
 
@@ -194,30 +195,25 @@ def _write(result: Audit, pages: Mapping[str, Path | None]) -> None:
             note(f"wrote {write(getattr(audited, form)(result), path)}")
 
 
-def _print_audit(numbers: Mapping[str, Any]) -> None:
-    low, high = (f"{100 * v:+.1f}" for v in numbers["interval"])
-    claim = numbers["claim"].replace("MASKED", f"MASKED by {numbers['mechanism']}")
-    gain = 100 * (numbers["verified"] - numbers["verified_twin"])
+def _print_audit(numbers: AuditNumbers) -> None:
+    low, high = (f"{100 * v:+.1f}" for v in numbers.interval)
     say(
-        f"{numbers['effect']}; {claim} (verified {gain:+.1f} points "
-        f"[{low}, {high}], p = {numbers['p']:.2g}, n = {numbers['n']})",
+        f"{numbers.effect}; {numbers.explained_claim} (verified {100 * numbers.gain:+.1f} points "
+        f"[{low}, {high}], p = {numbers.p:.2g}, n = {numbers.n})",
         style="bold",
         wrap=True,
     )
-    say(numbers["plainly"], wrap=True)
-    print_rows([_row(numbers, "twin", "_twin"), _row(numbers, "network", "")])
-    for r in numbers["indicators"]:
-        if r["fired"]:
-            values = f"{r['value']:.3g}, twin {r['twin']:.3g}"
-            text = f"! {r['title']}, a sign of {r['mechanism']}: {values}"
-            say(text, style="yellow", wrap=True)
-    for doubt in numbers["doubts"]:
+    say(numbers.plainly, wrap=True)
+    print_rows([_row(numbers, side) for side in (0, 1)])
+    for r in numbers.indicators:
+        if r.fired:
+            values = f"{r.value:.3g}, before {r.before:.3g}"
+            say(f"! {r.title}, a sign of {r.mechanism}: {values}", style="yellow", wrap=True)
+    for doubt in numbers.doubts:
         say(f"? {doubt}", style="yellow", wrap=True)
 
 
-def _row(numbers: Mapping[str, Any], side: str, suffix: str) -> dict[str, str]:
-    shares = {
-        f"{what} %": f"{100 * numbers[what + suffix]:.1f}"
-        for what in ("clean", "claimed", "verified")
-    }
-    return {f"{numbers['threat']} on {numbers['data']}": numbers[side]} | shares
+def _row(numbers: AuditNumbers, side: int) -> dict[str, str]:
+    pairs = {"clean": numbers.clean, "claimed": numbers.claimed, "verified": numbers.verified}
+    shares = {f"{what} %": f"{100 * pair[side]:.1f}" for what, pair in pairs.items()}
+    return {f"{numbers.threat} on {numbers.data}": numbers.names[side]} | shares

@@ -6,7 +6,6 @@ mode.
 
 from __future__ import annotations
 
-import platform
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
@@ -32,6 +31,7 @@ from retroact.doors import (
 )
 from retroact.evaluation.proof import Crafted, Proved, craft_on, prove_for
 from retroact.evaluation.record import Record
+from retroact.evaluation.surroundings import surroundings
 from retroact.ground import neutral
 from retroact.reading import (
     Data,
@@ -250,12 +250,7 @@ def _pedigree(
         "goal": str(goal),
         "seed": seed,
         "seconds": round(seconds, 3),
-        "device": str(device_of(on.network)),
-        "threads": torch.get_num_threads(),
-        "machine": f"{platform.machine()} {platform.system()}",
-        "versions": (
-            f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
-        ),
+        **vars(surroundings(on.network)),
     }
 
 

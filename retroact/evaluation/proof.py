@@ -32,7 +32,7 @@ from retroact.crafting.noise import normal, uniform
 from retroact.crafting.oracle import Network, device_of, dtype_of, evaluating, in_company, in_float
 from retroact.crafting.threat import ThreatModel
 from retroact.ground import neutral
-from retroact.retrofitting.lean import Form, forms
+from retroact.retrofitting.lean import Folds, Form, folds_of, forms_with, same_layers
 from retroact.spec import is_spec, show
 
 IMAGES = 16
@@ -61,7 +61,8 @@ class Proved:
 
     `network` judges. `scale` is what the logits of `lean` are multiplied by to be the network's (1
     but where slopes were folded away). `instead` makes what is attacked where `lean` differs at an
-    attack's last point (None: the network).
+    attack's last point (None: the network). `folds` are the norms that may move into layers, where
+    they have been looked for.
     """
 
     network: Network
@@ -69,6 +70,7 @@ class Proved:
     form: Form | None = None
     scale: float = 1.0
     instead: Callable[[], Network] | None = None
+    folds: Folds | None = None
 
     @property
     def fallback(self) -> Network:
@@ -94,19 +96,21 @@ def prove(
     gradients: bool = True,
     domain: Domain | None = None,
     seed: int = 0,
+    like: Proved | None = None,
 ) -> Proved:
     """The leanest form of `network` that computes the same on a few of `images` (n, …), clean and
     noisy, in the box `domain` ([0, 1] where none is given).
 
     `passes` is what the run asks of each image at most; a run that is cheaper than the proof, and a
     network that is no module, keeps the network itself. Without `gradients` only logits are
-    compared.
+    compared. `like`: a network whose forms these may be, if its layers are the same; then
+    `network` is not traced.
     """
     if not isinstance(network, nn.Module) or len(images) * passes <= _COST:
         return unproved(network)
     question = _Question(network, images, index, threat, gradients, domain, seed)
-    lean, form = _recall(question)
-    return unproved(network) if lean is None else Proved(network, lean, form)
+    lean, form, folds = _recall(question, like)
+    return Proved(network, network if lean is None else lean, form, folds=folds)
 
 
 def prove_for(
@@ -192,9 +196,12 @@ class _Question:
         noisy = x + self.threat.eps * self.threat.steepest(drawn)
         return torch.cat([x, self.threat.project(noisy, x, self.domain)])
 
-    def forms(self, net: nn.Module) -> list[Form]:
-        """The forms that are asked, the leanest first."""
-        return forms(net, self.points(1).to(device_of(net)))
+    def folds(self, net: nn.Module, like: Proved | None) -> Folds | None:
+        """The folds of the forms that are asked; None where there are no forms."""
+        other = None if like is None or like.folds is None else like.network
+        if isinstance(other, nn.Module) and same_layers(net, other):
+            return like.folds  # type: ignore[union-attr]
+        return folds_of(net, self.points(1).to(device_of(net)))
 
     def holds_for(self, other: Network, scale: float = 1.0) -> bool:
         """Whether `other` computes the same; a few failures among few points ask for more
@@ -295,6 +302,7 @@ def _unit(g: Tensor) -> Tensor:
 class _Answer(NamedTuple):
     lean: nn.Module | None
     form: Form | None
+    folds: Folds | None
 
 
 _ANSWERS: weakref.WeakKeyDictionary[nn.Module, dict[tuple[str, ...], _Answer]] = (
@@ -304,33 +312,36 @@ _ASKING = threading.RLock()
 _KEPT = 2  # questions per network whose answers are remembered
 
 
-def _recall(question: _Question) -> _Answer:
+def _recall(question: _Question, like: Proved | None) -> _Answer:
     """The leanest form that answers the question, from memory where this very network was asked it
-    before."""
+    before; where it was asked another one, its folds are known."""
     with _ASKING:
         net = question.network
         assert isinstance(net, nn.Module)
-        asked = question.key(_state_of(net))
+        state = _state_of(net)
+        asked = question.key(state)
         try:
             known = _ANSWERS.setdefault(net, {})
         except TypeError:  # a module that is unhashable
             known = {}
         if asked not in known:
+            before = [answer.folds for (of, *_), answer in known.items() if of == state]
+            folds = before[0] if before else question.folds(net, like)
             while len(known) >= _KEPT:
                 known.pop(next(iter(known)))
-            known[asked] = _ask(net, question)
+            known[asked] = _ask(net, question, folds)
         return known[asked]
 
 
-def _ask(net: nn.Module, question: _Question) -> _Answer:
-    for form in question.forms(net):
+def _ask(net: nn.Module, question: _Question, folds: Folds | None) -> _Answer:
+    for form in [] if folds is None else forms_with(net, folds, question.points(1)):
         try:
             lean = form(net)
         except Exception:  # whatever a stranger's network raises when it is copied or folded
             continue
         if question.holds_for(lean):
-            return _Answer(lean, form)
-    return _Answer(None, None)
+            return _Answer(lean, form, folds)
+    return _Answer(None, None, folds)
 
 
 def _state_of(net: nn.Module) -> str:

@@ -1,15 +1,16 @@
-"""The report of one audit, as a page, Markdown or JSON: from its plain numbers and the images that
-fell.
+"""The report of one audit, as a page, Markdown or JSON: from its numbers and the images that were
+broken.
 
-Nothing of the audit is imported: what is read is `Audited`, and all numbers are those of
-`numbers()`.
+Nothing of the audit is imported but the types of its numbers: what is read is `Reported`, and all
+numbers are those of `numbers()`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
@@ -17,6 +18,14 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
+from retroact.auditing.numbers import (
+    AttackResult,
+    AuditNumbers,
+    Curves,
+    Pair,
+    Reading,
+)
+from retroact.auditing.verdict import Mechanism
 from retroact.evaluation.metrics import wilson
 from retroact.reports import plots
 from retroact.reports.html import rendered
@@ -25,7 +34,7 @@ from retroact.reports.tables import left_alone, markdown_table
 TONES = {"GENUINE": "good", "HARMFUL": "bad", "HONEST": "good", "MASKED": "bad"}
 """How an answer looks on the page; those that are not here are a warning."""
 
-WHY = {
+WHY: dict[Mechanism, str] = {
     "saturation": (
         "The change multiplies the network's scores until the usual loss is rounded flat. Its"
         " gradient vanishes or loses its direction, and the usual attack stands still; an attack"
@@ -38,9 +47,9 @@ WHY = {
 }
 
 
-class Shown(Protocol):
-    """An example that fell: what it was before and after (…), its label, what was decided, and by
-    what."""
+class Broken(Protocol):
+    """An example that an attack broke: what it was before and after (…), its label, what was
+    decided, and the attack's title and role."""
 
     @property
     def row(self) -> int: ...
@@ -54,13 +63,13 @@ class Shown(Protocol):
     def x_adv(self) -> NDArray[np.float32]: ...
     @property
     def by(self) -> str: ...
+    @property
+    def role(self) -> str: ...
 
 
 class Boxed(Protocol):
-    """What an example is called, and the box that its entries lie in."""
+    """The box that the entries of an example lie in."""
 
-    @property
-    def word(self) -> str: ...
     @property
     def low(self) -> float: ...
     @property
@@ -68,157 +77,171 @@ class Boxed(Protocol):
 
 
 class Attacked(Protocol):
-    """One side of an audit, as far as a report shows it."""
+    """One network of an audit, as far as a report shows it."""
 
     @property
-    def fallen(self) -> Sequence[Shown]: ...
+    def examples(self) -> Sequence[Broken]: ...
 
 
-class Audited(Protocol):
-    """What a report needs of an audit: its plain numbers, and its two sides (twin, network) with
-    what fell."""
+class Reported(Protocol):
+    """What a report needs of an audit: its numbers, and the examples that were broken before the
+    change and after it."""
 
-    def numbers(self) -> dict[str, Any]: ...
+    def numbers(self) -> AuditNumbers: ...
     @property
     def domain(self) -> Boxed: ...
     @property
-    def sides(self) -> Sequence[Attacked]: ...
+    def sides(self) -> tuple[Attacked, Attacked]: ...
 
 
-def page(audit: Audited, *, title: str = "retroact audit") -> str:
+def page(audit: Reported, *, title: str = "retroact audit") -> str:
     """The audit as one self-contained page."""
-    found = audit.numbers()
+    numbers, box = audit.numbers(), audit.domain
+    rows = table(numbers)
     return rendered(
         "audit.html",
         title=title,
-        found=found,
+        audit=numbers,
         tones=TONES,
-        rows=table(found),
-        bars=Markup(
-            plots.claims(
-                [(r["what"], (r["before"], r["after"])) for r in table(found)],
-                found["n"],
-                audit.domain.word,
-            )
-        ),
-        why=why(found),
-        left_alone=left_alone(found["pedigree"]),
-        statistics=statistics(found, audit.domain.word),
-        word=audit.domain.word,
-        panels=_panels(found["curves"]),
-        indicators=[_reading(r) for r in found["indicators"]],
-        fallen=[
-            [_fallen(f, audit.domain) for f in side.fallen]
-            for side in (audit.sides[1], audit.sides[0])
-        ],
-        sides=[
-            (who, found["attacks"][side])
-            for who, side in (("after", "network"), ("before", "twin"))
-        ],
+        rows=rows,
+        bars=Markup(plots.claims([(r.what, r.accuracy) for r in rows], numbers.n, numbers.example)),
+        why=why(numbers),
+        left_alone=left_alone(_left_alone(numbers)),
+        statistics=statistics(numbers),
+        word=numbers.example,
+        panels=_panels(numbers.curves),
+        indicators=[_reading(r) for r in numbers.indicators],
+        examples=[[_show(e, box) for e in audit.sides[i].examples] for i in (1, 0)],
+        sides=_attacks(numbers),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
 
-def as_json(audit: Audited) -> str:
+def as_json(audit: Reported) -> str:
     """The audit's numbers as JSON; what is no finite number is null there."""
-    return json.dumps(_finite(audit.numbers()), indent=2, allow_nan=False, default=str) + "\n"
+    plain = _finite(audit.numbers().to_json())
+    return json.dumps(plain, indent=2, allow_nan=False, default=str) + "\n"
 
 
-def markdown(audit: Audited, *, title: str = "retroact audit") -> str:
+def markdown(audit: Reported, *, title: str = "retroact audit") -> str:
     """The audit as Markdown: verdict, claimed beside verified, indicators, and what was run."""
-    found, word = audit.numbers(), audit.domain.word
-    readings = [_reading(r) for r in found["indicators"]]
+    numbers = audit.numbers()
     parts = [
         f"# {title}",
         (
-            f"`{found['network']}` beside `{found['twin']}`, `{found['threat']}` on"
-            f" {found['data']}, n = {found['n']}"
+            f"`{numbers.names.after}` beside `{numbers.names.before}`, `{numbers.threat}` on"
+            f" {numbers.data}, n = {numbers.n}"
         ),
-        f"**{found['effect']} · {found['claim']}**: {found['plainly']}",
-        *(f"- Doubt: {doubt}" for doubt in found["doubts"]),
-        markdown_table(
-            [f"{word}s decided rightly", "before", "after", "difference"],
-            [
-                [r["what"], *(f"{100 * r[k]:.1f} %" for k in ("before", "after")), r["difference"]]
-                for r in table(found)
-            ],
-        ),
-        statistics(found, word),
-        why(found),
-        markdown_table(
-            ["indicator", "a sign of", "after", "before", "fires at", ""],
-            [
-                [r[k] for k in ("title", "mechanism", "value", "twin", "fires", "state")]
-                for r in readings
-            ],
-        ),
-        *(
-            _ran(who, found["attacks"][side])
-            for who, side in (("after", "network"), ("before", "twin"))
-        ),
-        *(
-            [f"The change leaves {kinds} as they are."]
-            if (kinds := left_alone(found["pedigree"]))
-            else []
-        ),
-        f"Seed {found['pedigree']['seed']}; {found['pedigree']['versions']}; `{found['battery']}`.",
-        (
-            f"Verified is the worst case over every attack that was run, {word} by {word}: an upper"
-            " bound on what the network withstands, never a certificate."
-        ),
+        f"**{numbers.effect} · {numbers.claim}**: {numbers.plainly}",
+        *(f"- Doubt: {doubt}" for doubt in numbers.doubts),
+        _accuracies(numbers),
+        statistics(numbers),
+        why(numbers),
+        _indicators(numbers),
+        *(_ran(who, attacks) for who, attacks in _attacks(numbers)),
+        *_footnotes(numbers),
     ]
     return "\n\n".join(parts) + "\n"
 
 
-def table(found: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Clean, claimed and verified accuracy before and after, with Wilson's 95 % intervals and the
-    difference."""
-    rows = []
-    for what in ("clean", "claimed", "verified"):
-        before, after = found[f"{what}_twin"], found[what]
-        n, said = found["n"], f"{100 * (after - before):+.1f}"
-        bounds = {
-            f"{k}_bounds": wilson(round(v * n), n)
-            for k, v in (("before", before), ("after", after))
-        }
-        rows.append({"what": what, "before": before, "after": after, "difference": said, **bounds})
-    return rows
-
-
-def statistics(found: Mapping[str, Any], word: str = "image") -> str:
-    """What stands behind the verified difference, in a sentence."""
-    low, high = (100 * v for v in found["interval"])
-    return (
-        f"Verified difference {100 * (found['verified'] - found['verified_twin']):+.1f} points, 95"
-        f" % interval {low:+.1f} to {high:+.1f}; {found['gained']} of {found['n']} {word}s"
-        f" withstand the attacks only after the change, {found['lost']} only before (McNemar's"
-        f" exact p = {found['p']:.2g})."
+def _accuracies(numbers: AuditNumbers) -> str:
+    return markdown_table(
+        [f"{numbers.example}s decided rightly", "before", "after", "difference"],
+        [[r.what, *(f"{100 * v:.1f} %" for v in r.accuracy), r.difference] for r in table(numbers)],
     )
 
 
-def why(found: Mapping[str, Any]) -> str:
+def _indicators(numbers: AuditNumbers) -> str:
+    names = ("title", "mechanism", "value", "before", "fires", "state")
+    readings = [_reading(r) for r in numbers.indicators]
+    return markdown_table(
+        ["indicator", "a sign of", "after", "before", "fires at", ""],
+        [[r[name] for name in names] for r in readings],
+    )
+
+
+def _footnotes(numbers: AuditNumbers) -> Iterator[str]:
+    if kinds := left_alone(_left_alone(numbers)):
+        yield f"The change leaves {kinds} as they are."
+    if (run := numbers.pedigree) is not None:
+        yield f"Seed {run.seed}; {run.versions}; `{numbers.battery}`."
+    yield (
+        "Verified is the worst case over every attack that was run,"
+        f" {numbers.example} by {numbers.example}: an upper"
+        " bound on what the network withstands, never a certificate."
+    )
+
+
+def _left_alone(numbers: AuditNumbers) -> Mapping[str, int]:
+    return (numbers.pedigree.left_alone if numbers.pedigree else None) or {}
+
+
+def _attacks(numbers: AuditNumbers) -> list[tuple[str, tuple[AttackResult, ...]]]:
+    """What was run on either network, that after the change first."""
+    before, after = numbers.attacks or ((), ())
+    return [("after", after), ("before", before)]
+
+
+@dataclass(frozen=True)
+class Row:
+    """An accuracy before the change and after it, each with its Wilson interval, and the difference
+    in points."""
+
+    what: str
+    accuracy: Pair[float]
+    bounds: Pair[tuple[float, float]]
+
+    @property
+    def difference(self) -> str:
+        return f"{100 * (self.accuracy.after - self.accuracy.before):+.1f}"
+
+
+def table(numbers: AuditNumbers) -> list[Row]:
+    """Clean, claimed and verified accuracy before and after, with Wilson's 95 % intervals."""
+    pairs = {
+        "clean": numbers.clean,
+        "claimed": numbers.claimed,
+        "verified": numbers.verified,
+    }
+    n = numbers.n
+    return [
+        Row(what, pair, Pair(*(wilson(round(v * n), n) for v in pair)))
+        for what, pair in pairs.items()
+    ]
+
+
+def statistics(numbers: AuditNumbers) -> str:
+    """What stands behind the verified difference, in a sentence."""
+    low, high = (100 * v for v in numbers.interval)
+    return (
+        f"Verified difference {100 * numbers.gain:+.1f} points, 95 % interval {low:+.1f} to"
+        f" {high:+.1f}; {numbers.gained} of {numbers.n} {numbers.example}s withstand the attacks"
+        f" only after the change, {numbers.lost} only before (McNemar's exact p = {numbers.p:.2g})."
+    )
+
+
+def why(numbers: AuditNumbers) -> str:
     """What the indicators say, in sentences for somebody who is no expert."""
-    fired = [r for r in found["indicators"] if r["fired"]]
+    fired = [r for r in numbers.indicators if r.fired]
     if not fired:
         return (
             "No indicator fired: nothing suggests that the change hides the network's weaknesses"
             " from an attack."
         )
-    kinds = dict.fromkeys(r["mechanism"] for r in fired)
-    said = " ".join(WHY.get(kind, "") for kind in kinds)
-    if found["mechanism"]:
+    said = " ".join(WHY[kind] for kind in dict.fromkeys(r.mechanism for r in fired))
+    if numbers.mechanism:
         return said
     return f"{said} Here, though, the usual attack promises no more than what was verified."
 
 
-def _panels(curves: Mapping[str, Any]) -> list[dict[str, Any]]:
-    if not curves:
+def _panels(curves: Pair[Curves] | None) -> list[dict[str, Markup | str]]:
+    if curves is None:
         return []
-    before, after = curves["twin"], curves["network"]
+    before, after = curves
     drawn = (
         (
             "Loss along the usual attack",
-            plots.climb(before["loss"], after["loss"]),
+            plots.climb(before.loss, after.loss),
             (
                 "A healthy attack climbs. A line at 0 or far off the scale is saturation, a ragged"
                 " one a jump."
@@ -226,7 +249,7 @@ def _panels(curves: Mapping[str, Any]) -> list[dict[str, Any]]:
         ),
         (
             "Does the gradient tell the truth?",
-            plots.fidelity(before["fidelity"], after["fidelity"]),
+            plots.fidelity(before.fidelity, after.fidelity),
             (
                 "What a small step really changed, over what the gradient predicted; an honest"
                 " gradient lies at 1. Outside the band it misleads. Values beyond the axis are cut."
@@ -234,7 +257,7 @@ def _panels(curves: Mapping[str, Any]) -> list[dict[str, Any]]:
         ),
         (
             "How loud is the network?",
-            plots.scale(before["margin"], after["margin"]),
+            plots.scale(before.margin, after.margin),
             (
                 "The distance between the best score and the next. Louder is not safer: scores can"
                 " be multiplied without any decision changing."
@@ -246,48 +269,40 @@ def _panels(curves: Mapping[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _reading(reading: Mapping[str, Any]) -> dict[str, str]:
-    above = f"× {reading['threshold']:g}" if reading.get("ratio") else f"+ {reading['threshold']:g}"
+def _reading(reading: Reading) -> dict[str, str]:
+    above = f"× {reading.threshold:g}" if reading.ratio else f"+ {reading.threshold:g}"
     return {
-        "title": reading["title"],
-        "about": " ".join(reading.get("about", "").split()),
-        "source": reading.get("source", ""),
-        "mechanism": reading["mechanism"],
-        "value": f"{reading['value']:.3g}",
-        "twin": f"{reading['twin']:.3g}",
+        "title": reading.title,
+        "about": " ".join(reading.about.split()),
+        "source": reading.source,
+        "mechanism": reading.mechanism,
+        "value": f"{reading.value:.3g}",
+        "before": f"{reading.before:.3g}",
         "fires": f"> before {above}",
-        "state": "fired" if reading["fired"] else "silent",
+        "state": "fired" if reading.fired else "silent",
     }
 
 
-def _fallen(fallen: Shown, box: Boxed) -> dict[str, Any]:
+def _show(example: Broken, box: Boxed) -> dict[str, str | int]:
     drawn = {
-        name: plots.image(pixels, box.low, box.high) if plots.is_image(pixels) else ""
-        for name, pixels in (("image", fallen.image), ("x_adv", fallen.x_adv))
+        name: plots.image(entries, box.low, box.high) if plots.is_image(entries) else ""
+        for name, entries in (("image", example.image), ("x_adv", example.x_adv))
     }
     return {
-        "row": fallen.row,
-        "label": fallen.label,
-        "decided": fallen.decided,
+        "row": example.row,
+        "label": example.label,
+        "decided": example.decided,
         **drawn,
-        "by": fallen.by,
-        "moved": f"{float(np.abs(fallen.x_adv - fallen.image).max()):.3f}",
+        "by": "the claimed attack" if example.role == "claimed" else example.by,
+        "moved": f"{float(np.abs(example.x_adv - example.image).max()):.3f}",
     }
 
 
-def _ran(who: str, runs: Sequence[Mapping[str, Any]]) -> str:
-    head = [f"attacks on the network {who}", "", "role", "asked", "felled", "gradients", "seconds"]
+def _ran(who: str, attacks: Sequence[AttackResult]) -> str:
+    head = [f"attacks on the network {who}", "", "role", "asked", "broken", "gradients", "seconds"]
     rows = [
-        [
-            r["title"],
-            f"`{r['attack']}`",
-            r["role"],
-            r["asked"],
-            r["felled"],
-            r["gradients"],
-            f"{r['seconds']:.1f}",
-        ]
-        for r in runs
+        [a.title, f"`{a.attack}`", a.role, a.asked, a.broken, a.gradients, f"{a.seconds:.1f}"]
+        for a in attacks
     ]
     return markdown_table(head, rows)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from retroact.auditing.numbers import AuditNumbers
 from retroact.evaluation.metrics import (
     clean_accuracy,
     mean_gradients,
@@ -31,7 +32,7 @@ def page(
     title: str = "retroact report",
     notes: Sequence[str] = (),
     figures: Sequence[tuple[str, str]] = (),
-    audits: Sequence[tuple[str, Mapping[str, Any]]] = (),
+    audits: Sequence[tuple[str, AuditNumbers]] = (),
 ) -> str:
     """The page as a string. `notes` are sentences for its top, `figures` further ones of `plots`
     with their captions, `audits` what was audited with the audit's numbers. Raises ValueError where

@@ -8,12 +8,12 @@ from pathlib import Path
 
 from retroact.experiments.store import Store
 from retroact.reports import audited, html
-from retroact.reports.audited import Audited
+from retroact.reports.audited import Reported
 from retroact.reports.tables import Line, as_csv, lines, markdown
 
 
 def report(
-    found: Store | Sequence[Line] | Audited, path: str | Path, *, title: str | None = None
+    found: Store | Sequence[Line] | Reported, path: str | Path, *, title: str | None = None
 ) -> Path:
     """Writes an audit, or a store's cells (or lines taken from one), to `path`: .html, .md, .json,
     cells also .csv.

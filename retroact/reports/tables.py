@@ -98,7 +98,7 @@ class Line:
     @property
     def left_alone(self) -> str:
         """What the retrofit left as it is: "17 gelu", or nothing."""
-        return left_alone(self.record.pedigree)
+        return left_alone(self.record.pedigree.get("left_alone", {}))
 
     def alarms(self) -> list[str]:
         """What makes this line's number doubtful, each in a few words."""
@@ -124,9 +124,9 @@ class Worst:
     n: int
 
 
-def left_alone(pedigree: Mapping[str, Any]) -> str:
+def left_alone(counts: Mapping[str, int]) -> str:
     """The kinds of activations that a retrofit left, with their numbers: "17 gelu, 2 sigmoid"."""
-    return ", ".join(f"{n} {kind}" for kind, n in pedigree.get("left_alone", {}).items())
+    return ", ".join(f"{n} {kind}" for kind, n in counts.items())
 
 
 def lines(store: Store, glob: str = "*", *, images: bool = False) -> list[Line]:

@@ -12,7 +12,6 @@ import copy
 import gc
 import types
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +30,7 @@ _NOT_COPIED = (
 """What deepcopy hands on as it is, so that nothing behind it needs a copy."""
 
 
-def copied(net: nn.Module) -> nn.Module:
+def deep_copy(net: nn.Module) -> nn.Module:
     """A deep copy outside any autograd graph; ValueError that names the attribute which cannot be
     copied.
 
@@ -42,15 +41,15 @@ def copied(net: nn.Module) -> nn.Module:
     _refuse_closures(net)
     try:
         with torch.inference_mode(False):
-            return _deep(net, {})
+            return _copy(net, {})
     except Exception:
         pass
     try:
         with torch.inference_mode(False):
-            return _deep(net, _detached(net))
+            return _copy(net, _detach(net))
     except Exception as e:  # whatever an attribute's own copying may raise
         raise ValueError(
-            f"{type(net).__name__} cannot be copied: {e}{_where(net)}; "
+            f"{type(net).__name__} cannot be copied: {e}{_blame(net)}; "
             "set it to None or load the weights into a fresh net"
         ) from e
 
@@ -75,26 +74,28 @@ def _refuse_closures(net: nn.Module) -> None:
 def shadow(net: nn.Module) -> nn.Module:
     """A deep copy that shares every tensor with the net: what can be read and rewritten at no
     cost."""
-    return _deep(net, {id(t): t for t in _tensors(net)})
+    return _copy(net, {id(t): t for t in _tensors(net)})
 
 
-def _deep(net: nn.Module, memo: dict[int, Any]) -> nn.Module:
+def _copy(net: nn.Module, memo: dict[int, Tensor | nn.Module]) -> nn.Module:
     for module in list(net.modules()):
         if "_orig_mod" in module._modules:  # those of a script have no get()
             inner = module._modules["_orig_mod"]
+            assert inner is not None
             memo[id(module)] = copy.deepcopy(inner, memo)
     return copy.deepcopy(net, memo)
 
 
-def _detached(net: Any) -> dict[int, Any]:
+def _detach(net: object) -> dict[int, Tensor | nn.Module]:
+    """What a copy holds in the place of tensors that belong to a graph, by their ids."""
     return {id(t): t.detach().clone() for t in _tensors(net) if t.grad_fn is not None}
 
 
-def _tensors(net: Any) -> Iterator[Tensor]:
+def _tensors(net: object) -> Iterator[Tensor]:
     """Every tensor that a deep copy of the net would meet: parameters, attributes, in lists, dicts,
     objects."""
     seen: set[int] = set()
-    stack: list[Any] = [net]
+    stack: list[object] = [net]
     while stack:
         held = stack.pop()
         if id(held) in seen or isinstance(held, _NOT_COPIED):
@@ -107,17 +108,17 @@ def _tensors(net: Any) -> Iterator[Tensor]:
             stack.extend(gc.get_referents(held))
 
 
-def _where(net: nn.Module) -> str:
+def _blame(net: nn.Module) -> str:
     """Which attribute it is, as far as one alone is to blame."""
     for path, module in net.named_modules():
         for name, value in vars(module).items():
             inside = value if name in ("_parameters", "_buffers") else {name: value}
-            for key, one in {} if name == "_modules" else inside.items():
+            for key, held in {} if name == "_modules" else inside.items():
                 try:
-                    copy.deepcopy(one, {id(net): net, **_detached(one)})
+                    copy.deepcopy(held, {id(net): net, **_detach(held)})
                 except Exception:
                     return (
                         f" (its attribute {'.'.join(p for p in (path, key) if p)!r}, a"
-                        f" {type(one).__name__})"
+                        f" {type(held).__name__})"
                     )
     return ""

@@ -14,22 +14,26 @@ import logging
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retroact.doors import named
 from retroact.files import replacing
 from retroact.ground import neutral
-from retroact.retrofitting.copying import copied
-from retroact.retrofitting.examples import Example, example_for
+from retroact.retrofitting.copying import deep_copy
+from retroact.retrofitting.examples import Example, Inputs, example_for
 from retroact.retrofitting.watching import trial
 
 CHUNK = 256
+
+Array = NDArray[np.generic]
 
 
 @dataclass(frozen=True)
@@ -68,7 +72,7 @@ def export(
         raise ValueError(f"expected a file that ends in .pt2 or .onnx, got {str(path)!r}")
     net = cast(nn.Module, named(net))
     if path.suffix == ".onnx":
-        _need_onnx()
+        _require_onnx()
         if any(p.dtype is torch.bfloat16 for p in net.parameters()):
             raise ValueError(
                 "ONNX files are checked with numpy, which has no bfloat16; export net.float(), or a"
@@ -81,32 +85,31 @@ def export(
         )
     write, run = writers[path.suffix]
     inputs = tuple(i.cpu() if isinstance(i, Tensor) else i for i in example_for(net, example))
-    ours = copied(net).eval().cpu()
-    with replacing(path) as draft, trial(), _quiet():
+    ours = deep_copy(net).eval().cpu()
+    with replacing(path) as draft, trial(), _silence():
         write(ours, inputs, draft)
         checked = inputs if images is None else (images.cpu().to(_dtype(inputs[0])),)
-        difference, agreement = _compared(ours, run(draft), checked)
+        difference, agreement = _compare(ours, run(draft), checked)
     return Exported(path, len(checked[0]), difference, agreement)
 
 
-def _dtype(example: Any) -> torch.dtype | None:
+def _dtype(example: object) -> torch.dtype | None:
     return example.dtype if isinstance(example, Tensor) and example.is_floating_point() else None
 
 
-def _compared(
-    ours: nn.Module, theirs: Callable[..., Tensor], inputs: tuple[Any, ...]
-) -> tuple[float, float]:
+def _compare(ours: nn.Module, theirs: Callable[..., Tensor], inputs: Inputs) -> tuple[float, float]:
+    """The largest difference of any logit, and the share of inputs with the same argmax."""
     differences, same, n = [0.0], 0, len(inputs[0])
     for start in range(0, n, CHUNK):
         chunk = tuple(i[start : start + CHUNK] if isinstance(i, Tensor) else i for i in inputs)
-        expected, got = ours(*chunk), theirs(*chunk)
-        differences.append(float((got - expected).abs().max()))
-        same += int((got.argmax(1) == expected.argmax(1)).sum())
+        expected, logits = ours(*chunk), theirs(*chunk)
+        differences.append(float((logits - expected).abs().max()))
+        same += int((logits.argmax(1) == expected.argmax(1)).sum())
     return max(differences), same / n
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def _silence() -> Iterator[None]:
     """The exporters report their progress, and what they do without, on every channel there is."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
@@ -119,7 +122,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _any_batch(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+def _any_batch(inputs: Inputs) -> tuple[object, ...]:
     batch = torch.export.Dim("batch")
     return tuple({0: batch} if isinstance(i, Tensor) else None for i in inputs)
 
@@ -127,7 +130,7 @@ def _any_batch(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
 # ------------------------------------------------------------------------------------- torch.export
 
 
-def _write_pt2(net: nn.Module, inputs: tuple[Any, ...], path: Path) -> None:
+def _write_pt2(net: nn.Module, inputs: Inputs, path: Path) -> None:
     torch.export.save(torch.export.export(net, inputs, dynamic_shapes=_any_batch(inputs)), path)
 
 
@@ -139,7 +142,7 @@ def _run_pt2(path: Path) -> Callable[..., Tensor]:
 # --------------------------------------------------------------------------------------------- ONNX
 
 
-def _need_onnx() -> None:
+def _require_onnx() -> None:
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401
@@ -148,7 +151,7 @@ def _need_onnx() -> None:
         raise ImportError(f'exporting to ONNX needs {e.name}: pip install "retroact[onnx]"') from e
 
 
-def _write_onnx(net: nn.Module, inputs: tuple[Any, ...], path: Path) -> None:
+def _write_onnx(net: nn.Module, inputs: Inputs, path: Path) -> None:
     import onnx
 
     torch.onnx.export(
@@ -183,7 +186,7 @@ def _run_onnx(path: Path) -> Callable[..., Tensor]:
         ) from e
     names = [i.name for i in session.get_inputs()]
 
-    def run(*inputs: Any) -> Tensor:
+    def run(*inputs: object) -> Tensor:
         tensors = [i for i in inputs if isinstance(i, Tensor)]
         fed = {name: i.numpy() for name, i in zip(names, tensors, strict=True)}
         return torch.from_numpy(session.run(None, fed)[0])
@@ -225,7 +228,7 @@ def _drop_unused(graph: Any) -> None:
         graph.initializer.remove(tensor)
 
 
-def _is_jump(where: Any, compare: Any, constants: dict[str, Any]) -> bool:
+def _is_jump(where: Any, compare: Any, constants: Mapping[str, Array]) -> bool:
     kappa, zero = constants.get(compare.input[1]), constants.get(where.input[1])
     if kappa is None or zero is None or compare.input[0] != where.input[2]:
         return False
@@ -233,11 +236,12 @@ def _is_jump(where: Any, compare: Any, constants: dict[str, Any]) -> bool:
     return bool(numbers and float(kappa) >= 0.0 and float(zero) == 0.0)
 
 
-def _constants(graph: Any) -> dict[str, Any]:
+def _constants(graph: Any) -> dict[str, Array]:
+    """The numbers that stand in an ONNX graph, by name."""
     from onnx import numpy_helper
 
-    found = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     for node in graph.node:
         if node.op_type == "Constant" and node.attribute[0].name == "value":
-            found[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
-    return found
+            constants[node.output[0]] = numpy_helper.to_array(node.attribute[0].t)
+    return constants

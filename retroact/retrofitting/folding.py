@@ -1,15 +1,15 @@
 """Folding: the same function with the slopes moved into the biases, exactly.
 
 A ReLU net is positively homogeneous: relu(s z) = s relu(z) for s > 0. So where a net carries s
-times the tensor of its folded twin, every layer says what becomes of s:
+times the tensor of its folded copy, every layer says what becomes of s:
     conv, linear   W(s x) + b = s (W x + b/s)                    the bias is divided
     batch norm     the same with its running mean and its bias
     α max(0, ·)    α max(0, s z) = (α s) max(0, z)               ReLU, and s grows by α
     jump at κ      J_κ(s z) = s J_{κ/s}(z)                       the jump stays, its κ is divided
     min(·, cap)    min(s z, cap) = s min(z, cap/s)               so is a cap
     pooling, dropout, flatten, sums of equal s                   nothing
-After L slopes the biases of layer l are b_l/α^(l-1), and the logits are those of the twin times
-α^L. The twin is what an attack needs (nothing saturates), and it costs what a ReLU net costs.
+After L slopes the biases of layer l are b_l/α^(l-1), and the logits are those of the copy times
+α^L. The copy is what an attack needs (nothing saturates), and it costs what a ReLU net costs.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from retroact.activations.activation import Activation
 from retroact.activations.channel_shift import ChannelShift
 from retroact.activations.per_site import PerSite
 from retroact.doors import named
 from retroact.ground import neutral
-from retroact.retrofitting.copying import copied
+from retroact.retrofitting.copying import deep_copy
 from retroact.retrofitting.installed import Installed, installed
 from retroact.retrofitting.rerouting import reroutings
-from retroact.retrofitting.tracing import keep_attributes, traced
+from retroact.retrofitting.tracing import keep_attributes, trace
 from retroact.spec import is_spec
 
 _LAYERS = (
@@ -43,6 +44,7 @@ _POOLS = tuple(
     for kind in ("MaxPool", "AvgPool", "AdaptiveMaxPool", "AdaptiveAvgPool")
     for d in (1, 2, 3)
 )
+_AVERAGES = (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _SHAPES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.ZeroPad2d, nn.PixelShuffle)
 _PASSING = (*_POOLS, *_DROPOUTS, *_SHAPES, nn.ReLU, nn.LeakyReLU)
@@ -62,7 +64,7 @@ _READS_A_SHAPE = {"size", "dim", "getattr", "numel"}
 
 
 class FoldError(ValueError):
-    """The net has no folded twin: a slope meets an operation that it cannot be moved through."""
+    """The net does not fold: a slope meets an operation that it cannot be moved through."""
 
 
 @neutral()
@@ -78,9 +80,9 @@ def fold(net: str | PathLike[str] | nn.Module, *, scaled: bool = True) -> nn.Mod
     homogeneous, or a layer called twice under different slopes, and where the net does not trace.
     """
     net = cast(nn.Module, named(net))
-    made = copied(net)
-    inner = _innermost(made)
-    graph = None if reroutings(net) else traced(copied(inner))
+    copy = deep_copy(net)
+    inner = _innermost(copy)
+    graph = None if reroutings(net) else trace(deep_copy(inner))
     if graph is None:
         raise FoldError(
             f"{type(inner).__name__} does not trace (it branches, has hooks or state), so it cannot"
@@ -91,8 +93,8 @@ def fold(net: str | PathLike[str] | nn.Module, *, scaled: bool = True) -> nn.Mod
         folding.visit(node)
     if scaled:
         folding.scale_logits(nodes[-1])
-    keep_attributes(made, {"logit_scale": folding.scales[nodes[-1]], **_said(net, made)})
-    return made
+    keep_attributes(copy, {"logit_scale": folding.scales[nodes[-1]], **_retrofit_of(copy, net)})
+    return copy
 
 
 def _innermost(net: nn.Module) -> nn.Module:
@@ -104,15 +106,17 @@ def _innermost(net: nn.Module) -> nn.Module:
     return net
 
 
-def _said(net: nn.Module, made: nn.Module) -> dict[str, Any]:
+def _retrofit_of(copy: nn.Module, net: nn.Module) -> dict[str, object]:
     """The copy's `retrofit`; None where shifts stay behind, which no spec names."""
-    if getattr(net, "retrofit", None) is None:
+    before = getattr(net, "retrofit", None)
+    if before is None:
         return {}
-    each: tuple[Any, ...] = tuple(module.activation for module in installed(made).values())
-    if not all(map(is_spec, each)):
+    each = tuple(module.activation for module in installed(copy).values())
+    specs = tuple(a for a in each if isinstance(a, Activation) and is_spec(a))
+    if len(specs) < len(each):
         return {"retrofit": None}
-    activation = each[0] if len(set(each)) == 1 else PerSite(each)
-    return {"retrofit": replace(net.retrofit, activation=activation)}  # type: ignore[type-var]
+    activation = specs[0] if len(set(specs)) == 1 else PerSite(specs)
+    return {"retrofit": replace(before, activation=activation)}
 
 
 # ----------------------------------------------------------------------------------------- the walk
@@ -130,32 +134,32 @@ class _Folding:
 
     def visit(self, node: fx.Node) -> None:
         """Settles the factor of the node's output."""
-        self.scales[node] = self._after(node)
+        self.scales[node] = self._factor_after(node)
 
-    def _after(self, node: fx.Node) -> float:
+    def _factor_after(self, node: fx.Node) -> float:
         if node.op in ("placeholder", "get_attr"):
             return 1.0
         name = str(getattr(node.target, "__name__", node.target)).strip("_")
         if node.op != "call_module" and name in _READS_A_SHAPE:
             return 1.0
-        s = self._common(node)
+        s = self._common_factor(node)
         if node.op == "output":
             return s
         if node.op == "call_module":
-            return self._module(node, self._called(node), s)
+            return self._pass_module(node, self._module_at(node), s)
         passes = name in _PASSING_CALLS and not (s != 1.0 and _adds_a_number(node, name))
         scaled_by_number = name in _FACTORS and len(node.all_input_nodes) == 1
-        return s if passes or scaled_by_number or _is_dropout(name) else self._unmoved(node, s)
+        return s if passes or scaled_by_number or _is_dropout(name) else self._refuse(node, s)
 
-    def _called(self, node: fx.Node) -> nn.Module:
+    def _module_at(self, node: fx.Node) -> nn.Module:
         try:
             return self.net.get_submodule(str(node.target))
         except AttributeError:  # functional dropout is a module in the graph only
             return self.graph.get_submodule(str(node.target))
 
-    def _common(self, node: fx.Node) -> float:
+    def _common_factor(self, node: fx.Node) -> float:
         """The one factor of all inputs."""
-        inputs = [n for n in node.all_input_nodes if not _is_a_shape(n)]
+        inputs = [n for n in node.all_input_nodes if not _reads_a_shape(n)]
         factors = {self.scales[n] for n in inputs} or {1.0}
         if len(factors) > 1:
             raise FoldError(
@@ -166,10 +170,10 @@ class _Folding:
             )
         return factors.pop()
 
-    def _module(self, node: fx.Node, module: nn.Module, s: float) -> float:
+    def _pass_module(self, node: fx.Node, module: nn.Module, s: float) -> float:
         path = str(node.target)
         if isinstance(module, Installed):
-            return self._activation(node, module, s)
+            return self._pass_activation(node, module, s)
         if type(module) in _PASSING:
             return s
         if self.layers.setdefault(path, s) != s:
@@ -181,18 +185,16 @@ class _Folding:
         elif type(module) in _NORMS and module.running_mean is not None:
             _divide(module, "running_mean", s)
             _divide(module, "bias", s)
-            if module.bias is None and s != 1.0:
-                return s
         else:
-            return self._unmoved(node, s)
+            return self._refuse(node, s)
         return s
 
-    def _activation(self, node: fx.Node, module: Installed, s: float) -> float:
+    def _pass_activation(self, node: fx.Node, module: Installed, s: float) -> float:
         if self.layers.setdefault(str(node.target), s) != s:
             raise FoldError(f"site {module.site.name!r} is called under different slopes")
         folded = module.folded(s)
         if folded is None:
-            return self._unmoved(node, s)
+            return self._refuse(node, s)
         activation, factor, shift = folded
         if shift is not None and not self._move_into_bias(node, shift):
             activation = ChannelShift(shift.to(next(self.net.parameters(), shift)), activation)
@@ -212,7 +214,7 @@ class _Folding:
         between."""
         before = node.all_input_nodes[0]
         while len(before.users) == 1 and before.op == "call_module":
-            module = self._called(before)
+            module = self._module_at(before)
             if type(module) in (*_LAYERS, *_NORMS):
                 calls = [
                     n
@@ -231,7 +233,7 @@ class _Folding:
         if s == 1.0:
             return
         last = output.all_input_nodes[0]
-        module = self._called(last) if last.op == "call_module" else None
+        module = self._module_at(last) if last.op == "call_module" else None
         if len(output.all_input_nodes) != 1 or len(last.users) != 1 or type(module) not in _LAYERS:
             raise FoldError(
                 f"the net ends in {last.name!r}, which cannot take the factor {s:g} of its logits; "
@@ -241,7 +243,7 @@ class _Folding:
         _divide(module, "weight", 1.0 / s)
         _divide(module, "bias", 1.0 / s)
 
-    def _unmoved(self, node: fx.Node, s: float) -> float:
+    def _refuse(self, node: fx.Node, s: float) -> float:
         if s != 1.0:
             raise FoldError(
                 f"at {node.name!r} ({node.target}) a factor {s:g} cannot be moved through; a net"
@@ -271,11 +273,10 @@ def _set(module: nn.Module, name: str, value: Tensor) -> None:
 
 
 def _takes(layer: Any, shift: Tensor) -> bool:
-    channels = layer.bias if layer.bias is not None else None
-    size = getattr(
-        layer, "out_features", getattr(layer, "out_channels", getattr(layer, "num_features", 0))
-    )
-    return bool(size == len(shift)) and not (type(layer) in _NORMS and channels is None)
+    """Whether the bias of a layer or norm has one number for each of the shift."""
+    sizes = (getattr(layer, word, None) for word in ("out_features", "out_channels"))
+    size = next((s for s in sizes if s is not None), getattr(layer, "num_features", 0))
+    return bool(size == len(shift)) and not (type(layer) in _NORMS and layer.bias is None)
 
 
 def _add_to_bias(layer: Any, shift: Tensor) -> None:
@@ -284,16 +285,12 @@ def _add_to_bias(layer: Any, shift: Tensor) -> None:
     _set(layer, "bias", (bias + shift.to(bias)).to(like))
 
 
-def _averages_padding(pool: Any) -> bool:
-    return "Avg" in type(pool).__name__ and getattr(pool, "padding", 0) not in (
-        0,
-        (0,),
-        (0, 0),
-        (0, 0, 0),
-    )
+def _averages_padding(pool: nn.Module) -> bool:
+    padded = getattr(pool, "padding", 0) not in (0, (0,), (0, 0), (0, 0, 0))
+    return type(pool) in _AVERAGES and padded
 
 
-def _is_a_shape(node: fx.Node) -> bool:
+def _reads_a_shape(node: fx.Node) -> bool:
     return node.op in ("call_function", "call_method") and (
         str(getattr(node.target, "__name__", node.target)).strip("_") in _READS_A_SHAPE
     )

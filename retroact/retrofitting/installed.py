@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +11,7 @@ from retroact.activations.activation import Activation, Folded
 from retroact.activations.piecewise import without_slope
 from retroact.activations.ramp import Ramp
 from retroact.activations.site import Site
+from retroact.retrofitting.recognition import Args, Function, Kwargs
 
 
 class Installed(nn.Module):
@@ -38,21 +38,25 @@ class Installed(nn.Module):
             del self.activation
         self.activation = activation
 
-    def forward(self, z: Tensor | None = None, instead_of: tuple[Any, ...] | None = None) -> Tensor:
+    def forward(
+        self, z: Tensor | None = None, instead_of: tuple[Function, Args, Kwargs] | None = None
+    ) -> Tensor:
         """The new activation of z; or of what a call, recognised by its values, is the old
         activation of."""
         if z is None:
-            z = self._input_of(*instead_of)  # type: ignore[misc]
+            assert instead_of is not None
+            z = self._input_of(*instead_of)
         if not self.overwrites:
             out: Tensor = self.activation(z)
             return out
         # the clone is what autograd keeps; z itself is about to change
         return z.copy_(self.activation(z.clone()))
 
-    def _input_of(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    def _input_of(self, func: Function, args: Args, kwargs: Kwargs) -> Tensor:
         """The input of a call that is the old activation by its values; runs it, to see whether it
         still is."""
-        z: Tensor = args[self.site.argument]  # type: ignore[index]
+        assert self.site.argument is not None
+        z: Tensor = args[self.site.argument]
         if torch.compiler.is_compiling():  # no values there
             return z
         before = z.clone() if self.site.inplace else z
@@ -95,10 +99,10 @@ def _is(own: Ramp, z: Tensor, out: Tensor) -> bool:
 def installed(net: nn.Module) -> dict[str, Installed]:
     """Every installed activation of a retrofitted net by the name of its site; empty for another
     net."""
-    return {module.site.name: module for module in _installed(net)}
+    return {module.site.name: module for module in _modules(net)}
 
 
-def _installed(net: nn.Module) -> Iterator[Installed]:
+def _modules(net: nn.Module) -> Iterator[Installed]:
     for module in net.modules():
         if isinstance(module, Installed):
             yield module

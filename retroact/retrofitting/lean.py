@@ -20,10 +20,10 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from retroact.doors import logits_in
-from retroact.retrofitting.copying import copied
+from retroact.retrofitting.copying import deep_copy
 from retroact.retrofitting.examples import example_for
 from retroact.retrofitting.rerouting import reroutings
-from retroact.retrofitting.tracing import traced
+from retroact.retrofitting.tracing import trace
 
 _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
@@ -31,22 +31,26 @@ _RANK: dict[type, int] = {nn.Linear: 2, nn.Conv1d: 3, nn.Conv2d: 4, nn.Conv3d: 5
 """Of a layer's output, batch included, where axis 1 is the axis of its output channels."""
 
 
+Folds = tuple[tuple[str, str], ...]
+"""The pairs (layer, norm) of a net, by path, in which the norm may move into the layer."""
+
+
 @dataclass(frozen=True)
 class Form:
     """A way to make a net leaner; called on one, it gives a frozen copy in eval mode that should
     compute the same.
 
-    `folds` are the pairs (layer, norm) by path in which the norm moves into the layer; with
-    `channels_last` weights of rank 4 lie so.
+    `folds` are the pairs in which a norm moves into a layer; with `channels_last` weights of rank 4
+    lie so.
     """
 
-    folds: tuple[tuple[str, str], ...] = ()
+    folds: Folds = ()
     channels_last: bool = False
 
     def __call__(self, net: nn.Module) -> nn.Module:
         """The copy. Raises ValueError for a net that cannot be copied."""
-        made = _folded(_quiet(copied(net).eval().requires_grad_(False)), self.folds)
-        return in_channels_last(made) if self.channels_last else made
+        copy = _fold(_silence(deep_copy(net).eval().requires_grad_(False)), self.folds)
+        return in_channels_last(copy) if self.channels_last else copy
 
     def __str__(self) -> str:
         return (
@@ -60,11 +64,12 @@ def forms(net: nn.Module, example: Tensor) -> list[Form]:
 
     `example` is a batch of inputs, on the net's device.
     """
-    try:
-        folds = _folds(copied(net).eval().requires_grad_(False), example)
-    except (ValueError, TypeError, RuntimeError, NotImplementedError):
-        # sealed: scripted, exported, compiled
-        return []
+    folds = folds_of(net, example)
+    return [] if folds is None else forms_with(net, folds, example)
+
+
+def forms_with(net: nn.Module, folds: Folds, example: Tensor) -> list[Form]:
+    """`forms` of a net whose `folds` are known."""
     ways = [
         (f, last)
         for last in ([True, False] if _gains_by_channels_last(net, example) else [False])
@@ -84,20 +89,20 @@ def lean(net: nn.Module, example: Tensor | None = None) -> nn.Module:
     for form in forms(net, x):
         try:
             with torch.no_grad():
-                made = form(net)
+                leaner = form(net)
                 outputs, expected = (
-                    logits_in(n(x.clone()), len(x)) for n in (made, copied(net).eval())
+                    logits_in(n(x.clone()), len(x)) for n in (leaner, deep_copy(net).eval())
                 )
         except Exception:  # as in the proof
             continue
         if torch.allclose(
             outputs, expected, rtol=1e-4, atol=1e-4 * float(expected.max() - expected.min())
         ):
-            return made
+            return leaner
     return net
 
 
-def _quiet(net: nn.Module) -> nn.Module:
+def _silence(net: nn.Module) -> nn.Module:
     """The copy without torch.fx's habit of printing what goes wrong in a graph, beside raising it:
     a form may fail."""
     for module in net.modules():
@@ -128,11 +133,41 @@ def in_channels_last(net: nn.Module) -> nn.Module:
 # ------------------------------------------------------------------------------------------ folding
 
 
-def _folds(net: nn.Module, example: Tensor) -> tuple[tuple[str, str], ...]:
-    """The pairs (layer, norm) by path in which the norm may move into the layer."""
+def folds_of(net: nn.Module, example: Tensor) -> Folds | None:
+    """Which norms may move into which layers, read off the net's trace; None where it cannot be
+    copied."""
+    try:
+        return _folds(deep_copy(net).eval().requires_grad_(False), example)
+    except (ValueError, TypeError, RuntimeError, NotImplementedError):
+        # sealed: scripted, exported, compiled
+        return None
+
+
+def same_layers(net: nn.Module, other: nn.Module) -> bool:
+    """Whether both have the same layers and norms under the same names, as a net, its retrofit and
+    its fold have, so that the folds of one are those of the other."""
+    return not (reroutings(net) or reroutings(other)) and _layers(net) == _layers(other)
+
+
+def _layers(net: nn.Module) -> dict[str, tuple[object, ...]]:
+    """What decides of each layer and norm whether the two can become one, by path."""
+    return {
+        path: _traits(module)
+        for path, module in net.named_modules()
+        if type(module) in (*_RANK, *_NORMS)
+    }
+
+
+def _traits(module: Any) -> tuple[object, ...]:
+    tensors = (module.weight, getattr(module, "running_mean", None))
+    hooked = bool(module._backward_hooks or module._backward_pre_hooks)
+    return type(module), hooked, *((t.shape, t.dtype) for t in tensors if t is not None)
+
+
+def _folds(net: nn.Module, example: Tensor) -> Folds:
     if reroutings(net) or not any(type(m) in _NORMS for m in net.modules()):
         return ()
-    graph = traced(copied(net))
+    graph = trace(deep_copy(net))
     if graph is None:
         return ()
     calls = Counter(str(n.target) for n in graph.graph.nodes if n.op == "call_module")
@@ -144,7 +179,7 @@ def _folds(net: nn.Module, example: Tensor) -> tuple[tuple[str, str], ...]:
     ]
     alone = [pair for pair in pairs if all(calls[path] == 1 and path not in read for path in pair)]
     modules = dict(net.named_modules())
-    fitting = [(layer, norm) for layer, norm in alone if _makes_one(modules[layer], modules[norm])]
+    fitting = [(layer, norm) for layer, norm in alone if _can_merge(modules[layer], modules[norm])]
     ranks = _ranks(net, {layer for layer, _ in fitting}, example)
     return tuple(
         (layer, norm) for layer, norm in fitting if ranks.get(layer) == _RANK[type(modules[layer])]
@@ -165,7 +200,7 @@ def _layer_of(node: fx.Node, net: nn.Module) -> fx.Node | None:
     return None
 
 
-def _makes_one(layer: Any, norm: Any) -> bool:
+def _can_merge(layer: Any, norm: Any) -> bool:
     """Whether the norm can move into the layer, if it norms the axis of the layer's channels."""
     if type(layer) not in _RANK or any(
         m._backward_hooks or m._backward_pre_hooks for m in (layer, norm)
@@ -191,13 +226,12 @@ def _ranks(net: nn.Module, paths: set[str], example: Tensor) -> dict[str, int]:
     """
     if not paths:
         return {}
-    watched, ranks = _quiet(copied(net)), dict[str, int]()
-
-    def note(path: str) -> Any:
-        return lambda module, args, out: ranks.__setitem__(path, out.dim())
+    watched, ranks = _silence(deep_copy(net)), dict[str, int]()
 
     for path in paths:
-        watched.get_submodule(path).register_forward_hook(note(path))
+        watched.get_submodule(path).register_forward_hook(
+            lambda module, args, out, path=path: ranks.__setitem__(path, out.dim())
+        )
     weight = next((p for p in net.parameters() if p.is_floating_point()), example)
     try:
         with torch.no_grad():
@@ -207,16 +241,16 @@ def _ranks(net: nn.Module, paths: set[str], example: Tensor) -> dict[str, int]:
     return ranks
 
 
-def _folded(net: nn.Module, folds: tuple[tuple[str, str], ...]) -> nn.Module:
+def _fold(net: nn.Module, folds: Folds) -> nn.Module:
     for path, norm in folds:
         layer = net.get_submodule(path)
         fuse: Any = fuse_linear_bn_eval if type(layer) is nn.Linear else fuse_conv_bn_eval
-        net.set_submodule(path, fuse(layer, _affine(net.get_submodule(norm))))
+        net.set_submodule(path, fuse(layer, _make_affine(net.get_submodule(norm))))
         net.set_submodule(norm, nn.Identity())
     return net
 
 
-def _affine(norm: Any) -> nn.Module:
+def _make_affine(norm: Any) -> nn.Module:
     """The norm with a weight and a bias, which torch's folding into a linear layer asks for."""
     if norm.weight is None:
         norm.weight = nn.Parameter(torch.ones_like(norm.running_mean), requires_grad=False)

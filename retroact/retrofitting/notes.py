@@ -13,7 +13,7 @@ import sys
 import types
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -25,15 +25,20 @@ _ABSENT = object()
 _MADE_BY_TRACING = "_tensor_constant"  # torch.fx stores under this name what it found in a closure
 
 
+Container = dict[Any, Any] | list[Any] | set[Any] | deque[Any]
+Content = dict[Any, Any] | list[Any]
+"""What is in a container: by key, or one after the other."""
+
+
 class Notes:
     """Everything that a forward pass of `net` can write to, as it is now."""
 
     def __init__(self, net: nn.Module) -> None:
         self._seen: set[int] = set()
         # a container and its content; the container stays alive
-        self._kept: list[tuple[Any, Any]] = []
-        self._scopes: list[tuple[Any, dict[str, Any]]] = []
-        self._states: list[tuple[Any, str]] = []
+        self._kept: list[tuple[Container, Content]] = []
+        self._scopes: list[tuple[Scope, dict[str, object]]] = []
+        self._states: list[tuple[object, str]] = []
         self._random = _random_states()
         for module in net.modules():
             self._keep(vars(module))
@@ -53,17 +58,18 @@ class Notes:
         for held, content in self._kept:
             if not _alike(_content(held), content):
                 _refill(held, content)
-        for scope, content in self._scopes:
+        for scope, before in self._scopes:
             now = scope.read()
-            for name in {*now, *content}:
-                if now.get(name, _ABSENT) is not content.get(name, _ABSENT):
-                    scope.write(name, content.get(name, _ABSENT))
-        random.setstate(self._random[0])
-        if self._random[1] is not None:
-            sys.modules["numpy"].random.set_state(self._random[1])
+            for name in {*now, *before}:
+                if now.get(name, _ABSENT) is not before.get(name, _ABSENT):
+                    scope.write(name, before.get(name, _ABSENT))
+        pythons, numpys = self._random
+        random.setstate(pythons)
+        if numpys is not None:
+            sys.modules["numpy"].random.set_state(numpys)
 
-    def _keep(self, start: Any) -> None:
-        stack = [start]
+    def _keep(self, start: object) -> None:
+        stack: list[object] = [start]
         while stack:
             held = stack.pop()
             if isinstance(held, _WHOLE) or id(held) in self._seen:
@@ -93,7 +99,7 @@ class Notes:
         for value in (*vars(module).values(), *hooks):
             self._keep_function(value)
 
-    def _keep_function(self, function: Any) -> None:
+    def _keep_function(self, function: object) -> None:
         function = getattr(function, "func", function)  # a partial
         function = getattr(function, "__func__", function)  # a method
         if not isinstance(function, types.FunctionType) or id(function) in self._seen:
@@ -104,7 +110,7 @@ class Notes:
         for cell in function.__closure__ or ():
             self._keep_scope(_Cell(cell))
 
-    def _keep_scope(self, scope: Any) -> None:
+    def _keep_scope(self, scope: Scope) -> None:
         content = scope.read()
         self._scopes.append((scope, content))
         for value in content.values():
@@ -115,62 +121,70 @@ class Notes:
 # ------------------------------------------------------------------------------------------- scopes
 
 
-class _OfClass:
+class Scope(Protocol):
+    """Names that code can write to, and what they stand for now."""
+
+    def read(self) -> dict[str, object]: ...
+
+    def write(self, name: str, value: object) -> None: ...
+
+
+class _OfClass(Scope):
     def __init__(self, cls: type) -> None:
         self.cls = cls
 
-    def read(self) -> dict[str, Any]:
+    def read(self) -> dict[str, object]:
         return {k: v for k, v in vars(self.cls).items() if k[:2] != "__" and isinstance(v, _NOTED)}
 
-    def write(self, name: str, value: Any) -> None:
+    def write(self, name: str, value: object) -> None:
         delattr(self.cls, name) if value is _ABSENT else setattr(self.cls, name, value)
 
 
-class _Globals:
+class _Globals(Scope):
     """Those that a function names and that can be notes: no modules, functions, classes."""
 
     def __init__(self, function: types.FunctionType) -> None:
         self.scope, self.names = function.__globals__, set(_names(function.__code__))
 
-    def read(self) -> dict[str, Any]:
+    def read(self) -> dict[str, object]:
         here = self.scope.get("__name__")
-        found = {n: self.scope[n] for n in self.names if n in self.scope}
+        named = {n: self.scope[n] for n in self.names if n in self.scope}
         return {
             n: v
-            for n, v in found.items()
+            for n, v in named.items()
             if isinstance(v, _NOTED) or type(v).__module__ in (here, "torch.fx.proxy")
         }
 
-    def write(self, name: str, value: Any) -> None:
+    def write(self, name: str, value: object) -> None:
         self.scope.pop(name) if value is _ABSENT else self.scope.__setitem__(name, value)
 
 
-class _Slots:
-    def __init__(self, held: Any) -> None:
+class _Slots(Scope):
+    def __init__(self, held: object) -> None:
         self.held = held
-        said = [vars(cls).get("__slots__", ()) for cls in type(held).__mro__]
-        self.names = [n for slots in said for n in ((slots,) if isinstance(slots, str) else slots)]
+        slots = [vars(cls).get("__slots__", ()) for cls in type(held).__mro__]
+        self.names = [n for of in slots for n in ((of,) if isinstance(of, str) else of)]
 
-    def read(self) -> dict[str, Any]:
+    def read(self) -> dict[str, object]:
         return {
             n: getattr(self.held, n) for n in self.names if n[:2] != "__" and hasattr(self.held, n)
         }
 
-    def write(self, name: str, value: Any) -> None:
+    def write(self, name: str, value: object) -> None:
         delattr(self.held, name) if value is _ABSENT else setattr(self.held, name, value)
 
 
-class _Cell:
+class _Cell(Scope):
     def __init__(self, cell: types.CellType) -> None:
         self.cell = cell
 
-    def read(self) -> dict[str, Any]:
+    def read(self) -> dict[str, object]:
         try:
             return {"": self.cell.cell_contents}
         except ValueError:  # still empty
             return {}
 
-    def write(self, _: str, value: Any) -> None:
+    def write(self, _: str, value: object) -> None:
         if value is not _ABSENT:
             self.cell.cell_contents = value
 
@@ -185,24 +199,24 @@ def _names(code: types.CodeType) -> Iterator[str]:
 # ------------------------------------------------------------------------------------------ content
 
 
-def _content(held: Any) -> Any:
+def _content(held: Container) -> Content:
     if isinstance(held, dict):
         return {k: v for k, v in held.items() if not str(k).startswith(_MADE_BY_TRACING)}
     return list(held)
 
 
-def _refill(held: Any, content: Any) -> None:
+def _refill(held: Container, content: Content) -> None:
     """Through the methods of the plain containers, as a class of one's own may refuse its own."""
     kind: Any = next(k for k in (OrderedDict, *_CONTAINERS) if isinstance(held, k))
     kind.clear(held)
-    for one in content:
-        if isinstance(held, dict):
-            kind.__setitem__(held, one, content[one])
+    for item in content:
+        if isinstance(content, dict):
+            kind.__setitem__(held, item, content[item])
         else:
-            kind.add(held, one) if isinstance(held, set) else kind.append(held, one)
+            kind.add(held, item) if isinstance(held, set) else kind.append(held, item)
 
 
-def _inside(held: Any) -> Iterator[Any]:
+def _inside(held: object) -> Iterator[object]:
     if isinstance(held, dict):
         yield from held.values()
     elif isinstance(held, list | tuple | set | frozenset | deque):
@@ -212,7 +226,7 @@ def _inside(held: Any) -> Iterator[Any]:
         yield from _Slots(held).read().values()
 
 
-def _state(held: Any) -> str:
+def _state(held: object) -> str:
     """What an object is that changes without an attribute changing; empty for all others."""
     if isinstance(held, random.Random):
         return repr(held.getstate())
@@ -226,18 +240,17 @@ def _state(held: Any) -> str:
     )
 
 
-def _alike(one: Any, other: Any) -> bool:
-    if isinstance(one, dict):
-        return list(one) == list(other) and all(_same(one[k], other[k]) for k in one)
-    return len(one) == len(other) and all(map(_same, one, other))
+def _alike(content: Content, other: Content) -> bool:
+    if isinstance(content, dict) and isinstance(other, dict):
+        return list(content) == list(other) and all(_same(content[k], other[k]) for k in content)
+    return len(content) == len(other) and all(map(_same, content, other))
 
 
-def _same(one: Any, other: Any) -> bool:
-    return one is other or (
-        type(one) is type(other) and isinstance(one, _SIMPLE) and repr(one) == repr(other)
-    )
+def _same(value: object, other: object) -> bool:
+    alike = type(value) is type(other) and isinstance(value, _SIMPLE)
+    return value is other or (alike and repr(value) == repr(other))
 
 
-def _random_states() -> tuple[Any, ...]:
+def _random_states() -> tuple[tuple[object, ...], dict[str, object] | None]:
     numpy = sys.modules.get("numpy")
     return random.getstate(), numpy.random.get_state(legacy=False) if numpy else None

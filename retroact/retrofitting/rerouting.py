@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import threading
 from collections import defaultdict
-from typing import Any
+from collections.abc import Callable
 
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -22,19 +22,24 @@ from torch.overrides import TorchFunctionMode
 from retroact.activations.activation import Activation
 from retroact.activations.site import Site
 from retroact.retrofitting.installed import Installed
-from retroact.retrofitting.recognition import KINDS, Call, recognise
+from retroact.retrofitting.recognition import KINDS, Args, Call, Function, Kwargs, recognise
 from retroact.retrofitting.selection import selects_by_name
 from retroact.retrofitting.watching import Whereabouts, activation_modules, function_name
+
+Answer = Callable[[Function, Args, Kwargs], object]
+"""What a call gives, of its function, arguments and keywords."""
 
 
 class _Mode(TorchFunctionMode):
     """torch's modes are entered by inheritance only; all it does is ask."""
 
-    def __init__(self, answer: Any) -> None:
+    def __init__(self, answer: Answer) -> None:
         super().__init__()
         self.answer = answer
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Function, types: object, args: Args = (), kwargs: Kwargs | None = None
+    ) -> object:
         return self.answer(func, args, kwargs or {})
 
 
@@ -74,22 +79,22 @@ class Rerouting:
         net.register_forward_hook(self.close, always_call=True)
         return net
 
-    def open(self, *_: Any) -> None:
+    def open(self, *_: object) -> None:
         """Before the forward pass."""
         mode = _Mode(self._answer)
         self._open[threading.get_ident()].append(mode)
         mode.__enter__()
 
-    def close(self, *_: Any) -> None:
+    def close(self, *_: object) -> None:
         """After the forward pass, also one that raised."""
         if modes := self._open[threading.get_ident()]:
             modes.pop().__exit__(None, None, None)
 
-    def _answer(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _answer(self, func: Function, args: Args, kwargs: Kwargs) -> object:
         name = function_name(func)
         call = recognise(name, args, kwargs)
         if call is None:
-            return self._by_value(name.strip("_"), func, args, kwargs)
+            return self._answer_by_value(name.strip("_"), func, args, kwargs)
         if call.kind not in self.also and (call.own is None or call.own.jump):
             return func(*args, **kwargs)
         site = self._site(call)
@@ -97,18 +102,15 @@ class Rerouting:
             return func(*args, **kwargs)
         return self.installed[site.name](call.z)
 
-    def _by_value(self, name: str, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def _answer_by_value(self, name: str, func: Function, args: Args, kwargs: Kwargs) -> object:
         """Runs a call, and replaces its result where it is a site that was recognised by its
         values."""
         if name in KINDS or f"{self.where.path}.{name}()".lstrip(".") not in self.functions:
             return func(*args, **kwargs)
         put_in = self.installed.get(self.where.name(name, ""))
-        if (
-            put_in is None
-            or put_in.site.own is None
-            or put_in.site.argument is None
-            or "out" in kwargs
-        ):
+        if put_in is None or "out" in kwargs:
+            return func(*args, **kwargs)
+        if put_in.site.own is None or put_in.site.argument is None:
             return func(*args, **kwargs)
         return put_in(instead_of=(func, args, kwargs))
 
@@ -135,7 +137,7 @@ class Rerouting:
         )
         return True
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return vars(self) | {"_open": defaultdict(list)}  # a copy is not running
 
 

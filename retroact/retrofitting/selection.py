@@ -8,7 +8,7 @@ import re
 from retroact.activations.site import Site
 
 
-def select(found: tuple[Site, ...], text: str) -> tuple[Site, ...]:
+def select(sites: tuple[Site, ...], text: str) -> tuple[Site, ...]:
     """The sites that `text` names: names, globs ("layer1.*"), orders ("0", "-1"), slices ("0:2"),
     by comma.
 
@@ -17,14 +17,14 @@ def select(found: tuple[Site, ...], text: str) -> tuple[Site, ...]:
     """
     chosen: set[str] = set()
     for part in _parts(text):
-        hits = {s.name for s in _hits(found, part)}
+        hits = {s.name for s in _hits(sites, part)}
         if not hits:
             raise ValueError(
-                f"sites={text!r}: {part!r} selects none of the {len(found)} sites; "
-                f"there are {', '.join(s.name for s in found)}"
+                f"sites={text!r}: {part!r} selects none of the {len(sites)} sites; "
+                f"there are {', '.join(s.name for s in sites)}"
             )
         chosen |= hits
-    return tuple(s for s in found if s.name in chosen)
+    return tuple(s for s in sites if s.name in chosen)
 
 
 def selects_by_name(text: str, name: str) -> bool:
@@ -37,14 +37,14 @@ def _parts(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
-def _hits(found: tuple[Site, ...], part: str) -> list[Site]:
-    named = [s for s in found if s.name == part or fnmatch.fnmatchcase(s.name, part)]
+def _hits(sites: tuple[Site, ...], part: str) -> list[Site]:
+    named = [s for s in sites if s.name == part or fnmatch.fnmatchcase(s.name, part)]
     if named or not _ORDER.fullmatch(part):
         return named
     if ":" not in part:
-        return list(found[int(part) :][:1])
+        return list(sites[int(part) :][:1])
     start, stop = (int(end) if end else None for end in part.split(":"))
-    return list(found[start:stop])
+    return list(sites[start:stop])
 
 
 _ORDER = re.compile(r"-?\d+|(-?\d+)?:(-?\d+)?")

@@ -14,17 +14,17 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, replace
+from functools import partial
 from os import PathLike
-from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from retroact.activations.ramp import RELU
 from retroact.activations.site import Site
 from retroact.doors import named, noting_failure
 from retroact.ground import neutral
-from retroact.retrofitting.copying import copied
-from retroact.retrofitting.examples import Example, example_for, fresh, unwrapped
+from retroact.retrofitting.copying import deep_copy
+from retroact.retrofitting.examples import Example, Inputs, example_for, fresh, unwrapped
 from retroact.retrofitting.installed import installed
 from retroact.retrofitting.recognition import COMPOSED, Call
 from retroact.retrofitting.sealed import refuse_what_cannot_be_read
@@ -75,11 +75,14 @@ def left_alone(net: nn.Module, example: Example | None = None) -> dict[str, int]
     its `.left_alone` says; of any other net what `retrofit` would leave by default. Kinds are
     counted wherever they are called, so the sigmoid of a gate counts too. Raises as `sites` does.
     """
-    said = [m for m in unwrapped(net) if isinstance(getattr(m, "left_alone", None), dict)]
-    return dict(said[0].left_alone) if said else counted(survey(net, example).left_alone)  # type: ignore[arg-type]
+    left = (getattr(module, "left_alone", None) for module in unwrapped(net))
+    by_retrofit = next((kinds for kinds in left if isinstance(kinds, dict)), None)
+    return (
+        count_kinds(survey(net, example).left_alone) if by_retrofit is None else dict(by_retrofit)
+    )
 
 
-def counted(calls: tuple[Site, ...]) -> dict[str, int]:
+def count_kinds(calls: tuple[Site, ...]) -> dict[str, int]:
     """How many calls there are of each kind, the most frequent first."""
     return dict(Counter(site.kind for site in calls).most_common())
 
@@ -88,7 +91,7 @@ def counted(calls: tuple[Site, ...]) -> dict[str, int]:
 def survey(net: nn.Module, example: Example | None = None, *, also: tuple[str, ...] = ()) -> Survey:
     """Runs a copy of the net on the example and lists the activation calls it makes."""
     refuse_what_cannot_be_read(net, also)
-    work = copied(net).eval()
+    work = deep_copy(net).eval()
     inputs = example_for(net, example)
     with noting_failure(inputs[0] if inputs else None):
         seen, on_pixels, put_in = _probe(work, inputs)
@@ -107,18 +110,18 @@ def survey(net: nn.Module, example: Example | None = None, *, also: tuple[str, .
     )
 
 
-def _probe(net: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[Site], list[Site], list[str]]:
+def _probe(net: nn.Module, inputs: Inputs) -> tuple[list[Site], list[Site], list[str]]:
     """The activation calls of a net that may be hooked at will, those on pixels, those of a
     retrofit by name."""
     seen: list[Site] = []
     on_pixels: list[Site] = []
     with trial():
-        where, modules, (put_in, inside) = Whereabouts(), activation_modules(net), _watched(net)
+        where, modules, (put_in, running) = Whereabouts(), activation_modules(net), _watch(net)
         where.attach(net)
         functions = Functions(where)
 
-        def note(call: Call, _: Any, pixels: bool) -> None:
-            if inside:
+        def note(call: Call, _: Tensor, pixels: bool) -> None:
+            if running:
                 return
             module = where.path if where.path in modules else ""
             within, args = functions.running[-1] if call.by_value and not module else ("", ())
@@ -137,21 +140,21 @@ def _probe(net: nn.Module, inputs: tuple[Any, ...]) -> tuple[list[Site], list[Si
     return seen, on_pixels, put_in
 
 
-def _watched(net: nn.Module) -> tuple[list[str], list[Any]]:
-    """Two lists that fill while the net runs: the installed activations called, and those running
-    now."""
+def _watch(net: nn.Module) -> tuple[list[str], list[str]]:
+    """Two lists that fill while the net runs: the names of the installed activations called, and of
+    those running now."""
     called: list[str] = []
-    running: list[Any] = []
+    running: list[str] = []
 
-    def enter(module: Any, _: Any) -> None:
-        called.append(module.site.name)
-        running.append(module)
+    def enter(name: str, *_: object) -> None:
+        called.append(name)
+        running.append(name)
 
-    def leave(*_: Any) -> None:
+    def leave(*_: object) -> None:
         running.pop()
 
-    for module in installed(net).values():
-        module.register_forward_pre_hook(enter)
+    for name, module in installed(net).items():
+        module.register_forward_pre_hook(partial(enter, name))
         module.register_forward_hook(leave, always_call=True)
     return called, running
 

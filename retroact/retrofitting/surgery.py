@@ -17,10 +17,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from os import PathLike
-from typing import Any
+from typing import cast
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 from retroact.activations.activation import Activation
 from retroact.activations.per_site import PerSite
@@ -29,30 +29,30 @@ from retroact.activations.ramp import RELU
 from retroact.activations.site import Site
 from retroact.doors import named
 from retroact.ground import neutral
-from retroact.retrofitting.copying import copied
-from retroact.retrofitting.examples import Example, example_for, fresh
+from retroact.retrofitting.copying import deep_copy, shadow
+from retroact.retrofitting.examples import Example, Inputs, example_for, fresh
 from retroact.retrofitting.installed import Installed, installed
 from retroact.retrofitting.recognition import COMPOSED, KINDS
 from retroact.retrofitting.rerouting import Rerouting, reroutings
 from retroact.retrofitting.selection import select
-from retroact.retrofitting.sites import NoSitesError, Survey, counted, survey
-from retroact.retrofitting.tracing import keep_attributes, rewritten, traced
+from retroact.retrofitting.sites import NoSitesError, Survey, count_kinds, survey
+from retroact.retrofitting.tracing import keep_attributes, rewrite, trace
 from retroact.retrofitting.watching import trial
-from retroact.spec import show, spec
+from retroact.spec import show, spec, take
 
 
 class CoverageError(ValueError):
     """Some of the chosen activation calls were not replaced; `missed` are the names of their
     sites."""
 
-    def __init__(self, missed: tuple[str, ...], found: int) -> None:
-        super().__init__(missed, found)  # what pickle calls again, so that it crosses processes
+    def __init__(self, missed: tuple[str, ...], chosen: int) -> None:
+        super().__init__(missed, chosen)  # what pickle calls again, so that it crosses processes
         self.missed = missed
-        self.found = found
+        self.chosen = chosen
 
     def __str__(self) -> str:
         return (
-            f"replaced {self.found - len(self.missed)} of {self.found} activation calls; missed"
+            f"replaced {self.chosen - len(self.missed)} of {self.chosen} activation calls; missed"
             f" {', '.join(self.missed)}: they happen where Python cannot reach (a fused kernel,"
             " compiled code, an operation that is no torch function) or in several steps; write"
             f" them as F.relu, or leave them as they are with allow={self.missed!r}"
@@ -76,20 +76,20 @@ class Retrofit:
     def __call__(self, net: nn.Module, example: Example | None = None) -> nn.Module:
         """The retrofitted copy; raises as `retrofit` says."""
         _refuse_twice(net)
-        found = survey(net, example, also=self.also)
-        if not found.sites:
-            raise NoSitesError(_nothing_to_replace(net, found))
-        chosen = _numbered(select(found.sites, self.sites))
+        seen = survey(net, example, also=self.also)
+        if not seen.sites:
+            raise NoSitesError(_nothing_to_replace(net, seen))
+        chosen = _number(select(seen.sites, self.sites))
         _check_count(self.activation, chosen)
-        made = _placed(net, found, chosen, self, example_for(net, example))
-        _check_coverage(survey(made, example, also=self.also), found, chosen, self.allow)
+        copy = _install(net, seen, chosen, self, example_for(net, example))
+        _check_coverage(survey(copy, example, also=self.also), seen, chosen, self.allow)
         stay = (
-            Counter(counted(found.sites))
-            - Counter(counted(chosen))
-            + Counter(counted(found.left_alone))
+            Counter(count_kinds(seen.sites))
+            - Counter(count_kinds(chosen))
+            + Counter(count_kinds(seen.left_alone))
         )
-        keep_attributes(made, {"retrofit": self, "left_alone": dict(stay.most_common())})
-        return made
+        keep_attributes(copy, {"retrofit": self, "left_alone": dict(stay.most_common())})
+        return copy
 
 
 def retrofit(
@@ -117,24 +117,39 @@ def retrofit(
     not be, ValueError for a sealed (TorchScript, quantised) or an already retrofitted net, and a
     selection that is empty, TypeError for what is no module.
     """
-    kinds, left = (tuple((names,) if isinstance(names, str) else names) for names in (also, allow))
-    return Retrofit(activation, _as_text(sites), kinds, left)(named(net), example)  # type: ignore[arg-type]
+    kinds, may_stay = (tuple((n,) if isinstance(n, str) else n) for n in (also, allow))
+    wanted = Retrofit(take(activation, Activation), _as_text(sites), kinds, may_stay)
+    return wanted(cast(nn.Module, named(net)), example)
 
 
 @neutral()
 def refit(net: nn.Module, activation: Activation | type[Activation] | str) -> nn.Module:
     """A copy of a retrofitted net with another activation at the same sites, without surveying it
     again."""
-    activation = Retrofit(activation).activation  # type: ignore[arg-type]
+    activation = take(activation, Activation)
     if getattr(net, "retrofit", None) is None:
         raise ValueError(
             f"{type(net).__name__} carries no retrofit; use retrofit(net, {show(activation)})"
         )
-    made = _dressed(copied(net), activation)
-    for rerouting in reroutings(made):
+    return _become(deep_copy(net), activation)
+
+
+@neutral()
+def refit_sharing(net: nn.Module, activation: Activation) -> nn.Module:
+    """`refit` without copying the weights: both nets have the same tensors, as attacks change
+    none."""
+    return _become(shadow(net), activation)
+
+
+def _become(net: nn.Module, activation: Activation) -> nn.Module:
+    """The net itself, a copy of a retrofitted one, with another activation from now on."""
+    _put_in(net, activation)
+    for rerouting in reroutings(net):
         rerouting.activation = activation
-    keep_attributes(made, {"retrofit": replace(net.retrofit, activation=activation)})  # type: ignore[type-var]
-    return made
+    before = net.retrofit
+    assert isinstance(before, Retrofit)
+    keep_attributes(net, {"retrofit": replace(before, activation=activation)})
+    return net
 
 
 # ---------------------------------------------------------------------------------------- the doors
@@ -157,10 +172,10 @@ def _refuse_twice(net: nn.Module) -> None:
         )
 
 
-def _nothing_to_replace(net: nn.Module, found: Survey) -> str:
-    others = {site.kind for site in found.left_alone}
-    named, by_hand = ", ".join(sorted(others & KINDS)), ", ".join(sorted(others - KINDS))
-    cure = f"; it calls {named}: name them in also= (--also) to replace them" if named else ""
+def _nothing_to_replace(net: nn.Module, seen: Survey) -> str:
+    others = {site.kind for site in seen.left_alone}
+    kinds, by_hand = ", ".join(sorted(others & KINDS)), ", ".join(sorted(others - KINDS))
+    cure = f"; it calls {kinds}: name them in also= (--also) to replace them" if kinds else ""
     cure += (
         f"; it has {by_hand} written by hand: write F.relu there to have it replaced"
         if by_hand
@@ -169,7 +184,7 @@ def _nothing_to_replace(net: nn.Module, found: Survey) -> str:
     return f"{type(net).__name__} calls no ReLU, so there is nothing to replace{cure}"
 
 
-def _numbered(chosen: tuple[Site, ...]) -> tuple[Site, ...]:
+def _number(chosen: tuple[Site, ...]) -> tuple[Site, ...]:
     return tuple(replace(site, order=i) for i, site in enumerate(chosen))
 
 
@@ -182,13 +197,13 @@ def _check_count(activation: Activation, chosen: tuple[Site, ...]) -> None:
 
 
 def _check_coverage(
-    after: Survey, found: Survey, chosen: tuple[Site, ...], allow: tuple[str, ...]
+    after: Survey, before: Survey, chosen: tuple[Site, ...], allow: tuple[str, ...]
 ) -> None:
     """Every chosen site is called as an installed one, once, and no call is left that nobody left
     there."""
     names = {site.name for site in chosen}
     missed = [n for n in names if Counter(after.installed)[n] != 1]
-    left = {site.name for site in found.sites} - names
+    left = {site.name for site in before.sites} - names
     extra = max(0, len(after.sites) - len(left) - len(missed))
     not_allowed = [n for n in missed if not any(fnmatchcase(n, pattern) for pattern in allow)]
     if not_allowed or extra:
@@ -203,29 +218,29 @@ def _check_coverage(
 # ------------------------------------------------------------------------------------ three ways in
 
 
-def _placed(
-    net: nn.Module, found: Survey, chosen: tuple[Site, ...], wanted: Retrofit, inputs: Any
+def _install(
+    net: nn.Module, seen: Survey, chosen: tuple[Site, ...], wanted: Retrofit, inputs: Inputs
 ) -> nn.Module:
     """A copy of the net, wrappers and all, with the activations in."""
-    made = copied(net)
-    parents = [made]
-    for _ in range(found.depth):
+    copy = deep_copy(net)
+    parents = [copy]
+    for _ in range(seen.depth):
         parents.append(parents[-1].get_submodule("module"))
-    inner = _rewritten(parents[-1], found, chosen, wanted, _inner_inputs(net, found.depth, inputs))
-    inner = _dressed(inner, wanted.activation)
-    if found.depth == 0:
+    inner = _rewrite(parents[-1], seen, chosen, wanted, _inner_inputs(net, seen.depth, inputs))
+    _put_in(inner, wanted.activation)
+    if seen.depth == 0:
         return inner
     parents[-2].module = inner
-    return made
+    return copy
 
 
-def _inner_inputs(net: nn.Module, depth: int, inputs: Any) -> Any:
+def _inner_inputs(net: nn.Module, depth: int, inputs: Inputs) -> Inputs | None:
     """What reaches the net inside its wrappers, such as normalised images; None if it comes by
     keyword."""
     if depth == 0:
         return inputs
-    outer = copied(net).eval()
-    seen: list[Any] = []
+    outer = deep_copy(net).eval()
+    seen: list[Inputs | None] = []
     inner = outer.get_submodule(".".join(["module"] * depth))
     with trial():
         inner.register_forward_pre_hook(
@@ -235,22 +250,23 @@ def _inner_inputs(net: nn.Module, depth: int, inputs: Any) -> Any:
     return seen[0] if len(seen) == 1 else None
 
 
-def _rewritten(
-    net: nn.Module, found: Survey, chosen: tuple[Site, ...], wanted: Retrofit, inputs: Any
+def _rewrite(
+    net: nn.Module, seen: Survey, chosen: tuple[Site, ...], wanted: Retrofit, inputs: Inputs | None
 ) -> nn.Module:
-    graph = None if inputs is None else traced(copied(net))
-    if graph is not None:
+    """The net with something installed at every chosen site, in the first way that holds."""
+    graph = None if inputs is None else trace(deep_copy(net))
+    if graph is not None and inputs is not None:
         stand_in = replace(wanted, activation=_stand_ins(chosen))
-        expected = _result(_reroute(copied(net), found, chosen, stand_in), inputs)
+        expected = _run(_reroute(deep_copy(net), seen, chosen, stand_in), inputs)
         for overwrites in (False, True):
-            put_in = _to_install(chosen, stand_in.activation, overwrites=overwrites)
-            for made in (
-                _swap(copied(net), found, put_in),
-                _in_graph(copied(graph), found, put_in, inputs),
+            put_in = _modules_for(chosen, stand_in.activation, overwrites=overwrites)
+            for candidate in (
+                _swap(deep_copy(net), seen, put_in),
+                _rewrite_graph(deep_copy(graph), seen, put_in, inputs),
             ):
-                if made is not None and _same(_result(made, inputs), expected):
-                    return made
-    return _reroute(net, found, chosen, wanted)
+                if candidate is not None and _same(_run(candidate, inputs), expected):
+                    return candidate
+    return _reroute(net, seen, chosen, wanted)
 
 
 def _stand_ins(chosen: tuple[Site, ...]) -> PerSite:
@@ -264,7 +280,7 @@ def _stand_ins(chosen: tuple[Site, ...]) -> PerSite:
     )
 
 
-def _to_install(
+def _modules_for(
     chosen: tuple[Site, ...], activation: Activation, *, overwrites: bool
 ) -> dict[str, Installed]:
     return {
@@ -272,17 +288,16 @@ def _to_install(
     }
 
 
-def _dressed(made: nn.Module, activation: Activation) -> nn.Module:
+def _put_in(net: nn.Module, activation: Activation) -> None:
     """Gives every site its activation, on the device of the net."""
-    device = next((p.device for p in made.parameters()), None)
-    for module in installed(made).values():
+    device = next((p.device for p in net.parameters()), None)
+    for module in installed(net).values():
         module.become(activation.at(module.site))
         module.to(device)
-    return made
 
 
-def _swap(net: nn.Module, found: Survey, put_in: dict[str, Installed]) -> nn.Module | None:
-    calls = Counter(site.module for site in found.sites)
+def _swap(net: nn.Module, seen: Survey, put_in: dict[str, Installed]) -> nn.Module | None:
+    calls = Counter(site.module for site in seen.sites)
     for module in put_in.values():
         path = module.site.module
         if not path or calls[path] != 1:
@@ -291,35 +306,34 @@ def _swap(net: nn.Module, found: Survey, put_in: dict[str, Installed]) -> nn.Mod
     return net
 
 
-def _in_graph(
-    net: Any, found: Survey, put_in: dict[str, Installed], inputs: Any
+def _rewrite_graph(
+    net: nn.Module, seen: Survey, put_in: dict[str, Installed], inputs: Inputs
 ) -> nn.Module | None:
-    return net if rewritten(net, put_in, found.sites, inputs) else None
+    assert isinstance(net, fx.GraphModule)
+    return net if rewrite(net, put_in, seen.sites, inputs) else None
 
 
-def _reroute(
-    net: nn.Module, found: Survey, chosen: tuple[Site, ...], wanted: Retrofit
-) -> nn.Module:
-    put_in = _to_install(chosen, wanted.activation, overwrites=True)
-    left = {site.name for site in (*found.sites, *found.on_pixels)} - put_in.keys()
+def _reroute(net: nn.Module, seen: Survey, chosen: tuple[Site, ...], wanted: Retrofit) -> nn.Module:
+    put_in = _modules_for(chosen, wanted.activation, overwrites=True)
+    left = {site.name for site in (*seen.sites, *seen.on_pixels)} - put_in.keys()
     return Rerouting(put_in, left, wanted.activation, wanted.sites, wanted.also).attach(net)
 
 
-def _result(net: nn.Module, inputs: Any) -> list[Any]:
+def _run(net: nn.Module, inputs: Inputs) -> list[object]:
     """What a copy in eval mode gives, leaf by leaf; nothing where it fails."""
     try:
-        made = copied(net).eval()
+        copy = deep_copy(net).eval()
         with trial():
-            return _leaves(made(*fresh(inputs)))
+            return _leaves(copy(*fresh(inputs)))
     except Exception:  # a graph may have traced and still not run
         return []
 
 
-def _leaves(out: Any) -> list[Any]:
+def _leaves(out: object) -> list[object]:
     """The tensors and numbers of a result, and the containers around them: a graph returns no
     ModelOutput."""
     if isinstance(out, Mapping):
-        parts: list[Any] = [*out, *out.values()]
+        parts: list[object] = [*out, *out.values()]
     elif isinstance(out, list | tuple):
         parts = list(out)
     elif hasattr(out, "__dict__") and not isinstance(out, torch.Tensor):
@@ -329,11 +343,11 @@ def _leaves(out: Any) -> list[Any]:
     return [type(out).__qualname__, *(leaf for part in parts for leaf in _leaves(part))]
 
 
-def _same(one: list[Any], other: list[Any]) -> bool:
-    return bool(one) and len(one) == len(other) and all(map(_equal, one, other))
+def _same(leaves: list[object], expected: list[object]) -> bool:
+    return bool(leaves) and len(leaves) == len(expected) and all(map(_equal, leaves, expected))
 
 
-def _equal(one: Any, other: Any) -> bool:
-    if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
-        return torch.equal(one, other)
-    return type(one) is type(other) and bool(one == other)
+def _equal(leaf: object, expected: object) -> bool:
+    if isinstance(leaf, torch.Tensor) and isinstance(expected, torch.Tensor):
+        return torch.equal(leaf, expected)
+    return type(leaf) is type(expected) and bool(leaf == expected)

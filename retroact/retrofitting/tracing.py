@@ -22,9 +22,9 @@ import sys
 import threading
 import weakref
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
@@ -33,13 +33,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from retroact.activations.site import Site
 from retroact.retrofitting.copying import shadow
-from retroact.retrofitting.examples import fresh
+from retroact.retrofitting.examples import Inputs, fresh
 from retroact.retrofitting.installed import Installed
 from retroact.retrofitting.notes import Notes
 from retroact.retrofitting.recognition import Call
 from retroact.retrofitting.watching import Probe, trial
 
-DROPOUTS: dict[Any, type[nn.Module]] = {
+DROPOUTS: dict[object, type[nn.Module]] = {
     F.dropout: nn.Dropout,
     F.dropout1d: nn.Dropout1d,
     F.dropout2d: nn.Dropout2d,
@@ -83,19 +83,19 @@ class Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, Installed) or super().is_leaf_module(m, module_qualified_name)
 
-    def trace(self, root: Any, concrete_args: dict[str, Any] | None = None) -> fx.Graph:
+    def trace(self, root: Any, concrete_args: dict[str, object] | None = None) -> fx.Graph:
         """The graph of `root`; one trace at a time in the process."""
         # what torch.fx would look for at each call, before another thread's call could spoil it
         homes = {type(m).__module__ for m in root.modules()}
         self._autowrap_search.extend(
             sys.modules[home] for home in sorted(homes) if home in sys.modules
         )
-        with _TRACING, _unpatched():
+        with _TRACING, _restore_module():
             return super().trace(root, concrete_args)
 
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
-    ) -> tuple[Any, list[Any]]:
+    ) -> tuple[object, list[object]]:
         """The arguments of `forward`: a proxy for each, or for those with a default, `alone`, their
         defaults."""
         fn, args = super().create_args_for_root(root_fn, is_module, concrete_args)
@@ -103,7 +103,11 @@ class Tracer(fx.Tracer):
         return fn, [defaults.get(i, arg) for i, arg in enumerate(args)]
 
     def call_module(
-        self, m: nn.Module, forward: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[object, ...],
+        kwargs: dict[str, object],
     ) -> Any:
         """Traces a call of this thread; another thread's module just runs."""
         return (
@@ -112,7 +116,9 @@ class Tracer(fx.Tracer):
             else forward(*args, **kwargs)
         )
 
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+    def getattr(
+        self, attr: str, attr_val: object, parameter_proxy_cache: dict[str, fx.Proxy]
+    ) -> object:
         """A proxy of a parameter or buffer in this thread, the tensor itself in another one."""
         return (
             super().getattr(attr, attr_val, parameter_proxy_cache) if self._is_ours() else attr_val
@@ -142,13 +148,14 @@ class Tracer(fx.Tracer):
         return any(proxy() is not None for proxy in self._proxies)
 
 
-def _defaults(function: Any) -> dict[int, Any]:
+def _defaults(function: Callable[..., object]) -> dict[int, object]:
     """The defaults of a function by the places of their parameters."""
     parameters = inspect.signature(function).parameters.values()
     return {i: p.default for i, p in enumerate(parameters) if p.default is not p.empty}
 
 
-def _world() -> tuple[Any, ...]:
+def _world() -> tuple[object, ...]:
+    """The grad mode and autocast, which a graph knows nothing of."""
     devices = ("cpu", "cuda")
     autocast = [(torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
     return torch.is_grad_enabled(), torch.is_inference_mode_enabled(), autocast
@@ -159,11 +166,13 @@ class _NothingRuns(TorchDispatchMode):
     def _should_skip_dynamo(cls) -> bool:
         return False  # as in `Probe`
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: object, types: object, args: object = (), kwargs: object = None
+    ) -> NoReturn:
         raise WouldBakeError(f"{func} ran while tracing: its result would be fixed")
 
 
-def traced(net: nn.Module) -> fx.GraphModule | None:
+def trace(net: nn.Module) -> fx.GraphModule | None:
     """The net as a graph with the same parameters and buffers, or None where no graph is faithful.
 
     The net stays as it is, and so do the caller's grad mode and `nn.Module`, after an exception
@@ -174,20 +183,18 @@ def traced(net: nn.Module) -> fx.GraphModule | None:
         return None
     try:
         read = shadow(net)
-        graph = _graph(read, training=False, grad=True)
+        graph = _trace_once(read)
         in_training, without_grad = (
-            _graph(shadow(net), True, True),
-            _graph(shadow(net), False, False),
+            _trace_once(shadow(net), training=True),
+            _trace_once(shadow(net), grad=False),
         )
-        alone = (
-            _graph(shadow(net), False, True, alone=True) if _defaults(type(net).forward) else graph
-        )
+        has_defaults = bool(_defaults(type(net).forward))
+        alone = _trace_once(shadow(net), alone=True) if has_defaults else graph
     except Exception:  # a forward pass that meets a proxy may raise anything
         return None
-    if (
-        any(_differing(graph, other) != [] for other in (without_grad, alone))
-        or _differing(graph, in_training) is None
-    ):
+    if any(_compare(graph, other) != [] for other in (without_grad, alone)):
+        return None
+    if _compare(graph, in_training) is None:
         return None
     return _as_module(net, read, graph, in_training)
 
@@ -198,7 +205,8 @@ def _has_hooks(m: nn.Module) -> bool:
 
 
 @contextmanager
-def _unpatched() -> Iterator[None]:
+def _restore_module() -> Iterator[None]:
+    """Undoes what torch.fx patches in nn.Module, also where it raises."""
     patched = ("__call__", "__getattr__")
     before = {name: vars(nn.Module)[name] for name in patched}
     try:
@@ -212,38 +220,37 @@ def _unpatched() -> Iterator[None]:
 def _as_module(
     net: nn.Module, read: nn.Module, graph: fx.Graph, in_training: fx.Graph
 ) -> fx.GraphModule | None:
-    made = fx.GraphModule(read, graph, type(net).__name__)
-    made.train(net.training)
-    for node in _differing(made.graph, in_training) or []:
+    module = fx.GraphModule(read, graph, type(net).__name__)
+    module.train(net.training)
+    for node in _compare(module.graph, in_training) or []:
         if node.target not in DROPOUTS:
             return None
-        _with_its_mode(made, node)
-    made.recompile()
-    _keep_unused(made, read)
-    if made.state_dict().keys() != net.state_dict().keys():
+        _make_dropout(module, node)
+    module.recompile()
+    _keep_unused(module, read)
+    if module.state_dict().keys() != net.state_dict().keys():
         return None
     modes = {name: m.training for name, m in net.named_modules()}
-    for name, module in made.named_modules():
-        module.training = modes.get(name, net.training)
-    keep_attributes(
-        made, {k: v for k, v in vars(read).items() if _is_plain(k, v) and not hasattr(made, k)}
-    )
-    return made
+    for name, inner in module.named_modules():
+        inner.training = modes.get(name, net.training)
+    plain = {k: v for k, v in vars(read).items() if _is_plain(k, v) and not hasattr(module, k)}
+    keep_attributes(module, plain)
+    return module
 
 
-def _keep_unused(made: fx.GraphModule, read: nn.Module) -> None:
+def _keep_unused(module: fx.GraphModule, read: nn.Module) -> None:
     """Parameters and buffers that no call reads, such as those of a head for training, stay under
     their names."""
-    there = made.state_dict().keys()
+    there = module.state_dict().keys()
     for key in [k for k in read.state_dict() if k not in there]:
         path, _, name = key.rpartition(".")
         owner = read.get_submodule(path) if _has(read, path) else None
-        if owner is not None and not _has(made, path):
-            made.add_submodule(path, owner)
+        if owner is not None and not _has(module, path):
+            module.add_submodule(path, owner)
         elif owner is not None and name in owner._parameters:
-            made.get_submodule(path).register_parameter(name, owner._parameters[name])
+            module.get_submodule(path).register_parameter(name, owner._parameters[name])
         elif owner is not None and owner._buffers.get(name) is not None:
-            made.get_submodule(path).register_buffer(name, owner._buffers[name])
+            module.get_submodule(path).register_buffer(name, owner._buffers[name])
 
 
 def _has(net: nn.Module, path: str) -> bool:
@@ -254,19 +261,22 @@ def _has(net: nn.Module, path: str) -> bool:
     return True
 
 
-def keep_attributes(made: nn.Module, attributes: dict[str, Any]) -> None:
+def keep_attributes(net: nn.Module, attributes: Mapping[str, object]) -> None:
     """Sets attributes so that copies keep them; a GraphModule copies only those its meta names."""
     for name, value in attributes.items():
-        setattr(made, name, value)
-    if isinstance(made, fx.GraphModule):
-        made.meta.setdefault("_user_preserved_attributes", {}).update(attributes)
+        setattr(net, name, value)
+    if isinstance(net, fx.GraphModule):
+        net.meta.setdefault("_user_preserved_attributes", {}).update(attributes)
 
 
-def _is_plain(name: str, value: Any) -> bool:
+def _is_plain(name: str, value: object) -> bool:
     return not name.startswith("_") and not isinstance(value, nn.Module) and name != "training"
 
 
-def _graph(net: nn.Module, training: bool, grad: bool, *, alone: bool = False) -> fx.Graph:
+def _trace_once(
+    net: nn.Module, *, training: bool = False, grad: bool = True, alone: bool = False
+) -> fx.Graph:
+    """The graph in one mode; WouldBakeError where it would not be what the net does."""
     net.train(training)
     notes = Notes(net)
     try:
@@ -282,36 +292,37 @@ def _graph(net: nn.Module, training: bool, grad: bool, *, alone: bool = False) -
     return graph
 
 
-def _differing(graph: fx.Graph, other: fx.Graph) -> list[fx.Node] | None:
+def _compare(graph: fx.Graph, other: fx.Graph) -> list[fx.Node] | None:
     """The nodes that differ from the other graph's in their `training` flag; None if more
     differs."""
     if len(graph.nodes) != len(other.nodes):
         return None
     pairs = list(zip(graph.nodes, other.nodes, strict=True))
-    if any(_reads(node, but="training") != _reads(twin, but="training") for node, twin in pairs):
+    if any(_content(n, but="training") != _content(o, but="training") for n, o in pairs):
         return None
-    return [node for node, twin in pairs if _reads(node) != _reads(twin)]
+    return [n for n, o in pairs if _content(n) != _content(o)]
 
 
-def _reads(node: fx.Node, but: str = "") -> tuple[str, ...]:
+def _content(node: fx.Node, but: str = "") -> tuple[str, ...]:
     kwargs = {k: v for k, v in node.kwargs.items() if k != but}
     return node.op, str(node.target), repr(node.args), repr(kwargs)
 
 
-def _with_its_mode(made: fx.GraphModule, node: fx.Node) -> None:
+def _make_dropout(net: fx.GraphModule, node: fx.Node) -> None:
+    """Puts a dropout module, which follows the mode, in the place of a functional dropout."""
     dropout = DROPOUTS[node.target](node.kwargs["p"], node.kwargs["inplace"])
     name = f"traced_{node.name}"
-    made.add_submodule(name, dropout)
-    with made.graph.inserting_before(node):
-        called = made.graph.call_module(name, node.args[:1])
+    net.add_submodule(name, dropout)
+    with net.graph.inserting_before(node):
+        called = net.graph.call_module(name, node.args[:1])
     node.replace_all_uses_with(called)
-    made.graph.erase_node(node)
+    net.graph.erase_node(node)
 
 
 # ---------------------------------------------------------------------------- calls and their nodes
 
 
-class _Watched(fx.Interpreter):
+class _Watch(fx.Interpreter):
     """Runs a graph node by node and notes which node makes which activation call."""
 
     def __init__(self, net: fx.GraphModule) -> None:
@@ -347,30 +358,27 @@ def _in_mode(net: nn.Module, training: bool) -> Iterator[None]:
             module.training = mode
 
 
-def rewritten(
-    net: fx.GraphModule, put_in: dict[str, Installed], found: tuple[Site, ...], inputs: Any
+def rewrite(
+    net: fx.GraphModule, put_in: dict[str, Installed], sites: tuple[Site, ...], inputs: Inputs
 ) -> bool:
     """Puts each installed activation in the place of its site's node; False where one has no
     node."""
-    watched = _Watched(net)
+    watch = _Watch(net)
     with _in_mode(net, False), trial():
         given = fresh(inputs)
-        with Probe(watched.note, given):
-            watched.run(*given)
-    kinds = {site.kind for site in found}
+        with Probe(watch.note, given):
+            watch.run(*given)
+    kinds = {site.kind for site in sites}
     calls = [
-        (node, call)
-        for node, seen in watched.calls.items()
-        for call, _ in seen
-        if call.kind in kinds
+        (node, call) for node, seen in watch.calls.items() for call, _ in seen if call.kind in kinds
     ]
-    if [(c.kind, c.own) for _, c in calls] != [(s.kind, s.own) for s in found]:
+    if [(c.kind, c.own) for _, c in calls] != [(s.kind, s.own) for s in sites]:
         return False
-    for site, (node, _) in zip(found, calls, strict=True):
-        z = watched.inputs[node]
+    for site, (node, _) in zip(sites, calls, strict=True):
+        z = watch.inputs[node]
         if site.name not in put_in:
             continue
-        if z is None or len(watched.calls[node]) > 1:
+        if z is None or len(watch.calls[node]) > 1:
             return False
         _replace(net, node, z, put_in[site.name])
     net.recompile()

@@ -26,7 +26,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from retroact.ground import Held, neutral
-from retroact.retrofitting.recognition import KINDS, Reader, recognise
+from retroact.retrofitting.examples import Inputs
+from retroact.retrofitting.recognition import KINDS, Args, Call, Function, Kwargs, recognise
+from retroact.retrofitting.values import Reader
 
 
 class Whereabouts:
@@ -39,24 +41,19 @@ class Whereabouts:
     def __init__(self) -> None:
         self._threads: dict[int, tuple[list[str], Counter[str]]] = {}
 
-    def attach(self, net: nn.Module) -> list[Any]:
-        """Hooks that follow the forward pass through the net; returns their handles."""
-        handles = []
+    def attach(self, net: nn.Module) -> None:
+        """Hooks that follow the forward pass through the net."""
         for path, module in net.named_modules():
-            enter, leave = (
-                functools.partial(self._enter, path),
-                functools.partial(self._leave, path),
-            )
-            handles.append(module.register_forward_pre_hook(enter, prepend=True))
-            handles.append(module.register_forward_hook(leave, always_call=True))
-        return handles
+            enter, leave = (functools.partial(hook, path) for hook in (self._enter, self._leave))
+            module.register_forward_pre_hook(enter, prepend=True)
+            module.register_forward_hook(leave, always_call=True)
 
-    def _enter(self, path: str, *_: Any) -> None:
+    def _enter(self, path: str, *_: object) -> None:
         if path == "":
             self._threads[threading.get_ident()] = ([], Counter())
         self._here[0].append(path)
 
-    def _leave(self, path: str, *_: Any) -> None:
+    def _leave(self, path: str, *_: object) -> None:
         stack, _counter = self._here
         # an exception inside may have left deeper modules on the stack
         while stack and stack.pop() != path:
@@ -79,7 +76,7 @@ class Whereabouts:
         counter[plain] += 1
         return plain if counter[plain] == 1 else f"{plain}#{counter[plain]}"
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> dict[str, object]:
         return {"_threads": {}}  # a copy is not running
 
 
@@ -101,7 +98,7 @@ class Probe(TorchDispatchMode):
     `note(call, out, on_pixels)` is told of each; `inputs` are what the net is about to be given.
     """
 
-    def __init__(self, note: Any, inputs: Any) -> None:
+    def __init__(self, note: Callable[[Call, Tensor, bool], None], inputs: Inputs) -> None:
         super().__init__()
         self.note = note
         self.reader = Reader(inputs)
@@ -112,7 +109,9 @@ class Probe(TorchDispatchMode):
         # half
         return False
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: object, args: Args = (), kwargs: Kwargs | None = None
+    ) -> object:
         kwargs, read = kwargs or {}, self.reader
         name = func.overloadpacket.__name__
         call, before = recognise(name, args, kwargs, values=True), _before(func, args)
@@ -126,11 +125,12 @@ class Probe(TorchDispatchMode):
             self.note(call, out, read.is_on_pixels(call, z, out))
         read.follow(name, args, before, out)
         if call is not None:
-            read.found(call, out)
+            read.note(call, out)
         return out
 
 
-def _before(func: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
+def _before(func: Any, args: Args) -> Args:
+    """The arguments as they are before an operation that may write to them."""
     if not func._schema.is_mutable:
         return args
     return tuple(a.clone() if isinstance(a, Tensor) else a for a in args)
@@ -143,19 +143,21 @@ class Functions(TorchFunctionMode):
     def __init__(self, where: Whereabouts) -> None:
         super().__init__()
         self.where = where
-        self.running: list[tuple[str, tuple[Any, ...]]] = [("", ())]
+        self.running: list[tuple[str, Args]] = [("", ())]
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, func: Function, types: object, args: Args = (), kwargs: Kwargs | None = None
+    ) -> object:
         name = function_name(func)
-        known = recognise(name, args, kwargs or {}) is not None or name.strip("_") in KINDS
-        self.running.append(("" if known else self.where.name(name.strip("_"), ""), args))
+        by_name = recognise(name, args, kwargs or {}) is not None or name.strip("_") in KINDS
+        self.running.append(("" if by_name else self.where.name(name.strip("_"), ""), args))
         try:
             return func(*args, **(kwargs or {}))
         finally:
             self.running.pop()
 
 
-def function_name(func: Any) -> str:
+def function_name(func: object) -> str:
     """What a torch function is called: "relu", also for a method and for an operation in one
     overload."""
     return str(getattr(func, "__name__", "")).split(".")[0]
@@ -167,21 +169,21 @@ def trial() -> Iterator[None]:
 
     Random numbers are those of seed 0 in every trial, so that two of them can be compared.
     """
-    with _NO_FAST_PATH.held(), neutral(), torch.no_grad(), _seeded(), _eager():
+    with _NO_FAST_PATH.held(), neutral(), torch.no_grad(), _fix_seeds(), _run_eagerly():
         yield
 
 
-def _fast_path_off() -> Callable[[], object]:
+def _turn_fast_path_off() -> Callable[[], object]:
     before = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     return lambda: torch.backends.mha.set_fastpath_enabled(before)
 
 
-_NO_FAST_PATH = Held(_fast_path_off)
+_NO_FAST_PATH = Held(_turn_fast_path_off)
 
 
 @contextmanager
-def _seeded() -> Iterator[None]:
+def _fix_seeds() -> Iterator[None]:
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -195,7 +197,7 @@ def _seeded() -> Iterator[None]:
 
 
 @contextmanager
-def _eager() -> Iterator[None]:
+def _run_eagerly() -> Iterator[None]:
     """Functions that a net has compiled run as they are written, where their calls can be seen."""
     # then nothing is compiled, and importing it takes seconds
     if "torch._dynamo" not in sys.modules:

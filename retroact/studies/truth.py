@@ -3,15 +3,23 @@ from numbers."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
+
+from torch import nn
 
 from retroact.auditing.audit import audit
 from retroact.auditing.battery import VERSION
+from retroact.auditing.numbers import AuditNumbers, Json
+from retroact.crafting.threat import ThreatModel
 from retroact.experiments.cell import Model
+from retroact.experiments.facts import Measurement
 from retroact.nets.data import data
 from retroact.reports.studied import Answer, Table
 from retroact.spec import spec
 from retroact.studies.desk import Desk
+
+BatteryName = Literal["quick", "whole"]
 
 
 @spec
@@ -23,22 +31,27 @@ class Audited:
     defended: Model
     data: str
     threat: Any
-    battery: Literal["quick", "whole"] = "whole"
+    battery: BatteryName = "whole"
     seed: int = 0
     version: ClassVar[int] = VERSION
 
-    def __call__(self) -> dict[str, Any]:
-        battery: Literal["quick"] | None = "quick" if self.battery == "quick" else None
-        made = audit(
-            self.twin(),
-            self.defended(),
-            data(self.data),
-            self.threat,
-            battery=battery,
-            seed=self.seed,
-        )
-        found = made.numbers()
-        return {k: v for k, v in found.items() if k not in ("curves", "attacks", "indicators")}
+    def __call__(self) -> Json:
+        nets = self.twin(), self.defended()
+        return audited_facts(*nets, self.data, self.threat, self.battery, self.seed)
+
+
+def audited_facts(
+    before: nn.Module,
+    after: nn.Module,
+    images: str,
+    threat: ThreatModel,
+    battery: BatteryName = "whole",
+    seed: int = 0,
+) -> Json:
+    """What a study stores of an audit: its numbers without the single attacks."""
+    spent: Literal["quick"] | None = "quick" if battery == "quick" else None
+    outcome = audit(before, after, data(images), threat, battery=spent, seed=seed)
+    return outcome.numbers().summary().to_json()
 
 
 HEAD = (
@@ -54,38 +67,38 @@ HEAD = (
 )
 
 
-def audits(desk: Desk, title: str, asked: list[tuple[str, Audited]]) -> Table:
+def numbers(desk: Desk, what: Measurement) -> AuditNumbers:
+    """The numbers of an audit, of any measurement that stores them."""
+    return AuditNumbers.from_json(desk.facts(what))
+
+
+def audits(desk: Desk, title: str, asked: Sequence[tuple[str, Measurement]]) -> Table:
     """The table of several audits: each accuracy (%) before → after."""
-    found = desk.all_facts([what for _, what in asked])
-    return Table(
-        title, HEAD, tuple(_row(name, f) for (name, _), f in zip(asked, found, strict=True))
+    facts = desk.all_facts([what for _, what in asked])
+    rows = (
+        _row(name, AuditNumbers.from_json(f)) for (name, _), f in zip(asked, facts, strict=True)
     )
+    return Table(title, HEAD, tuple(rows))
 
 
-def _row(name: str, found: dict[str, Any]) -> tuple[str, ...]:
-    pairs = [
-        f"{100 * found[f'{what}_twin']:.1f} → {100 * found[what]:.1f}"
-        for what in ("clean", "claimed", "verified")
-    ]
-    low, high = (100 * v for v in found["interval"])
-    difference = (
-        f"{100 * (found['verified'] - found['verified_twin']):+.1f} ({low:+.1f} to {high:+.1f})"
-    )
+def _row(name: str, audited: AuditNumbers) -> tuple[str, ...]:
+    pairs = (audited.clean, audited.claimed, audited.verified)
+    low, high = (100 * v for v in audited.interval)
     return (
         name,
-        f"`{found['threat']}`",
-        str(found["n"]),
-        *pairs,
-        difference,
-        f"{found['p']:.2g}",
-        verdict(found),
+        f"`{audited.threat}`",
+        str(audited.n),
+        *(f"{100 * pair.before:.1f} → {100 * pair.after:.1f}" for pair in pairs),
+        f"{100 * audited.gain:+.1f} ({low:+.1f} to {high:+.1f})",
+        f"{audited.p:.2g}",
+        verdict(audited),
     )
 
 
-def verdict(found: dict[str, Any]) -> str:
+def verdict(audited: AuditNumbers) -> str:
     """An audit's verdict in a few words: what the change does, and what its claim was."""
-    claim = f"MASKED by {found['mechanism']}" if found["claim"] == "MASKED" else found["claim"]
-    return f"{found['effect']} · {claim}"
+    alone = audited.words == ("MASKED",)
+    return f"{audited.effect} · {audited.explained_claim if alone else audited.claim}"
 
 
 def answered(protocol: bool, truth: bool | None = None) -> Answer:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from typing import TypedDict, Unpack
@@ -35,7 +35,7 @@ from retroact.ground import neutral
 from retroact.nets.classifier import sized
 from retroact.nets.data import Images
 from retroact.reading import Data, Said, as_images, as_module, as_threat
-from retroact.retrofitting.copying import copied
+from retroact.retrofitting.copying import deep_copy
 from retroact.retrofitting.installed import installed
 from retroact.retrofitting.lean import in_channels_last
 from retroact.retrofitting.surgery import retrofit
@@ -255,7 +255,7 @@ class _Learner:
         also: tuple[str, ...] = (),
     ) -> None:
         self.net, self._recipe, self._train, self._also = net, recipe, train, also
-        self._threat = replace(threat, eps=threat.eps * recipe.eps_factor)  # type: ignore[type-var]
+        self._threat = threat.times(recipe.eps_factor)
         self._domain = domain_of(train)
         part, example = recipe.learnable, train.images[:2].to(device_of(net))
         self.work = self._prepare(part)
@@ -269,7 +269,8 @@ class _Learner:
                 f"{type(net).__name__} has nothing to learn as {recipe.learn!r}; choose another"
                 " `learn`"
             )
-        self._form = prove(self.work, train.images, train.index, threat, passes=recipe.steps).form
+        where, domain = (train.images, train.index, threat), self._domain
+        self._form = prove(self.work, *where, passes=recipe.steps, domain=domain).form
         if self._form is not None and self._form.channels_last:
             in_channels_last(self.work)
         for p in self.tensors:
@@ -303,7 +304,7 @@ class _Learner:
 
     def build(self, dose: float) -> nn.Module:
         """A net with `dose` times what was learned."""
-        built = copied(self.net).eval()
+        built = deep_copy(self.net).eval()
         named = dict(built.named_parameters())
         with torch.no_grad():
             for name, learned in self.weights.items():
@@ -360,7 +361,7 @@ class _Learner:
 def _widen(net: nn.Module) -> nn.Module:
     """A copy of the net in which half floats are float32: a step of Adam would be lost in their
     rounding."""
-    wide, halves = copied(net), (torch.float16, torch.bfloat16)
+    wide, halves = deep_copy(net), (torch.float16, torch.bfloat16)
     return wide.float() if any(p.dtype in halves for p in wide.parameters()) else wide
 
 

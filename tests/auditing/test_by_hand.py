@@ -55,9 +55,9 @@ def test_it_gets_the_verdict_of_our_own(ours, changed):
     after = by_hand(1.0) if changed == "by hand" else changed
     made = ra.audit(by_hand(0.0), after, "mnist[:80]", EPS, battery="quick")
     assert made.verdict.effect == "HARMFUL" and made.verdict.claim.startswith("MASKED")
-    assert made.pedigree["forms"] == ["frozen", "frozen"]
+    assert made.pedigree.forms == ("frozen", "frozen")
     assert made.verdict.counts == ours.verdict.counts
-    assert any("kernel" in run.title for run in made.retrofit.runs)
+    assert any("kernel" in run.title for run in made.after.attacks)
 
 
 def test_its_sites_are_found_and_what_it_is_stays_as_it_was():
@@ -84,7 +84,7 @@ def test_every_report_names_the_kinds_that_a_retrofit_left(tmp_path):
         net.module.out.bias -= net(x).median(0).values
         data = ra.Images.of(x, net(x).argmax(1))
     made = ra.audit(net, "JumpReLU(0.1)", data, EPS, battery="quick")
-    assert made.numbers()["pedigree"]["left_alone"] == {"gelu": 2}
+    assert made.numbers().pedigree.left_alone == {"gelu": 2}
     for name in ("audit.html", "audit.md", "audit.json"):
         ra.report(made, tmp_path / name)
     assert "leaves 2 gelu as they are" in (tmp_path / "audit.html").read_text()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import retroact as ra
-from retroact.auditing.indicators import STEPS, Glance, Indicator, indicators
+from retroact.auditing.indicators import STEPS, FirstLook, Indicator, indicators
 from retroact.auditing.selftest import Louder
 from retroact.crafting.threat import L2, Linf, ThreatModel
 from retroact.evaluation.proof import unproved
@@ -53,10 +53,10 @@ def readings(change: str, threat: ThreatModel = EPS) -> dict[str, tuple[float, f
             hard(data.images).argmax(1) == data.labels
         )
     part = data.select(right.nonzero()[:120, 0])
-    glances = [
-        Glance(unproved(n), part.images, part.labels, part.index, threat) for n in (hard, net)
+    looks = [
+        FirstLook(unproved(n), part.images, part.labels, part.index, threat) for n in (hard, net)
     ]
-    return {r.title: (r.value, r.twin, r.fired) for r in (ask(*glances) for ask in indicators())}
+    return {r.title: (r.value, r.before, r.fired) for r in (ask(*looks) for ask in indicators())}
 
 
 def fired(change: str, threat: ThreatModel = EPS) -> set[str]:
@@ -76,8 +76,8 @@ def test_the_list_is_whole_and_every_one_says_what_it_is():
 # ------------------------------------------------------------------------- on a trained net
 
 
-def test_an_indicator_compares_with_the_twin():
-    """The same value fires beside a twin without it and is silent beside a twin that has it."""
+def test_an_indicator_compares_with_what_was_before():
+    """The same value fires where it was not there before, and is silent where it was."""
     high, low = readings("SReLU(10)")["zero loss"][0], readings("itself")["zero loss"][0]
     ask = named("zero loss")
     assert high > 0.9 > low > 0.0  # the net itself has some, too
@@ -123,8 +123,8 @@ def test_each_mechanism_is_named_in_both_norms(threat):
 
 
 def test_the_net_beside_itself_shows_the_same_on_both_sides():
-    assert all(value == twin for value, twin, _ in readings("itself").values())
-    assert all(value == twin for value, twin, _ in readings("SReLU(1)").values())
+    assert all(value == before for value, before, _ in readings("itself").values())
+    assert all(value == before for value, before, _ in readings("SReLU(1)").values())
 
 
 def test_louder_logits_are_read_off_exactly():
@@ -152,10 +152,12 @@ class OnePixel(nn.Module):
         return torch.stack([value, torch.zeros_like(value)], 1)
 
 
-def glance(net: nn.Module, level: float | Tensor, n: int = 12, threat: ThreatModel = EPS) -> Glance:
+def look_at(
+    net: nn.Module, level: float | Tensor, n: int = 12, threat: ThreatModel = EPS
+) -> FirstLook:
     """A look at n grey images of 3 x 3 pixels."""
     x = torch.ones(n, 1, 3, 3) * torch.as_tensor(level).view(-1, 1, 1, 1)
-    return Glance(unproved(net), x, torch.zeros(n, dtype=torch.int64), torch.arange(n), threat)
+    return FirstLook(unproved(net), x, torch.zeros(n, dtype=torch.int64), torch.arange(n), threat)
 
 
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5)], ids=str)
@@ -163,7 +165,7 @@ def test_a_linear_net_is_predicted_exactly(threat):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     x = 0.2 + 0.6 * torch.rand(50, 1, 8, 8)
-    look = Glance(unproved(net), x, net(x).argmax(1), torch.arange(50), threat)
+    look = FirstLook(unproved(net), x, net(x).argmax(1), torch.arange(50), threat)
     assert (look.prediction_errors - 1).abs().max() < 1e-2
     assert named("gradient fidelity")(look, look).value == 0.0
     # a straight climb: no step of PGD makes the loss fall before the ball stops it, then none moves
@@ -173,15 +175,15 @@ def test_a_linear_net_is_predicted_exactly(threat):
 
 def test_a_step_over_a_jump_is_seen():
     jump = OnePixel(lambda z: F.threshold(z, 0.5, 0.0))
-    just_above, far_above = glance(jump, 0.501), glance(jump, 0.8)
+    just_above, far_above = look_at(jump, 0.501), look_at(jump, 0.8)
     assert named("gradient fidelity")(just_above, far_above).value == 1.0
     assert named("gradient fidelity")(far_above, far_above).value == 0.0
     assert named("gradient fidelity")(just_above, far_above).fired
 
 
 def test_a_prediction_of_nothing_is_left_to_zero_gradient():
-    dead = glance(OnePixel(lambda z: torch.ones_like(z) + 0.0 * z), 0.5)
-    alive = glance(OnePixel(lambda z: z), 0.5)
+    dead = look_at(OnePixel(lambda z: torch.ones_like(z) + 0.0 * z), 0.5)
+    alive = look_at(OnePixel(lambda z: z), 0.5)
     assert dead.prediction_errors.isnan().all()
     assert not named("gradient fidelity")(dead, alive).fired
     assert (
@@ -193,50 +195,48 @@ def test_a_prediction_of_nothing_is_left_to_zero_gradient():
 def test_a_loss_that_falls_along_its_gradient_is_seen():
     wrong_way = OnePixel(lambda z: 1.0 + z - 2 * z.detach())  # the gradient points down the loss
     honest = OnePixel(lambda z: 1.0 + z)
-    assert named("falling loss")(glance(wrong_way, 0.5), glance(honest, 0.5)).fired
-    assert named("falling loss")(glance(honest, 0.5), glance(honest, 0.5)).value == 0.0
+    assert named("falling loss")(look_at(wrong_way, 0.5), look_at(honest, 0.5)).fired
+    assert named("falling loss")(look_at(honest, 0.5), look_at(honest, 0.5)).value == 0.0
 
 
 def test_the_median_margin_is_the_scale():
     levels = torch.linspace(0.1, 0.9, 9)
-    small, large = (glance(OnePixel(lambda z, s=s: s * z), levels, 9) for s in (1.0, 6.0))
+    small, large = (look_at(OnePixel(lambda z, s=s: s * z), levels, 9) for s in (1.0, 6.0))
     reading = named("logit scale")(large, small)
-    assert (
-        reading.value == pytest.approx(3.0) and reading.twin == pytest.approx(0.5) and reading.fired
-    )
+    assert (reading.value, reading.before) == pytest.approx((3.0, 0.5)) and reading.fired
     assert not named("logit scale")(small, large).fired
     # the threshold is 3
-    assert not named("logit scale")(glance(OnePixel(lambda z: 2.5 * z), levels, 9), small).fired
+    assert not named("logit scale")(look_at(OnePixel(lambda z: 2.5 * z), levels, 9), small).fired
 
 
-def test_standing_without_a_bound_is_measured_on_both_losses():
-    linear = glance(OnePixel(lambda z: z - 0.3), 0.6)
-    assert linear.standing_far == (0.0, 0.0)
+def test_robust_without_a_bound_is_measured_on_both_losses():
+    linear = look_at(OnePixel(lambda z: z - 0.3), 0.6)
+    assert linear.robust_far == (0.0, 0.0)
     # softmax is 1, the cross-entropy is deaf
-    loud = glance(OnePixel(lambda z: 1000 * (z - 0.1)), 0.6)
-    assert loud.standing_far[0] > 0.5 and loud.standing_far[1] == 0.0
+    loud = look_at(OnePixel(lambda z: 1000 * (z - 0.1)), 0.6)
+    assert loud.robust_far[0] > 0.5 and loud.robust_far[1] == 0.0
     assert named("unbounded")(loud, linear).fired
     # nothing fools it: no difference between the losses
-    safe = glance(OnePixel(lambda z: z + 1.0), 0.6)
-    assert safe.standing_far == (1.0, 1.0) and not named("unbounded")(safe, linear).fired
+    safe = look_at(OnePixel(lambda z: z + 1.0), 0.6)
+    assert safe.robust_far == (1.0, 1.0) and not named("unbounded")(safe, linear).fired
 
 
 def test_nan_and_infinity_are_seen_in_any_precision():
-    fine = glance(OnePixel(lambda z: z), 0.5)
+    fine = look_at(OnePixel(lambda z: z), 0.5)
     for broken in (lambda z: z / 0.0, lambda z: z * float("nan")):
-        look = glance(OnePixel(broken), 0.5)
-        assert look.broken == 1.0 and named("non-finite")(look, fine).fired
+        look = look_at(OnePixel(broken), 0.5)
+        assert look.nonfinite == 1.0 and named("non-finite")(look, fine).fired
     # finite logits, an infinite slope
-    root = glance(OnePixel(lambda z: 1 + (z - z.detach()).sqrt()), 0.5)
-    assert root.broken == 1.0 and root.cross_entropy.gradient.isfinite().all()
-    assert fine.broken == 0.0
+    root = look_at(OnePixel(lambda z: 1 + (z - z.detach()).sqrt()), 0.5)
+    assert root.nonfinite == 1.0 and root.cross_entropy.gradient.isfinite().all()
+    assert fine.nonfinite == 0.0
 
 
 def test_a_network_that_is_no_module_can_be_looked_at():
     net = plain()
     data = ra.data("digits/validation[:20]")
     looks = [
-        Glance(unproved(n), data.images, data.labels, data.index, EPS)
+        FirstLook(unproved(n), data.images, data.labels, data.index, EPS)
         for n in (lambda x: net(x), net)
     ]
     shown = [[ask(look, look).value for ask in indicators()] for look in looks]
@@ -253,7 +253,7 @@ def test_a_look_leaves_the_net_as_it_was_and_repeats():
     state, weights = torch.get_rng_state(), {k: v.clone() for k, v in net.state_dict().items()}
     shown = []
     for _ in range(2):
-        look = Glance(unproved(net), data.images, data.labels, data.index, EPS)
+        look = FirstLook(unproved(net), data.images, data.labels, data.index, EPS)
         shown.append([ask(look, look).value for ask in indicators()])
     assert shown[0] == shown[1] and torch.equal(torch.get_rng_state(), state)
     assert net.training and all(p.grad is None for p in net.parameters())
@@ -262,14 +262,14 @@ def test_a_look_leaves_the_net_as_it_was_and_repeats():
 
 def test_the_cost_is_a_few_dozen_passes_each_counted():
     data = ra.data("digits/validation[:10]")
-    look = Glance(unproved(plain()), data.images, data.labels, data.index, EPS)
+    look = FirstLook(unproved(plain()), data.images, data.labels, data.index, EPS)
     for ask in indicators():
         ask(look, look)
     assert 2 + STEPS < look.gradients <= 2 + 4 * STEPS
 
 
 def test_no_points_show_nothing():
-    look = Glance(
+    look = FirstLook(
         unproved(plain()),
         torch.zeros(0, 1, 8, 8),
         torch.zeros(0, dtype=torch.int64),
@@ -280,9 +280,9 @@ def test_no_points_show_nothing():
 
 
 def test_a_reading_says_what_it_shows():
-    look, twin = glance(Louder(OnePixel(lambda z: z)), 0.5), glance(OnePixel(lambda z: z), 0.5)
+    look, before = look_at(Louder(OnePixel(lambda z: z)), 0.5), look_at(OnePixel(lambda z: z), 0.5)
     assert (
-        str(named("logit scale")(look, twin))
-        == "logit scale (saturation): 8.19e+03, twin 0.5: FIRED"
+        str(named("logit scale")(look, before))
+        == "logit scale (saturation): 8.19e+03, before 0.5: FIRED"
     )
-    assert str(named("logit scale")(twin, twin)).endswith(": silent")
+    assert str(named("logit scale")(before, before)).endswith(": silent")

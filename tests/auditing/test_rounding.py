@@ -46,8 +46,8 @@ def test_quick_says_genuine_only_after_its_controls():
     robust = ra.harden(net, ra.data("digits/train"), threat, recipe).net
     made = ra.audit(net, robust, ra.data("digits[:120]"), threat, battery=QUICK)
     assert made.verdict.effect == "GENUINE" and not made.verdict.doubts
-    controls = [run.title for run in made.retrofit.runs if run.role == "control"]
+    controls = [run.title for run in made.after.attacks if run.role == "control"]
     assert controls == ["APGD, transfer", "Square"]
-    assert not any(run.role == "control" for run in made.twin.runs)
+    assert not any(run.role == "control" for run in made.before.attacks)
     same = ra.audit(net, net, ra.data("digits[:60]"), threat, battery=QUICK)
-    assert not any(run.role == "control" for run in same.retrofit.runs)
+    assert not any(run.role == "control" for run in same.after.attacks)

@@ -1,8 +1,9 @@
-"""Rounds: begun anew with ever more steps until one fells nothing; and what the climb behind them
+"""Rounds: begun anew with ever more steps until one breaks nothing; and what the climb behind them
 does."""
 
 import sys
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,8 +14,10 @@ import retroact as ra
 from retroact import cli
 from retroact.activations.piecewise import JumpReLU
 from retroact.attacks.momentum import Momentum
+from retroact.auditing.attack_run import AttackRun, Conditions
 from retroact.auditing.audit import audit
-from retroact.auditing.battery import QUICK, THOROUGH, Battery, Party, Siege, parties
+from retroact.auditing.battery import QUICK, THOROUGH, Battery
+from retroact.auditing.subjects import Climb, prepare
 from retroact.crafting.driver import craft
 from retroact.crafting.threat import L2, Linf
 from retroact.evaluation.proof import unproved
@@ -37,68 +40,73 @@ def data(n: int = 60) -> ra.Images:
 
 
 ITSELF = unproved(plain())
-ALONE = Party(ITSELF, ITSELF, ITSELF)
+ALONE = Climb(ITSELF)
 
 
 class Told:
-    """A siege in which each attack fells what it is told; notes the attacks."""
+    """A run in which each attack breaks what it is told; notes the attacks."""
 
-    def __init__(self, *fells: int) -> None:
-        self.fells, self.asked = list(fells), []
+    def __init__(self, *breaks: int) -> None:
+        self.breaks, self.asked = list(breaks), []
 
-    def attack(self, title: str, role: str, attack: Momentum, on: object, *, fresh: int) -> int:
+    def attack(self, title: str, role: str, attack: Momentum, climb: Climb, *, fresh: int) -> int:
         self.asked.append((title, attack.steps, attack.finish, fresh))
-        return self.fells.pop(0)
+        return self.breaks.pop(0)
 
 
-def test_rounds_go_on_with_more_steps_until_one_fells_nothing():
-    siege = Told(9, 1, 0, 5)
-    Battery(targeted_steps=10, finish=20, rounds=8).again(siege, ALONE, ITSELF, " here", 10)
+def test_rounds_go_on_with_more_steps_until_one_breaks_nothing():
+    run = Told(9, 1, 0, 5)
+    Battery(targeted_steps=10, finish=20, rounds=8).again(run, Climb(ITSELF, kernel="k"), 10)
     rounds = [
-        ("round 1 here", 30, 60, 1),
-        ("round 2 here", 40, 80, 2),
-        ("round 3 here", 50, 100, 3),
+        ("round 1 through a k", 30, 60, 1),
+        ("round 2 through a k", 40, 80, 2),
+        ("round 3 through a k", 50, 100, 3),
     ]
-    assert siege.asked == rounds and siege.fells == [5]
+    assert run.asked == rounds and run.breaks == [5]
 
 
 def test_rounds_have_an_end_and_none_are_none():
-    siege = Told(9, 9, 9, 9)
-    Battery(rounds=2).again(siege, ALONE, ITSELF, "", 10)
-    Battery(rounds=0).again(siege, ALONE, ITSELF, "", 10)
-    assert [title for title, *_ in siege.asked] == ["round 1", "round 2"]
+    run = Told(9, 9, 9, 9)
+    Battery(rounds=2).again(run, ALONE, 10)
+    Battery(rounds=0).again(run, ALONE, 10)
+    assert [title for title, *_ in run.asked] == ["round 1", "round 2"]
 
 
-def test_rounds_fell_more_on_both_sides():
+def under(n: int = 60) -> Conditions:
+    return Conditions(data(n), EPS, classes=10)
+
+
+def test_rounds_break_more_on_both_sides():
     hard = ra.retrofit(plain(), JumpReLU(0.5))
-    for party in parties(plain(), hard, data(), EPS):
+    for subject in prepare(plain(), hard, data(), EPS):
         once, often = (
-            Battery(**(vars(WEAK) | {"rounds": n}))(party, data(), EPS, ra.FGSM(), classes=10)
-            for n in (0, 3)
+            Battery(**(vars(WEAK) | {"rounds": n}))(subject, under(), ra.FGSM()) for n in (0, 3)
         )
         assert (
             not (often.verified & ~once.verified).any()
             and often.verified.sum() < once.verified.sum()
         )
-        assert not any("round" in run.title for run in once.runs)
-        rounds = [run for run in often.runs if run.title.startswith("round")]
-        assert rounds and all(run.role == "white box" for run in rounds)
-        assert len(rounds) == 3 or rounds[-1].felled == 0
+        assert not any("round" in attack.title for attack in once.attacks)
+        rounds = [attack for attack in often.attacks if attack.title.startswith("round")]
+        assert rounds and all(attack.role == "white box" for attack in rounds)
+        assert len(rounds) == 3 or rounds[-1].broken == 0
 
 
 def test_a_fresh_start_is_another_one_and_always_the_same():
-    siege = Siege(plain(), data(), EPS, seed=0)
+    run = AttackRun(plain(), under())
     images = [
-        siege.attempt("try", "white box", ra.PGD(steps=5), ITSELF, fresh=f).x_adv for f in (0, 1, 1)
+        run.attempt("try", "white box", ra.PGD(steps=5), ALONE, fresh=f).x_adv for f in (0, 1, 1)
     ]
     assert not torch.equal(images[0][:5], images[1][:5]) and torch.equal(images[1], images[2])
 
 
 def test_without_a_trial_the_first_kernel_is_taken():
-    party = parties(plain(), ra.retrofit(plain(), JumpReLU(0.5)), data(), EPS)[1]
-    titles = [run.title for run in WEAK(party, data(20), EPS, ra.FGSM(), classes=10).runs]
+    _, subject = prepare(plain(), ra.retrofit(plain(), JumpReLU(0.5)), data(), EPS)
+    side = WEAK(subject, under(20), ra.FGSM())
+    titles, kernel = [attack.title for attack in side.attacks], subject.sources[0].name
     assert not any("trial" in title for title in titles)
-    assert f"targeted through a {party.guides[0][0]}" in titles
+    assert f"targeted through a {kernel}" in titles and side.kernel == kernel
+    assert [attack.kernel for attack in side.attacks] == ["", "", kernel]
 
 
 def test_doubling_doubles_all_steps_and_the_starts():
@@ -111,13 +119,13 @@ def test_doubling_doubles_all_steps_and_the_starts():
 
 def test_a_battery_has_a_name(monkeypatch):
     seen = []
-    monkeypatch.setattr("retroact.auditing.audit._check", lambda *a: 10)
+    monkeypatch.setattr("retroact.auditing.audit.check", lambda *a: 10)
 
-    def look(*args: object) -> None:
-        seen.append(args[-1])
+    def look(procedure: Any) -> None:
+        seen.append(procedure.battery.points)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("retroact.auditing.audit._look", look)
+    monkeypatch.setattr("retroact.auditing.audit._Procedure._look", look)
     for name in ("quick", "thorough", None):
         with pytest.raises(KeyboardInterrupt):
             audit(plain(), plain(), data(), EPS, battery=name)

@@ -83,8 +83,8 @@ def test_all_checks_pass():
 
 def test_a_fake_that_decides_as_the_net_does_has_the_very_same_verified_accuracy():
     made = honest_run()["logits times 2^14"].audit
-    assert made.twin.verified.tolist() == made.retrofit.verified.tolist()
-    assert made.retrofit.claimed.mean() > made.twin.claimed.mean() + 0.3
+    assert made.before.verified.tolist() == made.after.verified.tolist()
+    assert made.after.claimed.mean() > made.before.claimed.mean() + 0.3
 
 
 def test_without_kernels_it_fails():
@@ -113,12 +113,14 @@ def test_the_replay_of_the_facts_alone_passes(monkeypatch):
 
 
 def test_an_audit_that_damns_everything_fails(monkeypatch):
-    checks = wrongly(monkeypatch, effect="HARMFUL", claim="MASKED", mechanism="saturation and jump")
+    checks = wrongly(
+        monkeypatch, effect="HARMFUL", claim="MASKED", mechanisms=("saturation", "jump")
+    )
     assert not checks["itself"].passed and not checks["adversarial training"].passed
 
 
 def test_an_audit_that_passes_everything_fails(monkeypatch):
-    checks = wrongly(monkeypatch, effect="GENUINE", claim="HONEST", mechanism="")
+    checks = wrongly(monkeypatch, effect="GENUINE", claim="HONEST", mechanisms=())
     failed = {title for title, check in checks.items() if not check.passed}
     assert failed >= {
         "itself",
@@ -129,6 +131,6 @@ def test_an_audit_that_passes_everything_fails(monkeypatch):
 
 
 def test_an_audit_that_never_commits_itself_fails(monkeypatch):
-    checks = wrongly(monkeypatch, effect="ABSTAINED", claim="HONEST", mechanism="")
+    checks = wrongly(monkeypatch, effect="ABSTAINED", claim="HONEST", mechanisms=())
     failed = {title for title, check in checks.items() if not check.passed}
     assert failed >= {"itself", "logits times 2^14", "adversarial training"}

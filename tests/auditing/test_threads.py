@@ -9,7 +9,7 @@ from torch import nn
 
 import retroact as ra
 from retroact.auditing.battery import Battery
-from retroact.retrofitting.tracing import traced
+from retroact.retrofitting.tracing import trace
 
 
 def normed(seed):
@@ -66,7 +66,7 @@ def test_a_net_runs_while_another_thread_traces():
     beside = threading.Thread(target=runs)
     beside.start()
     try:
-        graphs = [traced(normed(1)[0].module) for _ in range(30)]
+        graphs = [trace(normed(1)[0].module) for _ in range(30)]
     finally:
         stop.set()
         beside.join()

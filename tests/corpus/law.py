@@ -20,7 +20,7 @@ from retroact.crafting.driver import craft
 from retroact.crafting.oracle import Oracle
 from retroact.crafting.threat import Linf
 from retroact.evaluation.proof import Proved, prove
-from retroact.retrofitting.copying import copied
+from retroact.retrofitting.copying import deep_copy
 from retroact.retrofitting.sites import Survey, survey
 
 JUMP = ra.JumpReLU(0.01)
@@ -103,7 +103,7 @@ def crafted(walk: Walk) -> dict[str, tuple[Fate, Fate]]:
 
 
 def _in_double(walk: Walk) -> tuple[nn.Module, nn.Module]:
-    net = copied(walk.on.network).double()
+    net = deep_copy(walk.on.network).double()
     return net, net if walk.on.form is None else walk.on.form(net)
 
 

@@ -190,9 +190,7 @@ def test_a_run_that_is_cheaper_than_the_proof_uses_the_network_itself():
 
 def test_the_same_question_is_asked_once_and_a_changed_net_is_asked_again(monkeypatch):
     asked = []
-    monkeypatch.setattr(
-        proof, "_ask", lambda net, q, ask=proof._ask: asked.append(1) or ask(net, q)
-    )
+    monkeypatch.setattr(proof, "_ask", lambda *of, ask=proof._ask: asked.append(1) or ask(*of))
     net = Flattens("flatten", norm=True).eval()
     first = proved(net)
     assert proved(net).lean is first.lean and len(asked) == 1

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 import retroact as ra
+from retroact.auditing.numbers import AuditNumbers
 from retroact.crafting.domain import Domain
 from retroact.experiments.store import Store
 from retroact.reports import audited, plots
@@ -24,30 +25,31 @@ PNG = r'src="data:image/png;base64,([^"]+)"'
 
 
 @dataclass
-class Fell:
+class Example:
     row: int
     label: int
     decided: int
     image: Any
     x_adv: Any
     by: str
+    role: str = "white box"
 
 
 @dataclass
-class Half:
-    fallen: list[Fell]
+class Side:
+    examples: list[Example]
 
 
 @dataclass
 class Told:
     """What a report asks of an audit, with numbers of one's own."""
 
-    found: dict[str, Any]
-    sides: tuple[Half, Half]
+    stored: dict[str, Any]
+    sides: tuple[Side, Side]
     domain: Domain = field(default_factory=lambda: Domain((1, 2, 2)))
 
-    def numbers(self) -> dict[str, Any]:
-        return self.found
+    def numbers(self) -> AuditNumbers:
+        return AuditNumbers.from_json(self.stored)
 
 
 def reading(
@@ -77,7 +79,16 @@ def ran(title: str, felled: int, **more: Any) -> dict[str, Any]:
     return plain | {"gradients": 560, "zero_gradients": 0, "queries": 640, "seconds": 1.25} | more
 
 
-def numbers(**changed: Any) -> dict[str, Any]:
+def stored(**changed: Any) -> dict[str, Any]:
+    """The JSON of an audit of version 0.1.0."""
+    return _stored() | changed
+
+
+def numbers() -> AuditNumbers:
+    return AuditNumbers.from_json(stored())
+
+
+def _stored() -> dict[str, Any]:
     shared = {
         "twin": "net",
         "network": "net + <JumpReLU>",
@@ -132,14 +143,14 @@ def numbers(**changed: Any) -> dict[str, Any]:
             "seconds": [1.25, 2.5],
         },
     }
-    return shared | said | texts | shares | counts | run | changed
+    return shared | said | texts | shares | counts | run
 
 
 @pytest.fixture
 def told() -> Told:
     image = np.linspace(0, 1, 16, dtype=np.float32).reshape(1, 4, 4)
-    fell = Fell(5, 7, 1, image, np.clip(image + 0.1, 0, 1), "APGD <margin>")
-    return Told(numbers(), (Half([]), Half([fell])))
+    broken = Example(5, 7, 1, image, np.clip(image + 0.1, 0, 1), "APGD <margin>")
+    return Told(stored(), (Side([]), Side([broken])))
 
 
 def test_the_page_stands_on_its_own_for_phones_and_for_the_dark(told, tmp_path):
@@ -189,24 +200,22 @@ def test_the_page_says_what_the_audit_says(told):
 
 def test_the_table_has_both_networks_and_wilsons_intervals():
     clean, claimed, verified = audited.table(numbers())
-    assert [r["what"] for r in (clean, claimed, verified)] == ["clean", "claimed", "verified"]
-    assert (verified["before"], verified["after"], verified["difference"]) == (0.25, 0.3, "+5.0")
-    assert verified["before_bounds"] == ra.wilson(20, 80) and verified["after_bounds"] == ra.wilson(
-        24, 80
-    )
-    assert claimed["difference"] == "+30.0" and clean["difference"] == "-5.0"
+    assert [r.what for r in (clean, claimed, verified)] == ["clean", "claimed", "verified"]
+    assert (verified.accuracy, verified.difference) == ((0.25, 0.3), "+5.0")
+    assert verified.bounds == (ra.wilson(20, 80), ra.wilson(24, 80))
+    assert claimed.difference == "+30.0" and clean.difference == "-5.0"
 
 
-def test_the_images_that_fell_are_shown_pixel_by_pixel(told):
+def test_the_images_that_were_broken_are_shown_pixel_by_pixel(told):
     text = audited.page(told)
     before, after = (
         np.array(Image.open(io.BytesIO(base64.b64decode(p))).convert("L"))
         for p in re.findall(PNG, text)
     )
-    fell = told.sides[1].fallen[0]
+    shown = told.sides[1].examples[0]
     assert (
-        np.abs(before / 255 - fell.image[0]).max() < 0.005
-        and np.abs(after / 255 - fell.x_adv[0]).max() < 0.005
+        np.abs(before / 255 - shown.image[0]).max() < 0.005
+        and np.abs(after / 255 - shown.x_adv[0]).max() < 0.005
     )
     assert re.search(r"7 → <span class=\"wrong\">1</span> by APGD &lt;margin&gt;, 0\.100", text)
     colours = plots.image(np.stack([np.full((2, 2), v, np.float32) for v in (1.0, 0.5, 0.0)]))
@@ -219,7 +228,7 @@ def test_the_images_that_fell_are_shown_pixel_by_pixel(told):
 
 
 def test_doubts_and_what_was_not_masked_are_said(told):
-    told.found |= {
+    told.stored |= {
         "doubts": ["Square felled 9 of 10"],
         "effect": "ABSTAINED",
         "claim": "HONEST",
@@ -227,9 +236,9 @@ def test_doubts_and_what_was_not_masked_are_said(told):
     }
     assert "Doubt: Square felled 9 of 10." in audited.page(told)
     assert "- Doubt: Square felled 9 of 10" in audited.markdown(told)
-    assert "promises no more than what was verified" in audited.why(told.found)
-    silent = [r | {"fired": False} for r in told.found["indicators"]]
-    assert audited.why(told.found | {"indicators": silent}).startswith("No indicator fired")
+    assert "promises no more than what was verified" in audited.why(told.numbers())
+    told.stored["indicators"] = [r | {"fired": False} for r in told.stored["indicators"]]
+    assert audited.why(told.numbers()).startswith("No indicator fired")
     assert "jumps" in audited.why(numbers()) and "rounded flat" not in audited.why(numbers())
 
 
@@ -242,13 +251,13 @@ def test_markdown_holds_every_run_and_every_indicator(told):
 
 
 def test_json_is_strict_and_equal_to_the_numbers(told):
-    told.found["curves"]["network"] = {"loss": [0.5, math.inf], "fidelity": [], "margin": math.nan}
+    told.stored["curves"]["network"] = {"loss": [0.5, math.inf], "fidelity": [], "margin": math.nan}
     read = json.loads(
         audited.as_json(told), parse_constant=lambda word: pytest.fail(f"{word} is no JSON")
     )
     assert read["curves"]["network"] == {"loss": [0.5, None], "fidelity": [], "margin": None}
     assert {k: v for k, v in read.items() if k != "curves"} == {
-        k: v for k, v in told.found.items() if k != "curves"
+        k: v for k, v in told.stored.items() if k != "curves"
     }
 
 
@@ -256,10 +265,10 @@ def test_json_is_strict_and_equal_to_the_numbers(told):
 @pytest.mark.parametrize("margin", [math.nan, math.inf, 0.0, 1e38])
 def test_a_broken_network_still_gets_its_page(told, margin):
     broken = {"loss": [0.1, math.inf, math.nan], "fidelity": [], "margin": margin}
-    told.found["curves"]["network"] = broken
+    told.stored["curves"]["network"] = broken
     text = audited.page(told)
     assert text.count("<svg") == 4
-    told.found["curves"] = {}
+    told.stored["curves"] = {}
     assert audited.page(told).count("<svg") == 1
 
 
@@ -296,9 +305,9 @@ def test_a_real_audit_reports_itself(tmp_path):
     assert (found["verified_twin"], found["verified"]) == counts.verified
     assert [r["title"] for r in found["indicators"] if r["fired"]] == [r.title for r in made.alarms]
     assert all(r["about"] and r["source"] for r in found["indicators"])
-    assert len(re.findall(PNG, text)) == 2 * sum(len(side.fallen) for side in made.sides) > 0
+    assert len(re.findall(PNG, text)) == 2 * sum(len(side.examples) for side in made.sides) > 0
     for side in made.sides:
-        assert all(f"<td>{run.title}<div" in text for run in side.runs)
+        assert all(f"<td>{run.title}<div" in text for run in side.attacks)
 
 
 def test_the_page_of_a_store_can_hold_audits():

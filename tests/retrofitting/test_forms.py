@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from retroact.activations.piecewise import JumpReLU, SReLU
 from retroact.nets.classifier import Classifier
-from retroact.retrofitting.copying import copied
+from retroact.retrofitting.copying import deep_copy
 from retroact.retrofitting.folding import fold
 from retroact.retrofitting.sites import left_alone, sites, survey
 from retroact.retrofitting.surgery import Retrofit, refit, retrofit
@@ -234,7 +234,7 @@ class TestReplacedForward:
         net.forward = types.MethodType(lambda self, x: nn.Sequential.forward(self, x) ** 2, net)
         for hard in (
             retrofit(net, SReLU(3.0), example=x),
-            copied(retrofit(net, SReLU(3.0), example=x)),
+            deep_copy(retrofit(net, SReLU(3.0), example=x)),
         ):
             assert torch.equal(hard(x), net[3](3.0 * net[2](net[1](net[0](x)))) ** 2)
 
@@ -254,7 +254,7 @@ def test_a_script_is_copied() -> None:
         torch.jit.script(nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3)).eval()),
         torch.randn(2, 3),
     )
-    made = copied(net)
+    made = deep_copy(net)
     expected = net(x)
     assert torch.equal(made(x), expected)
     with torch.no_grad():

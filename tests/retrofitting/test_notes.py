@@ -19,11 +19,11 @@ from torch import Tensor, nn
 
 from retroact.activations.piecewise import JumpReLU, SReLU
 from retroact.nets.classifier import Classifier
-from retroact.retrofitting.copying import copied
+from retroact.retrofitting.copying import deep_copy
 from retroact.retrofitting.notes import Notes
 from retroact.retrofitting.sites import sites, survey
 from retroact.retrofitting.surgery import retrofit
-from retroact.retrofitting.tracing import _TRACING, traced
+from retroact.retrofitting.tracing import _TRACING, trace
 
 X = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -227,7 +227,7 @@ class TestKeepers:
     def test_no_graph_is_taken_and_nothing_is_left(self, keeper) -> None:
         net = keeper()
         logged = len(LOG)
-        assert traced(net) is None
+        assert trace(net) is None
         assert proxies(net) == []
         assert len(LOG) == logged
 
@@ -235,7 +235,7 @@ class TestKeepers:
         net = Classifier(keeper(), shape=(1, 8, 8))
         hard = retrofit(net, SReLU(2.0))
         assert type(hard.module) is keeper
-        for again in (hard, pickle.loads(pickle.dumps(hard)), copied(hard)):
+        for again in (hard, pickle.loads(pickle.dumps(hard)), deep_copy(hard)):
             again(X)
             assert proxies(again.module) == []
         net(X)  # what it noted now belongs to a graph
@@ -289,7 +289,7 @@ class TestTracingForgetsNothing:
                 return self.fc(h.flatten(1)) + x.mean()
 
         net, x = Frozen(), X.clone().requires_grad_()
-        assert traced(net) is None
+        assert trace(net) is None
         hard = retrofit(net, JumpReLU(0.0), example=X)
         (got,), (wanted,) = (torch.autograd.grad(n(x).sum(), x) for n in (hard, net))
         assert torch.equal(got, wanted)
@@ -336,7 +336,7 @@ class TestTracingForgetsNothing:
         before = nn.Module.__call__, nn.Module.__getattr__
         for net in (Net(), Fails(), Attribute()):
             attributes = set(vars(net))
-            traced(net.train())
+            trace(net.train())
             assert net.training
             assert set(vars(net)) == attributes
             assert (nn.Module.__call__, nn.Module.__getattr__) == before
@@ -348,9 +348,9 @@ class TestTracingForgetsNothing:
         assert isinstance(hard, torch.fx.GraphModule)
         assert not hard.get_parameter("conv.weight").is_inference()
         hard(X).sum().backward()
-        assert traced(OnlyWithGrad()) is None
+        assert trace(OnlyWithGrad()) is None
         with grad():
-            assert traced(OnlyWithGrad()) is None
+            assert trace(OnlyWithGrad()) is None
 
     def test_networks_run_in_other_threads_meanwhile(self) -> None:
         net, other, stop, wrong = Net(), Net(), threading.Event(), []
@@ -367,7 +367,7 @@ class TestTracingForgetsNothing:
 
         thread = threading.Thread(target=run)
         thread.start()
-        graphs = [traced(net) for _ in range(20)]
+        graphs = [trace(net) for _ in range(20)]
         stop.set()
         thread.join()
         assert wrong == []
@@ -376,7 +376,7 @@ class TestTracingForgetsNothing:
     def test_one_trace_at_a_time(self) -> None:
         before = nn.Module.__call__
         graphs = []
-        threads = [threading.Thread(target=lambda: graphs.append(traced(Net()))) for _ in range(4)]
+        threads = [threading.Thread(target=lambda: graphs.append(trace(Net()))) for _ in range(4)]
         with _TRACING:
             for thread in threads:
                 thread.start()
@@ -402,7 +402,7 @@ class TestCopies:
             "child": h,
         }
         (net.fc if where == "child" else net).kept = held[where]
-        made = copied(net)
+        made = deep_copy(net)
         kept = (made.fc if where == "child" else made).kept
         of = {
             "list": lambda k: k[0],
@@ -447,7 +447,7 @@ class TestCopies:
         with torch.inference_mode():
             net = Net()
             net.kept = net(X)
-            made = copied(net)
+            made = deep_copy(net)
         assert not made.kept.is_inference()
         made(X).sum().backward()
 

@@ -18,7 +18,7 @@ from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.experiments.cell import Cell, Model
 from retroact.reports.studied import Claim, Part, Table
 from retroact.studies.desk import Desk
-from retroact.studies.truth import Audited, answered, verdict
+from retroact.studies.truth import Audited, answered, numbers, verdict
 
 NETS = {"lenet-mnist": 0.1, "lenet-mnist-robust": 0.2}
 """Each network with its radius in pixels."""
@@ -78,11 +78,11 @@ def _row(desk: Desk, net: str, name: str, activation: Any) -> Row:
     asked = Audited(
         Model(net), model, f"mnist[:{desk.pick(100, 500)}]", Linf(NETS[net]), battery="quick"
     )
-    told = desk.facts(asked)
+    audited = numbers(desk, asked)
     accuracies = (
-        100 * v for v in (clean_accuracy(record), robust_accuracy(record), told["verified"])
+        100 * v for v in (clean_accuracy(record), robust_accuracy(record), audited.verified.after)
     )
-    return (net, name, *accuracies, "" if name == "none" else verdict(told))  # type: ignore[return-value]
+    return (net, name, *accuracies, "" if name == "none" else verdict(audited))  # type: ignore[return-value]
 
 
 def _per_layer(found: dict[str, list[Row]]) -> Claim:

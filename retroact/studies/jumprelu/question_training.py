@@ -18,7 +18,6 @@ from torch import nn
 from retroact.activations.piecewise import JumpReLU
 from retroact.attacks.apgd import APGD
 from retroact.attacks.erichson import ErichsonPGD
-from retroact.auditing.audit import audit
 from retroact.auditing.battery import VERSION
 from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import evaluate
@@ -32,7 +31,7 @@ from retroact.retrofitting.installed import installed
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import AtLeast0, Count, Positive, UnitInterval, spec
 from retroact.studies.desk import Desk
-from retroact.studies.truth import answered, verdict
+from retroact.studies.truth import answered, audited_facts, numbers, verdict
 from retroact.training.fit import fit
 from retroact.training.recipes import MixedFGSM, Standard
 
@@ -81,18 +80,8 @@ class TrainedWithKappa:
     def __call__(self) -> dict[str, Any]:
         plain = _trained(_born(self.seed), 0.0, self.train, self.epochs, self.seed)
         jumped = retrofit(_born(self.seed), JumpReLU(self.kappa))
-        found = audit(
-            plain,
-            _trained(jumped, 0.0, self.train, self.epochs, self.seed),
-            data(self.data),
-            Linf(self.eps),
-        )
-        said = ("effect", "claim", "mechanism", "p", "n")
-        kept = (
-            *said,
-            *(f"{a}{side}" for a in ("clean", "claimed", "verified") for side in ("", "_twin")),
-        )
-        return {k: v for k, v in found.numbers().items() if k in kept}
+        trained = _trained(jumped, 0.0, self.train, self.epochs, self.seed)
+        return audited_facts(plain, trained, self.data, Linf(self.eps))
 
 
 @spec
@@ -150,16 +139,19 @@ def _with_kappa(desk: Desk) -> Iterator[Part]:
     train, _ = _slices(desk)
     part = f"mnist[:{desk.pick(100, 500)}]"
     asked = TrainedWithKappa(0.25, train, part, epochs=desk.pick(3, 10))
-    found = desk.facts(asked)
+    audited = numbers(desk, asked)
+    accuracies = {
+        "clean": audited.clean,
+        "claimed": audited.claimed,
+        "verified": audited.verified,
+    }
     yield Table(
         f"Trained with kappa {asked.kappa:g}, beside the same training with ReLU: accuracy (%),"
         f" Linf({EPS:g})",
         ("", "ReLU", f"kappa {asked.kappa:g}"),
-        tuple(
-            (k, 100 * found[f"{k}_twin"], 100 * found[k]) for k in ("clean", "claimed", "verified")
-        ),
+        tuple((what, *(100 * v for v in pair)) for what, pair in accuracies.items()),
     )
-    said = f"**{verdict(found)}** (n = {found['n']}, p = {found['p']:.2g})"
+    said = f"**{verdict(audited)}** (n = {audited.n}, p = {audited.p:.2g})"
     yield Text(
         "The audit of the network that was trained with a jump, beside the one trained without:"
         f" {said}."

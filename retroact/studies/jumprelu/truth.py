@@ -39,7 +39,7 @@ from retroact.studies.jumprelu.networks import (
     available,
     untested,
 )
-from retroact.studies.truth import answered, audits
+from retroact.studies.truth import answered, audits, numbers
 
 DEEPFOOLS = ("deepfool_linf", "deepfool_l2")
 WIDTHS = (3.0, 8.0)
@@ -81,8 +81,8 @@ def make(desk: Desk) -> Iterator[Part]:
 def verified(desk: Desk, net: Net) -> tuple[float, bool]:
     """Points of verified accuracy that the retrofit gains, and whether the audit calls its effect
     genuine."""
-    found = desk.facts(audited(net, quick=desk.quick))
-    return 100 * (found["verified"] - found["verified_twin"]), found["effect"] == "GENUINE"
+    outcome = numbers(desk, audited(net, quick=desk.quick))
+    return 100 * outcome.gain, outcome.effect == "GENUINE"
 
 
 # ----------------------------------------------------------------------------------- minimum norms

@@ -29,13 +29,14 @@ from retroact.activations.ramp import FinitePositive, Ramp
 from retroact.activations.shifted import ShiftedReLU
 from retroact.activations.site import Site
 from retroact.attacks.fgsm import FGSM
-from retroact.auditing.audit import audit
 from retroact.auditing.battery import VERSION
+from retroact.auditing.numbers import AuditNumbers
 from retroact.auditing.verdict import MARGIN
 from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import evaluate_all
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.experiments.cell import Model
+from retroact.experiments.facts import Measurement
 from retroact.nets.data import data
 from retroact.nets.zoo import NETWORKS
 from retroact.reports.studied import Claim, Part, Table, Text
@@ -46,7 +47,7 @@ from retroact.spec import AtLeast0, Count, Positive, spec
 from retroact.studies.desk import Desk
 from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.figure_8 import attack
-from retroact.studies.truth import Audited, answered, audits
+from retroact.studies.truth import Audited, BatteryName, answered, audited_facts, audits
 from retroact.training.fit import fit
 from retroact.training.hardening import Hardening, harden
 from retroact.training.recipes import Standard
@@ -54,7 +55,6 @@ from retroact.training.recipes import Standard
 ALPHA = 10.0
 LENET, THREAT = "lenet-mnist", Linf(0.1)
 EPS = (0.1, 0.2, 0.3)
-BatteryName = Literal["quick", "whole"]
 
 
 def make(desk: Desk) -> Iterator[Part]:
@@ -64,7 +64,7 @@ def make(desk: Desk) -> Iterator[Part]:
         f"The slope {ALPHA:g} on top of another defence: that defence → with the slope",
         _pairs(desk),
     )
-    yield Text(_together([desk.again(what) for _, what in _pairs(desk)]))
+    yield Text(_together([_again(desk, what) for _, what in _pairs(desk)]))
     yield from _same_slope(desk)
     yield from _biases(desk, images, battery)
 
@@ -124,7 +124,7 @@ class HardenedAudit:
         pair = (
             (plain, hard) if self.part == "shifts" else (folded, refit(folded, SReLU(self.alpha)))
         )
-        found = _numbers(*pair, self.data, self.threat, self.battery, self.seed)
+        found = audited_facts(*pair, self.data, self.threat, self.battery, self.seed)
         return found | {"upward": float((shifts > 0).float().mean()), "mean": float(shifts.mean())}
 
 
@@ -144,20 +144,6 @@ def _learned(
         if isinstance(m.activation, ChannelShift)
     ]
     return made, torch.cat(each)
-
-
-def _numbers(
-    twin: nn.Module, defended: nn.Module, images: str, threat: Any, battery: BatteryName, seed: int
-) -> dict[str, Any]:
-    made = audit(
-        twin,
-        defended,
-        data(images),
-        threat,
-        battery="quick" if battery == "quick" else None,
-        seed=seed,
-    )
-    return {k: v for k, v in made.numbers().items() if k not in ("curves", "attacks", "indicators")}
 
 
 def _pairs(desk: Desk) -> list[tuple[str, Any]]:
@@ -184,16 +170,16 @@ def _shift_audit(desk: Desk, part: Literal["shifts", "slope"]) -> HardenedAudit:
     )
 
 
-def _together(found: list[dict[str, Any]]) -> str:
+def _together(outcomes: list[AuditNumbers]) -> str:
     """What the slope adds to other defences, by the intervals of the verified difference."""
     above, below = (
-        sum(f["interval"][0] > 0 for f in found),
-        sum(f["interval"][1] < 0 for f in found),
+        sum(a.interval[0] > 0 for a in outcomes),
+        sum(a.interval[1] < 0 for a in outcomes),
     )
-    claimed = sum(f["claimed"] > f["claimed_twin"] for f in found)
-    added = "no row" if not above else f"{above} of {len(found)} rows"
+    claimed = sum(a.claimed.after > a.claimed.before for a in outcomes)
+    added = "no row" if not above else f"{above} of {len(outcomes)} rows"
     return (
-        f"The slope raises the claimed number in {claimed} of {len(found)} rows; it adds to what"
+        f"The slope raises the claimed number in {claimed} of {len(outcomes)} rows; it adds to what"
         f" withstands every attack in {added}, by the 95 % interval, and takes from it in {below}."
     )
 
@@ -294,9 +280,8 @@ class RaisedBias:
 
     def __call__(self) -> dict[str, Any]:
         plain = self.model()
-        return _numbers(
-            plain, raised(plain, self.shift), self.data, self.threat, self.battery, self.seed
-        )
+        pair = plain, raised(plain, self.shift)
+        return audited_facts(*pair, self.data, self.threat, self.battery, self.seed)
 
 
 def raised(net: nn.Module, shift: float) -> nn.Module:
@@ -330,30 +315,31 @@ def _biases(desk: Desk, images: str, battery: BatteryName) -> Iterator[Part]:
     learned = _shift_audit(desk, "shifts")
     asked.append(("learned, one per channel", learned))
     yield audits(desk, "Raised biases on LeNet: plain → shifted", asked)
-    up, best = (
-        [(s, desk.again(w)) for s, (_, w) in zip(shifts, asked[:-1], strict=True) if s > 0],
-        desk.again(learned),
-    )
-    yield Text(_elevated(max((_gain(f), s) for s, f in up), best))
+    up = [(_again(desk, w).gain, s) for s, (_, w) in zip(shifts, asked[:-1], strict=True) if s > 0]
+    shown = desk.again(learned)
+    yield Text(_elevated(max(up), _again(desk, learned), shown["upward"], shown["mean"]))
 
 
-def _gain(found: dict[str, Any]) -> float:
-    return 100 * float(found["verified"] - found["verified_twin"])
+def _again(desk: Desk, what: Measurement) -> AuditNumbers:
+    return AuditNumbers.from_json(desk.again(what))
 
 
-def _elevated(constant: tuple[float, float], learned: dict[str, Any]) -> str:
+def _elevated(
+    constant: tuple[float, float], learned: AuditNumbers, upward: float, mean: float
+) -> str:
     gain, shift = constant
+    clean = learned.clean.after - learned.clean.before
     return (
         "**“Elevating the bias of neurons”**, with which the paper ends its own explanation, is"
         " where learned shifts (`retroact harden`) come from. The best upward constant of these,"
-        f" {shift:+g}, changes what withstands every attack by {gain:+.1f} points; shifts learned"
-        f" per channel change it by {_gain(learned):+.1f}, for"
-        f" {100 * (learned['clean'] - learned['clean_twin']):+.1f} points of clean accuracy."
-        f" {100 * learned['upward']:.0f} % of the learned shifts point up, their mean is"
-        f" {learned['mean']:+.2f}: "
+        f" {shift:+g}, changes what withstands every attack by {100 * gain:+.1f} points; shifts"
+        f" learned per channel change it by {100 * learned.gain:+.1f}, for"
+        f" {100 * clean:+.1f} points of clean accuracy."
+        f" {100 * upward:.0f} % of the learned shifts point up, their mean is"
+        f" {mean:+.2f}: "
         + (
             "they lower biases more than they raise them."
-            if learned["mean"] < 0
+            if mean < 0
             else "they do raise biases on the whole."
         )
     )

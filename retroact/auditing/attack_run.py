@@ -1,0 +1,201 @@
+"""One network under one attack after the other: each gets the examples that are still robust."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from retroact.auditing.numbers import AttackResult, Role
+from retroact.auditing.subjects import Climb
+from retroact.crafting.attack import Attack
+from retroact.crafting.domain import domain_of
+from retroact.crafting.oracle import Network
+from retroact.crafting.threat import ThreatModel
+from retroact.evaluation.evaluate import Examples, decide, decided
+from retroact.evaluation.proof import Crafted, craft_on
+from retroact.spec import show
+
+KEPT = 6  # broken examples per network that are kept for the report
+_APART = 1_000_003  # seeds of fresh starts, out of the way of a user's own
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What both networks of an audit are attacked under."""
+
+    data: Examples
+    threat: ThreatModel
+    classes: int
+    seed: int = 0
+    chunk: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Broken:
+    """An example that an attack broke: its row, what it was before and after (…), the class
+    decided, and the attack's title and role."""
+
+    row: int
+    label: int
+    decided: int
+    image: NDArray[np.float32]
+    x_adv: NDArray[np.float32]
+    by: str
+    role: Role
+
+
+@dataclass(frozen=True, eq=False)
+class Side:
+    """One network under the battery, example by example, all (n,): `clean` right, robust under the
+    claimed attack (`claimed`), under all of them (`verified`), and which attack broke it first
+    (`broken_by`, −1: none).
+
+    `kernel` names the one that the battery chose, empty where it needed none. `examples` keeps some
+    rows with their adversarial images.
+    """
+
+    clean: NDArray[np.bool_]
+    claimed: NDArray[np.bool_]
+    verified: NDArray[np.bool_]
+    broken_by: NDArray[np.int64]
+    attacks: tuple[AttackResult, ...]
+    examples: tuple[Broken, ...]
+    kernel: str = ""
+
+    @property
+    def gradients(self) -> int:
+        """Gradient passes of all attacks."""
+        return sum(attack.gradients for attack in self.attacks)
+
+    @property
+    def seconds(self) -> float:
+        return sum(attack.seconds for attack in self.attacks)
+
+
+class Attempt(NamedTuple):
+    """What an attack did, the rows (m,) it broke, their new decisions (m,) and images
+    (m, …)."""
+
+    result: AttackResult
+    rows: Tensor
+    decided: Tensor
+    x_adv: Tensor | None
+
+
+class AttackRun:
+    """Attacks a network's examples; `robust` (n,) are those that are right clean and that no attack
+    has broken."""
+
+    def __init__(self, net: Network, under: Conditions) -> None:
+        self._under = under
+        decisions = decide(net, under.data.images, chunk=under.chunk)
+        self.clean: NDArray[np.bool_] = (decisions == under.data.labels).numpy()
+        self.robust = self.clean.copy()
+        self.broken_by = np.full(len(self.robust), -1, dtype=np.int64)
+        self.attacks: list[AttackResult] = []
+        self.examples: list[Broken] = []
+
+    def attack(
+        self,
+        title: str,
+        role: Role,
+        attack: Attack,
+        climb: Climb,
+        *,
+        among: int | None = None,
+        fresh: int = 0,
+    ) -> int:
+        """Attacks the first `among` (None: all) robust examples; the network itself judges what is
+        broken.
+
+        `fresh` counts how often the attack has begun anew, from other random starts. Returns how
+        many it broke.
+        """
+        return self.file(self.attempt(title, role, attack, climb, among=among, fresh=fresh))
+
+    def attempt(
+        self,
+        title: str,
+        role: Role,
+        attack: Attack,
+        climb: Climb,
+        *,
+        among: int | None = None,
+        fresh: int = 0,
+    ) -> Attempt:
+        """What the attack would break; nothing is filed yet."""
+        rows, began = torch.from_numpy(np.flatnonzero(self.robust)[:among]), time.perf_counter()
+        result = AttackResult(title, show(attack), role, len(rows), 0, 0, 0, 0, 0.0, climb.kernel)
+        if not len(rows):
+            return Attempt(result, rows, rows, None)
+        crafted = self._craft(attack, climb, rows, fresh)
+        decisions, outcome = decided(crafted.logits, attacked=True), crafted.outcome
+        # −1: the network overflowed, which is no success
+        hit = (decisions != self._under.data.labels[rows]) & (decisions >= 0)
+        gradients, zeros, queries = (
+            int(c.sum()) for c in (outcome.gradients, outcome.zero_gradients, outcome.queries)
+        )
+        result = replace(
+            result,
+            broken=int(hit.sum()),
+            gradients=gradients,
+            zero_gradients=zeros,
+            queries=queries,
+            seconds=time.perf_counter() - began,
+        )
+        return Attempt(result, rows[hit], decisions[hit], outcome.x_adv[hit])
+
+    def _craft(self, attack: Attack, climb: Climb, rows: Tensor, fresh: int) -> Crafted:
+        data, under = self._under.data, self._under
+        how: dict[str, Any] = {
+            "source": climb.source,
+            "domain": domain_of(data),
+            "seed": under.seed + _APART * fresh,
+            "chunk": under.chunk,
+        }
+        examples = data.images[rows], data.labels[rows], data.index[rows]
+        (crafted,) = craft_on(climb.on, attack, *examples, [under.threat], **how)
+        return crafted
+
+    def file(self, attempt: Attempt) -> int:
+        """Counts what an attempt broke, where nothing else has; returns how many."""
+        new = self.robust[attempt.rows.numpy()]
+        rows = attempt.rows.numpy()[new]
+        self.broken_by[rows] = len(self.attacks)
+        self.robust[rows] = False
+        self.attacks.append(replace(attempt.result, broken=len(rows)))
+        kept = sum(example.by == attempt.result.title for example in self.examples)
+        first = np.flatnonzero(new)[: KEPT - kept]
+        self.examples += [self._describe(attempt, int(i)) for i in first]
+        return len(rows)
+
+    def _describe(self, attempt: Attempt, i: int) -> Broken:
+        row = int(attempt.rows[i])
+        assert attempt.x_adv is not None
+        return Broken(
+            row,
+            int(self._under.data.labels[row]),
+            int(attempt.decided[i]),
+            self._under.data.images[row].numpy(),
+            attempt.x_adv[i].numpy(),
+            attempt.result.title,
+            attempt.result.role,
+        )
+
+    def resume(self, side: Side) -> None:
+        """Goes on where a finished run stood."""
+        self.robust, self.broken_by = side.verified.copy(), side.broken_by.copy()
+        self.attacks, self.examples = list(side.attacks), list(side.examples)
+
+    def finish(self, claimed: NDArray[np.bool_], kernel: str = "") -> Side:
+        """What came of it; `claimed` are those that were robust under the claimed attack."""
+        # what the claimed attack did not find says more than what it found
+        examples = tuple(sorted(self.examples, key=lambda e: e.role == "claimed")[:KEPT])
+        robust, broken_by = self.robust.copy(), self.broken_by.copy()
+        return Side(self.clean, claimed, robust, broken_by, tuple(self.attacks), examples, kernel)

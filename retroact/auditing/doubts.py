@@ -1,0 +1,147 @@
+"""Doubts: reasons to abstain, where the attacks on the network after the change may have missed
+something."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from retroact.auditing.attack_run import AttackRun, Conditions, Side
+from retroact.auditing.battery import Battery
+from retroact.auditing.indicators import FirstLook
+from retroact.auditing.numbers import Reading
+from retroact.auditing.subjects import Climb, Subject
+from retroact.crafting.domain import domain_of
+
+POINT = 0.01
+"""Of accuracy: what controls and doubled attacks may move."""
+RISING = 0.10
+"""Of the examples that are broken at eps: what may be robust at a larger one."""
+DEAD = 0.10
+"""Of the points: what may be without a gradient."""
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """Looks for them on a subject whose side of the audit is done; what it costs follows
+    `battery`."""
+
+    subject: Subject
+    side: Side
+    under: Conditions
+    battery: Battery
+
+    def find(self, readings: Sequence[Reading], gain: float) -> list[str]:
+        """The reasons, each as a clause."""
+        reasons = [*self._dead(), *self._controls(), *self._unanswered(readings, gain)]
+        if self.battery.queries:
+            reasons += [*self._doubling(), *self._rising()]
+        return [*reasons, *self._unbounded()]
+
+    @property
+    def _climb(self) -> Climb:
+        """What the targeted attack of the battery ran on, from its first kernel on."""
+        return self.subject.through(self.subject.source(self.side.kernel))
+
+    def _dead(self) -> Iterator[str]:
+        """Where the loss has no gradient at all, attacks that follow it see nothing, and robust
+        means nothing."""
+        sample = self._some(self.side.clean, self.battery.points)
+        if sample is None:
+            return
+        climb, under = self._climb, self.under
+        points, domain = (sample.images, sample.labels, sample.index), domain_of(under.data)
+        dead = FirstLook(climb.source or climb.on, *points, under.threat, under.seed, domain).dead
+        if dead > DEAD:
+            yield (
+                f"the gradient is exactly zero at {100 * dead:.0f} % of the points: give surrogate="
+            )
+
+    def _controls(self) -> Iterator[str]:
+        n = len(self.side.clean)
+        for attack in self.side.attacks:
+            if attack.role != "control" or attack.broken < 2:
+                continue  # one example is no sign of anything
+            robust = float(np.mean(self.side.verified)) + attack.broken / n
+            if attack.broken / attack.asked * robust > POINT:
+                yield (
+                    f"{attack.title}, a control, felled {attack.broken} of {attack.asked} that the"
+                    " white-box attacks left"
+                )
+
+    def _unanswered(self, readings: Sequence[Reading], gain: float) -> Iterator[str]:
+        """A gain beside an alarm counts only where the alarm's remedy was run."""
+        jumps = [r.title for r in readings if r.fired and r.mechanism == "jump"]
+        if jumps and not self.subject.sources and gain > 0:
+            yield f"{' and '.join(jumps)} fired and no kernel answers it: give surrogate="
+
+    def _doubling(self) -> Iterator[str]:
+        sample = self._some(self.side.verified, self.battery.sample)
+        if sample is None:
+            return
+        under = replace(self.under, data=sample, seed=self.under.seed + 1)
+        robust = self._attacked(under, self.battery.longer(2))
+        broken = int((~robust).sum())
+        moved = broken / len(robust) * float(np.mean(self.side.verified))
+        if broken > 1 and moved > POINT:
+            yield (
+                f"twice the steps, begun anew, fell {broken} of {len(robust)} more, about"
+                f" {100 * moved:.1f} points"
+            )
+
+    def _rising(self) -> Iterator[str]:
+        """What is broken at eps must be broken at a larger one, or the attack is steered by
+        something else than the loss."""
+        sample = self._some(self.side.clean & ~self.side.verified, self.battery.sample // 2)
+        if sample is None:
+            return
+        wider = self.under.threat.times(1.5)
+        robust = self._attacked(replace(self.under, data=sample, threat=wider), self.battery)
+        if robust.sum() > 1 and float(robust.mean()) > RISING:
+            yield f"{int(robust.sum())} of {len(robust)} that fall at eps stand at 1.5 eps"
+
+    def _unbounded(self) -> Iterator[str]:
+        sample = self._some(self.side.verified, self.battery.sample // 2)
+        if sample is None:
+            return
+        whole = self.under.threat.whole(domain_of(self.under.data))
+        robust = self._attacked(replace(self.under, data=sample, threat=whole), self.battery)
+        if float(robust.mean()) > 1 / self.under.classes + 0.05:
+            yield (
+                f"{int(robust.sum())} of {len(robust)} stand at any eps, so the attacks do not bite"
+            )
+
+    def _attacked(self, under: Conditions, battery: Battery) -> NDArray[np.bool_]:
+        """Which examples are robust under the decisive attacks."""
+        run = AttackRun(self.subject.net.network, under)
+        folded, targeted = Climb(self.subject.folded), battery.targeted(under.classes)
+        run.attack("again", "white box", battery.untargeted(), folded)
+        run.attack("again, targeted", "white box", targeted, self._climb)
+        return run.robust
+
+    def _some(self, which: NDArray[np.bool_], at_most: int) -> Some | None:
+        rows = torch.from_numpy(np.flatnonzero(which)[:at_most])
+        return Some.of(self.under, rows) if len(rows) else None
+
+
+@dataclass(frozen=True)
+class Some:
+    """Some rows of a data set."""
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    name: str
+    low: float = 0.0
+    high: float = 1.0
+
+    @classmethod
+    def of(cls, under: Conditions, rows: Tensor) -> Some:
+        data, domain = under.data, domain_of(under.data)
+        part = data.images[rows], data.labels[rows], data.index[rows]
+        return cls(*part, data.name, domain.low, domain.high)

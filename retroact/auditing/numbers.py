@@ -1,0 +1,339 @@
+"""An audit as plain numbers and texts: what is stored, and what reports read. No torch here.
+
+In JSON the fields have the names that they were first stored under: "twin" is the network before
+the change, "network" the one after it, "felled" counts the examples that an attack has broken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
+
+from retroact import __version__
+from retroact.auditing.verdict import WORDS, Claim, Effect, Mechanism, Word
+
+SCHEMA = 2
+"""1: without the schema's number, the package's and the battery's version, the kernels and the
+fingerprints."""
+
+Json = dict[str, Any]
+Stored = Mapping[str, Any]
+Role = Literal["claimed", "white box", "control"]
+T = TypeVar("T")
+
+
+class Pair(NamedTuple, Generic[T]):
+    """The same of the network before the change and of the one after it."""
+
+    before: T
+    after: T
+
+
+UNNAMED = Pair("", "")
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What one attack of the battery did: of `asked` examples that were robust until then it broke
+    `broken`. `kernel` names the kernel that its gradients went through; empty where none did."""
+
+    title: str
+    attack: str
+    role: Role
+    asked: int
+    broken: int
+    gradients: int
+    zero_gradients: int
+    queries: int
+    seconds: float
+    kernel: str = ""
+
+    def to_json(self) -> Json:
+        said = _renamed(vars(self), {"broken": "felled"})
+        return {name: value for name, value in said.items() if name != "kernel" or value}
+
+    @classmethod
+    def from_json(cls, stored: Stored) -> AttackResult:
+        return cls(**_renamed(stored, {"felled": "broken"}))
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What an indicator showed: its value before the change and after it, and whether it `fired`,
+    above `before + threshold` (`ratio`: `threshold` times `before`). `about` and `source` say what
+    it asks and whose it is."""
+
+    title: str
+    mechanism: Mechanism
+    value: float
+    before: float
+    threshold: float
+    fired: bool
+    about: str = ""
+    source: str = ""
+    ratio: bool = False
+
+    def __str__(self) -> str:
+        state = "FIRED" if self.fired else "silent"
+        return (
+            f"{self.title} ({self.mechanism}): {self.value:.3g}, before {self.before:.3g}: {state}"
+        )
+
+    def to_json(self) -> Json:
+        return _renamed(vars(self), {"before": "twin"})
+
+    @classmethod
+    def from_json(cls, stored: Stored) -> Reading:
+        said = _renamed(stored, {"twin": "before"})
+        return cls(**said | {k: _number(said[k]) for k in ("value", "before")})
+
+
+@dataclass(frozen=True)
+class Curves:
+    """What a page draws of a network: the mean `loss` along PGD, its sorted prediction ratios
+    (`fidelity`), and the median `margin` of its logits."""
+
+    loss: tuple[float, ...]
+    fidelity: tuple[float, ...]
+    margin: float
+
+    def to_json(self) -> Json:
+        return {
+            "loss": list(self.loss),
+            "fidelity": list(self.fidelity),
+            "margin": self.margin,
+        }
+
+    @classmethod
+    def from_json(cls, stored: Stored) -> Curves:
+        loss, fidelity = (tuple(map(_number, stored[k])) for k in ("loss", "fidelity"))
+        return cls(loss, fidelity, _number(stored["margin"]))
+
+
+@dataclass(frozen=True)
+class AuditPedigree:
+    """How an audit was run: where, on which forms of the networks, and what it cost. None where an
+    older version did not say it."""
+
+    seed: int
+    device: str
+    machine: str
+    versions: str
+    gradients_per_image: Pair[float]
+    seconds: Pair[float]
+    threads: int | None = None
+    forms: Pair[str] | None = None
+    left_alone: Mapping[str, int] | None = None
+
+    def to_json(self) -> Json:
+        said = {
+            "seed": self.seed,
+            "device": self.device,
+            "left_alone": self.left_alone,
+            "forms": self.forms and list(self.forms),
+            "threads": self.threads,
+            "machine": self.machine,
+            "versions": self.versions,
+            "gradients_per_image": list(self.gradients_per_image),
+            "seconds": list(self.seconds),
+        }
+        return {name: value for name, value in said.items() if value is not None}
+
+    @classmethod
+    def from_json(cls, stored: Stored) -> AuditPedigree:
+        pairs = ("gradients_per_image", "seconds", "forms")
+        said: Json = {k: Pair(*v) if k in pairs else v for k, v in stored.items()}
+        return cls(**said)
+
+
+@dataclass(frozen=True)
+class Fingerprints:
+    """The first 16 hex digits of the SHA-256 of the images and labels, and of each network's
+    weights; empty where a network has none."""
+
+    data: str
+    weights: Pair[str]
+
+    def to_json(self) -> Json:
+        return {"data": self.data, "twin": self.weights.before, "network": self.weights.after}
+
+    @classmethod
+    def from_json(cls, stored: Stored) -> Fingerprints:
+        return cls(stored["data"], Pair(stored["twin"], stored["network"]))
+
+
+@dataclass(frozen=True)
+class AuditNumbers:
+    """An audit's numbers: accuracies in [0, 1] of the network before the change and after it.
+
+    `n` examples; `effect`, `claim` and `mechanism` are the verdict's, `verdict` and `plainly` its
+    sentences, `p` and `interval` those of the difference that was verified, `gained` and `lost` the
+    examples robust on one network alone. `kernels` are those that the battery chose, empty where it
+    needed none. `indicators`, `attacks` and `curves` are empty where they were not kept. `battery`
+    is what was spent, `battery_version` counts the changes of what that means (0: not said).
+    `example` is what an example is called.
+    """
+
+    n: int
+    effect: Effect
+    claim: Claim
+    mechanism: str
+    clean: Pair[float]
+    claimed: Pair[float]
+    verified: Pair[float]
+    p: float
+    names: Pair[str] = UNNAMED
+    data: str = ""
+    threat: str = ""
+    verdict: str = ""
+    plainly: str = ""
+    gained: int = 0
+    lost: int = 0
+    interval: tuple[float, float] = (math.nan, math.nan)
+    doubts: tuple[str, ...] = ()
+    needs: int = 0
+    claimed_attack: str = ""
+    battery: str = ""
+    indicators: tuple[Reading, ...] = ()
+    attacks: Pair[tuple[AttackResult, ...]] | None = None
+    curves: Pair[Curves] | None = None
+    pedigree: AuditPedigree | None = None
+    schema: int = SCHEMA
+    retroact: str = __version__
+    battery_version: int = 0
+    kernels: Pair[str] = UNNAMED
+    fingerprints: Fingerprints | None = None
+    example: str = "image"
+
+    @property
+    def gain(self) -> float:
+        """The verified accuracy after the change less that before it."""
+        return self.verified.after - self.verified.before
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """The claim in single words."""
+        return WORDS[self.claim]
+
+    @property
+    def explained_claim(self) -> str:
+        """The claim with the mechanism behind a mask: "MASKED by jump, WEAK PROTOCOL"."""
+        said = (f"MASKED by {self.mechanism}" if w == "MASKED" else w for w in self.words)
+        return ", ".join(said)
+
+    def summary(self) -> AuditNumbers:
+        """The same without the indicators, the single attacks and the curves."""
+        return replace(self, indicators=(), attacks=None, curves=None)
+
+    def to_json(self) -> Json:
+        """The fields by the names that they are stored under; what is not kept is left out."""
+        return {
+            "twin": self.names.before,
+            "network": self.names.after,
+            "data": self.data,
+            "threat": self.threat,
+            "n": self.n,
+            "effect": self.effect,
+            "claim": self.claim,
+            "verdict": self.verdict,
+            "plainly": self.plainly,
+            "mechanism": self.mechanism,
+            **self._accuracies(),
+            "gained": self.gained,
+            "lost": self.lost,
+            "p": self.p,
+            "interval": list(self.interval),
+            "doubts": list(self.doubts),
+            "needs": self.needs,
+            "claimed_attack": self.claimed_attack,
+            "battery": self.battery,
+            **self._details(),
+            **self._origin(),
+        }
+
+    def _accuracies(self) -> Json:
+        pairs = {"clean": self.clean, "claimed": self.claimed, "verified": self.verified}
+        return {
+            name: value
+            for what, pair in pairs.items()
+            for name, value in ((what, pair.after), (f"{what}_twin", pair.before))
+        }
+
+    def _details(self) -> Json:
+        said: Json = {}
+        if self.indicators:
+            said["indicators"] = [reading.to_json() for reading in self.indicators]
+        if self.attacks:
+            twin, network = ([r.to_json() for r in side] for side in self.attacks)
+            said["attacks"] = {"twin": twin, "network": network}
+        if self.curves:
+            before, after = self.curves
+            said["curves"] = {"network": after.to_json(), "twin": before.to_json()}
+        return said | ({"pedigree": self.pedigree.to_json()} if self.pedigree else {})
+
+    def _origin(self) -> Json:
+        """The fields since schema 2."""
+        if self.schema < 2:
+            return {}
+        return {
+            "schema": self.schema,
+            "retroact": self.retroact,
+            "battery_version": self.battery_version,
+            "kernels": {"twin": self.kernels.before, "network": self.kernels.after},
+            "fingerprints": self.fingerprints and self.fingerprints.to_json(),
+            "example": self.example,
+        }
+
+    @classmethod
+    def from_json(cls, stored: Stored) -> AuditNumbers:
+        """What `to_json` wrote, by this or an older version, or some of its fields: those of the
+        verdict and the accuracies at least."""
+        plain = ("n", "effect", "claim", "mechanism", "data", "threat", "verdict", "plainly")
+        more = (
+            "gained",
+            "lost",
+            "needs",
+            "claimed_attack",
+            "battery",
+            "battery_version",
+            "example",
+        )
+        said: Json = {name: stored[name] for name in (*plain, *more) if name in stored}
+        for what in ("clean", "claimed", "verified"):
+            said[what] = Pair(_number(stored[f"{what}_twin"]), _number(stored[what]))
+        said |= {"p": _number(stored["p"]), "schema": stored.get("schema", 1)}
+        said |= {"retroact": stored.get("retroact", "")}
+        said |= _read(stored, "twin", lambda name: Pair(name, stored["network"]), "names")
+        said |= _read(stored, "interval", lambda ends: tuple(map(_number, ends)))
+        said |= _read(stored, "doubts", tuple)
+        said |= _read(stored, "indicators", _each(Reading.from_json))
+        said |= _read(stored, "attacks", _of_both(_each(AttackResult.from_json)))
+        said |= _read(stored, "curves", _of_both(Curves.from_json))
+        said |= _read(stored, "pedigree", AuditPedigree.from_json)
+        said |= _read(stored, "kernels", _of_both(str))
+        said |= _read(stored, "fingerprints", Fingerprints.from_json)
+        return cls(**said)
+
+
+def _read(stored: Stored, name: str, read: Callable[[Any], Any], into: str = "") -> Json:
+    """The field `into` (`name`), as `read` makes it of what is stored, where something is."""
+    return {into or name: read(stored[name])} if stored.get(name) else {}
+
+
+def _each(read: Callable[[Any], T]) -> Callable[[Iterable[Any]], tuple[T, ...]]:
+    return lambda several: tuple(map(read, several))
+
+
+def _of_both(read: Callable[[Any], T]) -> Callable[[Stored], Pair[T]]:
+    return lambda stored: Pair(read(stored["twin"]), read(stored["network"]))
+
+
+def _renamed(said: Stored, names: Mapping[str, str]) -> Json:
+    return {names.get(name, name): value for name, value in said.items()}
+
+
+def _number(value: float | None) -> float:
+    """JSON knows no NaN and no infinity: both are stored as null."""
+    return math.nan if value is None else float(value)

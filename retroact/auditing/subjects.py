@@ -1,0 +1,230 @@
+"""The two networks under audit, with what the battery may climb in their place.
+
+All forms are made here, once, and proved on the data of the audit: a network's lean form, its fold
+where slopes would saturate it, and, where an activation has a jump, the network with a kernel at
+the jump in its backward pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+from torch import nn
+
+from retroact.activations.activation import Kernel
+from retroact.activations.per_site import PerSite
+from retroact.activations.piecewise import without_slope
+from retroact.activations.ramp import RELU
+from retroact.auditing.numbers import Pair
+from retroact.crafting.annealed import Annealed
+from retroact.crafting.domain import domain_of
+from retroact.crafting.oracle import Network, device_of
+from retroact.crafting.threat import ThreatModel
+from retroact.evaluation.evaluate import Examples
+from retroact.evaluation.proof import Proved, prove, prove_same
+from retroact.retrofitting.folding import FoldError, fold
+from retroact.retrofitting.sites import sites
+from retroact.retrofitting.surgery import Retrofit, refit, refit_sharing, retrofit
+
+Schedule = tuple[Kernel, tuple[float, ...]]
+KERNELS: tuple[Schedule, ...] = (
+    ("sigmoid", (2.0, 3.0, 4.0, 5.0, 7.0, 9.0, 12.0, 16.0, 22.0, 30.0)),
+    ("sigmoid", (1.5, 2.5, 4.0, 6.0, 10.0)),
+    ("rectangle", (0.5, 1.0, 2.0)),
+)
+"""Kernels with their beta · kappa from the first steps of an attack to its last: wide, then
+narrow."""
+
+OWN_JUMP = "jumprelu"  # what recognition calls a jump that a network's own code makes
+_MANY = 1000  # what an audit asks of an image: always more than a proof costs
+
+
+@dataclass(frozen=True)
+class Climb:
+    """What an attack runs `on`, whose gradients it takes where those are another network's
+    (`source`), and the name of the kernel that they go through, if one."""
+
+    on: Proved
+    source: Proved | None = None
+    kernel: str = ""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A network to climb in the place of the one under audit: its kernel's `name`, and how to
+    `make` it."""
+
+    name: str
+    make: Callable[[], Proved]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network under audit, `net`, with what the battery may climb instead of it.
+
+    `folded` computes the same without slopes (the net itself where there are none or it does not
+    fold); `other` is the network it is compared with; `sources` see a jump in their backward pass.
+    They compute the same, unless they are `foreign`: a user's surrogate.
+    """
+
+    net: Proved
+    folded: Proved
+    other: Proved
+    sources: tuple[Source, ...] = ()
+    foreign: bool = False
+
+    def through(self, source: Source | None) -> Climb:
+        """What an attack along `source` (None: the folded net) is run on: a source that computes
+        the same decides too, which is cheaper; of a `foreign` one only the gradients are taken."""
+        if source is None:
+            return Climb(self.folded)
+        if self.foreign:
+            return Climb(self.net, source.make(), source.name)
+        return Climb(source.make(), kernel=source.name)
+
+    def source(self, kernel: str) -> Source | None:
+        """The source with a kernel of this name; None for the name of none."""
+        return next((source for source in self.sources if source.name == kernel), None)
+
+
+def prepare(
+    before: Network,
+    after: Network,
+    data: Examples,
+    threat: ThreatModel,
+    surrogate: Network | None = None,
+    kernels: Sequence[Schedule] = KERNELS,
+    seed: int = 0,
+) -> Pair[Subject]:
+    """Both networks of an audit, with kernels and folds derived from their own specs. All copies
+    are made and proved here, before two threads run them.
+
+    `surrogate` is a user's own network to climb in the place of `after`, for a change without a
+    spec.
+    """
+    ask = partial(prove, images=data.images, index=data.index, threat=threat)
+    domain = domain_of(data)
+    old = ask(before, passes=_MANY, domain=domain, seed=seed)
+    new, *own = (
+        ask(net, passes=_MANY, domain=domain, seed=seed, like=old)
+        for net in (after, surrogate)
+        if net is not None
+    )
+    old, new = (_dress_own_jumps(on, data, threat) for on in (old, new))
+    folded = _fold(old, data, threat), _fold(new, data, threat)
+    pair = Pair(Subject(old, folded[0], new), Subject(new, folded[1], old))
+    if own:
+        theirs = Source("your surrogate", lambda: own[0])
+        return Pair(pair.before, replace(pair.after, sources=(theirs,), foreign=True))
+    return Pair(
+        replace(pair.before, sources=_smooth(folded[0], folded[1], kernels, data, threat)),
+        replace(pair.after, sources=_smooth(folded[1], folded[0], kernels, data, threat)),
+    )
+
+
+def _dress_own_jumps(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
+    """A network whose own code jumps (x[x <= t] = 0), dressed as the retrofit that it is, so that
+    kernels can see it.
+
+    As it is where it has no such sites, carries a retrofit, or the dressed form is not proved to
+    compute the same.
+    """
+    if not isinstance(on.lean, nn.Module) or getattr(on.lean, "retrofit", None) is not None:
+        return on
+    example = data.images[:2].to(device_of(on.lean))
+    try:
+        calls = sites(on.lean, example, also=(OWN_JUMP,))
+        if not any(site.own is not None and site.own.jump for site in calls):
+            return on
+        each = PerSite(tuple(without_slope(site.own or RELU) for site in calls))
+        dressed = retrofit(on.lean, each, also=(OWN_JUMP,), example=example)
+    except (ValueError, TypeError, RuntimeError):
+        # sealed, or not to be replaced: it is attacked without kernels
+        return on
+    where, domain = (data.images, data.index, threat), domain_of(data)
+    same = prove_same(on.network, dressed, *where, domain=domain, gradients=False)
+    return replace(on, lean=dressed) if same else on
+
+
+def _fold(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
+    """The network without its slopes; as it is where it has none, does not fold, or its fold is not
+    proved."""
+    net = on.network
+    if getattr(net, "retrofit", None) is None or not isinstance(net, nn.Module):
+        return on
+    try:
+        folded = fold(net, scaled=False)
+    except FoldError:
+        return on
+    scale: float = folded.logit_scale  # type: ignore[assignment]
+    where, domain = (data.images, data.index, threat), domain_of(data)
+    if scale == 1.0 or not prove_same(net, folded, *where, scale=scale, domain=domain):
+        return on
+    lean = prove(folded, *where, passes=_MANY, domain=domain, like=on)
+    return Proved(net, lean.lean, lean.form, scale, lambda: folded)
+
+
+# ----------------------------------------------------------------------------------------- kernels
+
+
+Smoothing = Callable[[float, Kernel], Any]
+"""The activation with a kernel of some sharpness at its jump."""
+
+
+def _smooth(
+    on: Proved, other: Proved, kernels: Sequence[Schedule], data: Examples, threat: ThreatModel
+) -> tuple[Source, ...]:
+    """Kernels at the jumps of a network; where it has none and the other has, kernels of the same
+    bandwidth at its kinks."""
+    own, others = getattr(on.lean, "retrofit", None), getattr(other.lean, "retrofit", None)
+    if not isinstance(on.lean, nn.Module):
+        return ()
+    if own is not None and own.activation.jump:
+        smoothing: Smoothing = own.activation.smoothed
+        anneal = partial(_anneal, on, on.lean, lambda: on.fallback, smoothing)
+        return tuple(Source(_name(*schedule), anneal(schedule)) for schedule in kernels)
+    if others is None or not others.activation.jump:
+        return ()
+    smoothing = partial(others.activation.smoothed, plain=True)
+    kernel, widths = KERNELS[0]
+    soften = partial(_soften, others=others, data=data, neutral=smoothing(widths[0], kernel))
+    soft = soften(on.lean)
+    # shifts, and slopes that did not fold, would be lost
+    how: dict[str, Any] = {"scale": on.scale, "gradients": False, "domain": domain_of(data)}
+    if soft is None or not prove_same(on.network, soft, data.images, data.index, threat, **how):
+        return ()
+    anneal = partial(_anneal, on, soft, lambda: soften(on.fallback), smoothing)  # type: ignore[arg-type]
+    return tuple(Source(_name(*schedule), anneal(schedule)) for schedule in kernels)
+
+
+def _soften(net: nn.Module, others: Retrofit, data: Examples, neutral: Any) -> nn.Module | None:
+    """The net with the other one's kernels at kappa = 0, where its own activation has its kink;
+    None where it has no such sites."""
+    if getattr(net, "retrofit", None) is not None:
+        return refit(net, neutral)
+    given = None if getattr(net, "shape", None) is not None else data.images[:2].to(device_of(net))
+    try:
+        return replace(others, activation=neutral)(net, given)
+    except ValueError:
+        return None
+
+
+def _name(kernel: Kernel, widths: tuple[float, ...]) -> str:
+    return f"{kernel} kernel, beta kappa = {', '.join(f'{w:g}' for w in widths)}"
+
+
+def _anneal(
+    on: Proved, net: nn.Module, bare: Callable[[], Any], smoothing: Smoothing, schedule: Schedule
+) -> Callable[[], Proved]:
+    """Makes `net`, which computes what `on` does, with one kernel after the other, from the first
+    on; the nets are made once and share their weights. `bare` makes it without the lean form."""
+    kernel, widths = schedule
+
+    def through(net: nn.Module) -> list[nn.Module]:
+        return [refit_sharing(net, smoothing(width, kernel)) for width in widths]
+
+    lean, whole = cache(lambda: through(net)), cache(lambda: through(bare()))
+    return lambda: replace(on, lean=Annealed(lean()), instead=lambda: Annealed(whole()))
