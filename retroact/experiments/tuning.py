@@ -17,7 +17,7 @@ import numpy as np
 from torch import nn
 
 from retroact.activations.activation import Activation
-from retroact.attacks.pgd import PGD
+from retroact.attacks.pgd import CLAIMED, PGD
 from retroact.crafting.threat import ThreatModel
 from retroact.doors import checked
 from retroact.evaluation.evaluate import evaluate
@@ -29,8 +29,7 @@ from retroact.retrofitting.surgery import retrofit
 from retroact.spec import show
 from retroact.training.learnable import SHARPNESS
 
-CLAIMED = PGD(steps=40, relative_step=1 / 30)
-MARGIN = PGD(steps=40, loss="margin")
+ON_MARGIN = PGD(steps=40, loss="margin")
 
 
 @dataclass(frozen=True)
@@ -153,10 +152,10 @@ def _point(
     chunk: int | None,
 ) -> Point:
     fitted = retrofit(network, activation, sites=sites, also=also)
-    runs: list[tuple[PGD, nn.Module | None]] = [(CLAIMED, None), (MARGIN, None)]
+    runs: list[tuple[PGD, nn.Module | None]] = [(CLAIMED, None), (ON_MARGIN, None)]
     if activation.jump:
         smooth = activation.smoothed(SHARPNESS)
-        runs.append((MARGIN, retrofit(network, smooth, sites=sites, also=also)))
+        runs.append((ON_MARGIN, retrofit(network, smooth, sites=sites, also=also)))
     records = [
         evaluate(fitted, data, attack, threat, source=source, seed=seed, chunk=chunk)
         for attack, source in runs

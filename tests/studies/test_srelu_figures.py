@@ -17,21 +17,9 @@ from retroact.experiments.cell import Cell, Model
 from retroact.nets.data import data
 from retroact.retrofitting.surgery import retrofit
 from retroact.studies.srelu import figure_2, figure_3, figure_5, question_scaling
+from retroact.studies.srelu.attacks import accuracies, as_published, attack_cells, columns
 from retroact.studies.srelu.figure_5 import TargetedRates
-from retroact.studies.srelu.figure_7 import ScaledPixels
-from retroact.studies.srelu.networks import (
-    ABOVE_1,
-    CNN2,
-    MNIST,
-    NETS,
-    SLOPES,
-    Net,
-    accuracies,
-    as_published,
-    attack_cells,
-    columns,
-    first,
-)
+from retroact.studies.srelu.networks import ABOVE_1, CNN2, MNIST, NETS, SLOPES, Net, first
 from retroact.studies.srelu.panels import Curve, table
 from retroact.studies.srelu.question_scaling import (
     CleanGradients,
@@ -39,6 +27,7 @@ from retroact.studies.srelu.question_scaling import (
     apart,
     without_biases,
 )
+from retroact.studies.srelu.scaled_pixels import ScaledPixels
 
 DIGITS = Net("digits", "digits", "digits-cnn", "*", (0.0, 0.05, 0.1), "digits", 20)
 PLAIN = Model("digits-cnn")
@@ -263,7 +252,7 @@ def test_recovery_is_0_at_slope_1_and_100_where_all_is_back():
 
 
 def test_a_table_names_its_curves_and_shows_original_images_and_differences():
-    curve = Curve("slope 2", [90.0, 50.0], {"0.1": 47.0}, [91.0, 52.0])
+    curve = Curve("2", [90.0, 50.0], {"0.1": 47.0}, [91.0, 52.0], "slope")
     made = table("T", "slope", "eps", ["0", "0.1"], [curve], 1017)
     assert made.head[3] == "first 1017, original"
     assert made.texts() == [

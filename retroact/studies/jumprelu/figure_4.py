@@ -17,11 +17,18 @@ from retroact.reports.plots import Panel, Series, panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
 from retroact.studies.desk import Desk
 from retroact.studies.jumprelu.crafted import crafted
-from retroact.studies.jumprelu.networks import ATTACKS, NETS, PAPERS, Net, available, untested
-from retroact.studies.jumprelu.truth import median_ratio
+from retroact.studies.jumprelu.minimum_norms import median_ratio
+from retroact.studies.jumprelu.networks import (
+    ATTACKS,
+    DEEPFOOLS,
+    NETS,
+    PAPERS,
+    Net,
+    available,
+    untested,
+)
 from retroact.studies.truth import answered
 
-DEEPFOOLS = ("deepfool_linf", "deepfool_l2")
 FURTHER = 1.5
 """How many times the paper's kappa "a larger jump" is."""
 SLIGHTLY = 2.0

@@ -15,6 +15,7 @@ from retroact.studies.jumprelu.crafted import crafted
 from retroact.studies.jumprelu.networks import (
     ALEX,
     ATTACKS,
+    DEEPFOOLS,
     LENET,
     PAPERS,
     RESNET,
@@ -26,7 +27,6 @@ from retroact.studies.jumprelu.pictures import rows_of_five, shots
 from retroact.studies.truth import answered
 
 VISIBLE = 8 / 255
-DEEPFOOLS = ("deepfool_linf", "deepfool_l2")
 
 
 def make(desk: Desk) -> Iterator[Part]:

@@ -33,6 +33,9 @@ from retroact.training.recipes import Standard
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
 ATTACKS = {"pgd": "PGD", "deepfool_linf": "DF∞", "deepfool_l2": "DF₂", "trust_region": "TR"}
 """The columns of Tables 1 and 2, by their names in published.json."""
+DEEPFOOLS = ("deepfool_linf", "deepfool_l2")
+NOISES = {name: title for name, title in ATTACKS.items() if name != "pgd"}
+"""Those that end where an image is fooled, so that noise tells how far that is."""
 FAR_INF, FAR_2 = Linf(1.0), L2(1000.0)
 """No limit: these attacks end where an image is fooled, or with their steps."""
 

@@ -20,6 +20,7 @@ from retroact.spec import show
 from retroact.studies.desk import Desk
 from retroact.studies.jumprelu.audited import beside
 from retroact.studies.jumprelu.crafted import Clean, crafted
+from retroact.studies.jumprelu.gray_box import SCALED, longer, sets
 from retroact.studies.jumprelu.networks import (
     ALEX,
     ATTACKS,
@@ -117,12 +118,6 @@ def _networks() -> Table:
     return Table("The networks, and how far they are from the paper's", head, tuple(rows), digits=2)
 
 
-def sets(desk: Desk, net: Net) -> dict[str, dict[str, Any]]:
-    """The facts of each attack's gray-box set, by the attack's name."""
-    asked = [crafted(net, net.n(desk), name, gray=True) for name in ATTACKS]
-    return dict(zip(ATTACKS, desk.all_facts(asked), strict=True))
-
-
 def _rows(desk: Desk, net: Net, found: dict[str, dict[str, Any]] | None) -> list[tuple[Value, ...]]:
     if found is None:
         return [(f"{net.title}, {net.absent(desk)}", "", "", *[None] * (1 + 2 * len(ATTACKS)))]
@@ -163,35 +158,6 @@ def _differences(
                     known,
                     None if known is None else value - known,
                 )
-
-
-# --------------------------------------------------------------------------------- a little longer
-
-
-DEEPFOOLS = ("deepfool_linf", "deepfool_l2", "trust_region")
-SCALED = tuple(f"{ATTACKS[a]}{scale}" for a in DEEPFOOLS for scale in ("", " × 1.1", " × 1.25"))
-
-
-def longer(desk: Desk) -> tuple[tuple[Value, ...], ...]:
-    """The retrofit's accuracy where the attacker does not stop at the source's boundary, a row per
-    network."""
-    nets = available(desk)
-    free = desk.all_facts(
-        [replace(crafted(net, net.n(desk), "pgd", gray=True), frozen=False) for net in nets]
-    )
-    return tuple(_longer_row(net, sets(desk, net), f) for net, f in zip(nets, free, strict=True))
-
-
-def _longer_row(
-    net: Net, found: dict[str, dict[str, Any]], free: dict[str, Any]
-) -> tuple[Value, ...]:
-    pgd = [100 * found["pgd"]["accuracy"][0][1], 100 * free["accuracy"][0][1]]
-    return (
-        net.title,
-        f"{net.kappa:g}",
-        *pgd,
-        *(100 * a[1] for name in DEEPFOOLS for a in found[name]["accuracy"]),
-    )
 
 
 def _switches(desk: Desk) -> Table:

@@ -21,20 +21,19 @@ from retroact.experiments.cell import Cell
 from retroact.reports.studied import Claim, Part, Table, Text, Value
 from retroact.studies.desk import Desk
 from retroact.studies.jumprelu.audited import beside
-from retroact.studies.jumprelu.crafted import crafted
 from retroact.studies.jumprelu.networks import (
     ATTACKS,
     FAR_2,
     NETS,
+    NOISES,
     PAPERS,
     Net,
     available,
     untested,
 )
+from retroact.studies.jumprelu.white_box import ratios, runs
 from retroact.studies.published import published
 from retroact.studies.truth import answered
-
-NOISES = {name: title for name, title in ATTACKS.items() if name != "pgd"}
 
 
 def make(desk: Desk) -> Iterator[Part]:
@@ -55,24 +54,6 @@ def make(desk: Desk) -> Iterator[Part]:
     yield _cited()
     yield from _carlini_wagner(desk)
     yield _tr_vs_deepfool(desk, found)
-
-
-def runs(desk: Desk, net: Net) -> dict[float, dict[str, dict[str, Any]]]:
-    """The facts of each attack at kappa 0 and at the paper's kappa."""
-    asked = [(kappa, name) for kappa in (0.0, net.kappa) for name in ATTACKS]
-    found = desk.all_facts([crafted(net, net.n(desk), name, kappa) for kappa, name in asked])
-    made: dict[float, dict[str, dict[str, Any]]] = {0.0: {}, net.kappa: {}}
-    for (kappa, name), facts in zip(asked, found, strict=True):
-        made[kappa][name] = facts
-    return made
-
-
-def ratios(found: dict[float, dict[str, dict[str, Any]]]) -> dict[str, float]:
-    """The noise at the paper's kappa over that at 0, for each attack that has one."""
-    low, high = sorted(found)
-    return {
-        name: found[high][name]["noise"] / max(found[low][name]["noise"], 1e-12) for name in NOISES
-    }
 
 
 def _noise_head(form: str) -> tuple[str, ...]:

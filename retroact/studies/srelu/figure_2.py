@@ -8,6 +8,7 @@ are attacked, all stand in the denominator. The middle row averages the curves o
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from retroact.activations.piecewise import SReLU
@@ -18,25 +19,19 @@ from retroact.reports.plots import panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text
 from retroact.studies.desk import Desk
 from retroact.studies.published import published
-from retroact.studies.srelu.networks import (
+from retroact.studies.srelu.attacks import (
     ATTACKS,
-    MNIST,
-    NETS,
-    SLOPES,
-    Net,
     accuracies,
     as_published,
     attack_cells,
     columns,
-    first,
     images,
-    many,
-    said,
 )
+from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, first, many, said
 from retroact.studies.srelu.panels import Curve, mean, panel, table
 from retroact.studies.truth import answered
 
-MARGIN = FGSM(loss="margin")
+ON_MARGIN = FGSM(loss="margin")
 OTHERS: dict[str, Any] = {
     "sigmoid": Sigmoid(),
     "tanh": Tanh(),
@@ -62,9 +57,7 @@ def make(desk: Desk) -> Iterator[Part]:
 
 def _top(desk: Desk) -> Iterator[Part]:
     n = images(desk, "FGSM", MNIST)
-    made = fgsm_curves(
-        desk, {(net, said(s)): SReLU(s) for net in NETS for s in SLOPES}, n, "slope "
-    )
+    made = fgsm_curves(desk, {(net, said(s)): SReLU(s) for net in NETS for s in SLOPES}, n, "slope")
     known = {(net, said(s)): as_published(net, "FGSM", s) for net in NETS for s in SLOPES}
     yield Text(
         f"**Top row.** The first {n} test images of each set; one gradient per image serves every"
@@ -74,7 +67,7 @@ def _top(desk: Desk) -> Iterator[Part]:
 
 
 def fgsm_curves(
-    desk: Desk, activations: Mapping[tuple[Net, str], Any], n: int, prefix: str = ""
+    desk: Desk, activations: Mapping[tuple[Net, str], Any], n: int, what: str = ""
 ) -> dict[tuple[Net, str], Curve]:
     """FGSM on each network with each activation: a curve over the network's eps."""
     cells = {
@@ -86,7 +79,8 @@ def fgsm_curves(
     def curve(net: Net, name: str) -> Curve:
         records = found[net, name]
         originals = accuracies(net, "FGSM", first(net.original, records)) if net.mixed(n) else None
-        return Curve(prefix + name, accuracies(net, "FGSM", records), original=originals)
+        y = accuracies(net, "FGSM", records)
+        return Curve(name, y, original=originals, what=what)
 
     return {(net, name): curve(net, name) for net, name in cells}
 
@@ -99,7 +93,7 @@ def _shown(
     n: int,
 ) -> Iterator[Part]:
     by_net = {
-        net: [Curve(c.name, c.y, known[k], c.original) for k, c in made.items() if k[0] is net]
+        net: [replace(c, published=known[k]) for k, c in made.items() if k[0] is net]
         for net in NETS
     }
     drawn = [panel(net.title, columns(net, "FGSM"), curves) for net, curves in by_net.items()]
@@ -263,7 +257,7 @@ def _not_impacted(desk: Desk) -> Claim:
     margin loss too."""
     n, slopes = images(desk, "FGSM", MNIST), (10.0, 100.0)
     eps = MNIST.eps[-1:]
-    attacks = {"lost": FGSM(), "truly": MARGIN}
+    attacks = {"lost": FGSM(), "truly": ON_MARGIN}
     found = many(
         desk,
         {

@@ -14,20 +14,15 @@ from retroact.evaluation.record import Record
 from retroact.reports.plots import panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
 from retroact.studies.desk import Desk
-from retroact.studies.srelu.networks import (
-    ABOVE_1,
+from retroact.studies.srelu.attacks import (
     ATTACKS,
-    NETS,
-    SLOPES,
-    Net,
     accuracies,
     as_published,
     attack_cells,
     columns,
     images,
-    many,
-    said,
 )
+from retroact.studies.srelu.networks import ABOVE_1, NETS, SLOPES, Net, many, said
 from retroact.studies.srelu.panels import Curve, mean, panel, table
 from retroact.studies.truth import answered
 
@@ -51,7 +46,7 @@ def make(desk: Desk) -> Iterator[Part]:
     )
     made = {
         (net.key, attack, s): Curve(
-            f"slope {said(s)}", accuracies(net, attack, r), as_published(net, attack, s)
+            said(s), accuracies(net, attack, r), as_published(net, attack, s), what="slope"
         )
         for (net, attack, s), r in found.items()
     }

@@ -208,14 +208,14 @@ def _mean_panel(net: Net, rates: Rates, known: dict[str, Any] | None = None) -> 
     for s in SLOPES:
         each = [_percent(known, name, s) for name in CLASSES[net.data]]
         there = {e: mean([c[e] for c in each]) for e in _columns(net) if all(e in c for c in each)}
-        curves.append(Curve(f"slope {said(s)}", _mean(net, rates, s), there))
+        curves.append(Curve(said(s), _mean(net, rates, s), there, what="slope"))
     return panel(net.title, _columns(net), curves, ylabel="success, %", ylim=(0, 50))
 
 
 def _class_panel(net: Net, t: int, rates: Rates, known: dict[str, Any] | None) -> Panel:
     name = CLASSES[net.data][t]
     curves = [
-        Curve(f"slope {said(s)}", rates[net.key, s][t], _percent(known, name, s)) for s in SLOPES
+        Curve(said(s), rates[net.key, s][t], _percent(known, name, s), what="slope") for s in SLOPES
     ]
     return panel(
         f"to {name}", [e.removeprefix("0") or "0" for e in _columns(net)], curves, "", "", (0, 91)

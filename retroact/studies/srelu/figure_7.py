@@ -8,42 +8,20 @@ clipping" is clipped, too, before it counts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
 
 from retroact.attacks.fgsm import FGSM
-from retroact.crafting.driver import chunks
-from retroact.crafting.goals import Aim
-from retroact.crafting.losses import Loss, loss_of
-from retroact.crafting.oracle import Network, Oracle, evaluating
-from retroact.crafting.threat import Linf
-from retroact.evaluation.proof import prove
-from retroact.experiments.cell import Model
-from retroact.nets.data import data
+from retroact.crafting.losses import Loss
 from retroact.reports.plots import panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
-from retroact.spec import Positive, spec
 from retroact.studies.desk import Desk
 from retroact.studies.published import published
-from retroact.studies.srelu import CHUNK
-from retroact.studies.srelu.networks import (
-    ABOVE_1,
-    CNN1,
-    MNIST,
-    SLOPES,
-    Net,
-    accuracies,
-    images,
-    many,
-    said,
-)
+from retroact.studies.srelu.attacks import accuracies, images
+from retroact.studies.srelu.networks import ABOVE_1, CNN1, MNIST, SLOPES, Net, many, said
 from retroact.studies.srelu.panels import Curve, mean, panel, table
+from retroact.studies.srelu.scaled_pixels import ScaledPixels
 from retroact.studies.truth import answered
 
-PLAIN, MARGIN = FGSM(), FGSM(loss="margin")
+PLAIN, ON_MARGIN = FGSM(), FGSM(loss="margin")
 COLUMNS = ("clipped", "unclipped")
 RESEMBLES = 10.0
 """Percentage points that curves may lie apart, averaged over eps above 0, and still resemble each
@@ -53,54 +31,6 @@ NO_HELP = 2.0
 
 Key = tuple[str, str, float]
 """Network, column and scale."""
-
-
-@spec
-class ScaledPixels:
-    """FGSM on images that are multiplied by `scale` first: which decisions are right before and
-    after.
-
-    The gradient is taken at scale · x, after a clamp to [0, 1] with `clipped`. The step of each
-    `eps` is made there, or with `step_on` "original" on x itself; then all is clipped to [0, 1].
-    `right` counts images decided rightly where the step starts (before that last clip), `left`
-    those that are still right after it, `zero` the exactly zero gradients among the right ones.
-    """
-
-    model: Model
-    data: str
-    scale: Positive
-    eps: tuple[float, ...]
-    clipped: bool = False
-    loss: Loss = "cross_entropy"
-    step_on: Literal["scaled", "original"] = "scaled"
-
-    def __call__(self) -> dict[str, Any]:
-        net, images = self.model(), data(self.data)
-        with evaluating(net):
-            on = prove(
-                net, images.images, images.index, Linf(max(self.eps)), passes=1 + len(self.eps)
-            )
-            parts = [
-                self.counts(on.lean, images.images[r], images.labels[r])
-                for r in chunks(len(images), CHUNK)
-            ]
-        right, zero, *left = (sum(column) for column in zip(*parts, strict=True))
-        return {"n": len(images), "right": right, "zero": zero, "left": left}
-
-    def counts(self, net: Network, x: Tensor, labels: Tensor) -> list[int]:
-        """Right ones, zero gradients among them, and those left at each eps."""
-        scaled = self.scale * x
-        scaled = scaled.clamp(0.0, 1.0) if self.clipped else scaled
-        oracle, rows = Oracle(net, len(x)), torch.arange(len(x))
-        logits, gradient = oracle.gradient(
-            scaled, rows, partial(loss_of(self.loss), aim=Aim(labels))
-        )
-        start = scaled if self.step_on == "scaled" else x
-        decided = logits.argmax(1) if start is scaled else oracle.decisions(x, rows)
-        right = decided == labels
-        ends = ((start + e * gradient.sign()).clamp(0.0, 1.0) for e in self.eps)
-        left = [int((right & (oracle.decisions(end, rows) == labels)).sum()) for end in ends]
-        return [int(right.sum()), int(oracle.zero_gradients[right].sum()), *left]
 
 
 def make(desk: Desk) -> Iterator[Part]:
@@ -143,7 +73,7 @@ def _curves(desk: Desk, net: Net, n: int) -> dict[Key, Curve]:
     for column, s in keys:
         y, *original = [next(found) for _ in sizes]
         made[net.key, column, s] = Curve(
-            f"scale {said(s)}", y, _known(net, column, s), original[0] if original else None
+            said(s), y, _known(net, column, s), original[0] if original else None, "scale"
         )
     return made
 
@@ -226,7 +156,7 @@ def _mnist_unclipped(
     margin loss too."""
     asked = [_spec(MNIST, MNIST.slice(n), s, "unclipped", "margin") for s in ABOVE_1]
     hard = [[100 * v / f["n"] for v in f["left"]] for f in desk.all_facts(asked)]
-    steep = _slopes(desk, MNIST, MARGIN)
+    steep = _slopes(desk, MNIST, ON_MARGIN)
     apart = [_distance(made[MNIST.key, "unclipped", s].y, slopes[s]) for s in ABOVE_1]
     truly = [_distance(y, steep[s]) for s, y in zip(ABOVE_1, hard, strict=True)]
     told = ", ".join(

@@ -15,8 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from retroact.attacks.fgsm import FGSM
-from retroact.attacks.pgd import PGD
 from retroact.crafting.losses import Loss
 from retroact.crafting.oracle import evaluating
 from retroact.crafting.threat import Linf
@@ -30,6 +28,7 @@ from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
 from retroact.spec import Count, spec
 from retroact.studies.desk import Desk
 from retroact.studies.srelu import CHUNK
+from retroact.studies.srelu.attacks import make_attack
 from retroact.studies.srelu.networks import NETS, Net, said
 from retroact.studies.truth import answered
 
@@ -42,7 +41,7 @@ def make(desk: Desk) -> Iterator[Part]:
     slopes = desk.pick((100.0,), (2.0, 5.0, 10.0, 100.0))
     learned = {net.key: {s: desk.facts(_surrogate(desk, net, s)) for s in slopes} for net in NETS}
     found = {net.key: _curves(desk, net, learned[net.key]) for net in NETS}
-    yield Text(_agreement(learned, *_lesson(desk, NETS[0])))
+    yield Text(_agreement(learned, *_lesson(desk)))
     for attack in ("FGSM", "PGD"):
         shown = [_panel(net, found[net.key], attack, slopes[-1]) for net in NETS]
         yield Figure(
@@ -113,23 +112,20 @@ class Transferred:
         for name in ("FGSM", "PGD"):
             found[name] = []
             for eps in self.eps:
-                scene = target, test, attack(name, eps), [Linf(eps)]
+                scene = target, test, make_attack(name, eps), [Linf(eps)]
                 (record,) = evaluate_all(*scene, source=surrogate, seed=self.seed, chunk=CHUNK)
                 found[name].append(100 * robust_accuracy(record))
         return found
 
 
-def attack(name: str, eps: float, loss: Loss = "cross_entropy") -> FGSM | PGD:
-    """FGSM, or the paper's PGD: 40 steps of 2/255 from the clean image, whatever the eps."""
-    return FGSM(loss) if name == "FGSM" else PGD(40, 2 / 255 / eps, random_start=False, loss=loss)
-
-
-def _lesson(desk: Desk, net: Net) -> tuple[str, int]:
-    return desk.pick((f"{net.data}/train[:4000]", 2), (f"{net.data}/train[:20000]", 3))
+def _lesson(desk: Desk) -> tuple[int, int]:
+    """How many training images a surrogate learns from, and how often it sees them."""
+    return desk.pick((4000, 2), (20_000, 3))
 
 
 def _surrogate(desk: Desk, net: Net, slope: float) -> Transferred:
-    train, epochs = _lesson(desk, net)
+    images, epochs = _lesson(desk)
+    train = f"{net.data}/train[:{images}]"
     return Transferred(net.sloped(slope), train, net.slice(_n(desk, net)), _eps(net), epochs)
 
 
@@ -171,7 +167,7 @@ def _curve(
 ) -> list[float]:
     model, images = net.sloped(slope), net.slice(_n(desk, net))
     found = desk.records(
-        [Cell(model, images, attack(name, e, loss), Linf(e), source=source) for e in _eps(net)]
+        [Cell(model, images, make_attack(name, e, loss), Linf(e), source=source) for e in _eps(net)]
     )
     return [100 * v for v in (clean_accuracy(found[0]), *map(robust_accuracy, found))]
 
@@ -192,14 +188,14 @@ def _rows(net: Net, found: Curves) -> tuple[tuple[Value, ...], ...]:
     )
 
 
-def _agreement(learned: dict[str, dict[float, dict[str, Any]]], train: str, epochs: int) -> str:
+def _agreement(learned: dict[str, dict[float, dict[str, Any]]], images: int, epochs: int) -> str:
     shown = "; ".join(
         f"{net.title} "
         + ", ".join(f"{f['agree']:.0f} % (slope {s:g})" for s, f in learned[net.key].items())
         for net in NETS
     )
     return (
-        f"The surrogate learns from {train.split('[:')[1].rstrip(']')} training images, {epochs}"
+        f"The surrogate learns from {images} training images, {epochs}"
         f" times over, and then decides like its target on these test images: {shown}. A steep"
         " target's outputs are one-hot, so it learns decisions rather than logits; how far it"
         " falls short of the twin is its own weakness, not the target's strength. The figure's"

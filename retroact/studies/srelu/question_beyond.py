@@ -20,7 +20,7 @@ from retroact.experiments.cell import Cell
 from retroact.nets.zoo import entry
 from retroact.reports.studied import Part, Table, Text, Value
 from retroact.studies.desk import Desk
-from retroact.studies.srelu.figure_8 import attack
+from retroact.studies.srelu.attacks import make_attack
 from retroact.studies.srelu.networks import CIFAR_EPS, MNIST, NETS, SLOPES, Net, many, said
 from retroact.studies.truth import Audited, audits
 
@@ -77,7 +77,7 @@ def _without_gradients(desk: Desk) -> Iterator[Part]:
 
 def _ways(net: Net, slope: float, n: int) -> list[Cell]:
     eps = EPS[net.data]
-    direct = Cell(net.sloped(slope), net.slice(n), attack("PGD", eps), Linf(eps))
+    direct = Cell(net.sloped(slope), net.slice(n), make_attack("PGD", eps), Linf(eps))
     return [direct, replace(direct, attack=Square(500)), replace(direct, source=net.sloped(1.0))]
 
 

@@ -46,7 +46,7 @@ from retroact.retrofitting.surgery import refit, retrofit
 from retroact.spec import AtLeast0, Count, Positive, spec
 from retroact.studies.desk import Desk
 from retroact.studies.srelu import CHUNK
-from retroact.studies.srelu.figure_8 import attack
+from retroact.studies.srelu.attacks import make_attack
 from retroact.studies.truth import Audited, BatteryName, answered, audited_facts, audits
 from retroact.training.fit import fit
 from retroact.training.hardening import Hardening, harden
@@ -213,7 +213,7 @@ class Trained:
             "FGSM": [100 * robust_accuracy(r) for r in records],
         }
         for name, loss in (("PGD", "cross_entropy"), ("PGD, margin", "margin")):
-            climbs = [(attack("PGD", e, loss), [Linf(e)]) for e in EPS]  # type: ignore[arg-type]
+            climbs = [(make_attack("PGD", e, loss), [Linf(e)]) for e in EPS]  # type: ignore[arg-type]
             runs = [evaluate_all(net, test, *climb, chunk=CHUNK)[0] for climb in climbs]
             found[name] = [100 * robust_accuracy(r) for r in runs]
         return found

@@ -32,8 +32,9 @@ from retroact.retrofitting.installed import installed
 from retroact.spec import spec
 from retroact.studies.desk import Desk
 from retroact.studies.srelu import CHUNK
-from retroact.studies.srelu.figure_7 import ScaledPixels
-from retroact.studies.srelu.networks import CNN1, MNIST, NETS, SLOPES, Net, images, many, said
+from retroact.studies.srelu.attacks import images
+from retroact.studies.srelu.networks import CNN1, MNIST, NETS, SLOPES, Net, many, said
+from retroact.studies.srelu.scaled_pixels import ScaledPixels
 from retroact.studies.truth import answered
 
 STEEP = (10.0, 100.0)

@@ -25,7 +25,7 @@ from retroact.retrofitting.folding import fold
 from retroact.spec import spec
 from retroact.studies.desk import Desk
 from retroact.studies.srelu import CHUNK
-from retroact.studies.srelu.figure_8 import attack
+from retroact.studies.srelu.attacks import make_attack
 from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, said
 from retroact.studies.truth import Audited, audits
 
@@ -77,7 +77,7 @@ class OnFolded:
         guide = fold(net, scaled=False)
         found: list[float] = []
         for eps in self.eps:
-            scene = net, images, attack(self.attack, eps), [Linf(eps)]
+            scene = net, images, make_attack(self.attack, eps), [Linf(eps)]
             (record,) = evaluate_all(*scene, source=guide, seed=self.seed, chunk=CHUNK)
             found = found or [100 * clean_accuracy(record)]
             found.append(100 * robust_accuracy(record))
@@ -94,12 +94,12 @@ def _ways(desk: Desk, net: Net, slopes: tuple[float, ...], name: str) -> dict[st
         return {s: _accuracies(desk.records([make(s, e) for e in eps])) for s in slopes}
 
     def direct(slope: float, e: float) -> Cell:
-        return Cell(net.sloped(slope), images, attack(name, e), Linf(e))
+        return Cell(net.sloped(slope), images, make_attack(name, e), Linf(e))
 
     folded = {s: desk.facts(OnFolded(net.sloped(s), images, name, eps))["accuracy"] for s in slopes}
     return {
         "cross-entropy, as published": curve(direct),
-        "margin": curve(lambda s, e: replace(direct(s, e), attack=attack(name, e, "margin"))),
+        "margin": curve(lambda s, e: replace(direct(s, e), attack=make_attack(name, e, "margin"))),
         "cross-entropy, folded": folded,
         "slope-1 twin's gradients": curve(
             lambda s, e: replace(direct(s, e), source=net.sloped(1.0))
@@ -137,7 +137,8 @@ def _dead(desk: Desk, net: Net) -> list[float]:
     """The share of one FGSM's gradients that are exactly zero, in percent, per slope."""
     images = net.slice(desk.pick(500, 10_000))
     cells = [
-        Cell(net.sloped(s), images, attack("FGSM", net.eps[-1]), Linf(net.eps[-1])) for s in SLOPES
+        Cell(net.sloped(s), images, make_attack("FGSM", net.eps[-1]), Linf(net.eps[-1]))
+        for s in SLOPES
     ]
     return [100 * zero_gradient_share(r) for r in desk.records(cells)]
 
