@@ -247,7 +247,7 @@ def test_targeted_successes_are_counted_as_published(loss):
 
 def test_recovery_is_0_at_slope_1_and_100_where_all_is_back():
     means = {("x", "FGSM", 1.0): 40.0, ("x", "FGSM", 10.0): 90.0, ("x", "FGSM", 0.5): 20.0}
-    recovered = [figure_2._recovered(90.0, means, ("x", "FGSM", s)) for s in (1.0, 10.0, 0.5)]
+    recovered = [figure_2._recover(90.0, means, ("x", "FGSM", s)) for s in (1.0, 10.0, 0.5)]
     assert recovered == [0.0, 100.0, -40.0]
 
 

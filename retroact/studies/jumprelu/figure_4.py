@@ -62,8 +62,8 @@ def make(desk: Desk) -> Iterator[Part]:
     )
     rows = [row for net in available(desk) for row in _rows(net, curves[net.name])]
     yield Table("The points of the curves, %", head, tuple(rows), folded=True)
-    yield _monotone(desk, curves)
-    yield _further(desk)
+    yield _judge_monotone(desk, curves)
+    yield _judge_further(desk)
 
 
 def kappas(desk: Desk, net: Net) -> tuple[float, ...]:
@@ -77,11 +77,11 @@ def curve(desk: Desk, net: Net) -> dict[float, Point]:
     """The facts of both DeepFools at each kappa."""
     n = net.n(desk, per=desk.pick(1, 5 if net.data == "mnist" else 4))
     asked = [(kappa, name) for kappa in kappas(desk, net) for name in DEEPFOOLS]
-    found = desk.all_facts([crafted(net, n, name, kappa) for kappa, name in asked])
-    made: dict[float, Point] = {kappa: {} for kappa, _ in asked}
-    for (kappa, name), facts in zip(asked, found, strict=True):
-        made[kappa][name] = facts
-    return made
+    measured = desk.all_facts([crafted(net, n, name, kappa) for kappa, name in asked])
+    points: dict[float, Point] = {kappa: {} for kappa, _ in asked}
+    for (kappa, name), facts in zip(asked, measured, strict=True):
+        points[kappa][name] = facts
+    return points
 
 
 def _panels(net: Net, points: dict[float, Point]) -> list[Panel]:
@@ -89,7 +89,7 @@ def _panels(net: Net, points: dict[float, Point]) -> list[Panel]:
     clean = [
         Series("clean accuracy", x, [100 * p["deepfool_l2"]["clean"][0] for p in points.values()])
     ]
-    clean += _published(net, "clean", colour=0)
+    clean += _draw_published(net, "clean", colour=0)
     noise = []
     for i, name in enumerate(DEEPFOOLS):
         noise.append(
@@ -100,7 +100,7 @@ def _panels(net: Net, points: dict[float, Point]) -> list[Panel]:
                 colour=1 + i,
             )
         )
-        noise += _published(net, name, colour=1 + i)
+        noise += _draw_published(net, name, colour=1 + i)
     lowest = min(min(one.y) for one in clean)
     return [
         Panel(net.title, clean, "kappa", "accuracy, %", (min(90.0, lowest - 2), 101)),
@@ -108,7 +108,7 @@ def _panels(net: Net, points: dict[float, Point]) -> list[Panel]:
     ]
 
 
-def _published(net: Net, column: str, *, colour: int) -> list[Series]:
+def _draw_published(net: Net, column: str, *, colour: int) -> list[Series]:
     known = [net.published("2", column, kappa) for kappa in (0.0, net.kappa)]
     values = [v for v in known if v is not None]
     return (
@@ -135,7 +135,7 @@ def _rows(net: Net, points: dict[float, Point]) -> list[tuple[Value, ...]]:
 # ------------------------------------------------------------------------------------------ claims
 
 
-def _monotone(desk: Desk, curves: dict[str, dict[float, Point]]) -> Claim:
+def _judge_monotone(desk: Desk, curves: dict[str, dict[float, Point]]) -> Claim:
     """More: each kappa of the figure needs more noise than the one before; truly: verified norms
     grow at kappa."""
     if not available(desk, PAPERS):
@@ -163,7 +163,7 @@ def _monotone(desk: Desk, curves: dict[str, dict[float, Point]]) -> Claim:
     return Claim("kappa_monotone", answered(not falls, grows), because + untested(desk, PAPERS))
 
 
-def _further(desk: Desk) -> Claim:
+def _judge_further(desk: Desk) -> Claim:
     """On robust nets 1.5 kappa needs more DeepFool and TR noise, and costs up to SLIGHTLY points
     clean."""
     nets = available(desk, tuple(net for net in PAPERS if net.robust))
@@ -181,12 +181,12 @@ def _further(desk: Desk) -> Claim:
             if a != "pgd"
             for k in (net.kappa, FURTHER * net.kappa)
         ]
-        found = desk.all_facts(asked)
+        facts = desk.all_facts(asked)
         noise = [
             (100 * a["noise"], 100 * b["noise"])
-            for a, b in zip(found[::2], found[1::2], strict=True)
+            for a, b in zip(facts[::2], facts[1::2], strict=True)
         ]
-        cost = 100 * (found[0]["clean"][0] - found[1]["clean"][0])
+        cost = 100 * (facts[0]["clean"][0] - facts[1]["clean"][0])
         verified = [median_ratio(desk, net, k) for k in (net.kappa, FURTHER * net.kappa)]
         protocol.append(all(b > a for a, b in noise) and cost <= SLIGHTLY)
         truth.append(verified[1] >= GROWS * verified[0])

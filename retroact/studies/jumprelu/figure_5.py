@@ -19,12 +19,12 @@ def make(desk: Desk) -> Iterator[Part]:
     if not LENET.here:
         yield Text(f"{LENET.title}, {LENET.missing}.")
         return
-    found = shots(desk, LENET, "deepfool_linf", 3)
+    images = shots(desk, LENET, "deepfool_linf", 3)
     yield Figure(
         f"{LENET.title}, DF∞: the first test images that both networks decide rightly and lose."
         " Noise is ‖x_adv − x‖∞ / ‖x‖∞ in normalised space, L∞ is in pixels; red is |difference|,"
         " one scale for each row.",
-        rows_of_five(found, LENET.kappa),
+        rows_of_five(images, LENET.kappa),
     )
     (_, few, fallen), (class_, many, fell) = commonest(desk, LENET, "deepfool_linf")
     yield Text(

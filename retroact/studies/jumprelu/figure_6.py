@@ -71,5 +71,5 @@ def _lucid(desk: Desk) -> Claim:
 def at_five_percent(desk: Desk, net: Net, name: str) -> float:
     """The mean L∞ (pixels) of the attack's perturbations at kappa 0, scaled so that their mean
     noise is 5 %."""
-    found = desk.facts(crafted(net, net.n(desk), name))
-    return 0.05 * float(found["largest"]) / max(float(found["noise"]), 1e-12)
+    facts = desk.facts(crafted(net, net.n(desk), name))
+    return 0.05 * float(facts["largest"]) / max(float(facts["noise"]), 1e-12)

@@ -140,21 +140,21 @@ def accuracies(steps: NDArray[np.float64], last: int) -> list[float]:
 
 def adaptive(runs: list[Record]) -> NDArray[np.float64]:
     """The fewest steps by any of the retrofit's runs."""
-    found: NDArray[np.float64] = np.min([fallen(r) for r in runs[1:]], axis=0)
-    return found
+    fewest: NDArray[np.float64] = np.min([fallen(r) for r in runs[1:]], axis=0)
+    return fewest
 
 
 def _panel(desk: Desk, net: Net, runs: list[Record]) -> Panel:
     last = budget(desk, net)
     x = list(range(last + 1))[:: max(1, last // 20)]
     curves = (("kappa 0", fallen(runs[0])), ("the paper's kappa", fallen(runs[1])))
-    made = [
+    drawn = [
         Series(name, x, [accuracies(s, last)[t] for t in x], colour=i)
         for i, (name, s) in enumerate(curves)
     ]
     known = [accuracies(adaptive(runs), last)[t] for t in x]
-    made.append(Series("the paper's kappa, adaptive", x, known, colour=2))
-    return Panel(f"{net.title}, kappa {net.kappa:g}", made, "iterations", "accuracy, %")
+    drawn.append(Series("the paper's kappa, adaptive", x, known, colour=2))
+    return Panel(f"{net.title}, kappa {net.kappa:g}", drawn, "iterations", "accuracy, %")
 
 
 def _row(desk: Desk, net: Net, runs: list[Record]) -> tuple[Value, ...]:
@@ -206,8 +206,8 @@ def _iterations(desk: Desk, runs: dict[str, list[Record]]) -> Claim:
 def _inference(desk: Desk) -> Iterator[Part]:
     """Forward passes, alternating; the ReLU network against itself shows the noise."""
     nets = available(desk, (*PAPERS, RESNET, RESNET_ROBUST))
-    found = {net: desk.facts(_timed(net)) for net in nets if not net.robust}
-    rows = [(net.title, f["ratio"], f["again"]) for net, f in found.items()]
+    times = {net: desk.facts(_time(net)) for net in nets if not net.robust}
+    rows = [(net.title, f["ratio"], f["again"]) for net, f in times.items()]
     head = ("network", "JumpReLU / ReLU", "ReLU / itself")
     yield Table(
         "CPU time of a forward pass, median ratio of alternating rounds",
@@ -215,13 +215,13 @@ def _inference(desk: Desk) -> Iterator[Part]:
         tuple(rows),
         digits=3,
     )
-    said = ", ".join(f"{net.title} × {f['ratio']:.3f}" for net, f in found.items())
-    if not found:
+    said = ", ".join(f"{net.title} × {f['ratio']:.3f}" for net, f in times.items())
+    if not times:
         yield Claim(
             "inference_time", "not tested", f"none of its networks is here{untested(desk, PAPERS)}"
         )
         return
-    answer = answered(max(f["ratio"] for f in found.values()) <= NOT_AFFECTED)
+    answer = answered(max(f["ratio"] for f in times.values()) <= NOT_AFFECTED)
     yield Claim(
         "inference_time",
         answer,
@@ -247,7 +247,7 @@ def _minutes(desk: Desk) -> Iterator[Claim]:
     yield from (Claim(name, answered(high >= LONGER * low), because) for name in names)
 
 
-def _timed(net: Net) -> InferenceTime:
+def _time(net: Net) -> InferenceTime:
     return InferenceTime(
         net.model(0), net.model(net.kappa), net.slice(128 if net.data == "mnist" else 16)
     )

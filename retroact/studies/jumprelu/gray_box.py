@@ -34,12 +34,12 @@ def longer(desk: Desk) -> tuple[tuple[Value, ...], ...]:
 
 
 def _longer_row(
-    net: Net, found: dict[str, dict[str, Any]], free: dict[str, Any]
+    net: Net, facts: dict[str, dict[str, Any]], free: dict[str, Any]
 ) -> tuple[Value, ...]:
-    pgd = [100 * found["pgd"]["accuracy"][0][1], 100 * free["accuracy"][0][1]]
+    pgd = [100 * facts["pgd"]["accuracy"][0][1], 100 * free["accuracy"][0][1]]
     return (
         net.title,
         f"{net.kappa:g}",
         *pgd,
-        *(100 * a[1] for name in NOISES for a in found[name]["accuracy"]),
+        *(100 * a[1] for name in NOISES for a in facts[name]["accuracy"]),
     )

@@ -23,19 +23,19 @@ above all."""
 def attacks_on(net: Net, kappa: float, data: str) -> dict[str, Cell]:
     """The minimum-norm attacks on `net` at `kappa`, by name: the plain ones first."""
     model = net.model(kappa)
-    made = {
+    cells = {
         type(a).__name__: Cell(model, data, a, FAR_2) for a in (PLAIN_DDN, FMN(), CarliniWagner())
     }
     if kappa == 0:
-        return made
+        return cells
     for width in WIDTHS:
-        made[f"DDN, kernel {width:g}"] = Cell(model, data, PLAIN_DDN, FAR_2, beta=width / kappa)
+        cells[f"DDN, kernel {width:g}"] = Cell(model, data, PLAIN_DDN, FAR_2, beta=width / kappa)
     for attack in (FMN(), CarliniWagner()):
-        made[f"{type(attack).__name__}, kernel"] = Cell(
+        cells[f"{type(attack).__name__}, kernel"] = Cell(
             model, data, attack, FAR_2, beta=WIDTHS[0] / kappa
         )
-    made["DDN, from kappa 0"] = Cell(model, data, PLAIN_DDN, FAR_2, source=net.model(0))
-    return made
+    cells["DDN, from kappa 0"] = Cell(model, data, PLAIN_DDN, FAR_2, source=net.model(0))
+    return cells
 
 
 def smallest(records: list[Record]) -> NDArray[np.float64]:

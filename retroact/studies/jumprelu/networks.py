@@ -129,8 +129,8 @@ class Net:
     def published(self, table: str, column: str, kappa: float) -> float | None:
         """The paper's number: table "1" or "2", a column of it, kappa 0 or the paper's own."""
         where = f"{'robust' if self.robust else 'base'}.{'jumprelu' if kappa else 'relu'}"
-        found = published("jumprelu", TABLES[table], self.key, where, column)
-        return None if found is None else float(found)
+        number = published("jumprelu", TABLES[table], self.key, where, column)
+        return None if number is None else float(number)
 
 
 TABLES = {"1": "table1.graybox", "2": "table2.whitebox"}

@@ -83,8 +83,8 @@ def make(desk: Desk) -> Iterator[Part]:
         head,
         tuple(astuple(row) for of in rows.values() for row in of.values()),
     )
-    yield _per_layer(rows)
-    yield _bounded(rows)
+    yield _judge_layers(rows)
+    yield _judge_bounds(rows)
 
 
 def _measure(desk: Desk, net: str, name: str, activation: Activation) -> Row:
@@ -97,7 +97,7 @@ def _measure(desk: Desk, net: str, name: str, activation: Activation) -> Row:
     return Row(net, name, clean, pgd, 100 * audited.verified.after, said)
 
 
-def _per_layer(rows: Rows) -> Claim:
+def _judge_layers(rows: Rows) -> Claim:
     """Did not help: no choice of layers is a point above one kappa for all under the paper's PGD;
     in truth: no choice has a point more verified accuracy than the plain network."""
     gains, truths = [], []
@@ -106,14 +106,14 @@ def _per_layer(rows: Rows) -> Claim:
         gains.append(max(r.pgd for r in layers) - of[WHOLE[0]].pgd)
         truths.append(max(r.verified for r in layers) - of[PLAIN[0]].verified)
     because = (
-        f"the best choice of layers gives {_signed(gains)} points beside one kappa for all under"
-        f" the paper's PGD (base, robust), and {_signed(truths)} points beside the plain network"
+        f"the best choice of layers gives {_print_signed(gains)} points beside one kappa for all under"
+        f" the paper's PGD (base, robust), and {_print_signed(truths)} points beside the plain network"
         " verified"
     )
     return Claim("per_layer_kappa", answered(max(gains) < 1, max(truths) < 1), because)
 
 
-def _bounded(rows: Rows) -> Claim:
+def _judge_bounds(rows: Rows) -> Claim:
     """Poor: among bounds that cost at most a point clean, none reaches one kappa for all under the
     paper's PGD."""
     best, whole = [], []
@@ -123,13 +123,13 @@ def _bounded(rows: Rows) -> Claim:
         best.append(max(kept, default=plain.pgd) - plain.pgd)
         whole.append(of[WHOLE[0]].pgd - plain.pgd)
     because = (
-        f"bounds that cost at most a point clean gain {_signed(best)} points under the paper's PGD"
-        f" (base, robust), one kappa for all {_signed(whole)}"
+        f"bounds that cost at most a point clean gain {_print_signed(best)} points under the paper's PGD"
+        f" (base, robust), one kappa for all {_print_signed(whole)}"
     )
     return Claim(
         "bounded_relu", answered(all(b < w for b, w in zip(best, whole, strict=True))), because
     )
 
 
-def _signed(values: list[float]) -> str:
+def _print_signed(values: list[float]) -> str:
     return " and ".join(f"{v:+.1f}" for v in values)

@@ -60,7 +60,7 @@ class LidFeatures:
         assert record.examples is not None
         adversarial = torch.from_numpy(record.examples)[right]
         sizes, index = (adversarial - kept).flatten(1).norm(dim=1), examples.index[right]
-        noisy = [_noisy(kept, sizes, index, seed) for seed in self.seeds]
+        noisy = [_add_noise(kept, sizes, index, seed) for seed in self.seeds]
         lids = [
             np.round(v, 5).tolist()
             for v in characteristics(net, self.layers, kept, [adversarial, *noisy], k=self.k)
@@ -68,7 +68,7 @@ class LidFeatures:
         return {"normal": lids[0], "adversarial": lids[1], "noisy": lids[2:]}
 
 
-def _noisy(images: Tensor, sizes: Tensor, index: Tensor, seed: int) -> Tensor:
+def _add_noise(images: Tensor, sizes: Tensor, index: Tensor, seed: int) -> Tensor:
     """Gaussian noise whose mean L2 is that of the attack, clipped to the box."""
     scale = float(sizes.mean()) / math.sqrt(images[0].numel())
     return (images + scale * normal(tuple(images.shape[1:]), index, seed)).clamp(0.0, 1.0)
@@ -104,7 +104,7 @@ class Row:
     def values(self) -> tuple[Value, ...]:
         low, high = self.interval
         measured = (self.relu, self.jumprelu, self.difference, f"{low:+.1f} to {high:+.1f}")
-        return self.setting.net, self.attack, self.classifier, *measured, *_published(self.attack)
+        return self.setting.net, self.attack, self.classifier, *measured, *_quote(self.attack)
 
 
 ALEX = tuple(
@@ -148,7 +148,7 @@ def make(desk: Desk) -> Iterator[Part]:
     yield beside(
         desk, [net for net in available(desk) if net.name in {setting.net for setting in SETTINGS}]
     )
-    yield _claim(rows)
+    yield _judge(rows)
 
 
 def _attacks(setting: Setting) -> list[tuple[str, Any, Any]]:
@@ -163,13 +163,13 @@ def _attacks(setting: Setting) -> list[tuple[str, Any, Any]]:
 
 def _rows(desk: Desk, setting: Setting, name: str, attack: Any, threat: Any) -> list[Row]:
     part = f"{setting.data}[:{desk.pick(200, 2000 if setting.data == 'mnist' else 1000)}]"
-    found = {}
+    lids = {}
     for kappa in (0.0, setting.kappa):
         model = Model(setting.net, JumpReLU(kappa))
         layers = setting.layers or _blocks(model())
-        found[kappa] = desk.facts(LidFeatures(model, attack, threat, layers, part))
+        lids[kappa] = desk.facts(LidFeatures(model, attack, threat, layers, part))
     return [
-        Row(setting, name, c, *_compare(found[0.0], found[setting.kappa], c)) for c in CLASSIFIERS
+        Row(setting, name, c, *_compare(lids[0.0], lids[setting.kappa], c)) for c in CLASSIFIERS
     ]
 
 
@@ -184,27 +184,25 @@ def _compare(
     plain: dict[str, Any], jump: dict[str, Any], classifier: str
 ) -> tuple[float, float, tuple[float, float]]:
     """The mean AUCs over the seeds, and the widest of the seeds' intervals of their difference."""
-    pairs = [
-        (_detection(plain, classifier, seed), _detection(jump, classifier, seed)) for seed in SEEDS
-    ]
+    pairs = [(_detect(plain, classifier, seed), _detect(jump, classifier, seed)) for seed in SEEDS]
     relu, jumprelu = (100 * float(np.mean([pair[i].auc for pair in pairs])) for i in (0, 1))
     bounds = [difference(p, j) for p, j in pairs]
     return relu, jumprelu, (100 * min(b[0] for b in bounds), 100 * max(b[1] for b in bounds))
 
 
-def _detection(found: dict[str, Any], classifier: Any, seed: int) -> Detection:
-    rows = (found["normal"], found["noisy"][SEEDS.index(seed)], found["adversarial"])
+def _detect(lids: dict[str, Any], classifier: Any, seed: int) -> Detection:
+    rows = (lids["normal"], lids["noisy"][SEEDS.index(seed)], lids["adversarial"])
     normal_, noisy, adversarial = (np.asarray(r) for r in rows)
     return detect(normal_, noisy, adversarial, classifier, seed=seed)
 
 
-def _published(attack: str) -> tuple[float | None, float | None]:
+def _quote(attack: str) -> tuple[float | None, float | None]:
     return tuple(
         published("jumprelu", "table3.lid_auc", kind, attack) for kind in ("relu", "jumprelu")
     )  # type: ignore[return-value]
 
 
-def _claim(rows: list[Row]) -> Claim:
+def _judge(rows: list[Row]) -> Claim:
     """Increased: on the CIFAR-10 networks every interval of the difference lies above 0."""
     asked = [row for row in rows if row.setting.data == "cifar10"]
     if not asked:

@@ -139,11 +139,11 @@ def _robust_models(desk: Desk) -> Claim:
         )
     said, protocol, truth = [], [], []
     for net in nets:
-        found = runs(desk, net)
+        by_kappa = runs(desk, net)
         points = 100 * (
-            found[net.kappa]["pgd"]["accuracy"][0][0] - found[0.0]["pgd"]["accuracy"][0][0]
+            by_kappa[net.kappa]["pgd"]["accuracy"][0][0] - by_kappa[0.0]["pgd"]["accuracy"][0][0]
         )
-        noise = min(ratios(found)[a] for a in DEEPFOOLS)
+        noise = min(ratios(by_kappa)[a] for a in DEEPFOOLS)
         gain, genuine = verified(desk, net)
         protocol.append(points >= 2 and noise >= 1.5)
         truth.append(genuine and gain >= GREATLY)
@@ -163,10 +163,14 @@ def _agnostic(desk: Desk) -> Claim:
     says the audit."""
     worse, gains, truth = [], [], []
     for net in available(desk, PAPERS):
-        found = runs(desk, net)
-        better = found[net.kappa]["pgd"]["accuracy"][0][0] > found[0.0]["pgd"]["accuracy"][0][0]
+        by_kappa = runs(desk, net)
+        better = (
+            by_kappa[net.kappa]["pgd"]["accuracy"][0][0] > by_kappa[0.0]["pgd"]["accuracy"][0][0]
+        )
         worse += [] if better else [f"{net.title} PGD"]
-        worse += [f"{net.title} {ATTACKS[a]}" for a, ratio in ratios(found).items() if ratio <= 1]
+        worse += [
+            f"{net.title} {ATTACKS[a]}" for a, ratio in ratios(by_kappa).items() if ratio <= 1
+        ]
         gain, genuine = verified(desk, net)
         gains.append(f"{net.title} {gain:+.1f}")
         truth.append(genuine)

@@ -46,13 +46,13 @@ def attack_cells(net: Net, attack: str, model: Model, n: int) -> list[Cell]:
     if attack == "PGD":
         steps = {e: PGD(40, relative_step=PGD_STEP / e, random_start=False) for e in radii}
         return [cell for e, pgd in steps.items() for cell in net.cells(model, pgd, n, eps=(e,))]
-    made: dict[str, list[Any]] = {
+    attacks: dict[str, list[Any]] = {
         "BIM": [Torchattacks13BIM(e) for e in radii],
         "StepLL": [Torchattacks13StepLL(e) for e in radii],
         "RFGSM": [Torchattacks13RFGSM(e) for e in net.eps],  # at eps 0 it moves, too
         "DeepFool": [Torchattacks13DeepFool(len(net.eps) + 2)],
     }
-    return [cell for one in made[attack] for cell in net.cells(model, one, n, eps=(1.0,))]
+    return [cell for one in attacks[attack] for cell in net.cells(model, one, n, eps=(1.0,))]
 
 
 def columns(net: Net, attack: str) -> list[str]:
@@ -62,12 +62,12 @@ def columns(net: Net, attack: str) -> list[str]:
     return [said(e) for e in net.eps]
 
 
-def accuracies(net: Net, attack: str, found: list[Record]) -> list[float]:
+def accuracies(net: Net, attack: str, records: list[Record]) -> list[float]:
     """Accuracy in percent, column by column, from the records of `attack_cells`."""
     if attack == "DeepFool":
-        return [100 * _left_after(k + 1, found[0]) for k in range(len(net.eps))]
-    clean = [] if attack == "RFGSM" else [clean_accuracy(found[0])]
-    return [100 * v for v in (*clean, *map(robust_accuracy, found))]
+        return [100 * _left_after(k + 1, records[0]) for k in range(len(net.eps))]
+    clean = [] if attack == "RFGSM" else [clean_accuracy(records[0])]
+    return [100 * v for v in (*clean, *map(robust_accuracy, records))]
 
 
 def _left_after(steps: int, record: Record) -> float:

@@ -40,10 +40,10 @@ Curves = dict[tuple[str, float, str], list[float]]
 def make(desk: Desk) -> Iterator[Part]:
     slopes = desk.pick((100.0,), (2.0, 5.0, 10.0, 100.0))
     learned = {net.key: {s: desk.facts(_surrogate(desk, net, s)) for s in slopes} for net in NETS}
-    found = {net.key: _curves(desk, net, learned[net.key]) for net in NETS}
+    by_net = {net.key: _curves(desk, net, learned[net.key]) for net in NETS}
     yield Text(_agreement(learned, *_lesson(desk)))
     for attack in ("FGSM", "PGD"):
-        shown = [_panel(net, found[net.key], attack, slopes[-1]) for net in NETS]
+        shown = [_panel(net, by_net[net.key], attack, slopes[-1]) for net in NETS]
         yield Figure(
             f"{attack} at slope {slopes[-1]:g}: accuracy (%) against eps, by whose gradients.",
             panels(shown),
@@ -52,10 +52,10 @@ def make(desk: Desk) -> Iterator[Part]:
         yield Table(
             f"{net.title}: accuracy (%) at each eps",
             _head(net),
-            _rows(net, found[net.key]),
+            _rows(net, by_net[net.key]),
             folded=True,
         )
-    yield _claim(found, slopes)
+    yield _claim(by_net, slopes)
 
 
 # ----------------------------------------------------------------------------------- the surrogate
@@ -106,16 +106,16 @@ class Transferred:
             fresh = NETWORKS[self.model.net]()
         surrogate = distilled(target, fresh, data(self.train), epochs=self.epochs, seed=self.seed)
         decisions = [decide(net, test.images) for net in (target, surrogate)]
-        found: dict[str, Any] = {
+        shares: dict[str, Any] = {
             "agree": 100 * float((decisions[0] == decisions[1]).float().mean())
         }
         for name in ("FGSM", "PGD"):
-            found[name] = []
+            shares[name] = []
             for eps in self.eps:
                 scene = target, test, make_attack(name, eps), [Linf(eps)]
                 (record,) = evaluate_all(*scene, source=surrogate, seed=self.seed, chunk=CHUNK)
-                found[name].append(100 * robust_accuracy(record))
-        return found
+                shares[name].append(100 * robust_accuracy(record))
+        return shares
 
 
 def _lesson(desk: Desk) -> tuple[int, int]:
@@ -141,19 +141,21 @@ def _eps(net: Net) -> tuple[float, ...]:
 
 
 def _curves(desk: Desk, net: Net, learned: dict[float, dict[str, Any]]) -> Curves:
-    made: Curves = {}
+    by_way: Curves = {}
     for name in ("FGSM", "PGD"):
         plain = _curve(desk, net, 1.0, name)
         for slope, transferred in learned.items():
             direct = _curve(desk, net, slope, name)
-            made[name, slope, "direct, slope 1"] = plain
-            made[name, slope, "direct, this slope"] = direct
-            made[name, slope, "surrogate"] = [direct[0], *transferred[name]]
-            made[name, slope, "slope-1 twin"] = _curve(
+            by_way[name, slope, "direct, slope 1"] = plain
+            by_way[name, slope, "direct, this slope"] = direct
+            by_way[name, slope, "surrogate"] = [direct[0], *transferred[name]]
+            by_way[name, slope, "slope-1 twin"] = _curve(
                 desk, net, slope, name, source=net.sloped(1.0)
             )
-            made[name, slope, "direct, margin loss"] = _curve(desk, net, slope, name, loss="margin")
-    return made
+            by_way[name, slope, "direct, margin loss"] = _curve(
+                desk, net, slope, name, loss="margin"
+            )
+    return by_way
 
 
 def _curve(
@@ -166,25 +168,25 @@ def _curve(
     source: Model | None = None,
 ) -> list[float]:
     model, images = net.sloped(slope), net.slice(_n(desk, net))
-    found = desk.records(
+    records = desk.records(
         [Cell(model, images, make_attack(name, e, loss), Linf(e), source=source) for e in _eps(net)]
     )
-    return [100 * v for v in (clean_accuracy(found[0]), *map(robust_accuracy, found))]
+    return [100 * v for v in (clean_accuracy(records[0]), *map(robust_accuracy, records))]
 
 
-def _panel(net: Net, found: Curves, attack: str, slope: float) -> Panel:
+def _panel(net: Net, by_way: Curves, attack: str, slope: float) -> Panel:
     x = [said(e) for e in net.eps]
-    made = [Series(way, x, found[attack, slope, way], colour=i) for i, way in enumerate(WAYS)]
-    return Panel(net.title, made, "eps, pixels", "accuracy, %")
+    drawn = [Series(way, x, by_way[attack, slope, way], colour=i) for i, way in enumerate(WAYS)]
+    return Panel(net.title, drawn, "eps, pixels", "accuracy, %")
 
 
 def _head(net: Net) -> tuple[str, ...]:
     return ("attack", "slope", "gradients of", *(f"eps {said(e)}" for e in net.eps))
 
 
-def _rows(net: Net, found: Curves) -> tuple[tuple[Value, ...], ...]:
+def _rows(net: Net, by_way: Curves) -> tuple[tuple[Value, ...], ...]:
     return tuple(
-        (attack, said(slope), way, *values) for (attack, slope, way), values in found.items()
+        (attack, said(slope), way, *values) for (attack, slope, way), values in by_way.items()
     )
 
 
@@ -208,14 +210,14 @@ def _agreement(learned: dict[str, dict[float, dict[str, Any]]], images: int, epo
 # --------------------------------------------------------------------------------------- the claim
 
 
-def _claim(found: dict[str, Curves], slopes: tuple[float, ...]) -> Claim:
+def _claim(by_net: dict[str, Curves], slopes: tuple[float, ...]) -> Claim:
     """Severely hindered: the surrogate takes half of the clean accuracy somewhere on the grid.
     Higher than directly: its mean over the attacked eps is above that of the direct attack at slope
     1; truly: so is the twin's.
     """
     cases = [
         (c, key)
-        for c in found.values()
+        for c in by_net.values()
         for key in c
         if key[2] == "surrogate" and key[1] == max(slopes)
     ]

@@ -84,8 +84,8 @@ def said(number: float) -> str:
 
 def many(desk: Desk, asked: Mapping[K, list[Cell]]) -> dict[K, list[Record]]:
     """The records of every list of cells; what is missing runs in one sweep."""
-    found = iter(desk.records([cell for cells in asked.values() for cell in cells]))
-    return {k: [next(found) for _ in cells] for k, cells in asked.items()}
+    records = iter(desk.records([cell for cells in asked.values() for cell in cells]))
+    return {k: [next(records) for _ in cells] for k, cells in asked.items()}
 
 
 def first(n: int, records: list[Record]) -> list[Record]:

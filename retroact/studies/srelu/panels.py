@@ -40,16 +40,16 @@ def panel(
 ) -> Panel:
     """Measured curves over equally spaced columns, as the paper draws them; published ones have the
     same colours."""
-    made = [Series(c.name, x, c.y, colour=i) for i, c in zip(COLOURS, curves, strict=False)]
+    drawn = [Series(c.name, x, c.y, colour=i) for i, c in zip(COLOURS, curves, strict=False)]
     for i, c in zip(COLOURS, curves, strict=False):
         there = [name for name in x if name in c.published]
         if there:
-            made.append(
+            drawn.append(
                 Series(
                     "published", there, [c.published[v] for v in there], published=True, colour=i
                 )
             )
-    return Panel(title, made, xlabel, ylabel, ylim)
+    return Panel(title, drawn, xlabel, ylabel, ylim)
 
 
 def table(
@@ -70,14 +70,14 @@ def table(
 
 
 def _rows(x: Sequence[str], curve: Curve, own: bool) -> list[tuple[Value, ...]]:
-    made: list[tuple[Value, ...]] = []
+    rows: list[tuple[Value, ...]] = []
     for i, (name, value) in enumerate(zip(x, curve.y, strict=True)):
         known = curve.published.get(name)
         beside = [None if curve.original is None else curve.original[i]] if own else []
-        made.append(
+        rows.append(
             (curve.value, name, value, *beside, known, None if known is None else value - known)
         )
-    return made
+    return rows
 
 
 def mean(values: Sequence[float]) -> float:

@@ -37,7 +37,7 @@ EPS = {"mnist": 0.1, "cifar10": 0.01}
 def make(desk: Desk) -> Iterator[Part]:
     yield from _without_gradients(desk)
     yield from _residual(desk)
-    yield from _shifted(desk)
+    yield from _shift_inputs(desk)
     yield Text(
         "ImageNet, which the paper names as well, is not done: its images and networks are not at"
         " hand."
@@ -50,10 +50,10 @@ def make(desk: Desk) -> Iterator[Part]:
 def _without_gradients(desk: Desk) -> Iterator[Part]:
     slopes, n = (1.0, 10.0, 100.0), desk.pick(100, 500)
     asked = {(net, s): _ways(net, s, n) for net in NETS for s in slopes}
-    found = many(desk, asked)
+    records = many(desk, asked)
     rows: list[tuple[Value, ...]] = [
         (net.title, said(s), *_percent(clean_accuracy(r[0]), *map(robust_accuracy, r)))
-        for (net, s), r in found.items()
+        for (net, s), r in records.items()
     ]
     head = (
         "network",
@@ -88,13 +88,13 @@ def _residual(desk: Desk) -> Iterator[Part]:
     n, eps = desk.pick(100, 1000), 0.007
     cells = {s: [Cell(RESIDUAL.sloped(s), RESIDUAL.slice(n), FGSM(), Linf(eps))] for s in GENTLE}
     margins = {
-        s: [replace(c, attack=FGSM(loss="margin")) for c in made] for s, made in cells.items()
+        s: [replace(c, attack=FGSM(loss="margin")) for c in same] for s, same in cells.items()
     }
-    found, beside = many(desk, cells), many(desk, margins)
-    clean = {s: clean_accuracy(r) for s, (r,) in found.items()}
+    plain, beside = many(desk, cells), many(desk, margins)
+    clean = {s: clean_accuracy(r) for s, (r,) in plain.items()}
     rows: list[tuple[Value, ...]] = [
         (said(s), *_percent(clean[s], *map(robust_accuracy, (r, *beside[s]))))
-        for s, (r,) in found.items()
+        for s, (r,) in plain.items()
     ]
     head = ("slope", "clean", "FGSM", "FGSM, margin")
     yield Table(
@@ -130,7 +130,7 @@ def _residual(desk: Desk) -> Iterator[Part]:
 # ------------------------------------------------------------------------------------- moved inputs
 
 
-def _shifted(desk: Desk) -> Iterator[Part]:
+def _shift_inputs(desk: Desk) -> Iterator[Part]:
     n, eps = desk.pick(500, 10_000), MNIST.eps[-1]
     asked = {
         (net, s): [
@@ -140,7 +140,7 @@ def _shifted(desk: Desk) -> Iterator[Part]:
         for net in (MNIST, SHIFTED)
         for s in SLOPES
     }
-    found = many(desk, asked)
+    records = many(desk, asked)
     rows: list[tuple[Value, ...]] = [
         (
             net.title,
@@ -149,7 +149,7 @@ def _shifted(desk: Desk) -> Iterator[Part]:
                 clean_accuracy(ce), *map(robust_accuracy, (ce, margin)), zero_gradient_share(ce)
             ),
         )
-        for (net, s), (ce, margin) in found.items()
+        for (net, s), (ce, margin) in records.items()
     ]
     head = (
         "network",
@@ -165,7 +165,9 @@ def _shifted(desk: Desk) -> Iterator[Part]:
         tuple(rows),
     )
     apart = {
-        s: abs(100 * (robust_accuracy(found[MNIST, s][0]) - robust_accuracy(found[SHIFTED, s][0])))
+        s: abs(
+            100 * (robust_accuracy(records[MNIST, s][0]) - robust_accuracy(records[SHIFTED, s][0]))
+        )
         for s in SLOPES
     }
     far = max(apart, key=lambda s: apart[s])
