@@ -342,9 +342,9 @@ def pictures(record: Record, most: int = 6) -> str:
 
 def _order_broken_first(record: Record, most: int) -> list[int]:
     kept = len(record.examples) if record.examples is not None else 0
-    beaten = [i for i in range(kept) if record.clean[i] == record.label[i] != record.adversarial[i]]
-    others = [i for i in range(kept) if i not in beaten]
-    return (beaten + others)[:most]
+    broken = [i for i in range(kept) if record.clean[i] == record.label[i] != record.adversarial[i]]
+    others = [i for i in range(kept) if i not in broken]
+    return (broken + others)[:most]
 
 
 def _how(line: Line) -> str:

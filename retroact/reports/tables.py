@@ -154,8 +154,8 @@ def worst_cases(group: Sequence[Line]) -> list[Worst]:
 
 
 def _worst(name: str, records: list[Record]) -> Worst:
-    stands = worst_case(records)
-    n, k = len(stands), int(stands.sum())
+    robust = worst_case(records)
+    n, k = len(robust), int(robust.sum())
     return Worst(name, len(records), k / n, wilson(k, n), n)
 
 

@@ -170,7 +170,7 @@ def test_two_goes_find_what_one_finds():
 def test_one_run_gives_the_curve_of_all_budgets():
     images, net, last = data("digits[:40]"), Model("digits-cnn")(), 10
     long = evaluate(net, images, ErichsonPGD(0.03, last + 2, (1.0,)), Linf(1.0))
-    curve = figure_9.accuracies(figure_9.fallen(long), last)
+    curve = figure_9.accuracies(figure_9.broken_after(long), last)
     for budget in (1, 4, last - 1, last):
         short = evaluate(net, images, ErichsonPGD(0.03, budget, (1.0,)), Linf(1.0))
         assert curve[budget] == pytest.approx(100 * robust_accuracy(short)), budget

@@ -142,25 +142,25 @@ def _judge_monotone(desk: Desk, curves: dict[str, dict[float, Point]]) -> Claim:
         return Claim(
             "kappa_monotone", "not tested", f"none of its networks is here{untested(desk, PAPERS)}"
         )
-    falls, truth = [], {}
+    shrinks, truth = [], {}
     for net in available(desk, PAPERS):
         for name in DEEPFOOLS:
             noise = [p[name]["noise"] for p in curves[net.name].values()]
             if any(b <= a for a, b in pairwise(noise)):
-                falls.append(f"{net.title}, {ATTACKS[name]}")
+                shrinks.append(f"{net.title}, {ATTACKS[name]}")
         truth[net.title] = [median_ratio(desk, net, k) for k in (net.kappa, FURTHER * net.kappa)]
     grows = all(a >= GROWS and a * GROWS <= b for a, b in truth.values())
     said = "; ".join(f"{title} × {a:.2f} and × {b:.2f}" for title, (a, b) in truth.items())
     noise_said = (
-        f"noise does not grow throughout: {', '.join(falls)}"
-        if falls
+        f"noise does not grow throughout: {', '.join(shrinks)}"
+        if shrinks
         else "DeepFool's noise grows throughout"
     )
     because = (
         f"{noise_said}; verified minimum norm at kappa and at {FURTHER:g} kappa, over that at 0:"
         f" {said}"
     )
-    return Claim("kappa_monotone", answered(not falls, grows), because + untested(desk, PAPERS))
+    return Claim("kappa_monotone", answered(not shrinks, grows), because + untested(desk, PAPERS))
 
 
 def _judge_further(desk: Desk) -> Claim:

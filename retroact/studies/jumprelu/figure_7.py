@@ -2,7 +2,7 @@
 
 PGD in steps of 0.01 with a budget that leaves the source nearly nothing (1000 steps), each image
 frozen at the first step that fools the source. Grid and budget are ours, for the paper states
-neither. The second matrix takes away the freezing: as many steps on every image, fallen or not, so
+neither. The second matrix takes away the freezing: as many steps on every image, broken or not, so
 that examples are not minimal ones.
 """
 
@@ -98,7 +98,7 @@ def _compare_unfrozen(nets: list[Net], free: dict[str, NDArray[np.float64]]) -> 
 
 
 def heatmaps(nets: list[Net], matrices: dict[str, NDArray[np.float64]]) -> str:
-    """A matrix for each network, numbers in its cells, dark where the target stands."""
+    """A matrix for each network, numbers in its cells, dark where the target is robust."""
     figure = Canvas(figsize=(3.3 * len(nets), 3.7), layout="constrained")
     for axes, net in zip(figure.subplots(1, len(nets), squeeze=False)[0], nets, strict=True):
         values, names = matrices[net.title], [f"{k:g}" for k in grid(net)]

@@ -57,7 +57,7 @@ def shots(desk: Desk, net: Net, attack: str, most: int) -> list[Shot]:
 
 def commonest(desk: Desk, net: Net, attack: str) -> list[tuple[int, int, int]]:
     """At kappa 0 and the paper's: the class that most fooled images are taken for, how many are,
-    and how many fell."""
+    and how many are broken."""
     counted = []
     for record in _records(desk, net, attack):
         seen = record.adversarial[

@@ -106,8 +106,8 @@ def _judge_layers(rows: Rows) -> Claim:
         gains.append(max(r.pgd for r in layers) - of[WHOLE[0]].pgd)
         truths.append(max(r.verified for r in layers) - of[PLAIN[0]].verified)
     because = (
-        f"the best choice of layers gives {_print_signed(gains)} points beside one kappa for all under"
-        f" the paper's PGD (base, robust), and {_print_signed(truths)} points beside the plain network"
+        f"the best choice of layers gives {_sign(gains)} points beside one kappa for all under"
+        f" the paper's PGD (base, robust), and {_sign(truths)} points beside the plain network"
         " verified"
     )
     return Claim("per_layer_kappa", answered(max(gains) < 1, max(truths) < 1), because)
@@ -123,13 +123,13 @@ def _judge_bounds(rows: Rows) -> Claim:
         best.append(max(kept, default=plain.pgd) - plain.pgd)
         whole.append(of[WHOLE[0]].pgd - plain.pgd)
     because = (
-        f"bounds that cost at most a point clean gain {_print_signed(best)} points under the paper's PGD"
-        f" (base, robust), one kappa for all {_print_signed(whole)}"
+        f"bounds that cost at most a point clean gain {_sign(best)} points under the paper's PGD"
+        f" (base, robust), one kappa for all {_sign(whole)}"
     )
     return Claim(
         "bounded_relu", answered(all(b < w for b, w in zip(best, whole, strict=True))), because
     )
 
 
-def _print_signed(values: list[float]) -> str:
+def _sign(values: list[float]) -> str:
     return " and ".join(f"{v:+.1f}" for v in values)

@@ -67,7 +67,7 @@ def make(desk: Desk) -> Iterator[Part]:
     yield Table("The same attacks, carried on: accuracy of the retrofit, %", head, longer(desk))
     yield Text(
         "A frozen example lies on the source's boundary, with no confidence at all, and any change"
-        " of the network undoes it. **All steps**: PGD's budget is spent on every image, fallen or"
+        " of the network undoes it. **All steps**: PGD's budget is spent on every image, broken or"
         " not. **× 1.1, × 1.25**: DeepFool's perturbation is made that much longer before it is"
         " shown to the retrofit. The attacker still knows nothing of kappa, and asks nothing of the"
         " retrofit."

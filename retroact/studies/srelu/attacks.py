@@ -38,7 +38,7 @@ def images(desk: Desk, attack: str, net: Net) -> int:
 
 
 def attack_cells(net: Net, attack: str, model: Model, n: int) -> list[Cell]:
-    """The cells behind one curve of Figure 3. Our PGD leaves fallen images alone and is else the
+    """The cells behind one curve of Figure 3. Our PGD leaves broken images alone and is else the
     published one."""
     radii = tuple(e for e in net.eps if e > 0)
     if attack == "FGSM":
@@ -71,8 +71,8 @@ def accuracies(net: Net, attack: str, records: list[Record]) -> list[float]:
 
 
 def _left_after(steps: int, record: Record) -> float:
-    """Robust accuracy of fewer steps than were made: whoever falls at step j is dropped after 10 (j
-    + 1) gradients.
+    """Robust accuracy of fewer steps than were made: an image broken at step j is dropped after
+    10 (j + 1) gradients.
 
     Two steps more than the longest column make that count unambiguous.
     """

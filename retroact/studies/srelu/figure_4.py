@@ -241,14 +241,14 @@ class RuinedImages:
                 )
             decided = net(examples[-1]).argmax(1)
         each = torch.stack([x.isnan().flatten(1).any(1) for x in examples])
-        stands, nan = torch.where(each, clean == images.labels, ~success), each[-1]
+        robust, nan = torch.where(each, clean == images.labels, ~success), each[-1]
         return {
             "n": len(images),
             "nan": int(nan.sum()),
             "as_class_0": int((decided[nan] == 0).sum()),
             "labelled_0": int((images.labels[nan] == 0).sum()),
             "counted": [100 * float(v.float().mean()) for v in ~success],
-            "kept_out": [100 * float(v.float().mean()) for v in stands],
+            "kept_out": [100 * float(v.float().mean()) for v in robust],
         }
 
 

@@ -4,7 +4,7 @@ Nothing of it was published, neither code nor numbers. Here: a second network of
 architecture at slope 1, with weights of its own, learns the outputs of the sloped target, −Σ
 softmax(z_target) log softmax(z_surrogate), by Adam (1e-3) on training images; its gradients then
 attack the target. PGD is the paper's: steps of 2/255, 40 of them, from the clean image. The target
-decides when an image has fallen, so PGD stops at the first step that fools it.
+decides when an image is broken, so PGD stops at the first step that fools it.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from retroact.studies.srelu.attacks import make_attack
 from retroact.studies.srelu.networks import NETS, Net, said
 from retroact.studies.truth import answered
 
-WAYS = ("direct, slope 1", "direct, this slope", "surrogate", "slope-1 twin", "direct, margin loss")
+WAYS = ("direct, slope 1", "direct, this slope", "surrogate", "from slope 1", "direct, margin loss")
 Curves = dict[tuple[str, float, str], list[float]]
 """Accuracy in percent over the net's eps grid, by attack, slope and way."""
 
@@ -149,7 +149,7 @@ def _curves(desk: Desk, net: Net, learned: dict[float, dict[str, Any]]) -> Curve
             by_way[name, slope, "direct, slope 1"] = plain
             by_way[name, slope, "direct, this slope"] = direct
             by_way[name, slope, "surrogate"] = [direct[0], *transferred[name]]
-            by_way[name, slope, "slope-1 twin"] = _curve(
+            by_way[name, slope, "from slope 1"] = _curve(
                 desk, net, slope, name, source=net.sloped(1.0)
             )
             by_way[name, slope, "direct, margin loss"] = _curve(
@@ -200,7 +200,7 @@ def _agreement(learned: dict[str, dict[float, dict[str, Any]]], images: int, epo
         f"The surrogate learns from {images} training images, {epochs}"
         f" times over, and then decides like its target on these test images: {shown}. A steep"
         " target's outputs are one-hot, so it learns decisions rather than logits; how far it"
-        " falls short of the twin is its own weakness, not the target's strength. The figure's"
+        " falls short of that network is its own weakness, not the target's strength. The figure's"
         " caption in the paper, “Lower y value here means better defense”, contradicts its axis,"
         " accuracy: higher is better. The legend's last entry is not in the paper: the attacked"
         " network's own gradients again, of the margin instead of the cross-entropy."
@@ -213,7 +213,7 @@ def _agreement(learned: dict[str, dict[float, dict[str, Any]]], images: int, epo
 def _claim(by_net: dict[str, Curves], slopes: tuple[float, ...]) -> Claim:
     """Severely hindered: the surrogate takes half of the clean accuracy somewhere on the grid.
     Higher than directly: its mean over the attacked eps is above that of the direct attack at slope
-    1; truly: so is the twin's.
+    1; truly: so is that under the gradients of slope 1.
     """
     cases = [
         (c, key)
@@ -223,16 +223,16 @@ def _claim(by_net: dict[str, Curves], slopes: tuple[float, ...]) -> Claim:
     ]
     hindered = all(min(c[key]) < c[key][0] / 2 for c, key in cases)
     above = [_mean_gap(c, key, "surrogate") for c, key in cases]
-    twins = [_mean_gap(c, key, "slope-1 twin") for c, key in cases]
+    from_1 = [_mean_gap(c, key, "from slope 1") for c, key in cases]
     margins = [_mean_gap(c, key, "direct, margin loss") for c, key in cases]
     return Claim(
         "figure8",
-        answered(hindered and min(above) > 0, min(twins) > 1),
+        answered(hindered and min(above) > 0, min(from_1) > 1),
         f"slope {max(slopes):g}, FGSM and PGD, three networks: the surrogate takes half of the"
         f" clean accuracy or more {'everywhere' if hindered else 'not everywhere'}; mean accuracy"
         f" above the direct attack at slope 1 by {min(above):+.1f} to {max(above):+.1f} points"
-        f" under the surrogate, {min(twins):+.1f} to {max(twins):+.1f} under the slope-1 twin's"
-        f" gradients, {min(margins):+.1f} to {max(margins):+.1f} under its own with the margin"
+        f" under the surrogate, {min(from_1):+.1f} to {max(from_1):+.1f} under the gradients"
+        f" of slope 1, {min(margins):+.1f} to {max(margins):+.1f} under its own with the margin"
         " loss",
     )
 

@@ -182,8 +182,8 @@ def _claim(by_slope: dict[float, dict[str, Any]]) -> Claim:
     return Claim(
         "figure9",
         answered(apart > 1 and loose > 1, change < -SAME),
-        f"from slope 1 to {max(by_slope):g} the raw distance between digits grows {apart:,.0f} times,"
-        f" that within a digit {loose:,.0f} times; the ratio between/within, which no factor"
+        f"from slope 1 to {max(by_slope):g} the raw distance between digits grows {apart:,.0f}"
+        f" times, that within a digit {loose:,.0f} times; the ratio between/within, which no factor"
         f" changes, goes from {low['ratio']:.2f} to {high['ratio']:.2f} ({100 * change:+.0f} %;"
         f" less compact would be a fall of more than {100 * SAME:.0f} %)",
     )

@@ -1,7 +1,7 @@
 """Question: a residual network, an attack without gradients, transfer, and inputs that moved
 
 The paper leaves larger networks, black-box attacks and transfer for later. Here they are in small:
-Square, which sees scores and no gradient, and the slope-1 twin's gradients, on the paper's three
+Square, which sees scores and no gradient, and the gradients of slope 1, on the paper's three
 networks; slopes on a ResNet-20, whose skips carry what no slope has multiplied past those that did;
 and the MNIST CNN as it was published, trained on normalised images and tested on raw pixels, beside
 ours, which sees raw pixels both times.
@@ -31,7 +31,7 @@ GENTLE = (0.5, 1.0, 1.1, 1.25, 1.5, 2.0, 10.0)
 USEFUL = 0.8
 """The share of the clean accuracy at slope 1 that a slope must keep to be worth an audit."""
 EPS = {"mnist": 0.1, "cifar10": 0.01}
-"""Radii of the paper's grids at which something still stands at slope 1."""
+"""Radii of the paper's grids at which something is still robust at slope 1."""
 
 
 def make(desk: Desk) -> Iterator[Part]:
@@ -61,7 +61,7 @@ def _without_gradients(desk: Desk) -> Iterator[Part]:
         "clean",
         "PGD, cross-entropy",
         "Square, 500 queries",
-        "PGD, slope-1 twin's gradients",
+        "PGD, gradients of slope 1",
     )
     yield Table(
         f"Accuracy (%) at eps {EPS['mnist']:g} (MNIST) and {EPS['cifar10']:g} (CIFAR-10)",
@@ -71,7 +71,7 @@ def _without_gradients(desk: Desk) -> Iterator[Part]:
     yield Text(
         "Square asks for scores and never for a gradient, so what it finds is there whatever the"
         " gradients say: where it leaves less than PGD, the slope has blinded PGD and closed"
-        " nothing. So has the twin, whose gradients a slope does not touch."
+        " nothing. So has the network at slope 1, whose gradients no slope touches."
     )
 
 

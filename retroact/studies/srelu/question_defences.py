@@ -32,6 +32,7 @@ from retroact.attacks.fgsm import FGSM
 from retroact.auditing.battery import VERSION
 from retroact.auditing.numbers import AuditNumbers
 from retroact.auditing.verdict import MARGIN
+from retroact.crafting.losses import Loss
 from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import evaluate_all
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
@@ -214,8 +215,9 @@ class Trained:
             "clean": 100 * clean_accuracy(records[0]),
             "FGSM": [100 * robust_accuracy(r) for r in records],
         }
-        for name, loss in (("PGD", "cross_entropy"), ("PGD, margin", "margin")):
-            climbs = [(make_attack("PGD", e, loss), [Linf(e)]) for e in EPS]  # type: ignore[arg-type]
+        losses: dict[str, Loss] = {"PGD": "cross_entropy", "PGD, margin": "margin"}
+        for name, loss in losses.items():
+            climbs = [(make_attack("PGD", e, loss), [Linf(e)]) for e in EPS]
             runs = [evaluate_all(net, test, *climb, chunk=CHUNK)[0] for climb in climbs]
             shares[name] = [100 * robust_accuracy(r) for r in runs]
         return shares
@@ -250,7 +252,7 @@ def _same_slope(desk: Desk) -> Iterator[Part]:
         "same_slope_training",
         answered(not seems, not is_so),
         "slope 2 in training and test against slope 1 in both, share of the rightly decided images"
-        " that stand, mean over eps, in points: "
+        " that are robust, mean over eps, in points: "
         + ", ".join(f"{k} {v:+.1f}" for k, v in gains.items())
         + f"; an improvement would be {allowed:g} points or more; one training each"
         + (

@@ -34,7 +34,7 @@ from retroact.studies.desk import Desk
 from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.attacks import images
 from retroact.studies.srelu.networks import CNN1, MNIST, NETS, SLOPES, Net, many, said
-from retroact.studies.srelu.scaled_pixels import ScaledPixels
+from retroact.studies.srelu.scaled_pixels import ScaledPixels, StepOn
 from retroact.studies.truth import answered
 
 STEEP = (10.0, 100.0)
@@ -196,7 +196,7 @@ def _scale_down(desk: Desk) -> Iterator[Part]:
     yield Text(
         "**Does submitting a scaled-down image counter the defence?** Two readings. *Submitted*:"
         " the network is given x/s, and attacked there with eps/s, the same share of the contrast;"
-        " without biases and with s = α^L that is exactly FGSM on the undefended network. *Looked"
+        " without biases and with s = α^L that is exactly FGSM on the network at slope 1. *Looked"
         " at*: the gradient is taken at x/s, the step eps is made on x itself and judged there."
         " “Fooled” is the share of images that are right before the step and wrong after it. The"
         " attack counters the defence where, for the best s of α, α², …, α^L, it fools at least"
@@ -217,8 +217,8 @@ def _scale_down(desk: Desk) -> Iterator[Part]:
     )
     rows: list[tuple[Value, ...]] = []
     for (net, slope), by_scale in by_net.items():
-        undefended = _count_fooled(desk, net, 1.0, 1.0, n, submitted=True)
-        rows.append((net.title, "1", "–", *undefended, *undefended))
+        unsloped = _count_fooled(desk, net, 1.0, 1.0, n, submitted=True)
+        rows.append((net.title, "1", "–", *unsloped, *unsloped))
         rows += [
             (net.title, said(slope), said(s), *sub, *look) for s, (sub, look) in by_scale.items()
         ]
@@ -240,9 +240,10 @@ def _counters(
 def _count_fooled(
     desk: Desk, net: Net, slope: float, down: float, n: int, *, submitted: bool
 ) -> tuple[float, float]:
-    eps, where = net.eps[-1], "scaled" if submitted else "original"
+    eps = net.eps[-1]
+    where: StepOn = "scaled" if submitted else "original"
     step = eps / down if submitted else eps
-    asked = ScaledPixels(net.sloped(slope), net.slice(n), 1 / down, (step,), step_on=where)  # type: ignore[arg-type]
+    asked = ScaledPixels(net.sloped(slope), net.slice(n), 1 / down, (step,), step_on=where)
     f = desk.facts(asked)
     return 100 * f["right"] / f["n"], 100 * (1 - f["left"][0] / max(1, f["right"]))
 
@@ -264,8 +265,9 @@ def _counter_claim(
         )
         submitted.append(sub >= bare / 2)
         looked.append(look >= bare / 2)
+        direct = by_scale[1.0][0][1]
         told.append(
-            f"{net.title} slope {said(slope)}: {by_scale[1.0][0][1]:.0f} → {sub:.0f} and {look:.0f} of"
+            f"{net.title} slope {said(slope)}: {direct:.0f} → {sub:.0f} and {look:.0f} of"
             f" {bare:.0f}"
         )
     because = (

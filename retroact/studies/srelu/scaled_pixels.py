@@ -19,6 +19,8 @@ from retroact.nets.data import data
 from retroact.spec import Positive, spec
 from retroact.studies.srelu import CHUNK
 
+StepOn = Literal["scaled", "original"]
+
 
 @spec
 class ScaledPixels:
@@ -37,7 +39,7 @@ class ScaledPixels:
     eps: tuple[float, ...]
     clipped: bool = False
     loss: Loss = "cross_entropy"
-    step_on: Literal["scaled", "original"] = "scaled"
+    step_on: StepOn = "scaled"
 
     def __call__(self) -> dict[str, Any]:
         net, images = self.model(), data(self.data)

@@ -3,8 +3,8 @@
 A slope multiplies the logits by alpha per sloped layer, and the cross-entropy of a sure decision
 has no gradient left in float32. Four ways round it, all with the paper's attacks and eps: the
 margin of the logits as the loss; the cross-entropy of the folded network, which computes the same
-without the factor; the gradients of the slope-1 twin; and the audit, which attacks twin and sloped
-network alike and takes the worst case, example by example.
+without the factor; the gradients of the network at slope 1; and the audit, which attacks that and
+the sloped network alike and takes the worst case, example by example.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from retroact.studies.desk import Desk
 from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.attacks import make_attack
 from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, said
-from retroact.studies.truth import Audited, audits
+from retroact.studies.truth import Audited, BatteryName, audits
 
 Curves = dict[float, list[float]]
 """Accuracy in percent over the net's eps grid, by slope."""
@@ -57,7 +57,7 @@ def make(desk: Desk) -> Iterator[Part]:
         ("network", *(f"slope {s:g}" for s in SLOPES)),
         tuple((net.title, *_dead(desk, net)) for net in NETS),
     )
-    yield audits(desk, "Audits: twin → sloped network, accuracies in %", _audit(desk))
+    yield audits(desk, "Audits: slope 1 → this slope, accuracies in %", _audit(desk))
 
 
 # -------------------------------------------------------------------------------------- four ways
@@ -76,11 +76,11 @@ class OnFolded:
 
     def __call__(self) -> dict[str, Any]:
         net, images = self.model().eval(), data(self.data)
-        guide = fold(net, scaled=False)
+        source = fold(net, scaled=False)
         shares: list[float] = []
         for eps in self.eps:
             scene = net, images, make_attack(self.attack, eps), [Linf(eps)]
-            (record,) = evaluate_all(*scene, source=guide, seed=self.seed, chunk=CHUNK)
+            (record,) = evaluate_all(*scene, source=source, seed=self.seed, chunk=CHUNK)
             shares = shares or [100 * clean_accuracy(record)]
             shares.append(100 * robust_accuracy(record))
         return {"accuracy": shares}
@@ -103,9 +103,7 @@ def _ways(desk: Desk, net: Net, slopes: tuple[float, ...], name: str) -> dict[st
         "cross-entropy, as published": curve(direct),
         "margin": curve(lambda s, e: replace(direct(s, e), attack=make_attack(name, e, "margin"))),
         "cross-entropy, folded": folded,
-        "slope-1 twin's gradients": curve(
-            lambda s, e: replace(direct(s, e), source=net.sloped(1.0))
-        ),
+        "gradients of slope 1": curve(lambda s, e: replace(direct(s, e), source=net.sloped(1.0))),
     }
 
 
@@ -150,8 +148,8 @@ def _audit(desk: Desk) -> list[tuple[str, Audited]]:
     for net in NETS:
         images = net.slice(desk.pick(200, 1000 if net is MNIST else 500))
         threat = Linf(0.3) if net is MNIST else Linf(2 / 255)
-        battery = desk.pick("quick", "whole")
+        battery: BatteryName = "quick" if desk.quick else "whole"
         for slope in desk.pick((10.0, 100.0), (0.5, 2.0, 5.0, 10.0, 100.0)):
-            what = Audited(net.sloped(1.0), net.sloped(slope), images, threat, battery)  # type: ignore[arg-type]
+            what = Audited(net.sloped(1.0), net.sloped(slope), images, threat, battery)
             asked.append((f"{net.title}, slope {slope:g}", what))
     return asked
