@@ -16,8 +16,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, cast
 
 import safetensors
 import torch
@@ -30,13 +31,30 @@ from retroact.files import CheckpointError, replacing
 from retroact.ground import neutral
 from retroact.nets import zoo
 from retroact.nets.classifier import Classifier, Output, sized
-from retroact.nets.tensors import bare, packed, unpack
+from retroact.nets.tensors import Layout, bare, pack, unpack
 from retroact.retrofitting.installed import Installed
 from retroact.retrofitting.surgery import Retrofit
 from retroact.spec import SpecError, parse, show
 
 FORMAT = "1"
 _SHIFTS = "retrofit.shifts."
+
+
+class Page(TypedDict, total=False):
+    """What a file says of its network: how to build, normalise and retrofit it, and how the tensors
+    beside it lie (`held`)."""
+
+    format: str
+    name: str
+    network: str
+    code: str
+    mean: list[float]
+    std: list[float]
+    shape: Sequence[int] | None
+    output: str | int | list[str | int] | tuple[str | int, ...] | None
+    adapted: bool
+    retrofit: str | None
+    held: Layout
 
 
 @neutral()
@@ -47,8 +65,21 @@ def save(net: str | os.PathLike[str] | nn.Module, path: str | Path) -> Path:
     and for an `output=` adapter that is a function, which no file can hold (that of a
     `package.module:function` can).
     """
-    net = named(net)
-    if Path(path).suffix != ".safetensors":
+    net = _check_can_be_saved(named(net), Path(path))
+    retrofit: Retrofit | None = getattr(net, "retrofit", None)
+    tensors, held = pack(net.module, leave=lambda module: isinstance(module, Installed))
+    tensors |= {name: getattr(net, name).detach().cpu() for name in ("mean", "std")}
+    if retrofit is not None:
+        for sha256, content in retrofit.activation.files().items():
+            tensors[_SHIFTS + sha256] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
+    page = _describe(net, retrofit)
+    if held:
+        page["held"] = held
+    return _write(tensors, {"retroact": json.dumps(page)}, Path(path))
+
+
+def _check_can_be_saved(net: nn.Module, path: Path) -> Classifier:
+    if path.suffix != ".safetensors":
         raise ValueError(
             f"expected a name that ends in .safetensors, got {str(path)!r}; `load` would not read"
             " another"
@@ -61,18 +92,17 @@ def save(net: str | os.PathLike[str] | nn.Module, path: str | Path) -> Path:
         raise ValueError(
             "an output= that is a function cannot be saved; use a name or a position instead"
         )
-    retrofit: Retrofit | None = getattr(net, "retrofit", None)
-    if retrofit is not None and net.shape is None:
+    if getattr(net, "retrofit", None) is not None and net.shape is None:
         raise ValueError(
             "a retrofit is made anew on an image when it is read; set net.shape = (c, h, w) and"
             " save then"
         )
-    tensors, held = packed(net.module, leave=lambda module: isinstance(module, Installed))
-    tensors |= {name: getattr(net, name).detach().cpu() for name in ("mean", "std")}
-    if retrofit is not None:
-        for sha256, content in retrofit.activation.files().items():
-            tensors[_SHIFTS + sha256] = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-    said = {
+    return net
+
+
+def _describe(net: Classifier, retrofit: Retrofit | None) -> Page:
+    """What the file says of the network."""
+    return {
         "format": FORMAT,
         "name": net.name,
         "network": net.network,
@@ -83,8 +113,7 @@ def save(net: str | os.PathLike[str] | nn.Module, path: str | Path) -> Path:
         "output": None if callable(net.output) else net.output,
         "adapted": callable(net.output),
         "retrofit": None if retrofit is None else show(retrofit),
-    } | ({"held": held} if held else {})
-    return _write(tensors, {"retroact": json.dumps(said)}, Path(path))
+    }
 
 
 def load(
@@ -112,7 +141,7 @@ def load(
                 " code"
             )
         return _read(Path(text), into)
-    if ":" in text and weights is not None and _says(Path(weights).expanduser()) is not None:
+    if ":" in text and weights is not None and _page_of(Path(weights).expanduser()) is not None:
         return _read(Path(weights).expanduser(), sized(zoo.from_user(text), shape))
     if ":" in text:
         return sized(zoo.from_user(text, weights), shape)
@@ -126,71 +155,75 @@ def load(
 def code_of(path: str | Path) -> str:
     """The `package.module:function` that built the network in a file of `save`; "" where there is
     none."""
-    said = _says(Path(path)) or {}
-    return "" if said.get("network") else str(said.get("code", ""))
+    page = _page_of(Path(path)) or {}
+    return "" if page.get("network") else str(page.get("code", ""))
 
 
 def digest(net: nn.Module) -> str:
     """The first 16 hex digits of a SHA-256 over names, types, shapes and bits of all weights and
     buffers, and over the retrofit where there is one."""
-    found = hashlib.sha256(show(getattr(net, "retrofit", None)).encode())
+    sha = hashlib.sha256(show(getattr(net, "retrofit", None)).encode())
     for name, value in sorted((bare(name), value) for name, value in net.state_dict().items()):
         if not isinstance(value, Tensor):
             content = json.dumps(value, sort_keys=True, default=lambda v: type(v).__name__)
-            found.update(f"{name} {content}".encode())
+            sha.update(f"{name} {content}".encode())
             continue
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
-        found.update(
-            value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
-    return found.hexdigest()[:16]
+        sha.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        sha.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()[:16]
 
 
 @neutral()
 def _read(path: Path, into: nn.Module | None) -> nn.Module:
-    said, tensors = _opened(path)
+    page, tensors = _open(path)
     try:
-        net = _built(said, into, path)
-        unpack(net.module, tensors, said.get("held", {}))
+        net = _build(page, into, path)
+        unpack(net.module, tensors, page.get("held", Layout()))
         for name in {"mean", "std"} & tensors.keys():
             setattr(net, name, tensors[name])
     except (RuntimeError, SpecError, KeyError, TypeError) as e:
         raise CheckpointError(f"{path} does not fit the network it names: {e}") from None
-    net.name = said["name"] or path.stem
+    net.name = page["name"] or path.stem
     for name, tensor in tensors.items():
         if name.startswith(_SHIFTS):
             embed(tensor.numpy().tobytes(), sha256=name.removeprefix(_SHIFTS))
-    if said["retrofit"] is None:
+    if page["retrofit"] is None:
         return net
-    retrofit = parse(said["retrofit"])
+    try:
+        retrofit = parse(page["retrofit"])
+    except SpecError as e:
+        raise CheckpointError(
+            f"{path} was retrofitted with {page['retrofit']}: {e}; where that is an activation of"
+            " your own, import its module first (on the command line: --import)"
+        ) from None
     if not isinstance(retrofit, Retrofit):
         raise CheckpointError(
-            f"{path} should name a Retrofit, got {said['retrofit']}; save the network again"
+            f"{path} should name a Retrofit, got {page['retrofit']}; save the network again"
         )
     return retrofit(net)
 
 
-def _built(said: dict[str, Any], into: nn.Module | None, path: Path) -> Classifier:
-    if into is None and not said["network"]:
-        raise CheckpointError(_whose(path, str(said.get("code", ""))))
+def _build(page: Page, into: nn.Module | None, path: Path) -> Classifier:
+    if into is None and not page["network"]:
+        raise CheckpointError(_cure_of(path, str(page.get("code", ""))))
     if into is None:
-        network = parse(said["network"])
+        network = parse(page["network"])
         if not isinstance(network, zoo.Network):
-            raise SpecError(f"it should name a Network, got {said['network']}")
+            raise SpecError(f"it should name a Network, got {page['network']}")
         return network()
     inner = into.module if isinstance(into, Classifier) else into
-    shape = getattr(into, "shape", None) if said["shape"] is None else tuple(said["shape"])
+    shape = getattr(into, "shape", None) if page["shape"] is None else tuple(page["shape"])
     net = Classifier(
-        inner, said["mean"], said["std"], shape=shape, output=_output(said, into, path)
+        inner, page["mean"], page["std"], shape=shape, output=_output(page, into, path)
     )
-    net.code = into.code if isinstance(into, Classifier) else str(said.get("code", ""))
+    net.code = into.code if isinstance(into, Classifier) else str(page.get("code", ""))
     return net
 
 
-def _output(said: dict[str, Any], into: nn.Module, path: Path) -> Output:
-    if not said.get("adapted"):
-        output: Output = said["output"]
-        return output
+def _output(page: Page, into: nn.Module, path: Path) -> Output:
+    if not page.get("adapted"):
+        output = page["output"]
+        return tuple(output) if isinstance(output, list) else output
     if not isinstance(into, Classifier) or not callable(into.output):
         raise CheckpointError(
             f"{path} holds a network whose output= is a function, which no file can hold: "
@@ -199,7 +232,7 @@ def _output(said: dict[str, Any], into: nn.Module, path: Path) -> Output:
     return into.output
 
 
-def _whose(path: Path, code: str) -> str:
+def _cure_of(path: Path, code: str) -> str:
     if not code:
         return (
             f"{path} holds a network of your own, whose code it cannot name; "
@@ -212,19 +245,19 @@ def _whose(path: Path, code: str) -> str:
     )
 
 
-def _says(path: Path) -> dict[str, Any] | None:
+def _page_of(path: Path) -> Page | None:
     """What a file of `save` says of its network; None for every other file."""
     if path.suffix != ".safetensors" or not path.is_file():
         return None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            said = json.loads((file.metadata() or {})["retroact"])
+            page = json.loads((file.metadata() or {})["retroact"])
     except (KeyError, ValueError, OSError, safetensors.SafetensorError):
         return None
-    return said if isinstance(said, dict) else None
+    return cast(Page, page) if isinstance(page, dict) else None
 
 
-def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _open(path: Path) -> tuple[Page, dict[str, Tensor]]:
     if not path.is_file():
         raise CheckpointError(
             f"no file {path}; save(net, path) or `retroact retrofit … --out FILE` writes one"
@@ -237,7 +270,7 @@ def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            said = json.loads((file.metadata() or {})["retroact"])
+            page = json.loads((file.metadata() or {})["retroact"])
             names = file.keys()  # a method of its own: the file is no mapping
             tensors = {name: file.get_tensor(name) for name in names}
     except KeyError:
@@ -249,11 +282,11 @@ def _opened(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CheckpointError(
             f"{path} is truncated or no safetensors file: {e}; make or fetch it again"
         ) from None
-    if said.get("format") != FORMAT:
+    if page.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} has format {said.get('format')}, expected {FORMAT}; upgrade retroact"
+            f"{path} has format {page.get('format')}, expected {FORMAT}; upgrade retroact"
         )
-    return said, tensors
+    return page, tensors
 
 
 def _write(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> Path:

@@ -16,11 +16,13 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+
+N = TypeVar("N")
 
 SLACK = 1e-6
 """How far outside the box an entry may lie, as a share of the box [0,1]: the rounding of a float32
@@ -260,16 +262,15 @@ def noting_failure(images: object) -> Iterator[None]:
         raise
 
 
-def named(net: Any) -> Any:
+def named(net: N | str | os.PathLike[str]) -> N | nn.Module:
     """`net`, or, where it is a text or a path, the network that `retroact.load` finds by it.
 
     By its public name, as `parse` finds specs, for whoever may stand before networks on disk.
     """
-    return (
-        importlib.import_module(__package__).load(net)
-        if isinstance(net, str | os.PathLike)
-        else net
-    )
+    if not isinstance(net, str | os.PathLike):
+        return net
+    module: nn.Module = importlib.import_module(__package__).load(net)
+    return module
 
 
 def warn_of_probabilities(logits: Tensor) -> bool:

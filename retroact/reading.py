@@ -10,11 +10,11 @@ What is plainly one thing is taken; all else is refused with a sentence that nam
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias, TypedDict, TypeVar, cast
+from typing import Protocol, TypeAlias, TypedDict, TypeGuard, TypeVar, cast, get_args
 
 import numpy as np
 import torch
@@ -28,8 +28,8 @@ from retroact.crafting.oracle import Network
 from retroact.crafting.threat import ThreatModel
 from retroact.doors import IMAGE, Shape, named
 from retroact.nets import sources, zoo
-from retroact.nets.arrays import IMAGE_WORDS, LABEL_WORDS, is_picture, plain, stacked
-from retroact.nets.data import DataSlice, Images, data
+from retroact.nets.arrays import IMAGE_WORDS, LABEL_WORDS, is_picture, plain, stack
+from retroact.nets.data import DataSlice, Images, Split, data
 from retroact.retrofitting.examples import Example, noise_for
 from retroact.retrofitting.surgery import Retrofit, retrofit
 from retroact.spec import is_spec, is_spec_class, parse, show, take
@@ -58,18 +58,21 @@ class Rows(Protocol):
     """Rows by position: a list of (image, label), a `datasets.Dataset`."""
 
     def __len__(self) -> int: ...
-    def __getitem__(self, position: Any, /) -> Any: ...
+    def __getitem__(self, position: int, /) -> object: ...
 
+
+Pair: TypeAlias = tuple[object, object]
+"""An image and its label, or all images and all labels."""
 
 Data: TypeAlias = (
     str
     | PathLike[str]
     | Examples
-    | tuple[Any, Any]
-    | Mapping[str, Any]
+    | Pair
+    | Mapping[str, object]
     | Rows
-    | Dataset[Any]
-    | DataLoader[Any]
+    | Dataset[object]
+    | DataLoader[object]
 )
 """What `as_images` takes."""
 
@@ -95,42 +98,41 @@ def as_images(what: Data, net: object = None) -> Images:
 
     The shape that `net` expects says where the channels are, and whether examples are images at
     all: those of a network of shape (d,) are the rows of a table (n, d). Where the data say `low`
-    and `high`, they are the box. Images are numbered in the order in
-    which they come, so a loader that shuffles numbers them anew each time, and one that drops its
-    last batch leaves it out; whatever is read is held in memory as float32. Raises ValueError or
-    TypeError, naming the cure, for any other form.
+    and `high`, they are the box. Images are numbered in the order in which they come, so a loader
+    that shuffles numbers them anew each time, and one that drops its last batch leaves it out;
+    whatever is read is held in memory as float32. Raises ValueError or TypeError, naming the cure,
+    for any other form.
     """
     if isinstance(what, Images):
         return what
     if isinstance(what, str):
         return data(what)
     if isinstance(what, PathLike):
-        return _on_disk(Path(what))
+        return _read_path(Path(what))
     shape = _shape_of(net)
     if hasattr(what, "images") and hasattr(what, "labels"):
-        return _examples(what, shape)
+        return _read_examples(cast(Examples, what), shape)
     if isinstance(what, Mapping):
         return Images.of(*_columns(what), shape=shape, **_box(what.get))
     if _is_table(what):
-        return _of_table(what, shape)
+        return _read_table(what, shape)
     if isinstance(what, DataLoader):
-        return _of_pieces(what, _batches(what), shape)
+        return _gather(what, _batches(what), shape)
     if isinstance(what, tuple | list) and len(what) == 2 and not _is_row(what[1], shape):
         return Images.of(*what, shape=shape)
-    return _of_pieces(what, _rows(what, shape), shape)
+    return _gather(what, _rows(what, shape), shape)
 
 
-def _on_disk(path: Path) -> Images:
+def _read_path(path: Path) -> Images:
     if path.suffix == ".npz":
         return DataSlice(f"npz:{path}")()
-    split = path.name in ("train", "validation", "test")
-    return DataSlice(
-        f"folder:{path.parent if split else path}", cast(Any, path.name if split else "test")
-    )()
+    if path.name in get_args(Split):
+        return DataSlice(f"folder:{path.parent}", cast(Split, path.name))()
+    return DataSlice(f"folder:{path}")()
 
 
-def _examples(what: Any, shape: Shape | None) -> Images:
-    told = {
+def _read_examples(what: Examples, shape: Shape | None) -> Images:
+    texts = {
         word: getattr(what, word)
         for word in ("name", "split")
         if isinstance(getattr(what, word, None), str)
@@ -138,8 +140,8 @@ def _examples(what: Any, shape: Shape | None) -> Images:
     box = _box(partial(getattr, what))
     index = getattr(what, "index", None)
     if index is None or callable(index):  # a named tuple's method
-        return Images.of(what.images, what.labels, shape=shape, **told, **box)
-    return Images(what.images, what.labels, index, **told, **box)
+        return Images.of(what.images, what.labels, shape=shape, **texts, **box)
+    return Images(what.images, what.labels, index, **texts, **box)
 
 
 def _shape_of(net: object) -> Shape | None:
@@ -163,7 +165,7 @@ def _box(ask: Callable[[str, None], object]) -> _Box:
     return box
 
 
-def _columns(row: Mapping[str, Any]) -> tuple[Any, Any]:
+def _columns(row: Mapping[str, object]) -> Pair:
     """The image and the label, or all of them, of a dictionary."""
     if row and all(_is_table(part) for part in row.values()):
         first, *_ = row
@@ -171,38 +173,38 @@ def _columns(row: Mapping[str, Any]) -> tuple[Any, Any]:
             f"expected one split, got a {type(row).__name__} of {', '.join(row)}; choose:"
             f" data[{first!r}]"
         )
-    found = [
+    image, label = (
         next((word for word in words if word in row), None) for words in (IMAGE_WORDS, LABEL_WORDS)
-    ]
-    if None in found:
+    )
+    if image is None or label is None:
         raise TypeError(
             "expected images and labels under names such as 'image' and 'label', got"
             f" {', '.join(map(str, row))}; give (images, labels)"
         )
-    return row[cast(str, found[0])], row[cast(str, found[1])]
+    return row[image], row[label]
 
 
 # ---------------------------------------------------------------------------------- a table of rows
 
 
-def _is_table(what: object) -> bool:
+def _is_table(what: object) -> TypeGuard[sources.Table]:
     """Whether it is a `datasets.Dataset`, which nobody holds who has not imported `datasets`."""
     datasets = sys.modules.get("datasets")
     return datasets is not None and isinstance(what, datasets.Dataset)
 
 
-def _of_table(table: Any, shape: Shape | None) -> Images:
+def _read_table(table: sources.Table, shape: Shape | None) -> Images:
     import datasets
 
     encoded = any(isinstance(feature, datasets.Image) for feature in table.features.values())
     # a transform of the user's is his data
     if not len(table) or not encoded or table.format["type"] == "custom":
         rows = table.with_format("numpy") if table.format["type"] is None else table
-        return _of_pieces(table, _rows(rows, shape), shape)
+        return _gather(table, _rows(rows, shape), shape)
     source = sources.from_datasets({"rows": table}, "your table")
-    found, labels = source.read("rows", np.arange(len(table)))
+    pixels, labels = source.read("rows", np.arange(len(table)))
     return Images.of(
-        torch.from_numpy(found),
+        torch.from_numpy(pixels),
         labels,
         name=_name_of(table),
         split=_split_of(table),
@@ -213,21 +215,21 @@ def _of_table(table: Any, shape: Shape | None) -> Images:
 # ----------------------------------------------------------------------------------- piece by piece
 
 
-def _of_pieces(what: Any, pieces: Iterator[tuple[Any, Any]], shape: Shape | None) -> Images:
+def _gather(what: object, rows: Iterator[Pair], shape: Shape | None) -> Images:
     # a loader draws from the caller's generator even where it keeps the order
     with torch.random.fork_rng(devices=[]):
-        found = list(pieces)
+        pairs = list(rows)
     box = _box(partial(getattr, [*_inner(what)][-1]))
-    if not found:
+    if not pairs:
         raise ValueError(f"expected at least one image, got a {type(what).__name__} without any")
-    labels = [_number(label) for _, label in found]
+    labels = [_number(label) for _, label in pairs]
     many = (
         labels
-        if all(np.ndim(label) == 0 for label in labels)
-        else stacked([plain(label) for label in labels])
+        if all(_dimensions(label) == 0 for label in labels)
+        else stack([plain(label) for label in labels])
     )
     return Images.of(
-        stacked([image for image, _ in found]),
+        stack([image for image, _ in pairs]),
         many,
         name=_name_of(what),
         split=_split_of(what),
@@ -237,11 +239,11 @@ def _of_pieces(what: Any, pieces: Iterator[tuple[Any, Any]], shape: Shape | None
     )
 
 
-def _number(label: Any) -> Any:
+def _number(label: object) -> object:
     return label.item() if hasattr(label, "item") and not getattr(label, "ndim", 0) else label
 
 
-def _rows(what: Any, shape: Shape | None) -> Iterator[tuple[Any, Any]]:
+def _rows(what: object, shape: Shape | None) -> Iterator[Pair]:
     """The rows of a data set or a list, each (image, label) or a dictionary; a row may be a whole
     batch."""
     if isinstance(what, Tensor | np.ndarray):
@@ -249,39 +251,38 @@ def _rows(what: Any, shape: Shape | None) -> Iterator[tuple[Any, Any]]:
             f"expected images with their labels, got one {type(what).__name__}; give (images,"
             " labels)"
         )
-    _refuse_stream(what)
-    for row in (
-        what if isinstance(what, IterableDataset) else (_row(what, i) for i in range(len(what)))
-    ):
+    positions = range(_length(what))
+    rows = cast(Rows, what)
+    for row in what if isinstance(what, IterableDataset) else (_row(rows, i) for i in positions):
         image, label = _pair(row)
         batch = _dimensions(image) == 1 + (IMAGE if shape is None else len(shape))
         yield from _in_step(image, label) if batch else [(image, label)]
 
 
-def _row(what: Any, position: int) -> Any:
+def _row(rows: Rows, position: int) -> object:
     try:
-        return what[position]
+        return rows[position]
     except (KeyError, NotImplementedError):
-        raise _unknown(what) from None
+        raise _unknown(rows) from None
 
 
-def _batches(loader: DataLoader[Any]) -> Iterator[tuple[Any, Any]]:
-    _refuse_stream(loader)
+def _batches(loader: DataLoader[object]) -> Iterator[Pair]:
+    _length(loader)
     for batch in loader:
         image, label = _pair(batch)
         yield from [(image, label)] if loader.batch_sampler is None else _in_step(image, label)
 
 
-def _in_step(images: Any, labels: Any) -> Iterator[tuple[Any, Any]]:
-    if len(images) != len(labels):
+def _in_step(images: object, labels: object) -> Iterator[Pair]:
+    x, y = cast(Sequence[object], images), cast(Sequence[object], labels)
+    if len(x) != len(y):
         raise ValueError(
-            f"expected one label per image, got a batch of {len(images)} images and {len(labels)}"
-            " labels"
+            f"expected one label per image, got a batch of {len(x)} images and {len(y)} labels"
         )
-    return zip(images, labels, strict=True)
+    return zip(x, y, strict=True)
 
 
-def _pair(row: Any) -> tuple[Any, Any]:
+def _pair(row: object) -> Pair:
     if isinstance(row, Mapping):
         return _columns(row)
     if isinstance(row, tuple | list) and len(row) > 1:
@@ -292,7 +293,7 @@ def _pair(row: Any) -> tuple[Any, Any]:
     )
 
 
-def _is_row(what: Any, shape: Shape | None) -> bool:
+def _is_row(what: object, shape: Shape | None) -> bool:
     """Whether it is (image, label) or a dictionary of both, and no labels of several images."""
     if isinstance(what, Mapping):
         return True
@@ -303,15 +304,16 @@ def _is_row(what: Any, shape: Shape | None) -> bool:
     return vector or _dimensions(what[0]) > 1 or is_picture(what[0])
 
 
-def _dimensions(what: Any) -> int:
+def _dimensions(what: object) -> int:
     if hasattr(what, "ndim"):
         return int(what.ndim)
     return 1 + (_dimensions(what[0]) if what else 0) if isinstance(what, list | tuple) else 0
 
 
-def _refuse_stream(what: Any) -> None:
+def _length(what: object) -> int:
+    """How many rows or batches there are; TypeError for a stream, and for what is no data."""
     try:
-        len(what)
+        return len(cast(Sized, what))
     except TypeError:
         if isinstance(what, type) or not (
             hasattr(what, "__iter__") or hasattr(what, "__getitem__")
@@ -323,32 +325,32 @@ def _refuse_stream(what: Any) -> None:
         ) from None
 
 
-def _unknown(what: Any) -> TypeError:
+def _unknown(what: object) -> TypeError:
     return TypeError(f"cannot read {type(what).__name__} as data; expected {FORMS}")
 
 
 # ------------------------------------------------------------------------- what data says of itself
 
 
-def _inner(what: Any) -> Iterator[Any]:
+def _inner(what: object) -> Iterator[object]:
     """The data set and those that it wraps: a loader's, a subset's."""
     while what is not None:
         yield what
         what = getattr(what, "dataset", None)
 
 
-def _name_of(what: Any) -> str:
+def _name_of(what: object) -> str:
     *_, last = _inner(what)
     return "yours" if isinstance(last, list | tuple) else f"your {type(last).__name__}"
 
 
-def _split_of(what: Any) -> str:
+def _split_of(what: object) -> str:
     """test, validation or train where the data says so, as torchvision's does: nothing is tuned on
     test data."""
     for inner in _inner(what):
-        said, trained = str(getattr(inner, "split", "")), getattr(inner, "train", None)
-        if said in SPLITS:
-            return SPLITS[said]
+        split, trained = str(getattr(inner, "split", "")), getattr(inner, "train", None)
+        if split in SPLITS:
+            return SPLITS[split]
         if isinstance(trained, bool):
             return "train" if trained else "test"
     return ""
@@ -357,12 +359,14 @@ def _split_of(what: Any) -> str:
 SPLITS = {alias: split for split, aliases in sources.ALIASES.items() for alias in aliases}
 
 
-def _class_names(what: Any, labels: Sequence[Any]) -> tuple[str, ...]:
+def _class_names(what: object, labels: Sequence[object]) -> tuple[str, ...]:
     *_, last = _inner(what)
     names = getattr(last, "classes", None)
-    fits = isinstance(names, list | tuple) and all(isinstance(n, str) for n in names)
-    whole = all(isinstance(label, int) for label in labels)
-    return tuple(names) if names and fits and whole and max(labels) < len(names) else ()
+    if not isinstance(names, list | tuple) or not all(isinstance(n, str) for n in names):
+        return ()
+    whole = [label for label in labels if isinstance(label, int)]
+    fit = len(whole) == len(labels) and max(whole) < len(names)
+    return tuple(names) if fit else ()
 
 
 # ------------------------------------------------------------------------------- networks and specs
@@ -373,56 +377,55 @@ def as_network(what: Net) -> Network:
 
     Raises ZooError or CheckpointError as `load` does, and TypeError for what is no network.
     """
-    found = named(what)
-    if isinstance(found, type):
+    net = named(what)
+    if isinstance(net, type):
         raise TypeError(
-            f"expected a network, got the class {found.__name__}; make one: {found.__name__}(…)"
+            f"expected a network, got the class {net.__name__}; make one: {net.__name__}(…)"
         )
-    if is_spec(found):
+    if is_spec(net):
         raise TypeError(
-            f"expected a network, got the spec {show(found)}; where it makes one, give what its"
+            f"expected a network, got the spec {show(net)}; where it makes one, give what its"
             " call makes"
         )
-    if not callable(found):
+    if not callable(net):
         raise TypeError(
-            f'expected a network or its name, such as "lenet-mnist", got {type(found).__name__}'
+            f'expected a network or its name, such as "lenet-mnist", got {type(net).__name__}'
         )
-    return cast(Network, found)
+    return net
 
 
 def as_module(what: Net) -> nn.Module:
     """`as_network` where a module is needed, to read its weights and activations."""
-    found = as_network(what)
-    if not isinstance(found, nn.Module):
+    net = as_network(what)
+    if not isinstance(net, nn.Module):
         raise TypeError(
-            f"expected an nn.Module, got {type(found).__name__}; wrap the function in a module"
+            f"expected an nn.Module, got {type(net).__name__}; wrap the function in a module"
         )
-    return found
+    return net
 
 
 def as_changed(
-    what: Net | Said[Activation] | Retrofit, twin: Network, images: Tensor | None = None
+    what: Net | Said[Activation] | Retrofit, before: Network, images: Tensor | None = None
 ) -> Network:
-    """A changed network, or `twin` with the activation that `what` is, or says.
+    """A changed network, or the one `before` the change with the activation that `what` is, or
+    says.
 
-    Where `twin` does not say the shape of its input, it is that of the `images` (n, c, h, w).
+    Where `before` does not say the shape of its input, it is that of the `images` (n, …).
     """
-    found: Any = parse(what) if isinstance(what, str) and _names_a_spec(what) else what
-    if isinstance(found, Retrofit):
-        return found(as_module(twin), _example(twin, images))
-    if (
-        is_spec_class(found)
-        or is_spec(found)
-        or (isinstance(found, Activation) and not isinstance(found, nn.Module))
-    ):
-        return retrofit(as_module(twin), as_activation(found), example=_example(twin, images))
-    return as_network(found)
+    after: object = parse(what) if isinstance(what, str) and _names_a_spec(what) else what
+    if isinstance(after, Retrofit):
+        return after(as_module(before), _example(before, images))
+    own = isinstance(after, Activation) and not isinstance(after, nn.Module)
+    if is_spec_class(after) or is_spec(after) or own:
+        activation = as_activation(cast(Activation, after))
+        return retrofit(as_module(before), activation, example=_example(before, images))
+    return as_network(cast(Net, after))
 
 
-def _example(twin: Network, images: Tensor | None) -> Example | None:
-    if images is None or _shape_of(twin) is not None:
+def _example(before: Network, images: Tensor | None) -> Example | None:
+    if images is None or _shape_of(before) is not None:
         return None
-    return noise_for(as_module(twin), images.shape[1:])
+    return noise_for(as_module(before), images.shape[1:])
 
 
 def _names_a_spec(text: str) -> bool:
@@ -444,7 +447,7 @@ def as_threat(what: Said[ThreatModel]) -> ThreatModel:
 def as_threats(what: Said[ThreatModel] | Sequence[Said[ThreatModel]]) -> list[ThreatModel]:
     """Threat models; one alone is a list of one."""
     several = what if isinstance(what, list | tuple) else [what]
-    return [as_threat(one) for one in cast(Sequence[Any], several)]
+    return [as_threat(threat) for threat in cast(Sequence[Said[ThreatModel]], several)]
 
 
 def as_activation(what: Said[Activation]) -> Activation:

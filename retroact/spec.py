@@ -200,14 +200,19 @@ def _is_protocol(cls: type) -> bool:
     return cls is not Protocol and bool(getattr(cls, "_is_protocol", False))
 
 
+def _is_kind(cls: type) -> bool:
+    return _is_protocol(cls) or inspect.isabstract(cls)
+
+
 def _misplaced(value: object, kind: type, where: str = "") -> SpecError:
     """The error for a value of another kind: what it is, and what belongs there."""
-    other = next((base for base in type(value).__mro__[1:] if _is_protocol(base)), None)
+    other = next((base for base in reversed(type(value).__mro__[1:]) if _is_kind(base)), None)
     name = show(value) if is_spec(value) else repr(value)[:60]
     which = "" if other is None else f", {_a(other)},"
     names = ", ".join(cls.__name__ for cls in known(kind) if cls is not kind)
-    own = callable(value) and not is_spec(value)
-    cure = f", or one of your own with {', '.join(_members(kind))}" if own else ""
+    members = ", ".join(_members(kind))
+    way = f"with {members}" if members else f"that inherits {kind.__name__}"
+    cure = f", or one of your own {way}" if callable(value) and other is None else ""
     return SpecError(
         f"{where}{where and ': '}{name}{which} does not belong here;"
         f" expected {_a(kind)}{names and ', one of: '}{names}{cure}"

@@ -67,7 +67,7 @@ def test_the_guide_to_ones_own_network_runs(tmp_path):
         for command, out in told
         if "audit" in command or "verdict" in command or "hf" in command
     ]
-    assert len(verdicts) == 5 and all(
+    assert len(verdicts) == 7 and all(
         re.search("GENUINE|HARMFUL|NO EFFECT|INCONCL|ABSTAINED", v) for v in verdicts
     )
     assert (tmp_path / "verdict.html").stat().st_size > 10_000
@@ -153,6 +153,12 @@ def _mistakes(folder):
             ra.Classifier(mine.Net()), torch.rand(40, 1, 28, 28)
         ),
         "pixels up to 255, as floats": lambda: attacked(images=x * 255),
+        "rows of a table, and a network that says no shape": lambda: attacked(
+            ra.Classifier(mine.Net()), x.flatten(1)
+        ),
+        "values of a table outside [0, 1]": lambda: ra.Images.of(
+            x.flatten(1) * 8 - 4, y, shape=(64,)
+        ),
         "normalised pixels": lambda: attacked(images=(x - 0.3) / 0.4),
         "labels from 1": lambda: attacked(labels=y + 1),
         "one-hot labels": lambda: attacked(labels=nn.functional.one_hot(y)),

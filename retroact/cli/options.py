@@ -14,7 +14,8 @@ Threat = Annotated[
     str, typer.Option(help='such as "Linf(0.3)" or "L2(1.5)"; eps is a radius in pixels')
 ]
 Data = Annotated[
-    str, typer.Option(help='such as "mnist[:1000]", "cifar10/validation", "folder:PATH"')
+    str,
+    typer.Option(help='such as "mnist[:1000]", "cifar10/validation", "folder:PATH", "npz:PATH"'),
 ]
 Activation = Annotated[
     str | None, typer.Option(help='retrofit the network first, such as "JumpReLU(kappa=1.0)"')

@@ -34,7 +34,10 @@ Access = Literal["decision", "score", "gradient"]
 _NEWTON = (
     6  # of its steps find where a line meets the box exactly, unless it cuts in very many places
 )
-_PIXELS = "eps is in pixels of [0,1], so 8 of 255 is Linf(8/255)"
+_PIXELS = (
+    "eps is in pixels of [0,1], so 8 of 255 is Linf(8/255); for data in a wider box say how wide,"
+    " Linf(3, width=20)"
+)
 
 ACCESS: tuple[Access, ...] = ("decision", "score", "gradient")
 

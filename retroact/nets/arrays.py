@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Protocol, TypeAlias, TypeGuard
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from retroact.doors import IMAGE, Shape, check_batch, check_images, check_labels
+
+Array: TypeAlias = NDArray[np.generic]
 
 IMAGE_WORDS = ("image", "images", "img", "imgs", "pixel_values", "pixels", "x", "data", "X")
 LABEL_WORDS = ("label", "labels", "target", "targets", "y", "class", "fine_label")
@@ -35,7 +38,7 @@ UNIT = (0.0, 1.0)
 
 
 def pixels(
-    images: Any,
+    images: object,
     *,
     shape: Shape | None = None,
     n: int | None = None,
@@ -57,19 +60,19 @@ def pixels(
     x = _with_channel(x, n, shape)
     sure = isinstance(images, Tensor)
     x = _channels_where_plain(x, sure=sure) if shape is None else _channels_first(x, shape)
-    x = _scaled(x) if box == UNIT else _as_floats(x)
+    x = _scale(x) if box == UNIT else _as_floats(x)
     check_batch(x, None)
     return within(x, *box)
 
 
-def within(examples: Any, low: float = 0.0, high: float = 1.0) -> Tensor:
+def within(examples: object, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Float32 (n, …) on the CPU from floats of any rank from 2, checked to lie in [low, high]."""
     x = plain(examples)
     check_images(x, tuple(x.shape[1:]) if x.ndim > 1 else None, low, high)
     return x.to(torch.float32).contiguous()
 
 
-def classes(labels: Any, n: int) -> Tensor:
+def classes(labels: object, n: int) -> Tensor:
     """Labels int64 (n,) on the CPU, from whole numbers of any type; what they must be,
     `check_labels` says."""
     y = plain(labels)
@@ -79,53 +82,54 @@ def classes(labels: Any, n: int) -> Tensor:
     return y.contiguous()
 
 
-def numbers(rows: Any, what: str) -> Tensor:
+def numbers(rows: object, what: str) -> Tensor:
     """Whole numbers, such as rows of images, int64 (n,) on the CPU; a bool mask stays one."""
-    found = plain(rows)
-    if found.ndim != 1 or (found.is_floating_point() and len(found)):
+    x = plain(rows)
+    if x.ndim != 1 or (x.is_floating_point() and len(x)):
         raise TypeError(
-            f"expected {what} as whole numbers (n,), got {found.dtype} of shape"
-            f" {tuple(found.shape)}"
+            f"expected {what} as whole numbers (n,), got {x.dtype} of shape {tuple(x.shape)}"
         )
-    return found if found.dtype == torch.bool else found.to(torch.int64)
+    return x if x.dtype == torch.bool else x.to(torch.int64)
 
 
-def stacked(items: Sequence[Any]) -> Any:
+def stack(items: Sequence[object]) -> Tensor | Array:
     """Arrays or pictures of one size, one after the other: (n, …). ValueError for the first that
     differs."""
-    made = [_picture(item) if is_picture(item) else item for item in items]
-    made = [item if isinstance(item, Tensor) else np.asarray(item) for item in made]
-    first = made[0]
-    for i, item in enumerate(made):
-        if type(item) is not type(first) or item.shape != first.shape or item.dtype != first.dtype:
+    parts = [_as_array(item) for item in items]
+    first = parts[0]
+    for i, part in enumerate(parts):
+        if type(part) is not type(first) or part.shape != first.shape or part.dtype != first.dtype:
             raise ValueError(
-                f"image {i} is {_said(item)} and image 0 is {_said(first)}, expected one size and"
-                " type for all; resize or convert them first"
+                f"image {i} is {_describe(part)} and image 0 is {_describe(first)}, expected one"
+                " size and type for all; resize or convert them first"
             )
-    return torch.stack(made) if isinstance(first, Tensor) else np.stack(made)
+    if isinstance(first, Tensor):
+        return torch.stack([part for part in parts if isinstance(part, Tensor)])
+    return np.stack([part for part in parts if isinstance(part, np.ndarray)])
 
 
-def plain(what: Any) -> Tensor:
+def plain(what: object) -> Tensor:
     """A plain tensor on the CPU without a graph, sharing memory where it can."""
-    if (
-        isinstance(what, list | tuple)
-        and what
-        and (hasattr(what[0], "shape") or is_picture(what[0]))
-    ):
-        what = stacked(what)
-    if not isinstance(what, Tensor):
-        what = _from_numpy(what)
+    if isinstance(what, list | tuple) and what and _is_array(what[0]):
+        what = stack(what)
+    x = what if isinstance(what, Tensor) else _from_numpy(what)
     # Inference mode marks its tensors for life, and a network could not be differentiated on them.
     with torch.inference_mode(False):
-        what = what if what.layout is torch.strided else what.to_dense()  # type: ignore[attr-defined]
-        found: Tensor = what.detach().as_subclass(Tensor).cpu()
-        return found.clone() if found.is_inference() else found
+        dense = x if x.layout is torch.strided else _fill_in(x)
+        x = dense.detach().as_subclass(Tensor).cpu()
+        return x.clone() if x.is_inference() else x
+
+
+def _fill_in(x: Tensor) -> Tensor:
+    """A sparse tensor with its zeros."""
+    dense: Tensor = x.to_dense()  # type: ignore[attr-defined]
+    return dense
 
 
 # ---------------------------------------------------------------------------------------- one array
 
 
-def _from_numpy(what: Any) -> Tensor:
+def _from_numpy(what: object) -> Tensor:
     try:
         array = np.asarray(what)
     except ValueError as e:
@@ -144,24 +148,43 @@ def _from_numpy(what: Any) -> Tensor:
     return torch.from_numpy(np.require(array, native, ["C", "W", "A"]))
 
 
-def is_picture(item: object) -> bool:
-    """Whether it is an image of Pillow, which need not be imported to be asked."""
+class Picture(Protocol):
+    """What is asked of an image of Pillow, which need not be imported for that."""
+
+    @property
+    def mode(self) -> str: ...
+    def getbands(self) -> tuple[str, ...]: ...
+    def convert(self, mode: str) -> Picture: ...
+
+
+def is_picture(item: object) -> TypeGuard[Picture]:
+    """Whether it is an image of Pillow."""
     return hasattr(item, "getbands") and hasattr(item, "convert")
 
 
-def _picture(item: Any) -> Tensor:
-    """A PIL image as uint8 (c, h, w)."""
-    if item.mode not in ("L", "RGB"):
+def _is_array(item: object) -> bool:
+    return hasattr(item, "shape") or is_picture(item)
+
+
+def _as_array(item: object) -> Tensor | Array:
+    if is_picture(item):
+        return _read_picture(item)
+    return item if isinstance(item, Tensor) else np.asarray(item)
+
+
+def _read_picture(picture: Picture) -> Tensor:
+    """A picture as uint8 (c, h, w)."""
+    if picture.mode not in ("L", "RGB"):
         raise ValueError(
-            f"expected pictures in grey (L) or RGB of 8 bits, got mode {item.mode}; convert('RGB')"
-            " first"
+            f"expected pictures in grey (L) or RGB of 8 bits, got mode {picture.mode};"
+            " convert('RGB') first"
         )
-    array = torch.from_numpy(np.array(item))
+    array = torch.from_numpy(np.array(picture))
     return array[None] if array.ndim == 2 else array.permute(2, 0, 1)
 
 
-def _said(item: Any) -> str:
-    return f"{tuple(item.shape)} of {str(item.dtype).removeprefix('torch.')}"
+def _describe(array: Tensor | Array) -> str:
+    return f"{tuple(array.shape)} of {str(array.dtype).removeprefix('torch.')}"
 
 
 # ------------------------------------------------------------------------------------------- pixels
@@ -227,7 +250,7 @@ def _channels_where_plain(x: Tensor, *, sure: bool) -> Tensor:
     )
 
 
-def _scaled(x: Tensor) -> Tensor:
+def _scale(x: Tensor) -> Tensor:
     if x.is_floating_point() or x.is_complex() or not x.numel():
         return x.float() if not x.numel() else x
     whole = x.to(torch.int64)  # torch finds no smallest of 16 bits without a sign

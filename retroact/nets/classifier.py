@@ -49,7 +49,7 @@ class Classifier(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(module, nn.Module) or isinstance(module, Classifier):
-            raise TypeError(f"Classifier: expected a plain nn.Module, got {_called(module)}")
+            raise TypeError(f"Classifier: expected a plain nn.Module, got {_describe(module)}")
         self.module = module
         self.shape = None if shape is None else _check_shape(shape)
         self.output = tuple(output) if isinstance(output, list) else output
@@ -88,16 +88,16 @@ def sized(net: nn.Module, shape: Sequence[int] | None) -> nn.Module:
     shares all with it and does."""
     if shape is None or not isinstance(net, Classifier) or net.shape is not None:
         return net
-    made = copy.copy(net)
-    made.shape = _check_shape(shape)
-    if len(made.shape) != IMAGE:  # mean and std have the axes of images
-        made._buffers = dict(net._buffers)
+    copied = copy.copy(net)
+    copied.shape = _check_shape(shape)
+    if len(copied.shape) != IMAGE:  # mean and std have the axes of images
+        copied._buffers = dict(net._buffers)
         for what, old in (("mean", net.mean), ("std", net.std)):
-            setattr(made, what, _per_channel(old.flatten().tolist(), what, made.shape, old))
-    return made
+            setattr(copied, what, _per_channel(old.flatten().tolist(), what, copied.shape, old))
+    return copied
 
 
-def _called(what: object) -> str:
+def _describe(what: object) -> str:
     if isinstance(what, type):
         return f"the class {what.__name__}; make one: {what.__name__}(…)"
     if isinstance(what, Classifier):
@@ -150,5 +150,5 @@ def _batch_door(images: Tensor, shape: Shape | None) -> Tensor:
 
 
 @torch.fx.wrap
-def _logits_door(out: Any, images: Tensor, output: Place | None) -> Tensor:
+def _logits_door(out: object, images: Tensor, output: Place | None) -> Tensor:
     return logits_in(out, images.shape[0], output)

@@ -22,7 +22,7 @@ import re
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Literal, cast
 
 import numpy as np
 import torch
@@ -200,8 +200,8 @@ class Images:
     @classmethod
     def of(
         cls,
-        images: Any,
-        labels: Any,
+        images: object,
+        labels: object,
         *,
         name: str = "yours",
         split: str = "",
@@ -217,12 +217,12 @@ class Images:
         (c, t) or (d,) says that they are time series (n, c, t) or the rows of a table (n, d); `low`
         and `high` are the box that all entries lie in. Raises as `pixels` says.
         """
-        found = arrays.plain(labels)
-        n = len(found) if found.ndim else None
+        y = arrays.plain(labels)
+        n = len(y) if y.ndim else None
         index = torch.arange(n or 0, device="cpu")
         return cls(
             arrays.pixels(images, shape=shape, n=n, box=check_box(low, high)),
-            found,
+            y,
             index,
             name,
             split,
@@ -256,9 +256,9 @@ class Images:
             raise DataError(
                 f"{self.name}: no example lies in {part.start}:{part.stop} of {len(self)}"
             )
-        return self._at(torch.arange(start, stop), _narrowed(self.name, start, stop))
+        return self._at(torch.arange(start, stop), _narrow(self.name, start, stop))
 
-    def select(self, rows: Any) -> Images:
+    def select(self, rows: object) -> Images:
         """The examples at positions `rows` (whole numbers), in that order, or where a bool `rows`
         (n,) is True."""
         rows = arrays.numbers(rows, "rows")
@@ -317,7 +317,7 @@ def embedded() -> list[Images]:
     return list(_own.values())
 
 
-def _narrowed(name: str, start: int, stop: int) -> str:
+def _narrow(name: str, start: int, stop: int) -> str:
     try:
         return str(DataSlice.read(name).narrow(start, stop))
     except DataError:

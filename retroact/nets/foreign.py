@@ -15,7 +15,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import safetensors
 import safetensors.torch
@@ -82,24 +81,26 @@ def fill(module: nn.Module, path: Path) -> tuple[str, ...]:
     return notes
 
 
-def weights_for(module: nn.Module, path: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+def weights_for(module: nn.Module, path: Path) -> tuple[dict[str, object], tuple[str, ...]]:
     """The state dict of a module out of a file, and sentences on how it was found there."""
     own = state_of(module)
     fits = [_fit(own, module, where, tensors) for where, tensors in _candidates(path)]
     good = [fit for fit in fits if not fit.wrong]
     if not good:
-        raise WeightsError(_says_misfit(max(fits, key=lambda fit: len(fit.match)), module, path))
+        raise WeightsError(
+            _describe_misfit(max(fits, key=lambda fit: len(fit.match)), module, path)
+        )
     best = good[0]
     state = {
         name: best.tensors[best.match[name]] if name in best.match else value
         for name, value in own.items()
     }
     also = [fit.where for fit in good[1:]]
-    said = "; ".join((*best.said(own), *_others(also)))
-    return state, (f"{path.name}: {said}",) if said else ()
+    notes = "; ".join((*best.describe(own), *_describe_others(also)))
+    return state, (f"{path.name}: {notes}",) if notes else ()
 
 
-def _others(where: list[str]) -> Iterator[str]:
+def _describe_others(where: list[str]) -> Iterator[str]:
     if where:
         yield (
             f"{', '.join(map(repr, where))} would fit as well and was not taken (save the one you"
@@ -110,7 +111,7 @@ def _others(where: list[str]) -> Iterator[str]:
 # ----------------------------------------------------------------------------------------- the file
 
 
-def _read(path: Path) -> tuple[Any, list[str]]:
+def _read(path: Path) -> tuple[object, list[str]]:
     """What a file of weights holds, read without running any of its code, and the objects that were
     not made."""
     if not path.is_file():
@@ -118,8 +119,8 @@ def _read(path: Path) -> tuple[Any, list[str]]:
     if path.suffix == ".safetensors":
         return tensors_in(path.read_bytes(), str(path)), []
     try:
-        found = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-        strange = sorted(found, key=lambda name: (name.startswith("torch."), name))
+        names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        strange = sorted(names, key=lambda name: (name.startswith("torch."), name))
     except Exception:  # an older format, or none: torch.load says which
         strange = []
     inert = [(_Nothing if name.startswith("numpy") else _Emptied, name) for name in strange]
@@ -127,7 +128,7 @@ def _read(path: Path) -> tuple[Any, list[str]]:
         with torch.serialization.safe_globals(inert):  # type: ignore[arg-type]
             return torch.load(path, map_location="cpu", weights_only=True), strange
     except Exception as e:  # bytes that are no checkpoint end in any error, a KeyError among them
-        raise _refused(path, strange) from e
+        raise _refusal(path, strange) from e
 
 
 def tensors_in(raw: bytes, where: str) -> dict[str, Tensor]:
@@ -144,19 +145,19 @@ class _Emptied:
     """Stands in for what torch would have to run code to make: a plain dict, since some of them are
     filled."""
 
-    def __new__(cls, *_: Any, **__: Any) -> Any:
+    def __new__(cls, *_: object, **__: object) -> OrderedDict[str, object]:  # type: ignore[misc]
         return OrderedDict()
 
 
 class _Nothing:
     """Stands in for a number of numpy."""
 
-    def __init__(self, *_: Any, **__: Any) -> None: ...
+    def __init__(self, *_: object, **__: object) -> None: ...
 
-    def __setstate__(self, _: Any) -> None: ...
+    def __setstate__(self, _: object) -> None: ...
 
 
-def _refused(path: Path, strange: list[str]) -> WeightsError:
+def _refusal(path: Path, strange: list[str]) -> WeightsError:
     holds = (
         f" (it asks for {', '.join(strange[:3])}{', …' if len(strange) > 3 else ''})"
         if strange
@@ -171,28 +172,28 @@ def _refused(path: Path, strange: list[str]) -> WeightsError:
 def _candidates(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
     """Every mapping of names to tensors in a file, by where it lies; running averages of weights
     come last."""
-    found, strange = _read(path)
-    there = list(_mappings(found, ""))
+    content, strange = _read(path)
+    there = list(_mappings(content, ""))
     if not there and strange:
-        raise _refused(path, strange)
+        raise _refusal(path, strange)
     if not there:
-        keys = f" with {', '.join(map(str, list(found)[:8]))}" if isinstance(found, Mapping) else ""
+        keys = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else ""
+        what = type(content).__name__ + (f" with {keys}" if isinstance(content, Mapping) else "")
         raise WeightsError(
-            f"{path}: expected a state dict of tensors, got {type(found).__name__}{keys}; save"
-            " net.state_dict()"
+            f"{path}: expected a state dict of tensors, got {what}; save net.state_dict()"
         )
     return sorted(there, key=lambda pair: any(word in pair[0].lower() for word in _AVERAGES))
 
 
-def _mappings(found: Any, where: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    if not isinstance(found, Mapping):
+def _mappings(content: object, where: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    if not isinstance(content, Mapping):
         return
     tensors = {
-        name: t for name, t in found.items() if isinstance(name, str) and isinstance(t, Tensor)
+        name: t for name, t in content.items() if isinstance(name, str) and isinstance(t, Tensor)
     }
     if tensors:
         yield where, tensors
-    for name, inner in found.items():
+    for name, inner in content.items():
         if isinstance(name, str):
             yield from _mappings(inner, f"{where}.{name}".lstrip("."))
 
@@ -214,7 +215,7 @@ class _Fit:
     kept: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
-    def said(self, own: Mapping[str, Any]) -> Iterator[str]:
+    def describe(self, own: Mapping[str, object]) -> Iterator[str]:
         """What a person would want to know of it."""
         if self.where:
             yield f"weights found under {self.where!r}"
@@ -223,25 +224,24 @@ class _Fit:
         if self.on:
             yield f"prefix {self.on!r} put before its names"
         if self.left:
-            yield f"left aside: {_few(_grouped(self.left, self.tensors))}"
+            yield f"left aside: {_few(_group(self.left, self.tensors))}"
         if self.kept:
             yield f"not in the file, so as the net was built: {_few(self.kept)}"
-        cut = [
-            o
+        types = {
+            o: f"{self.tensors[k].dtype} to {t.dtype}".replace("torch.", "")
             for o, k in self.match.items()
-            if isinstance(own[o], Tensor) and _is_cut(self.tensors[k], own[o])
-        ]
-        if cut:
-            types = f"{self.tensors[self.match[cut[0]]].dtype} to {own[cut[0]].dtype}".replace(
-                "torch.", ""
-            )
+            if isinstance(t := own[o], Tensor) and _is_cut(self.tensors[k], t)
+        }
+        if types:
             yield (
-                f"rounded from {types}: {_few(cut)} (build the net in the file's dtype to keep"
-                " every bit)"
+                f"rounded from {next(iter(types.values()))}: {_few(list(types))} (build the net in"
+                " the file's dtype to keep every bit)"
             )
 
 
-def _fit(own: dict[str, Any], module: nn.Module, where: str, tensors: Mapping[str, Tensor]) -> _Fit:
+def _fit(
+    own: dict[str, object], module: nn.Module, where: str, tensors: Mapping[str, Tensor]
+) -> _Fit:
     """The reading with the least wrong in it; among those without fault the one that changes names
     least."""
     readings = []
@@ -278,13 +278,13 @@ def _without(name: str, wrapped: tuple[str, ...]) -> str:
 
 def _leading(names: Mapping[str, str]) -> list[str]:
     """The prefixes that all of the net's own names share, which a file of its inner net lacks."""
-    found, split = [""], [name.split(".") for name in names]
+    prefixes, split = [""], [name.split(".") for name in names]
     for depth in range(1, min((len(parts) for parts in split), default=1)):
         heads = {tuple(parts[:depth]) for parts in split}
         if len(heads) > 1 or not WRAPPERS.issuperset(*heads):
             break
-        found.append(".".join(heads.pop()) + ".")
-    return found
+        prefixes.append(".".join(heads.pop()) + ".")
+    return prefixes
 
 
 def _prefixes(names: list[str], keys: Mapping[str, str]) -> list[str]:
@@ -298,13 +298,13 @@ def _prefixes(names: list[str], keys: Mapping[str, str]) -> list[str]:
     return ["", *(prefix for prefix, _ in votes.most_common(6))]
 
 
-def _judge(fit: _Fit, own: dict[str, Any], module: nn.Module, keys: Mapping[str, str]) -> None:
+def _judge(fit: _Fit, own: dict[str, object], module: nn.Module, keys: Mapping[str, str]) -> None:
     """Fills in what of the file is left aside, what the net keeps, and what is wrong."""
     shared = ties({name: v for name, v in own.items() if isinstance(v, Tensor)})
     for name in own.keys() - fit.match.keys():
-        twin = shared.get(name) or next((n for n, owner in shared.items() if owner == name), None)
-        if twin in fit.match:
-            fit.match[name] = fit.match[twin]
+        owner = shared.get(name) or next((n for n, o in shared.items() if o == name), "")
+        if owner in fit.match:
+            fit.match[name] = fit.match[owner]
         elif name.endswith(_COUNTER) or not isinstance(own[name], Tensor):
             fit.kept.append(name)
         else:
@@ -343,26 +343,26 @@ def _is_wrapper(prefix: str) -> bool:
     return bool(prefix) and all(part in WRAPPERS for part in prefix.strip(".").split("."))
 
 
-def _differs(name: str, found: Tensor, own: Any) -> str:
+def _differs(name: str, given: Tensor, own: object) -> str:
     if not isinstance(own, Tensor) or is_lazy(own):
         return ""
-    if found.shape != own.shape:
-        return f"{name} is {tuple(found.shape)}, expected {tuple(own.shape)}"
+    if given.shape != own.shape:
+        return f"{name} is {tuple(given.shape)}, expected {tuple(own.shape)}"
     if (
-        found.is_floating_point() != own.is_floating_point()
-        or found.is_quantized != own.is_quantized
+        given.is_floating_point() != own.is_floating_point()
+        or given.is_quantized != own.is_quantized
     ):
-        return f"{name} is {found.dtype}, expected {own.dtype}"
+        return f"{name} is {given.dtype}, expected {own.dtype}"
     return ""
 
 
-def _is_cut(found: Tensor, own: Tensor) -> bool:
-    if found.dtype == own.dtype or not found.is_floating_point():
+def _is_cut(given: Tensor, own: Tensor) -> bool:
+    if given.dtype == own.dtype or not given.is_floating_point():
         return False
-    return not torch.equal(found.to(own.dtype).to(found.dtype).nan_to_num(), found.nan_to_num())
+    return not torch.equal(given.to(own.dtype).to(given.dtype).nan_to_num(), given.nan_to_num())
 
 
-def _says_misfit(fit: _Fit, module: nn.Module, path: Path) -> str:
+def _describe_misfit(fit: _Fit, module: nn.Module, path: Path) -> str:
     there = f" (under {fit.where!r})" if fit.where else ""
     there += f" (without {fit.off!r})" if fit.off else ""
     wrong = _few(sorted(fit.wrong), 5)
@@ -372,7 +372,7 @@ def _says_misfit(fit: _Fit, module: nn.Module, path: Path) -> str:
     )
 
 
-def _grouped(names: list[str], among: Mapping[str, Tensor]) -> list[str]:
+def _group(names: list[str], among: Mapping[str, Tensor]) -> list[str]:
     """Names, those under one head as one, where a head is the first part in which the names of a
     file differ."""
     split = [name.split(".") for name in among]

@@ -14,10 +14,10 @@ import glob
 import io
 import os
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,30 @@ Pixels = NDArray[np.uint8 | np.float32]
 Rows = NDArray[np.int64]
 
 
+class Table(Protocol):
+    """What is asked of a `datasets.Dataset`."""
+
+    @property
+    def features(self) -> Mapping[str, object]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, what: str) -> Sequence[int]: ...
+    @property
+    def format(self) -> Mapping[str, object]: ...
+    def with_format(self, kind: str | None) -> Table: ...
+    def cast_column(self, name: str, feature: object) -> Any: ...
+
+
+Splits: TypeAlias = Mapping[str, Table]
+"""A `datasets.DatasetDict`: the rows of each of the source's own splits."""
+
+
+class Cell(TypedDict):
+    """An image as `datasets` has it where nobody has decoded it."""
+
+    bytes: bytes
+    path: str
+
+
 class DataError(ValueError):
     """Data that is not there, cannot be read, or is no set of images with labels."""
 
@@ -62,14 +86,14 @@ def rows_of(name: str, split: str, sizes: Mapping[str, int]) -> tuple[str, Rows]
             f"{name} has no {split} split and no train split to draw it from; it has"
             f" {', '.join(sizes)}"
         )
-    return "train", _drawn(name, sizes)[split]
+    return "train", _draw(name, sizes)[split]
 
 
 ALIASES = {"train": ("train",), "validation": ("validation", "valid", "val"), "test": ("test",)}
 """What each split may be called in a source."""
 
 
-def _drawn(name: str, sizes: Mapping[str, int]) -> dict[str, Rows]:
+def _draw(name: str, sizes: Mapping[str, int]) -> dict[str, Rows]:
     n = sizes["train"]
     # RandomState, because numpy promises that its stream never changes; default_rng may.
     order = np.random.RandomState(0).permutation(n).astype(np.int64)
@@ -115,11 +139,11 @@ def _local(name: str) -> str:
 
 def find(name: str) -> Source:
     """The source of the data set `name`; raises DataError where there is none."""
-    return _found(name, _local(name))
+    return _find(name, _local(name))
 
 
 @lru_cache(maxsize=8)
-def _found(name: str, local: str) -> Source:
+def _find(name: str, local: str) -> Source:
     if name == "digits":
         return _digits()
     if name.startswith("folder:"):
@@ -127,19 +151,19 @@ def _found(name: str, local: str) -> Source:
     if name.startswith("npz:"):
         return _file_of_arrays(_npz_path(name))
     if local:
-        return from_datasets(_opened(local), "local parquet")
+        return from_datasets(_open(local), "local parquet")
     return from_datasets(_from_hub(HUB.get(name, name)), f"hub {HUB.get(name, name)}")
 
 
 def decoded(name: str, own_split: str, rows: Rows) -> tuple[Pixels, Rows]:
     """The pixels, uint8 (n, c, h, w), and labels of `rows`, as they were decoded the last time or
     now."""
-    return _decoded(name, _local(name), own_split, rows.tobytes())
+    return _decode(name, _local(name), own_split, rows.tobytes())
 
 
 @lru_cache(maxsize=4)
-def _decoded(name: str, local: str, own_split: str, rows: bytes) -> tuple[Pixels, Rows]:
-    pixels, labels = _found(name, local).read(own_split, np.frombuffer(rows, dtype=np.int64))
+def _decode(name: str, local: str, own_split: str, rows: bytes) -> tuple[Pixels, Rows]:
+    pixels, labels = _find(name, local).read(own_split, np.frombuffer(rows, dtype=np.int64))
     if labels.min() < 0:
         raise DataError(
             f"{name}, split {own_split}: some labels are {labels.min()}, so it has none; use"
@@ -162,14 +186,14 @@ def _digits() -> Source:
     )
 
 
-def _image_folder(text: str) -> tuple[Any, str]:
+def _image_folder(text: str) -> tuple[Splits, str]:
     path = Path(text).expanduser()
     if not path.is_dir():
         raise DataError(
             f"folder:{text}: there is no such folder; expected one with a sub-folder per class"
         )
     # "a[1]b" is a name here, no pattern
-    return _opened("imagefolder", data_dir=glob.escape(str(path))), "image folder"
+    return _open("imagefolder", data_dir=glob.escape(str(path))), "image folder"
 
 
 def _npz_path(name: str) -> Path:
@@ -192,12 +216,12 @@ def _file_of_arrays(path: Path) -> Source:
     return Source("file of arrays", names, sizes, 1, read, low, high)
 
 
-def _from_hub(hub_id: str) -> Any:
+def _from_hub(hub_id: str) -> Splits:
     if not _reachable(hub_id):
         raise DataError(
             f"{hub_id} is not under RETROACT_DATA and the hub does not answer; {THREE_WAYS}"
         )
-    return _opened(hub_id)
+    return _open(hub_id)
 
 
 def _reachable(hub_id: str) -> bool:
@@ -218,21 +242,22 @@ def _reachable(hub_id: str) -> bool:
     return True
 
 
-def _opened(path: str, **options: Any) -> Any:
+def _open(path: str, **options: str) -> Splits:
     import datasets
 
     try:
         with _quiet():
-            found = datasets.load_dataset(path, **options)
+            splits: Splits = datasets.load_dataset(path, **options)
     except Exception as e:
         raise DataError(
             f"cannot read {Path(path).name}: {type(e).__name__}: {_first_line(e)}; {THREE_WAYS}"
         ) from e
-    if not isinstance(found, datasets.DatasetDict):
+    kind: type = datasets.DatasetDict
+    if not isinstance(splits, kind):
         raise DataError(
-            f"{path}: expected splits of rows, got {type(found).__name__}; {THREE_WAYS}"
+            f"{path}: expected splits of rows, got {type(splits).__name__}; {THREE_WAYS}"
         )
-    return found
+    return splits
 
 
 @contextlib.contextmanager
@@ -253,12 +278,12 @@ def _first_line(e: Exception) -> str:
     return (str(e).splitlines() or [""])[0][:200]
 
 
-def from_datasets(found: Mapping[str, Any], origin: str) -> Source:
+def from_datasets(splits: Splits, origin: str) -> Source:
     """The source behind `datasets.Dataset`s, by split, that have a column of images and one of
     labels."""
     import datasets
 
-    features = next(iter(found.values())).features
+    features = next(iter(splits.values())).features
     image = _column(
         features, origin, "image", lambda f: isinstance(f, datasets.Image), ("image", "img")
     )
@@ -267,22 +292,22 @@ def from_datasets(found: Mapping[str, Any], origin: str) -> Source:
     )
     plain = {
         k: part.with_format(None).cast_column(image, datasets.Image(decode=False))
-        for k, part in found.items()
+        for k, part in splits.items()
     }
 
     def read(own_split: str, rows: Rows) -> tuple[Pixels, Rows]:
         part = plain[own_split].select(rows)[:]
-        return _decode(part[image], rows), np.asarray(part[label], dtype=np.int64)
+        return _decode_cells(part[image], rows), np.asarray(part[label], dtype=np.int64)
 
-    sizes = {str(k): len(v) for k, v in found.items()}
-    return Source(origin, _class_names(features[label], found, label), sizes, 255, read)
+    sizes = {str(k): len(v) for k, v in splits.items()}
+    return Source(origin, _class_names(features[label], splits, label), sizes, 255, read)
 
 
 def _column(
-    features: Mapping[str, Any],
+    features: Mapping[str, object],
     origin: str,
     what: str,
-    fits: Callable[[Any], bool],
+    fits: Callable[[object], bool],
     usual: tuple[str, ...],
 ) -> str:
     fitting = [name for name, feature in features.items() if fits(feature)]
@@ -295,18 +320,18 @@ def _column(
     return fitting[0]
 
 
-def _class_names(feature: Any, found: Any, label: str) -> tuple[str, ...]:
+def _class_names(feature: object, splits: Splits, label: str) -> tuple[str, ...]:
     if hasattr(feature, "names"):
         return tuple(feature.names)
     if "int" not in str(getattr(feature, "dtype", "")):
         raise DataError(
             f"expected whole numbers or class names as labels, got {feature}; cast {label!r}"
         )
-    most = max(max(part[label]) for part in found.values())
+    most = max(max(part[label]) for part in splits.values())
     return tuple(str(i) for i in range(int(most) + 1))
 
 
-def _decode(cells: list[Mapping[str, Any]], rows: Rows) -> Pixels:
+def _decode_cells(cells: Sequence[Cell], rows: Rows) -> Pixels:
     """Decodes to uint8 (n, c, h, w); raises DataError at the first image that differs or does not
     open."""
     first = _pixels(cells[0], rows[0])
@@ -322,7 +347,7 @@ def _decode(cells: list[Mapping[str, Any]], rows: Rows) -> Pixels:
     return out
 
 
-def _pixels(cell: Mapping[str, Any], row: int) -> Pixels:
+def _pixels(cell: Cell, row: int) -> Pixels:
     from PIL import Image
 
     try:

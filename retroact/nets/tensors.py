@@ -1,9 +1,8 @@
 """The tensors of a module as a file holds them: bits and dtypes, ties and views of one storage,
 extra state.
 
-    tensors, said = packed(module)      # to write, and what is said beside them
-    unpack(module, tensors, said)       # into another instance, equal to the last bit and tied
-                                        alike
+    tensors, layout = pack(module)      # to write, and what is said beside them
+    unpack(module, tensors, layout)     # into another instance, equal to the last bit, tied alike
 
 A tensor that several names share is held once. Tensors that overlap in one storage, and a tensor
 that overlaps itself (an expanded buffer), are held as that storage and views of it. The wrappers of
@@ -15,15 +14,34 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-Said = dict[str, Any]
-"""tied: name -> the name that holds it; views: name -> [storage, offset, size, stride]; extra: name
--> value."""
+
+class View(NamedTuple):
+    """A tensor that is a part of a held storage."""
+
+    storage: str
+    offset: int
+    size: list[int]
+    stride: list[int]
+
+
+class Layout(TypedDict, total=False):
+    """What is said beside the tensors: which names share one (`tied`: name -> the name that holds
+    it), which are `views` of a storage, `extra` state, and the buffers that a state dict leaves out
+    (`hidden`)."""
+
+    tied: dict[str, str]
+    views: dict[str, View]
+    extra: dict[str, object]
+    hidden: list[str]
+
+
+_PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def bare(name: str) -> str:
@@ -33,112 +51,150 @@ def bare(name: str) -> str:
 
 def inner(module: nn.Module) -> nn.Module:
     """The module that was trained, without what runs it in parallel or compiled."""
-    while isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel) or hasattr(
-        module, "_orig_mod"
-    ):
-        module = module._orig_mod if hasattr(module, "_orig_mod") else module.module  # type: ignore[assignment]
-    return module
+    while True:
+        wrapped = getattr(module, "_orig_mod", None)
+        if wrapped is None and isinstance(module, _PARALLEL):
+            wrapped = module.module
+        if wrapped is None:
+            return module
+        module = wrapped
 
 
-def state_of(module: nn.Module) -> dict[str, Any]:
+def state_of(module: nn.Module) -> dict[str, object]:
     """The module's own state by bare names: its parameters and buffers themselves, and extra
     state."""
     return {bare(name): value for name, value in module.state_dict(keep_vars=True).items()}
 
 
-def packed(
+def pack(
     module: nn.Module, leave: Callable[[nn.Module], bool] = lambda _: False
-) -> tuple[dict[str, Tensor], Said]:
+) -> tuple[dict[str, Tensor], Layout]:
     """What a file holds of a module: tensors by name, on the CPU, and what else is said of them.
 
     Buffers that its state dict leaves out are kept too (`hidden`), but for those of modules that
     `leave` names. Raises ValueError for what safetensors cannot hold, saying which name it is.
     """
     module = inner(module)
-    state, hidden = (
-        state_of(module),
-        {name: held[last] for name, held, last in _hidden(module, leave)},
-    )
+    state = state_of(module)
+    hidden = {name: held[last] for name, held, last in _list_hidden(module, leave)}
     named = {name: v for name, v in (state | hidden).items() if isinstance(v, Tensor)}
     for name, tensor in named.items():
         _check_plain(name, tensor)
     tied = ties(named)
     owners = {name: tensor.detach() for name, tensor in named.items() if name not in tied}
-    tensors, views = {}, {}
-    for i, cluster in enumerate(clusters(owners)):
-        low = min(_span(owners[name])[0] for name in cluster)
-        high = max(_span(owners[name])[1] for name in cluster)
-        storage = owners[cluster[0]].as_strided((high - low + 1,), (1,), low)
-        tensors[f"storage.{i}"] = storage.cpu().clone()
-        for name in cluster:
-            t = owners[name]
-            views[name] = [
-                f"storage.{i}",
-                t.storage_offset() - low,
-                list(t.shape),
-                list(t.stride()),
-            ]
+    tensors, views = _pack_storages(owners)
     tensors |= {
         f"module.{name}": t.cpu().contiguous() for name, t in owners.items() if name not in views
     }
     extra = {name: _jsonable(name, v) for name, v in state.items() if not isinstance(v, Tensor)}
-    said = {"tied": tied, "views": views, "extra": extra, "hidden": list(hidden)}
-    return tensors, {what: value for what, value in said.items() if value}
+    layout = Layout()
+    if tied:
+        layout["tied"] = tied
+    if views:
+        layout["views"] = views
+    if extra:
+        layout["extra"] = extra
+    if hidden:
+        layout["hidden"] = list(hidden)
+    return tensors, layout
+
+
+def _pack_storages(owners: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, View]]:
+    """The storages in which tensors overlap, each once, and these tensors as views of them."""
+    storages, views = {}, {}
+    for i, cluster in enumerate(clusters(owners)):
+        low = min(_span(owners[name])[0] for name in cluster)
+        high = max(_span(owners[name])[1] for name in cluster)
+        whole = owners[cluster[0]].as_strided((high - low + 1,), (1,), low)
+        storages[f"storage.{i}"] = whole.cpu().clone()
+        for name in cluster:
+            t = owners[name]
+            offset = int(t.storage_offset()) - low
+            views[name] = View(f"storage.{i}", offset, list(t.shape), list(t.stride()))
+    return storages, views
 
 
 @torch.no_grad()
-def unpack(module: nn.Module, tensors: Mapping[str, Tensor], said: Said) -> None:
-    """Puts what was `packed` into another instance, which takes its dtypes and ties as well.
+def unpack(module: nn.Module, tensors: Mapping[str, Tensor], layout: Layout) -> None:
+    """Puts what `pack` gave into another instance, which takes its dtypes and ties as well.
 
     Parameters stay the objects they are wherever the instance shares them as the file does, so that
     whatever else of the module refers to them sees them filled. Raises RuntimeError where names or
     shapes differ.
     """
     module = inner(module)
-    tied, views, hidden = said.get("tied", {}), said.get("views", {}), set(said.get("hidden", ()))
-    # clones, for a file's tensors lie in memory as it packs them, and sums are added in another
-    # order there
-    found = {
-        name.removeprefix("module."): t.clone()
-        for name, t in tensors.items()
-        if name.startswith("module.")
-    }
-    storages = {name: tensors[name].clone() for name in {view[0] for view in views.values()}}
-    for name, (storage, offset, size, stride) in views.items():
-        found[name] = storages[storage].as_strided(size, stride, offset)
-    own = state_of(module)
+    tied, hidden = layout.get("tied", {}), set(layout.get("hidden", ()))
+    values, own = _unpack_storages(tensors, layout), state_of(module)
     mine = {name: t for name, t in own.items() if isinstance(t, Tensor) and not is_lazy(t)}
-    shared = {name for cluster in clusters(mine) for name in cluster} | views.keys()
-    called: dict[int, list[str]] = defaultdict(list)
-    for name, value in own.items():
-        called[id(value)].append(name)
-    placed: dict[str, Any] = dict(said.get("extra", {}))
-    for name in [n for n in found if n not in hidden]:
+    shared = {name for cluster in clusters(mine) for name in cluster} | layout.get(
+        "views", {}
+    ).keys()
+    placed = dict(layout.get("extra", {}))
+    sharers = _names_by_value(own)
+    for name in [n for n in values if n not in hidden]:
         names = [name, *(n for n, owner in tied.items() if owner == name)]
-        there = {id(own[n]): own[n] for n in names if isinstance(own.get(n), Tensor)}
-        alone = len(there) == 1 and sorted(called[next(iter(there))]) == sorted(names)
-        alone = alone and all(_can_be_filled(t) for t in there.values())
-        value = (
-            _settled(next(iter(there.values())), found[name], name in shared)
-            if alone
-            else found[name]
-        )
-        like = next(iter(there.values()), None)
-        if not alone and isinstance(like, nn.Parameter):
-            value = nn.Parameter(value, requires_grad=like.requires_grad)
+        value = _place(own, names, sharers, values[name], name in shared)
         placed |= dict.fromkeys(names, value)
     full = {bare(name): name for name in module.state_dict()}
     module.load_state_dict(
         {full.get(name, name): value for name, value in placed.items()}, assign=True
     )
-    for name, held, last in _hidden(module):
+    for name, held, last in _list_hidden(module):
         if name in hidden:
-            owner, before = tied.get(name, name), held[last]
-            value = placed.get(owner, found[owner])
-            if before is None or not _can_be_filled(before):
-                held[last] = value
-            elif before.shape == value.shape:  # one of another shape was no more than a cache
-                held[last] = _settled(before, value, name in shared or owner in placed)
+            owner = tied.get(name, name)
+            content = placed[owner] if owner in placed else values[owner]
+            held[last] = _renew(held[last], content, name in shared or owner in placed)
+
+
+def _unpack_storages(tensors: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """The tensors of a file by the module's names, also those that are views of a storage."""
+    # clones, for a file's tensors lie in memory as it packs them, and sums are added in another
+    # order there
+    values = {
+        name.removeprefix("module."): t.clone()
+        for name, t in tensors.items()
+        if name.startswith("module.")
+    }
+    views = {name: View(*view) for name, view in layout.get("views", {}).items()}
+    storages = {name: tensors[name].clone() for name in {view.storage for view in views.values()}}
+    for name, view in views.items():
+        values[name] = storages[view.storage].as_strided(view.size, view.stride, view.offset)
+    return values
+
+
+def _names_by_value(state: Mapping[str, object]) -> dict[int, list[str]]:
+    """The names of each object of a state, by the object's identity."""
+    names: dict[int, list[str]] = defaultdict(list)
+    for name, value in state.items():
+        names[id(value)].append(name)
+    return names
+
+
+def _place(
+    own: Mapping[str, object],
+    names: list[str],
+    sharers: Mapping[int, list[str]],
+    value: Tensor,
+    shared: bool,
+) -> Tensor:
+    """The instance's own tensor with the value in it, where it shares it under these very `names`;
+    elsewhere the value."""
+    there = {id(t): t for name in names if isinstance(t := own.get(name), Tensor)}
+    like = next(iter(there.values()), None)
+    alone = len(there) == 1 and sorted(sharers[id(like)]) == sorted(names)
+    if like is not None and alone and _can_be_filled(like):
+        return _fill(like, value, shared)
+    if isinstance(like, nn.Parameter):
+        return nn.Parameter(value, requires_grad=like.requires_grad)
+    return value
+
+
+def _renew(before: Tensor | None, value: object, shared: bool) -> Tensor | None:
+    """What takes the place of a hidden buffer: itself, filled, or the value of the file."""
+    if not isinstance(value, Tensor) or before is None or not _can_be_filled(before):
+        return value  # type: ignore[return-value]  # a name in `tied` has a tensor
+    # one of another shape was no more than a cache
+    return _fill(before, value, shared) if before.shape == value.shape else before
 
 
 def _can_be_filled(own: Tensor) -> bool:
@@ -147,7 +203,7 @@ def _can_be_filled(own: Tensor) -> bool:
     return not (own.is_meta or own.is_inference())
 
 
-def _settled(own: Tensor, value: Tensor, shared: bool) -> Tensor:
+def _fill(own: Tensor, value: Tensor, shared: bool) -> Tensor:
     """The module's own tensor, filled; the value itself where the shapes differ, for torch to say
     so."""
     if is_lazy(own):
@@ -173,21 +229,21 @@ def ties(named: Mapping[str, Tensor]) -> dict[str, str]:
 
 def clusters(named: Mapping[str, Tensor]) -> list[list[str]]:
     """Names of tensors that overlap in one storage, and of each that overlaps itself, in groups."""
-    by_storage: dict[Any, list[str]] = defaultdict(list)
+    by_storage: dict[tuple[object, ...], list[str]] = defaultdict(list)
     for name in named.keys() - ties(named).keys():
         t = named[name]
         if t.numel() and t.layout is torch.strided and t.device.type != "meta":
             by_storage[t.device, t.untyped_storage().data_ptr(), t.dtype].append(name)
-    found = []
+    groups = []
     for names in by_storage.values():
         group: list[str] = []
         for name in sorted(names, key=lambda n: (*_span(named[n]), n)):
             if group and _span(named[name])[0] > max(_span(named[n])[1] for n in group):
-                found.append(group)
+                groups.append(group)
                 group = []
             group.append(name)
-        found.append(group)
-    return sorted(g for g in found if len(g) > 1 or overlaps_itself(named[g[0]]))
+        groups.append(group)
+    return sorted(g for g in groups if len(g) > 1 or overlaps_itself(named[g[0]]))
 
 
 def overlaps_itself(t: Tensor) -> bool:
@@ -204,7 +260,7 @@ def _span(t: Tensor) -> tuple[int, int]:
     )
 
 
-def _hidden(
+def _list_hidden(
     module: nn.Module, leave: Callable[[nn.Module], bool] = lambda _: False, path: str = ""
 ) -> Iterator[tuple[str, dict[str, Tensor | None], str]]:
     """The buffers that a state dict leaves out: the bare name, and where the module holds it."""
@@ -213,7 +269,7 @@ def _hidden(
     for name in sorted(module._non_persistent_buffers_set):
         yield bare(path + name), module._buffers, name
     for name, inner in module.named_children():
-        yield from _hidden(inner, leave, f"{path}{name}.")
+        yield from _list_hidden(inner, leave, f"{path}{name}.")
 
 
 # ---------------------------------------------------------------------------- what no file can hold
@@ -244,7 +300,7 @@ def _check_plain(name: str, t: Tensor) -> None:
         )
 
 
-def _jsonable(name: str, value: Any) -> Any:
+def _jsonable(name: str, value: object) -> object:
     try:
         if json.loads(json.dumps(value)) == value:
             return value

@@ -17,10 +17,11 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from types import ModuleType
+from typing import Protocol
 
 import safetensors.torch
 import torch
@@ -300,7 +301,7 @@ def from_user(
     A function that gives a Classifier keeps its own mean and std. Raises ZooError, saying which of
     import, call, and weights went wrong.
     """
-    net = _called(where)
+    net = _build(where)
     inner = net.module if isinstance(net, Classifier) else net
     try:
         notes = () if weights is None else foreign.fill(inner, Path(weights).expanduser())
@@ -327,8 +328,8 @@ def written_here(where: str) -> Path | None:
         return None
     _look_here()
     here = Path.cwd()
-    found = importlib.util.find_spec(first)
-    homes = [] if found is None else [found.origin, *(found.submodule_search_locations or [])]
+    spec = importlib.util.find_spec(first)
+    homes = [] if spec is None else [spec.origin, *(spec.submodule_search_locations or [])]
     if not any(
         home and Path(home) in (here / first, here / first / "__init__.py", here / f"{first}.py")
         for home in homes
@@ -351,16 +352,16 @@ def _defines(file: Path, name: str) -> bool:
     )
 
 
-def _called(where: str) -> nn.Module:
+def _build(where: str) -> nn.Module:
     module, _, function = where.partition(":")
     if not module or not function.isidentifier():
         raise ZooError(
             f"cannot read {where!r} as a net; write package.module:function, such as"
             " mynets.small:build"
         )
-    builder = _found(module, function, where)
+    builder = _find(module, function, where)
     try:
-        made = builder()
+        net = builder()
     except Exception as e:
         cure = (
             "; write a function without arguments that builds it"
@@ -368,16 +369,16 @@ def _called(where: str) -> nn.Module:
             else ""
         )
         raise ZooError(f"{where}() raised {type(e).__name__}: {e}{cure}") from e
-    if not isinstance(made, nn.Module):
+    if not isinstance(net, nn.Module):
         raise ZooError(
-            f"{where} gave {type(made).__name__}, expected an nn.Module; let it return the net"
+            f"{where} gave {type(net).__name__}, expected an nn.Module; let it return the net"
         )
-    return made
+    return net
 
 
-def _found(module: str, function: str, where: str) -> Any:
+def _find(module: str, function: str, where: str) -> Callable[[], object]:
     try:
-        home = _imported(module)
+        home = _import(module)
     except Exception as e:
         cure = (
             f"write {module[:-3]}:{function}"
@@ -401,10 +402,11 @@ def _found(module: str, function: str, where: str) -> Any:
             else "; name a function or class that builds the net"
         )
         raise ZooError(f"{where}: {module} has no function {function!r}{hint}")
-    return getattr(home, function)
+    builder: Callable[[], object] = getattr(home, function)
+    return builder
 
 
-def _lacks_arguments(builder: Any) -> bool:
+def _lacks_arguments(builder: Callable[[], object]) -> bool:
     try:
         inspect.signature(builder).bind()
     except (TypeError, ValueError):
@@ -412,7 +414,7 @@ def _lacks_arguments(builder: Any) -> bool:
     return False
 
 
-def _imported(module: str) -> Any:
+def _import(module: str) -> ModuleType:
     _look_here()
     return importlib.import_module(module)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from os import PathLike
 from typing import TypedDict, Unpack
@@ -255,7 +255,7 @@ class _Learner:
         also: tuple[str, ...] = (),
     ) -> None:
         self.net, self._recipe, self._train, self._also = net, recipe, train, also
-        self._threat = replace(threat, eps=threat.eps * recipe.eps_factor)  # type: ignore[type-var]
+        self._threat = threat.times(recipe.eps_factor)
         self._domain = domain_of(train)
         part, example = recipe.learnable, train.images[:2].to(device_of(net))
         self.work = self._prepare(part)
@@ -269,7 +269,8 @@ class _Learner:
                 f"{type(net).__name__} has nothing to learn as {recipe.learn!r}; choose another"
                 " `learn`"
             )
-        self._form = prove(self.work, train.images, train.index, threat, passes=recipe.steps).form
+        where, domain = (train.images, train.index, threat), self._domain
+        self._form = prove(self.work, *where, passes=recipe.steps, domain=domain).form
         if self._form is not None and self._form.channels_last:
             in_channels_last(self.work)
         for p in self.tensors:

@@ -207,7 +207,7 @@ def test_a_slice_does_not_decode_the_whole_split(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(
         sources, "_pixels", lambda cell, row: decoded.append(row) or whole(cell, row)
     )
-    sources._decoded.cache_clear()
+    sources._decode.cache_clear()
     data("mnist/train[54990:]")
     assert set(decoded) == set(range(54990, 55000))
 
@@ -255,7 +255,7 @@ def test_a_set_that_has_neither_the_split_nor_train_says_what_it_has() -> None:
 def test_no_data_and_no_hub_names_the_three_ways_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RETROACT_DATA", raising=False)
     monkeypatch.setattr(sources, "_reachable", lambda hub_id: False)
-    sources._found.cache_clear()
+    sources._find.cache_clear()
     with pytest.raises(DataError, match=r"RETROACT_DATA.*hub.*digits.*folder:PATH"):
         data("mnist")
 
