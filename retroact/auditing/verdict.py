@@ -114,7 +114,7 @@ class Verdict:
         claim = {
             "MASKED": f"its claim is MASKED{by}",
             "MASKED, WEAK PROTOCOL": (
-                f"its claim is MASKED{by}, and the claimed attack is weak on the twin too"
+                f"its claim is MASKED{by}, and the claimed attack is weak before the change too"
             ),
             "WEAK PROTOCOL": "the claimed attack is too weak to tell (WEAK PROTOCOL)",
             "HONEST": "its claim is HONEST",

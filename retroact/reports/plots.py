@@ -118,16 +118,16 @@ class Panel:
     ylim: tuple[float, float] | None = (0, 101)
 
 
-def panels(made: Sequence[Panel], *, columns: int = 3, height: float = 2.5) -> str:
+def panels(shown: Sequence[Panel], *, columns: int = 3, height: float = 2.5) -> str:
     """Curves side by side under one legend: measured ones thick with dots, published ones thin and
     dashed."""
-    columns = min(columns, len(made))
-    rows = -(-len(made) // columns)
+    columns = min(columns, len(shown))
+    rows = -(-len(shown) // columns)
     figure = Figure(
         figsize=(9.6 if columns > 1 else 6.4, 0.4 + height * rows), layout="constrained"
     )
     grid = figure.subplots(rows, columns, squeeze=False)
-    for axes, panel in zip(grid.flat, made, strict=False):
+    for axes, panel in zip(grid.flat, shown, strict=False):
         for one in panel.series:
             style = (
                 {"linewidth": 0.8, "linestyle": "--"}
@@ -148,7 +148,7 @@ def panels(made: Sequence[Panel], *, columns: int = 3, height: float = 2.5) -> s
         if panel.ylim is not None:
             axes.set_ylim(*panel.ylim)
         plain(figure, axes)
-    for axes in grid.flat[len(made) :]:
+    for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
     named: dict[str, Any] = {}
     for axes in grid.flat:
@@ -316,7 +316,7 @@ def pictures(record: Record, most: int = 6) -> str:
     if not is_image(record.examples[0]):
         raise ValueError(f"expected images (c, h, w) to draw, got {record.examples.shape[1:]}")
     box = box_of(record)
-    shown = _beaten_first(record, min(most, len(record.examples)))
+    shown = _order_broken_first(record, min(most, len(record.examples)))
     figure = Figure(figsize=(1.15 * len(shown), 3.7), layout="constrained")
     grid = figure.subplots(3, len(shown), squeeze=False)
     difference = np.abs(record.examples[shown] - record.originals[shown])
@@ -340,11 +340,11 @@ def pictures(record: Record, most: int = 6) -> str:
     return _png(figure)
 
 
-def _beaten_first(record: Record, most: int) -> list[int]:
+def _order_broken_first(record: Record, most: int) -> list[int]:
     kept = len(record.examples) if record.examples is not None else 0
-    beaten = [i for i in range(kept) if record.clean[i] == record.label[i] != record.adversarial[i]]
-    others = [i for i in range(kept) if i not in beaten]
-    return (beaten + others)[:most]
+    broken = [i for i in range(kept) if record.clean[i] == record.label[i] != record.adversarial[i]]
+    others = [i for i in range(kept) if i not in broken]
+    return (broken + others)[:most]
 
 
 def _how(line: Line) -> str:

@@ -123,8 +123,8 @@ class Item:
     @property
     def footnote(self) -> str:
         """The command, data, seeds and minutes of computing behind the numbers."""
-        made = [*self.used, f"{self.seconds / 60:.1f} minutes"]
-        return f"`{self.command}` · {' · '.join(made)}"
+        parts = [*self.used, f"{self.seconds / 60:.1f} minutes"]
+        return f"`{self.command}` · {' · '.join(parts)}"
 
 
 @dataclass(frozen=True)
@@ -204,15 +204,15 @@ def _markdown_parts(item: Item, folder: str, figures: dict[str, str]) -> Iterabl
                 else f"{part.caption}: see the page"
             )
         elif isinstance(part, Table):
-            made = markdown_table(part.head, part.texts())
+            printed = markdown_table(part.head, part.texts())
             heading = f"**{part.title}**"
             yield (
-                f"<details><summary>{part.title}</summary>\n\n{made}\n\n</details>"
+                f"<details><summary>{part.title}</summary>\n\n{printed}\n\n</details>"
                 if part.folded
                 else heading
             )
             if not part.folded:
-                yield made
+                yield printed
 
 
 def _rich(text: str) -> Markup:

@@ -81,11 +81,11 @@ def study(
         raise ValueError(
             f"{paper} has no item {unknown[0]!r}; expected some of: {', '.join(known)}"
         )
-    made: list[Item] = []
+    finished: list[Item] = []
     names = [name for name in known if not only or name in only]
 
     def within(part: float) -> None:
-        progress(len(made) + part, len(names))
+        progress(len(finished) + part, len(names))
 
     chunk = getattr(importlib.import_module(f"retroact.studies.{paper}"), "CHUNK", None)
     earlier: Earlier = importlib.import_module(f"retroact.studies.{paper}.measured").EARLIER
@@ -100,28 +100,28 @@ def study(
             earlier=earlier,
             progress=within,
         )
-        made.append(_item(paper, name, desk))
+        finished.append(_item(paper, name, desk))
         within(0.0)
     return Study(
         name=paper,
         title=PAPERS[paper],
         source=f"{published(paper, 'source')}. {PUBLISHED}",
-        items=tuple(made),
+        items=tuple(finished),
         said=claims(paper),
-        notes=(_scale(quick, [item.title for item in made if item.name in full]),),
+        notes=(_scale(quick, [item.title for item in finished if item.name in full]),),
     )
 
 
-def written(made: Study, folder: str | Path) -> list[Path]:
+def written(result: Study, folder: str | Path) -> list[Path]:
     """Writes the study into `folder`: NAME.html, NAME.md and its figures beside it in NAME/."""
     folder = Path(folder)
-    text, figures = studied.markdown(made, made.name)
-    (folder / made.name).mkdir(parents=True, exist_ok=True)
+    text, figures = studied.markdown(result, result.name)
+    (folder / result.name).mkdir(parents=True, exist_ok=True)
     for name, svg in figures.items():
-        write(svg, folder / made.name / name)
+        write(svg, folder / result.name / name)
     return [
-        write(studied.page(made), folder / f"{made.name}.html"),
-        write(text, folder / f"{made.name}.md"),
+        write(studied.page(result), folder / f"{result.name}.html"),
+        write(text, folder / f"{result.name}.md"),
     ]
 
 

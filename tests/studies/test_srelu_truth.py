@@ -148,13 +148,13 @@ def test_a_surrogate_learns_its_targets_outputs():
 
 
 def test_figure_8_asks_for_a_hindered_net_that_stands_above_the_direct_attack():
-    def curves(surrogate, twin):
+    def curves(surrogate, plain):
         ways = {
             "direct, slope 1": [98, 10],
             "direct, this slope": [98, 98],
             "direct, margin loss": [98, 10],
         }
-        ways |= {"surrogate": [98, surrogate], "slope-1 twin": [98, twin]}
+        ways |= {"surrogate": [98, surrogate], "from slope 1": [98, plain]}
         return {"mnist": {("PGD", 100.0, way): v for way, v in ways.items()}}
 
     assert figure_8._claim(curves(40, 30), (100.0,)).answer == "holds"
@@ -233,12 +233,12 @@ def test_the_battery_serves_its_threats():
     assert {type(e.threat(0.1)) for e in BATTERY} == {Linf, L2}
 
 
-def test_scores_and_the_twin_are_attacked_with_the_same_radius_as_the_gradient():
-    direct, scores, twin = question_beyond._ways(MNIST, 10.0, 20)
+def test_scores_and_the_network_at_slope_1_are_attacked_with_the_same_radius_as_the_gradient():
+    direct, scores, gray = question_beyond._ways(MNIST, 10.0, 20)
     assert direct.attack.needs == "gradient" and scores.attack.needs == "score"
-    assert {cell.threat for cell in (direct, scores, twin)} == {Linf(0.1)}
+    assert {cell.threat for cell in (direct, scores, gray)} == {Linf(0.1)}
     assert (
-        direct.source is None and twin.source == MNIST.sloped(1.0) and twin.attack == direct.attack
+        direct.source is None and gray.source == MNIST.sloped(1.0) and gray.attack == direct.attack
     )
 
 

@@ -74,10 +74,10 @@ def make(desk: Desk) -> Iterator[Part]:
 def _row(desk: Desk, net: Net) -> tuple[Value, ...]:
     if not net.here:
         return f"{net.title}, {net.missing}", None, None, f"{net.kappa:g}", None, None
-    found = desk.facts(Neutral(net.model(0), net.kappa, net.slice(16)))
-    at_0 = "the same, bit for bit" if found["same_at_0"] else "DIFFERENT"
-    changed = "others" if found["other_at_kappa"] else "the same"
-    return net.title, found["sites"], f"{found['parameters']:,}", f"{net.kappa:g}", at_0, changed
+    facts = desk.facts(Neutral(net.model(0), net.kappa, net.slice(16)))
+    at_0 = "the same, bit for bit" if facts["same_at_0"] else "DIFFERENT"
+    changed = "others" if facts["other_at_kappa"] else "the same"
+    return net.title, facts["sites"], f"{facts['parameters']:,}", f"{net.kappa:g}", at_0, changed
 
 
 def schematic() -> str:

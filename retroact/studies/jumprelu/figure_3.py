@@ -43,8 +43,8 @@ def values(activation: Any, z: NDArray[np.float64]) -> NDArray[np.float64]:
 def slopes(activation: Any, z: NDArray[np.float64]) -> NDArray[np.float64]:
     """d activation / dz by autograd, which is what an attack climbs."""
     leaf = torch.from_numpy(z).requires_grad_()
-    (found,) = torch.autograd.grad(activation(leaf).sum(), leaf)
-    return np.asarray(found.numpy(), dtype=np.float64)
+    (gradient,) = torch.autograd.grad(activation(leaf).sum(), leaf)
+    return np.asarray(gradient.numpy(), dtype=np.float64)
 
 
 def drawn() -> str:

@@ -33,6 +33,9 @@ from retroact.training.recipes import Standard
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
 ATTACKS = {"pgd": "PGD", "deepfool_linf": "DF∞", "deepfool_l2": "DF₂", "trust_region": "TR"}
 """The columns of Tables 1 and 2, by their names in published.json."""
+DEEPFOOLS = ("deepfool_linf", "deepfool_l2")
+NOISES = {name: title for name, title in ATTACKS.items() if name != "pgd"}
+"""Those that end where an image is fooled, so that noise tells how far that is."""
 FAR_INF, FAR_2 = Linf(1.0), L2(1000.0)
 """No limit: these attacks end where an image is fooled, or with their steps."""
 
@@ -126,8 +129,8 @@ class Net:
     def published(self, table: str, column: str, kappa: float) -> float | None:
         """The paper's number: table "1" or "2", a column of it, kappa 0 or the paper's own."""
         where = f"{'robust' if self.robust else 'base'}.{'jumprelu' if kappa else 'relu'}"
-        found = published("jumprelu", TABLES[table], self.key, where, column)
-        return None if found is None else float(found)
+        number = published("jumprelu", TABLES[table], self.key, where, column)
+        return None if number is None else float(number)
 
 
 TABLES = {"1": "table1.graybox", "2": "table2.whitebox"}

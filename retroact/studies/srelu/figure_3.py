@@ -14,20 +14,15 @@ from retroact.evaluation.record import Record
 from retroact.reports.plots import panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
 from retroact.studies.desk import Desk
-from retroact.studies.srelu.networks import (
-    ABOVE_1,
+from retroact.studies.srelu.attacks import (
     ATTACKS,
-    NETS,
-    SLOPES,
-    Net,
     accuracies,
     as_published,
     attack_cells,
     columns,
     images,
-    many,
-    said,
 )
+from retroact.studies.srelu.networks import ABOVE_1, NETS, SLOPES, Net, many, said
 from retroact.studies.srelu.panels import Curve, mean, panel, table
 from retroact.studies.truth import answered
 
@@ -40,7 +35,7 @@ harm"."""
 
 
 def make(desk: Desk) -> Iterator[Part]:
-    found = many(
+    records = many(
         desk,
         {
             (net, attack, s): attack_cells(net, attack, net.sloped(s), images(desk, attack, net))
@@ -49,11 +44,11 @@ def make(desk: Desk) -> Iterator[Part]:
             for s in SLOPES
         },
     )
-    made = {
+    by_key = {
         (net.key, attack, s): Curve(
-            f"slope {said(s)}", accuracies(net, attack, r), as_published(net, attack, s)
+            said(s), accuracies(net, attack, r), as_published(net, attack, s), what="slope"
         )
-        for (net, attack, s), r in found.items()
+        for (net, attack, s), r in records.items()
     }
     sizes = ", ".join(f"{images(desk, 'PGD', net)} ({net.title})" for net in NETS)
     yield Text(
@@ -68,7 +63,7 @@ def make(desk: Desk) -> Iterator[Part]:
         panel(
             f"{net.title}, {attack}",
             columns(net, attack),
-            [made[net.key, attack, s] for s in SLOPES],
+            [by_key[net.key, attack, s] for s in SLOPES],
             "",
             "",
         )
@@ -79,23 +74,23 @@ def make(desk: Desk) -> Iterator[Part]:
         "Accuracy (%) per attack and slope. Thin and dashed: published.", panels(drawn, height=1.8)
     )
     for net in NETS:
-        yield _largest(net, made)
+        yield _largest(net, by_key)
     yield Text(
         "**Exactly zero gradients.** The share of the gradients asked for that were zero in"
         " float32, at the largest eps. FGSM, BIM, RFGSM and PGD follow the cross-entropy of the"
         " true class and stand still where it is flat. StepLL follows that of another class and"
         " DeepFool the logits."
     )
-    yield _zeros({(net.key, attack, s): r[-1] for (net, attack, s), r in found.items()})
+    yield _zeros({(net.key, attack, s): r[-1] for (net, attack, s), r in records.items()})
     for net in NETS:
         for attack in ATTACKS:
-            curves = [made[net.key, attack, s] for s in SLOPES]
+            curves = [by_key[net.key, attack, s] for s in SLOPES]
             column = "iterations" if attack == "DeepFool" else "eps"
             yield table(f"{net.title}, {attack}", "slope", column, columns(net, attack), curves)
-    yield _stepll_deepfool(made)
+    yield _stepll_deepfool(by_key)
 
 
-def _largest(net: Net, made: Curves) -> Table:
+def _largest(net: Net, by_key: Curves) -> Table:
     """The last column at three slopes."""
     shown = (1.0, 10.0, 100.0)
     head = (
@@ -106,7 +101,7 @@ def _largest(net: Net, made: Curves) -> Table:
     rows: list[tuple[Value, ...]] = []
     for attack in ATTACKS:
         last = columns(net, attack)[-1]
-        curves = [made[net.key, attack, s] for s in shown]
+        curves = [by_key[net.key, attack, s] for s in shown]
         rows.append(
             (
                 attack,
@@ -131,12 +126,13 @@ def _zeros(last: dict[tuple[str, str, float], Record]) -> Table:
     return Table("Exactly zero gradients (%)", head, tuple(rows))
 
 
-def _stepll_deepfool(made: Curves) -> Claim:
+def _stepll_deepfool(by_key: Curves) -> Claim:
     """Neither helped nor harmed: mean accuracies at slopes above 1 within `UNCHANGED` points of
     that at slope 1."""
     changes = {
         (net.title, attack): [
-            mean(made[net.key, attack, s].y) - mean(made[net.key, attack, 1.0].y) for s in ABOVE_1
+            mean(by_key[net.key, attack, s].y) - mean(by_key[net.key, attack, 1.0].y)
+            for s in ABOVE_1
         ]
         for net in NETS
         for attack in ("StepLL", "DeepFool")

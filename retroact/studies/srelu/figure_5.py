@@ -65,12 +65,14 @@ class TargetedRates:
             clean = decide(net, part.images)
             for t in range(10):
                 scene = (part.images, part.labels, part.index)
-                made = craft_all(FGSM(self.loss), net, *scene, threats, Targeted(t), chunk=CHUNK)
-                led[t] += torch.tensor(
-                    [((decide(net, m.x_adv) == t) & (clean != t)).sum() for m in made]
+                outcomes = craft_all(
+                    FGSM(self.loss), net, *scene, threats, Targeted(t), chunk=CHUNK
                 )
-                zero[t] += made[0].zero_gradients.sum()
-                asked[t] += made[0].gradients.sum()
+                led[t] += torch.tensor(
+                    [((decide(net, m.x_adv) == t) & (clean != t)).sum() for m in outcomes]
+                )
+                zero[t] += outcomes[0].zero_gradients.sum()
+                asked[t] += outcomes[0].gradients.sum()
         return {
             "n": len(images),
             "led": led.tolist(),
@@ -176,11 +178,11 @@ def _both(desk: Desk, few: int) -> Iterator[Part]:
 def _rates(desk: Desk, nets: tuple[Net, ...], n: int, loss: Loss) -> Rates:
     keys = [(net, s) for net in nets for s in SLOPES]
     asked = [TargetedRates(net.sloped(s), net.slice(n), net.eps[1:], loss) for net, s in keys]
-    found = desk.all_facts(asked)
+    measured = desk.all_facts(asked)
     return {
         # nothing moves at eps 0
         (net.key, s): [[0.0, *(100 * k / f["n"] for k in led)] for led in f["led"]]
-        for (net, s), f in zip(keys, found, strict=True)
+        for (net, s), f in zip(keys, measured, strict=True)
     }
 
 
@@ -189,7 +191,7 @@ def _mean(net: Net, rates: Rates, slope: float) -> list[float]:
     return [mean(column) for column in zip(*rates[net.key, slope], strict=True)]
 
 
-def _averaged(net: Net, rates: Rates, t: int, slope: float) -> float:
+def _average(net: Net, rates: Rates, t: int, slope: float) -> float:
     """Over eps above 0, for one class."""
     return mean(rates[net.key, slope][t][1:])
 
@@ -208,14 +210,14 @@ def _mean_panel(net: Net, rates: Rates, known: dict[str, Any] | None = None) -> 
     for s in SLOPES:
         each = [_percent(known, name, s) for name in CLASSES[net.data]]
         there = {e: mean([c[e] for c in each]) for e in _columns(net) if all(e in c for c in each)}
-        curves.append(Curve(f"slope {said(s)}", _mean(net, rates, s), there))
+        curves.append(Curve(said(s), _mean(net, rates, s), there, what="slope"))
     return panel(net.title, _columns(net), curves, ylabel="success, %", ylim=(0, 50))
 
 
 def _class_panel(net: Net, t: int, rates: Rates, known: dict[str, Any] | None) -> Panel:
     name = CLASSES[net.data][t]
     curves = [
-        Curve(f"slope {said(s)}", rates[net.key, s][t], _percent(known, name, s)) for s in SLOPES
+        Curve(said(s), rates[net.key, s][t], _percent(known, name, s), what="slope") for s in SLOPES
     ]
     return panel(
         f"to {name}", [e.removeprefix("0") or "0" for e in _columns(net)], curves, "", "", (0, 91)
@@ -229,7 +231,7 @@ def _columns(net: Net) -> list[str]:
 def _by_class(net: Net, rates: Rates) -> Table:
     head = ("target", *(f"slope {said(s)}" for s in SLOPES), "difference, above 1 − 1")
     rows: list[tuple[Value, ...]] = [
-        (name, *(_averaged(net, rates, t, s) for s in SLOPES), _gain(net, rates, t))
+        (name, *(_average(net, rates, t, s) for s in SLOPES), _gain(net, rates, t))
         for t, name in enumerate(CLASSES[net.data])
     ]
     return Table(
@@ -272,7 +274,7 @@ def _originals(desk: Desk, rates: Rates) -> Table:
 def _gain(net: Net, rates: Rates, t: int) -> float:
     """Mean success towards class `t` at slopes above 1 minus that at slope 1: below 0 the slope has
     helped."""
-    return mean([_averaged(net, rates, t, s) for s in ABOVE_1]) - _averaged(net, rates, t, 1.0)
+    return mean([_average(net, rates, t, s) for s in ABOVE_1]) - _average(net, rates, t, 1.0)
 
 
 def _slopes_above_1(rates: Rates) -> Claim:

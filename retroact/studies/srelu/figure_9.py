@@ -37,7 +37,7 @@ SAME = 0.05
 def make(desk: Desk) -> Iterator[Part]:
     slopes = desk.pick((1.0, 10.0, 100.0), SLOPES)
     images = MNIST.slice(desk.pick(500, 2000))
-    found = dict(
+    by_slope = dict(
         zip(
             slopes, desk.all_facts([Clusters(MNIST.sloped(s), images) for s in slopes]), strict=True
         )
@@ -45,7 +45,7 @@ def make(desk: Desk) -> Iterator[Part]:
     yield Figure(
         "t-SNE maps of the first test digits, a colour per digit. Axes have no unit; the number is"
         " the ratio between/within in the layer itself, which no factor changes.",
-        _maps(found),
+        _maps(by_slope),
     )
     head = (
         "layer",
@@ -54,19 +54,19 @@ def make(desk: Desk) -> Iterator[Part]:
         "distance within a digit",
         "between/within",
     )
-    rows = tuple(_row(layer, s, f[layer]) for layer in LAYERS for s, f in found.items())
+    rows = tuple(_row(layer, s, f[layer]) for layer in LAYERS for s, f in by_slope.items())
     yield Table(
         "Raw distances: mean between two digits' centres, and from an image to its digit's centre",
         (*head, "between/within on the map"),
         rows,
         digits=2,
     )
-    yield _claim(found)
+    yield _claim(by_slope)
 
 
-def _row(layer: str, slope: float, found: dict[str, Any]) -> tuple[Value, ...]:
-    raw = (f"{found['between']:.4g}", f"{found['within']:.4g}")
-    return (LAYERS[layer], f"{slope:g}", *raw, found["ratio"], found["map_ratio"])
+def _row(layer: str, slope: float, facts: dict[str, Any]) -> tuple[Value, ...]:
+    raw = (f"{facts['between']:.4g}", f"{facts['within']:.4g}")
+    return (LAYERS[layer], f"{slope:g}", *raw, facts["ratio"], facts["map_ratio"])
 
 
 # -------------------------------------------------------------------------------------- the numbers
@@ -135,10 +135,10 @@ def spread(points: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[floa
 # -------------------------------------------------------------------------------------- the picture
 
 
-def _maps(found: dict[float, dict[str, Any]]) -> str:
-    figure = Canvas(figsize=(9.6, 0.6 + 9.0 / len(found) * len(LAYERS)), layout="constrained")
-    grid = figure.subplots(len(LAYERS), len(found), squeeze=False)
-    for column, (slope, facts) in enumerate(found.items()):
+def _maps(by_slope: dict[float, dict[str, Any]]) -> str:
+    figure = Canvas(figsize=(9.6, 0.6 + 9.0 / len(by_slope) * len(LAYERS)), layout="constrained")
+    grid = figure.subplots(len(LAYERS), len(by_slope), squeeze=False)
+    for column, (slope, facts) in enumerate(by_slope.items()):
         labels = np.array(facts["labels"])
         for row, layer in enumerate(LAYERS):
             _scatter(grid[row, column], np.array(facts[layer]["map"]), labels)
@@ -173,17 +173,17 @@ def _scatter(axes: Any, points: NDArray[np.float64], labels: NDArray[np.int64]) 
 # ---------------------------------------------------------------------------------------- the claim
 
 
-def _claim(found: dict[float, dict[str, Any]]) -> Claim:
+def _claim(by_slope: dict[float, dict[str, Any]]) -> Claim:
     """Raw: both distances grow with the slope. Truly: the ratio falls, by more than SAME, at the
     largest slope."""
-    low, high = found[1.0]["hidden"], found[max(found)]["hidden"]
+    low, high = by_slope[1.0]["hidden"], by_slope[max(by_slope)]["hidden"]
     apart, loose = high["between"] / low["between"], high["within"] / low["within"]
     change = high["ratio"] / low["ratio"] - 1
     return Claim(
         "figure9",
         answered(apart > 1 and loose > 1, change < -SAME),
-        f"from slope 1 to {max(found):g} the raw distance between digits grows {apart:,.0f} times,"
-        f" that within a digit {loose:,.0f} times; the ratio between/within, which no factor"
+        f"from slope 1 to {max(by_slope):g} the raw distance between digits grows {apart:,.0f}"
+        f" times, that within a digit {loose:,.0f} times; the ratio between/within, which no factor"
         f" changes, goes from {low['ratio']:.2f} to {high['ratio']:.2f} ({100 * change:+.0f} %;"
         f" less compact would be a fall of more than {100 * SAME:.0f} %)",
     )
