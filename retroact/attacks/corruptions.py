@@ -21,8 +21,9 @@ from retroact.crafting.attack import Attack
 from retroact.crafting.driver import Unbroken
 from retroact.crafting.geometry import each
 from retroact.crafting.noise import normal, uniform
+from retroact.crafting.norms import EVERY_NORM
 from retroact.crafting.scene import Scene
-from retroact.crafting.threat import EVERY_NORM, L2, Access, ThreatModel
+from retroact.crafting.threat import L2, Access, ThreatModel
 from retroact.spec import Count, spec
 
 HALVINGS = 10  # of the interval that the scan leaves: three digits more for ten queries
