@@ -321,8 +321,8 @@ def pictures(record: Record, most: int = 6) -> str:
     grid = figure.subplots(3, len(shown), squeeze=False)
     difference = np.abs(record.examples[shown] - record.originals[shown])
     for column, i in enumerate(shown):
-        shown_in(grid[0, column], record.originals[i], *box)
-        shown_in(grid[1, column], record.examples[i], *box)
+        draw_image(grid[0, column], record.originals[i], *box)
+        draw_image(grid[1, column], record.examples[i], *box)
         grid[2, column].imshow(
             difference[column].max(0), cmap=REDS, vmin=0, vmax=max(float(difference.max()), 1e-6)
         )
@@ -358,7 +358,7 @@ def box_of(record: Record) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def shown_in(axes: Any, image: NDArray[np.float32], low: float = 0.0, high: float = 1.0) -> None:
+def draw_image(axes: Any, image: NDArray[np.float32], low: float = 0.0, high: float = 1.0) -> None:
     """Draws an image (c, h, w) into axes, pixel by pixel; black is `low`."""
     shown = _laid_out(image, low, high)
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")

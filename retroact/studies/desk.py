@@ -68,7 +68,7 @@ class Desk:
         records = {c: r for c, r in by_cell.items() if r is not None}
         records |= zip(todo, swept, strict=True)
         for cell in by_cell:
-            self._note(cell.data, cell.seed, () if cell in todo else self._earlier.said(cell))
+            self._note(cell.data, cell.seed, () if cell in todo else self._earlier.describe(cell))
         self._took |= {cell: float(r.pedigree.get("seconds", 0.0)) for cell, r in records.items()}
         return [records[cell] for cell in asked]
 
@@ -90,7 +90,7 @@ class Desk:
         results |= zip(todo, new, strict=True)
         for what in by_what:
             self._took[what] = results[what].seconds
-            then = () if what in todo else self._earlier.said(what)
+            then = () if what in todo else self._earlier.describe(what)
             self._note(getattr(what, "data", ""), getattr(what, "seed", 0), then)
         return [results[what].facts for what in asked]
 

@@ -109,7 +109,7 @@ def study(
     )
 
 
-def written(result: Study, folder: str | Path) -> list[Path]:
+def write_pages(result: Study, folder: str | Path) -> list[Path]:
     """Writes the study into `folder`: NAME.html, NAME.md and its figures beside it in NAME/."""
     folder = Path(folder)
     text, figures = studied.markdown(result, result.name)

@@ -101,7 +101,7 @@ def verdict(audited: AuditNumbers) -> str:
     return f"{audited.effect} · {audited.explained_claim if alone else audited.claim}"
 
 
-def answered(protocol: bool, truth: bool | None = None) -> Answer:
+def answer_claim(protocol: bool, truth: bool | None = None) -> Answer:
     """The answer to a claim: whether its criterion is met under the paper's protocol, and in truth.
 
     `truth` is the same criterion on verified numbers; None where the claim is about the protocol

@@ -31,7 +31,7 @@ def make(desk: Desk) -> Iterator[Part]:
         f"(a) ReLU, and Swish with beta 0.5 (dashed). (b) JumpReLU with kappa {KAPPA:g}: the filled"
         " dot belongs to it, the open one does not. (c) Its subgradient: that of ReLU, shifted by"
         " kappa.",
-        drawn(),
+        draw(),
     )
 
 
@@ -47,7 +47,7 @@ def slopes(activation: Any, z: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(gradient.numpy(), dtype=np.float64)
 
 
-def drawn() -> str:
+def draw() -> str:
     """The three panels."""
     figure = Canvas(figsize=(9.6, 2.7), layout="constrained")
     z = np.linspace(-4, 4, 401)

@@ -27,7 +27,7 @@ from retroact.studies.jumprelu.networks import (
     available,
     untested,
 )
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 FURTHER = 1.5
 """How many times the paper's kappa "a larger jump" is."""
@@ -160,7 +160,9 @@ def _judge_monotone(desk: Desk, curves: dict[str, dict[float, Point]]) -> Claim:
         f"{noise_said}; verified minimum norm at kappa and at {FURTHER:g} kappa, over that at 0:"
         f" {said}"
     )
-    return Claim("kappa_monotone", answered(not shrinks, grows), because + untested(desk, PAPERS))
+    return Claim(
+        "kappa_monotone", answer_claim(not shrinks, grows), because + untested(desk, PAPERS)
+    )
 
 
 def _judge_further(desk: Desk) -> Claim:
@@ -198,6 +200,6 @@ def _judge_further(desk: Desk) -> Claim:
         )
     return Claim(
         "further_kappa_robust",
-        answered(all(protocol), all(truth)),
+        answer_claim(all(protocol), all(truth)),
         "; ".join(said) + untested(desk, PAPERS),
     )

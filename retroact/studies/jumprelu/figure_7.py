@@ -28,7 +28,7 @@ from retroact.studies.jumprelu.networks import (
     available,
     untested,
 )
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 BUDGET, FREE = 1000, 100
 GRIDS = {LENET.name: (0.0, 0.5, 1.0, 1.5), ALEX.name: (0.0, 0.2, 0.4, 0.6)}
@@ -141,7 +141,7 @@ def _judge_direction(
         f" and {b[1]:.0f} %"
         for title, (a, b) in ways.items()
     )
-    answer = answered(all(a[2] for a, _ in ways.values()), all(b[2] for _, b in ways.values()))
+    answer = answer_claim(all(a[2] for a, _ in ways.values()), all(b[2] for _, b in ways.values()))
     return Claim(
         "unidirectional", answer, f"mean accuracy of the target: {said}{untested(desk, PANELS)}"
     )

@@ -41,7 +41,7 @@ from retroact.studies.jumprelu.networks import (
     available,
     untested,
 )
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 PANELS = (LENET, ALEX, WIDE_ROBUST, MOBILE_ROBUST)
 BESIDE = (LENET_ROBUST, RESNET, RESNET_ROBUST)
@@ -201,7 +201,9 @@ def _iterations(desk: Desk, runs: dict[str, list[Record]]) -> Claim:
         counts = f"{low} iterations at kappa 0, {high} at kappa, {best} adaptive"
         said.append(f"{title}, fool rate {100 * rate:.0f} %: {counts}")
     return Claim(
-        "iterations", answered(all(protocol), all(truth)), "; ".join(said) + untested(desk, PANELS)
+        "iterations",
+        answer_claim(all(protocol), all(truth)),
+        "; ".join(said) + untested(desk, PANELS),
     )
 
 
@@ -223,7 +225,7 @@ def _inference(desk: Desk) -> Iterator[Part]:
             "inference_time", "not tested", f"none of its networks is here{untested(desk, PAPERS)}"
         )
         return
-    answer = answered(max(f["ratio"] for f in times.values()) <= NOT_AFFECTED)
+    answer = answer_claim(max(f["ratio"] for f in times.values()) <= NOT_AFFECTED)
     yield Claim(
         "inference_time",
         answer,
@@ -246,7 +248,7 @@ def _minutes(desk: Desk) -> Iterator[Claim]:
         f"minutes of {net.steps} iterations on {net.title}; here {low:.0f} s and {high:.0f} s, ×"
         f" {high / low:.2f}"
     )
-    yield from (Claim(name, answered(high >= LONGER * low), because) for name in names)
+    yield from (Claim(name, answer_claim(high >= LONGER * low), because) for name in names)
 
 
 def _time(net: Net) -> InferenceTime:

@@ -23,7 +23,7 @@ def sets(desk: Desk, net: Net) -> dict[str, dict[str, Any]]:
     return dict(zip(ATTACKS, desk.all_facts(asked), strict=True))
 
 
-def longer(desk: Desk) -> tuple[tuple[Value, ...], ...]:
+def run_longer(desk: Desk) -> tuple[tuple[Value, ...], ...]:
     """The retrofit's accuracy where the attacker does not stop at the source's boundary, a row per
     network."""
     nets = available(desk)

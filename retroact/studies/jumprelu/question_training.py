@@ -31,7 +31,7 @@ from retroact.retrofitting.installed import installed
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import AtLeast0, Count, Positive, UnitInterval, spec
 from retroact.studies.desk import Desk
-from retroact.studies.truth import answered, audited_facts, numbers, verdict
+from retroact.studies.truth import answer_claim, audited_facts, numbers, verdict
 from retroact.training.fit import fit
 from retroact.training.recipes import MixedFGSM, Standard
 
@@ -132,7 +132,7 @@ def _compare_ratios(desk: Desk) -> Iterator[Part]:
         f"30 % beside all: clean {clean:+.2f}, the paper's PGD {pgd:+.2f}, APGD {truly:+.2f}"
         " points; single-step images, not Madry's many steps, in both"
     )
-    yield Claim("mixed_batches", answered(clean > 0 >= pgd, truly <= 0), because)
+    yield Claim("mixed_batches", answer_claim(clean > 0 >= pgd, truly <= 0), because)
 
 
 def _train_with_kappa(desk: Desk) -> Iterator[Part]:

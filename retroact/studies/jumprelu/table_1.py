@@ -20,7 +20,7 @@ from retroact.spec import show
 from retroact.studies.desk import Desk
 from retroact.studies.jumprelu.audited import beside
 from retroact.studies.jumprelu.crafted import Clean, crafted
-from retroact.studies.jumprelu.gray_box import SCALED, longer, sets
+from retroact.studies.jumprelu.gray_box import SCALED, run_longer, sets
 from retroact.studies.jumprelu.networks import (
     ALEX,
     ATTACKS,
@@ -34,7 +34,7 @@ from retroact.studies.jumprelu.networks import (
     available,
     untested,
 )
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 MODERATE = 2.0
 """Points of clean accuracy that still count as a moderate cost; the paper's own largest loss is
@@ -64,7 +64,7 @@ def make(desk: Desk) -> Iterator[Part]:
         "Every number with its difference", head, tuple(_differences(desk, by_net)), folded=True
     )
     head = ("network", "kappa", "PGD, frozen", "PGD, all steps", *SCALED)
-    yield Table("The same attacks, carried on: accuracy of the retrofit, %", head, longer(desk))
+    yield Table("The same attacks, carried on: accuracy of the retrofit, %", head, run_longer(desk))
     yield Text(
         "A frozen example lies on the source's boundary, with no confidence at all, and any change"
         " of the network undoes it. **All steps**: PGD's budget is spent on every image, broken or"
@@ -210,7 +210,7 @@ def _accuracy_cost(desk: Desk) -> Claim:
     said = ", ".join(f"{net.title} {points:.2f}" for net, points in cost.items())
     return Claim(
         "accuracy_cost",
-        answered(max(cost.values()) <= MODERATE),
+        answer_claim(max(cost.values()) <= MODERATE),
         f"at most {MODERATE:g} points of clean accuracy lost, 1000 images or more:"
         f" {said}{untested(desk, PAPERS)}",
     )
@@ -235,6 +235,6 @@ def _residual(desk: Desk, by_net: dict[str, dict[str, dict[str, Any]]]) -> Claim
     columns = ", ".join(ATTACKS.values())
     return Claim(
         "residual",
-        answered(below),
+        answer_claim(below),
         f"gray-box accuracy of the retrofits ({columns}): {said}{untested(desk, needed)}",
     )

@@ -33,7 +33,7 @@ from retroact.studies.jumprelu.networks import (
 )
 from retroact.studies.jumprelu.white_box import ratios, runs
 from retroact.studies.published import published
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 
 def make(desk: Desk) -> Iterator[Part]:
@@ -243,7 +243,7 @@ def _carlini_wagner(desk: Desk) -> Iterator[Part]:
     yield Table(title, head, tuple(rows), digits=2)
     yield Claim(
         "tr_vs_cw",
-        answered(all(close)) if close else "not tested",
+        answer_claim(all(close)) if close else "not tested",
         f"in {sum(close)} of {len(close)} rows of its networks TR's median norm is within 10 % of"
         f" CW's, at half its time or less; our CW takes {CarliniWagner().passes} gradients, not"
         f" thousands{untested(desk, PAPERS)}",
@@ -274,6 +274,6 @@ def _tr_vs_deepfool(desk: Desk, by_net: dict[str, dict[float, dict[str, dict[str
     said = ", ".join(f"{100 * tr:.1f} against {100 * df:.1f}" for tr, df in pairs)
     return Claim(
         "tr_vs_deepfool",
-        answered(all(less)) if less else "not tested",
+        answer_claim(all(less)) if less else "not tested",
         f"TR's mean noise against DF₂'s, %: {said}; dead images left alone{untested(desk, PAPERS)}",
     )

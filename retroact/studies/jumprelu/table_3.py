@@ -34,7 +34,7 @@ from retroact.studies.desk import Desk
 from retroact.studies.jumprelu.audited import beside
 from retroact.studies.jumprelu.networks import available
 from retroact.studies.published import published
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 SEEDS = (0, 1, 2)
 CLASSIFIERS = ("lr", "mlp")
@@ -214,4 +214,4 @@ def _judge(rows: list[Row]) -> Claim:
         f"on CIFAR-10 the AUC rises beyond its 95 % interval in {len(above)} of {len(asked)} rows"
         f" and falls beyond it in {len(below)}; differences from {least:+.1f} to {most:+.1f} points"
     )
-    return Claim("lid", answered(len(above) == len(asked)), because)
+    return Claim("lid", answer_claim(len(above) == len(asked)), because)

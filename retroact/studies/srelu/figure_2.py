@@ -27,9 +27,9 @@ from retroact.studies.srelu.attacks import (
     columns,
     images,
 )
-from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, first, many, said
+from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, first, label, many
 from retroact.studies.srelu.panels import Curve, mean, panel, table
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 ON_MARGIN = FGSM(loss="margin")
 OTHERS: dict[str, Any] = {
@@ -58,9 +58,9 @@ def make(desk: Desk) -> Iterator[Part]:
 def _top(desk: Desk) -> Iterator[Part]:
     n = images(desk, "FGSM", MNIST)
     curves = fgsm_curves(
-        desk, {(net, said(s)): SReLU(s) for net in NETS for s in SLOPES}, n, "slope"
+        desk, {(net, label(s)): SReLU(s) for net in NETS for s in SLOPES}, n, "slope"
     )
-    known = {(net, said(s)): as_published(net, "FGSM", s) for net in NETS for s in SLOPES}
+    known = {(net, label(s)): as_published(net, "FGSM", s) for net in NETS for s in SLOPES}
     yield Text(
         f"**Top row.** The first {n} test images of each set; one gradient per image serves every"
         " eps."
@@ -121,7 +121,7 @@ def _middle(desk: Desk) -> Iterator[Part]:
     )
     clean, means = _means(desk)
     known = _quote_means()
-    labels = [said(s) for s in SLOPES]
+    labels = [label(s) for s in SLOPES]
     accuracy = [
         panel(net.title, labels, _curves(net, means, known), "slope", "mean accuracy, %")
         for net in NETS
@@ -189,7 +189,7 @@ def _curves(net: Net, means: Means, known: Means) -> list[Curve]:
         Curve(
             attack,
             [means[net.key, attack, s] for s in SLOPES],
-            {said(s): known[net.key, attack, s] for s in SLOPES if (net.key, attack, s) in known},
+            {label(s): known[net.key, attack, s] for s in SLOPES if (net.key, attack, s) in known},
         )
         for attack in ATTACKS
     ]
@@ -211,7 +211,7 @@ def _middle_table(
     rows = tuple(
         (
             k[1],
-            said(k[2]),
+            label(k[2]),
             means[k],
             known.get(k),
             _gap(means[k], known.get(k)),
@@ -274,7 +274,7 @@ def _not_impacted(desk: Desk) -> Claim:
     said_costs = " and ".join(f"{costs['lost', s]:.1f} ({costs['truly', s]:.1f})" for s in slopes)
     return Claim(
         "untargeted.slope_10_100.mnist",
-        answered(
+        answer_claim(
             max(costs["lost", s] for s in slopes) < 1, max(costs["truly", s] for s in slopes) < 1
         ),
         f"at slopes 10 and 100, FGSM with eps {eps[0]:g} costs {said_costs} points; "

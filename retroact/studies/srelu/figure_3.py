@@ -22,9 +22,9 @@ from retroact.studies.srelu.attacks import (
     columns,
     images,
 )
-from retroact.studies.srelu.networks import ABOVE_1, NETS, SLOPES, Net, many, said
+from retroact.studies.srelu.networks import ABOVE_1, NETS, SLOPES, Net, label, many
 from retroact.studies.srelu.panels import Curve, mean, panel, table
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 Curves = dict[tuple[str, str, float], Curve]
 """A curve by network, attack and slope."""
@@ -46,7 +46,7 @@ def make(desk: Desk) -> Iterator[Part]:
     )
     by_key = {
         (net.key, attack, s): Curve(
-            said(s), accuracies(net, attack, r), as_published(net, attack, s), what="slope"
+            label(s), accuracies(net, attack, r), as_published(net, attack, s), what="slope"
         )
         for (net, attack, s), r in records.items()
     }
@@ -96,7 +96,7 @@ def _largest(net: Net, by_key: Curves) -> Table:
     head = (
         "attack",
         "column",
-        *(text for s in shown for text in (f"slope {said(s)}", "published")),
+        *(text for s in shown for text in (f"slope {label(s)}", "published")),
     )
     rows: list[tuple[Value, ...]] = []
     for attack in ATTACKS:
@@ -122,7 +122,7 @@ def _zeros(last: dict[tuple[str, str, float], Record]) -> Table:
         for net in NETS
         for attack in ATTACKS
     ]
-    head = ("network", "attack", *(f"slope {said(s)}" for s in SLOPES))
+    head = ("network", "attack", *(f"slope {label(s)}" for s in SLOPES))
     return Table("Exactly zero gradients (%)", head, tuple(rows))
 
 
@@ -145,4 +145,4 @@ def _stepll_deepfool(by_key: Curves) -> Claim:
         "slopes above 1 against 1, points of mean accuracy over the columns (allowed:"
         f" {UNCHANGED:g}): {told}"
     )
-    return Claim("stepll_deepfool", answered(worst <= UNCHANGED), because)
+    return Claim("stepll_deepfool", answer_claim(worst <= UNCHANGED), because)

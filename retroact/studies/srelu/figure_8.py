@@ -29,8 +29,8 @@ from retroact.spec import Count, spec
 from retroact.studies.desk import Desk
 from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.attacks import make_attack
-from retroact.studies.srelu.networks import NETS, Net, said
-from retroact.studies.truth import answered
+from retroact.studies.srelu.networks import NETS, Net, label
+from retroact.studies.truth import answer_claim
 
 WAYS = ("direct, slope 1", "direct, this slope", "surrogate", "from slope 1", "direct, margin loss")
 Curves = dict[tuple[str, float, str], list[float]]
@@ -61,7 +61,7 @@ def make(desk: Desk) -> Iterator[Part]:
 # ----------------------------------------------------------------------------------- the surrogate
 
 
-def distilled(
+def distil(
     target: nn.Module, surrogate: nn.Module, train: Images, *, epochs: int = 2, seed: int = 0
 ) -> nn.Module:
     """Teaches `surrogate` the outputs of `target` on `train`, in place: Adam 1e-3, batches of
@@ -104,7 +104,7 @@ class Transferred:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             fresh = NETWORKS[self.model.net]()
-        surrogate = distilled(target, fresh, data(self.train), epochs=self.epochs, seed=self.seed)
+        surrogate = distil(target, fresh, data(self.train), epochs=self.epochs, seed=self.seed)
         decisions = [decide(net, test.images) for net in (target, surrogate)]
         shares: dict[str, Any] = {
             "agree": 100 * float((decisions[0] == decisions[1]).float().mean())
@@ -175,18 +175,18 @@ def _curve(
 
 
 def _panel(net: Net, by_way: Curves, attack: str, slope: float) -> Panel:
-    x = [said(e) for e in net.eps]
+    x = [label(e) for e in net.eps]
     drawn = [Series(way, x, by_way[attack, slope, way], colour=i) for i, way in enumerate(WAYS)]
     return Panel(net.title, drawn, "eps, pixels", "accuracy, %")
 
 
 def _head(net: Net) -> tuple[str, ...]:
-    return ("attack", "slope", "gradients of", *(f"eps {said(e)}" for e in net.eps))
+    return ("attack", "slope", "gradients of", *(f"eps {label(e)}" for e in net.eps))
 
 
 def _rows(net: Net, by_way: Curves) -> tuple[tuple[Value, ...], ...]:
     return tuple(
-        (attack, said(slope), way, *values) for (attack, slope, way), values in by_way.items()
+        (attack, label(slope), way, *values) for (attack, slope, way), values in by_way.items()
     )
 
 
@@ -227,7 +227,7 @@ def _claim(by_net: dict[str, Curves], slopes: tuple[float, ...]) -> Claim:
     margins = [_mean_gap(c, key, "direct, margin loss") for c, key in cases]
     return Claim(
         "figure8",
-        answered(hindered and min(above) > 0, min(from_1) > 1),
+        answer_claim(hindered and min(above) > 0, min(from_1) > 1),
         f"slope {max(slopes):g}, FGSM and PGD, three networks: the surrogate takes half of the"
         f" clean accuracy or more {'everywhere' if hindered else 'not everywhere'}; mean accuracy"
         f" above the direct attack at slope 1 by {min(above):+.1f} to {max(above):+.1f} points"

@@ -26,7 +26,7 @@ from retroact.retrofitting.installed import installed
 from retroact.spec import spec
 from retroact.studies.desk import Desk
 from retroact.studies.srelu.networks import MNIST, SLOPES
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 LAYERS = {"hidden": "the 50 numbers after the last activation", "logits": "the 10 logits"}
 DIGITS = (*plots.CYCLE, "#db2777", "#84cc16")
@@ -181,7 +181,7 @@ def _claim(by_slope: dict[float, dict[str, Any]]) -> Claim:
     change = high["ratio"] / low["ratio"] - 1
     return Claim(
         "figure9",
-        answered(apart > 1 and loose > 1, change < -SAME),
+        answer_claim(apart > 1 and loose > 1, change < -SAME),
         f"from slope 1 to {max(by_slope):g} the raw distance between digits grows {apart:,.0f}"
         f" times, that within a digit {loose:,.0f} times; the ratio between/within, which no factor"
         f" changes, goes from {low['ratio']:.2f} to {high['ratio']:.2f} ({100 * change:+.0f} %;"

@@ -77,7 +77,7 @@ CNN2 = Net("CIFAR10-CNN2", "cifar10_cnn2", "cifar10-cnn1", "fc*", CIFAR_EPS, "ci
 NETS = (MNIST, CNN1, CNN2)
 
 
-def said(number: float) -> str:
+def label(number: float) -> str:
     """A slope or radius as published.json names it: 0.5, 1, 100."""
     return f"{number:g}"
 

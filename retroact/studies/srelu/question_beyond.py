@@ -21,7 +21,7 @@ from retroact.nets.zoo import entry
 from retroact.reports.studied import Part, Table, Text, Value
 from retroact.studies.desk import Desk
 from retroact.studies.srelu.attacks import make_attack
-from retroact.studies.srelu.networks import CIFAR_EPS, MNIST, NETS, SLOPES, Net, many, said
+from retroact.studies.srelu.networks import CIFAR_EPS, MNIST, NETS, SLOPES, Net, label, many
 from retroact.studies.truth import Audited, audits
 
 SHIFTED = replace(MNIST, title="MNIST CNN, trained on normalised images", net="mnist-cnn-shifted")
@@ -52,7 +52,7 @@ def _without_gradients(desk: Desk) -> Iterator[Part]:
     asked = {(net, s): _ways(net, s, n) for net in NETS for s in slopes}
     records = many(desk, asked)
     rows: list[tuple[Value, ...]] = [
-        (net.title, said(s), *_percent(clean_accuracy(r[0]), *map(robust_accuracy, r)))
+        (net.title, label(s), *_percent(clean_accuracy(r[0]), *map(robust_accuracy, r)))
         for (net, s), r in records.items()
     ]
     head = (
@@ -93,7 +93,7 @@ def _residual(desk: Desk) -> Iterator[Part]:
     plain, beside = many(desk, cells), many(desk, margins)
     clean = {s: clean_accuracy(r) for s, (r,) in plain.items()}
     rows: list[tuple[Value, ...]] = [
-        (said(s), *_percent(clean[s], *map(robust_accuracy, (r, *beside[s]))))
+        (label(s), *_percent(clean[s], *map(robust_accuracy, (r, *beside[s]))))
         for s, (r,) in plain.items()
     ]
     head = ("slope", "clean", "FGSM", "FGSM, margin")
@@ -144,7 +144,7 @@ def _shift_inputs(desk: Desk) -> Iterator[Part]:
     rows: list[tuple[Value, ...]] = [
         (
             net.title,
-            said(s),
+            label(s),
             *_percent(
                 clean_accuracy(ce), *map(robust_accuracy, (ce, margin)), zero_gradient_share(ce)
             ),

@@ -48,7 +48,7 @@ from retroact.spec import AtLeast0, Count, Positive, spec
 from retroact.studies.desk import Desk
 from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.attacks import make_attack
-from retroact.studies.truth import Audited, BatteryName, answered, audited_facts, audits
+from retroact.studies.truth import Audited, BatteryName, answer_claim, audited_facts, audits
 from retroact.training.fit import fit
 from retroact.training.hardening import Hardening, harden
 from retroact.training.recipes import Standard
@@ -250,7 +250,7 @@ def _same_slope(desk: Desk) -> Iterator[Part]:
     seems, is_so = max(gains["FGSM"], gains["PGD"]) >= allowed, gains["PGD, margin"] >= allowed
     yield Claim(
         "same_slope_training",
-        answered(not seems, not is_so),
+        answer_claim(not seems, not is_so),
         "slope 2 in training and test against slope 1 in both, share of the rightly decided images"
         " that are robust, mean over eps, in points: "
         + ", ".join(f"{k} {v:+.1f}" for k, v in gains.items())
@@ -284,11 +284,11 @@ class RaisedBias:
 
     def __call__(self) -> dict[str, Any]:
         plain = self.model()
-        pair = plain, raised(plain, self.shift)
+        pair = plain, raise_biases(plain, self.shift)
         return audited_facts(*pair, self.data, self.threat, self.battery, self.seed)
 
 
-def raised(net: nn.Module, shift: float) -> nn.Module:
+def raise_biases(net: nn.Module, shift: float) -> nn.Module:
     """A copy of `net` whose activations see their input plus `shift`."""
     content = to_bytes({name: torch.full((n,), shift) for name, n in _channels(net).items()})
     name = hashlib.sha256(content).hexdigest()

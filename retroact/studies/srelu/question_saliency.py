@@ -148,7 +148,7 @@ def _draw(by_net: list[tuple[Net, list[dict[str, Any]]]]) -> str:
     for block, (net, pair) in enumerate(by_net):
         for i, one in enumerate(pair[0]["shown"]):
             column = block * SHOWN + i
-            plots.shown_in(grid[0, column], np.array(one["image"], dtype=np.float32))
+            plots.draw_image(grid[0, column], np.array(one["image"], dtype=np.float32))
             for row, (slope, loss) in enumerate(rows, start=1):
                 _map(grid[row, column], np.array(pair[slope]["shown"][i][loss]))
         grid[0, block * SHOWN].set_title(net.title, fontsize=9, loc="left")

@@ -33,9 +33,9 @@ from retroact.spec import spec
 from retroact.studies.desk import Desk
 from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.attacks import images
-from retroact.studies.srelu.networks import CNN1, MNIST, NETS, SLOPES, Net, many, said
+from retroact.studies.srelu.networks import CNN1, MNIST, NETS, SLOPES, Net, label, many
 from retroact.studies.srelu.scaled_pixels import ScaledPixels, StepOn
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 STEEP = (10.0, 100.0)
 UNDER = {"noise": AdditiveUniformNoise(), "margin step": FGSM(loss="margin")}
@@ -176,7 +176,7 @@ def _algebra(desk: Desk) -> Iterator[Part]:
         (
             *(
                 net.title,
-                said(s),
+                label(s),
                 f"{100 * f['negative']:.0f} %",
                 f"{s ** f['sites']:g}",
                 f"{f['folded']:.0e}",
@@ -220,7 +220,7 @@ def _scale_down(desk: Desk) -> Iterator[Part]:
         unsloped = _count_fooled(desk, net, 1.0, 1.0, n, submitted=True)
         rows.append((net.title, "1", "–", *unsloped, *unsloped))
         rows += [
-            (net.title, said(slope), said(s), *sub, *look) for s, (sub, look) in by_scale.items()
+            (net.title, label(slope), label(s), *sub, *look) for s, (sub, look) in by_scale.items()
         ]
     yield Table("FGSM at a scaled-down image (%)", head, tuple(dict.fromkeys(rows)))
     yield _counter_claim(desk, by_net, n)
@@ -267,14 +267,14 @@ def _counter_claim(
         looked.append(look >= bare / 2)
         direct = by_scale[1.0][0][1]
         told.append(
-            f"{net.title} slope {said(slope)}: {direct:.0f} → {sub:.0f} and {look:.0f} of"
+            f"{net.title} slope {label(slope)}: {direct:.0f} → {sub:.0f} and {look:.0f} of"
             f" {bare:.0f}"
         )
     because = (
         "fooled (%) directly → by the scaled-down image submitted and looked at, of slope 1's:"
         f" {'; '.join(told)}"
     )
-    return Claim("scaled_down_input", answered(all(submitted), all(looked)), because)
+    return Claim("scaled_down_input", answer_claim(all(submitted), all(looked)), because)
 
 
 # ---------------------------------------------------------------------------------------- mechanism
@@ -306,7 +306,7 @@ def _mechanism(desk: Desk) -> Iterator[Part]:
         "size, right",
         "size, wrong",
     )
-    rows = [(net.title, said(s), *_gradient_row(gradients[net, s])) for net, s in keys]
+    rows = [(net.title, label(s), *_gradient_row(gradients[net, s])) for net, s in keys]
     yield Table(
         "Gradients of the cross-entropy at clean images: exactly zero among right ones, and sizes",
         head,
@@ -317,7 +317,7 @@ def _mechanism(desk: Desk) -> Iterator[Part]:
         "A better signal-to-noise ratio would show in random noise, and under an attack that does"
         " not need the cross-entropy: one step on the margin of the logits."
     )
-    under = ("network", "under", *(f"slope {said(s)}" for s in SLOPES))
+    under = ("network", "under", *(f"slope {label(s)}" for s in SLOPES))
     yield Table(
         "Accuracy at the largest eps (%)",
         under,
@@ -361,7 +361,7 @@ def _mechanism_claim(
     told = ", ".join(f"{value:+.1f} {name}" for name, value in gained.items())
     return Claim(
         "mechanism",
-        answered(exploded or max(gained.values()) > BETTER),
+        answer_claim(exploded or max(gained.values()) > BETTER),
         f"slope 100 against 1: most accuracy gained, points: {told}; exactly zero gradients of"
         f" right images in float32 at slope 100: {zeros}; their median size"
         f" {'grows' if exploded else 'grows on no network'}",
@@ -383,4 +383,4 @@ def _clean(desk: Desk) -> Iterator[Part]:
             f"{clean[net]:.2f} % of {n} test images at slope 1 (allowed: {near:g} points from"
             f" {around:g})"
         )
-        yield Claim(name, answered(abs(clean[net] - around) <= near), because)
+        yield Claim(name, answer_claim(abs(clean[net] - around) <= near), because)

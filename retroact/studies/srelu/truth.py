@@ -26,7 +26,7 @@ from retroact.spec import spec
 from retroact.studies.desk import Desk
 from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.attacks import make_attack
-from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, said
+from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, label
 from retroact.studies.truth import Audited, BatteryName, audits
 
 Curves = dict[float, list[float]]
@@ -42,7 +42,7 @@ def make(desk: Desk) -> Iterator[Part]:
         "PGD at the largest eps, accuracy (%): the slope blinds one loss and nothing else",
         ("network", "slope", "clean", *by_attack["PGD", MNIST.key]),
         tuple(
-            (net.title, said(s), *_ends(by_attack["PGD", net.key], s))
+            (net.title, label(s), *_ends(by_attack["PGD", net.key], s))
             for net in NETS
             for s in slopes
         ),
@@ -119,7 +119,7 @@ def _draw(by_attack: dict[tuple[str, str], dict[str, Curves]], name: str) -> str
 
 
 def _panel(net: Net, curves: Curves, way: str) -> Panel:
-    x = [said(e) for e in net.eps]
+    x = [label(e) for e in net.eps]
     drawn = [Series(f"slope {s:g}", x, y, colour=i) for i, (s, y) in enumerate(curves.items())]
     return Panel(f"{net.title}: {way}", drawn, "eps, pixels", "accuracy, %")
 
