@@ -128,25 +128,7 @@ def panels(shown: Sequence[Panel], *, columns: int = 3, height: float = 2.5) -> 
     )
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, panel in zip(grid.flat, shown, strict=False):
-        for one in panel.series:
-            style = (
-                {"linewidth": 0.8, "linestyle": "--"}
-                if one.published
-                else {"linewidth": 1.8, "marker": "o"}
-            )
-            axes.plot(
-                one.x,
-                one.y,
-                markersize=3,
-                color=CYCLE[one.colour % len(CYCLE)],
-                label=one.name,
-                **style,
-            )
-        axes.set_title(panel.title, fontsize=9)
-        axes.set_xlabel(panel.xlabel, fontsize=8)
-        axes.set_ylabel(panel.ylabel, fontsize=8)
-        if panel.ylim is not None:
-            axes.set_ylim(*panel.ylim)
+        _draw_panel(axes, panel)
         plain(figure, axes)
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
@@ -162,6 +144,22 @@ def panels(shown: Sequence[Panel], *, columns: int = 3, height: float = 2.5) -> 
     }
     figure.legend(list(named.values()), list(named), frameon=False, **where)
     return svg(figure)
+
+
+def _draw_panel(axes: Any, panel: Panel) -> None:
+    for one in panel.series:
+        style = (
+            {"linewidth": 0.8, "linestyle": "--"}
+            if one.published
+            else {"linewidth": 1.8, "marker": "o"}
+        )
+        colour = CYCLE[one.colour % len(CYCLE)]
+        axes.plot(one.x, one.y, markersize=3, color=colour, label=one.name, **style)
+    axes.set_title(panel.title, fontsize=9)
+    axes.set_xlabel(panel.xlabel, fontsize=8)
+    axes.set_ylabel(panel.ylabel, fontsize=8)
+    if panel.ylim is not None:
+        axes.set_ylim(*panel.ylim)
 
 
 def standalone(svg: str) -> str:

@@ -20,6 +20,8 @@ from retroact.spec import spec
 from retroact.studies.desk import Desk
 
 BatteryName = Literal["quick", "whole"]
+BATTERIES: tuple[BatteryName, BatteryName] = ("quick", "whole")
+"""What a quick desk spends, and a full one."""
 
 
 @spec

@@ -41,6 +41,34 @@ MODERATE = 2.0
 1.94."""
 
 
+PROTOCOL = (
+    "The first line of a network is the source on its own examples, the second its retrofit on"
+    " the same. Steps are lengths in normalised space and PGD knows no ball: 40 steps of 0.01"
+    " move a pixel of MNIST by up to 0.123, 7 of them one of CIFAR-10 by up to 0.014. On the"
+    " base WideResNet, MobileNetV2 and ResNet-20 steps are of 0.031 in this table alone, as in"
+    " the authors' code; the paper does not say so."
+)
+CARRIED_ON = (
+    "A frozen example lies on the source's boundary, with no confidence at all, and any change"
+    " of the network undoes it. **All steps**: PGD's budget is spent on every image, broken or"
+    " not. **× 1.1, × 1.25**: DeepFool's perturbation is made that much longer before it is"
+    " shown to the retrofit. The attacker still knows nothing of kappa, and asks nothing of the"
+    " retrofit."
+)
+TRAINING = (
+    "The accuracies are those of the zoo's pages, of the weights as they are shipped, on all"
+    " test images; of CIFAR-10's only the first 1017 are original pixels in the copy that was"
+    " used, and nine tenths of its training images are JPEG of quality 75. Trained by the"
+    " schedule in the last column, on original pixels, a network should come to the paper's"
+    " accuracy. MobileNetV2 and WideResNet stop at ten epochs of one cycle (robust: eight;"
+    " MobileNetV2's from the base network's weights on), the first of them on smaller images"
+    " where the recipe has `sizes`: what one CPU core gives in an hour or two. They are"
+    " underfit. The robust LeNet-like is there twice, by one cycle and by the paper's own"
+    " epochs, steps and seed: what lies between the two is a schedule and a training run, and"
+    " no claim rests on the second."
+)
+
+
 def make(desk: Desk) -> Iterator[Part]:
     by_net = {net.name: sets(desk, net) for net in available(desk)}
     head = (
@@ -52,42 +80,19 @@ def make(desk: Desk) -> Iterator[Part]:
     )
     rows = [row for net in NETS for row in _rows(desk, net, by_net.get(net.name))]
     yield Table("Accuracy, %, on examples made on the network with kappa 0", head, tuple(rows))
-    yield Text(
-        "The first line of a network is the source on its own examples, the second its retrofit on"
-        " the same. Steps are lengths in normalised space and PGD knows no ball: 40 steps of 0.01"
-        " move a pixel of MNIST by up to 0.123, 7 of them one of CIFAR-10 by up to 0.014. On the"
-        " base WideResNet, MobileNetV2 and ResNet-20 steps are of 0.031 in this table alone, as in"
-        " the authors' code; the paper does not say so."
-    )
+    yield Text(PROTOCOL)
     head = ("network", "kappa", "attack", "measured", "published", "difference")
     yield Table(
         "Every number with its difference", head, tuple(_differences(desk, by_net)), folded=True
     )
     head = ("network", "kappa", "PGD, frozen", "PGD, all steps", *SCALED)
     yield Table("The same attacks, carried on: accuracy of the retrofit, %", head, run_longer(desk))
-    yield Text(
-        "A frozen example lies on the source's boundary, with no confidence at all, and any change"
-        " of the network undoes it. **All steps**: PGD's budget is spent on every image, broken or"
-        " not. **× 1.1, × 1.25**: DeepFool's perturbation is made that much longer before it is"
-        " shown to the retrofit. The attacker still knows nothing of kappa, and asks nothing of the"
-        " retrofit."
-    )
+    yield Text(CARRIED_ON)
     yield beside(desk, available(desk))
     if LENET.here:
         yield _switches(desk)
     yield _networks()
-    yield Text(
-        "The accuracies are those of the zoo's pages, of the weights as they are shipped, on all"
-        " test images; of CIFAR-10's only the first 1017 are original pixels in the copy that was"
-        " used, and nine tenths of its training images are JPEG of quality 75. Trained by the"
-        " schedule in the last column, on original pixels, a network should come to the paper's"
-        " accuracy. MobileNetV2 and WideResNet stop at ten epochs of one cycle (robust: eight;"
-        " MobileNetV2's from the base network's weights on), the first of them on smaller images"
-        " where the recipe has `sizes`: what one CPU core gives in an hour or two. They are"
-        " underfit. The robust LeNet-like is there twice, by one cycle and by the paper's own"
-        " epochs, steps and seed: what lies between the two is a schedule and a training run, and"
-        " no claim rests on the second."
-    )
+    yield Text(TRAINING)
     yield _accuracy_cost(desk)
     yield _residual(desk, by_net)
 

@@ -133,24 +133,20 @@ def _middle(desk: Desk) -> Iterator[Part]:
     recovery = {k: _recover(clean[k[:2]], means, k) for k in means}
     published_clean = {net.key: as_published(net, "FGSM", 1.0)["0"] for net in NETS}
     known_recovery = {k: _recover(published_clean[k[0]], known, k) for k in known}
-    drawn = [
-        panel(
-            net.title,
-            labels,
-            _curves(net, recovery, known_recovery),
-            "slope",
-            "recovery, %",
-            (-130, 105),
-        )
-        for net in NETS
-    ]
-    yield Figure(
+    yield _draw_recovery(recovery, known_recovery)
+    for net in NETS:
+        yield _middle_table(net, means, known, recovery, known_recovery)
+
+
+def _draw_recovery(recovery: Means, known: Means) -> Figure:
+    labels = [label(s) for s in SLOPES]
+    axes = ("slope", "recovery, %", (-130, 105))
+    drawn = [panel(net.title, labels, _curves(net, recovery, known), *axes) for net in NETS]
+    return Figure(
         "Accuracy-loss recovery against slope, 0 at slope 1. Thin and dashed: from published"
         " accuracies.",
         panels(drawn),
     )
-    for net in NETS:
-        yield _middle_table(net, means, known, recovery, known_recovery)
 
 
 def _means(desk: Desk) -> tuple[dict[tuple[str, str], float], Means]:

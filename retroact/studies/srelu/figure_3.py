@@ -34,6 +34,21 @@ UNCHANGED = 5.0
 harm"."""
 
 
+WHAT_EPS_IS = (
+    "Only images that are right clean are attacked; all stand in the denominator. “eps” is"
+    " what the attacks were called with, not how far they go: BIM and StepLL make int(min(255"
+    " eps + 4, 1.25 · 255 eps)) steps of 1/255 in a box that moves along (0.314 for 0.3, and"
+    " no step at all for 0.003), RFGSM moves by up to 8/255 + 5 (eps − 8/255) and walks"
+    " backwards below eps = 8/255. DeepFool's columns are 1, 2, … iterations."
+)
+ZERO_GRADIENTS = (
+    "**Exactly zero gradients.** The share of the gradients asked for that were zero in"
+    " float32, at the largest eps. FGSM, BIM, RFGSM and PGD follow the cross-entropy of the"
+    " true class and stand still where it is flat. StepLL follows that of another class and"
+    " DeepFool the logits."
+)
+
+
 def make(desk: Desk) -> Iterator[Part]:
     records = many(
         desk,
@@ -53,12 +68,18 @@ def make(desk: Desk) -> Iterator[Part]:
     sizes = ", ".join(f"{images(desk, 'PGD', net)} ({net.title})" for net in NETS)
     yield Text(
         f"The first {images(desk, 'FGSM', NETS[0])} test images for FGSM, {sizes} for the others."
-        " Only images that are right clean are attacked; all stand in the denominator. “eps” is"
-        " what the attacks were called with, not how far they go: BIM and StepLL make int(min(255"
-        " eps + 4, 1.25 · 255 eps)) steps of 1/255 in a box that moves along (0.314 for 0.3, and"
-        " no step at all for 0.003), RFGSM moves by up to 8/255 + 5 (eps − 8/255) and walks"
-        " backwards below eps = 8/255. DeepFool's columns are 1, 2, … iterations."
+        f" {WHAT_EPS_IS}"
     )
+    yield _draw(by_key)
+    for net in NETS:
+        yield _largest(net, by_key)
+    yield Text(ZERO_GRADIENTS)
+    yield _zeros({(net.key, attack, s): r[-1] for (net, attack, s), r in records.items()})
+    yield from (_table(net, attack, by_key) for net in NETS for attack in ATTACKS)
+    yield _stepll_deepfool(by_key)
+
+
+def _draw(by_key: Curves) -> Figure:
     drawn = [
         panel(
             f"{net.title}, {attack}",
@@ -70,24 +91,15 @@ def make(desk: Desk) -> Iterator[Part]:
         for attack in ATTACKS
         for net in NETS
     ]
-    yield Figure(
+    return Figure(
         "Accuracy (%) per attack and slope. Thin and dashed: published.", panels(drawn, height=1.8)
     )
-    for net in NETS:
-        yield _largest(net, by_key)
-    yield Text(
-        "**Exactly zero gradients.** The share of the gradients asked for that were zero in"
-        " float32, at the largest eps. FGSM, BIM, RFGSM and PGD follow the cross-entropy of the"
-        " true class and stand still where it is flat. StepLL follows that of another class and"
-        " DeepFool the logits."
-    )
-    yield _zeros({(net.key, attack, s): r[-1] for (net, attack, s), r in records.items()})
-    for net in NETS:
-        for attack in ATTACKS:
-            curves = [by_key[net.key, attack, s] for s in SLOPES]
-            column = "iterations" if attack == "DeepFool" else "eps"
-            yield table(f"{net.title}, {attack}", "slope", column, columns(net, attack), curves)
-    yield _stepll_deepfool(by_key)
+
+
+def _table(net: Net, attack: str, by_key: Curves) -> Table:
+    curves = [by_key[net.key, attack, s] for s in SLOPES]
+    column = "iterations" if attack == "DeepFool" else "eps"
+    return table(f"{net.title}, {attack}", "slope", column, columns(net, attack), curves)
 
 
 def _largest(net: Net, by_key: Curves) -> Table:

@@ -280,32 +280,24 @@ def _counter_claim(
 # ---------------------------------------------------------------------------------------- mechanism
 
 
+VANISHING = (
+    "**Signal-to-noise, or vanishing gradients?** The paper offers a better signal-to-noise"
+    " ratio or exploding gradients. The cross-entropy of an image that is decided rightly has"
+    " the gradient Σ (p − 1[y]) ∇z: raising the slope drives 1 − p_y below what float32 holds,"
+    " and the gradient is exactly zero. That is the opposite of an explosion, which is what"
+    " images that are decided wrongly see; and those are never attacked. Sizes are medians of"
+    " the largest entry of the gradient, in float64, where zero comes later."
+)
+
+
 def _mechanism(desk: Desk) -> Iterator[Part]:
     n = desk.pick(500, 2000)
-    yield Text(
-        "**Signal-to-noise, or vanishing gradients?** The paper offers a better signal-to-noise"
-        " ratio or exploding gradients. The cross-entropy of an image that is decided rightly has"
-        " the gradient Σ (p − 1[y]) ∇z: raising the slope drives 1 − p_y below what float32 holds,"
-        " and the gradient is exactly zero. That is the opposite of an explosion, which is what"
-        " images that are decided wrongly see; and those are never attacked. Sizes are medians of"
-        f" the largest entry of the gradient, in float64, where zero comes later. n = {n}."
-    )
+    yield Text(f"{VANISHING} n = {n}.")
     keys = [(net, s) for net in NETS for s in SLOPES]
-    gradients = dict(
-        zip(
-            keys,
-            desk.all_facts([CleanGradients(net.sloped(s), net.slice(n)) for net, s in keys]),
-            strict=True,
-        )
-    )
-    head = (
-        "network",
-        "slope",
-        "zero, float32 (%)",
-        "zero, float64 (%)",
-        "size, right",
-        "size, wrong",
-    )
+    asked = [CleanGradients(net.sloped(s), net.slice(n)) for net, s in keys]
+    gradients = dict(zip(keys, desk.all_facts(asked), strict=True))
+    shown = ("zero, float32 (%)", "zero, float64 (%)", "size, right", "size, wrong")
+    head = ("network", "slope", *shown)
     rows = [(net.title, label(s), *_gradient_row(gradients[net, s])) for net, s in keys]
     yield Table(
         "Gradients of the cross-entropy at clean images: exactly zero among right ones, and sizes",

@@ -27,7 +27,7 @@ from retroact.studies.desk import Desk
 from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.attacks import make_attack
 from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, label
-from retroact.studies.truth import Audited, BatteryName, audits
+from retroact.studies.truth import BATTERIES, Audited, audits
 
 Curves = dict[float, list[float]]
 """Accuracy in percent over the net's eps grid, by slope."""
@@ -148,7 +148,7 @@ def _audit(desk: Desk) -> list[tuple[str, Audited]]:
     for net in NETS:
         images = net.slice(desk.pick(200, 1000 if net is MNIST else 500))
         threat = Linf(0.3) if net is MNIST else Linf(2 / 255)
-        battery: BatteryName = "quick" if desk.quick else "whole"
+        battery = desk.pick(*BATTERIES)
         for slope in desk.pick((10.0, 100.0), (0.5, 2.0, 5.0, 10.0, 100.0)):
             what = Audited(net.sloped(1.0), net.sloped(slope), images, threat, battery)
             asked.append((f"{net.title}, slope {slope:g}", what))
