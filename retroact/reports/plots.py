@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
@@ -146,9 +147,9 @@ def panels(shown: Sequence[Panel], *, columns: int = 3, height: float = 2.5) -> 
     return svg(figure)
 
 
-def _draw_panel(axes: Any, panel: Panel) -> None:
+def _draw_panel(axes: Axes, panel: Panel) -> None:
     for one in panel.series:
-        style = (
+        style: dict[str, Any] = (
             {"linewidth": 0.8, "linestyle": "--"}
             if one.published
             else {"linewidth": 1.8, "marker": "o"}
@@ -356,7 +357,7 @@ def box_of(record: Record) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def draw_image(axes: Any, image: NDArray[np.float32], low: float = 0.0, high: float = 1.0) -> None:
+def draw_image(axes: Axes, image: NDArray[np.float32], low: float = 0.0, high: float = 1.0) -> None:
     """Draws an image (c, h, w) into axes, pixel by pixel; black is `low`."""
     shown = _laid_out(image, low, high)
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -368,12 +369,12 @@ def _laid_out(image: NDArray[np.float32], low: float, high: float) -> NDArray[np
     return shown if (low, high) == (0.0, 1.0) else (shown - low) / (high - low)
 
 
-def _panel() -> tuple[Figure, Any]:
+def _panel() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(3.6, 2.6), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def plain(figure: Figure, axes: Any) -> Figure:
+def plain(figure: Figure, axes: Axes) -> Figure:
     """Axes as all figures here have them."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

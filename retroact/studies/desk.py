@@ -14,6 +14,8 @@ from retroact.experiments.sweep import sweep
 from retroact.studies.earlier import Earlier
 
 T = TypeVar("T")
+Facts = dict[str, Any]
+"""Plain numbers of a measurement, by name, as a store has them."""
 
 
 class Desk:
@@ -40,7 +42,7 @@ class Desk:
         self._workers, self._chunk, self._progress = workers, chunk, progress
         self.large = not quick if large is None else large
         self.used: dict[str, None] = {}
-        self._took: dict[Any, float] = {}
+        self._took: dict[Cell | Measurement, float] = {}
 
     @property
     def seconds(self) -> float:
@@ -72,11 +74,11 @@ class Desk:
         self._took |= {cell: float(r.pedigree.get("seconds", 0.0)) for cell, r in records.items()}
         return [records[cell] for cell in asked]
 
-    def facts(self, what: Measurement) -> dict[str, Any]:
+    def facts(self, what: Measurement) -> Facts:
         """Plain numbers of any other measurement."""
         return self.all_facts([what])[0]
 
-    def all_facts(self, asked: Sequence[Measurement]) -> list[dict[str, Any]]:
+    def all_facts(self, asked: Sequence[Measurement]) -> list[Facts]:
         """`facts` of several measurements, side by side where several workers are there."""
         by_what = {what: self._earlier.facts(what, self.store) for what in asked}
         todo = [what for what, then in by_what.items() if then is None]
@@ -94,7 +96,7 @@ class Desk:
             self._note(getattr(what, "data", ""), getattr(what, "seed", 0), then)
         return [results[what].facts for what in asked]
 
-    def again(self, what: Measurement) -> dict[str, Any]:
+    def again(self, what: Measurement) -> Facts:
         """Facts that another item counts already, so that the footnote does not count their minutes
         twice."""
         return (self._earlier.facts(what, self.store) or measured(what, self.store)).facts

@@ -4,7 +4,7 @@ from numbers."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -32,7 +32,7 @@ class Audited:
     twin: Model
     defended: Model
     data: str
-    threat: Any
+    threat: ThreatModel
     battery: BatteryName = "whole"
     seed: int = 0
     version: ClassVar[int] = VERSION

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
@@ -75,7 +76,7 @@ def draw() -> str:
     return plots.svg(figure)
 
 
-def _ends(axes: Any, heights: list[float]) -> None:
+def _ends(axes: Axes, heights: list[float]) -> None:
     """A filled dot at kappa itself, an open one at the limit from above, and kappa on the axis."""
     at, above = heights
     axes.plot([KAPPA], [at], "o", color=plots.CYCLE[0], markersize=5)

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 from retroact.reports.plots import Panel, Series, panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.jumprelu.crafted import crafted
 from retroact.studies.jumprelu.minimum_norms import median_ratio
 from retroact.studies.jumprelu.networks import (
@@ -36,7 +35,7 @@ SLIGHTLY = 2.0
 GROWS = 1.05
 """A verified norm counts as larger from five percent on."""
 
-Point = dict[str, dict[str, Any]]
+Point = dict[str, Facts]
 
 
 def make(desk: Desk) -> Iterator[Part]:

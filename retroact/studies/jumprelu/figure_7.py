@@ -9,7 +9,6 @@ that examples are not minimal ones.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 from matplotlib.figure import Figure as Canvas
@@ -66,8 +65,7 @@ def matrix(desk: Desk, net: Net, *, frozen: bool = True) -> NDArray[np.float64]:
     """Accuracy (%) of each target (column) on the set of each source (row); without freezing FREE
     steps are taken."""
     models = [net.model(kappa) for kappa in grid(net)]
-    attack, threat = net.attack("pgd")
-    attack = replace(attack, steps=BUDGET if frozen else FREE)
+    attack, threat = net.attack("pgd", steps=BUDGET if frozen else FREE)
     data = net.slice(net.n(desk, per=desk.pick(3, 10) if net.data == "mnist" else desk.pick(2, 5)))
     others = [tuple(m for m in models if m != source) for source in models]
     asked = [

@@ -12,8 +12,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +23,7 @@ from retroact.nets.data import data
 from retroact.reports.plots import Panel, Series, panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
 from retroact.spec import Count, spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.jumprelu.crafted import crafted
 from retroact.studies.jumprelu.networks import (
     ALEX,
@@ -61,7 +59,7 @@ class InferenceTime:
     data: str
     rounds: Count = 40
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         images, plain, jumped = data(self.data).images, self.plain(), self.jumped()
         ratios, again = [], []
         with torch.no_grad():
@@ -110,12 +108,11 @@ def budget(desk: Desk, net: Net) -> int:
 
 def cells(desk: Desk, net: Net, how: str) -> list[Cell]:
     """PGD on `net` in one of the ways of HOW; two steps more than drawn, see `broken_after`."""
-    attack, threat = net.attack("pgd")
-    attack = replace(attack, steps=budget(desk, net) + 2)
+    attack, threat = net.attack("pgd", steps=budget(desk, net) + 2)
     slice_ = net.slice(net.n(desk, per=desk.pick(2, 5)))
     if how == "kappa 0":
         return [Cell(net.model(0), slice_, attack, threat)]
-    others: dict[str, Any] = {
+    others: Facts = {
         "from kappa 0": {"source": net.model(0)},
         "kernel": {"beta": WIDTH / net.kappa},
     }

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from retroact.attacks.pgd import PGD
 from retroact.crafting.threat import Linf
 from retroact.nets.zoo import entry
 from retroact.reports.studied import Claim, Part, Table, Text, Value
 from retroact.spec import show
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.jumprelu.audited import beside
 from retroact.studies.jumprelu.crafted import Clean, crafted
 from retroact.studies.jumprelu.gray_box import SCALED, run_longer, sets
@@ -123,7 +122,7 @@ def _networks() -> Table:
     return Table("The networks, and how far they are from the paper's", head, tuple(rows), digits=2)
 
 
-def _rows(desk: Desk, net: Net, facts: dict[str, dict[str, Any]] | None) -> list[tuple[Value, ...]]:
+def _rows(desk: Desk, net: Net, facts: dict[str, Facts] | None) -> list[tuple[Value, ...]]:
     if facts is None:
         return [(f"{net.title}, {net.absent(desk)}", "", "", *[None] * (1 + 2 * len(ATTACKS)))]
     rows: list[tuple[Value, ...]] = []
@@ -144,9 +143,7 @@ def _rows(desk: Desk, net: Net, facts: dict[str, dict[str, Any]] | None) -> list
     return rows
 
 
-def _differences(
-    desk: Desk, by_net: dict[str, dict[str, dict[str, Any]]]
-) -> Iterator[tuple[Value, ...]]:
+def _differences(desk: Desk, by_net: dict[str, dict[str, Facts]]) -> Iterator[tuple[Value, ...]]:
     for net in available(desk):
         for judge, kappa in enumerate((0.0, net.kappa)):
             clean = 100 * by_net[net.name]["pgd"]["clean"][judge]
@@ -221,7 +218,7 @@ def _accuracy_cost(desk: Desk) -> Claim:
     )
 
 
-def _residual(desk: Desk, by_net: dict[str, dict[str, dict[str, Any]]]) -> Claim:
+def _residual(desk: Desk, by_net: dict[str, dict[str, Facts]]) -> Claim:
     """More vulnerable: each residual network's retrofit lies below AlexLike's in each column, base
     weights."""
     needed = (ALEX, WIDE, MOBILE)

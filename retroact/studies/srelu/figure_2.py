@@ -17,7 +17,7 @@ from retroact.attacks.fgsm import FGSM
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.reports.plots import panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.published import published
 from retroact.studies.srelu.attacks import (
     ATTACKS,
@@ -32,7 +32,7 @@ from retroact.studies.srelu.panels import Curve, mean, panel, table
 from retroact.studies.truth import answer_claim
 
 ON_MARGIN = FGSM(loss="margin")
-OTHERS: dict[str, Any] = {
+OTHERS: Facts = {
     "sigmoid": Sigmoid(),
     "tanh": Tanh(),
     "softsign": Softsign(),

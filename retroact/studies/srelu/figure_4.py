@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from itertools import product
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +24,7 @@ from retroact.nets.data import data
 from retroact.reports.plots import Panel, Series, panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
 from retroact.spec import spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.published import published
 from retroact.studies.srelu.battery import BATTERY, Entry
 from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, label
@@ -226,7 +225,7 @@ class RuinedImages:
     eps: tuple[float, ...]
     seed: int = 0
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         import foolbox
 
         net, images = self.model().eval(), data(self.data)
@@ -252,7 +251,7 @@ class RuinedImages:
         }
 
 
-Ruined = dict[tuple[str, float], dict[str, Any]]
+Ruined = dict[tuple[str, float], Facts]
 """The facts of RuinedImages by network and slope."""
 
 
@@ -294,7 +293,7 @@ def _artefact(results: list[Results], facts: Ruined) -> Iterator[Part]:
     )
 
 
-def _ruin_row(r: Results, slope: float, f: dict[str, Any]) -> tuple[Value, ...]:
+def _ruin_row(r: Results, slope: float, f: Facts) -> tuple[Value, ...]:
     there = [100 * v for v in _quote(r.net, slope, VAT)] if slope in _read_runs(r.net) else [None]
     counted = (f["counted"][0], there[0], f["counted"][-1], there[-1], f["kept_out"][-1])
     return (r.net.title, label(slope), f["n"], f["nan"], f["labelled_0"], *counted)

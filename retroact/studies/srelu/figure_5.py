@@ -7,7 +7,6 @@ ones are; a success is a new decision t. The rate is over all images, so that it
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -22,7 +21,7 @@ from retroact.nets.data import data
 from retroact.reports.plots import Panel, panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
 from retroact.spec import spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.published import published
 from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.networks import ABOVE_1, CNN2, MNIST, NETS, SLOPES, Net, label
@@ -56,7 +55,7 @@ class TargetedRates:
     eps: tuple[float, ...]
     loss: Loss = "cross_entropy"
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         net, images = self.model(), data(self.data)
         threats = [Linf(e) for e in self.eps]
         led, zero, asked = torch.zeros(10, len(threats)), torch.zeros(10), torch.zeros(10)
@@ -196,7 +195,7 @@ def _average(net: Net, rates: Rates, t: int, slope: float) -> float:
     return mean(rates[net.key, slope][t][1:])
 
 
-def _percent(known: dict[str, Any] | None, t: str, slope: float) -> dict[str, float]:
+def _percent(known: Facts | None, t: str, slope: float) -> dict[str, float]:
     counts = (known or {}).get(t, {}).get(label(slope), {})
     return {eps: count / 100 for eps, count in counts.items()}  # of 10,000
 
@@ -204,7 +203,7 @@ def _percent(known: dict[str, Any] | None, t: str, slope: float) -> dict[str, fl
 # -------------------------------------------------------------------------------- panels and tables
 
 
-def _mean_panel(net: Net, rates: Rates, known: dict[str, Any] | None = None) -> Panel:
+def _mean_panel(net: Net, rates: Rates, known: Facts | None = None) -> Panel:
     """The mean over classes; a published one where all ten were published."""
     curves = []
     for s in SLOPES:
@@ -214,7 +213,7 @@ def _mean_panel(net: Net, rates: Rates, known: dict[str, Any] | None = None) -> 
     return panel(net.title, _columns(net), curves, ylabel="success, %", ylim=(0, 50))
 
 
-def _class_panel(net: Net, t: int, rates: Rates, known: dict[str, Any] | None) -> Panel:
+def _class_panel(net: Net, t: int, rates: Rates, known: Facts | None) -> Panel:
     name = CLASSES[net.data][t]
     curves = [
         Curve(label(s), rates[net.key, s][t], _percent(known, name, s), what="slope")
@@ -240,7 +239,7 @@ def _by_class(net: Net, rates: Rates) -> Table:
     )
 
 
-def _tables(net: Net, rates: Rates, known: dict[str, Any], loss: str) -> Iterator[Table]:
+def _tables(net: Net, rates: Rates, known: Facts, loss: str) -> Iterator[Table]:
     """Every number of the classes that were published."""
     for t, name in enumerate(CLASSES[net.data]):
         if name in known:

@@ -10,7 +10,6 @@ decides when an image is broken, so PGD stops at the first step that fools it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,7 @@ from retroact.nets.zoo import NETWORKS
 from retroact.reports.plots import Panel, Series, panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
 from retroact.spec import Count, spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.attacks import make_attack
 from retroact.studies.srelu.networks import NETS, Net, label
@@ -99,16 +98,14 @@ class Transferred:
     epochs: Count = 2
     seed: int = 0
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         target, test = self.model().eval(), data(self.data)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             fresh = NETWORKS[self.model.net]()
         surrogate = distil(target, fresh, data(self.train), epochs=self.epochs, seed=self.seed)
         decisions = [decide(net, test.images) for net in (target, surrogate)]
-        shares: dict[str, Any] = {
-            "agree": 100 * float((decisions[0] == decisions[1]).float().mean())
-        }
+        shares: Facts = {"agree": 100 * float((decisions[0] == decisions[1]).float().mean())}
         for name in ("FGSM", "PGD"):
             shares[name] = []
             for eps in self.eps:
@@ -140,7 +137,7 @@ def _eps(net: Net) -> tuple[float, ...]:
 # ------------------------------------------------------------------------------------- the curves
 
 
-def _curves(desk: Desk, net: Net, learned: dict[float, dict[str, Any]]) -> Curves:
+def _curves(desk: Desk, net: Net, learned: dict[float, Facts]) -> Curves:
     by_way: Curves = {}
     for name in ("FGSM", "PGD"):
         plain = _curve(desk, net, 1.0, name)
@@ -190,7 +187,7 @@ def _rows(net: Net, by_way: Curves) -> tuple[tuple[Value, ...], ...]:
     )
 
 
-def _agreement(learned: dict[str, dict[float, dict[str, Any]]], images: int, epochs: int) -> str:
+def _agreement(learned: dict[str, dict[float, Facts]], images: int, epochs: int) -> str:
     shown = "; ".join(
         f"{net.title} "
         + ", ".join(f"{f['agree']:.0f} % (slope {s:g})" for s, f in learned[net.key].items())

@@ -10,7 +10,6 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +29,7 @@ from retroact.reports.studied import Claim, Part, Table, Text, Value
 from retroact.retrofitting.folding import fold
 from retroact.retrofitting.installed import installed
 from retroact.spec import spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.attacks import images
 from retroact.studies.srelu.networks import CNN1, MNIST, NETS, SLOPES, Net, label, many
@@ -46,7 +45,7 @@ BETTER = 5.0
 that sees."""
 
 
-Gradients = dict[tuple[Net, float], dict[str, Any]]
+Gradients = dict[tuple[Net, float], Facts]
 """Facts of `CleanGradients` by network and slope."""
 
 
@@ -64,7 +63,7 @@ class SlopeAlgebra:
     model: Model
     data: str
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         sloped, plain = (
             copy.deepcopy(m()).double() for m in (self.model, replace(self.model, activation=None))
         )
@@ -99,7 +98,7 @@ class CleanGradients:
     model: Model
     data: str
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         images = data(self.data)
         net = copy.deepcopy(self.model())
         right = decide(net, images.images) == images.labels
@@ -322,7 +321,7 @@ def _mechanism(desk: Desk) -> Iterator[Part]:
     yield _mechanism_claim(gradients, seen)
 
 
-def _gradient_row(f: dict[str, Any]) -> tuple[Value, ...]:
+def _gradient_row(f: Facts) -> tuple[Value, ...]:
     zeros = (100 * f[name] / max(1, f["right"]) for name in ("zero32", "zero64"))
     return (*zeros, f"{f['size_right']:.1e}", f"{f['size_wrong']:.1e}")
 
@@ -337,7 +336,7 @@ def _measure_seen(desk: Desk) -> dict[tuple[Net, str, float], float]:
 
 
 def _mechanism_claim(
-    gradients: dict[tuple[Net, float], dict[str, Any]], seen: dict[tuple[Net, str, float], float]
+    gradients: dict[tuple[Net, float], Facts], seen: dict[tuple[Net, str, float], float]
 ) -> Claim:
     """Signal-to-noise: `BETTER` points more than at slope 1, in noise or on the margin. Explosion:
     larger gradients."""

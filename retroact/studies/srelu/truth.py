@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import evaluate_all
@@ -23,7 +22,7 @@ from retroact.reports.plots import Panel, Series, panels
 from retroact.reports.studied import Figure, Part, Table
 from retroact.retrofitting.folding import fold
 from retroact.spec import spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.attacks import make_attack
 from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, label
@@ -74,7 +73,7 @@ class OnFolded:
     eps: tuple[float, ...]
     seed: int = 0
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         net, images = self.model().eval(), data(self.data)
         source = fold(net, scaled=False)
         shares: list[float] = []
