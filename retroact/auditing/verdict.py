@@ -248,7 +248,7 @@ def bootstrap(gained: float, lost: float, n: int, draws: int = _DRAWS) -> tuple[
     return float(low), float(high)
 
 
-def counted(
+def count(
     clean: tuple[NDArray[np.bool_], NDArray[np.bool_]],
     claimed: tuple[NDArray[np.bool_], NDArray[np.bool_]],
     verified: tuple[NDArray[np.bool_], NDArray[np.bool_]],

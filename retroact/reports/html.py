@@ -21,7 +21,7 @@ from retroact.evaluation.metrics import (
 )
 from retroact.files import replacing
 from retroact.reports import plots
-from retroact.reports.tables import Group, Line, grouped, worst_cases
+from retroact.reports.tables import Group, Line, group_lines, worst_cases
 
 MOST_PICTURES = 8  # a page that loads at once; the store has the rest
 
@@ -42,13 +42,13 @@ def page(
         raise ValueError(
             "nothing to report: the store has no such cell; run an attack or a sweep first"
         )
-    return rendered(
+    return render(
         "report.html",
         title=title,
         notes=notes,
         figures=[(caption, Markup(figure)) for caption, figure in figures],
         audits=audits,
-        groups=[_group(group, members) for group, members in grouped(lines)],
+        groups=[_group(group, members) for group, members in group_lines(lines)],
         curves=_curves(lines),
         pictures=_pictures(lines),
         runs=lines,
@@ -63,7 +63,7 @@ def page(
     )
 
 
-def rendered(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
     """A template of this room with its values, all text escaped."""
     environment = Environment(
         loader=PackageLoader("retroact.reports", "."), autoescape=True, undefined=StrictUndefined

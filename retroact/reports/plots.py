@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
@@ -128,25 +129,7 @@ def panels(shown: Sequence[Panel], *, columns: int = 3, height: float = 2.5) -> 
     )
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes, panel in zip(grid.flat, shown, strict=False):
-        for one in panel.series:
-            style = (
-                {"linewidth": 0.8, "linestyle": "--"}
-                if one.published
-                else {"linewidth": 1.8, "marker": "o"}
-            )
-            axes.plot(
-                one.x,
-                one.y,
-                markersize=3,
-                color=CYCLE[one.colour % len(CYCLE)],
-                label=one.name,
-                **style,
-            )
-        axes.set_title(panel.title, fontsize=9)
-        axes.set_xlabel(panel.xlabel, fontsize=8)
-        axes.set_ylabel(panel.ylabel, fontsize=8)
-        if panel.ylim is not None:
-            axes.set_ylim(*panel.ylim)
+        _draw_panel(axes, panel)
         plain(figure, axes)
     for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
@@ -162,6 +145,22 @@ def panels(shown: Sequence[Panel], *, columns: int = 3, height: float = 2.5) -> 
     }
     figure.legend(list(named.values()), list(named), frameon=False, **where)
     return svg(figure)
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    for one in panel.series:
+        style: dict[str, Any] = (
+            {"linewidth": 0.8, "linestyle": "--"}
+            if one.published
+            else {"linewidth": 1.8, "marker": "o"}
+        )
+        colour = CYCLE[one.colour % len(CYCLE)]
+        axes.plot(one.x, one.y, markersize=3, color=colour, label=one.name, **style)
+    axes.set_title(panel.title, fontsize=9)
+    axes.set_xlabel(panel.xlabel, fontsize=8)
+    axes.set_ylabel(panel.ylabel, fontsize=8)
+    if panel.ylim is not None:
+        axes.set_ylim(*panel.ylim)
 
 
 def standalone(svg: str) -> str:
@@ -321,8 +320,8 @@ def pictures(record: Record, most: int = 6) -> str:
     grid = figure.subplots(3, len(shown), squeeze=False)
     difference = np.abs(record.examples[shown] - record.originals[shown])
     for column, i in enumerate(shown):
-        shown_in(grid[0, column], record.originals[i], *box)
-        shown_in(grid[1, column], record.examples[i], *box)
+        draw_image(grid[0, column], record.originals[i], *box)
+        draw_image(grid[1, column], record.examples[i], *box)
         grid[2, column].imshow(
             difference[column].max(0), cmap=REDS, vmin=0, vmax=max(float(difference.max()), 1e-6)
         )
@@ -358,7 +357,7 @@ def box_of(record: Record) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def shown_in(axes: Any, image: NDArray[np.float32], low: float = 0.0, high: float = 1.0) -> None:
+def draw_image(axes: Axes, image: NDArray[np.float32], low: float = 0.0, high: float = 1.0) -> None:
     """Draws an image (c, h, w) into axes, pixel by pixel; black is `low`."""
     shown = _laid_out(image, low, high)
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -370,12 +369,12 @@ def _laid_out(image: NDArray[np.float32], low: float, high: float) -> NDArray[np
     return shown if (low, high) == (0.0, 1.0) else (shown - low) / (high - low)
 
 
-def _panel() -> tuple[Figure, Any]:
+def _panel() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(3.6, 2.6), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def plain(figure: Figure, axes: Any) -> Figure:
+def plain(figure: Figure, axes: Axes) -> Figure:
     """Axes as all figures here have them."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

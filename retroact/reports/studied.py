@@ -16,7 +16,7 @@ from typing import Literal
 from markupsafe import Markup
 
 from retroact.reports import plots
-from retroact.reports.html import rendered
+from retroact.reports.html import render
 from retroact.reports.tables import markdown_table
 
 Answer = Literal["holds", "holds under the paper's protocol only", "does not hold", "not tested"]
@@ -171,7 +171,7 @@ def markdown(study: Study, folder: str) -> tuple[str, dict[str, str]]:
 
 def page(study: Study) -> str:
     """The study as one self-contained page."""
-    return rendered(
+    return render(
         "study.html",
         title=study.title,
         study=study,

@@ -136,7 +136,7 @@ def lines(store: Store, glob: str = "*", *, images: bool = False) -> list[Line]:
     ]
 
 
-def grouped(members: Iterable[Line]) -> list[tuple[Group, list[Line]]]:
+def group_lines(members: Iterable[Line]) -> list[tuple[Group, list[Line]]]:
     """Lines by group, each group ordered as its networks first appear."""
     ordered = sorted(members, key=lambda line: line.group)
     return [
@@ -161,7 +161,7 @@ def _worst(name: str, records: list[Record]) -> Worst:
 
 def markdown(shown: Sequence[Line]) -> str:
     """The lines as Markdown tables, one per group, percent with Wilson's 95 % interval."""
-    return "\n\n".join(_markdown_group(group, members) for group, members in grouped(shown))
+    return "\n\n".join(_markdown_group(group, members) for group, members in group_lines(shown))
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

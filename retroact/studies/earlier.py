@@ -57,7 +57,7 @@ class Earlier:
         attack, version = self.attacks[cell.attack]
         return key(replace(cell, attack=attack).locked(), {type(attack): version})
 
-    def said(self, what: Measurement | Cell) -> Iterator[str]:
+    def describe(self, what: Measurement | Cell) -> Iterator[str]:
         """What a footnote says of a measurement that stands there as it was."""
         if type(what) in self.measurements:
             yield f"{type(what).__name__}, version {self.measurements[type(what)]}"

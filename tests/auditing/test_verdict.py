@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from retroact.auditing.verdict import Counts, bootstrap, counted, judge, mcnemar, settling
+from retroact.auditing.verdict import Counts, bootstrap, count, judge, mcnemar, settling
 
 
 def counts(
@@ -260,10 +260,10 @@ def test_the_sentences_carry_the_numbers():
 # ---------------------------------------------------------------------------------------- counts
 
 
-def test_counted_counts_example_by_example():
+def test_count_counts_example_by_example():
     v0, v1 = np.array([1, 1, 1, 0, 0], bool), np.array([1, 0, 0, 1, 0], bool)
     every = np.ones(5, bool)
-    c = counted((every, every), (every, ~v0), (v0, v1))
+    c = count((every, every), (every, ~v0), (v0, v1))
     assert (c.n, c.gained, c.lost) == (5, 1, 2)
     assert c.verified == (0.6, 0.4) and c.claimed == (1.0, 0.4) and c.clean == (1.0, 1.0)
     assert c.verified_gain == pytest.approx(-0.2) and c.claimed_gain == pytest.approx(-0.6)
@@ -271,9 +271,9 @@ def test_counted_counts_example_by_example():
     assert c.p == 1.0 and not math.isnan(sum(c.interval))
 
 
-def test_counted_refuses_other_examples_and_none():
+def test_count_refuses_other_examples_and_none():
     five, four, none = (np.ones(k, bool) for k in (5, 4, 0))
     with pytest.raises(ValueError, match="same examples"):
-        counted((five, five), (five, five), (five, four))
+        count((five, five), (five, five), (five, four))
     with pytest.raises(ValueError, match="at least one"):
-        counted((none, none), (none, none), (none, none))
+        count((none, none), (none, none), (none, none))

@@ -18,7 +18,7 @@ from retroact.auditing.numbers import AuditNumbers
 from retroact.crafting.domain import Domain
 from retroact.experiments.store import Store
 from retroact.reports import audited, plots
-from retroact.reports.html import rendered
+from retroact.reports.html import render
 from retroact.reports.report import report
 
 PNG = r'src="data:image/png;base64,([^"]+)"'
@@ -321,10 +321,10 @@ def test_the_page_of_a_store_can_hold_audits():
         "undrawn": False,
         "runs": [],
     }
-    text = rendered("report.html", **shown, audits=[("SReLU <100>", numbers())], written="now")
+    text = render("report.html", **shown, audits=[("SReLU <100>", numbers())], written="now")
     assert (
         "SReLU &lt;100&gt;" in text
         and "25.0 → 30.0" in text
         and "NO EFFECT; MASKED by jump, WEAK PROTOCOL" in text
     )
-    assert "What the audits say" not in rendered("report.html", **shown, audits=[], written="now")
+    assert "What the audits say" not in render("report.html", **shown, audits=[], written="now")

@@ -36,7 +36,7 @@ from retroact.studies.jumprelu import (
     truth,
     white_box,
 )
-from retroact.studies.jumprelu.audited import audited
+from retroact.studies.jumprelu.audited import audit_of
 from retroact.studies.jumprelu.crafted import Crafted, relative
 from retroact.studies.jumprelu.networks import (
     ATTACKS,
@@ -236,7 +236,7 @@ def test_attacks_are_the_papers():
 
 def test_audits_are_in_pixels_and_a_full_one_is_the_whole_battery():
     sizes = {
-        (net, quick): audited(net, quick=quick) for net in (LENET, WIDE) for quick in (True, False)
+        (net, quick): audit_of(net, quick=quick) for net in (LENET, WIDE) for quick in (True, False)
     }
     assert [(a.data, a.battery) for a in sizes.values()] == [
         ("mnist[:200]", "quick"),

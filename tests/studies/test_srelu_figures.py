@@ -301,7 +301,7 @@ def test_targeted_claims_follow_from_the_rates():
 
 
 def test_the_mechanism_is_neither_where_gradients_vanish_and_nothing_is_won():
-    def said(**changed: float) -> str:
+    def label(**changed: float) -> str:
         gradients = {
             (n, s): {"right": 9, "zero32": 9, "zero64": 9, "size_right": 1 / s, "size_wrong": s}
             for n in NETS
@@ -317,5 +317,5 @@ def test_the_mechanism_is_neither_where_gradients_vanish_and_nothing_is_won():
             gradients[NETS[0], 100.0]["size_right"] = 9.0
         return question_scaling._mechanism_claim(gradients, seen).answer
 
-    assert said() == "does not hold" and said(noise=4.0) == "does not hold"
-    assert said(noise=6.0) == said(exploded=1.0) == "holds"
+    assert label() == "does not hold" and label(noise=4.0) == "does not hold"
+    assert label(noise=6.0) == label(exploded=1.0) == "holds"

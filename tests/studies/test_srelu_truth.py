@@ -142,7 +142,7 @@ def test_a_surrogate_learns_its_targets_outputs():
     with torch.no_grad():
         target[1].weight.mul_(8)
     before = float((pupil(x).argmax(1) == target(x).argmax(1)).float().mean())
-    figure_8.distilled(target, pupil, train, epochs=150)
+    figure_8.distil(target, pupil, train, epochs=150)
     after = float((pupil(x).argmax(1) == target(x).argmax(1)).float().mean())
     assert before < 0.8 and after > 0.9 and not pupil.training
 
@@ -206,8 +206,10 @@ def test_a_sloped_jump_is_a_jump_times_a_slope_and_folds_to_a_jump(net, digits):
 
 def test_a_raised_bias_is_a_bias_raised(net, digits):
     with torch.no_grad():
-        assert torch.equal(question_defences.raised(net, 0.0)(digits.images), net(digits.images))
-        up = fold(question_defences.raised(net, 0.25))
+        assert torch.equal(
+            question_defences.raise_biases(net, 0.0)(digits.images), net(digits.images)
+        )
+        up = fold(question_defences.raise_biases(net, 0.25))
     before, after = (dict(n.named_parameters()) for n in (net, up))
     moved = {
         name: float((after[name] - p).detach().mean())

@@ -13,7 +13,7 @@ from retroact.spec import spec
 from retroact.studies import study as studies
 from retroact.studies.desk import Desk
 from retroact.studies.published import claims, published
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 
 @spec
@@ -135,9 +135,9 @@ def test_a_row_that_does_not_fit_its_head_is_refused():
 
 
 def test_an_answer_follows_from_the_protocol_and_the_truth():
-    assert answered(False) == answered(False, True) == "does not hold"
-    assert answered(True) == answered(True, True) == "holds"
-    assert answered(True, False) == "holds under the paper's protocol only"
+    assert answer_claim(False) == answer_claim(False, True) == "does not hold"
+    assert answer_claim(True) == answer_claim(True, True) == "holds"
+    assert answer_claim(True, False) == "holds under the paper's protocol only"
 
 
 def test_a_study_resumes_from_its_store_and_says_what_it_used(tmp_path, monkeypatch):

@@ -30,10 +30,10 @@ def make(desk: Desk) -> Iterator[Part]:
         f" kappa 0, bottom kappa {net.kappa:g}; red is |difference|, on one scale. Noise is ‖x_adv"
         " − x‖₂ / ‖x‖₂ in normalised space."
     )
-    yield Figure(caption, drawn(images[0], net))
+    yield Figure(caption, draw(images[0], net))
 
 
-def drawn(shot: Shot, net: Net) -> str:
+def draw(shot: Shot, net: Net) -> str:
     """Two rows of three pictures with the signs between them."""
     figure = Canvas(figsize=(6.0, 4.2), layout="constrained")
     differences = [np.abs(x - shot.clean) for x in shot.adversarial]

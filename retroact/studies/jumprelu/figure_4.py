@@ -11,11 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 from retroact.reports.plots import Panel, Series, panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.jumprelu.crafted import crafted
 from retroact.studies.jumprelu.minimum_norms import median_ratio
 from retroact.studies.jumprelu.networks import (
@@ -27,7 +26,7 @@ from retroact.studies.jumprelu.networks import (
     available,
     untested,
 )
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 FURTHER = 1.5
 """How many times the paper's kappa "a larger jump" is."""
@@ -36,7 +35,7 @@ SLIGHTLY = 2.0
 GROWS = 1.05
 """A verified norm counts as larger from five percent on."""
 
-Point = dict[str, dict[str, Any]]
+Point = dict[str, Facts]
 
 
 def make(desk: Desk) -> Iterator[Part]:
@@ -160,7 +159,9 @@ def _judge_monotone(desk: Desk, curves: dict[str, dict[float, Point]]) -> Claim:
         f"{noise_said}; verified minimum norm at kappa and at {FURTHER:g} kappa, over that at 0:"
         f" {said}"
     )
-    return Claim("kappa_monotone", answered(not shrinks, grows), because + untested(desk, PAPERS))
+    return Claim(
+        "kappa_monotone", answer_claim(not shrinks, grows), because + untested(desk, PAPERS)
+    )
 
 
 def _judge_further(desk: Desk) -> Claim:
@@ -198,6 +199,6 @@ def _judge_further(desk: Desk) -> Claim:
         )
     return Claim(
         "further_kappa_robust",
-        answered(all(protocol), all(truth)),
+        answer_claim(all(protocol), all(truth)),
         "; ".join(said) + untested(desk, PAPERS),
     )

@@ -24,7 +24,7 @@ from retroact.studies.jumprelu.networks import (
     untested,
 )
 from retroact.studies.jumprelu.pictures import rows_of_five, shots
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 VISIBLE = 8 / 255
 
@@ -63,7 +63,7 @@ def _lucid(desk: Desk) -> Claim:
     )
     return Claim(
         "lucid",
-        answered(min(pixels.values()) >= VISIBLE),
+        answer_claim(min(pixels.values()) >= VISIBLE),
         f"{because}; asked for 8 at least{untested(desk, PAPERS)}",
     )
 

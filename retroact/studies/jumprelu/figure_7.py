@@ -9,7 +9,6 @@ that examples are not minimal ones.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 from matplotlib.figure import Figure as Canvas
@@ -28,7 +27,7 @@ from retroact.studies.jumprelu.networks import (
     available,
     untested,
 )
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 BUDGET, FREE = 1000, 100
 GRIDS = {LENET.name: (0.0, 0.5, 1.0, 1.5), ALEX.name: (0.0, 0.2, 0.4, 0.6)}
@@ -66,8 +65,7 @@ def matrix(desk: Desk, net: Net, *, frozen: bool = True) -> NDArray[np.float64]:
     """Accuracy (%) of each target (column) on the set of each source (row); without freezing FREE
     steps are taken."""
     models = [net.model(kappa) for kappa in grid(net)]
-    attack, threat = net.attack("pgd")
-    attack = replace(attack, steps=BUDGET if frozen else FREE)
+    attack, threat = net.attack("pgd", steps=BUDGET if frozen else FREE)
     data = net.slice(net.n(desk, per=desk.pick(3, 10) if net.data == "mnist" else desk.pick(2, 5)))
     others = [tuple(m for m in models if m != source) for source in models]
     asked = [
@@ -141,7 +139,7 @@ def _judge_direction(
         f" and {b[1]:.0f} %"
         for title, (a, b) in ways.items()
     )
-    answer = answered(all(a[2] for a, _ in ways.values()), all(b[2] for _, b in ways.values()))
+    answer = answer_claim(all(a[2] for a, _ in ways.values()), all(b[2] for _, b in ways.values()))
     return Claim(
         "unidirectional", answer, f"mean accuracy of the target: {said}{untested(desk, PANELS)}"
     )

@@ -12,8 +12,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +23,7 @@ from retroact.nets.data import data
 from retroact.reports.plots import Panel, Series, panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
 from retroact.spec import Count, spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.jumprelu.crafted import crafted
 from retroact.studies.jumprelu.networks import (
     ALEX,
@@ -41,7 +39,7 @@ from retroact.studies.jumprelu.networks import (
     available,
     untested,
 )
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 PANELS = (LENET, ALEX, WIDE_ROBUST, MOBILE_ROBUST)
 BESIDE = (LENET_ROBUST, RESNET, RESNET_ROBUST)
@@ -61,7 +59,7 @@ class InferenceTime:
     data: str
     rounds: Count = 40
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         images, plain, jumped = data(self.data).images, self.plain(), self.jumped()
         ratios, again = [], []
         with torch.no_grad():
@@ -110,12 +108,11 @@ def budget(desk: Desk, net: Net) -> int:
 
 def cells(desk: Desk, net: Net, how: str) -> list[Cell]:
     """PGD on `net` in one of the ways of HOW; two steps more than drawn, see `broken_after`."""
-    attack, threat = net.attack("pgd")
-    attack = replace(attack, steps=budget(desk, net) + 2)
+    attack, threat = net.attack("pgd", steps=budget(desk, net) + 2)
     slice_ = net.slice(net.n(desk, per=desk.pick(2, 5)))
     if how == "kappa 0":
         return [Cell(net.model(0), slice_, attack, threat)]
-    others: dict[str, Any] = {
+    others: Facts = {
         "from kappa 0": {"source": net.model(0)},
         "kernel": {"beta": WIDTH / net.kappa},
     }
@@ -201,7 +198,9 @@ def _iterations(desk: Desk, runs: dict[str, list[Record]]) -> Claim:
         counts = f"{low} iterations at kappa 0, {high} at kappa, {best} adaptive"
         said.append(f"{title}, fool rate {100 * rate:.0f} %: {counts}")
     return Claim(
-        "iterations", answered(all(protocol), all(truth)), "; ".join(said) + untested(desk, PANELS)
+        "iterations",
+        answer_claim(all(protocol), all(truth)),
+        "; ".join(said) + untested(desk, PANELS),
     )
 
 
@@ -223,7 +222,7 @@ def _inference(desk: Desk) -> Iterator[Part]:
             "inference_time", "not tested", f"none of its networks is here{untested(desk, PAPERS)}"
         )
         return
-    answer = answered(max(f["ratio"] for f in times.values()) <= NOT_AFFECTED)
+    answer = answer_claim(max(f["ratio"] for f in times.values()) <= NOT_AFFECTED)
     yield Claim(
         "inference_time",
         answer,
@@ -246,7 +245,7 @@ def _minutes(desk: Desk) -> Iterator[Claim]:
         f"minutes of {net.steps} iterations on {net.title}; here {low:.0f} s and {high:.0f} s, ×"
         f" {high / low:.2f}"
     )
-    yield from (Claim(name, answered(high >= LONGER * low), because) for name in names)
+    yield from (Claim(name, answer_claim(high >= LONGER * low), because) for name in names)
 
 
 def _time(net: Net) -> InferenceTime:

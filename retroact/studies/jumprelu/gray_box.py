@@ -4,10 +4,9 @@ the truth beside it print them."""
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from retroact.reports.studied import Value
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.jumprelu.crafted import crafted
 from retroact.studies.jumprelu.networks import ATTACKS, NOISES, Net, available
 
@@ -17,13 +16,13 @@ SCALED = tuple(
 """The columns of perturbations that are shown a little longer than they were made."""
 
 
-def sets(desk: Desk, net: Net) -> dict[str, dict[str, Any]]:
+def sets(desk: Desk, net: Net) -> dict[str, Facts]:
     """The facts of each attack's gray-box set, by the attack's name."""
     asked = [crafted(net, net.n(desk), name, gray=True) for name in ATTACKS]
     return dict(zip(ATTACKS, desk.all_facts(asked), strict=True))
 
 
-def longer(desk: Desk) -> tuple[tuple[Value, ...], ...]:
+def run_longer(desk: Desk) -> tuple[tuple[Value, ...], ...]:
     """The retrofit's accuracy where the attacker does not stop at the source's boundary, a row per
     network."""
     nets = available(desk)
@@ -33,9 +32,7 @@ def longer(desk: Desk) -> tuple[tuple[Value, ...], ...]:
     return tuple(_longer_row(net, sets(desk, net), f) for net, f in zip(nets, free, strict=True))
 
 
-def _longer_row(
-    net: Net, facts: dict[str, dict[str, Any]], free: dict[str, Any]
-) -> tuple[Value, ...]:
+def _longer_row(net: Net, facts: dict[str, Facts], free: Facts) -> tuple[Value, ...]:
     pgd = [100 * facts["pgd"]["accuracy"][0][1], 100 * free["accuracy"][0][1]]
     return (
         net.title,

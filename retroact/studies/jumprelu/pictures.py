@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -117,7 +117,7 @@ def rows_of_five(images: Sequence[Shot], kappa: float) -> str:
     return plots.svg(figure)
 
 
-def show(axes: Any, image: NDArray[np.float32], title: str) -> None:
+def show(axes: Axes, image: NDArray[np.float32], title: str) -> None:
     """An image under its title."""
     axes.imshow(
         image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1
@@ -125,14 +125,14 @@ def show(axes: Any, image: NDArray[np.float32], title: str) -> None:
     _bare(axes, title)
 
 
-def reds(axes: Any, difference: NDArray[np.float32], top: float, title: str) -> None:
+def reds(axes: Axes, difference: NDArray[np.float32], top: float, title: str) -> None:
     """|difference|, the largest channel of each pixel, from white (0) to dark red (`top`, in
     pixels)."""
     axes.imshow(difference.max(0), cmap=plots.REDS, vmin=0, vmax=max(top, 1e-6))
     _bare(axes, title)
 
 
-def _bare(axes: Any, title: str) -> None:
+def _bare(axes: Axes, title: str) -> None:
     axes.set_title(title, fontsize=8)
     axes.set_xticks([])
     axes.set_yticks([])

@@ -19,7 +19,7 @@ from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.experiments.cell import Cell, Model
 from retroact.reports.studied import Claim, Part, Table
 from retroact.studies.desk import Desk
-from retroact.studies.truth import Audited, answered, numbers, verdict
+from retroact.studies.truth import Audited, answer_claim, numbers, verdict
 
 NETS = {"lenet-mnist": 0.1, "lenet-mnist-robust": 0.2}
 """Each network with its radius in pixels."""
@@ -110,7 +110,7 @@ def _judge_layers(rows: Rows) -> Claim:
         f" the paper's PGD (base, robust), and {_sign(truths)} points beside the plain network"
         " verified"
     )
-    return Claim("per_layer_kappa", answered(max(gains) < 1, max(truths) < 1), because)
+    return Claim("per_layer_kappa", answer_claim(max(gains) < 1, max(truths) < 1), because)
 
 
 def _judge_bounds(rows: Rows) -> Claim:
@@ -127,7 +127,7 @@ def _judge_bounds(rows: Rows) -> Claim:
         f" (base, robust), one kappa for all {_sign(whole)}"
     )
     return Claim(
-        "bounded_relu", answered(all(b < w for b, w in zip(best, whole, strict=True))), because
+        "bounded_relu", answer_claim(all(b < w for b, w in zip(best, whole, strict=True))), because
     )
 
 

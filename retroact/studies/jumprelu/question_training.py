@@ -30,8 +30,8 @@ from retroact.reports.studied import Claim, Figure, Part, Table, Text
 from retroact.retrofitting.installed import installed
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import AtLeast0, Count, Positive, UnitInterval, spec
-from retroact.studies.desk import Desk
-from retroact.studies.truth import answered, audited_facts, numbers, verdict
+from retroact.studies.desk import Desk, Facts
+from retroact.studies.truth import answer_claim, audited_facts, numbers, verdict
 from retroact.training.fit import fit
 from retroact.training.recipes import MixedFGSM, Standard
 
@@ -52,7 +52,7 @@ class MixedLeNet:
     eps: Positive = EPS
     seed: int = 0
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         net = _train(_initialise(self.seed), self.ratio, self.train, self.epochs, self.seed)
         examples = data(self.data)
         record = evaluate(net, examples, ErichsonPGD(), Linf(1.0))
@@ -77,7 +77,7 @@ class TrainedWithKappa:
     seed: int = 0
     version: ClassVar[int] = VERSION
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         plain = _train(_initialise(self.seed), 0.0, self.train, self.epochs, self.seed)
         jumped = retrofit(_initialise(self.seed), JumpReLU(self.kappa))
         trained = _train(jumped, 0.0, self.train, self.epochs, self.seed)
@@ -91,7 +91,7 @@ class Zeros:
     model: Model
     data: str
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         net = self.model()
         zeros: dict[str, float] = {}
 
@@ -132,7 +132,7 @@ def _compare_ratios(desk: Desk) -> Iterator[Part]:
         f"30 % beside all: clean {clean:+.2f}, the paper's PGD {pgd:+.2f}, APGD {truly:+.2f}"
         " points; single-step images, not Madry's many steps, in both"
     )
-    yield Claim("mixed_batches", answered(clean > 0 >= pgd, truly <= 0), because)
+    yield Claim("mixed_batches", answer_claim(clean > 0 >= pgd, truly <= 0), because)
 
 
 def _train_with_kappa(desk: Desk) -> Iterator[Part]:

@@ -10,17 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from retroact.attacks.pgd import PGD
 from retroact.crafting.threat import Linf
 from retroact.nets.zoo import entry
 from retroact.reports.studied import Claim, Part, Table, Text, Value
 from retroact.spec import show
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.jumprelu.audited import beside
 from retroact.studies.jumprelu.crafted import Clean, crafted
-from retroact.studies.jumprelu.gray_box import SCALED, longer, sets
+from retroact.studies.jumprelu.gray_box import SCALED, run_longer, sets
 from retroact.studies.jumprelu.networks import (
     ALEX,
     ATTACKS,
@@ -34,11 +33,39 @@ from retroact.studies.jumprelu.networks import (
     available,
     untested,
 )
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 MODERATE = 2.0
 """Points of clean accuracy that still count as a moderate cost; the paper's own largest loss is
 1.94."""
+
+
+PROTOCOL = (
+    "The first line of a network is the source on its own examples, the second its retrofit on"
+    " the same. Steps are lengths in normalised space and PGD knows no ball: 40 steps of 0.01"
+    " move a pixel of MNIST by up to 0.123, 7 of them one of CIFAR-10 by up to 0.014. On the"
+    " base WideResNet, MobileNetV2 and ResNet-20 steps are of 0.031 in this table alone, as in"
+    " the authors' code; the paper does not say so."
+)
+CARRIED_ON = (
+    "A frozen example lies on the source's boundary, with no confidence at all, and any change"
+    " of the network undoes it. **All steps**: PGD's budget is spent on every image, broken or"
+    " not. **× 1.1, × 1.25**: DeepFool's perturbation is made that much longer before it is"
+    " shown to the retrofit. The attacker still knows nothing of kappa, and asks nothing of the"
+    " retrofit."
+)
+TRAINING = (
+    "The accuracies are those of the zoo's pages, of the weights as they are shipped, on all"
+    " test images; of CIFAR-10's only the first 1017 are original pixels in the copy that was"
+    " used, and nine tenths of its training images are JPEG of quality 75. Trained by the"
+    " schedule in the last column, on original pixels, a network should come to the paper's"
+    " accuracy. MobileNetV2 and WideResNet stop at ten epochs of one cycle (robust: eight;"
+    " MobileNetV2's from the base network's weights on), the first of them on smaller images"
+    " where the recipe has `sizes`: what one CPU core gives in an hour or two. They are"
+    " underfit. The robust LeNet-like is there twice, by one cycle and by the paper's own"
+    " epochs, steps and seed: what lies between the two is a schedule and a training run, and"
+    " no claim rests on the second."
+)
 
 
 def make(desk: Desk) -> Iterator[Part]:
@@ -52,42 +79,19 @@ def make(desk: Desk) -> Iterator[Part]:
     )
     rows = [row for net in NETS for row in _rows(desk, net, by_net.get(net.name))]
     yield Table("Accuracy, %, on examples made on the network with kappa 0", head, tuple(rows))
-    yield Text(
-        "The first line of a network is the source on its own examples, the second its retrofit on"
-        " the same. Steps are lengths in normalised space and PGD knows no ball: 40 steps of 0.01"
-        " move a pixel of MNIST by up to 0.123, 7 of them one of CIFAR-10 by up to 0.014. On the"
-        " base WideResNet, MobileNetV2 and ResNet-20 steps are of 0.031 in this table alone, as in"
-        " the authors' code; the paper does not say so."
-    )
+    yield Text(PROTOCOL)
     head = ("network", "kappa", "attack", "measured", "published", "difference")
     yield Table(
         "Every number with its difference", head, tuple(_differences(desk, by_net)), folded=True
     )
     head = ("network", "kappa", "PGD, frozen", "PGD, all steps", *SCALED)
-    yield Table("The same attacks, carried on: accuracy of the retrofit, %", head, longer(desk))
-    yield Text(
-        "A frozen example lies on the source's boundary, with no confidence at all, and any change"
-        " of the network undoes it. **All steps**: PGD's budget is spent on every image, broken or"
-        " not. **× 1.1, × 1.25**: DeepFool's perturbation is made that much longer before it is"
-        " shown to the retrofit. The attacker still knows nothing of kappa, and asks nothing of the"
-        " retrofit."
-    )
+    yield Table("The same attacks, carried on: accuracy of the retrofit, %", head, run_longer(desk))
+    yield Text(CARRIED_ON)
     yield beside(desk, available(desk))
     if LENET.here:
         yield _switches(desk)
     yield _networks()
-    yield Text(
-        "The accuracies are those of the zoo's pages, of the weights as they are shipped, on all"
-        " test images; of CIFAR-10's only the first 1017 are original pixels in the copy that was"
-        " used, and nine tenths of its training images are JPEG of quality 75. Trained by the"
-        " schedule in the last column, on original pixels, a network should come to the paper's"
-        " accuracy. MobileNetV2 and WideResNet stop at ten epochs of one cycle (robust: eight;"
-        " MobileNetV2's from the base network's weights on), the first of them on smaller images"
-        " where the recipe has `sizes`: what one CPU core gives in an hour or two. They are"
-        " underfit. The robust LeNet-like is there twice, by one cycle and by the paper's own"
-        " epochs, steps and seed: what lies between the two is a schedule and a training run, and"
-        " no claim rests on the second."
-    )
+    yield Text(TRAINING)
     yield _accuracy_cost(desk)
     yield _residual(desk, by_net)
 
@@ -118,7 +122,7 @@ def _networks() -> Table:
     return Table("The networks, and how far they are from the paper's", head, tuple(rows), digits=2)
 
 
-def _rows(desk: Desk, net: Net, facts: dict[str, dict[str, Any]] | None) -> list[tuple[Value, ...]]:
+def _rows(desk: Desk, net: Net, facts: dict[str, Facts] | None) -> list[tuple[Value, ...]]:
     if facts is None:
         return [(f"{net.title}, {net.absent(desk)}", "", "", *[None] * (1 + 2 * len(ATTACKS)))]
     rows: list[tuple[Value, ...]] = []
@@ -139,9 +143,7 @@ def _rows(desk: Desk, net: Net, facts: dict[str, dict[str, Any]] | None) -> list
     return rows
 
 
-def _differences(
-    desk: Desk, by_net: dict[str, dict[str, dict[str, Any]]]
-) -> Iterator[tuple[Value, ...]]:
+def _differences(desk: Desk, by_net: dict[str, dict[str, Facts]]) -> Iterator[tuple[Value, ...]]:
     for net in available(desk):
         for judge, kappa in enumerate((0.0, net.kappa)):
             clean = 100 * by_net[net.name]["pgd"]["clean"][judge]
@@ -210,13 +212,13 @@ def _accuracy_cost(desk: Desk) -> Claim:
     said = ", ".join(f"{net.title} {points:.2f}" for net, points in cost.items())
     return Claim(
         "accuracy_cost",
-        answered(max(cost.values()) <= MODERATE),
+        answer_claim(max(cost.values()) <= MODERATE),
         f"at most {MODERATE:g} points of clean accuracy lost, 1000 images or more:"
         f" {said}{untested(desk, PAPERS)}",
     )
 
 
-def _residual(desk: Desk, by_net: dict[str, dict[str, dict[str, Any]]]) -> Claim:
+def _residual(desk: Desk, by_net: dict[str, dict[str, Facts]]) -> Claim:
     """More vulnerable: each residual network's retrofit lies below AlexLike's in each column, base
     weights."""
     needed = (ALEX, WIDE, MOBILE)
@@ -235,6 +237,6 @@ def _residual(desk: Desk, by_net: dict[str, dict[str, dict[str, Any]]]) -> Claim
     columns = ", ".join(ATTACKS.values())
     return Claim(
         "residual",
-        answered(below),
+        answer_claim(below),
         f"gray-box accuracy of the retrofits ({columns}): {said}{untested(desk, needed)}",
     )

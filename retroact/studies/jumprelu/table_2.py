@@ -10,7 +10,6 @@ authors' GPUs, it gives the paper's larger noise.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from retroact.evaluation.metrics import median_distance
 from retroact.evaluation.record import Record
 from retroact.experiments.cell import Cell
 from retroact.reports.studied import Claim, Part, Table, Text, Value
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.jumprelu.audited import beside
 from retroact.studies.jumprelu.networks import (
     ATTACKS,
@@ -33,7 +32,7 @@ from retroact.studies.jumprelu.networks import (
 )
 from retroact.studies.jumprelu.white_box import ratios, runs
 from retroact.studies.published import published
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 
 def make(desk: Desk) -> Iterator[Part]:
@@ -61,7 +60,7 @@ def _noise_head(form: str) -> tuple[str, ...]:
 
 
 def _rows(
-    desk: Desk, net: Net, by_kappa: dict[float, dict[str, dict[str, Any]]] | None
+    desk: Desk, net: Net, by_kappa: dict[float, dict[str, Facts]] | None
 ) -> list[tuple[Value, ...]]:
     if by_kappa is None:
         return [(f"{net.title}, {net.absent(desk)}", "", "", *[None] * (1 + 2 * len(ATTACKS)))]
@@ -81,7 +80,7 @@ def _rows(
     return rows
 
 
-def _value(facts: dict[str, dict[str, Any]], name: str) -> float:
+def _value(facts: dict[str, Facts], name: str) -> float:
     """What the column prints, %: accuracy for "clean" and "pgd", noise for the others."""
     if name == "clean":
         return 100 * float(facts["pgd"]["clean"][0])
@@ -89,7 +88,7 @@ def _value(facts: dict[str, dict[str, Any]], name: str) -> float:
 
 
 def _differences(
-    desk: Desk, by_net: dict[str, dict[float, dict[str, dict[str, Any]]]]
+    desk: Desk, by_net: dict[str, dict[float, dict[str, Facts]]]
 ) -> Iterator[tuple[Value, ...]]:
     for net in available(desk):
         for kappa, facts in by_net[net.name].items():
@@ -115,7 +114,7 @@ def _error(percent: float, n: int) -> float:
     return float(np.sqrt(percent * (100 - percent) / n))
 
 
-def _ratios(by_net: dict[str, dict[float, dict[str, dict[str, Any]]]]) -> Table:
+def _ratios(by_net: dict[str, dict[float, dict[str, Facts]]]) -> Table:
     """How many times the noise grew, measured and by the paper's own table."""
     rows: list[tuple[Value, ...]] = []
     for net in NETS:
@@ -161,7 +160,7 @@ def _span(kind: str) -> tuple[tuple[float, float], tuple[float, float]]:
     return (min(deepfool), max(deepfool)), (min(region), max(region))
 
 
-def _count_dead(desk: Desk, by_net: dict[str, dict[float, dict[str, dict[str, Any]]]]) -> Table:
+def _count_dead(desk: Desk, by_net: dict[str, dict[float, dict[str, Facts]]]) -> Table:
     """Dead images of DeepFool at the paper's kappa: how many, and what painting them white makes of
     the noise.
 
@@ -243,7 +242,7 @@ def _carlini_wagner(desk: Desk) -> Iterator[Part]:
     yield Table(title, head, tuple(rows), digits=2)
     yield Claim(
         "tr_vs_cw",
-        answered(all(close)) if close else "not tested",
+        answer_claim(all(close)) if close else "not tested",
         f"in {sum(close)} of {len(close)} rows of its networks TR's median norm is within 10 % of"
         f" CW's, at half its time or less; our CW takes {CarliniWagner().passes} gradients, not"
         f" thousands{untested(desk, PAPERS)}",
@@ -262,7 +261,7 @@ def _milliseconds(record: Record) -> float:
     return 1000 * float(record.pedigree.get("seconds", 0.0)) / len(record)
 
 
-def _tr_vs_deepfool(desk: Desk, by_net: dict[str, dict[float, dict[str, dict[str, Any]]]]) -> Claim:
+def _tr_vs_deepfool(desk: Desk, by_net: dict[str, dict[float, dict[str, Facts]]]) -> Claim:
     """Stronger: TR needs less noise than DF₂, in the same norm, on every network and at both
     kappas."""
     pairs = [
@@ -274,6 +273,6 @@ def _tr_vs_deepfool(desk: Desk, by_net: dict[str, dict[float, dict[str, dict[str
     said = ", ".join(f"{100 * tr:.1f} against {100 * df:.1f}" for tr, df in pairs)
     return Claim(
         "tr_vs_deepfool",
-        answered(all(less)) if less else "not tested",
+        answer_claim(all(less)) if less else "not tested",
         f"TR's mean noise against DF₂'s, %: {said}; dead images left alone{untested(desk, PAPERS)}",
     )

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 
 from retroact.activations.piecewise import JumpReLU
 from retroact.attacks.erichson import ErichsonDeepFool, ErichsonPGD, ErichsonTrustRegion
+from retroact.crafting.attack import Attack
 from retroact.crafting.noise import normal
-from retroact.crafting.threat import L2, Linf
+from retroact.crafting.threat import L2, Linf, ThreatModel
 from retroact.detection.lid import Detection, characteristics, detect, difference
 from retroact.evaluation.evaluate import decide, evaluate
 from retroact.experiments.cell import Model
@@ -30,11 +31,11 @@ from retroact.nets.data import data
 from retroact.nets.zoo import NETWORKS, names
 from retroact.reports.studied import Claim, Part, Table, Text, Value
 from retroact.spec import Count, spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.jumprelu.audited import beside
 from retroact.studies.jumprelu.networks import available
 from retroact.studies.published import published
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 SEEDS = (0, 1, 2)
 CLASSIFIERS = ("lr", "mlp")
@@ -45,14 +46,14 @@ class LidFeatures:
     """LIDs of clean, noisy and adversarial images of one network, layer by layer."""
 
     model: Model
-    attack: Any
-    threat: Any
+    attack: Attack
+    threat: ThreatModel
     layers: tuple[str, ...]
     data: str
     k: Count = 20
     seeds: tuple[int, ...] = SEEDS
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         net, examples = self.model(), data(self.data)
         right = decide(net, examples.images) == examples.labels
         kept = examples.images[right]
@@ -151,7 +152,7 @@ def make(desk: Desk) -> Iterator[Part]:
     yield _judge(rows)
 
 
-def _attacks(setting: Setting) -> list[tuple[str, Any, Any]]:
+def _attacks(setting: Setting) -> list[tuple[str, Attack, ThreatModel]]:
     std = NETWORKS[setting.net].std
     return [
         ("pgd", ErichsonPGD(steps=200, std=std), Linf(1.0)),
@@ -161,7 +162,9 @@ def _attacks(setting: Setting) -> list[tuple[str, Any, Any]]:
     ]
 
 
-def _rows(desk: Desk, setting: Setting, name: str, attack: Any, threat: Any) -> list[Row]:
+def _rows(
+    desk: Desk, setting: Setting, name: str, attack: Attack, threat: ThreatModel
+) -> list[Row]:
     part = f"{setting.data}[:{desk.pick(200, 2000 if setting.data == 'mnist' else 1000)}]"
     lids = {}
     for kappa in (0.0, setting.kappa):
@@ -181,7 +184,7 @@ def _blocks(net: nn.Module) -> tuple[str, ...]:
 
 
 def _compare(
-    plain: dict[str, Any], jump: dict[str, Any], classifier: str
+    plain: Facts, jump: Facts, classifier: str
 ) -> tuple[float, float, tuple[float, float]]:
     """The mean AUCs over the seeds, and the widest of the seeds' intervals of their difference."""
     pairs = [(_detect(plain, classifier, seed), _detect(jump, classifier, seed)) for seed in SEEDS]
@@ -190,7 +193,7 @@ def _compare(
     return relu, jumprelu, (100 * min(b[0] for b in bounds), 100 * max(b[1] for b in bounds))
 
 
-def _detect(lids: dict[str, Any], classifier: Any, seed: int) -> Detection:
+def _detect(lids: Facts, classifier: Any, seed: int) -> Detection:
     rows = (lids["normal"], lids["noisy"][SEEDS.index(seed)], lids["adversarial"])
     normal_, noisy, adversarial = (np.asarray(r) for r in rows)
     return detect(normal_, noisy, adversarial, classifier, seed=seed)
@@ -214,4 +217,4 @@ def _judge(rows: list[Row]) -> Claim:
         f"on CIFAR-10 the AUC rises beyond its 95 % interval in {len(above)} of {len(asked)} rows"
         f" and falls beyond it in {len(below)}; differences from {least:+.1f} to {most:+.1f} points"
     )
-    return Claim("lid", answered(len(above) == len(asked)), because)
+    return Claim("lid", answer_claim(len(above) == len(asked)), because)

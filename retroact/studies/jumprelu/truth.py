@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from retroact.reports.studied import Claim, Part, Table, Text, Value
 from retroact.studies.desk import Desk
-from retroact.studies.jumprelu.audited import audited
-from retroact.studies.jumprelu.gray_box import SCALED, longer
+from retroact.studies.jumprelu.audited import audit_of
+from retroact.studies.jumprelu.gray_box import SCALED, run_longer
 from retroact.studies.jumprelu.minimum_norms import found_norms, median_ratio
 from retroact.studies.jumprelu.networks import (
     ALEX,
@@ -37,14 +37,14 @@ from retroact.studies.jumprelu.networks import (
     untested,
 )
 from retroact.studies.jumprelu.white_box import ratios, runs
-from retroact.studies.truth import answered, audits, numbers
+from retroact.studies.truth import answer_claim, audits, numbers
 
 GREATLY = 5.0
 """Points of accuracy, the margin of an audit's verdict, that "greatly" asks for at least."""
 
 
 def make(desk: Desk) -> Iterator[Part]:
-    asked = [(net.title, audited(net, quick=desk.quick)) for net in available(desk)]
+    asked = [(net.title, audit_of(net, quick=desk.quick)) for net in available(desk)]
     yield audits(desk, "Audits: accuracy, %, before → after the retrofit", asked)
     yield Text(
         "Claimed is PGD with 40 steps and a random start in this ball; verified is what withstands"
@@ -62,7 +62,7 @@ def make(desk: Desk) -> Iterator[Part]:
     title = (
         "Transfer from the ReLU network, carried on, as under Table 1: accuracy of the retrofit, %"
     )
-    yield Table(title, head, longer(desk), folded=True)
+    yield Table(title, head, run_longer(desk), folded=True)
     yield _robust_models(desk)
     yield _agnostic(desk)
     yield _deepfool(desk, "deepfool_noise.mnist", (LENET, LENET_ROBUST), (1.5, 2.5))
@@ -70,10 +70,10 @@ def make(desk: Desk) -> Iterator[Part]:
     yield _deepfool(desk, "deepfool_noise.cifar10", cifar, (3.0, 7.0))
 
 
-def verified(desk: Desk, net: Net) -> tuple[float, bool]:
+def verify(desk: Desk, net: Net) -> tuple[float, bool]:
     """Points of verified accuracy that the retrofit gains, and whether the audit calls its effect
     genuine."""
-    outcome = numbers(desk, audited(net, quick=desk.quick))
+    outcome = numbers(desk, audit_of(net, quick=desk.quick))
     return 100 * outcome.gain, outcome.effect == "GENUINE"
 
 
@@ -144,7 +144,7 @@ def _robust_models(desk: Desk) -> Claim:
             by_kappa[net.kappa]["pgd"]["accuracy"][0][0] - by_kappa[0.0]["pgd"]["accuracy"][0][0]
         )
         noise = min(ratios(by_kappa)[a] for a in DEEPFOOLS)
-        gain, genuine = verified(desk, net)
+        gain, genuine = verify(desk, net)
         protocol.append(points >= 2 and noise >= 1.5)
         truth.append(genuine and gain >= GREATLY)
         said.append(
@@ -153,7 +153,7 @@ def _robust_models(desk: Desk) -> Claim:
         )
     return Claim(
         "robust_models",
-        answered(all(protocol), all(truth)),
+        answer_claim(all(protocol), all(truth)),
         f"{'; '.join(said)}{untested(desk, PAPERS)}",
     )
 
@@ -171,7 +171,7 @@ def _agnostic(desk: Desk) -> Claim:
         worse += [
             f"{net.title} {ATTACKS[a]}" for a, ratio in ratios(by_kappa).items() if ratio <= 1
         ]
-        gain, genuine = verified(desk, net)
+        gain, genuine = verify(desk, net)
         gains.append(f"{net.title} {gain:+.1f}")
         truth.append(genuine)
     if not truth:
@@ -184,7 +184,7 @@ def _agnostic(desk: Desk) -> Claim:
         else "better at kappa in every column of Table 2"
     )
     because = f"{columns}; verified accuracy, points: {', '.join(gains)}{untested(desk, PAPERS)}"
-    return Claim("agnostic", answered(not worse, all(truth)), because)
+    return Claim("agnostic", answer_claim(not worse, all(truth)), because)
 
 
 def _deepfool(desk: Desk, about: str, among: tuple[Net, ...], factor: tuple[float, float]) -> Claim:
@@ -203,4 +203,4 @@ def _deepfool(desk: Desk, about: str, among: tuple[Net, ...], factor: tuple[floa
         for title, values in growth.items()
     )
     because = f"asked for {low:g} to {high:g}: {said}{untested(desk, among)}"
-    return Claim(about, answered(within, all(v >= low for v in truth.values())), because)
+    return Claim(about, answer_claim(within, all(v >= low for v in truth.values())), because)

@@ -19,7 +19,7 @@ from retroact.evaluation.record import Record
 from retroact.experiments.cell import Cell, Model
 from retroact.studies.desk import Desk
 from retroact.studies.published import published
-from retroact.studies.srelu.networks import Net, said
+from retroact.studies.srelu.networks import Net, label
 
 ATTACKS = ("FGSM", "BIM", "StepLL", "RFGSM", "PGD", "DeepFool")
 PGD_STEP = 2 / 255
@@ -59,7 +59,7 @@ def columns(net: Net, attack: str) -> list[str]:
     """What the columns of a curve are called: radii, or DeepFool's numbers of steps."""
     if attack == "DeepFool":
         return [str(k + 1) for k in range(len(net.eps))]
-    return [said(e) for e in net.eps]
+    return [label(e) for e in net.eps]
 
 
 def accuracies(net: Net, attack: str, records: list[Record]) -> list[float]:
@@ -83,6 +83,6 @@ def _left_after(steps: int, record: Record) -> float:
 def as_published(net: Net, attack: str, slope: float) -> dict[str, float]:
     """The published curve by the names of `columns`; published.json files DeepFool's steps under
     radii."""
-    there = published("srelu", f"figure2_3.{net.key}", "accuracy", attack, said(slope)) or {}
-    by_eps = dict(zip(map(said, net.eps), columns(net, attack), strict=True))
+    there = published("srelu", f"figure2_3.{net.key}", "accuracy", attack, label(slope)) or {}
+    by_eps = dict(zip(map(label, net.eps), columns(net, attack), strict=True))
     return {by_eps[eps]: value for eps, value in there.items()}

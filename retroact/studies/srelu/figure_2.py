@@ -17,7 +17,7 @@ from retroact.attacks.fgsm import FGSM
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.reports.plots import panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.published import published
 from retroact.studies.srelu.attacks import (
     ATTACKS,
@@ -27,12 +27,12 @@ from retroact.studies.srelu.attacks import (
     columns,
     images,
 )
-from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, first, many, said
+from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, first, label, many
 from retroact.studies.srelu.panels import Curve, mean, panel, table
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 ON_MARGIN = FGSM(loss="margin")
-OTHERS: dict[str, Any] = {
+OTHERS: Facts = {
     "sigmoid": Sigmoid(),
     "tanh": Tanh(),
     "softsign": Softsign(),
@@ -58,9 +58,9 @@ def make(desk: Desk) -> Iterator[Part]:
 def _top(desk: Desk) -> Iterator[Part]:
     n = images(desk, "FGSM", MNIST)
     curves = fgsm_curves(
-        desk, {(net, said(s)): SReLU(s) for net in NETS for s in SLOPES}, n, "slope"
+        desk, {(net, label(s)): SReLU(s) for net in NETS for s in SLOPES}, n, "slope"
     )
-    known = {(net, said(s)): as_published(net, "FGSM", s) for net in NETS for s in SLOPES}
+    known = {(net, label(s)): as_published(net, "FGSM", s) for net in NETS for s in SLOPES}
     yield Text(
         f"**Top row.** The first {n} test images of each set; one gradient per image serves every"
         " eps."
@@ -121,7 +121,7 @@ def _middle(desk: Desk) -> Iterator[Part]:
     )
     clean, means = _means(desk)
     known = _quote_means()
-    labels = [said(s) for s in SLOPES]
+    labels = [label(s) for s in SLOPES]
     accuracy = [
         panel(net.title, labels, _curves(net, means, known), "slope", "mean accuracy, %")
         for net in NETS
@@ -133,24 +133,20 @@ def _middle(desk: Desk) -> Iterator[Part]:
     recovery = {k: _recover(clean[k[:2]], means, k) for k in means}
     published_clean = {net.key: as_published(net, "FGSM", 1.0)["0"] for net in NETS}
     known_recovery = {k: _recover(published_clean[k[0]], known, k) for k in known}
-    drawn = [
-        panel(
-            net.title,
-            labels,
-            _curves(net, recovery, known_recovery),
-            "slope",
-            "recovery, %",
-            (-130, 105),
-        )
-        for net in NETS
-    ]
-    yield Figure(
+    yield _draw_recovery(recovery, known_recovery)
+    for net in NETS:
+        yield _middle_table(net, means, known, recovery, known_recovery)
+
+
+def _draw_recovery(recovery: Means, known: Means) -> Figure:
+    labels = [label(s) for s in SLOPES]
+    axes = ("slope", "recovery, %", (-130, 105))
+    drawn = [panel(net.title, labels, _curves(net, recovery, known), *axes) for net in NETS]
+    return Figure(
         "Accuracy-loss recovery against slope, 0 at slope 1. Thin and dashed: from published"
         " accuracies.",
         panels(drawn),
     )
-    for net in NETS:
-        yield _middle_table(net, means, known, recovery, known_recovery)
 
 
 def _means(desk: Desk) -> tuple[dict[tuple[str, str], float], Means]:
@@ -189,7 +185,7 @@ def _curves(net: Net, means: Means, known: Means) -> list[Curve]:
         Curve(
             attack,
             [means[net.key, attack, s] for s in SLOPES],
-            {said(s): known[net.key, attack, s] for s in SLOPES if (net.key, attack, s) in known},
+            {label(s): known[net.key, attack, s] for s in SLOPES if (net.key, attack, s) in known},
         )
         for attack in ATTACKS
     ]
@@ -211,7 +207,7 @@ def _middle_table(
     rows = tuple(
         (
             k[1],
-            said(k[2]),
+            label(k[2]),
             means[k],
             known.get(k),
             _gap(means[k], known.get(k)),
@@ -274,7 +270,7 @@ def _not_impacted(desk: Desk) -> Claim:
     said_costs = " and ".join(f"{costs['lost', s]:.1f} ({costs['truly', s]:.1f})" for s in slopes)
     return Claim(
         "untargeted.slope_10_100.mnist",
-        answered(
+        answer_claim(
             max(costs["lost", s] for s in slopes) < 1, max(costs["truly", s] for s in slopes) < 1
         ),
         f"at slopes 10 and 100, FGSM with eps {eps[0]:g} costs {said_costs} points; "

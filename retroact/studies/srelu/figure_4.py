@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from itertools import product
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +24,11 @@ from retroact.nets.data import data
 from retroact.reports.plots import Panel, Series, panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
 from retroact.spec import spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.published import published
 from retroact.studies.srelu.battery import BATTERY, Entry
-from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, said
-from retroact.studies.truth import answered
+from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, label
+from retroact.studies.truth import answer_claim
 
 AROUND = 2.5
 """What "around" is taken to mean, in points, where the paper says "around 15 %"."""
@@ -69,7 +68,7 @@ def make(desk: Desk) -> Iterator[Part]:
     )
     for r in results.values():
         yield Table(
-            f"{r.net.title}, each attack at eps {said(r.eps[-1])}: accuracy (%)",
+            f"{r.net.title}, each attack at eps {label(r.eps[-1])}: accuracy (%)",
             r.head(),
             r.rows(),
             folded=True,
@@ -109,7 +108,7 @@ class Results:
         return float(np.average(values, weights=[e.times for e in chosen]))
 
     def against_eps(self) -> Panel:
-        x, everything = ["0", *map(said, self.eps)], [e.name for e in BATTERY]
+        x, everything = ["0", *map(label, self.eps)], [e.name for e in BATTERY]
         drawn = []
         for i, s in enumerate(self.slopes):
             y = [self.clean(s), *(self.mean(s, everything, k) for k in range(len(self.eps)))]
@@ -122,7 +121,7 @@ class Results:
         return Panel(self.net.title, drawn, "eps, pixels", "mean accuracy, %")
 
     def against_slope(self) -> Panel:
-        x = [said(s) for s in self.slopes]
+        x = [label(s) for s in self.slopes]
         drawn = [
             Series(title, x, [self.mean(s, names) for s in self.slopes], colour=i)
             for i, (title, names) in enumerate(GROUPS)
@@ -206,7 +205,7 @@ def _quote_means(net: Net, slope: float) -> dict[str, float]:
         return {}
     rows = [_quote(net, slope, e) for e in BATTERY]
     means = np.average(rows, axis=0, weights=[e.times for e in BATTERY])
-    return {said(e): 100 * float(v) for e, v in zip(net.eps, means, strict=True)}
+    return {label(e): 100 * float(v) for e, v in zip(net.eps, means, strict=True)}
 
 
 # --------------------------------------------------------------------------------- the NaN artefact
@@ -226,7 +225,7 @@ class RuinedImages:
     eps: tuple[float, ...]
     seed: int = 0
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         import foolbox
 
         net, images = self.model().eval(), data(self.data)
@@ -252,7 +251,7 @@ class RuinedImages:
         }
 
 
-Ruined = dict[tuple[str, float], dict[str, Any]]
+Ruined = dict[tuple[str, float], Facts]
 """The facts of RuinedImages by network and slope."""
 
 
@@ -294,10 +293,10 @@ def _artefact(results: list[Results], facts: Ruined) -> Iterator[Part]:
     )
 
 
-def _ruin_row(r: Results, slope: float, f: dict[str, Any]) -> tuple[Value, ...]:
+def _ruin_row(r: Results, slope: float, f: Facts) -> tuple[Value, ...]:
     there = [100 * v for v in _quote(r.net, slope, VAT)] if slope in _read_runs(r.net) else [None]
     counted = (f["counted"][0], there[0], f["counted"][-1], there[-1], f["kept_out"][-1])
-    return (r.net.title, said(slope), f["n"], f["nan"], f["labelled_0"], *counted)
+    return (r.net.title, label(slope), f["n"], f["nan"], f["labelled_0"], *counted)
 
 
 # --------------------------------------------------------------------------------------- the claims
@@ -339,8 +338,8 @@ def _recovery_row(r: Results, recovered: float, truly: float) -> tuple[Value, ..
     said_so = None
     if there:
         said_so = (
-            _quote_means(r.net, 100.0)[said(r.net.eps[-1])]
-            - _quote_means(r.net, 1.0)[said(r.net.eps[-1])]
+            _quote_means(r.net, 100.0)[label(r.net.eps[-1])]
+            - _quote_means(r.net, 1.0)[label(r.net.eps[-1])]
         )
     kinds = (r.recovery(_names(True)), r.recovery(_names(False)))
     return (
@@ -379,7 +378,7 @@ def _around(
     values = "; ".join(f"{net.title} {a:.1f} points ({b:.1f})" for net, a, b in recoveries)
     return Claim(
         about,
-        answered(all(met(a) for _, a, _ in recoveries), all(met(b) for _, _, b in recoveries)),
+        answer_claim(all(met(a) for _, a, _ in recoveries), all(met(b) for _, _, b in recoveries)),
         f"{values}, NaN images as Foolbox counts; in brackets with these kept out and the margin"
         f" loss where an attack climbs a loss; “around” taken as {span[0] - AROUND:g} to"
         f" {span[1] + AROUND:g}",
@@ -404,7 +403,7 @@ def _kind(
     )
     return Claim(
         "figure4.kind",
-        answered(min(gains) > 5, min(truly) > 5),
+        answer_claim(min(gains) > 5, min(truly) > 5),
         f"recovery under gradient attacks less that under degradation, in points: {shown}; in"
         " brackets with the margin loss where an attack climbs a loss; more than 5 on every"
         " network is asked for",

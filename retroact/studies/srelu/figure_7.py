@@ -16,10 +16,10 @@ from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
 from retroact.studies.desk import Desk
 from retroact.studies.published import published
 from retroact.studies.srelu.attacks import accuracies, images
-from retroact.studies.srelu.networks import ABOVE_1, CNN1, MNIST, SLOPES, Net, many, said
+from retroact.studies.srelu.networks import ABOVE_1, CNN1, MNIST, SLOPES, Net, label, many
 from retroact.studies.srelu.panels import Curve, mean, panel, table
 from retroact.studies.srelu.scaled_pixels import ScaledPixels
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 PLAIN, ON_MARGIN = FGSM(), FGSM(loss="margin")
 COLUMNS = ("clipped", "unclipped")
@@ -73,7 +73,7 @@ def _curves(desk: Desk, net: Net, n: int) -> dict[Key, Curve]:
     for column, s in keys:
         y, *original = [next(measured) for _ in sizes]
         by_key[net.key, column, s] = Curve(
-            said(s), y, _quote(net, column, s), original[0] if original else None, "scale"
+            label(s), y, _quote(net, column, s), original[0] if original else None, "scale"
         )
     return by_key
 
@@ -85,7 +85,7 @@ def _spec(
 
 
 def _quote(net: Net, column: str, scale: float) -> dict[str, float]:
-    counts = published("srelu", f"figure7.{net.key}.{column}.count", said(scale)) or {}
+    counts = published("srelu", f"figure7.{net.key}.{column}.count", label(scale)) or {}
     return {eps: count / 100 for eps, count in counts.items()}  # of 10,000
 
 
@@ -97,7 +97,7 @@ def _slopes(desk: Desk, net: Net, attack: FGSM = PLAIN) -> dict[float, list[floa
 
 
 def _eps(net: Net) -> list[str]:
-    return [said(e) for e in net.eps]
+    return [label(e) for e in net.eps]
 
 
 def _under_attack(y: Sequence[float]) -> float:
@@ -126,7 +126,7 @@ def _against_slopes(
     rows: list[tuple[Value, ...]] = [
         (
             net.title,
-            said(s),
+            label(s),
             *(_under_attack(curves[net.key, column, s].y) for column in COLUMNS),
             _under_attack(slopes[net][s]),
         )
@@ -143,7 +143,7 @@ def _zeros(desk: Desk, n: int) -> Table:
         for column in COLUMNS:
             facts = desk.all_facts([_spec(net, net.slice(n), s, column) for s in SLOPES])
             rows.append((net.title, column, *(100 * f["zero"] / max(1, f["right"]) for f in facts)))
-    head = ("network", "column", *(f"scale {said(s)}" for s in SLOPES))
+    head = ("network", "column", *(f"scale {label(s)}" for s in SLOPES))
     return Table(
         "Exactly zero gradients (%) among scaled images that are decided rightly", head, tuple(rows)
     )
@@ -160,11 +160,11 @@ def _mnist_unclipped(
     apart = [_distance(by_key[MNIST.key, "unclipped", s].y, slopes[s]) for s in ABOVE_1]
     truly = [_distance(y, steep[s]) for s, y in zip(ABOVE_1, hard, strict=True)]
     told = ", ".join(
-        f"{a:.1f} ({b:.1f}) at {said(s)}" for a, b, s in zip(apart, truly, ABOVE_1, strict=True)
+        f"{a:.1f} ({b:.1f}) at {label(s)}" for a, b, s in zip(apart, truly, ABOVE_1, strict=True)
     )
     return Claim(
         "figure7.mnist_unclipped",
-        answered(max(apart) <= RESEMBLES, max(truly) <= RESEMBLES),
+        answer_claim(max(apart) <= RESEMBLES, max(truly) <= RESEMBLES),
         f"mean distance of both curves over eps above 0, points (allowed: {RESEMBLES:g}), in"
         f" brackets under one step on the margin loss: {told}",
     )
@@ -184,7 +184,9 @@ def _cifar(by_key: dict[Key, Curve]) -> Claim:
     column, scale = max(won, key=lambda k: won[k])
     best = won[column, scale]
     because = (
-        f"the best scale above 1, {said(scale)} {column}, wins {best:+.1f} points, mean over eps"
+        f"the best scale above 1, {label(scale)} {column}, wins {best:+.1f} points, mean over eps"
         " above 0"
     )
-    return Claim("figure7.cifar", answered(best <= NO_HELP), f"{because} (allowed: {NO_HELP:g})")
+    return Claim(
+        "figure7.cifar", answer_claim(best <= NO_HELP), f"{because} (allowed: {NO_HELP:g})"
+    )

@@ -10,7 +10,6 @@ decides when an image is broken, so PGD stops at the first step that fools it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,11 +25,11 @@ from retroact.nets.zoo import NETWORKS
 from retroact.reports.plots import Panel, Series, panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
 from retroact.spec import Count, spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.attacks import make_attack
-from retroact.studies.srelu.networks import NETS, Net, said
-from retroact.studies.truth import answered
+from retroact.studies.srelu.networks import NETS, Net, label
+from retroact.studies.truth import answer_claim
 
 WAYS = ("direct, slope 1", "direct, this slope", "surrogate", "from slope 1", "direct, margin loss")
 Curves = dict[tuple[str, float, str], list[float]]
@@ -61,7 +60,7 @@ def make(desk: Desk) -> Iterator[Part]:
 # ----------------------------------------------------------------------------------- the surrogate
 
 
-def distilled(
+def distil(
     target: nn.Module, surrogate: nn.Module, train: Images, *, epochs: int = 2, seed: int = 0
 ) -> nn.Module:
     """Teaches `surrogate` the outputs of `target` on `train`, in place: Adam 1e-3, batches of
@@ -99,16 +98,14 @@ class Transferred:
     epochs: Count = 2
     seed: int = 0
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         target, test = self.model().eval(), data(self.data)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             fresh = NETWORKS[self.model.net]()
-        surrogate = distilled(target, fresh, data(self.train), epochs=self.epochs, seed=self.seed)
+        surrogate = distil(target, fresh, data(self.train), epochs=self.epochs, seed=self.seed)
         decisions = [decide(net, test.images) for net in (target, surrogate)]
-        shares: dict[str, Any] = {
-            "agree": 100 * float((decisions[0] == decisions[1]).float().mean())
-        }
+        shares: Facts = {"agree": 100 * float((decisions[0] == decisions[1]).float().mean())}
         for name in ("FGSM", "PGD"):
             shares[name] = []
             for eps in self.eps:
@@ -140,7 +137,7 @@ def _eps(net: Net) -> tuple[float, ...]:
 # ------------------------------------------------------------------------------------- the curves
 
 
-def _curves(desk: Desk, net: Net, learned: dict[float, dict[str, Any]]) -> Curves:
+def _curves(desk: Desk, net: Net, learned: dict[float, Facts]) -> Curves:
     by_way: Curves = {}
     for name in ("FGSM", "PGD"):
         plain = _curve(desk, net, 1.0, name)
@@ -175,22 +172,22 @@ def _curve(
 
 
 def _panel(net: Net, by_way: Curves, attack: str, slope: float) -> Panel:
-    x = [said(e) for e in net.eps]
+    x = [label(e) for e in net.eps]
     drawn = [Series(way, x, by_way[attack, slope, way], colour=i) for i, way in enumerate(WAYS)]
     return Panel(net.title, drawn, "eps, pixels", "accuracy, %")
 
 
 def _head(net: Net) -> tuple[str, ...]:
-    return ("attack", "slope", "gradients of", *(f"eps {said(e)}" for e in net.eps))
+    return ("attack", "slope", "gradients of", *(f"eps {label(e)}" for e in net.eps))
 
 
 def _rows(net: Net, by_way: Curves) -> tuple[tuple[Value, ...], ...]:
     return tuple(
-        (attack, said(slope), way, *values) for (attack, slope, way), values in by_way.items()
+        (attack, label(slope), way, *values) for (attack, slope, way), values in by_way.items()
     )
 
 
-def _agreement(learned: dict[str, dict[float, dict[str, Any]]], images: int, epochs: int) -> str:
+def _agreement(learned: dict[str, dict[float, Facts]], images: int, epochs: int) -> str:
     shown = "; ".join(
         f"{net.title} "
         + ", ".join(f"{f['agree']:.0f} % (slope {s:g})" for s, f in learned[net.key].items())
@@ -227,7 +224,7 @@ def _claim(by_net: dict[str, Curves], slopes: tuple[float, ...]) -> Claim:
     margins = [_mean_gap(c, key, "direct, margin loss") for c, key in cases]
     return Claim(
         "figure8",
-        answered(hindered and min(above) > 0, min(from_1) > 1),
+        answer_claim(hindered and min(above) > 0, min(from_1) > 1),
         f"slope {max(slopes):g}, FGSM and PGD, three networks: the surrogate takes half of the"
         f" clean accuracy or more {'everywhere' if hindered else 'not everywhere'}; mean accuracy"
         f" above the direct attack at slope 1 by {min(above):+.1f} to {max(above):+.1f} points"

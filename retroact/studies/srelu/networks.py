@@ -7,11 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from retroact.activations.activation import Activation
 from retroact.activations.piecewise import SReLU
+from retroact.crafting.attack import Attack
 from retroact.crafting.threat import Linf
 from retroact.evaluation.record import Record
 from retroact.experiments.cell import Cell, Model
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 
 K = TypeVar("K")
 
@@ -34,7 +36,7 @@ class Net:
     data: str
     original: int
 
-    def model(self, activation: Any) -> Model:
+    def model(self, activation: Activation | None) -> Model:
         """The network with `activation` at the paper's sites."""
         return Model(self.net, activation, self.sites)
 
@@ -49,7 +51,7 @@ class Net:
     def cells(
         self,
         model: Model,
-        attack: Any,
+        attack: Attack,
         n: int,
         *,
         eps: tuple[float, ...] | None = None,
@@ -77,7 +79,7 @@ CNN2 = Net("CIFAR10-CNN2", "cifar10_cnn2", "cifar10-cnn1", "fc*", CIFAR_EPS, "ci
 NETS = (MNIST, CNN1, CNN2)
 
 
-def said(number: float) -> str:
+def label(number: float) -> str:
     """A slope or radius as published.json names it: 0.5, 1, 100."""
     return f"{number:g}"
 
@@ -90,5 +92,5 @@ def many(desk: Desk, asked: Mapping[K, list[Cell]]) -> dict[K, list[Record]]:
 
 def first(n: int, records: list[Record]) -> list[Record]:
     """The facts of the first `n` examples alone."""
-    cut: list[dict[str, Any]] = [{k: v[:n] for k, v in r.facts().items()} for r in records]
+    cut: list[Facts] = [{k: v[:n] for k, v in r.facts().items()} for r in records]
     return [replace(r, **facts) for r, facts in zip(records, cut, strict=True)]

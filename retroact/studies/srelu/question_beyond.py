@@ -21,8 +21,8 @@ from retroact.nets.zoo import entry
 from retroact.reports.studied import Part, Table, Text, Value
 from retroact.studies.desk import Desk
 from retroact.studies.srelu.attacks import make_attack
-from retroact.studies.srelu.networks import CIFAR_EPS, MNIST, NETS, SLOPES, Net, many, said
-from retroact.studies.truth import Audited, audits
+from retroact.studies.srelu.networks import CIFAR_EPS, MNIST, NETS, SLOPES, Net, label, many
+from retroact.studies.truth import BATTERIES, Audited, audits
 
 SHIFTED = replace(MNIST, title="MNIST CNN, trained on normalised images", net="mnist-cnn-shifted")
 RESIDUAL = Net("ResNet-20", "", "resnet20-cifar10", "*", CIFAR_EPS, "cifar10", 1017)
@@ -52,7 +52,7 @@ def _without_gradients(desk: Desk) -> Iterator[Part]:
     asked = {(net, s): _ways(net, s, n) for net in NETS for s in slopes}
     records = many(desk, asked)
     rows: list[tuple[Value, ...]] = [
-        (net.title, said(s), *_percent(clean_accuracy(r[0]), *map(robust_accuracy, r)))
+        (net.title, label(s), *_percent(clean_accuracy(r[0]), *map(robust_accuracy, r)))
         for (net, s), r in records.items()
     ]
     head = (
@@ -93,7 +93,7 @@ def _residual(desk: Desk) -> Iterator[Part]:
     plain, beside = many(desk, cells), many(desk, margins)
     clean = {s: clean_accuracy(r) for s, (r,) in plain.items()}
     rows: list[tuple[Value, ...]] = [
-        (said(s), *_percent(clean[s], *map(robust_accuracy, (r, *beside[s]))))
+        (label(s), *_percent(clean[s], *map(robust_accuracy, (r, *beside[s]))))
         for s, (r,) in plain.items()
     ]
     head = ("slope", "clean", "FGSM", "FGSM, margin")
@@ -112,19 +112,15 @@ def _residual(desk: Desk) -> Iterator[Part]:
         f" the clean accuracy goes. {steepest}"
     )
     if kept:
-        images, threat = RESIDUAL.slice(desk.pick(40, 200)), Linf(2 / 255)
-        what = Audited(
-            RESIDUAL.sloped(1.0),
-            RESIDUAL.sloped(max(kept)),
-            images,
-            threat,
-            "quick" if desk.quick else "whole",
-        )
-        yield audits(
-            desk,
-            "Its audit: slope 1 → that slope, accuracies in %",
-            [(f"ResNet-20, {max(kept):g}", what)],
-        )
+        yield _audit(desk, max(kept))
+
+
+def _audit(desk: Desk, slope: float) -> Table:
+    images, threat = RESIDUAL.slice(desk.pick(40, 200)), Linf(2 / 255)
+    pair, battery = (RESIDUAL.sloped(1.0), RESIDUAL.sloped(slope)), desk.pick(*BATTERIES)
+    what = Audited(*pair, images, threat, battery)
+    title = "Its audit: slope 1 → that slope, accuracies in %"
+    return audits(desk, title, [(f"ResNet-20, {slope:g}", what)])
 
 
 # ------------------------------------------------------------------------------------- moved inputs
@@ -144,32 +140,22 @@ def _shift_inputs(desk: Desk) -> Iterator[Part]:
     rows: list[tuple[Value, ...]] = [
         (
             net.title,
-            said(s),
+            label(s),
             *_percent(
                 clean_accuracy(ce), *map(robust_accuracy, (ce, margin)), zero_gradient_share(ce)
             ),
         )
         for (net, s), (ce, margin) in records.items()
     ]
-    head = (
-        "network",
-        "slope",
-        "clean",
-        f"FGSM, eps {eps:g}",
-        "the same, margin",
-        "gradients exactly zero",
-    )
+    measured = (f"FGSM, eps {eps:g}", "the same, margin", "gradients exactly zero")
+    head = ("network", "slope", "clean", *measured)
     yield Table(
         f"Trained on raw pixels or on normalised images, tested on raw ones, n = {n}, %",
         head,
         tuple(rows),
     )
-    apart = {
-        s: abs(
-            100 * (robust_accuracy(records[MNIST, s][0]) - robust_accuracy(records[SHIFTED, s][0]))
-        )
-        for s in SLOPES
-    }
+    robust = {k: robust_accuracy(ce) for k, (ce, _) in records.items()}
+    apart = {s: abs(100 * (robust[MNIST, s] - robust[SHIFTED, s])) for s in SLOPES}
     far = max(apart, key=lambda s: apart[s])
     yield Text(
         "The published weights were trained on normalised images and tested on raw pixels;"

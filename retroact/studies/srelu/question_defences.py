@@ -22,6 +22,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.nn import functional
 
+from retroact.activations.activation import Activation
 from retroact.activations.channel_shift import ChannelShift
 from retroact.activations.files import embed
 from retroact.activations.piecewise import JumpReLU, Piecewise, SReLU
@@ -33,7 +34,7 @@ from retroact.auditing.battery import VERSION
 from retroact.auditing.numbers import AuditNumbers
 from retroact.auditing.verdict import MARGIN
 from retroact.crafting.losses import Loss
-from retroact.crafting.threat import Linf
+from retroact.crafting.threat import Linf, ThreatModel
 from retroact.evaluation.evaluate import evaluate_all
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.experiments.cell import Model
@@ -45,10 +46,10 @@ from retroact.retrofitting.folding import fold
 from retroact.retrofitting.installed import installed
 from retroact.retrofitting.surgery import refit, retrofit
 from retroact.spec import AtLeast0, Count, Positive, spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.attacks import make_attack
-from retroact.studies.truth import Audited, BatteryName, answered, audited_facts, audits
+from retroact.studies.truth import Audited, BatteryName, answer_claim, audited_facts, audits
 from retroact.training.fit import fit
 from retroact.training.hardening import Hardening, harden
 from retroact.training.recipes import Standard
@@ -111,7 +112,7 @@ class HardenedAudit:
     part: Literal["shifts", "slope"]
     data: str
     train: str
-    threat: Any
+    threat: ThreatModel
     alpha: FinitePositive = ALPHA
     steps: Count = 150
     batch: Count = 200
@@ -119,7 +120,7 @@ class HardenedAudit:
     seed: int = 0
     version: ClassVar[int] = VERSION
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         plain, (hard, shifts) = self.model(), _harden(self)
         folded = fold(hard)
         pair = (
@@ -130,12 +131,13 @@ class HardenedAudit:
 
 
 def _harden(what: HardenedAudit) -> tuple[nn.Module, Tensor]:
-    return _learn(what.model, what.train, what.threat, what.steps, what.batch, what.seed)
+    how = (what.steps, what.batch, what.seed)
+    return _learn(what.model, what.train, what.threat, *how)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=2)
 def _learn(
-    model: Model, train: str, threat: Any, steps: int, batch: int, seed: int
+    model: Model, train: str, threat: ThreatModel, steps: int, batch: int, seed: int
 ) -> tuple[nn.Module, Tensor]:
     """The hardened net and all of its shifts in one row."""
     hardened = harden(
@@ -152,7 +154,7 @@ def _learn(
 def _pairs(desk: Desk) -> list[tuple[str, Any]]:
     images, battery = f"mnist{desk.pick('[:80]', '[:500]')}", _battery(desk)
 
-    def pair(net: str, without: Any, sloped: Any) -> Audited:
+    def pair(net: str, without: Activation | None, sloped: Activation | None) -> Audited:
         return Audited(Model(net, without), Model(net, sloped), images, THREAT, battery)
 
     slope = SReLU(ALPHA)
@@ -203,7 +205,7 @@ class Trained:
     lr: FinitePositive = 0.05
     seed: int = 0
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             fresh = NETWORKS["mnist-cnn"]()
@@ -250,7 +252,7 @@ def _same_slope(desk: Desk) -> Iterator[Part]:
     seems, is_so = max(gains["FGSM"], gains["PGD"]) >= allowed, gains["PGD, margin"] >= allowed
     yield Claim(
         "same_slope_training",
-        answered(not seems, not is_so),
+        answer_claim(not seems, not is_so),
         "slope 2 in training and test against slope 1 in both, share of the rightly decided images"
         " that are robust, mean over eps, in points: "
         + ", ".join(f"{k} {v:+.1f}" for k, v in gains.items())
@@ -277,18 +279,18 @@ class RaisedBias:
     model: Model
     shift: float
     data: str
-    threat: Any
+    threat: ThreatModel
     battery: BatteryName = "whole"
     seed: int = 0
     version: ClassVar[int] = VERSION
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         plain = self.model()
-        pair = plain, raised(plain, self.shift)
+        pair = plain, raise_biases(plain, self.shift)
         return audited_facts(*pair, self.data, self.threat, self.battery, self.seed)
 
 
-def raised(net: nn.Module, shift: float) -> nn.Module:
+def raise_biases(net: nn.Module, shift: float) -> nn.Module:
     """A copy of `net` whose activations see their input plus `shift`."""
     content = to_bytes({name: torch.full((n,), shift) for name, n in _channels(net).items()})
     name = hashlib.sha256(content).hexdigest()

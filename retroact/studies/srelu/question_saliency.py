@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from retroact.nets.data import data
 from retroact.reports import plots
 from retroact.reports.studied import Figure, Part, Text
 from retroact.spec import Count, spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.srelu.networks import CNN1, MNIST, Net
 
 SHOWN, STEEP, SAME = 4, 10.0, 0.7
@@ -49,7 +50,7 @@ def _ask(desk: Desk, net: Net, slope: float) -> Saliency:
     )
 
 
-def _sentence(net: Net, plain: dict[str, Any], steep: dict[str, Any]) -> str:
+def _sentence(net: Net, plain: Facts, steep: Facts) -> str:
     zero, of_steep, cosine = plain["zero"], steep["zero"], plain["alike"]
     return (
         f"**{net.title}**, n = {plain['n']}: of the rightly decided images the cross-entropy has a"
@@ -86,7 +87,7 @@ class Saliency:
     data: str
     shown: Count = SHOWN
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         net, images = self.model().eval(), data(self.data)
         right = decide(net, images.images) == images.labels
         other = self.other().eval()
@@ -140,7 +141,7 @@ def _list(values: Tensor) -> list[Any]:
 # ---------------------------------------------------------------------------------------- the panel
 
 
-def _draw(by_net: list[tuple[Net, list[dict[str, Any]]]]) -> str:
+def _draw(by_net: list[tuple[Net, list[Facts]]]) -> str:
     """A row per network, slope and loss below a row of the images, SHOWN columns per network."""
     rows = [(slope, loss) for loss in LOSSES for slope in (0, 1)]
     figure = Canvas(figsize=(9.6, 1.25 * (1 + len(rows))), layout="constrained")
@@ -148,7 +149,7 @@ def _draw(by_net: list[tuple[Net, list[dict[str, Any]]]]) -> str:
     for block, (net, pair) in enumerate(by_net):
         for i, one in enumerate(pair[0]["shown"]):
             column = block * SHOWN + i
-            plots.shown_in(grid[0, column], np.array(one["image"], dtype=np.float32))
+            plots.draw_image(grid[0, column], np.array(one["image"], dtype=np.float32))
             for row, (slope, loss) in enumerate(rows, start=1):
                 _map(grid[row, column], np.array(pair[slope]["shown"][i][loss]))
         grid[0, block * SHOWN].set_title(net.title, fontsize=9, loc="left")
@@ -163,7 +164,7 @@ def _draw(by_net: list[tuple[Net, list[dict[str, Any]]]]) -> str:
     return plots.svg(figure)
 
 
-def _map(axes: Any, values: NDArray[np.float64]) -> None:
+def _map(axes: Axes, values: NDArray[np.float64]) -> None:
     axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     if not values.any():
         axes.imshow(np.full((*values.shape, 3), 0.87), interpolation="nearest")

@@ -10,7 +10,6 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,12 +29,12 @@ from retroact.reports.studied import Claim, Part, Table, Text, Value
 from retroact.retrofitting.folding import fold
 from retroact.retrofitting.installed import installed
 from retroact.spec import spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.attacks import images
-from retroact.studies.srelu.networks import CNN1, MNIST, NETS, SLOPES, Net, many, said
+from retroact.studies.srelu.networks import CNN1, MNIST, NETS, SLOPES, Net, label, many
 from retroact.studies.srelu.scaled_pixels import ScaledPixels, StepOn
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 STEEP = (10.0, 100.0)
 UNDER = {"noise": AdditiveUniformNoise(), "margin step": FGSM(loss="margin")}
@@ -46,7 +45,7 @@ BETTER = 5.0
 that sees."""
 
 
-Gradients = dict[tuple[Net, float], dict[str, Any]]
+Gradients = dict[tuple[Net, float], Facts]
 """Facts of `CleanGradients` by network and slope."""
 
 
@@ -64,7 +63,7 @@ class SlopeAlgebra:
     model: Model
     data: str
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         sloped, plain = (
             copy.deepcopy(m()).double() for m in (self.model, replace(self.model, activation=None))
         )
@@ -99,7 +98,7 @@ class CleanGradients:
     model: Model
     data: str
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         images = data(self.data)
         net = copy.deepcopy(self.model())
         right = decide(net, images.images) == images.labels
@@ -176,7 +175,7 @@ def _algebra(desk: Desk) -> Iterator[Part]:
         (
             *(
                 net.title,
-                said(s),
+                label(s),
                 f"{100 * f['negative']:.0f} %",
                 f"{s ** f['sites']:g}",
                 f"{f['folded']:.0e}",
@@ -220,7 +219,7 @@ def _scale_down(desk: Desk) -> Iterator[Part]:
         unsloped = _count_fooled(desk, net, 1.0, 1.0, n, submitted=True)
         rows.append((net.title, "1", "–", *unsloped, *unsloped))
         rows += [
-            (net.title, said(slope), said(s), *sub, *look) for s, (sub, look) in by_scale.items()
+            (net.title, label(slope), label(s), *sub, *look) for s, (sub, look) in by_scale.items()
         ]
     yield Table("FGSM at a scaled-down image (%)", head, tuple(dict.fromkeys(rows)))
     yield _counter_claim(desk, by_net, n)
@@ -267,46 +266,38 @@ def _counter_claim(
         looked.append(look >= bare / 2)
         direct = by_scale[1.0][0][1]
         told.append(
-            f"{net.title} slope {said(slope)}: {direct:.0f} → {sub:.0f} and {look:.0f} of"
+            f"{net.title} slope {label(slope)}: {direct:.0f} → {sub:.0f} and {look:.0f} of"
             f" {bare:.0f}"
         )
     because = (
         "fooled (%) directly → by the scaled-down image submitted and looked at, of slope 1's:"
         f" {'; '.join(told)}"
     )
-    return Claim("scaled_down_input", answered(all(submitted), all(looked)), because)
+    return Claim("scaled_down_input", answer_claim(all(submitted), all(looked)), because)
 
 
 # ---------------------------------------------------------------------------------------- mechanism
 
 
+VANISHING = (
+    "**Signal-to-noise, or vanishing gradients?** The paper offers a better signal-to-noise"
+    " ratio or exploding gradients. The cross-entropy of an image that is decided rightly has"
+    " the gradient Σ (p − 1[y]) ∇z: raising the slope drives 1 − p_y below what float32 holds,"
+    " and the gradient is exactly zero. That is the opposite of an explosion, which is what"
+    " images that are decided wrongly see; and those are never attacked. Sizes are medians of"
+    " the largest entry of the gradient, in float64, where zero comes later."
+)
+
+
 def _mechanism(desk: Desk) -> Iterator[Part]:
     n = desk.pick(500, 2000)
-    yield Text(
-        "**Signal-to-noise, or vanishing gradients?** The paper offers a better signal-to-noise"
-        " ratio or exploding gradients. The cross-entropy of an image that is decided rightly has"
-        " the gradient Σ (p − 1[y]) ∇z: raising the slope drives 1 − p_y below what float32 holds,"
-        " and the gradient is exactly zero. That is the opposite of an explosion, which is what"
-        " images that are decided wrongly see; and those are never attacked. Sizes are medians of"
-        f" the largest entry of the gradient, in float64, where zero comes later. n = {n}."
-    )
+    yield Text(f"{VANISHING} n = {n}.")
     keys = [(net, s) for net in NETS for s in SLOPES]
-    gradients = dict(
-        zip(
-            keys,
-            desk.all_facts([CleanGradients(net.sloped(s), net.slice(n)) for net, s in keys]),
-            strict=True,
-        )
-    )
-    head = (
-        "network",
-        "slope",
-        "zero, float32 (%)",
-        "zero, float64 (%)",
-        "size, right",
-        "size, wrong",
-    )
-    rows = [(net.title, said(s), *_gradient_row(gradients[net, s])) for net, s in keys]
+    asked = [CleanGradients(net.sloped(s), net.slice(n)) for net, s in keys]
+    gradients = dict(zip(keys, desk.all_facts(asked), strict=True))
+    shown = ("zero, float32 (%)", "zero, float64 (%)", "size, right", "size, wrong")
+    head = ("network", "slope", *shown)
+    rows = [(net.title, label(s), *_gradient_row(gradients[net, s])) for net, s in keys]
     yield Table(
         "Gradients of the cross-entropy at clean images: exactly zero among right ones, and sizes",
         head,
@@ -317,7 +308,7 @@ def _mechanism(desk: Desk) -> Iterator[Part]:
         "A better signal-to-noise ratio would show in random noise, and under an attack that does"
         " not need the cross-entropy: one step on the margin of the logits."
     )
-    under = ("network", "under", *(f"slope {said(s)}" for s in SLOPES))
+    under = ("network", "under", *(f"slope {label(s)}" for s in SLOPES))
     yield Table(
         "Accuracy at the largest eps (%)",
         under,
@@ -330,7 +321,7 @@ def _mechanism(desk: Desk) -> Iterator[Part]:
     yield _mechanism_claim(gradients, seen)
 
 
-def _gradient_row(f: dict[str, Any]) -> tuple[Value, ...]:
+def _gradient_row(f: Facts) -> tuple[Value, ...]:
     zeros = (100 * f[name] / max(1, f["right"]) for name in ("zero32", "zero64"))
     return (*zeros, f"{f['size_right']:.1e}", f"{f['size_wrong']:.1e}")
 
@@ -345,7 +336,7 @@ def _measure_seen(desk: Desk) -> dict[tuple[Net, str, float], float]:
 
 
 def _mechanism_claim(
-    gradients: dict[tuple[Net, float], dict[str, Any]], seen: dict[tuple[Net, str, float], float]
+    gradients: dict[tuple[Net, float], Facts], seen: dict[tuple[Net, str, float], float]
 ) -> Claim:
     """Signal-to-noise: `BETTER` points more than at slope 1, in noise or on the margin. Explosion:
     larger gradients."""
@@ -361,7 +352,7 @@ def _mechanism_claim(
     told = ", ".join(f"{value:+.1f} {name}" for name, value in gained.items())
     return Claim(
         "mechanism",
-        answered(exploded or max(gained.values()) > BETTER),
+        answer_claim(exploded or max(gained.values()) > BETTER),
         f"slope 100 against 1: most accuracy gained, points: {told}; exactly zero gradients of"
         f" right images in float32 at slope 100: {zeros}; their median size"
         f" {'grows' if exploded else 'grows on no network'}",
@@ -383,4 +374,4 @@ def _clean(desk: Desk) -> Iterator[Part]:
             f"{clean[net]:.2f} % of {n} test images at slope 1 (allowed: {near:g} points from"
             f" {around:g})"
         )
-        yield Claim(name, answered(abs(clean[net] - around) <= near), because)
+        yield Claim(name, answer_claim(abs(clean[net] - around) <= near), because)

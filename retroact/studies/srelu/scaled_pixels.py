@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from retroact.evaluation.proof import prove
 from retroact.experiments.cell import Model
 from retroact.nets.data import data
 from retroact.spec import Positive, spec
+from retroact.studies.desk import Facts
 from retroact.studies.srelu import CHUNK
 
 StepOn = Literal["scaled", "original"]
@@ -41,7 +42,7 @@ class ScaledPixels:
     loss: Loss = "cross_entropy"
     step_on: StepOn = "scaled"
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         net, images = self.model(), data(self.data)
         with evaluating(net):
             on = prove(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import evaluate_all
@@ -23,11 +22,11 @@ from retroact.reports.plots import Panel, Series, panels
 from retroact.reports.studied import Figure, Part, Table
 from retroact.retrofitting.folding import fold
 from retroact.spec import spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.attacks import make_attack
-from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, said
-from retroact.studies.truth import Audited, BatteryName, audits
+from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, label
+from retroact.studies.truth import BATTERIES, Audited, audits
 
 Curves = dict[float, list[float]]
 """Accuracy in percent over the net's eps grid, by slope."""
@@ -42,7 +41,7 @@ def make(desk: Desk) -> Iterator[Part]:
         "PGD at the largest eps, accuracy (%): the slope blinds one loss and nothing else",
         ("network", "slope", "clean", *by_attack["PGD", MNIST.key]),
         tuple(
-            (net.title, said(s), *_ends(by_attack["PGD", net.key], s))
+            (net.title, label(s), *_ends(by_attack["PGD", net.key], s))
             for net in NETS
             for s in slopes
         ),
@@ -74,7 +73,7 @@ class OnFolded:
     eps: tuple[float, ...]
     seed: int = 0
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         net, images = self.model().eval(), data(self.data)
         source = fold(net, scaled=False)
         shares: list[float] = []
@@ -119,7 +118,7 @@ def _draw(by_attack: dict[tuple[str, str], dict[str, Curves]], name: str) -> str
 
 
 def _panel(net: Net, curves: Curves, way: str) -> Panel:
-    x = [said(e) for e in net.eps]
+    x = [label(e) for e in net.eps]
     drawn = [Series(f"slope {s:g}", x, y, colour=i) for i, (s, y) in enumerate(curves.items())]
     return Panel(f"{net.title}: {way}", drawn, "eps, pixels", "accuracy, %")
 
@@ -148,7 +147,7 @@ def _audit(desk: Desk) -> list[tuple[str, Audited]]:
     for net in NETS:
         images = net.slice(desk.pick(200, 1000 if net is MNIST else 500))
         threat = Linf(0.3) if net is MNIST else Linf(2 / 255)
-        battery: BatteryName = "quick" if desk.quick else "whole"
+        battery = desk.pick(*BATTERIES)
         for slope in desk.pick((10.0, 100.0), (0.5, 2.0, 5.0, 10.0, 100.0)):
             what = Audited(net.sloped(1.0), net.sloped(slope), images, threat, battery)
             asked.append((f"{net.title}, slope {slope:g}", what))
