@@ -60,27 +60,28 @@ class Crafted:
     def __call__(self) -> dict[str, Any]:
         began = time.process_time()
         nets, images = [_net(m) for m in (self.source, *self.targets)], data(self.data)
-        made = self._made(nets[0], images)
-        adversarial = made.x_adv
-        found = [
-            _accuracies(nets, _longer(adversarial, images.images, s), images.labels) for s in SCALES
+        outcome = self._craft(nets[0], images)
+        adversarial = outcome.x_adv
+        accuracies = [
+            _accuracies(nets, _lengthen(adversarial, images.images, s), images.labels)
+            for s in SCALES
         ]
-        standing = decide(nets[0], adversarial) == images.labels
-        dead = standing & (made.zero_gradients > 0)
+        robust = decide(nets[0], adversarial) == images.labels
+        dead = robust & (outcome.zero_gradients > 0)
         moved = (adversarial - images.images).flatten(1).abs().amax(1)
         return {
             "n": len(images),
             "clean": _accuracies(nets, images.images, images.labels),
-            "accuracy": found,
+            "accuracy": accuracies,
             **_noise(nets[0], adversarial, images.images, self.threat),
             "largest": float(moved[moved > 0].mean()) if moved.any() else 0.0,
-            "standing": int(standing.sum()),
+            "standing": int(robust.sum()),
             "dead": int(dead.sum()),
             "white": self._white(nets[0], images, adversarial, dead),
             "seconds": time.process_time() - began,
         }
 
-    def _made(self, source: Classifier, images: Images) -> Outcome:
+    def _craft(self, source: Classifier, images: Images) -> Outcome:
         """In two goes, since a dead image would take all of the steps and never move again."""
         deepfool, jump = (
             isinstance(self.attack, ErichsonDeepFool),
@@ -89,25 +90,23 @@ class Crafted:
         first = replace(
             self.attack, steps=min(self.attack.steps, FIRST_DEEPFOOL[jump] if deepfool else FIRST)
         )
-        made = self._crafted(first, source, images)
+        outcome = self._run(first, source, images)
         if first == self.attack:
-            return made
-        right = decide(source, made.x_adv) == images.labels
-        todo = (right & (made.zero_gradients == 0)).nonzero()[:, 0]
-        return (
-            _merged(made, self._crafted(self.attack, source, images.select(todo)), todo)
-            if len(todo)
-            else made
-        )
+            return outcome
+        right = decide(source, outcome.x_adv) == images.labels
+        todo = (right & (outcome.zero_gradients == 0)).nonzero()[:, 0]
+        if not len(todo):
+            return outcome
+        return _merge(outcome, self._run(self.attack, source, images.select(todo)), todo)
 
-    def _crafted(self, attack: Any, source: Classifier, images: Images) -> Outcome:
+    def _run(self, attack: Any, source: Classifier, images: Images) -> Outcome:
         scene = (images.images, images.labels, images.index)
         chunk = CHUNK.get(images.images.shape[1])
         if self.frozen:
             return craft(attack, source, *scene, self.threat, chunk=chunk)
-        made = craft(attack, source, *scene, self.threat, _restless, chunk=chunk)
+        outcome = craft(attack, source, *scene, self.threat, _restless, chunk=chunk)
         right = decide(source, images.images) == images.labels
-        return replace(made, x_adv=made.x_adv.where(right.view(-1, 1, 1, 1), images.images))
+        return replace(outcome, x_adv=outcome.x_adv.where(right.view(-1, 1, 1, 1), images.images))
 
     def _white(
         self, source: Classifier, images: Images, adversarial: Tensor, dead: Tensor
@@ -116,7 +115,7 @@ class Crafted:
             rows = dead.nonzero()[:, 0]
             painted = torch.ones_like(adversarial[rows])
             if _alive(source, painted[:1]):  # then the attack goes on from there
-                painted = self._crafted(
+                painted = self._run(
                     replace(self.attack, dead="white"), source, images.select(rows)
                 ).x_adv
             adversarial = adversarial.index_copy(0, rows, painted)
@@ -202,7 +201,7 @@ def _alive(net: Classifier, image: Tensor) -> bool:
     return bool((gradient != 0).any())
 
 
-def _longer(adversarial: Tensor, images: Tensor, scale: float) -> Tensor:
+def _lengthen(adversarial: Tensor, images: Tensor, scale: float) -> Tensor:
     return (
         adversarial if scale == 1.0 else (images + scale * (adversarial - images)).clamp(0.0, 1.0)
     )
@@ -223,10 +222,10 @@ def _noise(
     }
 
 
-def _merged(made: Outcome, again: Outcome, rows: Tensor) -> Outcome:
-    """`made` with the examples `rows` as the second go left them."""
+def _merge(outcome: Outcome, again: Outcome, rows: Tensor) -> Outcome:
+    """`outcome` with the examples `rows` as the second go left them."""
     parts = {
-        f.name: getattr(made, f.name).index_copy(0, rows, getattr(again, f.name))
+        f.name: getattr(outcome, f.name).index_copy(0, rows, getattr(again, f.name))
         for f in fields(Outcome)
     }
     return Outcome(**parts)
