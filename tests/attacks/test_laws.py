@@ -17,6 +17,7 @@ from retroact.attacks.pgd import PGD
 from retroact.crafting.attack import Attack
 from retroact.crafting.driver import Outcome, craft, craft_all
 from retroact.crafting.goals import Goal, LeastLikely, Untargeted
+from retroact.crafting.l1 import L1
 from retroact.crafting.losses import loss_of
 from retroact.crafting.threat import ACCESS, L2, Linf, ThreatModel
 from retroact.evaluation.evaluate import evaluate
@@ -76,7 +77,8 @@ DRAW = {  # the attacks that use the seed; all others give the same whatever it 
     ),
     *("PGD", "RFGSM", "SaltAndPepper", "Square", "Torchattacks13RFGSM"),
 }
-NEAR: dict[str, ThreatModel] = {"linf": Linf(0.02), "l2": L2(0.2)}  # some fall, some stand
+# some are broken, some are not
+NEAR: dict[str, ThreatModel] = {"linf": Linf(0.02), "l2": L2(0.2), "l1": L1(1.0)}
 
 
 def is_published(attack: object) -> bool:
@@ -84,9 +86,11 @@ def is_published(attack: object) -> bool:
     return type(attack).__module__.endswith((".erichson", ".torchattacks13"))
 
 
-NORMS = {t.norm: t for t in (Linf, L2)}
-FAR: dict[str, ThreatModel] = {"linf": Linf(0.3), "l2": L2(5.0)}  # all fall
-WIDE: dict[str, ThreatModel] = {"linf": Linf(1.0), "l2": L2(17.3)}  # as good as no radius
+NORMS = {t.norm: t for t in (Linf, L2, L1)}
+# all are broken
+FAR: dict[str, ThreatModel] = {"linf": Linf(0.3), "l2": L2(5.0), "l1": L1(40.0)}
+# as good as no radius
+WIDE: dict[str, ThreatModel] = {"linf": Linf(1.0), "l2": L2(17.3), "l1": L1(299.0)}
 
 
 def norms(attack: Attack) -> tuple[str, ...]:

@@ -6,11 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from retroact.crafting.domain import Domain
+from retroact.crafting.l1 import L1
 from retroact.crafting.threat import L2, Linf
 
-NORMS = {t.norm: t for t in (Linf, L2)}
+NORMS = {t.norm: t for t in (Linf, L2, L1)}
 BOX = Domain((3, 8, 8))
-threats = st.one_of(st.builds(Linf, st.floats(1e-4, 1.0)), st.builds(L2, st.floats(1e-3, 20.0)))
+threats = st.one_of(
+    st.builds(Linf, st.floats(1e-4, 1.0)),
+    st.builds(L2, st.floats(1e-3, 20.0)),
+    st.builds(L1, st.floats(1e-3, 150.0)),
+)
 
 
 def images(n: int = 16, seed: int = 0) -> torch.Tensor:
@@ -29,7 +34,7 @@ def test_a_projection_lies_in_ball_and_box_and_stays_put(threat, seed, far):
     assert torch.equal(threat.project(centre, centre, BOX), centre)
 
 
-@pytest.mark.parametrize("p", ["linf", "l2"])
+@pytest.mark.parametrize("p", ["linf", "l2", "l1"])
 def test_the_steepest_step_beats_every_other_of_unit_length(p):
     g = torch.randn(8, 3, 5, 5, generator=torch.Generator().manual_seed(0))
     best = (g * NORMS[p].steepest(g)).flatten(1).sum(1)
@@ -40,7 +45,7 @@ def test_the_steepest_step_beats_every_other_of_unit_length(p):
     torch.testing.assert_close(NORMS[p].size(NORMS[p].steepest(g)), torch.ones(8))
 
 
-@pytest.mark.parametrize("p", ["linf", "l2"])
+@pytest.mark.parametrize("p", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("scale", [1e-37, 1e-30, 1e-20, 1.0, 1e20, 1e36])
 def test_the_step_does_not_depend_on_the_gradients_scale(p, scale):
     g = torch.randn(4, 1, 5, 5, generator=torch.Generator().manual_seed(0))
@@ -49,16 +54,16 @@ def test_the_step_does_not_depend_on_the_gradients_scale(p, scale):
     )
 
 
-@pytest.mark.parametrize("p", ["linf", "l2"])
+@pytest.mark.parametrize("p", ["linf", "l2", "l1"])
 @pytest.mark.parametrize("power", [-100, -63, 0, 63, 100])
 def test_the_dual_norm_scales_with_the_gradient(p, power):
     g = torch.randn(4, 1, 50, 50, generator=torch.Generator().manual_seed(0))
     assert torch.equal(NORMS[p].dual_norm(g * 2.0**power), NORMS[p].dual_norm(g) * 2.0**power)
-    exact = g.double().flatten(1).norm(p=1 if p == "linf" else 2, dim=1)
+    exact = g.double().flatten(1).norm(p={"linf": 1, "l2": 2, "l1": float("inf")}[p], dim=1)
     torch.testing.assert_close(NORMS[p].dual_norm(g), exact.float())
 
 
-@pytest.mark.parametrize("p", ["linf", "l2"])
+@pytest.mark.parametrize("p", ["linf", "l2", "l1"])
 def test_a_zero_gradient_gives_a_zero_step(p):
     assert torch.equal(NORMS[p].steepest(torch.zeros(2, 1, 3, 3)), torch.zeros(2, 1, 3, 3))
 
