@@ -17,7 +17,7 @@ from retroact.executors import Processes
 from retroact.experiments.store import Store
 from retroact.studies.desk import Desk
 from retroact.studies.srelu.figure_2 import fgsm_curves
-from retroact.studies.srelu.networks import NETS, SLOPES, said
+from retroact.studies.srelu.networks import NETS, SLOPES, label
 
 
 def main() -> None:
@@ -28,12 +28,12 @@ def main() -> None:
     args = parser.parse_args()
     began = time.monotonic()
     with Store(args.store) as store:
-        asked = {(net, said(s)): ra.SReLU(s) for net in NETS for s in SLOPES}
+        asked = {(net, label(s)): ra.SReLU(s) for net in NETS for s in SLOPES}
         made = fgsm_curves(Desk(store, executor=Processes(args.workers)), asked, args.n)
     spent = time.monotonic() - began
     for (net, slope), curve in made.items():
         accuracies = ", ".join(f"{a:.2f}" for a in curve.y)
-        print(f"{net.title}, slope {slope}: {accuracies} % at eps {', '.join(map(said, net.eps))}")
+        print(f"{net.title}, slope {slope}: {accuracies} % at eps {', '.join(map(label, net.eps))}")
     print(f"{len(made)} curves, n = {args.n}, {args.workers} workers: {spent:.1f} s of wall clock")
 
 

@@ -189,7 +189,13 @@ def _read(path: Path, into: nn.Module | None) -> nn.Module:
             embed(tensor.numpy().tobytes(), sha256=name.removeprefix(_SHIFTS))
     if page["retrofit"] is None:
         return net
-    retrofit = parse(page["retrofit"])
+    try:
+        retrofit = parse(page["retrofit"])
+    except SpecError as e:
+        raise CheckpointError(
+            f"{path} was retrofitted with {page['retrofit']}: {e}; where that is an activation of"
+            " your own, import its module first (on the command line: --import)"
+        ) from None
     if not isinstance(retrofit, Retrofit):
         raise CheckpointError(
             f"{path} should name a Retrofit, got {page['retrofit']}; save the network again"

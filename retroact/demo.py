@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from retroact.activations.piecewise import JumpReLU, SReLU
-from retroact.attacks.pgd import PGD
+from retroact.attacks.pgd import CLAIMED, PGD
 from retroact.auditing.audit import Audit, audit
 from retroact.checkpoint import load
 from retroact.crafting.threat import Linf
@@ -23,13 +23,14 @@ from retroact.executors import SERIAL, Executor, one_thread
 from retroact.experiments.cell import Cell, Model
 from retroact.experiments.store import Store
 from retroact.experiments.sweep import plan, sweep
-from retroact.experiments.tuning import CLAIMED, MARGIN, SHARPNESS, tune
+from retroact.experiments.tuning import ON_MARGIN, tune
 from retroact.nets.data import data as read
 from retroact.reports import html, plots
 from retroact.reports.tables import Line, lines
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import show
 from retroact.training.hardening import harden
+from retroact.training.learnable import SHARPNESS
 
 
 @dataclass(frozen=True)
@@ -141,13 +142,14 @@ def _audits(scene: Scene, jump: Any, tell: Callable[[float], None]) -> list[tupl
 
 def _cells(scene: Scene, activation: Any) -> list[Cell]:
     model, threat = Model(scene.net, activation), Linf(scene.eps)
-    cells = [Cell(model, scene.test, attack, threat) for attack in (CLAIMED, MARGIN)]
+    cells = [Cell(model, scene.test, attack, threat) for attack in (CLAIMED, ON_MARGIN)]
     if activation is not None:
         cells.append(
             Cell(model, scene.test, PGD(steps=40, loss="margin"), threat, source=Model(scene.net))
         )
         if activation.jump:
-            cells.append(Cell(model, scene.test, MARGIN, threat, beta=SHARPNESS / activation.kappa))
+            beta = SHARPNESS / activation.kappa
+            cells.append(Cell(model, scene.test, ON_MARGIN, threat, beta=beta))
     return cells
 
 

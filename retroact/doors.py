@@ -16,7 +16,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, TypeVar
+from typing import TypeAlias, TypeGuard, TypeVar, cast
 
 import numpy as np
 import torch
@@ -37,7 +37,8 @@ row."""
 
 IMAGE = 3
 """The rank of the shape of an image."""
-Place = str | int | tuple[str | int, ...]
+Steps: TypeAlias = tuple[str | int, ...]
+Place: TypeAlias = str | int | Steps
 """Where in a network's output something is: a key or attribute, a position, or several of these,
 outermost first."""
 
@@ -107,8 +108,8 @@ def _cure(low: float, high: float) -> str:
     )
 
 
-def _cure_of_a_box(examples: Tensor, found: tuple[float, float], box: tuple[float, float]) -> str:
-    (least, most), (low, high) = found, box
+def _cure_of_a_box(examples: Tensor, came: tuple[float, float], box: tuple[float, float]) -> str:
+    (least, most), (low, high) = came, box
     if least > low - 0.01 * (high - low) and most < high + 0.01 * (high - low):
         return f"where that is rounding, use x.clamp({low:g}, {high:g})"
     shape = "" if examples.ndim == 1 + IMAGE else f", shape={tuple(examples.shape[1:])}"
@@ -170,9 +171,9 @@ def check_labels(labels: Tensor, classes: int | None = None, n: int | None = Non
     """Raises unless `labels` are int64 (n,), each at least 0 and below `classes` where that is
     known."""
     if not isinstance(labels, Tensor):
-        found = type(labels).__name__
         raise TypeError(
-            f"expected labels as an int64 tensor, got {found}; use torch.as_tensor(labels).long()"
+            f"expected labels as an int64 tensor, got {type(labels).__name__}; use"
+            " torch.as_tensor(labels).long()"
         )
     if labels.ndim != 1 or (n is not None and len(labels) != n):
         expected = "(n,)" if n is None else f"({n},)"
@@ -290,18 +291,15 @@ def warn_of_probabilities(logits: Tensor) -> bool:
             stacklevel=2,
         )
         return True
-    found = (
-        rows.shape[1] > 1
-        and bool((rows >= 0).all())
-        and bool(((rows.sum(1) - 1).abs() < 1e-3).all())
-    )
-    if found:
+    are_shares = bool((rows >= 0).all()) and bool(((rows.sum(1) - 1).abs() < 1e-3).all())
+    are_probabilities = rows.shape[1] > 1 and are_shares
+    if are_probabilities:
         warnings.warn(
             "the net seems to return probabilities, not logits; attacks on it would see vanishing"
             " gradients: remove its softmax, or pass output=lambda p: p.log()",
             stacklevel=2,
         )
-    return found
+    return are_probabilities
 
 
 def _is_one_probability(zero: Tensor, p: Tensor) -> bool:
@@ -319,7 +317,7 @@ class SeveralPlacesError(ValueError):
     """A network returned several tensors that may be its logits."""
 
 
-def logits_in(out: Any, n: int, output: Place | None = None) -> Tensor:
+def logits_in(out: object, n: int, output: Place | None = None) -> Tensor:
     """The logits (n, k), k ≥ 2, in what a network returned for `n` images.
 
     Without `output`, the one float tensor (n, k) of a tuple, mapping, dataclass or other object,
@@ -330,36 +328,36 @@ def logits_in(out: Any, n: int, output: Place | None = None) -> Tensor:
     can.
     """
     if _are_logits(out, n) and output is None:
-        return out  # type: ignore[no-any-return]
+        return out
     if output == SIGMOID:
-        return _of_two_classes(out, n)
-    inner = out if output is None else _picked(out, output)
-    found = _readings(inner, n)
-    if len(found) > 1:
+        return _widen(out, n)
+    inner = out if output is None else _pick(out, output)
+    readings = _readings(inner, n)
+    if len(readings) > 1:
         raise SeveralPlacesError(
-            f"the net returned {len(found)} tensors that may be its logits for {n} images:"
-            f" {_listed(found)}; name one: Classifier(net, output={spelled(next(iter(found)))}), or"
-            " return it alone"
+            f"the net returned {len(readings)} tensors that may be its logits for {n} images:"
+            f" {_list(readings)}; name one: Classifier(net,"
+            f" output={spelled(next(iter(readings)))}), or return it alone"
         )
-    if not found:
+    if not readings:
         raise _refusal(inner, n)
-    ((place, logits),) = found.items()
+    ((place, logits),) = readings.items()
     if logits.shape[1] == 1:
         raise _refusal(inner, n)
     _note(_steps(output), place)
     return logits
 
 
-def _are_logits(value: Any, n: int) -> bool:
+def _are_logits(value: object, n: int) -> TypeGuard[Tensor]:
     # asked first, as under torch.export the sizes are symbols, of which more could not be asked
     return _floats(value) and value.ndim == 2 and value.shape[0] == n and value.shape[1] > 1
 
 
-def _floats(value: Any) -> bool:
+def _floats(value: object) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor) and value.is_floating_point()
 
 
-def _readings(out: Any, n: int) -> dict[tuple[str | int, ...], Tensor]:
+def _readings(out: object, n: int) -> dict[Steps, Tensor]:
     """Every place whose tensor may be logits, with the tensor as (n, k)."""
     flat, squeezed, trailing = {}, {}, {}
     for place, value in _unique(_tensors(out)):
@@ -383,24 +381,24 @@ def _as_floats(value: Tensor) -> Tensor:
     return value if _floats(value) else value.dequantize() if value.is_quantized else value.float()
 
 
-def _of_two_classes(out: Any, n: int) -> Tensor:
+def _widen(out: object, n: int) -> Tensor:
     """[0, z], (n, 2), of the one logit z per image, whose softmax is [1 - sigmoid(z),
     sigmoid(z)]."""
-    found = {
+    columns = {
         p: v.reshape(n, 1) for p, v in _unique(_tensors(out)) if _floats(v) and _is_column(v, n)
     }
-    if len(found) > 1:
+    if len(columns) > 1:
         raise SeveralPlacesError(
-            f"the net returned {len(found)} tensors of one number for each of {n} images:"
-            f" {_listed(found)}; choose and widen one: Classifier(net, output=lambda out: …), which"
+            f"the net returned {len(columns)} tensors of one number for each of {n} images:"
+            f" {_list(columns)}; choose and widen one: Classifier(net, output=lambda out: …), which"
             " gives logits (n, 2)"
         )
-    if not found:
+    if not columns:
         raise ValueError(
             f'output="sigmoid" expects one float logit per image, shape ({n},) or ({n}, 1), got'
-            f" {_described(out)}; leave output= out where the net gives logits of several classes"
+            f" {_describe(out)}; leave output= out where the net gives logits of several classes"
         )
-    (z,) = found.values()
+    (z,) = columns.values()
     return torch.cat([torch.zeros_like(z), z], 1)
 
 
@@ -413,9 +411,7 @@ def _is_column(value: Tensor, n: int) -> bool:
 _DEEPEST = 4
 
 
-def _tensors(
-    out: Any, place: tuple[str | int, ...] = ()
-) -> Iterator[tuple[tuple[str | int, ...], Tensor]]:
+def _tensors(out: object, place: Steps = ()) -> Iterator[tuple[Steps, Tensor]]:
     """Every tensor in an output, and where; arrays of numbers become tensors."""
     if isinstance(out, Tensor):
         yield place, out
@@ -426,11 +422,11 @@ def _tensors(
             yield from _tensors(inner, (*place, step))
 
 
-def _inside(out: Any) -> list[tuple[str | int, Any]]:
+def _inside(out: object) -> list[tuple[str | int, object]]:
     if isinstance(out, Mapping):
         return list(out.items())
     if hasattr(out, "_fields"):  # a named tuple
-        return list(zip(out._fields, out, strict=True))
+        return list(zip(out._fields, cast(Sequence[object], out), strict=True))
     if isinstance(out, Sequence) and not isinstance(out, str | bytes):
         return list(enumerate(out))
     if dataclasses.is_dataclass(out) and not isinstance(out, type):
@@ -445,23 +441,19 @@ def _inside(out: Any) -> list[tuple[str | int, Any]]:
 
 
 def _unique(
-    found: Iterator[tuple[tuple[str | int, ...], Tensor]],
-) -> Iterator[tuple[tuple[str | int, ...], Tensor]]:
+    tensors: Iterator[tuple[Steps, Tensor]],
+) -> Iterator[tuple[Steps, Tensor]]:
     seen: list[Tensor] = []
-    for place, value in found:
-        if not any(value is other for other in seen):
+    for place, value in tensors:
+        if not any(value is earlier for earlier in seen):
             seen.append(value)
             yield place, value
 
 
-def _picked(out: Any, output: Place) -> Any:
+def _pick(out: object, output: Place) -> object:
     for step in _steps(output):
         try:
-            out = (
-                out[step]
-                if isinstance(step, int) or isinstance(out, Mapping)
-                else getattr(out, step)
-            )
+            out = _inner(out, step)
         except (AttributeError, KeyError, IndexError, TypeError):
             raise ValueError(
                 f"the net returned {type(out).__name__}, which has no {step!r}; {_has(out)}"
@@ -469,11 +461,19 @@ def _picked(out: Any, output: Place) -> Any:
     return out
 
 
-def _steps(output: Place | None) -> tuple[str | int, ...]:
+def _inner(out: object, step: str | int) -> object:
+    if isinstance(out, Mapping):
+        return out[step]
+    if isinstance(step, int):
+        return cast(Sequence[object], out)[step]
+    return getattr(out, step)
+
+
+def _steps(output: Place | None) -> Steps:
     return output if isinstance(output, tuple) else () if output is None else (output,)
 
 
-def _has(out: Any) -> str:
+def _has(out: object) -> str:
     if isinstance(out, Tensor):
         return "it is a tensor, so drop output="
     if isinstance(out, Sequence) and not hasattr(out, "_fields"):
@@ -482,11 +482,11 @@ def _has(out: Any) -> str:
     return f"it has the keys {names}" if isinstance(out, Mapping) else f"it has {names}"
 
 
-def _listed(found: Mapping[tuple[str | int, ...], Tensor]) -> str:
-    return ", ".join(f"{spelled(place)} {tuple(value.shape)}" for place, value in found.items())
+def _list(tensors: Mapping[Steps, Tensor]) -> str:
+    return ", ".join(f"{spelled(place)} {tuple(value.shape)}" for place, value in tensors.items())
 
 
-def spelled(place: tuple[str | int, ...]) -> str:
+def spelled(place: Steps) -> str:
     """The place as `output=` has it."""
     return repr(place[0] if len(place) == 1 else place)
 
@@ -494,9 +494,9 @@ def spelled(place: tuple[str | int, ...]) -> str:
 # ---- refusals
 
 
-def _refusal(out: Any, n: int) -> Exception:
+def _refusal(out: object, n: int) -> Exception:
     """Why there are no logits in `out`, and what to do."""
-    came = f"the net returned {_described(out)} for {n} images"
+    came = f"the net returned {_describe(out)} for {n} images"
     values = [value for _, value in _tensors(out)]
     if not values:
         return TypeError(
@@ -526,7 +526,7 @@ def _refusal(out: Any, n: int) -> Exception:
     )
 
 
-def _described(out: Any) -> str:
+def _describe(out: object) -> str:
     if isinstance(out, Tensor | np.ndarray):
         return f"{out.dtype} of shape {tuple(out.shape)}"
     inside = ", ".join(
@@ -537,14 +537,14 @@ def _described(out: Any) -> str:
 
 # ---- what is said of it
 
-_noted: ContextVar[list[tuple[str | int, ...]] | None] = ContextVar("_noted", default=None)
+_noted: ContextVar[list[Steps] | None] = ContextVar("_noted", default=None)
 
 
 @contextmanager
-def places() -> Iterator[list[tuple[str | int, ...]]]:
+def places() -> Iterator[list[Steps]]:
     """A list that fills with the places at which `logits_in` found logits by itself, in the time of
     the block."""
-    mine: list[tuple[str | int, ...]] = []
+    mine: list[Steps] = []
     token = _noted.set(mine)
     try:
         yield mine
@@ -552,18 +552,18 @@ def places() -> Iterator[list[tuple[str | int, ...]]]:
         _noted.reset(token)
 
 
-def _note(named: tuple[str | int, ...], found: tuple[str | int, ...]) -> None:
+def _note(named: Steps, place: Steps) -> None:
     noted = _noted.get()
-    if found and noted is not None:
-        noted.append((*named, *found))
+    if place and noted is not None:
+        noted.append((*named, *place))
 
 
-def warn_of_place(found: Sequence[tuple[str | int, ...]]) -> None:
+def warn_of_place(noted: Sequence[Steps]) -> None:
     """Says, in a warning, where in a larger output logits were found, if they were."""
-    if found:
+    if noted:
         warnings.warn(
-            f"the net returns more than logits: they were found at {spelled(found[0])}; "
-            f"Classifier(net, output={spelled(found[0])}) names that place",
+            f"the net returns more than logits: they were found at {spelled(noted[0])}; "
+            f"Classifier(net, output={spelled(noted[0])}) names that place",
             stacklevel=2,
         )
 
@@ -593,7 +593,7 @@ def switch_to_eval(net: nn.Module) -> None:
             m.training = False
 
 
-def _calls_for_ever(net: nn.Module) -> Iterator[Mapping[str, Any]]:
+def _calls_for_ever(net: nn.Module) -> Iterator[Mapping[str, object]]:
     """The arguments, by name, of the torch operations that exporting or tracing has written
     down."""
     if isinstance(net, torch.jit.ScriptModule):
@@ -605,11 +605,11 @@ def _calls_for_ever(net: nn.Module) -> Iterator[Mapping[str, Any]]:
         yield from _calls_for_ever(child)
 
 
-def _trains(call: Mapping[str, Any]) -> bool:
+def _trains(call: Mapping[str, object]) -> bool:
     return any(call.get(flag) is True for flag in ("train", "training"))
 
 
-def _calls_in_graph(net: fx.GraphModule) -> Iterator[dict[str, Any]]:
+def _calls_in_graph(net: fx.GraphModule) -> Iterator[dict[str, object]]:
     for node in net.graph.nodes:
         schema = getattr(node.target, "_schema", None) if node.op == "call_function" else None
         if schema is not None:
@@ -618,7 +618,7 @@ def _calls_in_graph(net: fx.GraphModule) -> Iterator[dict[str, Any]]:
             )
 
 
-def _calls_in_script(net: Any) -> Iterator[dict[str, Any]]:
+def _calls_in_script(net: torch.jit.ScriptModule) -> Iterator[dict[str, object]]:
     graph = getattr(net, "inlined_graph", None)
     for node in () if graph is None else graph.nodes():
         if node.kind() in ("aten::batch_norm", "aten::dropout"):

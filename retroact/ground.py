@@ -69,7 +69,7 @@ class Held:
                     self._put_back()
 
 
-def _settled() -> Callable[[], object]:
+def _settle_process() -> Callable[[], object]:
     """The default dtype and the generators as torch has them at first; what puts them back."""
     dtype, cpu = torch.get_default_dtype(), torch.get_rng_state()
     python, numpy = random.getstate(), np.random.get_state()
@@ -90,4 +90,4 @@ def _settled() -> Callable[[], object]:
     return put_back
 
 
-_PROCESS = Held(_settled)
+_PROCESS = Held(_settle_process)

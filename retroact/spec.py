@@ -208,6 +208,10 @@ def _is_protocol(cls: type) -> bool:
     return cls is not Protocol and bool(getattr(cls, "_is_protocol", False))
 
 
+def _is_kind(cls: type) -> bool:
+    return _is_protocol(cls) or inspect.isabstract(cls)
+
+
 def _misplaced(value: object, kind: type, where: str = "") -> SpecError:
     """The error for a value of another kind: what it is, and what belongs there."""
     kinds = [base for base in type(value).__mro__ if _is_protocol(base) or inspect.isabstract(base)]

@@ -170,10 +170,10 @@ def test_what_the_caller_has_set_has_no_part_in_a_net_that_is_saved_or_read(
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(before, torch.get_rng_state())
-    for made, like in zip(nets, (net, hard), strict=True):
-        assert digest(made) == digest(like) and torch.equal(made(images), like(images))
-        made(images).sum().backward()
-        assert all(p.grad is not None for p in made.parameters())
+    for again, like in zip(nets, (net, hard), strict=True):
+        assert digest(again) == digest(like) and torch.equal(again(images), like(images))
+        again(images).sum().backward()
+        assert all(p.grad is not None for p in again.parameters())
 
 
 @pytest.mark.parametrize(
@@ -195,10 +195,10 @@ def test_an_instance_that_cannot_be_filled_takes_the_tensors_of_the_file(tmp_pat
     save(net, path)
     with setting():
         blank = Tied()
-    made = load(path, into=blank)
-    assert torch.equal(made(x), net(x)) and made.module.a.weight is made.module.b.weight
-    made(x).sum().backward()
-    assert made.module.a.weight.grad is not None
+    filled = load(path, into=blank)
+    assert torch.equal(filled(x), net(x)) and filled.module.a.weight is filled.module.b.weight
+    filled(x).sum().backward()
+    assert filled.module.a.weight.grad is not None
 
 
 def test_damaged_and_foreign_files_are_refused_with_the_cure(net, tmp_path):

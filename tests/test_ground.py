@@ -50,8 +50,8 @@ TRAIN = images("train")
 
 def hardened(net):
     """The bits of what two steps make of a net."""
-    made = ra.harden(net, TRAIN, EPS, recipe=ra.Hardening(learn="norms", steps=2)).net
-    return [v.detach().numpy().tobytes() for v in made.state_dict().values()]
+    hardened = ra.harden(net, TRAIN, EPS, recipe=ra.Hardening(learn="norms", steps=2)).net
+    return [v.detach().numpy().tobytes() for v in hardened.state_dict().values()]
 
 
 JOBS = {
@@ -130,9 +130,9 @@ def test_a_result_is_the_same_in_any_world_and_leaves_it_as_it_was(world, job, e
     of_net = of(net)
     with WORLDS[world]():
         before = told()
-        found = JOBS[job](net, data)
+        result = JOBS[job](net, data)
         after = told()
-    assert found == expected[job]
+    assert result == expected[job]
     assert after == before and of(net) == of_net
 
 
@@ -220,8 +220,8 @@ class Noisy(nn.Module):
 
 
 def test_what_a_network_draws_depends_on_no_generator_of_the_caller():
-    data, found = images(), []
+    data, records = images(), []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        found.append(flat(ra.evaluate(Noisy(), data, ra.PGD(steps=3), EPS)))
-    assert found[0] == found[1]
+        records.append(flat(ra.evaluate(Noisy(), data, ra.PGD(steps=3), EPS)))
+    assert records[0] == records[1]

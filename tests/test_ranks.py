@@ -126,9 +126,9 @@ def test_a_box_comes_from_the_data_where_they_say_one():
     rows = TensorDataset(x, y)
     rows.low, rows.high = LOW, HIGH
     for form in ({"x": x, "y": y} | box, named, rows, DataLoader(rows, batch_size=5)):
-        found = as_images(form, net)
-        assert (found.low, found.high) == (LOW, HIGH)
-        assert found.fingerprint == images_of("table").fingerprint
+        read = as_images(form, net)
+        assert (read.low, read.high) == (LOW, HIGH)
+        assert read.fingerprint == images_of("table").fingerprint
 
 
 def test_whole_numbers_are_pixels_only_in_images_of_the_box_of_pixels():
@@ -291,8 +291,8 @@ def test_examples_of_every_rank_are_retrofitted_saved_attacked_trained_on_and_ha
     assert weak.examples.shape == (N, *SHAPES[kind])
     assert LOW <= weak.examples.min() < -1 and 1 < weak.examples.max() <= HIGH
     recipe = Hardening(steps=80, batch=48, attack_steps=5, learn="all", lr=0.01)
-    made = ra.harden(net, data, "Linf(0.8)", recipe, held=data, keep=0.5)
-    after = ra.evaluate(made.net, data, "PGD(steps=5)", "Linf(0.8)")
+    hardened = ra.harden(net, data, "Linf(0.8)", recipe, held=data, keep=0.5)
+    after = ra.evaluate(hardened.net, data, "PGD(steps=5)", "Linf(0.8)")
     assert ra.robust_accuracy(after) > ra.robust_accuracy(weak)
 
 

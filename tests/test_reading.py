@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from collections import namedtuple
+from dataclasses import replace
 
 import datasets
 import numpy as np
@@ -173,11 +174,14 @@ FORMS = {
 
 @pytest.fixture(scope="module")
 def expected():
-    made = {}
+    results = {}
     for net, p, y in (COLOUR, GREY):
         images = ra.Images.of(torch.from_numpy(p).float() / 255, y)
-        made[p.shape[1]] = images, ra.evaluate(net, images, ra.PGD(steps=3), ra.Linf(0.02), keep=N)
-    return made
+        results[p.shape[1]] = (
+            images,
+            ra.evaluate(net, images, ra.PGD(steps=3), ra.Linf(0.02), keep=N),
+        )
+    return results
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -185,9 +189,9 @@ def expected():
 def test_every_form_gives_the_bits_of_images_of_the_same_pixels(form, given, expected):
     net, p, y = given
     images, record = expected[p.shape[1]]
-    found = as_images(FORMS[form](p.copy(), y.clone()), net)
-    assert found.fingerprint == images.fingerprint and torch.equal(found.index, images.index)
-    assert found.images.is_contiguous() and not found.images.requires_grad
+    read = as_images(FORMS[form](p.copy(), y.clone()), net)
+    assert read.fingerprint == images.fingerprint and torch.equal(read.index, images.index)
+    assert read.images.is_contiguous() and not read.images.requires_grad
     assert (
         ra.evaluate(net, FORMS[form](p.copy(), y.clone()), ra.PGD(steps=3), ra.Linf(0.02), keep=N)
         == record
@@ -279,14 +283,14 @@ def test_reading_leaves_the_callers_generators_alone_and_keeps_the_order_of_the_
         TensorDataset(torch.from_numpy(p), y), batch_size=5, shuffle=True, drop_last=True
     )
     before = torch.get_rng_state(), random.getstate()
-    found = as_images(loader)
+    read = as_images(loader)
     assert torch.equal(torch.get_rng_state(), before[0]) and random.getstate() == before[1]
-    assert len(found) == 10 and found.index.tolist() == list(range(10))
+    assert len(read) == 10 and read.index.tolist() == list(range(10))
     order = [
         int((torch.from_numpy(p) == (x * 255).byte()).flatten(1).all(1).nonzero())
-        for x in found.images + 1e-4
+        for x in read.images + 1e-4
     ]
-    assert order != sorted(order) and torch.equal(y[order], found.labels)
+    assert order != sorted(order) and torch.equal(y[order], read.labels)
 
 
 def test_data_is_read_on_the_cpu_whatever_torchs_defaults():
@@ -321,10 +325,10 @@ def test_data_is_read_on_the_cpu_whatever_torchs_defaults():
 def test_the_channels_are_where_shape_or_sizes_say(size, shape, came):
     x = np.random.default_rng(0).random((5, *size), dtype=np.float32)
     net = None if shape is None else network(shape)
-    found = as_images((x, [0] * 5), net).images
-    assert tuple(found.shape[1:]) == came
+    read = as_images((x, [0] * 5), net).images
+    assert tuple(read.shape[1:]) == came
     turned = x if size == came else x.transpose(0, 3, 1, 2)
-    assert np.array_equal(found.numpy(), turned)
+    assert np.array_equal(read.numpy(), turned)
 
 
 @pytest.mark.parametrize("size", [(3, 8, 3), (1, 28, 1), (3, 3, 3), (2, 8, 8), (8, 8, 8)], ids=str)
@@ -599,8 +603,8 @@ def test_a_goal_of_ones_own_is_let_pass():
 
 def test_an_audit_takes_an_activation_for_the_changed_network():
     quick = {"battery": "quick", "seed": 1}
-    twin, part = ra.load("digits-cnn"), ra.data("digits[:60]")
-    by_hand = ra.audit(twin, ra.retrofit(twin, ra.JumpReLU(0.5)), part, ra.Linf(0.1), **quick)
+    before, part = ra.load("digits-cnn"), ra.data("digits[:60]")
+    by_hand = ra.audit(before, ra.retrofit(before, ra.JumpReLU(0.5)), part, ra.Linf(0.1), **quick)
     by_text = ra.audit(
         "digits-cnn",
         "JumpReLU(0.5)",
@@ -610,15 +614,15 @@ def test_an_audit_takes_an_activation_for_the_changed_network():
         **quick,
     )
 
-    def timeless(made):
-        return {k: v for k, v in made.numbers().items() if k not in ("pedigree", "attacks")}
+    def timeless(audit):
+        return replace(audit.numbers(), pedigree=None, attacks=None)
 
     assert timeless(by_hand) == timeless(by_text)
     assert by_text.names == ("digits-cnn", "digits-cnn + JumpReLU(kappa=0.5)")
 
 
 def test_a_changed_network_is_told_from_an_activation():
-    twin = ra.load("digits-cnn")
+    before = ra.load("digits-cnn")
     for said in (
         "JumpReLU",
         "JumpReLU()",
@@ -627,17 +631,17 @@ def test_a_changed_network_is_told_from_an_activation():
         "Retrofit(JumpReLU(0.0))",
         ra.Retrofit("JumpReLU"),
     ):
-        assert as_changed(said, twin).retrofit.activation == ra.JumpReLU(0.0)
-    assert getattr(as_changed("digits-cnn", twin), "retrofit", None) is None
-    assert as_changed(twin, twin) is twin
+        assert as_changed(said, before).retrofit.activation == ra.JumpReLU(0.0)
+    assert getattr(as_changed("digits-cnn", before), "retrofit", None) is None
+    assert as_changed(before, before) is before
     with pytest.raises(
         SpecError, match=r"PGD\(steps=40\).* does not belong here; expected an activation"
     ):
-        as_changed("PGD", twin)
+        as_changed("PGD", before)
     with pytest.raises(SpecError, match="did you mean JumpReLU"):
-        as_changed("JumpRelu(1.0)", twin)
+        as_changed("JumpRelu(1.0)", before)
     with pytest.raises(ValueError, match="unknown net"):
-        as_changed("digits-cnm", twin)
+        as_changed("digits-cnm", before)
 
 
 def test_retrofit_and_its_neighbours_take_texts(tmp_path):
@@ -689,21 +693,24 @@ def test_tune_and_harden_take_texts():
     with pytest.raises(ValueError, match="an activation class"):
         ra.tune("digits-cnn", "JumpReLU(0.5)", held, "Linf(0.1)")
     train = ra.data("digits/train[:64]")
-    made = ra.harden(
+    by_text = ra.harden(
         "digits-cnn",
         "digits/train[:64]",
         "Linf(0.1)",
         "Hardening(steps=2)",
         held="digits/validation[:20]",
     )
-    other = ra.harden(
+    by_hand = ra.harden(
         ra.load("digits-cnn"),
         train,
         ra.Linf(0.1),
         ra.Hardening(steps=2),
         held=(held.images, held.labels),
     )
-    assert torch.equal(made.net(held.images), other.net(held.images)) and made.curve == other.curve
+    assert (
+        torch.equal(by_text.net(held.images), by_hand.net(held.images))
+        and by_text.curve == by_hand.curve
+    )
     with pytest.raises(SpecError, match="expected a recipe"):
         ra.harden("digits-cnn", train, "Linf(0.1)", "PGD")
 

@@ -14,9 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from functools import partial
-from typing import Annotated, ClassVar, NamedTuple
+from typing import Annotated, ClassVar
 
-import torch
 from torch import Tensor
 
 from retroact.crafting.attack import Attack
@@ -24,29 +23,11 @@ from retroact.crafting.driver import Unbroken
 from retroact.crafting.geometry import each
 from retroact.crafting.goals import Aim
 from retroact.crafting.losses import Loss, loss_of, margin
+from retroact.crafting.norms import EVERY_NORM
+from retroact.crafting.pacing import Climb, outset
 from retroact.crafting.scene import Scene
-from retroact.crafting.threat import EVERY_NORM, Access, ThreatModel
+from retroact.crafting.threat import Access
 from retroact.spec import Count, Within, spec
-
-RHO = 0.75  # the share of steps that must go up between two checkpoints for the step size to stay
-MOMENTUM = 0.75
-
-
-class _Climb(NamedTuple):
-    """Where each unbroken example is: images (m, c, h, w), the rest (m,)."""
-
-    x: Tensor
-    previous: Tensor
-    centre: Tensor
-    best: Tensor
-    uphill: Tensor  # the gradient at the best point
-    score: Tensor  # the loss at the best point
-    margin: Tensor  # the margin at the best point, which compares runs of different losses
-    last: Tensor  # the loss at the point before
-    rises: Tensor  # steps that went up since the last checkpoint
-    anchor: Tensor  # `score` at the last checkpoint
-    halved: Tensor  # whether the last checkpoint halved the step
-    step: Tensor
 
 
 @spec
@@ -84,11 +65,12 @@ class APGD(Attack):
             record[rows[better]], best[rows[better]] = end.margin[better], end.best[better]
         return unbroken.finish(best[unbroken.rows])
 
-    def _climb(self, scene: Scene, unbroken: Unbroken, start: Tensor, aim: Aim) -> _Climb:
+    def _climb(self, scene: Scene, unbroken: Unbroken, start: Tensor, aim: Aim) -> Climb:
         """`steps` steps for the unbroken examples; where the rest of them is at the end."""
-        loss, checkpoints = loss_of(self.loss), _checkpoints(self.steps)
+        loss, pace, centre = loss_of(self.loss), scene.threat.pace, scene.x[unbroken.rows]
+        first, checkpoints = pace.first * scene.threat.eps, pace.checkpoints(self.steps)
         check, width = next(checkpoints)
-        at = _outset(start, scene.x[unbroken.rows], scene.threat)
+        at = outset(start, centre, first, pace.share)
         for k in range(self.steps):
             climbed = partial(loss, aim=aim[unbroken.rows])
             logits, gradient = scene.oracle.gradient(at.x, unbroken.rows, climbed)
@@ -99,9 +81,10 @@ class APGD(Attack):
                 at, loss(logits, aim[unbroken.rows]), margin(logits, unbroken.aim), gradient
             )
             if k == check:
-                at, gradient = _check(at, gradient, width)
+                at, gradient = pace.check(at, gradient, width, first)
                 check, width = next(checkpoints)
-            at = _step(scene, at, gradient, MOMENTUM if k else 1.0)
+            d = scene.push(at.x, gradient, at.step, at.centre, at.entries)
+            at = pace.move(at, d, k, partial(scene.project, centre=at.centre))
         logits = scene.oracle.logits(at.x, unbroken.rows)
         at, logits, _ = _drop(unbroken, at, logits, at.x)
         return _judge(at, loss(logits, aim[unbroken.rows]), margin(logits, unbroken.aim), at.uphill)
@@ -133,47 +116,14 @@ def choose(scene: Scene, targets: int, restarts: int) -> Iterator[Aim]:
         yield from (Aim(aim.labels, towards) for towards in ranked.T)
 
 
-def _checkpoints(steps: int) -> Iterator[tuple[int, int]]:
-    """The steps at which the step size is judged, each with how many steps lie behind it (eq. 5).
-
-    p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06) from p_1 = 0.22, as shares of `steps`.
-    """
-    before, share, stride = 0, 0.22, 0.22
-    while True:
-        check = math.ceil(share * steps)
-        yield check, check - before
-        stride = max(stride - 0.03, 0.06)
-        before, share = check, share + stride
-
-
-def _outset(start: Tensor, centre: Tensor, threat: ThreatModel) -> _Climb:
-    low, zero = start.new_full((len(start),), -math.inf), start.new_zeros(len(start))
-    never = torch.zeros(len(start), dtype=torch.bool, device=start.device)
-    step = torch.full_like(zero, 2 * threat.eps)
-    return _Climb(
-        start,
-        start,
-        centre,
-        start,
-        torch.zeros_like(start),
-        low,
-        low,
-        -low,
-        zero,
-        low,
-        ~never,
-        step,
-    )
-
-
 def _drop(
-    unbroken: Unbroken, at: _Climb, logits: Tensor, gradient: Tensor
-) -> tuple[_Climb, Tensor, Tensor]:
+    unbroken: Unbroken, at: Climb, logits: Tensor, gradient: Tensor
+) -> tuple[Climb, Tensor, Tensor]:
     x, *rest, logits, gradient = unbroken.drop(at.x, logits, *at[1:], logits, gradient)
-    return _Climb(x, *rest), logits, gradient
+    return Climb(x, *rest), logits, gradient
 
 
-def _judge(at: _Climb, loss: Tensor, margins: Tensor, gradient: Tensor) -> _Climb:
+def _judge(at: Climb, loss: Tensor, margins: Tensor, gradient: Tensor) -> Climb:
     """Notes whether the last step went up, and keeps the point where it is the best so far."""
     better = loss > at.score  # false for a NaN, so a broken point is never kept
     wide = each(better, at.x)
@@ -185,25 +135,3 @@ def _judge(at: _Climb, loss: Tensor, margins: Tensor, gradient: Tensor) -> _Clim
         last=loss,
         rises=at.rises + (loss > at.last),
     )
-
-
-def _check(at: _Climb, gradient: Tensor, width: int) -> tuple[_Climb, Tensor]:
-    """Halves the step and goes back to the best point where the climb stalls (conditions 1 and
-    2)."""
-    stalled = (at.rises < RHO * width) | (~at.halved & (at.anchor >= at.score))
-    wide = each(stalled, at.x)
-    back = at._replace(
-        x=at.best.where(wide, at.x),
-        last=at.score.where(stalled, at.last),
-        step=at.step.where(~stalled, at.step / 2),
-        rises=torch.zeros_like(at.rises),
-        anchor=at.score,
-        halved=stalled,
-    )
-    return back, at.uphill.where(wide, gradient)
-
-
-def _step(scene: Scene, at: _Climb, gradient: Tensor, momentum: float) -> _Climb:
-    z = scene.project(at.x + each(at.step, at.x) * scene.threat.steepest(gradient), at.centre)
-    moved = at.x + momentum * (z - at.x) + (1 - momentum) * (at.x - at.previous)
-    return at._replace(x=scene.project(moved, at.centre), previous=at.x)

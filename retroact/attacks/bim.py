@@ -14,8 +14,9 @@ from torch import Tensor
 from retroact.attacks.pgd import PGD
 from retroact.crafting.attack import Attack
 from retroact.crafting.losses import Loss
+from retroact.crafting.norms import EVERY_NORM
 from retroact.crafting.scene import Scene
-from retroact.crafting.threat import EVERY_NORM, Access
+from retroact.crafting.threat import Access
 from retroact.spec import Count, Positive, spec
 
 

@@ -21,15 +21,16 @@ from retroact.crafting.attack import Attack
 from retroact.crafting.driver import Unbroken
 from retroact.crafting.geometry import each
 from retroact.crafting.noise import normal, uniform
+from retroact.crafting.norms import EVERY_NORM
 from retroact.crafting.scene import Scene
-from retroact.crafting.threat import EVERY_NORM, L2, Access, ThreatModel
+from retroact.crafting.threat import L2, Access, ThreatModel
 from retroact.spec import Count, spec
 
 HALVINGS = 10  # of the interval that the scan leaves: three digits more for ten queries
 FOOLBOX = "Rauber et al. 2020, doi:10.21105/joss.02607"
 
 Path = Callable[[Tensor, Tensor], Tensor]
-"""`path(rows (m,), level (m,)) -> images (m, c, h, w)`, level 0 the clean image, 1 the far end."""
+"""`path(rows (m,), level (m,)) -> examples (m, …)`, level 0 the clean image, 1 the far end."""
 
 
 @spec
@@ -90,8 +91,8 @@ class AdditiveGaussianNoise(Attack):
 
 @spec
 class SaltAndPepper(Attack):
-    """Ever more entries at 0 or 1, half each, in an order drawn once; `steps` levels up to all of
-    them."""
+    """Ever more entries at the ends of the box, half each, in an order drawn once; `steps` levels
+    up to all of them."""
 
     steps: Count = 50
     norms: ClassVar[tuple[str, ...]] = EVERY_NORM
@@ -116,7 +117,10 @@ class SaltAndPepper(Attack):
 
 @spec
 class GaussianBlur(Attack):
-    """A Gaussian blur, from none to a width σ as large as the image; edges weigh what is inside."""
+    """A Gaussian blur, from none to a width σ as large as the image; edges weigh what is inside.
+
+    For images only: ValueError for examples of another rank.
+    """
 
     steps: Count = 50
     norms: ClassVar[tuple[str, ...]] = EVERY_NORM
@@ -141,7 +145,8 @@ class GaussianBlur(Attack):
 
 @spec
 class Contrast(Attack):
-    """Contrast taken away: x + level · (½ − x), from the image to plain gray."""
+    """Contrast taken away: x + level · (m − x), from the image to the middle m of the box, plain
+    gray."""
 
     steps: Count = 50
     norms: ClassVar[tuple[str, ...]] = EVERY_NORM
@@ -164,7 +169,8 @@ class Contrast(Attack):
 
 @spec
 class Inversion(Attack):
-    """The negative, 1 − x (Hosseini et al. 2017): one image, no search and no query."""
+    """The negative, 1 − x of pixels, low + high − x in any box (Hosseini et al. 2017): one image,
+    no search and no query."""
 
     norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     needs: ClassVar[Access] = "decision"
@@ -178,8 +184,8 @@ class Inversion(Attack):
 
 @spec
 class BlendedNoise(Attack):
-    """x + level · (u − x) for an image u of uniform noise: the first of `draws` that fools by
-    itself is blended in."""
+    """x + level · (u − x) for an example u of uniform noise in the box: the first of `draws` that
+    fools by itself is blended in."""
 
     steps: Count = 50
     draws: Count = 50

@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 
 from retroact.crafting.attack import Attack
-from retroact.crafting.geometry import each
 from retroact.crafting.goals import Aim
+from retroact.crafting.norms import EVERY_NORM
 from retroact.crafting.oracle import Graph
 from retroact.crafting.scene import Scene
 from retroact.crafting.smallest import Smallest
-from retroact.crafting.threat import EVERY_NORM, Access, ThreatModel
+from retroact.crafting.threat import Access, ThreatModel
 from retroact.spec import AtLeast0, Count, Within, spec
 
 # of the perturbation so far, added to each step: steps from inside never quite arrive
@@ -69,11 +69,11 @@ class DeepFool(Attack):
             graph, aim = scene.oracle.graph(at, rows), scene.aim[rows]
             near = _Nearest(graph, at, aim, threat, self.candidates, lengths)
             go = near.search(~smallest.keep(at, near.logits, rows))
-            rows, r, lengths = rows[go], r[go], near.lengths[go]
+            rows, at, r, lengths = rows[go], at[go], r[go], near.lengths[go]
             if len(rows) == 0:
                 break
             step = near.distance[go] + _NUDGE * threat.size(r) + 1e-6 * scene.domain.width
-            r = r + each(step, r) * threat.steepest(near.slope[go])
+            r = r + scene.push(at, near.slope[go], step, at)
             at = scene.clamp(x[rows] + (1 + self.overshoot) * r)
         else:
             smallest.keep(at, scene.oracle.logits(at, rows), rows)

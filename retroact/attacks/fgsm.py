@@ -14,8 +14,9 @@ from torch import Tensor
 
 from retroact.crafting.attack import Attack
 from retroact.crafting.losses import Loss, loss_of
+from retroact.crafting.norms import EVERY_NORM
 from retroact.crafting.scene import Scene
-from retroact.crafting.threat import EVERY_NORM, Access, ThreatModel
+from retroact.crafting.threat import Access, ThreatModel
 from retroact.spec import spec
 
 
@@ -39,5 +40,5 @@ class FGSM(Attack):
         """One gradient serves every eps."""
         x, climbed = scene.x, partial(loss_of(self.loss), aim=scene.aim)
         _, gradient = scene.oracle.gradient(x, scene.rows, climbed)
-        way = scene.threat.steepest(gradient)
-        return [t.project(x + t.eps * way, x, scene.domain) for t in threats]
+        scenes = [scene.under(threat) for threat in threats]
+        return [s.project(x + s.push(x, gradient, s.threat.eps, x), x) for s in scenes]

@@ -21,9 +21,10 @@ from torch import Tensor
 from retroact.crafting.attack import Attack
 from retroact.crafting.geometry import each
 from retroact.crafting.losses import margin
+from retroact.crafting.norms import EVERY_NORM
 from retroact.crafting.scene import Scene
 from retroact.crafting.smallest import Smallest, cosine
-from retroact.crafting.threat import EVERY_NORM, L2, Access
+from retroact.crafting.threat import L2, Access
 from retroact.spec import Count, Positive, Within, spec
 
 

@@ -117,8 +117,8 @@ class Foolbox(Attack):
 class AutoAttack(Attack):
     """AutoAttack of pyautoattack: "standard" (APGD-CE, APGD-T, FAB-T, Square-5000), "plus", or
     "rand" for randomised nets. Untargeted only. Raises ModuleNotFoundError without pyautoattack,
-    and ValueError for fewer than 4 classes ("rand": 3), since its DLR losses compare so many
-    logits.
+    and ValueError for examples that are no images, and for fewer than 4 classes ("rand": 3), since
+    its DLR losses compare so many logits.
     """
 
     version: Version = "standard"

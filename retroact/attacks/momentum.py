@@ -22,9 +22,10 @@ from retroact.crafting.geometry import each, nonzero
 from retroact.crafting.goals import Aim
 from retroact.crafting.losses import Loss, loss_of, margin
 from retroact.crafting.noise import uniform
+from retroact.crafting.norms import EVERY_NORM
 from retroact.crafting.scene import Scene
 from retroact.crafting.smallest import cosine
-from retroact.crafting.threat import EVERY_NORM, Access
+from retroact.crafting.threat import Access
 from retroact.spec import AtLeast0, Count, UnitInterval, Within, spec
 
 _LAST = 0.02  # of eps: the length of the last step
@@ -99,7 +100,7 @@ class Momentum(Attack):
                 return
             size = nonzero(gradient.flatten(1).abs().mean(1))
             mean = self.mu * mean + gradient / each(size, gradient)
-            x = scene.project(x + step * scene.threat.steepest(mean), centre)
+            x = scene.project(x + scene.push(x, mean, step, centre), centre)
         at.judge(x, scene.oracle.logits(x, unbroken.rows))
 
 

@@ -15,8 +15,9 @@ from torch import Tensor
 from retroact.crafting.attack import Attack
 from retroact.crafting.driver import Unbroken
 from retroact.crafting.losses import Loss, loss_of
+from retroact.crafting.norms import EVERY_NORM
 from retroact.crafting.scene import Scene
-from retroact.crafting.threat import EVERY_NORM, Access
+from retroact.crafting.threat import Access
 from retroact.spec import Count, Positive, spec
 
 
@@ -58,7 +59,7 @@ class PGD(Attack):
 
     def _climb(self, scene: Scene, unbroken: Unbroken, x: Tensor) -> Tensor:
         loss, centre = loss_of(self.loss), scene.x[unbroken.rows]
-        step = scene.threat.eps * (self.relative_step or 2.5 / self.steps)
+        step = scene.threat.eps * (self.relative_step or scene.threat.travel / self.steps)
         for _ in range(self.steps):
             if not len(unbroken):
                 break

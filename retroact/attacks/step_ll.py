@@ -16,8 +16,9 @@ from retroact.crafting.attack import Attack
 from retroact.crafting.driver import Unbroken
 from retroact.crafting.goals import Aim, LeastLikely
 from retroact.crafting.losses import Loss, loss_of
+from retroact.crafting.norms import EVERY_NORM
 from retroact.crafting.scene import Scene
-from retroact.crafting.threat import EVERY_NORM, Access
+from retroact.crafting.threat import Access
 from retroact.spec import Count, Positive, spec
 
 
@@ -51,7 +52,7 @@ class StepLL(Attack):
             x, centre, gradient = unbroken.drop(x, logits, centre, gradient)
             if not len(unbroken):
                 break
-            x = scene.project(x + step * scene.threat.steepest(gradient), centre)
+            x = scene.project(x + scene.push(x, gradient, step, centre), centre)
         return unbroken.finish(x)
 
     def _choose(self, scene: Scene) -> Aim:

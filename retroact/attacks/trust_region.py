@@ -17,13 +17,13 @@ import torch
 from torch import Tensor
 
 from retroact.crafting.attack import Attack
-from retroact.crafting.geometry import each
 from retroact.crafting.goals import Aim
 from retroact.crafting.losses import margin
+from retroact.crafting.norms import EVERY_NORM
 from retroact.crafting.oracle import Graph
 from retroact.crafting.scene import Scene
 from retroact.crafting.smallest import Smallest
-from retroact.crafting.threat import EVERY_NORM, Access
+from retroact.crafting.threat import Access
 from retroact.spec import AtLeast0, Count, Positive, Within, spec
 
 Classes = Literal["best", "worst"]
@@ -79,7 +79,7 @@ class TrustRegion(Attack):
                 return smallest.pull(self.probes)
             step = torch.minimum(gain.abs() / length + _NUDGE * first, radius)
             before, promised = gain, (1 + self.overshoot) * step * length
-            at = scene.clamp(at + each((1 + self.overshoot) * step, at) * threat.steepest(slope))
+            at = scene.clamp(at + scene.push(at, slope, (1 + self.overshoot) * step, at))
         smallest.keep(at, scene.oracle.logits(at, rows), rows)
         return smallest.pull(self.probes)
 

@@ -189,7 +189,7 @@ class AttackRun:
         )
 
     def resume(self, side: Side) -> None:
-        """Goes on where a finished run stood."""
+        """Goes on from the end of a finished run."""
         self.robust, self.broken_by = side.verified.copy(), side.broken_by.copy()
         self.attacks, self.examples = list(side.attacks), list(side.examples)
 

@@ -30,7 +30,7 @@ from retroact.auditing.numbers import (
     Reading,
 )
 from retroact.auditing.subjects import KERNELS, Schedule, Subject, prepare
-from retroact.auditing.verdict import MARGIN, Counts, Verdict, counted, judge
+from retroact.auditing.verdict import MARGIN, Counts, Verdict, count, judge
 from retroact.checkpoint import digest
 from retroact.crafting.attack import Attack
 from retroact.crafting.domain import Domain, domain_of
@@ -216,7 +216,7 @@ class _Procedure:
         counts = _count(sides)
         if not self.battery.queries and counts.interval[0] > 0:
             # nothing is GENUINE that no control has seen
-            after = self.battery.controlled(sides.after, self.subjects.after, self.under)
+            after = self.battery.add_controls(sides.after, self.subjects.after, self.under)
             sides = Pair(sides.before, after)
             counts = _count(sides)
         doubts = Doubts(self.subjects.after, sides.after, self.under, self.battery)
@@ -271,7 +271,7 @@ class _Procedure:
 
 def _count(sides: Pair[Side]) -> Counts:
     pairs = ((getattr(sides.before, w), getattr(sides.after, w)) for w in _COUNTED)
-    return counted(*pairs)
+    return count(*pairs)
 
 
 _COUNTED = ("clean", "claimed", "verified")

@@ -86,7 +86,7 @@ class Battery:
         progress()
         return run.finish(robust_to_claimed, climb.kernel)
 
-    def controlled(self, side: Side, subject: Subject, under: Conditions) -> Side:
+    def add_controls(self, side: Side, subject: Subject, under: Conditions) -> Side:
         """The side after the controls, also where the battery itself runs none: what they break
         counts."""
         run = AttackRun(subject.net.network, under)

@@ -38,17 +38,21 @@ class Doubts:
 
     def find(self, readings: Sequence[Reading], gain: float) -> list[str]:
         """The reasons, each as a clause."""
-        reasons = [*self._dead(), *self._controls(), *self._unanswered(readings, gain)]
+        reasons = [
+            *self._find_dead(),
+            *self._find_by_controls(),
+            *self._find_unanswered(readings, gain),
+        ]
         if self.battery.queries:
-            reasons += [*self._doubling(), *self._rising()]
-        return [*reasons, *self._unbounded()]
+            reasons += [*self._find_by_doubling(), *self._find_rising()]
+        return [*reasons, *self._find_unbounded()]
 
     @property
     def _climb(self) -> Climb:
         """What the targeted attack of the battery ran on, from its first kernel on."""
         return self.subject.through(self.subject.source(self.side.kernel))
 
-    def _dead(self) -> Iterator[str]:
+    def _find_dead(self) -> Iterator[str]:
         """Where the loss has no gradient at all, attacks that follow it see nothing, and robust
         means nothing."""
         sample = self._some(self.side.clean, self.battery.points)
@@ -62,7 +66,7 @@ class Doubts:
                 f"the gradient is exactly zero at {100 * dead:.0f} % of the points: give surrogate="
             )
 
-    def _controls(self) -> Iterator[str]:
+    def _find_by_controls(self) -> Iterator[str]:
         n = len(self.side.clean)
         for attack in self.side.attacks:
             if attack.role != "control" or attack.broken < 2:
@@ -70,53 +74,56 @@ class Doubts:
             robust = float(np.mean(self.side.verified)) + attack.broken / n
             if attack.broken / attack.asked * robust > POINT:
                 yield (
-                    f"{attack.title}, a control, felled {attack.broken} of {attack.asked} that the"
+                    f"{attack.title}, a control, broke {attack.broken} of {attack.asked} that the"
                     " white-box attacks left"
                 )
 
-    def _unanswered(self, readings: Sequence[Reading], gain: float) -> Iterator[str]:
+    def _find_unanswered(self, readings: Sequence[Reading], gain: float) -> Iterator[str]:
         """A gain beside an alarm counts only where the alarm's remedy was run."""
         jumps = [r.title for r in readings if r.fired and r.mechanism == "jump"]
         if jumps and not self.subject.sources and gain > 0:
             yield f"{' and '.join(jumps)} fired and no kernel answers it: give surrogate="
 
-    def _doubling(self) -> Iterator[str]:
+    def _find_by_doubling(self) -> Iterator[str]:
         sample = self._some(self.side.verified, self.battery.sample)
         if sample is None:
             return
         under = replace(self.under, data=sample, seed=self.under.seed + 1)
-        robust = self._attacked(under, self.battery.longer(2))
+        robust = self._attack(under, self.battery.longer(2))
         broken = int((~robust).sum())
         moved = broken / len(robust) * float(np.mean(self.side.verified))
         if broken > 1 and moved > POINT:
             yield (
-                f"twice the steps, begun anew, fell {broken} of {len(robust)} more, about"
+                f"twice the steps, begun anew, broke {broken} of {len(robust)} more, about"
                 f" {100 * moved:.1f} points"
             )
 
-    def _rising(self) -> Iterator[str]:
+    def _find_rising(self) -> Iterator[str]:
         """What is broken at eps must be broken at a larger one, or the attack is steered by
         something else than the loss."""
         sample = self._some(self.side.clean & ~self.side.verified, self.battery.sample // 2)
         if sample is None:
             return
         wider = self.under.threat.times(1.5)
-        robust = self._attacked(replace(self.under, data=sample, threat=wider), self.battery)
+        robust = self._attack(replace(self.under, data=sample, threat=wider), self.battery)
         if robust.sum() > 1 and float(robust.mean()) > RISING:
-            yield f"{int(robust.sum())} of {len(robust)} that fall at eps stand at 1.5 eps"
+            yield (
+                f"{int(robust.sum())} of {len(robust)} that are broken at eps are robust at 1.5 eps"
+            )
 
-    def _unbounded(self) -> Iterator[str]:
+    def _find_unbounded(self) -> Iterator[str]:
         sample = self._some(self.side.verified, self.battery.sample // 2)
         if sample is None:
             return
         whole = self.under.threat.whole(domain_of(self.under.data))
-        robust = self._attacked(replace(self.under, data=sample, threat=whole), self.battery)
+        robust = self._attack(replace(self.under, data=sample, threat=whole), self.battery)
         if float(robust.mean()) > 1 / self.under.classes + 0.05:
             yield (
-                f"{int(robust.sum())} of {len(robust)} stand at any eps, so the attacks do not bite"
+                f"{int(robust.sum())} of {len(robust)} are robust at any eps, so the attacks do not"
+                " bite"
             )
 
-    def _attacked(self, under: Conditions, battery: Battery) -> NDArray[np.bool_]:
+    def _attack(self, under: Conditions, battery: Battery) -> NDArray[np.bool_]:
         """Which examples are robust under the decisive attacks."""
         run = AttackRun(self.subject.net.network, under)
         folded, targeted = Climb(self.subject.folded), battery.targeted(under.classes)

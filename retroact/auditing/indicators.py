@@ -285,7 +285,7 @@ def logit_scale(after: FirstLook, before: FirstLook) -> tuple[float, float]:
     "rescaled logits", "saturation", 0.05, "Croce & Hein 2020, arXiv:2003.01690, section 4.1"
 )
 def rescaled_logits(after: FirstLook, before: FirstLook) -> tuple[float, float]:
-    """Accuracy that falls to cross-entropy PGD only when the logits are divided by their median
+    """Accuracy that cross-entropy PGD takes only when the logits are divided by their median
     margin, or 0."""
     # 0 where rescaling weakens the attack: where it does so before, nothing is suspect after
     lost = (max(0.0, _share(~g.climb[1]) - g.robust_rescaled) for g in (after, before))

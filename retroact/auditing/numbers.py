@@ -51,12 +51,12 @@ class AttackResult:
     kernel: str = ""
 
     def to_json(self) -> Json:
-        said = _renamed(vars(self), {"broken": "felled"})
+        said = _rename(vars(self), {"broken": "felled"})
         return {name: value for name, value in said.items() if name != "kernel" or value}
 
     @classmethod
     def from_json(cls, stored: Stored) -> AttackResult:
-        return cls(**_renamed(stored, {"felled": "broken"}))
+        return cls(**_rename(stored, {"felled": "broken"}))
 
 
 @dataclass(frozen=True)
@@ -82,11 +82,11 @@ class Reading:
         )
 
     def to_json(self) -> Json:
-        return _renamed(vars(self), {"before": "twin"})
+        return _rename(vars(self), {"before": "twin"})
 
     @classmethod
     def from_json(cls, stored: Stored) -> Reading:
-        said = _renamed(stored, {"twin": "before"})
+        said = _rename(stored, {"twin": "before"})
         return cls(**said | {k: _number(said[k]) for k in ("value", "before")})
 
 
@@ -330,7 +330,7 @@ def _of_both(read: Callable[[Any], T]) -> Callable[[Stored], Pair[T]]:
     return lambda stored: Pair(read(stored["twin"]), read(stored["network"]))
 
 
-def _renamed(said: Stored, names: Mapping[str, str]) -> Json:
+def _rename(said: Stored, names: Mapping[str, str]) -> Json:
     return {names.get(name, name): value for name, value in said.items()}
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 
@@ -89,55 +88,31 @@ def selftest(
 _Case = tuple[str, str, nn.Module, nn.Module, Callable[[Audit], bool]]
 
 
+NO_GAIN = "masked by saturation, no gain"
+A_JUMP = "a jump alarm, at most 3 points above the network without it"
+
+
 def _cases(net: nn.Module, robust: nn.Module | None, kappa: float) -> Iterator[_Case]:
     yield "itself", "NO EFFECT, not masked", net, net, _shows_nothing
-    yield (
-        "logits times 2^14",
-        "masked by saturation, no gain",
-        net,
-        Louder(net),
-        _is_fake_by("saturation"),
-    )
-    sloped: Any = retrofit(net, SReLU(10.0))
-    yield (
-        "SReLU(10) beside its folded net",
-        "masked by saturation, no gain",
-        fold(sloped, scaled=False),
-        sloped,
-        _is_fake_by("saturation"),
-    )
-    small = retrofit(net, JumpReLU(1e-3))
-    yield (
-        "a jump of 0.001",
-        "no gain",
-        net,
-        small,
-        lambda a: abs(a.verdict.counts.verified_gain) <= NEAR,
-    )
+    yield "logits times 2^14", NO_GAIN, net, Louder(net), _is_fake_by("saturation")
+    sloped = retrofit(net, SReLU(10.0))
+    plain: nn.Module = fold(sloped, scaled=False)
+    yield "SReLU(10) beside its folded net", NO_GAIN, plain, sloped, _is_fake_by("saturation")
+    yield "a jump of 0.001", "no gain", net, retrofit(net, JumpReLU(1e-3)), _gains_nothing
     jump, title = retrofit(net, JumpReLU(kappa)), f"JumpReLU({kappa:g})"
-    yield (
-        title,
-        "a jump alarm, at most 3 points above the network without it",
-        net,
-        jump,
-        _sees_the_jump,
-    )
+    yield title, A_JUMP, net, jump, _sees_the_jump
     if robust is not None:
-        yield (
-            "adversarial training",
-            "GENUINE",
-            net,
-            robust,
-            lambda a: a.verdict.effect == "GENUINE",
-        )
+        yield "adversarial training", "GENUINE", net, robust, _is_genuine
         jump = retrofit(robust, JumpReLU(kappa))
-        yield (
-            f"{title}, adversarially trained",
-            "a jump alarm, at most 3 points above the network without it",
-            robust,
-            jump,
-            _sees_the_jump,
-        )
+        yield f"{title}, adversarially trained", A_JUMP, robust, jump, _sees_the_jump
+
+
+def _is_genuine(outcome: Audit) -> bool:
+    return outcome.verdict.effect == "GENUINE"
+
+
+def _gains_nothing(outcome: Audit) -> bool:
+    return abs(outcome.verdict.counts.verified_gain) <= NEAR
 
 
 def _shows_nothing(outcome: Audit) -> bool:
@@ -148,7 +123,7 @@ def _is_fake_by(mechanism: Mechanism) -> Callable[[Audit], bool]:
     def holds(outcome: Audit) -> bool:
         verdict = outcome.verdict
         masked = verdict.masked and mechanism in verdict.mechanisms
-        return masked and abs(verdict.counts.verified_gain) <= NEAR and verdict.effect != "GENUINE"
+        return masked and _gains_nothing(outcome) and verdict.effect != "GENUINE"
 
     return holds
 

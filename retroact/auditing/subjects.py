@@ -121,8 +121,8 @@ def prepare(
         theirs = Source("your surrogate", partial(_give, own[0]))
         return Pair(pair.before, replace(pair.after, sources=(theirs,), foreign=True))
     return Pair(
-        replace(pair.before, sources=_smooth(folded[0], folded[1], kernels, data, threat)),
-        replace(pair.after, sources=_smooth(folded[1], folded[0], kernels, data, threat)),
+        replace(pair.before, sources=_make_sources(folded[0], folded[1], kernels, data, threat)),
+        replace(pair.after, sources=_make_sources(folded[1], folded[0], kernels, data, threat)),
     )
 
 
@@ -179,7 +179,7 @@ Smoothing = Callable[[float, Kernel], Any]
 """The activation with a kernel of some sharpness at its jump."""
 
 
-def _smooth(
+def _make_sources(
     on: Proved, other: Proved, kernels: Sequence[Schedule], data: Examples, threat: ThreatModel
 ) -> tuple[Source, ...]:
     """Kernels at the jumps of a network; where it has none and the other has, kernels of the same
@@ -190,7 +190,7 @@ def _smooth(
     if own is not None and own.activation.jump:
         smoothing: Smoothing = own.activation.smoothed
         anneal = partial(_Annealing, on, on.lean, partial(getattr, on, "fallback"), smoothing)
-        return tuple(Source(_name(*schedule), anneal(schedule)) for schedule in kernels)
+        return tuple(Source(_name_kernel(*schedule), anneal(schedule)) for schedule in kernels)
     if others is None or not others.activation.jump:
         return ()
     smoothing = partial(others.activation.smoothed, plain=True)
@@ -202,7 +202,7 @@ def _smooth(
     if soft is None or not prove_same(on.network, soft, data.images, data.index, threat, **how):
         return ()
     anneal = partial(_Annealing, on, soft, partial(_soften_fallback, on, soften), smoothing)
-    return tuple(Source(_name(*schedule), anneal(schedule)) for schedule in kernels)
+    return tuple(Source(_name_kernel(*schedule), anneal(schedule)) for schedule in kernels)
 
 
 def _soften_fallback(on: Proved, soften: Callable[..., nn.Module | None]) -> nn.Module | None:
@@ -221,7 +221,7 @@ def _soften(net: nn.Module, others: Retrofit, data: Examples, neutral: Any) -> n
         return None
 
 
-def _name(kernel: Kernel, widths: tuple[float, ...]) -> str:
+def _name_kernel(kernel: Kernel, widths: tuple[float, ...]) -> str:
     return f"{kernel} kernel, beta kappa = {', '.join(f'{w:g}' for w in widths)}"
 
 

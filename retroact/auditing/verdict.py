@@ -114,7 +114,7 @@ class Verdict:
         claim = {
             "MASKED": f"its claim is MASKED{by}",
             "MASKED, WEAK PROTOCOL": (
-                f"its claim is MASKED{by}, and the claimed attack is weak on the twin too"
+                f"its claim is MASKED{by}, and the claimed attack is weak before the change too"
             ),
             "WEAK PROTOCOL": "the claimed attack is too weak to tell (WEAK PROTOCOL)",
             "HONEST": "its claim is HONEST",
@@ -248,7 +248,7 @@ def bootstrap(gained: float, lost: float, n: int, draws: int = _DRAWS) -> tuple[
     return float(low), float(high)
 
 
-def counted(
+def count(
     clean: tuple[NDArray[np.bool_], NDArray[np.bool_]],
     claimed: tuple[NDArray[np.bool_], NDArray[np.bool_]],
     verified: tuple[NDArray[np.bool_], NDArray[np.bool_]],

@@ -94,9 +94,9 @@ def print_rows(rows: Sequence[Row], *, empty: str = "") -> None:
 
 def print_lines(lines: Sequence[Line]) -> None:
     """A table for each data, threat and goal, and the alarms of its lines."""
-    from retroact.reports.tables import grouped
+    from retroact.reports.tables import group_lines
 
-    for (data, threat, goal), members in grouped(lines):
+    for (data, threat, goal), members in group_lines(lines):
         say(f"\n{threat} on {data}, {goal}, n = {len(members[0].record)}", style="bold", wrap=True)
         out.print(_table_of(members))
         for line in members:

@@ -116,12 +116,11 @@ def retrofit(
 
 
 def _clean_accuracies(nets: Mapping[str, nn.Module], images: Images) -> dict[str, float]:
-    from retroact.evaluation.evaluate import decide
+    from retroact.evaluation.accuracy import clean_accuracy_of
 
-    right = {
-        k: (decide(net, images.images) == images.labels).float().mean() for k, net in nets.items()
+    return {
+        f"clean accuracy {k}": round(clean_accuracy_of(net, images), 4) for k, net in nets.items()
     }
-    return {f"clean accuracy {k}": round(float(v), 4) for k, v in right.items()}
 
 
 KindArgument = Annotated[

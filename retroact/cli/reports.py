@@ -125,7 +125,7 @@ def study(
     """Make a paper's tables and figures anew, beside the published numbers, with a verdict on each
     claim."""
     from retroact.experiments.store import Store
-    from retroact.studies.study import written
+    from retroact.studies.study import write_pages
 
     where = executor_of(executor, workers)
     how: dict[str, Any] = {"only": only or (), "quick": quick, "large": large, "full": full or ()}
@@ -139,7 +139,7 @@ def study(
             ]
         )
     # before anything is printed, so that `| head` does not cost the page
-    paths = written(made, out)
+    paths = write_pages(made, out)
     for text, claim, _ in made.claims:
         say(f"{claim.answer}: {text} ({claim.because})")
     for path in paths:

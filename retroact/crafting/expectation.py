@@ -19,7 +19,7 @@ class Expectation(nn.Module):
     """f(x) = 1/draws · Σ_i net_i(x), net_i the net with its randomness drawn from torch's or
     numpy's generator.
 
-    Maps (n, c, h, w) to mean logits (n, k). The draws depend on `seed` and on the images, so every
+    Maps (n, …) to mean logits (n, k). The draws depend on `seed` and on the images, so every
     step draws anew and yet a run repeats; the generators are as they were afterwards. A net that
     draws from a generator of its own is averaged but not repeated. Raises ValueError for draws < 1.
     """

@@ -74,6 +74,18 @@ class Scene:
         """A step of PGD from `x`, of that length, in the ball around `centre` and in the box."""
         return self.threat.step(x, gradient, length, centre, self.domain)
 
+    def push(
+        self,
+        x: Tensor,
+        gradient: Tensor,
+        length: Tensor | float,
+        centre: Tensor,
+        entries: Tensor | None = None,
+    ) -> Tensor:
+        """What a step of that length from `x` up a `gradient` adds to it; around `centre`, which is
+        `x` for a single step."""
+        return self.threat.push(x, gradient, length, centre, self.domain, entries)
+
     def start(self, rows: Tensor, stream: int = 0) -> Tensor:
         """A random point of the ball around each of the examples `rows`."""
         index = self.index[rows]

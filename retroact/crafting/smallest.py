@@ -91,7 +91,7 @@ class Smallest:
         """`x_adv`, moved to the nearest point of the linearised boundary in the box, where that is
         nearer.
 
-        min ‖δ‖_p with ∇m·δ ≥ ∇m·δ₀ − m(δ₀) and x + δ in [0, 1]: δ = clip(t · s(∇m)), exact where
+        min ‖δ‖_p with ∇m·δ ≥ ∇m·δ₀ − m(δ₀) and x + δ in the box: δ = clip(t · s(∇m)), exact where
         the network is linear. One gradient; `probes` forward passes then look for the boundary on
         the ray through x + δ.
         """

@@ -22,6 +22,7 @@ from torch import Tensor
 from retroact.crafting.domain import Domain
 from retroact.crafting.geometry import TINY, each, nonzero
 from retroact.crafting.noise import normal, uniform
+from retroact.crafting.pacing import Halving, Pace
 from retroact.crafting.windows import Bumps, Stripes, Windows
 from retroact.spec import Positive, SpecError, Within, spec
 
@@ -58,6 +59,10 @@ class ThreatModel(Protocol):
     """The radius in this norm, in pixels, in which TrustRegion trusts its linear model at first."""
     windows: ClassVar[Windows | None] = None
     """How random search paints square windows in this ball (`Square`); None: it cannot."""
+    pace: ClassVar[Pace] = Halving()
+    """How APGD sets its step in this ball."""
+    travel: ClassVar[float] = 2.5
+    """How far all steps of PGD lead together, in radii, unless it is told (Madry et al.'s rule)."""
 
     eps: float
     access: Access
@@ -105,12 +110,17 @@ class ThreatModel(Protocol):
         return inside
 
     def project(self, x: Tensor, centre: Tensor, domain: Domain) -> Tensor:
-        """The point of the ball around `centre`, cut with the box, that `x` is pulled back to.
+        """The point of the ball around `centre`, cut with the box, that `x` is pulled back to."""
+        return self.confine(x - centre, self.eps, centre, domain)
+
+    def confine(self, d: Tensor, radius: Tensor | float, centre: Tensor, domain: Domain) -> Tensor:
+        """The point of the ball of `radius`, one or (n,), around `centre`, cut with the box, that
+        `centre` + `d` is pulled back to.
 
         First the ball, then the box: since `centre` lies in the box, cutting only shortens the
         perturbation. `Linf` and `L1` find the nearest point of both together.
         """
-        return domain.clamp(centre + self.cut(x - centre, self.eps))
+        return domain.clamp(centre + self.cut(d, radius))
 
     def start(self, x: Tensor, domain: Domain, index: Tensor, seed: int, stream: int = 0) -> Tensor:
         """A random point of the ball around `x`, cut with the box; an example's own in any
@@ -127,6 +137,24 @@ class ThreatModel(Protocol):
     def along(self, g: Tensor, guard: float = 0.0) -> Tensor:
         """g / (‖g‖ + `guard`): of length 1, and every entry of `g` has its part in it."""
         return g / each(nonzero(self.size(g) + guard), g)
+
+    def push(
+        self,
+        x: Tensor,
+        gradient: Tensor,
+        length: Tensor | float,
+        centre: Tensor,
+        domain: Domain,
+        entries: Tensor | None = None,
+    ) -> Tensor:
+        """What a step from `x` adds to it, of that length, one or (n,): length · s(gradient).
+
+        A norm whose steepest step moves few entries may mind the box that `x` is in, and spread the
+        step over so many `entries` (n,), or as fits how far `x` is from the `centre`: at the centre
+        itself it is the best single step that there is.
+        """
+        s = self.steepest(gradient)
+        return (each(length, s) if isinstance(length, Tensor) else length) * s
 
     def step(
         self, x: Tensor, gradient: Tensor, length: float, centre: Tensor, domain: Domain
@@ -316,16 +344,6 @@ class L2(ThreatModel):
         """√(3 / entries), from the variance 1/3 of each draw."""
         return math.sqrt(3 / entries)
 
-
-class _EveryNorm(tuple[str, ...]):
-    """The names of the norms at hand; one that is added elsewhere belongs to them."""
-
-    def __contains__(self, norm: object) -> bool:
-        return isinstance(norm, str)
-
-
-EVERY_NORM = _EveryNorm(threat.norm for threat in (Linf, L2))
-"""The `norms` of an attack that asks its threat for all that depends on the norm."""
 
 _LENGTH = 500_000_009  # a stream of its own
 

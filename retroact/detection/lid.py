@@ -58,7 +58,7 @@ def characteristics(
     k: int = 20,
     batch: int = 100,
 ) -> list[Floats]:
-    """The LIDs (n, layers + 2) of `normal` (n, c, h, w) and of each of `others`: at the input, at
+    """The LIDs (n, layers + 2) of `normal` (n, …) and of each of `others`: at the input, at
     the outputs of the modules `layers`, and at the logits, each among the normal images of its own
     batch.
 
@@ -70,26 +70,26 @@ def characteristics(
                 f"expected images {tuple(normal.shape)} beside the normal ones, got"
                 f" {tuple(other.shape)}"
             )
-    found: list[list[Tensor]] = [[] for _ in range(1 + len(others))]
-    with torch.no_grad(), evaluating(net), _recorded(net, layers) as run:
+    lids: list[list[Tensor]] = [[] for _ in range(1 + len(others))]
+    with torch.no_grad(), evaluating(net), _record(net, layers) as run:
         for rows in torch.arange(len(normal)).split(batch):
             if len(rows) < k + 1:
                 continue
             clean = run(normal[rows])
-            for kept, images in zip(found, (normal, *others), strict=True):
+            for kept, images in zip(lids, (normal, *others), strict=True):
                 seen = run(images[rows])
                 kept.append(
                     torch.stack([lid(q, c, k) for q, c in zip(seen, clean, strict=True)], dim=1)
                 )
-    if not found[0]:
+    if not lids[0]:
         raise ValueError(
             f"expected a batch of at least k + 1 = {k + 1} images, got {len(normal)}; give more"
         )
-    return [torch.cat(kept).numpy() for kept in found]
+    return [torch.cat(kept).numpy() for kept in lids]
 
 
 @contextmanager
-def _recorded(net: nn.Module, layers: Sequence[str]) -> Iterator[Callable[[Tensor], list[Tensor]]]:
+def _record(net: nn.Module, layers: Sequence[str]) -> Iterator[Callable[[Tensor], list[Tensor]]]:
     """A function that gives what flows through input, layers and logits, each (n, d); hooks go when
     it ends."""
     modules = dict(net.named_modules())
@@ -102,8 +102,8 @@ def _recorded(net: nn.Module, layers: Sequence[str]) -> Iterator[Callable[[Tenso
     seen: dict[str, Tensor] = {}
 
     def recorder(name: str) -> Callable[..., None]:
-        def record(module: nn.Module, given: Any, made: Tensor) -> None:
-            seen[name] = made
+        def record(module: nn.Module, given: Any, output: Tensor) -> None:
+            seen[name] = output
 
         return record
 
@@ -196,12 +196,12 @@ def difference(
     """A 95 % bootstrap interval of other.auc − one.auc: images are drawn with their clean, noisy
     and adversarial rows, and apart for the two detectors, whose images need not be the same."""
     rng = np.random.default_rng(seed)
-    found = [_drawn(other, rng) - _drawn(one, rng) for _ in range(draws)]
-    low, high = np.nanpercentile(found, [2.5, 97.5])
+    drawn = [_draw(other, rng) - _draw(one, rng) for _ in range(draws)]
+    low, high = np.nanpercentile(drawn, [2.5, 97.5])
     return float(low), float(high)
 
 
-def _drawn(of: Detection, rng: np.random.Generator) -> float:
+def _draw(of: Detection, rng: np.random.Generator) -> float:
     images = np.unique(of.image)
     times = np.bincount(rng.choice(images, len(images)), minlength=int(images.max()) + 1)[of.image]
     return auc(np.repeat(of.scores, times), np.repeat(of.adversarial, times))

@@ -68,7 +68,8 @@ def evaluate(
     be a class for each example, too (a tensor, an array or a list): see `PerImage`. Networks, data
     and specs may be their texts; `as_images` says which other data are read.
 
-    Raises ValueError for images outside [0, 1], labels out of range, and specs that do not fit.
+    Raises ValueError for examples outside their box, labels out of range, and specs that do not
+    fit.
     """
     return evaluate_all(
         network,

@@ -29,12 +29,12 @@ class Record:
 
     `index` (n,) names the example in its data set, `label`, `target` (−1: untargeted), `clean` and
     `adversarial` are classes (−1: the logits were NaN, infinite or alike but for rounding, so there
-    was no decision). `distance` and `size` (n, 4) are ‖x_adv − x‖ and ‖x‖ in pixels of [0, 1],
-    columns L0, L1, L2, L_inf. `queries`, `gradients` count passes; `zero_gradients` counts
-    gradients that were exactly zero; `nonfinite` says that a NaN or infinite logit or gradient was
-    seen, or logits that rounding has made alike.
+    was no decision). `distance` and `size` (n, 4) are ‖x_adv − x‖ and ‖x‖ in pixels of [0, 1], or
+    the data's own units, columns L0, L1, L2, L_inf. `queries`, `gradients` count passes;
+    `zero_gradients` counts gradients that were exactly zero; `nonfinite` says that a NaN or
+    infinite logit or gradient was seen, or logits that rounding has made alike.
 
-    Beside the facts, and not counted for equality: `examples` and `originals` (m, c, h, w), the
+    Beside the facts, and not counted for equality: `examples` and `originals` (m, …), the
     adversarial and clean images of the first m ≤ n examples, float32, lossless (None: not kept),
     and `pedigree` (what was run, seconds, machine, versions).
     """

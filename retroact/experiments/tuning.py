@@ -17,7 +17,7 @@ import numpy as np
 from torch import nn
 
 from retroact.activations.activation import Activation
-from retroact.attacks.pgd import PGD
+from retroact.attacks.pgd import CLAIMED, PGD
 from retroact.crafting.threat import ThreatModel
 from retroact.doors import checked
 from retroact.evaluation.evaluate import evaluate
@@ -30,8 +30,7 @@ from retroact.retrofitting.surgery import retrofit
 from retroact.spec import show, take
 from retroact.training.learnable import SHARPNESS
 
-CLAIMED = PGD(steps=40, relative_step=1 / 30)
-MARGIN = PGD(steps=40, loss="margin")
+ON_MARGIN = PGD(steps=40, loss="margin")
 
 
 @dataclass(frozen=True)
@@ -159,9 +158,9 @@ class _Trial:
     def __call__(self, candidate: tuple[Activation, float]) -> Point:
         activation, knob = candidate
         fitted = self._fit(activation)
-        runs: list[tuple[PGD, nn.Module | None]] = [(CLAIMED, None), (MARGIN, None)]
+        runs: list[tuple[PGD, nn.Module | None]] = [(CLAIMED, None), (ON_MARGIN, None)]
         if activation.jump:
-            runs.append((MARGIN, self._fit(activation.smoothed(SHARPNESS))))
+            runs.append((ON_MARGIN, self._fit(activation.smoothed(SHARPNESS))))
         how: dict[str, Any] = {"seed": self.seed, "chunk": self.chunk}
         records = [
             evaluate(fitted, self.data, attack, self.threat, source=source, **how)

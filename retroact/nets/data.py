@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from retroact.doors import Shape, check_box, check_labels
+from retroact.doors import IMAGE, Shape, check_batch, check_box, check_labels
 from retroact.nets import arrays, sources
 from retroact.nets.sources import DataError
 from retroact.spec import Within, spec
@@ -177,6 +177,8 @@ class Images:
     def __post_init__(self) -> None:
         low, high = check_box(self.low, self.high)
         images = arrays.within(self.images, low, high)
+        if images.ndim == IMAGE and len(images) != len(self.labels):
+            check_batch(images, None)  # a single image rather than a series for each label
         labels, index = (
             arrays.classes(self.labels, len(images)),
             arrays.numbers(self.index, "an index"),

@@ -28,7 +28,7 @@ from retroact.auditing.numbers import (
 from retroact.auditing.verdict import Mechanism
 from retroact.evaluation.metrics import wilson
 from retroact.reports import plots
-from retroact.reports.html import rendered
+from retroact.reports.html import render
 from retroact.reports.tables import left_alone, markdown_table
 
 TONES = {"GENUINE": "good", "HARMFUL": "bad", "HONEST": "good", "MASKED": "bad"}
@@ -98,7 +98,7 @@ def page(audit: Reported, *, title: str = "retroact audit") -> str:
     """The audit as one self-contained page."""
     numbers, box = audit.numbers(), audit.domain
     rows = table(numbers)
-    return rendered(
+    return render(
         "audit.html",
         title=title,
         audit=numbers,

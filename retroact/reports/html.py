@@ -21,13 +21,13 @@ from retroact.evaluation.metrics import (
 )
 from retroact.files import replacing
 from retroact.reports import plots
-from retroact.reports.tables import Group, Line, grouped, worst_cases
+from retroact.reports.tables import Group, Line, group_lines, worst_cases
 
 MOST_PICTURES = 8  # a page that loads at once; the store has the rest
 
 
 def page(
-    found: Sequence[Line],
+    lines: Sequence[Line],
     *,
     title: str = "retroact report",
     notes: Sequence[str] = (),
@@ -38,21 +38,21 @@ def page(
     with their captions, `audits` what was audited with the audit's numbers. Raises ValueError where
     there is nothing.
     """
-    if not found:
+    if not lines:
         raise ValueError(
             "nothing to report: the store has no such cell; run an attack or a sweep first"
         )
-    return rendered(
+    return render(
         "report.html",
         title=title,
         notes=notes,
         figures=[(caption, Markup(figure)) for caption, figure in figures],
         audits=audits,
-        groups=[_group(group, members) for group, members in grouped(found)],
-        curves=_curves(found),
-        pictures=_pictures(found),
-        runs=found,
-        undrawn=any(not plots.is_image(line.record.examples[0]) for line in _kept(found)),
+        groups=[_group(group, members) for group, members in group_lines(lines)],
+        curves=_curves(lines),
+        pictures=_pictures(lines),
+        runs=lines,
+        undrawn=any(not plots.is_image(line.record.examples[0]) for line in _select_kept(lines)),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         clean_accuracy=clean_accuracy,
         robust_accuracy=robust_accuracy,
@@ -63,7 +63,7 @@ def page(
     )
 
 
-def rendered(template: str, **values: Any) -> str:
+def render(template: str, **values: Any) -> str:
     """A template of this room with its values, all text escaped."""
     environment = Environment(
         loader=PackageLoader("retroact.reports", "."), autoescape=True, undefined=StrictUndefined
@@ -100,10 +100,10 @@ def _networks(members: list[Line]) -> list[dict[str, Any]]:
     ]
 
 
-def _curves(found: Sequence[Line]) -> list[dict[str, Any]]:
+def _curves(lines: Sequence[Line]) -> list[dict[str, Any]]:
     """Accuracy against eps, where an attack was run at more than one radius."""
     by_kind: dict[tuple[str, str, str], list[Line]] = {}
-    for line in found:
+    for line in lines:
         kind = (line.fields.data, line.fields.norm, line.fields.goal)
         by_kind.setdefault(kind, []).append(line)
     several = {k: v for k, v in by_kind.items() if len({line.fields.eps for line in v}) > 1}
@@ -113,16 +113,16 @@ def _curves(found: Sequence[Line]) -> list[dict[str, Any]]:
     ]
 
 
-def _pictures(found: Sequence[Line]) -> list[dict[str, Any]]:
-    drawn = [line for line in _kept(found) if plots.is_image(line.record.examples[0])]
+def _pictures(lines: Sequence[Line]) -> list[dict[str, Any]]:
+    drawn = [line for line in _select_kept(lines) if plots.is_image(line.record.examples[0])]
     return [
         {"line": line, "figure": Markup(plots.pictures(line.record))}
         for line in drawn[:MOST_PICTURES]
     ]
 
 
-def _kept(found: Sequence[Line]) -> list[Any]:
+def _select_kept(lines: Sequence[Line]) -> list[Any]:
     """The lines whose records kept examples."""
     return [
-        line for line in found if line.record.examples is not None and len(line.record.examples)
+        line for line in lines if line.record.examples is not None and len(line.record.examples)
     ]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
@@ -118,37 +119,19 @@ class Panel:
     ylim: tuple[float, float] | None = (0, 101)
 
 
-def panels(made: Sequence[Panel], *, columns: int = 3, height: float = 2.5) -> str:
+def panels(shown: Sequence[Panel], *, columns: int = 3, height: float = 2.5) -> str:
     """Curves side by side under one legend: measured ones thick with dots, published ones thin and
     dashed."""
-    columns = min(columns, len(made))
-    rows = -(-len(made) // columns)
+    columns = min(columns, len(shown))
+    rows = -(-len(shown) // columns)
     figure = Figure(
         figsize=(9.6 if columns > 1 else 6.4, 0.4 + height * rows), layout="constrained"
     )
     grid = figure.subplots(rows, columns, squeeze=False)
-    for axes, panel in zip(grid.flat, made, strict=False):
-        for one in panel.series:
-            style = (
-                {"linewidth": 0.8, "linestyle": "--"}
-                if one.published
-                else {"linewidth": 1.8, "marker": "o"}
-            )
-            axes.plot(
-                one.x,
-                one.y,
-                markersize=3,
-                color=CYCLE[one.colour % len(CYCLE)],
-                label=one.name,
-                **style,
-            )
-        axes.set_title(panel.title, fontsize=9)
-        axes.set_xlabel(panel.xlabel, fontsize=8)
-        axes.set_ylabel(panel.ylabel, fontsize=8)
-        if panel.ylim is not None:
-            axes.set_ylim(*panel.ylim)
+    for axes, panel in zip(grid.flat, shown, strict=False):
+        _draw_panel(axes, panel)
         plain(figure, axes)
-    for axes in grid.flat[len(made) :]:
+    for axes in grid.flat[len(shown) :]:
         axes.set_axis_off()
     named: dict[str, Any] = {}
     for axes in grid.flat:
@@ -162,6 +145,22 @@ def panels(made: Sequence[Panel], *, columns: int = 3, height: float = 2.5) -> s
     }
     figure.legend(list(named.values()), list(named), frameon=False, **where)
     return svg(figure)
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    for one in panel.series:
+        style: dict[str, Any] = (
+            {"linewidth": 0.8, "linestyle": "--"}
+            if one.published
+            else {"linewidth": 1.8, "marker": "o"}
+        )
+        colour = CYCLE[one.colour % len(CYCLE)]
+        axes.plot(one.x, one.y, markersize=3, color=colour, label=one.name, **style)
+    axes.set_title(panel.title, fontsize=9)
+    axes.set_xlabel(panel.xlabel, fontsize=8)
+    axes.set_ylabel(panel.ylabel, fontsize=8)
+    if panel.ylim is not None:
+        axes.set_ylim(*panel.ylim)
 
 
 def standalone(svg: str) -> str:
@@ -316,13 +315,13 @@ def pictures(record: Record, most: int = 6) -> str:
     if not is_image(record.examples[0]):
         raise ValueError(f"expected images (c, h, w) to draw, got {record.examples.shape[1:]}")
     box = box_of(record)
-    shown = _beaten_first(record, min(most, len(record.examples)))
+    shown = _order_broken_first(record, min(most, len(record.examples)))
     figure = Figure(figsize=(1.15 * len(shown), 3.7), layout="constrained")
     grid = figure.subplots(3, len(shown), squeeze=False)
     difference = np.abs(record.examples[shown] - record.originals[shown])
     for column, i in enumerate(shown):
-        shown_in(grid[0, column], record.originals[i], *box)
-        shown_in(grid[1, column], record.examples[i], *box)
+        draw_image(grid[0, column], record.originals[i], *box)
+        draw_image(grid[1, column], record.examples[i], *box)
         grid[2, column].imshow(
             difference[column].max(0), cmap=REDS, vmin=0, vmax=max(float(difference.max()), 1e-6)
         )
@@ -340,11 +339,11 @@ def pictures(record: Record, most: int = 6) -> str:
     return _png(figure)
 
 
-def _beaten_first(record: Record, most: int) -> list[int]:
+def _order_broken_first(record: Record, most: int) -> list[int]:
     kept = len(record.examples) if record.examples is not None else 0
-    beaten = [i for i in range(kept) if record.clean[i] == record.label[i] != record.adversarial[i]]
-    others = [i for i in range(kept) if i not in beaten]
-    return (beaten + others)[:most]
+    broken = [i for i in range(kept) if record.clean[i] == record.label[i] != record.adversarial[i]]
+    others = [i for i in range(kept) if i not in broken]
+    return (broken + others)[:most]
 
 
 def _how(line: Line) -> str:
@@ -358,7 +357,7 @@ def box_of(record: Record) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def shown_in(axes: Any, image: NDArray[np.float32], low: float = 0.0, high: float = 1.0) -> None:
+def draw_image(axes: Axes, image: NDArray[np.float32], low: float = 0.0, high: float = 1.0) -> None:
     """Draws an image (c, h, w) into axes, pixel by pixel; black is `low`."""
     shown = _laid_out(image, low, high)
     axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
@@ -370,12 +369,12 @@ def _laid_out(image: NDArray[np.float32], low: float, high: float) -> NDArray[np
     return shown if (low, high) == (0.0, 1.0) else (shown - low) / (high - low)
 
 
-def _panel() -> tuple[Figure, Any]:
+def _panel() -> tuple[Figure, Axes]:
     figure = Figure(figsize=(3.6, 2.6), layout="constrained")
     return figure, figure.add_subplot()
 
 
-def plain(figure: Figure, axes: Any) -> Figure:
+def plain(figure: Figure, axes: Axes) -> Figure:
     """Axes as all figures here have them."""
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

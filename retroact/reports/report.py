@@ -13,7 +13,7 @@ from retroact.reports.tables import Line, as_csv, lines, markdown
 
 
 def report(
-    found: Store | Sequence[Line] | Reported, path: str | Path, *, title: str | None = None
+    what: Store | Sequence[Line] | Reported, path: str | Path, *, title: str | None = None
 ) -> Path:
     """Writes an audit, or a store's cells (or lines taken from one), to `path`: .html, .md, .json,
     cells also .csv.
@@ -22,8 +22,8 @@ def report(
     without cells.
     """
     writers: dict[str, Callable[[], str]]
-    if isinstance(found, Store | Sequence):
-        cells = lines(found, images=True) if isinstance(found, Store) else found
+    if isinstance(what, Store | Sequence):
+        cells = lines(what, images=True) if isinstance(what, Store) else what
         writers = {
             ".html": lambda: html.page(cells, title=title or "retroact report"),
             ".md": lambda: markdown(cells) + "\n",
@@ -34,9 +34,9 @@ def report(
         }
     else:
         writers = {
-            ".html": lambda: audited.page(found, title=title or "retroact audit"),
-            ".md": lambda: audited.markdown(found, title=title or "retroact audit"),
-            ".json": lambda: audited.as_json(found),
+            ".html": lambda: audited.page(what, title=title or "retroact audit"),
+            ".md": lambda: audited.markdown(what, title=title or "retroact audit"),
+            ".json": lambda: audited.as_json(what),
         }
     suffix = Path(path).suffix.lower()
     if suffix not in writers:

@@ -16,7 +16,7 @@ from typing import Literal
 from markupsafe import Markup
 
 from retroact.reports import plots
-from retroact.reports.html import rendered
+from retroact.reports.html import render
 from retroact.reports.tables import markdown_table
 
 Answer = Literal["holds", "holds under the paper's protocol only", "does not hold", "not tested"]
@@ -123,8 +123,8 @@ class Item:
     @property
     def footnote(self) -> str:
         """The command, data, seeds and minutes of computing behind the numbers."""
-        made = [*self.used, f"{self.seconds / 60:.1f} minutes"]
-        return f"`{self.command}` · {' · '.join(made)}"
+        parts = [*self.used, f"{self.seconds / 60:.1f} minutes"]
+        return f"`{self.command}` · {' · '.join(parts)}"
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def markdown(study: Study, folder: str) -> tuple[str, dict[str, str]]:
 
 def page(study: Study) -> str:
     """The study as one self-contained page."""
-    return rendered(
+    return render(
         "study.html",
         title=study.title,
         study=study,
@@ -204,15 +204,15 @@ def _markdown_parts(item: Item, folder: str, figures: dict[str, str]) -> Iterabl
                 else f"{part.caption}: see the page"
             )
         elif isinstance(part, Table):
-            made = markdown_table(part.head, part.texts())
+            printed = markdown_table(part.head, part.texts())
             heading = f"**{part.title}**"
             yield (
-                f"<details><summary>{part.title}</summary>\n\n{made}\n\n</details>"
+                f"<details><summary>{part.title}</summary>\n\n{printed}\n\n</details>"
                 if part.folded
                 else heading
             )
             if not part.folded:
-                yield made
+                yield printed
 
 
 def _rich(text: str) -> Markup:

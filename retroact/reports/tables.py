@@ -102,15 +102,15 @@ class Line:
 
     def alarms(self) -> list[str]:
         """What makes this line's number doubtful, each in a few words."""
-        found = []
+        reasons = []
         if zero_gradient_share(self.record) > ZERO_GRADIENT_ALARM:
-            found.append(
+            reasons.append(
                 f"{zero_gradient_share(self.record):.0%} of its gradients were exactly zero"
             )
         if nonfinite_share(self.record) > 0:
             seen = f"{int(self.record.nonfinite.sum())} of {len(self.record)} images"
-            found.append(f"NaN, infinity or logits all alike on {seen}")
-        return found
+            reasons.append(f"NaN, infinity or logits all alike on {seen}")
+        return reasons
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,9 @@ def lines(store: Store, glob: str = "*", *, images: bool = False) -> list[Line]:
     ]
 
 
-def grouped(found: Iterable[Line]) -> list[tuple[Group, list[Line]]]:
+def group_lines(members: Iterable[Line]) -> list[tuple[Group, list[Line]]]:
     """Lines by group, each group ordered as its networks first appear."""
-    ordered = sorted(found, key=lambda line: line.group)
+    ordered = sorted(members, key=lambda line: line.group)
     return [
         (group, list(members)) for group, members in groupby(ordered, key=lambda line: line.group)
     ]
@@ -154,14 +154,14 @@ def worst_cases(group: Sequence[Line]) -> list[Worst]:
 
 
 def _worst(name: str, records: list[Record]) -> Worst:
-    stands = worst_case(records)
-    n, k = len(stands), int(stands.sum())
+    robust = worst_case(records)
+    n, k = len(robust), int(robust.sum())
     return Worst(name, len(records), k / n, wilson(k, n), n)
 
 
-def markdown(found: Sequence[Line]) -> str:
+def markdown(shown: Sequence[Line]) -> str:
     """The lines as Markdown tables, one per group, percent with Wilson's 95 % interval."""
-    return "\n\n".join(_markdown_group(group, members) for group, members in grouped(found))
+    return "\n\n".join(_markdown_group(group, members) for group, members in group_lines(shown))
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -194,9 +194,9 @@ def _markdown_group(group: Group, members: Sequence[Line]) -> str:
     return "\n".join(rows)
 
 
-def as_csv(found: Sequence[Line]) -> str:
+def as_csv(shown: Sequence[Line]) -> str:
     """The lines as CSV, one row per cell."""
-    rows = [line.numbers() for line in found]
+    rows = [line.numbers() for line in shown]
     out = io.StringIO()
     if rows:
         writer = csv.DictWriter(out, list(rows[0]))

@@ -32,7 +32,7 @@ def example_for(net: nn.Module, example: Example | None) -> Inputs:
 
 
 def noise_for(net: nn.Module, shape: Sequence[int]) -> Inputs:
-    """Two images of noise (2, c, h, w) for a trial run, of the net's device and dtype."""
+    """Two examples of noise (2, …) of a shape for a trial run, of the net's device and dtype."""
     like = next((p for p in net.parameters() if p.is_floating_point()), None)
     cpu = torch.Generator(device="cpu").manual_seed(0)
     noise = torch.rand((2, *shape), generator=cpu, dtype=torch.float32, device="cpu")

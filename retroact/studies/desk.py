@@ -15,6 +15,8 @@ from retroact.experiments.sweep import sweep
 from retroact.studies.earlier import Earlier
 
 T = TypeVar("T")
+Facts = dict[str, Any]
+"""Plain numbers of a measurement, by name, as a store has them."""
 
 
 class Desk:
@@ -41,7 +43,7 @@ class Desk:
         self._executor, self._chunk, self._progress = executor, chunk, progress
         self.large = not quick if large is None else large
         self.used: dict[str, None] = {}
-        self._took: dict[Any, float] = {}
+        self._took: dict[Cell | Measurement, float] = {}
 
     @property
     def seconds(self) -> float:
@@ -69,15 +71,15 @@ class Desk:
         records = {c: r for c, r in by_cell.items() if r is not None}
         records |= zip(todo, swept, strict=True)
         for cell in by_cell:
-            self._note(cell.data, cell.seed, () if cell in todo else self._earlier.said(cell))
+            self._note(cell.data, cell.seed, () if cell in todo else self._earlier.describe(cell))
         self._took |= {cell: float(r.pedigree.get("seconds", 0.0)) for cell, r in records.items()}
         return [records[cell] for cell in asked]
 
-    def facts(self, what: Measurement) -> dict[str, Any]:
+    def facts(self, what: Measurement) -> Facts:
         """Plain numbers of any other measurement."""
         return self.all_facts([what])[0]
 
-    def all_facts(self, asked: Sequence[Measurement]) -> list[dict[str, Any]]:
+    def all_facts(self, asked: Sequence[Measurement]) -> list[Facts]:
         """`facts` of several measurements, made where the executor runs them."""
         by_what = {what: self._earlier.facts(what, self.store) for what in asked}
         todo = [what for what, then in by_what.items() if then is None]
@@ -91,11 +93,11 @@ class Desk:
         results |= zip(todo, new, strict=True)
         for what in by_what:
             self._took[what] = results[what].seconds
-            then = () if what in todo else self._earlier.said(what)
+            then = () if what in todo else self._earlier.describe(what)
             self._note(getattr(what, "data", ""), getattr(what, "seed", 0), then)
         return [results[what].facts for what in asked]
 
-    def again(self, what: Measurement) -> dict[str, Any]:
+    def again(self, what: Measurement) -> Facts:
         """Facts that another item counts already, so that the footnote does not count their minutes
         twice."""
         return (self._earlier.facts(what, self.store) or measured(what, self.store)).facts

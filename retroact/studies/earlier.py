@@ -36,8 +36,8 @@ class Earlier:
         then = self.key(what)
         if then is None or store.read_facts(locked_key(what)) is not None:
             return None
-        found = store.read_facts(then)
-        return None if found is None else Measured(*found, stored=True)
+        stored = store.read_facts(then)
+        return None if stored is None else Measured(*stored, stored=True)
 
     def record(self, cell: Cell, store: Store, *, keep: int = 0) -> Record | None:
         """The page's own record with `keep` of its images; None as in `facts`."""
@@ -57,7 +57,7 @@ class Earlier:
         attack, version = self.attacks[cell.attack]
         return key(replace(cell, attack=attack).locked(), {type(attack): version})
 
-    def said(self, what: Measurement | Cell) -> Iterator[str]:
+    def describe(self, what: Measurement | Cell) -> Iterator[str]:
         """What a footnote says of a measurement that stands there as it was."""
         if type(what) in self.measurements:
             yield f"{type(what).__name__}, version {self.measurements[type(what)]}"

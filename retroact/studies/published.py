@@ -12,20 +12,20 @@ from typing import Any
 @cache
 def _all() -> dict[str, Any]:
     text = files("retroact.studies").joinpath("published.json").read_text(encoding="utf-8")
-    found = json.loads(text)
-    assert isinstance(found, dict)
-    return found
+    papers = json.loads(text)
+    assert isinstance(papers, dict)
+    return papers
 
 
 def published(paper: str, *path: str) -> Any:
     """What stands under `path` for `paper` ("jumprelu" or "srelu"); None where nothing was
     published."""
-    found: Any = _all()[paper]
+    node: Any = _all()[paper]
     for step in path:
-        if not isinstance(found, dict) or step not in found:
+        if not isinstance(node, dict) or step not in node:
             return None
-        found = found[step]
-    return found
+        node = node[step]
+    return node
 
 
 def claims(paper: str) -> dict[str, str]:

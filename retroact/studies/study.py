@@ -65,6 +65,26 @@ def study(
     unless it is to measure the `large` ones too; the items `full` have all images and all networks.
     Raises ValueError for an item that is not there, and for `full` and `large` where all are.
     """
+    _check(paper, only, quick, large, full)
+    finished: list[Item] = []
+    names = [name for name in items(paper) if not only or name in only]
+
+    def within(part: float) -> None:
+        progress(len(finished) + part, len(names))
+
+    for name in names:
+        small = quick and name not in full
+        how = {"quick": small, "large": large or not small}
+        where = take(executor, Executor)
+        desk = _set_up(paper, store, executor=where, progress=within, **how)
+        finished.append(_make(paper, name, desk))
+        within(0.0)
+    source = f"{published(paper, 'source')}. {PUBLISHED}"
+    notes = (_scale(quick, [item.title for item in finished if item.name in full]),)
+    return Study(paper, PAPERS[paper], source, tuple(finished), claims(paper), notes)
+
+
+def _check(paper: str, only: Sequence[str], quick: bool, large: bool, full: Sequence[str]) -> None:
     known = items(paper)
     if full and not quick:
         raise ValueError(
@@ -81,51 +101,45 @@ def study(
         raise ValueError(
             f"{paper} has no item {unknown[0]!r}; expected some of: {', '.join(known)}"
         )
-    made: list[Item] = []
-    names = [name for name in known if not only or name in only]
 
-    def within(part: float) -> None:
-        progress(len(made) + part, len(names))
 
+def _set_up(
+    paper: str,
+    store: Store,
+    *,
+    quick: bool,
+    large: bool,
+    executor: Executor,
+    progress: Callable[[float], None],
+) -> Desk:
+    """A desk with the paper's own chunk, and with what its page was measured with."""
     chunk = getattr(importlib.import_module(f"retroact.studies.{paper}"), "CHUNK", None)
     earlier: Earlier = importlib.import_module(f"retroact.studies.{paper}.measured").EARLIER
-    for name in names:
-        small = quick and name not in full
-        desk = Desk(
-            store,
-            quick=small,
-            large=large or not small,
-            executor=take(executor, Executor),
-            chunk=chunk,
-            earlier=earlier,
-            progress=within,
-        )
-        made.append(_item(paper, name, desk))
-        within(0.0)
-    return Study(
-        name=paper,
-        title=PAPERS[paper],
-        source=f"{published(paper, 'source')}. {PUBLISHED}",
-        items=tuple(made),
-        said=claims(paper),
-        notes=(_scale(quick, [item.title for item in made if item.name in full]),),
+    return Desk(
+        store,
+        quick=quick,
+        large=large,
+        executor=executor,
+        chunk=chunk,
+        earlier=earlier,
+        progress=progress,
     )
 
 
-def written(made: Study, folder: str | Path) -> list[Path]:
+def write_pages(result: Study, folder: str | Path) -> list[Path]:
     """Writes the study into `folder`: NAME.html, NAME.md and its figures beside it in NAME/."""
     folder = Path(folder)
-    text, figures = studied.markdown(made, made.name)
-    (folder / made.name).mkdir(parents=True, exist_ok=True)
+    text, figures = studied.markdown(result, result.name)
+    (folder / result.name).mkdir(parents=True, exist_ok=True)
     for name, svg in figures.items():
-        write(svg, folder / made.name / name)
+        write(svg, folder / result.name / name)
     return [
-        write(studied.page(made), folder / f"{made.name}.html"),
-        write(text, folder / f"{made.name}.md"),
+        write(studied.page(result), folder / f"{result.name}.html"),
+        write(text, folder / f"{result.name}.md"),
     ]
 
 
-def _item(paper: str, name: str, desk: Desk) -> Item:
+def _make(paper: str, name: str, desk: Desk) -> Item:
     module = importlib.import_module(f"retroact.studies.{paper}.{name}")
     parts = tuple(module.make(desk))
     scale = f" --quick{' --large' if desk.large else ''}" if desk.quick else ""

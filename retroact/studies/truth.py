@@ -4,7 +4,7 @@ from numbers."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 from torch import nn
 
@@ -20,6 +20,8 @@ from retroact.spec import spec
 from retroact.studies.desk import Desk
 
 BatteryName = Literal["quick", "whole"]
+BATTERIES: tuple[BatteryName, BatteryName] = ("quick", "whole")
+"""What a quick desk spends, and a full one."""
 
 
 @spec
@@ -30,7 +32,7 @@ class Audited:
     twin: Model
     defended: Model
     data: str
-    threat: Any
+    threat: ThreatModel
     battery: BatteryName = "whole"
     seed: int = 0
     version: ClassVar[int] = VERSION
@@ -101,7 +103,7 @@ def verdict(audited: AuditNumbers) -> str:
     return f"{audited.effect} · {audited.explained_claim if alone else audited.claim}"
 
 
-def answered(protocol: bool, truth: bool | None = None) -> Answer:
+def answer_claim(protocol: bool, truth: bool | None = None) -> Answer:
     """The answer to a claim: whether its criterion is met under the paper's protocol, and in truth.
 
     `truth` is the same criterion on verified numbers; None where the claim is about the protocol

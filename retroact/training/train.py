@@ -10,9 +10,9 @@ import platform
 import shutil
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -48,31 +48,27 @@ def train(
     epoch's; nothing is selected on test data. With `seconds`, raises UnfinishedError where training
     would take longer; call again to go on.
     """
-    network, recipe = _named(name, epochs)
+    network, recipe = _find(name, epochs)
     seed, _, _ = checked(seed)
     check_device(device)
-    part = DataSlice.read(data or f"{network.data}/train")
+    splits = _read_splits(data or f"{network.data}/train")
+    folder = Path(out or os.environ.get("RETROACT_ZOO") or "zoo")
+    if not resume:
+        shutil.rmtree(checkpoints_of(folder, name, seed), ignore_errors=True)
+    command = _command(name, recipe, splits[0], network, device, seed)
+    run = partial(train_on, splits, name, recipe, command=command, seed=seed)
+    return run(device=device, out=folder, seconds=seconds, progress=progress)
+
+
+def _read_splits(text: str) -> tuple[Images, Images, Images]:
+    """The images to train on, and the held-out and test ones of their data set."""
+    part = DataSlice.read(text)
     if part.split != "train":
         raise ValueError(
             f"{part} is {part.split} data, which nothing is trained on; use {part.name}/train"
         )
-    folder = Path(out or os.environ.get("RETROACT_ZOO") or "zoo")
-    if not resume:
-        shutil.rmtree(checkpoints_of(folder, name, seed), ignore_errors=True)
     # all three are opened before hours are spent
-    images, held, test = part(), DataSlice(part.name, "validation")(), DataSlice(part.name)()
-    command = _command(name, recipe, images, network, device, seed)
-    return train_on(
-        (images, held, test),
-        name,
-        recipe,
-        command=command,
-        seed=seed,
-        device=device,
-        out=folder,
-        seconds=seconds,
-        progress=progress,
-    )
+    return part(), DataSlice(part.name, "validation")(), DataSlice(part.name)()
 
 
 def checkpoints_of(folder: Path, name: str, seed: int) -> Path:
@@ -97,54 +93,63 @@ def train_on(
 
     `command` is what the page says of how to do it again.
     """
-    network, (images, held, test) = zoo.NETWORKS[name], splits
+    network = zoo.NETWORKS[name]
     for used in splits:
         check_labels(used.labels, network.classes)
     checkpoints = checkpoints_of(out, name, seed)
     began = time.monotonic()
-    net, started = _born(network, recipe.standard.start, seed)
-    fit(
-        net,
-        images,
-        recipe,
-        seed=seed,
-        device=device,
-        checkpoint_dir=checkpoints,
-        seconds=seconds,
-        progress=progress,
-    )
+    net, start = _begin(network, recipe.standard.start, seed)
+    run = partial(fit, net, splits[0], recipe, checkpoint_dir=checkpoints, seconds=seconds)
+    run(seed=seed, device=device, progress=progress)
     took = round(time.monotonic() - began, 1)
-    net, dtype = _kept(network, net)
-    page = Entry(
-        name=name,
-        network=show(network),
-        recipe=show(recipe),
-        epochs=recipe.standard.epochs,
-        seed=seed,
-        command=command,
-        weights_sha256="",
-        start_sha256=started,
-        dtype=dtype,
-        device=device,
-        seconds=took,
-        versions=_versions(),
-        **_measured(net.to(device), images, held, test),
-    )
-    page = zoo.write(net, page, out)
+    net, dtype = _round(network, net)
+    page = _describe(net.to(device), name, recipe, splits, seed)
+    page = dataclasses.replace(page, command=command, start_sha256=start, dtype=dtype)
+    page = zoo.write(net, dataclasses.replace(page, device=device, seconds=took), out)
     shutil.rmtree(checkpoints)
     return page
 
 
-def _named(name: str, epochs: int | None) -> tuple[Network, Recipe]:
+def _describe(
+    net: Classifier,
+    name: str,
+    recipe: Recipe,
+    splits: tuple[Images, Images, Images],
+    seed: int,
+) -> Entry:
+    """The page of a trained net, but for what only its run knows."""
+    train, held, test = splits
+    return Entry(
+        name=name,
+        network=show(zoo.NETWORKS[name]),
+        recipe=show(recipe),
+        epochs=recipe.standard.epochs,
+        seed=seed,
+        data=train.name,
+        data_origin=train.origin,
+        data_fingerprint=train.fingerprint,
+        test=test.name,
+        test_n=len(test),
+        accuracy=clean_accuracy_of(net, test),
+        validation=held.name,
+        validation_n=len(held),
+        validation_accuracy=clean_accuracy_of(net, held),
+        command="",
+        weights_sha256="",
+        versions=_versions(),
+    )
+
+
+def _find(name: str, epochs: int | None) -> tuple[Network, Recipe]:
     if name not in zoo.NETWORKS:
         raise ZooError(
             f"there is no recipe for {name!r}; expected one of: {', '.join(zoo.NETWORKS)}"
         )
     recipe = RECIPES[name]
-    return zoo.NETWORKS[name], recipe if epochs is None else _lasting(recipe, epochs)
+    return zoo.NETWORKS[name], recipe if epochs is None else _shorten(recipe, epochs)
 
 
-def _lasting(recipe: Recipe, epochs: int) -> Recipe:
+def _shorten(recipe: Recipe, epochs: int) -> Recipe:
     plan = recipe.standard
     shorter = dataclasses.replace(
         plan,
@@ -157,7 +162,7 @@ def _lasting(recipe: Recipe, epochs: int) -> Recipe:
     return dataclasses.replace(recipe, standard=shorter)  # type: ignore[type-var]
 
 
-def _born(network: Network, start: str, seed: int) -> tuple[Classifier, str]:
+def _begin(network: Network, start: str, seed: int) -> tuple[Classifier, str]:
     """The net before its first step, and the SHA-256 of the weights file that it begins from, if it
     does."""
     with torch.random.fork_rng(devices=[]):
@@ -165,37 +170,23 @@ def _born(network: Network, start: str, seed: int) -> tuple[Classifier, str]:
         net = network()
     if not start:
         return net, ""
-    begun = zoo.load(start)
-    if begun.network != net.network:
+    earlier = zoo.load(start)
+    if earlier.network != net.network:
         raise ZooError(
-            f"its recipe starts from {start}, which is {begun.network}, but it is {net.network}"
+            f"its recipe starts from {start}, which is {earlier.network}, but it is {net.network}"
         )
-    net.load_state_dict(begun.state_dict())
+    net.load_state_dict(earlier.state_dict())
     return net, zoo.entry(start).weights_sha256
 
 
-def _kept(network: Network, net: Classifier) -> tuple[Classifier, str]:
+def _round(network: Network, net: Classifier) -> tuple[Classifier, str]:
     """The net as `zoo.load` will give it back, rounded to fp16 where it is large: this is what is
     measured."""
     size = sum(v.numel() * v.element_size() for v in net.module.state_dict().values())
     dtype = "float32" if size < 0.98 * zoo.PACKAGE_LIMIT else "float16"
-    kept = network()
-    kept.module.load_state_dict(zoo.stored(net, dtype))
-    return kept, dtype
-
-
-def _measured(net: Classifier, images: Images, held: Images, test: Images) -> dict[str, Any]:
-    return {
-        "data": images.name,
-        "data_origin": images.origin,
-        "data_fingerprint": images.fingerprint,
-        "test": test.name,
-        "test_n": len(test),
-        "accuracy": clean_accuracy_of(net, test),
-        "validation": held.name,
-        "validation_n": len(held),
-        "validation_accuracy": clean_accuracy_of(net, held),
-    }
+    rounded = network()
+    rounded.module.load_state_dict(zoo.stored(net, dtype))
+    return rounded, dtype
 
 
 def _command(
@@ -212,8 +203,8 @@ def _command(
 def _versions() -> dict[str, str]:
     # retroact runs from a checkout that is not installed too, and trains without `datasets` on
     # images that are at hand
-    found = {"python": platform.python_version()}
+    versions = {"python": platform.python_version()}
     for package in ("retroact", "torch", "numpy", "datasets", "safetensors"):
         with contextlib.suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            versions[package] = version(package)
+    return versions

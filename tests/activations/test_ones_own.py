@@ -4,6 +4,9 @@ and audited as those of the package are."""
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
@@ -109,6 +112,26 @@ def test_it_is_named_installed_saved_and_read_again(net, text: str, tmp_path) ->
     assert not torch.allclose(hard(x), net(x))
 
 
+def test_a_process_that_does_not_know_it_is_told_what_to_import(net, tmp_path) -> None:
+    (tmp_path / "mine.py").write_text(
+        "import retroact as ra, torch\nfrom retroact.spec import spec\n"
+        "@spec\nclass Doubled(ra.Activation):\n"
+        "    'max(0, 2 z).'\n    def __call__(self, z): return (2 * z).relu()\n"
+    )
+    code = (
+        "import mine, retroact as ra\n"
+        "ra.save(ra.retrofit('digits-cnn', mine.Doubled()), 'hard.safetensors')"
+    )
+    assert _run(code, tmp_path).returncode == 0
+    told = _run("import retroact as ra; ra.load('hard.safetensors')", tmp_path).stderr
+    assert "CheckpointError" in told and "import its module first" in told
+    assert _run("import mine, retroact as ra; ra.load('hard.safetensors')", tmp_path).stderr == ""
+
+
+def _run(code: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True)
+
+
 def test_its_files_travel_with_the_network(net, tmp_path, monkeypatch) -> None:
     name = hashlib.sha256(b"0.25").hexdigest()
     embed(b"0.25", name)
@@ -143,10 +166,18 @@ def test_its_jump_is_smoothed_where_its_place_is_known() -> None:
 
 def test_it_is_audited(net) -> None:
     quick = ra.audit(net, "SteepJump(0.3)", digits(), "Linf(0.1)", battery="quick")
-    assert any("kernel" in run.title for run in quick.retrofit.runs)
-    assert quick.names[1].endswith("SteepJump(kappa=0.3)")
+    assert quick.after.kernel.startswith("sigmoid kernel")
+    assert quick.names.after.endswith("SteepJump(kappa=0.3)")
     smooth = ra.audit(net, Squareplus(0.5), digits(), "Linf(0.1)", battery="quick")
-    assert not any("kernel" in run.title for run in smooth.retrofit.runs)
+    assert smooth.after.kernel == ""
+
+
+def test_a_jump_of_an_unknown_place_is_audited_with_a_surrogate_of_ones_own(net) -> None:
+    hard, smooth = ra.retrofit(net, Rounded()), ra.retrofit(net, ra.ReLU())
+    with pytest.raises(SpecError, match="give surrogate=, a network to climb in its place"):
+        ra.audit(net, hard, digits(), "Linf(0.1)", battery="quick")
+    made = ra.audit(net, hard, digits(), "Linf(0.1)", battery="quick", surrogate=smooth)
+    assert made.after.kernel == "your surrogate"
 
 
 def test_it_is_tuned(net) -> None:
@@ -171,5 +202,5 @@ def test_a_function_that_is_no_activation_is_refused(net) -> None:
         def __call__(self, z: Tensor) -> Tensor:
             return z
 
-    with pytest.raises(SpecError, match="expected an activation, one of"):
+    with pytest.raises(SpecError, match=r"Duck\(\) .* one of your own, which inherits Activation"):
         ra.retrofit(net, Duck())

@@ -15,14 +15,15 @@ from retroact.crafting.attack import Attack
 from retroact.crafting.domain import Domain
 from retroact.crafting.driver import Outcome, craft
 from retroact.crafting.goals import Aim
+from retroact.crafting.l1 import L1
 from retroact.crafting.scene import Scene
 from retroact.crafting.threat import L2, Linf, ThreatModel
 from retroact.crafting.windows import Stroke
 
 LOW, HIGH = -2.0, 5.0
 SHAPES = {"row": (12,), "series": (2, 10), "image": (3, 6, 5), "video": (2, 3, 4, 5)}
-NEAR = {"linf": Linf(0.15), "l2": L2(1.0)}
-FAR = {"linf": Linf(3.0, width=7.0), "l2": L2(12.0)}
+NEAR = {"linf": Linf(0.15), "l1": L1(4.0), "l2": L2(1.0)}
+FAR = {"linf": Linf(3.0, width=7.0), "l1": L1(80.0), "l2": L2(12.0)}
 CHEAP = {"steps": 5, "search_steps": 2, "queries": 60, "draws": 3, "repeats": 2}
 
 

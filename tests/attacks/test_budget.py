@@ -11,11 +11,12 @@ from torch import nn
 
 import retroact as ra
 from retroact import spec as specs
-from retroact.attacks import apgd, square
+from retroact.attacks import square
 from retroact.crafting import windows
 from retroact.crafting.domain import Domain
 from retroact.crafting.driver import craft, craft_all
 from retroact.crafting.goals import Aim, LeastLikely, Untargeted
+from retroact.crafting.pacing import Halving, outset
 from retroact.crafting.scene import Scene
 from retroact.crafting.threat import L2, Linf
 from retroact.crafting.windows import Stroke
@@ -171,7 +172,7 @@ def test_apgd_fools_a_linear_network_exactly_where_theory_says(threat, attack, s
 
 def test_apgd_checks_at_the_published_steps():
     # p = 0, 0.22, 0.41, 0.57, 0.70, 0.80, 0.87, 0.93, 0.99 (Croce & Hein 2020, eq. 5), times 100
-    checks = apgd._checkpoints(100)
+    checks = Halving().checkpoints(100)
     found = [next(checks)[0] for _ in range(8)]
     assert all(
         abs(f - w) <= 1 for f, w in zip(found, [22, 41, 57, 70, 80, 87, 93, 99], strict=True)
@@ -179,7 +180,7 @@ def test_apgd_checks_at_the_published_steps():
 
 
 def test_apgd_halves_its_step_where_it_stalls_and_goes_back_to_its_best():
-    at = apgd._outset(torch.zeros(3, 1, 1, 1), torch.zeros(3, 1, 1, 1), ra.Linf(0.1))
+    at = outset(torch.zeros(3, 1, 1, 1), torch.zeros(3, 1, 1, 1), 0.2)
     at = at._replace(
         x=torch.full((3, 1, 1, 1), 0.05),
         best=torch.full((3, 1, 1, 1), 0.02),
@@ -189,7 +190,7 @@ def test_apgd_halves_its_step_where_it_stalls_and_goes_back_to_its_best():
         # the third has found nothing better since the last checkpoint
         anchor=torch.tensor([1.0, 1.0, 1.0]),
     )
-    after, gradient = apgd._check(at, torch.ones(3, 1, 1, 1), 10)
+    after, gradient = Halving().check(at, torch.ones(3, 1, 1, 1), 10, 0.2)
     assert torch.allclose(after.step, torch.tensor([0.2, 0.1, 0.1]))
     assert torch.allclose(after.x.flatten(), torch.tensor([0.05, 0.02, 0.02]))
     # the gradient of the best point, where it went back

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 import retroact as ra
 from retroact.auditing.audit import Audit
-from retroact.auditing.battery import Battery, parties
+from retroact.auditing.battery import Battery
 from retroact.auditing.selftest import Louder
+from retroact.auditing.subjects import prepare
 from retroact.crafting.domain import domain_of
 from retroact.evaluation.proof import prove
 from retroact.evaluation.record import from_bytes, images_to_bytes, to_bytes
@@ -110,16 +111,16 @@ def test_what_fell_lies_in_ball_and_box_and_controls_ran(kind, battery):
     made, examples = jumped(kind, battery), data(kind)
     for side in made.sides:
         assert bool((side.verified <= side.claimed).all() and (side.claimed <= side.clean).all())
-        assert side.fallen and all(f.image.shape == SHAPES[kind] for f in side.fallen)
-        for f in side.fallen:
+        assert side.examples and all(f.image.shape == SHAPES[kind] for f in side.examples)
+        for f in side.examples:
             assert np.array_equal(f.image, examples.images[f.row].numpy())
             assert np.abs(f.x_adv - f.image).max() <= EPS.eps * (1 + 1e-5)
             assert f.x_adv.min() >= LOW and f.x_adv.max() <= HIGH
         if battery != "quick":
             assert {"Square", "APGD, transfer"} <= {
-                r.title for r in side.runs if r.role == "control"
+                r.title for r in side.attacks if r.role == "control"
             }
-    assert any(f.x_adv.min() < 0 or f.x_adv.max() > 1 for f in made.retrofit.fallen)
+    assert any(f.x_adv.min() < 0 or f.x_adv.max() > 1 for f in made.after.examples)
 
 
 @kinds
@@ -183,8 +184,8 @@ def test_a_lean_form_folds_the_norm_and_leaves_channels_where_they_are(kind):
 @kinds
 def test_kernels_are_put_into_networks_of_every_rank(kind):
     hard = ra.retrofit(trained(kind), "JumpReLU(0.5)")
-    for party in parties(trained(kind), hard, data(kind), EPS):
-        assert len(party.guides) == 3
+    for subject in prepare(trained(kind), hard, data(kind), EPS):
+        assert len(subject.sources) == 3
 
 
 @kinds
@@ -214,7 +215,7 @@ def test_the_page_of_an_audit_speaks_of_examples_and_draws_none(kind, tmp_path):
         ra.report(made, tmp_path / f"audit.{suffix}").read_text()
         for suffix in ("html", "md", "json")
     )
-    assert "Only images are drawn" in page and "<h2>Examples that fell</h2>" in page
+    assert "Only images are drawn" in page and "<h2>Examples that were broken</h2>" in page
     assert "data:image" not in page and "of the examples withstand" in page
     for said in (page, text):
         assert " images " not in said.replace("Only images are", "")
@@ -248,7 +249,7 @@ def test_cells_of_every_rank_are_swept_stored_and_reported(kind, tmp_path, monke
         data=data(kind),
     )
     assert len(cells) == 8
-    ra.sweep(cells, store, workers=1, keep=3)
+    ra.sweep(cells, store, keep=3)
     records = [store.read(ra.key(cell.locked()), images=True) for cell in cells]
     assert all(
         r.examples.shape == (3, *shape) and r.pedigree["box"] == [LOW, HIGH] for r in records

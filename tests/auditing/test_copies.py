@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 import retroact as ra
-from retroact.auditing.battery import QUICK, parties
+from retroact.auditing.battery import QUICK
+from retroact.auditing.subjects import prepare
 from retroact.evaluation.proof import prove
 from retroact.retrofitting import folding, lean, surgery
 from retroact.retrofitting.installed import installed
@@ -66,13 +67,14 @@ def test_other_layers_are_not_taken_for_the_same() -> None:
 
 def test_kernels_are_made_once_and_hold_no_weights_of_their_own() -> None:
     net, data = normed(), ra.data("digits/validation[:20]")
-    for party in parties(net, ra.retrofit(net, ra.JumpReLU(0.5)), data, ra.Linf(0.1)):
-        for _, make in party.guides:
-            first, second = make().lean, make().lean
+    pair = prepare(net, ra.retrofit(net, ra.JumpReLU(0.5)), data, ra.Linf(0.1))
+    for subject in (pair.before, pair.after):
+        for source in subject.sources:
+            first, second = source.make().lean, source.make().lean
             assert first is not second, "each attack begins at the widest kernel"
             assert list(first.forms) == list(second.forms)
-        own = {p.data_ptr() for p in party.net.lean.parameters()}
-        if getattr(party.net.lean, "retrofit", None) is not None:
+        own = {p.data_ptr() for p in subject.net.lean.parameters()}
+        if getattr(subject.net.lean, "retrofit", None) is not None:
             assert {p.data_ptr() for p in first.parameters()} <= own
 
 

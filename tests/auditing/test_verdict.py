@@ -5,14 +5,14 @@ import math
 import numpy as np
 import pytest
 
-from retroact.auditing.verdict import Counts, bootstrap, counted, judge, mcnemar, settling
+from retroact.auditing.verdict import Counts, bootstrap, count, judge, mcnemar, settling
 
 
 def counts(
     n: int, gained: int, lost: int, base: int = 0, claimed: tuple[float, float] | None = None
 ) -> Counts:
-    """Of n examples `base` stand on both, `gained` on the retrofit alone, `lost` on the twin alone;
-    an honest claim."""
+    """Of n examples `base` are robust on both networks, `gained` after the change alone, `lost`
+    before it alone; an honest claim."""
     verified = (base + lost) / n, (base + gained) / n
     return Counts(n, (1.0, 1.0), verified if claimed is None else claimed, verified, gained, lost)
 
@@ -140,16 +140,16 @@ def test_a_margin_that_is_none_is_refused(margin):
 def test_any_doubt_makes_it_abstain_and_is_said():
     for gained, lost in [(40, 5), (0, 0), (40, 40)]:
         verdict = judge(
-            counts(300, gained, lost), [], ["Square felled 9 of 64", "2 of 32 stand at any eps"]
+            counts(300, gained, lost), [], ["Square broke 9 of 64", "2 of 32 are robust at any eps"]
         )
         assert verdict.effect == "ABSTAINED" and verdict.needs == 0
-        assert "Square felled 9 of 64; 2 of 32 stand at any eps" in str(verdict)
+        assert "Square broke 9 of 64; 2 of 32 are robust at any eps" in str(verdict)
         assert verdict.plainly().startswith("No verdict")
 
 
 def test_harm_stands_whatever_the_attacks_missed():
-    verdict = judge(counts(300, 5, 40), [], ["Square felled 9 of 64"])
-    assert verdict.effect == "HARMFUL" and "Square felled 9 of 64" in str(verdict)
+    verdict = judge(counts(300, 5, 40), [], ["Square broke 9 of 64"])
+    assert verdict.effect == "HARMFUL" and "Square broke 9 of 64" in str(verdict)
 
 
 def test_the_margin_is_the_users():
@@ -218,7 +218,7 @@ def test_each_claim_is_reached(claimed, alarms, claim, mechanism):
     assert ("HONEST" in said) == (claim == "HONEST") and ("(WEAK PROTOCOL)" in said) == (
         claim == "WEAK PROTOCOL"
     )
-    assert ("weak on the twin too" in said) == (claim == "MASKED, WEAK PROTOCOL")
+    assert ("weak before the change too" in said) == (claim == "MASKED, WEAK PROTOCOL")
     assert (f"MASKED by {mechanism}" in said) == ("MASKED" in claim)
     assert ("blinds it" in plain) == ("MASKED" in claim)
     assert ("too weak on both" in plain) == (claim == "WEAK PROTOCOL")
@@ -248,8 +248,8 @@ def test_effect_and_claim_are_independent():
 def test_the_sentences_carry_the_numbers():
     verdict = judge(counts(300, 6, 36, base=120, claimed=(0.8, 0.9)), ["jump"])
     assert str(verdict).startswith(
-        "HARMFUL; its claim is MASKED by jump, and the claimed attack is weak on the twin too: "
-        "claimed +10.0, verified -10.0 points ["
+        "HARMFUL; its claim is MASKED by jump, and the claimed attack is weak before the change"
+        " too: claimed +10.0, verified -10.0 points ["
     )
     assert f"p = {verdict.counts.p:.2g}, n = 300" in str(verdict)
     plain = verdict.plainly()
@@ -260,10 +260,10 @@ def test_the_sentences_carry_the_numbers():
 # ---------------------------------------------------------------------------------------- counts
 
 
-def test_counted_counts_example_by_example():
+def test_count_counts_example_by_example():
     v0, v1 = np.array([1, 1, 1, 0, 0], bool), np.array([1, 0, 0, 1, 0], bool)
     every = np.ones(5, bool)
-    c = counted((every, every), (every, ~v0), (v0, v1))
+    c = count((every, every), (every, ~v0), (v0, v1))
     assert (c.n, c.gained, c.lost) == (5, 1, 2)
     assert c.verified == (0.6, 0.4) and c.claimed == (1.0, 0.4) and c.clean == (1.0, 1.0)
     assert c.verified_gain == pytest.approx(-0.2) and c.claimed_gain == pytest.approx(-0.6)
@@ -271,9 +271,9 @@ def test_counted_counts_example_by_example():
     assert c.p == 1.0 and not math.isnan(sum(c.interval))
 
 
-def test_counted_refuses_other_examples_and_none():
+def test_count_refuses_other_examples_and_none():
     five, four, none = (np.ones(k, bool) for k in (5, 4, 0))
     with pytest.raises(ValueError, match="same examples"):
-        counted((five, five), (five, five), (five, four))
+        count((five, five), (five, five), (five, four))
     with pytest.raises(ValueError, match="at least one"):
-        counted((none, none), (none, none), (none, none))
+        count((none, none), (none, none), (none, none))

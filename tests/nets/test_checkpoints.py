@@ -147,11 +147,11 @@ def test_a_net_that_is_itself_wrapped_takes_bare_weights_and_wrapped_ones(
     torch.save(STATE, tmp_path / "bare.pt")
     torch.save(under("module.", STATE), tmp_path / "wrapped.pt")
     for name in ("bare.pt", "wrapped.pt"):
-        made: nn.Module = nn.Module()
-        made.add_module(wrap, inner := Net().eval())
+        wrapped: nn.Module = nn.Module()
+        wrapped.add_module(wrap, inner := Net().eval())
         if wrap == "_orig_mod":
-            made = torch.compile(inner := Net().eval(), backend="eager")  # type: ignore[assignment]
-        fill(made, tmp_path / name)
+            wrapped = torch.compile(inner := Net().eval(), backend="eager")  # type: ignore[assignment]
+        fill(wrapped, tmp_path / name)
         assert torch.equal(inner(X), trained()(X))
 
 

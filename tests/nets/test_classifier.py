@@ -40,23 +40,23 @@ def test_mean_0_and_std_1_leave_every_bit_alone() -> None:
 
 def test_it_is_in_eval_mode_from_birth_and_leaves_the_weights_reachable() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(48, 5)).train()
-    made = Classifier(net, shape=(3, 4, 4))
-    assert not made.training
+    classifier = Classifier(net, shape=(3, 4, 4))
+    assert not classifier.training
     assert not net.training
-    assert made.module is net
-    assert torch.equal(made(X), made(X))
-    assert list(made.module.state_dict()) == ["2.weight", "2.bias"]
+    assert classifier.module is net
+    assert torch.equal(classifier(X), classifier(X))
+    assert list(classifier.module.state_dict()) == ["2.weight", "2.bias"]
 
 
 def test_it_pickles_and_traces() -> None:
-    made = Classifier(LeNetLike()(), 0.1307, 0.3081, shape=(1, 28, 28), name="lenet")
+    classifier = Classifier(LeNetLike()(), 0.1307, 0.3081, shape=(1, 28, 28), name="lenet")
     x = torch.rand(2, 1, 28, 28)
-    again = pickle.loads(pickle.dumps(made))
-    assert torch.equal(again(x), made(x))
+    again = pickle.loads(pickle.dumps(classifier))
+    assert torch.equal(again(x), classifier(x))
     assert (again.shape, again.name) == ((1, 28, 28), "lenet")
-    assert torch.equal(torch.fx.symbolic_trace(made)(x), made(x))
-    exported = torch.export.export(made, (x,)).module()
-    torch.testing.assert_close(exported(x), made(x))
+    assert torch.equal(torch.fx.symbolic_trace(classifier)(x), classifier(x))
+    exported = torch.export.export(classifier, (x,)).module()
+    torch.testing.assert_close(exported(x), classifier(x))
 
 
 def test_gradients_reach_the_pixels_scaled_by_std() -> None:
@@ -149,16 +149,17 @@ def test_whatever_its_output_it_pickles_traces_exports_and_is_retrofitted(
     net.inner = nn.Sequential(
         nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 1 if output == "sigmoid" else 5)
     )
-    made = Classifier(net, 0.5, 0.25, shape=(3, 4, 4), output=output)
-    expected = made(X)
+    classifier = Classifier(net, 0.5, 0.25, shape=(3, 4, 4), output=output)
+    expected = classifier(X)
     assert expected.shape == (3, 2 if output == "sigmoid" else 5)
-    assert torch.equal(pickle.loads(pickle.dumps(made))(X), expected)
-    assert torch.equal(torch.fx.symbolic_trace(made)(X), expected)
-    assert torch.equal(retrofit(made, JumpReLU(0.0))(X), expected)
+    assert torch.equal(pickle.loads(pickle.dumps(classifier))(X), expected)
+    assert torch.equal(torch.fx.symbolic_trace(classifier)(X), expected)
+    assert torch.equal(retrofit(classifier, JumpReLU(0.0))(X), expected)
     assert (
-        export(retrofit(made, JumpReLU(0.1)), tmp_path / "net.pt2", images=X).max_difference < 1e-5
+        export(retrofit(classifier, JumpReLU(0.1)), tmp_path / "net.pt2", images=X).max_difference
+        < 1e-5
     )
-    save(made, tmp_path / "net.safetensors")
+    save(classifier, tmp_path / "net.safetensors")
     again = load(tmp_path / "net.safetensors", into=copy.deepcopy(net))
     assert again.output == output
     assert torch.equal(again(X), expected)

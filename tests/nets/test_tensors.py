@@ -226,7 +226,7 @@ def test_other_ways_to_hold_a_weight(tmp_path, build):
 @pytest.mark.parametrize("where", ["net", "inner", "into", "parallel", "into parallel"])
 def test_a_compiled_or_parallel_net_is_saved_as_its_own(tmp_path, where):
     net = _trained(Plain, torch.float32)
-    made, plain = Plain(), digest(net)
+    blank, plain = Plain(), digest(net)
     expected = net(X)
     if where == "net":
         net.module = torch.compile(net.module, backend="eager")
@@ -239,9 +239,9 @@ def test_a_compiled_or_parallel_net_is_saved_as_its_own(tmp_path, where):
         "into": lambda m: torch.compile(m, backend="eager"),
         "into parallel": nn.DataParallel,
     }.get(where, lambda m: m)
-    back = load(save(net, tmp_path / "net.safetensors"), into=wrap(made))
+    back = load(save(net, tmp_path / "net.safetensors"), into=wrap(blank))
     assert digest(back) == plain or where == "into parallel"
-    assert torch.equal(made((X - net.mean) / net.std), expected)
+    assert torch.equal(blank((X - net.mean) / net.std), expected)
 
 
 def test_an_untrained_lazy_net_and_other_things_without_numbers_are_refused_by_name(tmp_path):

@@ -18,7 +18,7 @@ from retroact.auditing.numbers import AuditNumbers
 from retroact.crafting.domain import Domain
 from retroact.experiments.store import Store
 from retroact.reports import audited, plots
-from retroact.reports.html import rendered
+from retroact.reports.html import render
 from retroact.reports.report import report
 
 PNG = r'src="data:image/png;base64,([^"]+)"'
@@ -68,13 +68,13 @@ def reading(
     )
 
 
-def ran(title: str, felled: int, **more: Any) -> dict[str, Any]:
+def ran(title: str, broken: int, **more: Any) -> dict[str, Any]:
     plain = {
         "title": title,
         "attack": f"{title}(steps=7)",
         "role": "white box",
         "asked": 80,
-        "felled": felled,
+        "felled": broken,
     }
     return plain | {"gradients": 560, "zero_gradients": 0, "queries": 640, "seconds": 1.25} | more
 
@@ -229,13 +229,13 @@ def test_the_images_that_were_broken_are_shown_pixel_by_pixel(told):
 
 def test_doubts_and_what_was_not_masked_are_said(told):
     told.stored |= {
-        "doubts": ["Square felled 9 of 10"],
+        "doubts": ["Square broke 9 of 10"],
         "effect": "ABSTAINED",
         "claim": "HONEST",
         "mechanism": "",
     }
-    assert "Doubt: Square felled 9 of 10." in audited.page(told)
-    assert "- Doubt: Square felled 9 of 10" in audited.markdown(told)
+    assert "Doubt: Square broke 9 of 10." in audited.page(told)
+    assert "- Doubt: Square broke 9 of 10" in audited.markdown(told)
     assert "promises no more than what was verified" in audited.why(told.numbers())
     told.stored["indicators"] = [r | {"fired": False} for r in told.stored["indicators"]]
     assert audited.why(told.numbers()).startswith("No indicator fired")
@@ -321,10 +321,10 @@ def test_the_page_of_a_store_can_hold_audits():
         "undrawn": False,
         "runs": [],
     }
-    text = rendered("report.html", **shown, audits=[("SReLU <100>", numbers())], written="now")
+    text = render("report.html", **shown, audits=[("SReLU <100>", numbers())], written="now")
     assert (
         "SReLU &lt;100&gt;" in text
         and "25.0 → 30.0" in text
         and "NO EFFECT; MASKED by jump, WEAK PROTOCOL" in text
     )
-    assert "What the audits say" not in rendered("report.html", **shown, audits=[], written="now")
+    assert "What the audits say" not in render("report.html", **shown, audits=[], written="now")

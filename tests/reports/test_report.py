@@ -84,7 +84,7 @@ def test_lines_carry_the_numbers_of_their_records(store):
 
 
 def test_only_like_is_compared_with_like(store):
-    groups = tables.grouped(lines(store))
+    groups = tables.group_lines(lines(store))
     assert [(g[1], len(m)) for g, m in groups] == [("Linf(eps=0.1)", 3), ("Linf(eps=0.2)", 1)]
     (worst,) = tables.worst_cases(groups[0][1])
     assert (worst.network, worst.attacks, worst.accuracy) == ("net", 2, 0.6)
@@ -135,15 +135,15 @@ def test_an_empty_report_is_refused_and_a_failed_write_leaves_the_old_page(
     assert path.read_text() == "old" and len(list(tmp_path.glob("*.part"))) == 0
 
 
-def test_pictures_show_the_beaten_first_and_need_kept_images(store):
+def test_pictures_show_the_broken_first_and_need_kept_images(store):
     with pytest.raises(ValueError, match="kept no images"):
         plots.pictures(record(3))
-    assert plots._beaten_first(record(4, images=True), 6) == [4, 5, 0, 1, 2, 3]
+    assert plots._order_broken_first(record(4, images=True), 6) == [4, 5, 0, 1, 2, 3]
     assert plots.pictures(record(4, images=True)).startswith("<img")
 
 
 def test_figures_are_the_same_every_time(store):
-    group = tables.grouped(lines(store))[0][1]
+    group = tables.group_lines(lines(store))[0][1]
     for figure in (plots.bars, plots.curves):
         first = re.sub(r"[mp][0-9a-f]{10}|clip[0-9a-f]+", "", figure(group))
         assert first == re.sub(r"[mp][0-9a-f]{10}|clip[0-9a-f]+", "", figure(group))

@@ -28,12 +28,15 @@ from retroact.studies.jumprelu import (
     figure_4,
     figure_7,
     figure_9,
+    gray_box,
+    minimum_norms,
     networks,
     table_1,
     table_2,
     truth,
+    white_box,
 )
-from retroact.studies.jumprelu.audited import audited
+from retroact.studies.jumprelu.audited import audit_of
 from retroact.studies.jumprelu.crafted import Crafted, relative
 from retroact.studies.jumprelu.networks import (
     ATTACKS,
@@ -167,7 +170,7 @@ def test_two_goes_find_what_one_finds():
 def test_one_run_gives_the_curve_of_all_budgets():
     images, net, last = data("digits[:40]"), Model("digits-cnn")(), 10
     long = evaluate(net, images, ErichsonPGD(0.03, last + 2, (1.0,)), Linf(1.0))
-    curve = figure_9.accuracies(figure_9.fallen(long), last)
+    curve = figure_9.accuracies(figure_9.broken_after(long), last)
     for budget in (1, 4, last - 1, last):
         short = evaluate(net, images, ErichsonPGD(0.03, budget, (1.0,)), Linf(1.0))
         assert curve[budget] == pytest.approx(100 * robust_accuracy(short)), budget
@@ -189,10 +192,10 @@ def test_the_smallest_norm_is_taken_image_by_image():
     record = cells[0]()
     # nearer, but fools nobody
     half = replace(record, distance=record.distance / 2, adversarial=record.label)
-    both = truth.smallest([record, half])
+    both = minimum_norms.smallest([record, half])
     fooled = (record.clean == record.label) & (record.adversarial != record.label)
     assert fooled.any() and both[fooled] == pytest.approx(record.distance[fooled, 2])
-    assert np.isinf(truth.smallest([half])[record.clean == record.label]).all()
+    assert np.isinf(minimum_norms.smallest([half])[record.clean == record.label]).all()
 
 
 def test_both_ways_of_a_matrix():
@@ -233,7 +236,7 @@ def test_attacks_are_the_papers():
 
 def test_audits_are_in_pixels_and_a_full_one_is_the_whole_battery():
     sizes = {
-        (net, quick): audited(net, quick=quick) for net in (LENET, WIDE) for quick in (True, False)
+        (net, quick): audit_of(net, quick=quick) for net in (LENET, WIDE) for quick in (True, False)
     }
     assert [(a.data, a.battery) for a in sizes.values()] == [
         ("mnist[:200]", "quick"),
@@ -332,7 +335,7 @@ def test_items_say_what_they_found_and_say_it_again_from_the_store(item, tmp_pat
     robust = replace(DIGITS, title="robust digits", key="resnet")
     monkeypatch.setattr(Net, "here", property(lambda net: net.name == "digits-cnn"))
     monkeypatch.setattr(Net, "robust", property(lambda net: net == robust))
-    for module in {item, table_1, table_2}:
+    for module in {item, gray_box}:
         if hasattr(module, "available"):
             monkeypatch.setattr(module, "available", lambda desk, among=(): [robust])
     if item is not table_2:  # which quotes the paper's own table for all of its networks
@@ -357,11 +360,11 @@ def test_the_published_pattern_appears_on_lenet(net, gain, tmp_path, monkeypatch
     small = replace(net, sizes=(80, 80))
     with Store(tmp_path / "s.sqlite") as store:
         desk = Desk(store, quick=True)
-        gray, found = table_1.sets(desk, small), table_2.runs(desk, small)
+        gray, found = gray_box.sets(desk, small), white_box.runs(desk, small)
     before, after = (100 * found[k]["pgd"]["accuracy"][0][0] for k in (0.0, small.kappa))
     assert all(100 * gray[a]["accuracy"][0][1] > 30 for a in ATTACKS)
     assert after - before >= gain
-    ratios = table_2.ratios(found)
+    ratios = white_box.ratios(found)
     assert all(1.35 < ratios[a] < 2.2 for a in ("deepfool_linf", "deepfool_l2"))
     assert 1.15 < ratios["trust_region"] < 1.45
 

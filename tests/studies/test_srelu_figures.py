@@ -17,21 +17,9 @@ from retroact.experiments.cell import Cell, Model
 from retroact.nets.data import data
 from retroact.retrofitting.surgery import retrofit
 from retroact.studies.srelu import figure_2, figure_3, figure_5, question_scaling
+from retroact.studies.srelu.attacks import accuracies, as_published, attack_cells, columns
 from retroact.studies.srelu.figure_5 import TargetedRates
-from retroact.studies.srelu.figure_7 import ScaledPixels
-from retroact.studies.srelu.networks import (
-    ABOVE_1,
-    CNN2,
-    MNIST,
-    NETS,
-    SLOPES,
-    Net,
-    accuracies,
-    as_published,
-    attack_cells,
-    columns,
-    first,
-)
+from retroact.studies.srelu.networks import ABOVE_1, CNN2, MNIST, NETS, SLOPES, Net, first
 from retroact.studies.srelu.panels import Curve, table
 from retroact.studies.srelu.question_scaling import (
     CleanGradients,
@@ -39,6 +27,7 @@ from retroact.studies.srelu.question_scaling import (
     apart,
     without_biases,
 )
+from retroact.studies.srelu.scaled_pixels import ScaledPixels
 
 DIGITS = Net("digits", "digits", "digits-cnn", "*", (0.0, 0.05, 0.1), "digits", 20)
 PLAIN = Model("digits-cnn")
@@ -258,12 +247,12 @@ def test_targeted_successes_are_counted_as_published(loss):
 
 def test_recovery_is_0_at_slope_1_and_100_where_all_is_back():
     means = {("x", "FGSM", 1.0): 40.0, ("x", "FGSM", 10.0): 90.0, ("x", "FGSM", 0.5): 20.0}
-    recovered = [figure_2._recovered(90.0, means, ("x", "FGSM", s)) for s in (1.0, 10.0, 0.5)]
+    recovered = [figure_2._recover(90.0, means, ("x", "FGSM", s)) for s in (1.0, 10.0, 0.5)]
     assert recovered == [0.0, 100.0, -40.0]
 
 
 def test_a_table_names_its_curves_and_shows_original_images_and_differences():
-    curve = Curve("slope 2", [90.0, 50.0], {"0.1": 47.0}, [91.0, 52.0])
+    curve = Curve("2", [90.0, 50.0], {"0.1": 47.0}, [91.0, 52.0], "slope")
     made = table("T", "slope", "eps", ["0", "0.1"], [curve], 1017)
     assert made.head[3] == "first 1017, original"
     assert made.texts() == [
@@ -312,7 +301,7 @@ def test_targeted_claims_follow_from_the_rates():
 
 
 def test_the_mechanism_is_neither_where_gradients_vanish_and_nothing_is_won():
-    def said(**changed: float) -> str:
+    def label(**changed: float) -> str:
         gradients = {
             (n, s): {"right": 9, "zero32": 9, "zero64": 9, "size_right": 1 / s, "size_wrong": s}
             for n in NETS
@@ -328,5 +317,5 @@ def test_the_mechanism_is_neither_where_gradients_vanish_and_nothing_is_won():
             gradients[NETS[0], 100.0]["size_right"] = 9.0
         return question_scaling._mechanism_claim(gradients, seen).answer
 
-    assert said() == "does not hold" and said(noise=4.0) == "does not hold"
-    assert said(noise=6.0) == said(exploded=1.0) == "holds"
+    assert label() == "does not hold" and label(noise=4.0) == "does not hold"
+    assert label(noise=6.0) == label(exploded=1.0) == "holds"

@@ -142,19 +142,19 @@ def test_a_surrogate_learns_its_targets_outputs():
     with torch.no_grad():
         target[1].weight.mul_(8)
     before = float((pupil(x).argmax(1) == target(x).argmax(1)).float().mean())
-    figure_8.distilled(target, pupil, train, epochs=150)
+    figure_8.distil(target, pupil, train, epochs=150)
     after = float((pupil(x).argmax(1) == target(x).argmax(1)).float().mean())
     assert before < 0.8 and after > 0.9 and not pupil.training
 
 
 def test_figure_8_asks_for_a_hindered_net_that_stands_above_the_direct_attack():
-    def curves(surrogate, twin):
+    def curves(surrogate, plain):
         ways = {
             "direct, slope 1": [98, 10],
             "direct, this slope": [98, 98],
             "direct, margin loss": [98, 10],
         }
-        ways |= {"surrogate": [98, surrogate], "slope-1 twin": [98, twin]}
+        ways |= {"surrogate": [98, surrogate], "from slope 1": [98, plain]}
         return {"mnist": {("PGD", 100.0, way): v for way, v in ways.items()}}
 
     assert figure_8._claim(curves(40, 30), (100.0,)).answer == "holds"
@@ -206,8 +206,10 @@ def test_a_sloped_jump_is_a_jump_times_a_slope_and_folds_to_a_jump(net, digits):
 
 def test_a_raised_bias_is_a_bias_raised(net, digits):
     with torch.no_grad():
-        assert torch.equal(question_defences.raised(net, 0.0)(digits.images), net(digits.images))
-        up = fold(question_defences.raised(net, 0.25))
+        assert torch.equal(
+            question_defences.raise_biases(net, 0.0)(digits.images), net(digits.images)
+        )
+        up = fold(question_defences.raise_biases(net, 0.25))
     before, after = (dict(n.named_parameters()) for n in (net, up))
     moved = {
         name: float((after[name] - p).detach().mean())
@@ -233,12 +235,12 @@ def test_the_battery_serves_its_threats():
     assert {type(e.threat(0.1)) for e in BATTERY} == {Linf, L2}
 
 
-def test_scores_and_the_twin_are_attacked_with_the_same_radius_as_the_gradient():
-    direct, scores, twin = question_beyond._ways(MNIST, 10.0, 20)
+def test_scores_and_the_network_at_slope_1_are_attacked_with_the_same_radius_as_the_gradient():
+    direct, scores, gray = question_beyond._ways(MNIST, 10.0, 20)
     assert direct.attack.needs == "gradient" and scores.attack.needs == "score"
-    assert {cell.threat for cell in (direct, scores, twin)} == {Linf(0.1)}
+    assert {cell.threat for cell in (direct, scores, gray)} == {Linf(0.1)}
     assert (
-        direct.source is None and twin.source == MNIST.sloped(1.0) and twin.attack == direct.attack
+        direct.source is None and gray.source == MNIST.sloped(1.0) and gray.attack == direct.attack
     )
 
 

@@ -80,7 +80,7 @@ def test_the_page_finds_all_of_its_measurements_and_makes_none(carried, monkeypa
         return original(asked, store, **how)
 
     original = desk.measured_all
-    monkeypatch.setattr(table_3, "_compared", lambda *facts: (0.0, 0.0, 0.0, "+0.0 to +0.0"))
+    monkeypatch.setattr(table_3, "_compare", lambda *facts: (0.0, 0.0, (0.0, 0.0)))
     monkeypatch.setattr(desk, "sweep", found)
     monkeypatch.setattr(desk, "measured_all", known)
     monkeypatch.setattr(

@@ -1,5 +1,7 @@
 """A study: its items are found, its parts are printed, its numbers come from the store."""
 
+import ast
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ from retroact.spec import spec
 from retroact.studies import study as studies
 from retroact.studies.desk import Desk
 from retroact.studies.published import claims, published
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 
 @spec
@@ -54,6 +56,18 @@ def test_every_item_has_a_title_and_makes_parts(paper):
         module = studies.importlib.import_module(f"retroact.studies.{paper}.{name}")
         assert callable(module.make), name
         assert studies._title(module)[:5].lower() == name[:5], name
+
+
+@pytest.mark.parametrize("paper", studies.PAPERS)
+def test_no_item_imports_another(paper):
+    """What several share is a module named for what it is."""
+    names = studies.items(paper)
+    for name in names:
+        module = studies.importlib.import_module(f"retroact.studies.{paper}.{name}")
+        tree = ast.parse(Path(module.__file__).read_text("utf-8"))
+        imports = [n.module or "" for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)]
+        inner = {m.rpartition(".")[2] for m in imports if m.startswith(f"retroact.studies.{paper}")}
+        assert not inner & set(names), f"{name} imports {inner & set(names)}"
 
 
 def test_items_stand_in_the_papers_order(monkeypatch):
@@ -121,9 +135,9 @@ def test_a_row_that_does_not_fit_its_head_is_refused():
 
 
 def test_an_answer_follows_from_the_protocol_and_the_truth():
-    assert answered(False) == answered(False, True) == "does not hold"
-    assert answered(True) == answered(True, True) == "holds"
-    assert answered(True, False) == "holds under the paper's protocol only"
+    assert answer_claim(False) == answer_claim(False, True) == "does not hold"
+    assert answer_claim(True) == answer_claim(True, True) == "holds"
+    assert answer_claim(True, False) == "holds under the paper's protocol only"
 
 
 def test_a_study_resumes_from_its_store_and_says_what_it_used(tmp_path, monkeypatch):

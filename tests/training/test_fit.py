@@ -190,9 +190,9 @@ def test_gradients_from_one_product_are_the_convolutions(
     plain = torch.nn.functional.conv2d(x, w, b, stride, padding)
     ours = cast(Tensor, WeightsByMatmul.apply(x, w, b, stride, padding))
     toward = torch.randn_like(plain)
-    expected, found = (torch.autograd.grad(y, leaves, toward) for y in (plain, ours))
+    expected, gradients = (torch.autograd.grad(y, leaves, toward) for y in (plain, ours))
     assert torch.equal(plain, ours)
-    for e, f in zip(expected, found, strict=True):
+    for e, f in zip(expected, gradients, strict=True):
         torch.testing.assert_close(f, e)
 
 
@@ -203,9 +203,9 @@ def test_large_weights_take_their_gradient_from_one_product_for_as_long_as_it_tr
     patches = convolutions.patches_of
 
     def counted(*given: Any) -> Tensor:
-        made = patches(*given)
-        products.append(tuple(made.shape))
-        return made
+        rows = patches(*given)
+        products.append(tuple(rows.shape))
+        return rows
 
     monkeypatch.setattr(convolutions, "patches_of", counted)
     inner = nn.Sequential(

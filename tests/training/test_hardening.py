@@ -37,9 +37,9 @@ def held():
 
 
 def robust(net, data, threat):
-    made = craft(ra.PGD(20, loss="margin"), net, data.images, data.labels, data.index, threat)
+    outcome = craft(ra.PGD(20, loss="margin"), net, data.images, data.labels, data.index, threat)
     return float(
-        ((decide(net, made.x_adv) == data.labels) & (decide(net, data.images) == data.labels))
+        ((decide(net, outcome.x_adv) == data.labels) & (decide(net, data.images) == data.labels))
         .float()
         .mean()
     )
@@ -47,10 +47,12 @@ def robust(net, data, threat):
 
 @pytest.mark.parametrize("bf16", [False, True])
 def test_learned_shifts_make_the_network_harder_to_fool(bf16, net, train, held):
-    made = harden(net, train, THREAT, Hardening(steps=100, batch=128, lr=0.1, bf16=bf16), seed=0)
-    assert {p.dtype for p in made.net.parameters()} == {torch.float32}
-    assert robust(made.net, held, THREAT) > robust(net, held, THREAT) + 0.03
-    assert made.net.retrofit.activation.sha256 and made.dose == 1.0
+    hardened = harden(
+        net, train, THREAT, Hardening(steps=100, batch=128, lr=0.1, bf16=bf16), seed=0
+    )
+    assert {p.dtype for p in hardened.net.parameters()} == {torch.float32}
+    assert robust(hardened.net, held, THREAT) > robust(net, held, THREAT) + 0.03
+    assert hardened.net.retrofit.activation.sha256 and hardened.dose == 1.0
 
 
 def test_the_net_itself_stays_as_it_was(net, train):
@@ -61,20 +63,23 @@ def test_the_net_itself_stays_as_it_was(net, train):
 
 
 def test_only_shifts_and_the_logits_biases_are_learned(net, train):
-    made = harden(net, train, THREAT, BRIEF)
+    hardened = harden(net, train, THREAT, BRIEF)
     last = [m for m in net.modules() if isinstance(m, nn.Linear)][-1]
-    before, after = dict(net.named_parameters()), dict(made.net.named_parameters())
+    before, after = dict(net.named_parameters()), dict(hardened.net.named_parameters())
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     assert [before[name] is last.bias for name in changed] == [True]
-    assert made.learned < made.parameters and made.share == made.learned / made.parameters
+    assert (
+        hardened.learned < hardened.parameters
+        and hardened.share == hardened.learned / hardened.parameters
+    )
 
 
 @pytest.mark.parametrize(("learn", "kind"), [("kappa", JumpReLU), ("slopes", SReLU)])
 def test_kappa_and_slopes_come_out_as_an_activation_for_each_site(net, train, learn, kind):
-    made = harden(
+    hardened = harden(
         net, train, THREAT, Hardening(learn=learn, steps=10, batch=64, attack_steps=2, lr=0.05)
     )
-    activation = made.net.retrofit.activation
+    activation = hardened.net.retrofit.activation
     assert isinstance(activation, PerSite) and all(
         isinstance(a, kind) for a in activation.activations
     )
@@ -89,9 +94,11 @@ def test_all_learns_every_weight_and_norms_only_norms_and_logits(train):
     net = ra.Classifier(plain, shape=tuple(train.images.shape[1:]))
     every = harden(net, train, THREAT, Hardening(learn="all", steps=2, batch=32, attack_steps=1))
     assert every.learned == every.parameters
-    made = harden(net, train, THREAT, Hardening(learn="norms", steps=2, batch=32, attack_steps=1))
-    assert made.learned == 6 + 6 + 10
-    before, after = net.state_dict(), made.net.state_dict()
+    hardened = harden(
+        net, train, THREAT, Hardening(learn="norms", steps=2, batch=32, attack_steps=1)
+    )
+    assert hardened.learned == 6 + 6 + 10
+    before, after = net.state_dict(), hardened.net.state_dict()
     moved = {k for k in before if not torch.equal(before[k], after[k])}
     assert moved == {"module.1.weight", "module.1.bias", "module.4.bias"}
     ends = harden(
@@ -105,28 +112,28 @@ def test_all_learns_every_weight_and_norms_only_norms_and_logits(train):
 
 
 def test_without_weight_on_clean_images_the_loss_is_that_of_the_moved_ones(net, train):
-    made = [
+    both = [
         harden(net, train, THREAT, Hardening(steps=3, batch=32, attack_steps=1, clean_weight=w))
         for w in (0.0, 1e-9)
     ]
-    one, other = (nn.utils.parameters_to_vector(m.net.parameters()) for m in made)
-    torch.testing.assert_close(one, other)
+    first, second = (nn.utils.parameters_to_vector(m.net.parameters()) for m in both)
+    torch.testing.assert_close(first, second)
 
 
 def test_the_dose_keeps_what_was_asked_for(net, train, held):
     # at a radius that costs far too much, on purpose
     recipe = Hardening(steps=40, batch=64, lr=0.1)
-    made = harden(net, train, ra.Linf(0.3), recipe, keep=0.9, held=held)
-    assert made.curve[0].dose == 0.0 and made.curve[-1].dose == made.dose < 1.0
-    assert made.curve[-1].clean >= 0.9 * made.curve[0].clean > made.curve[1].clean
-    kept = float((decide(made.net, held.images) == held.labels).float().mean())
-    assert kept == pytest.approx(made.curve[-1].clean)
+    hardened = harden(net, train, ra.Linf(0.3), recipe, keep=0.9, held=held)
+    assert hardened.curve[0].dose == 0.0 and hardened.curve[-1].dose == hardened.dose < 1.0
+    assert hardened.curve[-1].clean >= 0.9 * hardened.curve[0].clean > hardened.curve[1].clean
+    kept = float((decide(hardened.net, held.images) == held.labels).float().mean())
+    assert kept == pytest.approx(hardened.curve[-1].clean)
 
 
 def test_the_same_seed_learns_the_same(net, train):
-    one, other = (harden(net, train, THREAT, BRIEF, seed=3).net for _ in range(2))
-    assert one.retrofit == other.retrofit
-    assert one.retrofit != harden(net, train, THREAT, BRIEF, seed=4).net.retrofit
+    first, again = (harden(net, train, THREAT, BRIEF, seed=3).net for _ in range(2))
+    assert first.retrofit == again.retrofit
+    assert first.retrofit != harden(net, train, THREAT, BRIEF, seed=4).net.retrofit
 
 
 def test_the_gradient_of_a_jump_for_kappa_is_that_of_the_smooth_step():
@@ -175,22 +182,24 @@ def test_the_rate_suits_what_is_learned_unless_it_is_given():
 
 @pytest.mark.parametrize("learn", ["shifts", "kappa", "slopes", "norms", "ends", "all"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
-def test_a_net_of_another_dtype_learns_what_its_float32_twin_learns_and_keeps_its_dtype(
+def test_a_net_of_another_dtype_learns_what_its_float32_copy_learns_and_keeps_its_dtype(
     net, train, dtype, learn
 ):
     recipe = Hardening(learn=learn, steps=4, batch=64, attack_steps=2)
-    other = copy.deepcopy(net).to(dtype)
-    made = harden(other, train, THREAT, recipe).net
-    assert {p.dtype for p in made.parameters()} == {dtype} == {p.dtype for p in other.parameters()}
-    twin = harden(copy.deepcopy(other).float(), train, THREAT, recipe).net
-    pairs = list(zip(*(n.state_dict().values() for n in (other, made, twin)), strict=True))
+    cast = copy.deepcopy(net).to(dtype)
+    hardened = harden(cast, train, THREAT, recipe).net
+    assert (
+        {p.dtype for p in hardened.parameters()} == {dtype} == {p.dtype for p in cast.parameters()}
+    )
+    wide_net = harden(copy.deepcopy(cast).float(), train, THREAT, recipe).net
+    pairs = list(zip(*(n.state_dict().values() for n in (cast, hardened, wide_net)), strict=True))
     assert not all(torch.equal(before, after) for before, after, _ in pairs)
     if dtype is torch.float64:  # both learn, one in finer steps
         moved = max(float((before - wide).abs().max()) for before, _, wide in pairs)
         assert all(bool(((after - wide).abs() <= 0.2 * moved).all()) for _, after, wide in pairs)
     else:  # both learn in float32 from the same numbers
         assert all(torch.equal(after, wide.to(dtype)) for _, after, wide in pairs)
-        assert getattr(made, "retrofit", None) == getattr(twin, "retrofit", None)
+        assert getattr(hardened, "retrofit", None) == getattr(wide_net, "retrofit", None)
 
 
 def test_other_kinds_are_learned_where_they_are_named_only(train):

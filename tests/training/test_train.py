@@ -110,7 +110,7 @@ def test_a_recipe_may_start_from_another_nets_weights(
     assert page.start_sha256 == base.weights_sha256 and "start='digits-cnn'" in page.recipe
     assert page.accuracy == base.accuracy
     with pytest.raises(zoo.ZooError, match="starts from digits-cnn, which is"):
-        home._born(zoo.NETWORKS["mnist-cnn"], "digits-cnn", 0)
+        home._begin(zoo.NETWORKS["mnist-cnn"], "digits-cnn", 0)
 
 
 def test_nothing_is_trained_on_test_or_validation_data() -> None:
@@ -132,7 +132,7 @@ def test_a_name_without_a_recipe_is_refused() -> None:
 
 def test_fewer_epochs_keep_the_rest_of_a_recipe() -> None:
     for name in ("lenet-mnist", "lenet-mnist-robust", "lenet-mnist-robust-steps"):
-        shorter = home._lasting(RECIPES[name], 2)
+        shorter = home._shorten(RECIPES[name], 2)
         assert shorter.standard == replace(RECIPES[name].standard, epochs=2)
         if isinstance(shorter, MixedFGSM):
             assert (shorter.ratio, shorter.eps) == (0.3, 0.3 * 0.3081)

@@ -15,7 +15,7 @@ from retroact.studies.jumprelu.networks import Net
 from retroact.studies.truth import Audited, audits
 
 
-def audited(net: Net, *, quick: bool) -> Audited:
+def audit_of(net: Net, *, quick: bool) -> Audited:
     """The audit of `net` at the paper's kappa: the quick battery on 200 images, or all of it, 1000
     of MNIST's."""
     n = 200 if quick or net.data != "mnist" else 1000
@@ -31,7 +31,7 @@ def audited(net: Net, *, quick: bool) -> Audited:
 def beside(desk: Desk, nets: Iterable[Net]) -> Table:
     """The verified accuracies of a table's networks, and the verdicts; by the quick battery,
     whatever the table's n."""
-    asked = [(net.title, audited(net, quick=True)) for net in nets]
+    asked = [(net.title, audit_of(net, quick=True)) for net in nets]
     return audits(
         desk, "Beside it, audits in pixel space: accuracy, %, before → after the retrofit", asked
     )

@@ -21,8 +21,8 @@ from retroact.studies.jumprelu.pictures import Shot, reds, shots, show
 
 def make(desk: Desk) -> Iterator[Part]:
     net = ALEX if ALEX.here else LENET
-    found = shots(desk, net, "deepfool_l2", 1)
-    if not found:
+    images = shots(desk, net, "deepfool_l2", 1)
+    if not images:
         yield Text(f"No image among the first test images fools {net.title} at both kappas.")
         return
     caption = (
@@ -30,10 +30,10 @@ def make(desk: Desk) -> Iterator[Part]:
         f" kappa 0, bottom kappa {net.kappa:g}; red is |difference|, on one scale. Noise is ‖x_adv"
         " − x‖₂ / ‖x‖₂ in normalised space."
     )
-    yield Figure(caption, drawn(found[0], net))
+    yield Figure(caption, draw(images[0], net))
 
 
-def drawn(shot: Shot, net: Net) -> str:
+def draw(shot: Shot, net: Net) -> str:
     """Two rows of three pictures with the signs between them."""
     figure = Canvas(figsize=(6.0, 4.2), layout="constrained")
     differences = [np.abs(x - shot.clean) for x in shot.adversarial]

@@ -7,9 +7,9 @@ kappa 0 the retrofit must be the same network bit for bit, which is checked here
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.patches import FancyBboxPatch
 
@@ -21,7 +21,7 @@ from retroact.reports.studied import Figure, Part, Table, Value
 from retroact.retrofitting.sites import survey
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.jumprelu.networks import NETS, Net
 
 SITE = plots.CYCLE[1]
@@ -48,7 +48,7 @@ class Neutral:
     kappa: float
     data: str
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         net, images = self.model(), data(self.data).images
         neutral, jumped = (retrofit(net, JumpReLU(k)) for k in (0.0, self.kappa))
         with torch.no_grad():
@@ -74,10 +74,10 @@ def make(desk: Desk) -> Iterator[Part]:
 def _row(desk: Desk, net: Net) -> tuple[Value, ...]:
     if not net.here:
         return f"{net.title}, {net.missing}", None, None, f"{net.kappa:g}", None, None
-    found = desk.facts(Neutral(net.model(0), net.kappa, net.slice(16)))
-    at_0 = "the same, bit for bit" if found["same_at_0"] else "DIFFERENT"
-    changed = "others" if found["other_at_kappa"] else "the same"
-    return net.title, found["sites"], f"{found['parameters']:,}", f"{net.kappa:g}", at_0, changed
+    facts = desk.facts(Neutral(net.model(0), net.kappa, net.slice(16)))
+    at_0 = "the same, bit for bit" if facts["same_at_0"] else "DIFFERENT"
+    changed = "others" if facts["other_at_kappa"] else "the same"
+    return net.title, facts["sites"], f"{facts['parameters']:,}", f"{net.kappa:g}", at_0, changed
 
 
 def schematic() -> str:
@@ -95,7 +95,7 @@ def schematic() -> str:
     return plots.svg(figure)
 
 
-def _box(axes: Any, at: float, y: float, name: str, colour: str, *, last: bool) -> float:
+def _box(axes: Axes, at: float, y: float, name: str, colour: str, *, last: bool) -> float:
     """A layer, or a site with the graph of its function, and the arrow to the next; gives where
     that begins."""
     site = name == "J"
@@ -123,7 +123,7 @@ def _box(axes: Any, at: float, y: float, name: str, colour: str, *, last: bool) 
     return at + width + (0.0 if last else 0.24)
 
 
-def _glyph(axes: Any, at: float, y: float, colour: str, jump: float) -> None:
+def _glyph(axes: Axes, at: float, y: float, colour: str, jump: float) -> None:
     """The graph of a ReLU, or of a JumpReLU where `jump` is above 0."""
     left, turn, base = at + 0.08, at + 0.26, y + 0.12
     axes.plot([left, turn + jump / 2], [base, base], color=colour, linewidth=1.6)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
@@ -31,7 +32,7 @@ def make(desk: Desk) -> Iterator[Part]:
         f"(a) ReLU, and Swish with beta 0.5 (dashed). (b) JumpReLU with kappa {KAPPA:g}: the filled"
         " dot belongs to it, the open one does not. (c) Its subgradient: that of ReLU, shifted by"
         " kappa.",
-        drawn(),
+        draw(),
     )
 
 
@@ -43,11 +44,11 @@ def values(activation: Any, z: NDArray[np.float64]) -> NDArray[np.float64]:
 def slopes(activation: Any, z: NDArray[np.float64]) -> NDArray[np.float64]:
     """d activation / dz by autograd, which is what an attack climbs."""
     leaf = torch.from_numpy(z).requires_grad_()
-    (found,) = torch.autograd.grad(activation(leaf).sum(), leaf)
-    return np.asarray(found.numpy(), dtype=np.float64)
+    (gradient,) = torch.autograd.grad(activation(leaf).sum(), leaf)
+    return np.asarray(gradient.numpy(), dtype=np.float64)
 
 
-def drawn() -> str:
+def draw() -> str:
     """The three panels."""
     figure = Canvas(figsize=(9.6, 2.7), layout="constrained")
     z = np.linspace(-4, 4, 401)
@@ -75,7 +76,7 @@ def drawn() -> str:
     return plots.svg(figure)
 
 
-def _ends(axes: Any, heights: list[float]) -> None:
+def _ends(axes: Axes, heights: list[float]) -> None:
     """A filled dot at kappa itself, an open one at the limit from above, and kappa on the axis."""
     at, above = heights
     axes.plot([KAPPA], [at], "o", color=plots.CYCLE[0], markersize=5)

@@ -11,17 +11,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any
 
 from retroact.reports.plots import Panel, Series, panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.jumprelu.crafted import crafted
-from retroact.studies.jumprelu.networks import ATTACKS, NETS, PAPERS, Net, available, untested
-from retroact.studies.jumprelu.truth import median_ratio
-from retroact.studies.truth import answered
+from retroact.studies.jumprelu.minimum_norms import median_ratio
+from retroact.studies.jumprelu.networks import (
+    ATTACKS,
+    DEEPFOOLS,
+    NETS,
+    PAPERS,
+    Net,
+    available,
+    untested,
+)
+from retroact.studies.truth import answer_claim
 
-DEEPFOOLS = ("deepfool_linf", "deepfool_l2")
 FURTHER = 1.5
 """How many times the paper's kappa "a larger jump" is."""
 SLIGHTLY = 2.0
@@ -29,7 +35,7 @@ SLIGHTLY = 2.0
 GROWS = 1.05
 """A verified norm counts as larger from five percent on."""
 
-Point = dict[str, dict[str, Any]]
+Point = dict[str, Facts]
 
 
 def make(desk: Desk) -> Iterator[Part]:
@@ -55,8 +61,8 @@ def make(desk: Desk) -> Iterator[Part]:
     )
     rows = [row for net in available(desk) for row in _rows(net, curves[net.name])]
     yield Table("The points of the curves, %", head, tuple(rows), folded=True)
-    yield _monotone(desk, curves)
-    yield _further(desk)
+    yield _judge_monotone(desk, curves)
+    yield _judge_further(desk)
 
 
 def kappas(desk: Desk, net: Net) -> tuple[float, ...]:
@@ -70,11 +76,11 @@ def curve(desk: Desk, net: Net) -> dict[float, Point]:
     """The facts of both DeepFools at each kappa."""
     n = net.n(desk, per=desk.pick(1, 5 if net.data == "mnist" else 4))
     asked = [(kappa, name) for kappa in kappas(desk, net) for name in DEEPFOOLS]
-    found = desk.all_facts([crafted(net, n, name, kappa) for kappa, name in asked])
-    made: dict[float, Point] = {kappa: {} for kappa, _ in asked}
-    for (kappa, name), facts in zip(asked, found, strict=True):
-        made[kappa][name] = facts
-    return made
+    measured = desk.all_facts([crafted(net, n, name, kappa) for kappa, name in asked])
+    points: dict[float, Point] = {kappa: {} for kappa, _ in asked}
+    for (kappa, name), facts in zip(asked, measured, strict=True):
+        points[kappa][name] = facts
+    return points
 
 
 def _panels(net: Net, points: dict[float, Point]) -> list[Panel]:
@@ -82,7 +88,7 @@ def _panels(net: Net, points: dict[float, Point]) -> list[Panel]:
     clean = [
         Series("clean accuracy", x, [100 * p["deepfool_l2"]["clean"][0] for p in points.values()])
     ]
-    clean += _published(net, "clean", colour=0)
+    clean += _draw_published(net, "clean", colour=0)
     noise = []
     for i, name in enumerate(DEEPFOOLS):
         noise.append(
@@ -93,7 +99,7 @@ def _panels(net: Net, points: dict[float, Point]) -> list[Panel]:
                 colour=1 + i,
             )
         )
-        noise += _published(net, name, colour=1 + i)
+        noise += _draw_published(net, name, colour=1 + i)
     lowest = min(min(one.y) for one in clean)
     return [
         Panel(net.title, clean, "kappa", "accuracy, %", (min(90.0, lowest - 2), 101)),
@@ -101,7 +107,7 @@ def _panels(net: Net, points: dict[float, Point]) -> list[Panel]:
     ]
 
 
-def _published(net: Net, column: str, *, colour: int) -> list[Series]:
+def _draw_published(net: Net, column: str, *, colour: int) -> list[Series]:
     known = [net.published("2", column, kappa) for kappa in (0.0, net.kappa)]
     values = [v for v in known if v is not None]
     return (
@@ -128,35 +134,37 @@ def _rows(net: Net, points: dict[float, Point]) -> list[tuple[Value, ...]]:
 # ------------------------------------------------------------------------------------------ claims
 
 
-def _monotone(desk: Desk, curves: dict[str, dict[float, Point]]) -> Claim:
+def _judge_monotone(desk: Desk, curves: dict[str, dict[float, Point]]) -> Claim:
     """More: each kappa of the figure needs more noise than the one before; truly: verified norms
     grow at kappa."""
     if not available(desk, PAPERS):
         return Claim(
             "kappa_monotone", "not tested", f"none of its networks is here{untested(desk, PAPERS)}"
         )
-    falls, truth = [], {}
+    shrinks, truth = [], {}
     for net in available(desk, PAPERS):
         for name in DEEPFOOLS:
             noise = [p[name]["noise"] for p in curves[net.name].values()]
             if any(b <= a for a, b in pairwise(noise)):
-                falls.append(f"{net.title}, {ATTACKS[name]}")
+                shrinks.append(f"{net.title}, {ATTACKS[name]}")
         truth[net.title] = [median_ratio(desk, net, k) for k in (net.kappa, FURTHER * net.kappa)]
     grows = all(a >= GROWS and a * GROWS <= b for a, b in truth.values())
     said = "; ".join(f"{title} × {a:.2f} and × {b:.2f}" for title, (a, b) in truth.items())
     noise_said = (
-        f"noise does not grow throughout: {', '.join(falls)}"
-        if falls
+        f"noise does not grow throughout: {', '.join(shrinks)}"
+        if shrinks
         else "DeepFool's noise grows throughout"
     )
     because = (
         f"{noise_said}; verified minimum norm at kappa and at {FURTHER:g} kappa, over that at 0:"
         f" {said}"
     )
-    return Claim("kappa_monotone", answered(not falls, grows), because + untested(desk, PAPERS))
+    return Claim(
+        "kappa_monotone", answer_claim(not shrinks, grows), because + untested(desk, PAPERS)
+    )
 
 
-def _further(desk: Desk) -> Claim:
+def _judge_further(desk: Desk) -> Claim:
     """On robust nets 1.5 kappa needs more DeepFool and TR noise, and costs up to SLIGHTLY points
     clean."""
     nets = available(desk, tuple(net for net in PAPERS if net.robust))
@@ -174,12 +182,12 @@ def _further(desk: Desk) -> Claim:
             if a != "pgd"
             for k in (net.kappa, FURTHER * net.kappa)
         ]
-        found = desk.all_facts(asked)
+        facts = desk.all_facts(asked)
         noise = [
             (100 * a["noise"], 100 * b["noise"])
-            for a, b in zip(found[::2], found[1::2], strict=True)
+            for a, b in zip(facts[::2], facts[1::2], strict=True)
         ]
-        cost = 100 * (found[0]["clean"][0] - found[1]["clean"][0])
+        cost = 100 * (facts[0]["clean"][0] - facts[1]["clean"][0])
         verified = [median_ratio(desk, net, k) for k in (net.kappa, FURTHER * net.kappa)]
         protocol.append(all(b > a for a, b in noise) and cost <= SLIGHTLY)
         truth.append(verified[1] >= GROWS * verified[0])
@@ -191,6 +199,6 @@ def _further(desk: Desk) -> Claim:
         )
     return Claim(
         "further_kappa_robust",
-        answered(all(protocol), all(truth)),
+        answer_claim(all(protocol), all(truth)),
         "; ".join(said) + untested(desk, PAPERS),
     )

@@ -19,18 +19,18 @@ def make(desk: Desk) -> Iterator[Part]:
     if not LENET.here:
         yield Text(f"{LENET.title}, {LENET.missing}.")
         return
-    found = shots(desk, LENET, "deepfool_linf", 3)
+    images = shots(desk, LENET, "deepfool_linf", 3)
     yield Figure(
         f"{LENET.title}, DF∞: the first test images that both networks decide rightly and lose."
         " Noise is ‖x_adv − x‖∞ / ‖x‖∞ in normalised space, L∞ is in pixels; red is |difference|,"
         " one scale for each row.",
-        rows_of_five(found, LENET.kappa),
+        rows_of_five(images, LENET.kappa),
     )
-    (_, few, fallen), (class_, many, fell) = commonest(desk, LENET, "deepfool_linf")
+    (_, few, broken_0), (class_, many, broken) = commonest(desk, LENET, "deepfool_linf")
     yield Text(
-        f"Of the first {KEPT} test images {fell} fall at kappa {LENET.kappa:g}, and {many} of these"
-        f" are taken for a {class_} (at kappa 0 {few} of {fallen} for one class). A single step of"
-        " DeepFool goes so far that units fall below kappa all at once, and a network whose units"
-        " are all silent decides by its last bias alone: large noise here does not say that less"
-        " would not do."
+        f"Of the first {KEPT} test images {broken} are broken at kappa {LENET.kappa:g}, and {many}"
+        f" of these are taken for a {class_} (at kappa 0 {few} of {broken_0} for one class). A"
+        " single step of DeepFool goes so far that units fall below kappa all at once, and a"
+        " network whose units are all silent decides by its last bias alone: large noise here does"
+        " not say that less would not do."
     )

@@ -15,6 +15,7 @@ from retroact.studies.jumprelu.crafted import crafted
 from retroact.studies.jumprelu.networks import (
     ALEX,
     ATTACKS,
+    DEEPFOOLS,
     LENET,
     PAPERS,
     RESNET,
@@ -23,10 +24,9 @@ from retroact.studies.jumprelu.networks import (
     untested,
 )
 from retroact.studies.jumprelu.pictures import rows_of_five, shots
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 VISIBLE = 8 / 255
-DEEPFOOLS = ("deepfool_linf", "deepfool_l2")
 
 
 def make(desk: Desk) -> Iterator[Part]:
@@ -63,7 +63,7 @@ def _lucid(desk: Desk) -> Claim:
     )
     return Claim(
         "lucid",
-        answered(min(pixels.values()) >= VISIBLE),
+        answer_claim(min(pixels.values()) >= VISIBLE),
         f"{because}; asked for 8 at least{untested(desk, PAPERS)}",
     )
 
@@ -71,5 +71,5 @@ def _lucid(desk: Desk) -> Claim:
 def at_five_percent(desk: Desk, net: Net, name: str) -> float:
     """The mean L∞ (pixels) of the attack's perturbations at kappa 0, scaled so that their mean
     noise is 5 %."""
-    found = desk.facts(crafted(net, net.n(desk), name))
-    return 0.05 * float(found["largest"]) / max(float(found["noise"]), 1e-12)
+    facts = desk.facts(crafted(net, net.n(desk), name))
+    return 0.05 * float(facts["largest"]) / max(float(facts["noise"]), 1e-12)

@@ -2,14 +2,13 @@
 
 PGD in steps of 0.01 with a budget that leaves the source nearly nothing (1000 steps), each image
 frozen at the first step that fools the source. Grid and budget are ours, for the paper states
-neither. The second matrix takes away the freezing: as many steps on every image, fallen or not, so
+neither. The second matrix takes away the freezing: as many steps on every image, broken or not, so
 that examples are not minimal ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 import numpy as np
 from matplotlib.figure import Figure as Canvas
@@ -28,7 +27,7 @@ from retroact.studies.jumprelu.networks import (
     available,
     untested,
 )
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 BUDGET, FREE = 1000, 100
 GRIDS = {LENET.name: (0.0, 0.5, 1.0, 1.5), ALEX.name: (0.0, 0.2, 0.4, 0.6)}
@@ -51,10 +50,10 @@ def make(desk: Desk) -> Iterator[Part]:
             " minimal one.",
             heatmaps(nets, free),
         )
-        yield _unfrozen(nets, free)
+        yield _compare_unfrozen(nets, free)
     if untested(desk, PANELS):
         yield Text(f"Not drawn{untested(desk, PANELS)}.")
-    yield _unidirectional(desk, matrices, free)
+    yield _judge_direction(desk, matrices, free)
 
 
 def grid(net: Net) -> tuple[float, ...]:
@@ -66,8 +65,7 @@ def matrix(desk: Desk, net: Net, *, frozen: bool = True) -> NDArray[np.float64]:
     """Accuracy (%) of each target (column) on the set of each source (row); without freezing FREE
     steps are taken."""
     models = [net.model(kappa) for kappa in grid(net)]
-    attack, threat = net.attack("pgd")
-    attack = replace(attack, steps=BUDGET if frozen else FREE)
+    attack, threat = net.attack("pgd", steps=BUDGET if frozen else FREE)
     data = net.slice(net.n(desk, per=desk.pick(3, 10) if net.data == "mnist" else desk.pick(2, 5)))
     others = [tuple(m for m in models if m != source) for source in models]
     asked = [
@@ -75,13 +73,13 @@ def matrix(desk: Desk, net: Net, *, frozen: bool = True) -> NDArray[np.float64]:
         for m, targets in zip(models, others, strict=True)
     ]
     rows = []
-    for i, found in enumerate(desk.all_facts(asked)):
-        own, *shown = found["accuracy"][0]
+    for i, facts in enumerate(desk.all_facts(asked)):
+        own, *shown = facts["accuracy"][0]
         rows.append([*shown[:i], own, *shown[i:]])
     return 100 * np.array(rows, dtype=np.float64)
 
 
-def _unfrozen(nets: list[Net], free: dict[str, NDArray[np.float64]]) -> Text:
+def _compare_unfrozen(nets: list[Net], free: dict[str, NDArray[np.float64]]) -> Text:
     """Whose gradients attack the paper's kappa better, its own or those of kappa 0."""
     said = []
     for net in nets:
@@ -98,7 +96,7 @@ def _unfrozen(nets: list[Net], free: dict[str, NDArray[np.float64]]) -> Text:
 
 
 def heatmaps(nets: list[Net], matrices: dict[str, NDArray[np.float64]]) -> str:
-    """A matrix for each network, numbers in its cells, dark where the target stands."""
+    """A matrix for each network, numbers in its cells, dark where the target is robust."""
     figure = Canvas(figsize=(3.3 * len(nets), 3.7), layout="constrained")
     for axes, net in zip(figure.subplots(1, len(nets), squeeze=False)[0], nets, strict=True):
         values, names = matrices[net.title], [f"{k:g}" for k in grid(net)]
@@ -124,7 +122,7 @@ def both_ways(values: NDArray[np.float64]) -> tuple[float, float, bool]:
     return up, down, all(a < b for a, b in pairs)
 
 
-def _unidirectional(
+def _judge_direction(
     desk: Desk, matrices: dict[str, NDArray[np.float64]], free: dict[str, NDArray[np.float64]]
 ) -> Claim:
     """Not the reverse: each low → high cell keeps less than its mirror image; truly: without
@@ -133,15 +131,15 @@ def _unidirectional(
         return Claim(
             "unidirectional", "not tested", f"none of its networks is here{untested(desk, PANELS)}"
         )
-    found = {
+    ways = {
         title: (both_ways(values), both_ways(free[title])) for title, values in matrices.items()
     }
     said = "; ".join(
         f"{title} {a[0]:.0f} % low → high and {a[1]:.0f} % high → low, without freezing {b[0]:.0f}"
         f" and {b[1]:.0f} %"
-        for title, (a, b) in found.items()
+        for title, (a, b) in ways.items()
     )
-    answer = answered(all(a[2] for a, _ in found.values()), all(b[2] for _, b in found.values()))
+    answer = answer_claim(all(a[2] for a, _ in ways.values()), all(b[2] for _, b in ways.values()))
     return Claim(
         "unidirectional", answer, f"mean accuracy of the target: {said}{untested(desk, PANELS)}"
     )

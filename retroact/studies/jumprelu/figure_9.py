@@ -1,10 +1,10 @@
 """Figure 9: accuracy against the number of PGD iterations, and what an iteration costs
 
 The whole curve is read off one run for each network: an image that was given up after k gradients
-fell at step k − 1, so the accuracy with any smaller budget is known. Steps of 0.01 in normalised
-space, frozen, as in Table 2; the paper's panels for WideResNet and MobileNetV2 have the robust
-weights. Adaptive: the retrofit under the same steps along its own gradients, those of the network
-before the change, or those of a kernel at the jump, whichever fells an image first.
+was broken at step k − 1, so the accuracy with any smaller budget is known. Steps of 0.01 in
+normalised space, frozen, as in Table 2; the paper's panels for WideResNet and MobileNetV2 have the
+robust weights. Adaptive: the retrofit under the same steps along its own gradients, those of the
+network before the change, or those of a kernel at the jump, whichever breaks an image first.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +23,7 @@ from retroact.nets.data import data
 from retroact.reports.plots import Panel, Series, panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
 from retroact.spec import Count, spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.jumprelu.crafted import crafted
 from retroact.studies.jumprelu.networks import (
     ALEX,
@@ -41,7 +39,7 @@ from retroact.studies.jumprelu.networks import (
     available,
     untested,
 )
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 PANELS = (LENET, ALEX, WIDE_ROBUST, MOBILE_ROBUST)
 BESIDE = (LENET_ROBUST, RESNET, RESNET_ROBUST)
@@ -61,7 +59,7 @@ class InferenceTime:
     data: str
     rounds: Count = 40
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         images, plain, jumped = data(self.data).images, self.plain(), self.jumped()
         ratios, again = [], []
         with torch.no_grad():
@@ -89,9 +87,9 @@ def make(desk: Desk) -> Iterator[Part]:
     )
     yield Table(title, ("network", "n", "kappa", "fool rate, %", *counts, *times), rows, digits=2)
     yield Text(
-        "An image that has fallen costs nothing more, so the same number of iterations takes longer"
-        " where more images stand: this, and no slower network, is what the paper's 4 and 5 minutes"
-        " for WideResNet may show."
+        "An image that is broken costs nothing more, so the same number of iterations takes longer"
+        " where more images are robust: this, and no slower network, is what the paper's 4 and 5"
+        " minutes for WideResNet may show."
     )
     yield _iterations(desk, {net.title: runs[net.name] for net in nets if net in PANELS})
     yield from _inference(desk)
@@ -109,21 +107,20 @@ def budget(desk: Desk, net: Net) -> int:
 
 
 def cells(desk: Desk, net: Net, how: str) -> list[Cell]:
-    """PGD on `net` in one of the ways of HOW; two steps more than drawn, see `fallen`."""
-    attack, threat = net.attack("pgd")
-    attack = replace(attack, steps=budget(desk, net) + 2)
+    """PGD on `net` in one of the ways of HOW; two steps more than drawn, see `broken_after`."""
+    attack, threat = net.attack("pgd", steps=budget(desk, net) + 2)
     slice_ = net.slice(net.n(desk, per=desk.pick(2, 5)))
     if how == "kappa 0":
         return [Cell(net.model(0), slice_, attack, threat)]
-    others: dict[str, Any] = {
+    others: Facts = {
         "from kappa 0": {"source": net.model(0)},
         "kernel": {"beta": WIDTH / net.kappa},
     }
     return [Cell(net.model(net.kappa), slice_, attack, threat, **others.get(how, {}))]
 
 
-def fallen(record: Record) -> NDArray[np.float64]:
-    """After how many steps each image fell: 0 where it is wrong clean, infinite where it stands.
+def broken_after(record: Record) -> NDArray[np.float64]:
+    """After how many steps each image is broken: 0 where it is wrong clean, infinite where robust.
 
     An image is given up when its gradient is taken at the point that fools, so it saw one gradient
     more than steps. Of those that saw all gradients of the run the last step or the one before did
@@ -140,25 +137,27 @@ def accuracies(steps: NDArray[np.float64], last: int) -> list[float]:
 
 def adaptive(runs: list[Record]) -> NDArray[np.float64]:
     """The fewest steps by any of the retrofit's runs."""
-    found: NDArray[np.float64] = np.min([fallen(r) for r in runs[1:]], axis=0)
-    return found
+    fewest: NDArray[np.float64] = np.min([broken_after(r) for r in runs[1:]], axis=0)
+    return fewest
 
 
 def _panel(desk: Desk, net: Net, runs: list[Record]) -> Panel:
     last = budget(desk, net)
     x = list(range(last + 1))[:: max(1, last // 20)]
-    curves = (("kappa 0", fallen(runs[0])), ("the paper's kappa", fallen(runs[1])))
-    made = [
+    curves = (("kappa 0", broken_after(runs[0])), ("the paper's kappa", broken_after(runs[1])))
+    drawn = [
         Series(name, x, [accuracies(s, last)[t] for t in x], colour=i)
         for i, (name, s) in enumerate(curves)
     ]
     known = [accuracies(adaptive(runs), last)[t] for t in x]
-    made.append(Series("the paper's kappa, adaptive", x, known, colour=2))
-    return Panel(f"{net.title}, kappa {net.kappa:g}", made, "iterations", "accuracy, %")
+    drawn.append(Series("the paper's kappa, adaptive", x, known, colour=2))
+    return Panel(f"{net.title}, kappa {net.kappa:g}", drawn, "iterations", "accuracy, %")
 
 
 def _row(desk: Desk, net: Net, runs: list[Record]) -> tuple[Value, ...]:
-    rate, counts = same_rate([fallen(runs[0]), fallen(runs[1]), adaptive(runs)], budget(desk, net))
+    rate, counts = same_rate(
+        [broken_after(runs[0]), broken_after(runs[1]), adaptive(runs)], budget(desk, net)
+    )
     times = [milliseconds(r) for r in runs[:2]]
     return net.title, len(runs[0]), f"{net.kappa:g}", 100 * rate, *counts, *times
 
@@ -192,22 +191,24 @@ def _iterations(desk: Desk, runs: dict[str, list[Record]]) -> Claim:
     for title, records in runs.items():
         last = budget(desk, by_title[title])
         rate, (low, high, best) = same_rate(
-            [fallen(records[0]), fallen(records[1]), adaptive(records)], last
+            [broken_after(records[0]), broken_after(records[1]), adaptive(records)], last
         )
         protocol.append(high > low)
         truth.append(best >= 1.1 * low)
         counts = f"{low} iterations at kappa 0, {high} at kappa, {best} adaptive"
         said.append(f"{title}, fool rate {100 * rate:.0f} %: {counts}")
     return Claim(
-        "iterations", answered(all(protocol), all(truth)), "; ".join(said) + untested(desk, PANELS)
+        "iterations",
+        answer_claim(all(protocol), all(truth)),
+        "; ".join(said) + untested(desk, PANELS),
     )
 
 
 def _inference(desk: Desk) -> Iterator[Part]:
     """Forward passes, alternating; the ReLU network against itself shows the noise."""
     nets = available(desk, (*PAPERS, RESNET, RESNET_ROBUST))
-    found = {net: desk.facts(_timed(net)) for net in nets if not net.robust}
-    rows = [(net.title, f["ratio"], f["again"]) for net, f in found.items()]
+    times = {net: desk.facts(_time(net)) for net in nets if not net.robust}
+    rows = [(net.title, f["ratio"], f["again"]) for net, f in times.items()]
     head = ("network", "JumpReLU / ReLU", "ReLU / itself")
     yield Table(
         "CPU time of a forward pass, median ratio of alternating rounds",
@@ -215,13 +216,13 @@ def _inference(desk: Desk) -> Iterator[Part]:
         tuple(rows),
         digits=3,
     )
-    said = ", ".join(f"{net.title} × {f['ratio']:.3f}" for net, f in found.items())
-    if not found:
+    said = ", ".join(f"{net.title} × {f['ratio']:.3f}" for net, f in times.items())
+    if not times:
         yield Claim(
             "inference_time", "not tested", f"none of its networks is here{untested(desk, PAPERS)}"
         )
         return
-    answer = answered(max(f["ratio"] for f in found.values()) <= NOT_AFFECTED)
+    answer = answer_claim(max(f["ratio"] for f in times.values()) <= NOT_AFFECTED)
     yield Claim(
         "inference_time",
         answer,
@@ -244,10 +245,10 @@ def _minutes(desk: Desk) -> Iterator[Claim]:
         f"minutes of {net.steps} iterations on {net.title}; here {low:.0f} s and {high:.0f} s, ×"
         f" {high / low:.2f}"
     )
-    yield from (Claim(name, answered(high >= LONGER * low), because) for name in names)
+    yield from (Claim(name, answer_claim(high >= LONGER * low), because) for name in names)
 
 
-def _timed(net: Net) -> InferenceTime:
+def _time(net: Net) -> InferenceTime:
     return InferenceTime(
         net.model(0), net.model(net.kappa), net.slice(128 if net.data == "mnist" else 16)
     )

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from retroact.attacks.ddn import DDN
 from retroact.studies.earlier import Earlier
+from retroact.studies.jumprelu.minimum_norms import PLAIN_DDN
 from retroact.studies.jumprelu.question_training import TrainedWithKappa
-from retroact.studies.jumprelu.truth import PLAIN_DDN
 from retroact.studies.truth import Audited
 
 EARLIER = Earlier(

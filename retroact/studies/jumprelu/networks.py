@@ -19,11 +19,11 @@ Switches of the protocol, all of them fields of a spec, with their defaults:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from retroact.activations.piecewise import JumpReLU
 from retroact.attacks.erichson import MNIST_STD, ErichsonDeepFool, ErichsonPGD, ErichsonTrustRegion
-from retroact.crafting.threat import L2, Linf
+from retroact.crafting.attack import Attack
+from retroact.crafting.threat import L2, Linf, ThreatModel
 from retroact.experiments.cell import Model
 from retroact.nets import zoo
 from retroact.studies.desk import Desk
@@ -33,6 +33,9 @@ from retroact.training.recipes import Standard
 CIFAR_STD = (0.2023, 0.1994, 0.2010)
 ATTACKS = {"pgd": "PGD", "deepfool_linf": "DF∞", "deepfool_l2": "DF₂", "trust_region": "TR"}
 """The columns of Tables 1 and 2, by their names in published.json."""
+DEEPFOOLS = ("deepfool_linf", "deepfool_l2")
+NOISES = {name: title for name, title in ATTACKS.items() if name != "pgd"}
+"""Those that end where an image is fooled, so that noise tells how far that is."""
 FAR_INF, FAR_2 = Linf(1.0), L2(1000.0)
 """No limit: these attacks end where an image is fooled, or with their steps."""
 
@@ -113,21 +116,24 @@ class Net:
             120, 0.1, schedule="steps", milestones=(30, 60, 90), factor=0.1, augment=True
         )
 
-    def attack(self, name: str, *, gray: bool = False) -> tuple[Any, Any]:
-        """The paper's attack of that name, and a threat model that does not limit it."""
+    def attack(
+        self, name: str, *, gray: bool = False, steps: int | None = None
+    ) -> tuple[Attack, ThreatModel]:
+        """The paper's attack of that name (with so many `steps`, if not its own), and a threat
+        model that does not limit it."""
+        most = self.steps if steps is None else steps
         if name == "pgd":
-            return ErichsonPGD(self.gray_step if gray else 0.01, self.steps, self.std), FAR_INF
+            return ErichsonPGD(self.gray_step if gray else 0.01, most, self.std), FAR_INF
         if name == "trust_region":
             return ErichsonTrustRegion(radius=0.5, steps=1000, std=self.std), FAR_2
-        return ErichsonDeepFool(self.steps, std=self.std), (
-            FAR_INF if name == "deepfool_linf" else FAR_2
-        )
+        far = FAR_INF if name == "deepfool_linf" else FAR_2
+        return ErichsonDeepFool(most, std=self.std), far
 
     def published(self, table: str, column: str, kappa: float) -> float | None:
         """The paper's number: table "1" or "2", a column of it, kappa 0 or the paper's own."""
         where = f"{'robust' if self.robust else 'base'}.{'jumprelu' if kappa else 'relu'}"
-        found = published("jumprelu", TABLES[table], self.key, where, column)
-        return None if found is None else float(found)
+        number = published("jumprelu", TABLES[table], self.key, where, column)
+        return None if number is None else float(number)
 
 
 TABLES = {"1": "table1.graybox", "2": "table2.whitebox"}

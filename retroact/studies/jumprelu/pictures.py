@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -57,15 +57,15 @@ def shots(desk: Desk, net: Net, attack: str, most: int) -> list[Shot]:
 
 def commonest(desk: Desk, net: Net, attack: str) -> list[tuple[int, int, int]]:
     """At kappa 0 and the paper's: the class that most fooled images are taken for, how many are,
-    and how many fell."""
-    made = []
+    and how many are broken."""
+    counted = []
     for record in _records(desk, net, attack):
         seen = record.adversarial[
             (record.clean == record.label) & (record.adversarial != record.label)
         ]
         counts = np.bincount(seen, minlength=10)
-        made.append((int(counts.argmax()), int(counts.max()), len(seen)))
-    return made
+        counted.append((int(counts.argmax()), int(counts.max()), len(seen)))
+    return counted
 
 
 def _records(desk: Desk, net: Net, attack: str) -> list[Record]:
@@ -76,10 +76,10 @@ def _records(desk: Desk, net: Net, attack: str) -> list[Record]:
 
 def _noise(model: Classifier, record: Record, threat: ThreatModel) -> NDArray[np.float64]:
     assert record.examples is not None and record.originals is not None
-    found = relative(
+    ratio = relative(
         model, torch.from_numpy(record.examples), torch.from_numpy(record.originals), threat
     )
-    return np.asarray(100 * found.numpy(), dtype=np.float64)
+    return np.asarray(100 * ratio.numpy(), dtype=np.float64)
 
 
 def _shot(
@@ -97,12 +97,12 @@ def _shot(
     )
 
 
-def rows_of_five(made: Sequence[Shot], kappa: float) -> str:
+def rows_of_five(images: Sequence[Shot], kappa: float) -> str:
     """Clean, then adversarial and |difference| at kappa 0 and at `kappa`; one scale of red in a
     row."""
-    figure = Figure(figsize=(8.2, 0.3 + 1.75 * len(made)), layout="constrained")
-    grid = figure.subplots(len(made), 5, squeeze=False)
-    for row, shot in zip(grid, made, strict=True):
+    figure = Figure(figsize=(8.2, 0.3 + 1.75 * len(images)), layout="constrained")
+    grid = figure.subplots(len(images), 5, squeeze=False)
+    for row, shot in zip(grid, images, strict=True):
         differences = [np.abs(x - shot.clean) for x in shot.adversarial]
         top = max(float(d.max()) for d in differences)
         show(row[0], shot.clean, f"true {shot.label}")
@@ -117,7 +117,7 @@ def rows_of_five(made: Sequence[Shot], kappa: float) -> str:
     return plots.svg(figure)
 
 
-def show(axes: Any, image: NDArray[np.float32], title: str) -> None:
+def show(axes: Axes, image: NDArray[np.float32], title: str) -> None:
     """An image under its title."""
     axes.imshow(
         image[0] if len(image) == 1 else image.transpose(1, 2, 0), cmap="gray", vmin=0, vmax=1
@@ -125,14 +125,14 @@ def show(axes: Any, image: NDArray[np.float32], title: str) -> None:
     _bare(axes, title)
 
 
-def reds(axes: Any, difference: NDArray[np.float32], top: float, title: str) -> None:
+def reds(axes: Axes, difference: NDArray[np.float32], top: float, title: str) -> None:
     """|difference|, the largest channel of each pixel, from white (0) to dark red (`top`, in
     pixels)."""
     axes.imshow(difference.max(0), cmap=plots.REDS, vmin=0, vmax=max(top, 1e-6))
     _bare(axes, title)
 
 
-def _bare(axes: Any, title: str) -> None:
+def _bare(axes: Axes, title: str) -> None:
     axes.set_title(title, fontsize=8)
     axes.set_xticks([])
     axes.set_yticks([])

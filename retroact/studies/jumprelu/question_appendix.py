@@ -32,7 +32,7 @@ def make(desk: Desk) -> Iterator[Part]:
         ("network", "eps", "gradients at", "accuracy"),
         tuple(_row(desk, net, kappa, n) for net in NETS for kappa in (SMALL, *LARGE)),
     )
-    asked = [(net, _audited(net, desk.pick(100, 500))) for net in NETS]
+    asked = [(net, _audit(net, desk.pick(100, 500))) for net in NETS]
     yield audits(desk, f"What the deciding network, kappa {SMALL:g}, is worth", asked)
     yield Text(
         "The first row of each network is an attacker who takes the gradients at the kappa that"
@@ -48,7 +48,7 @@ def _row(desk: Desk, net: str, kappa: float, n: int) -> tuple[Any, ...]:
     return net, f"{NETS[net]:g}", where, 100 * robust_accuracy(desk.records([cell])[0])
 
 
-def _audited(net: str, n: int) -> Audited:
+def _audit(net: str, n: int) -> Audited:
     return Audited(
         Model(net), Model(net, JumpReLU(SMALL)), f"mnist[:{n}]", Linf(NETS[net]), battery="quick"
     )

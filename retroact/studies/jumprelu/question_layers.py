@@ -8,8 +8,9 @@ steps of 0.01 in normalised space), and verified by the audit in pixels.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import astuple, dataclass
 
+from retroact.activations.activation import Activation
 from retroact.activations.per_site import PerSite
 from retroact.activations.piecewise import BoundedReLU, JumpReLU
 from retroact.attacks.erichson import ErichsonPGD
@@ -18,7 +19,7 @@ from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.experiments.cell import Cell, Model
 from retroact.reports.studied import Claim, Part, Table
 from retroact.studies.desk import Desk
-from retroact.studies.truth import Audited, answered, numbers, verdict
+from retroact.studies.truth import Audited, answer_claim, numbers, verdict
 
 NETS = {"lenet-mnist": 0.1, "lenet-mnist-robust": 0.2}
 """Each network with its radius in pixels."""
@@ -51,72 +52,84 @@ NAMES = (
     "falling 2 to .5",
 )
 
-Row = tuple[str, str, float, float, float, str]
+PLAIN, WHOLE = ("none", JumpReLU(0.0)), ("kappa 1 in all", JumpReLU(KAPPA))
+LAYERS = tuple((f"kappa: {name}", a) for name, a in zip(NAMES, PER_LAYER, strict=True))
+BOUNDED = tuple((f"bound {b:g}", BoundedReLU(b)) for b in BOUNDS)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A network with some activation: accuracies (%) clean, under the paper's PGD and verified, and
+    the verdict beside the network without it."""
+
+    net: str
+    name: str
+    clean: float
+    pgd: float
+    verified: float
+    verdict: str
+
+
+Rows = dict[str, dict[str, Row]]
+"""By network and by the name of the activation."""
 
 
 def make(desk: Desk) -> Iterator[Part]:
     head = ("network", "activations", "clean", "the paper's PGD", "verified", "verdict")
-    found = {net: [_row(desk, net, name, a) for name, a in _asked()] for net in NETS}
+    asked = (PLAIN, WHOLE, *LAYERS, *BOUNDED)
+    rows = {net: {name: _measure(desk, net, name, a) for name, a in asked} for net in NETS}
     yield Table(
         "Accuracy (%): kappa in one layer or several, and BoundedReLU, beside one kappa for all",
         head,
-        tuple(row for rows in found.values() for row in rows),
+        tuple(astuple(row) for of in rows.values() for row in of.values()),
     )
-    yield _per_layer(found)
-    yield _bounded(found)
+    yield _judge_layers(rows)
+    yield _judge_bounds(rows)
 
 
-def _asked() -> list[tuple[str, Any]]:
-    jumps = [("none", JumpReLU(0.0)), ("kappa 1 in all", JumpReLU(KAPPA))]
-    layers = [(f"kappa: {name}", a) for name, a in zip(NAMES, PER_LAYER, strict=True)]
-    return [*jumps, *layers, *((f"bound {b:g}", BoundedReLU(b)) for b in BOUNDS)]
-
-
-def _row(desk: Desk, net: str, name: str, activation: Any) -> Row:
+def _measure(desk: Desk, net: str, name: str, activation: Activation) -> Row:
     model, n = Model(net, activation), desk.pick(200, 2000)
     record = desk.records([Cell(model, f"mnist[:{n}]", ErichsonPGD(), Linf(1.0))])[0]
-    asked = Audited(
-        Model(net), model, f"mnist[:{desk.pick(100, 500)}]", Linf(NETS[net]), battery="quick"
-    )
-    audited = numbers(desk, asked)
-    accuracies = (
-        100 * v for v in (clean_accuracy(record), robust_accuracy(record), audited.verified.after)
-    )
-    return (net, name, *accuracies, "" if name == "none" else verdict(audited))  # type: ignore[return-value]
+    images, threat = f"mnist[:{desk.pick(100, 500)}]", Linf(NETS[net])
+    audited = numbers(desk, Audited(Model(net), model, images, threat, battery="quick"))
+    clean, pgd = 100 * clean_accuracy(record), 100 * robust_accuracy(record)
+    said = "" if name == PLAIN[0] else verdict(audited)
+    return Row(net, name, clean, pgd, 100 * audited.verified.after, said)
 
 
-def _per_layer(found: dict[str, list[Row]]) -> Claim:
+def _judge_layers(rows: Rows) -> Claim:
     """Did not help: no choice of layers is a point above one kappa for all under the paper's PGD;
     in truth: no choice has a point more verified accuracy than the plain network."""
     gains, truths = [], []
-    for rows in found.values():
-        plain, whole, layers = rows[0], rows[1], [r for r in rows if r[1].startswith("kappa: ")]
-        gains.append(max(r[3] for r in layers) - whole[3])
-        truths.append(max(r[4] for r in layers) - plain[4])
+    for of in rows.values():
+        layers = [of[name] for name, _ in LAYERS]
+        gains.append(max(r.pgd for r in layers) - of[WHOLE[0]].pgd)
+        truths.append(max(r.verified for r in layers) - of[PLAIN[0]].verified)
     because = (
-        f"the best choice of layers gives {_signed(gains)} points beside one kappa for all under"
-        f" the paper's PGD (base, robust), and {_signed(truths)} points beside the plain network"
+        f"the best choice of layers gives {_sign(gains)} points beside one kappa for all under"
+        f" the paper's PGD (base, robust), and {_sign(truths)} points beside the plain network"
         " verified"
     )
-    return Claim("per_layer_kappa", answered(max(gains) < 1, max(truths) < 1), because)
+    return Claim("per_layer_kappa", answer_claim(max(gains) < 1, max(truths) < 1), because)
 
 
-def _bounded(found: dict[str, list[Row]]) -> Claim:
+def _judge_bounds(rows: Rows) -> Claim:
     """Poor: among bounds that cost at most a point clean, none reaches one kappa for all under the
     paper's PGD."""
     best, whole = [], []
-    for rows in found.values():
-        kept = [r[3] for r in rows if r[1].startswith("bound") and r[2] >= rows[0][2] - 1.0]
-        best.append(max(kept, default=rows[0][3]) - rows[0][3])
-        whole.append(rows[1][3] - rows[0][3])
+    for of in rows.values():
+        plain, bounded = of[PLAIN[0]], [of[name] for name, _ in BOUNDED]
+        kept = [r.pgd for r in bounded if r.clean >= plain.clean - 1.0]
+        best.append(max(kept, default=plain.pgd) - plain.pgd)
+        whole.append(of[WHOLE[0]].pgd - plain.pgd)
     because = (
-        f"bounds that cost at most a point clean gain {_signed(best)} points under the paper's PGD"
-        f" (base, robust), one kappa for all {_signed(whole)}"
+        f"bounds that cost at most a point clean gain {_sign(best)} points under the paper's PGD"
+        f" (base, robust), one kappa for all {_sign(whole)}"
     )
     return Claim(
-        "bounded_relu", answered(all(b < w for b, w in zip(best, whole, strict=True))), because
+        "bounded_relu", answer_claim(all(b < w for b, w in zip(best, whole, strict=True))), because
     )
 
 
-def _signed(values: list[float]) -> str:
+def _sign(values: list[float]) -> str:
     return " and ".join(f"{v:+.1f}" for v in values)

@@ -30,8 +30,8 @@ from retroact.reports.studied import Claim, Figure, Part, Table, Text
 from retroact.retrofitting.installed import installed
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import AtLeast0, Count, Positive, UnitInterval, spec
-from retroact.studies.desk import Desk
-from retroact.studies.truth import answered, audited_facts, numbers, verdict
+from retroact.studies.desk import Desk, Facts
+from retroact.studies.truth import answer_claim, audited_facts, numbers, verdict
 from retroact.training.fit import fit
 from retroact.training.recipes import MixedFGSM, Standard
 
@@ -52,8 +52,8 @@ class MixedLeNet:
     eps: Positive = EPS
     seed: int = 0
 
-    def __call__(self) -> dict[str, Any]:
-        net = _trained(_born(self.seed), self.ratio, self.train, self.epochs, self.seed)
+    def __call__(self) -> Facts:
+        net = _train(_initialise(self.seed), self.ratio, self.train, self.epochs, self.seed)
         examples = data(self.data)
         record = evaluate(net, examples, ErichsonPGD(), Linf(1.0))
         strong = evaluate(net, examples[:1000], APGD(loss="margin"), Linf(self.eps))
@@ -77,10 +77,10 @@ class TrainedWithKappa:
     seed: int = 0
     version: ClassVar[int] = VERSION
 
-    def __call__(self) -> dict[str, Any]:
-        plain = _trained(_born(self.seed), 0.0, self.train, self.epochs, self.seed)
-        jumped = retrofit(_born(self.seed), JumpReLU(self.kappa))
-        trained = _trained(jumped, 0.0, self.train, self.epochs, self.seed)
+    def __call__(self) -> Facts:
+        plain = _train(_initialise(self.seed), 0.0, self.train, self.epochs, self.seed)
+        jumped = retrofit(_initialise(self.seed), JumpReLU(self.kappa))
+        trained = _train(jumped, 0.0, self.train, self.epochs, self.seed)
         return audited_facts(plain, trained, self.data, Linf(self.eps))
 
 
@@ -91,13 +91,13 @@ class Zeros:
     model: Model
     data: str
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         net = self.model()
-        found: dict[str, float] = {}
+        zeros: dict[str, float] = {}
 
         def counted(name: str) -> Any:
-            return lambda module, given, made: found.__setitem__(
-                name, float((made == 0).double().mean())
+            return lambda module, given, output: zeros.__setitem__(
+                name, float((output == 0).double().mean())
             )
 
         hooks = [site.register_forward_hook(counted(name)) for name, site in installed(net).items()]
@@ -105,37 +105,37 @@ class Zeros:
             net(data(self.data).images)
         for hook in hooks:
             hook.remove()
-        return found
+        return zeros
 
 
 def make(desk: Desk) -> Iterator[Part]:
-    yield from _mixed(desk)
-    yield from _with_kappa(desk)
-    yield from _sparsity(desk)
+    yield from _compare_ratios(desk)
+    yield from _train_with_kappa(desk)
+    yield from _show_sparsity(desk)
 
 
-def _mixed(desk: Desk) -> Iterator[Part]:
+def _compare_ratios(desk: Desk) -> Iterator[Part]:
     asked = [MixedLeNet(r, *_slices(desk), epochs=desk.pick(3, 10)) for r in RATIOS]
-    found = dict(zip(RATIOS, desk.all_facts(asked), strict=True))
+    facts = dict(zip(RATIOS, desk.all_facts(asked), strict=True))
     yield Table(
         f"LeNet-like by the share of FGSM images in a batch: accuracy (%), {asked[0].epochs}"
         f" epochs, {asked[0].train}",
         ("share", "clean", "the paper's PGD", f"APGD, margin, at {EPS:g}"),
         tuple(
-            (f"{r:g}", *(100 * found[r][k] for k in ("clean", "pgd", "verified"))) for r in RATIOS
+            (f"{r:g}", *(100 * facts[r][k] for k in ("clean", "pgd", "verified"))) for r in RATIOS
         ),
         digits=2,
     )
-    mixed, full = found[0.3], found[1.0]
+    mixed, full = facts[0.3], facts[1.0]
     clean, pgd, truly = (100 * (mixed[k] - full[k]) for k in ("clean", "pgd", "verified"))
     because = (
         f"30 % beside all: clean {clean:+.2f}, the paper's PGD {pgd:+.2f}, APGD {truly:+.2f}"
         " points; single-step images, not Madry's many steps, in both"
     )
-    yield Claim("mixed_batches", answered(clean > 0 >= pgd, truly <= 0), because)
+    yield Claim("mixed_batches", answer_claim(clean > 0 >= pgd, truly <= 0), because)
 
 
-def _with_kappa(desk: Desk) -> Iterator[Part]:
+def _train_with_kappa(desk: Desk) -> Iterator[Part]:
     train, _ = _slices(desk)
     part = f"mnist[:{desk.pick(100, 500)}]"
     asked = TrainedWithKappa(0.25, train, part, epochs=desk.pick(3, 10))
@@ -158,10 +158,10 @@ def _with_kappa(desk: Desk) -> Iterator[Part]:
     )
 
 
-def _sparsity(desk: Desk) -> Iterator[Part]:
+def _show_sparsity(desk: Desk) -> Iterator[Part]:
     part = f"mnist[:{desk.pick(200, 1000)}]"
-    found = [desk.facts(Zeros(Model("lenet-mnist", JumpReLU(k)), part)) for k in KAPPAS]
-    names = list(found[0])
+    shares = [desk.facts(Zeros(Model("lenet-mnist", JumpReLU(k)), part)) for k in KAPPAS]
+    names = list(shares[0])
     yield Figure(
         "Sparsity: the share of zeros (%) after each activation of lenet-mnist against kappa.",
         panels(
@@ -169,7 +169,7 @@ def _sparsity(desk: Desk) -> Iterator[Part]:
                 Panel(
                     "lenet-mnist",
                     [
-                        Series(n, KAPPAS, [100 * f[n] for f in found], colour=i)
+                        Series(n, KAPPAS, [100 * f[n] for f in shares], colour=i)
                         for i, n in enumerate(names)
                     ],
                     "kappa",
@@ -179,7 +179,7 @@ def _sparsity(desk: Desk) -> Iterator[Part]:
         ),
     )
     rows = tuple(
-        (f"{k:g}", *(100 * f[n] for n in names)) for k, f in zip(KAPPAS, found, strict=True)
+        (f"{k:g}", *(100 * f[n] for n in names)) for k, f in zip(KAPPAS, shares, strict=True)
     )
     yield Table("Share of zeros (%)", ("kappa", *names), rows, folded=True)
 
@@ -188,12 +188,12 @@ def _slices(desk: Desk) -> tuple[str, str]:
     return f"mnist/train[:{desk.pick(6000, 50000)}]", f"mnist[:{desk.pick(300, 10000)}]"
 
 
-def _born(seed: int) -> nn.Module:
+def _initialise(seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return NETWORKS["lenet-mnist"]()
 
 
-def _trained(net: nn.Module, ratio: float, train: str, epochs: int, seed: int) -> nn.Module:
+def _train(net: nn.Module, ratio: float, train: str, epochs: int, seed: int) -> nn.Module:
     plan = Standard(epochs=epochs, lr=0.1, channels_last=True)
     return fit(net, data(train), MixedFGSM(plan, ratio=ratio), seed=seed)

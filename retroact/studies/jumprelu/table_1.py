@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 from retroact.attacks.pgd import PGD
 from retroact.crafting.threat import Linf
 from retroact.nets.zoo import entry
 from retroact.reports.studied import Claim, Part, Table, Text, Value
 from retroact.spec import show
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.jumprelu.audited import beside
 from retroact.studies.jumprelu.crafted import Clean, crafted
+from retroact.studies.jumprelu.gray_box import SCALED, run_longer, sets
 from retroact.studies.jumprelu.networks import (
     ALEX,
     ATTACKS,
@@ -33,15 +33,43 @@ from retroact.studies.jumprelu.networks import (
     available,
     untested,
 )
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 MODERATE = 2.0
 """Points of clean accuracy that still count as a moderate cost; the paper's own largest loss is
 1.94."""
 
 
+PROTOCOL = (
+    "The first line of a network is the source on its own examples, the second its retrofit on"
+    " the same. Steps are lengths in normalised space and PGD knows no ball: 40 steps of 0.01"
+    " move a pixel of MNIST by up to 0.123, 7 of them one of CIFAR-10 by up to 0.014. On the"
+    " base WideResNet, MobileNetV2 and ResNet-20 steps are of 0.031 in this table alone, as in"
+    " the authors' code; the paper does not say so."
+)
+CARRIED_ON = (
+    "A frozen example lies on the source's boundary, with no confidence at all, and any change"
+    " of the network undoes it. **All steps**: PGD's budget is spent on every image, broken or"
+    " not. **× 1.1, × 1.25**: DeepFool's perturbation is made that much longer before it is"
+    " shown to the retrofit. The attacker still knows nothing of kappa, and asks nothing of the"
+    " retrofit."
+)
+TRAINING = (
+    "The accuracies are those of the zoo's pages, of the weights as they are shipped, on all"
+    " test images; of CIFAR-10's only the first 1017 are original pixels in the copy that was"
+    " used, and nine tenths of its training images are JPEG of quality 75. Trained by the"
+    " schedule in the last column, on original pixels, a network should come to the paper's"
+    " accuracy. MobileNetV2 and WideResNet stop at ten epochs of one cycle (robust: eight;"
+    " MobileNetV2's from the base network's weights on), the first of them on smaller images"
+    " where the recipe has `sizes`: what one CPU core gives in an hour or two. They are"
+    " underfit. The robust LeNet-like is there twice, by one cycle and by the paper's own"
+    " epochs, steps and seed: what lies between the two is a schedule and a training run, and"
+    " no claim rests on the second."
+)
+
+
 def make(desk: Desk) -> Iterator[Part]:
-    found = {net.name: sets(desk, net) for net in available(desk)}
+    by_net = {net.name: sets(desk, net) for net in available(desk)}
     head = (
         "network",
         "kappa",
@@ -49,46 +77,23 @@ def make(desk: Desk) -> Iterator[Part]:
         "clean",
         *(w for name in ATTACKS.values() for w in (name, "published")),
     )
-    rows = [row for net in NETS for row in _rows(desk, net, found.get(net.name))]
+    rows = [row for net in NETS for row in _rows(desk, net, by_net.get(net.name))]
     yield Table("Accuracy, %, on examples made on the network with kappa 0", head, tuple(rows))
-    yield Text(
-        "The first line of a network is the source on its own examples, the second its retrofit on"
-        " the same. Steps are lengths in normalised space and PGD knows no ball: 40 steps of 0.01"
-        " move a pixel of MNIST by up to 0.123, 7 of them one of CIFAR-10 by up to 0.014. On the"
-        " base WideResNet, MobileNetV2 and ResNet-20 steps are of 0.031 in this table alone, as in"
-        " the authors' code; the paper does not say so."
-    )
+    yield Text(PROTOCOL)
     head = ("network", "kappa", "attack", "measured", "published", "difference")
     yield Table(
-        "Every number with its difference", head, tuple(_differences(desk, found)), folded=True
+        "Every number with its difference", head, tuple(_differences(desk, by_net)), folded=True
     )
     head = ("network", "kappa", "PGD, frozen", "PGD, all steps", *SCALED)
-    yield Table("The same attacks, carried on: accuracy of the retrofit, %", head, longer(desk))
-    yield Text(
-        "A frozen example lies on the source's boundary, with no confidence at all, and any change"
-        " of the network undoes it. **All steps**: PGD's budget is spent on every image, fallen or"
-        " not. **× 1.1, × 1.25**: DeepFool's perturbation is made that much longer before it is"
-        " shown to the retrofit. The attacker still knows nothing of kappa, and asks nothing of the"
-        " retrofit."
-    )
+    yield Table("The same attacks, carried on: accuracy of the retrofit, %", head, run_longer(desk))
+    yield Text(CARRIED_ON)
     yield beside(desk, available(desk))
     if LENET.here:
         yield _switches(desk)
     yield _networks()
-    yield Text(
-        "The accuracies are those of the zoo's pages, of the weights as they are shipped, on all"
-        " test images; of CIFAR-10's only the first 1017 are original pixels in the copy that was"
-        " used, and nine tenths of its training images are JPEG of quality 75. Trained by the"
-        " schedule in the last column, on original pixels, a network should come to the paper's"
-        " accuracy. MobileNetV2 and WideResNet stop at ten epochs of one cycle (robust: eight;"
-        " MobileNetV2's from the base network's weights on), the first of them on smaller images"
-        " where the recipe has `sizes`: what one CPU core gives in an hour or two. They are"
-        " underfit. The robust LeNet-like is there twice, by one cycle and by the paper's own"
-        " epochs, steps and seed: what lies between the two is a schedule and a training run, and"
-        " no claim rests on the second."
-    )
+    yield Text(TRAINING)
     yield _accuracy_cost(desk)
-    yield _residual(desk, found)
+    yield _residual(desk, by_net)
 
 
 def _networks() -> Table:
@@ -117,42 +122,34 @@ def _networks() -> Table:
     return Table("The networks, and how far they are from the paper's", head, tuple(rows), digits=2)
 
 
-def sets(desk: Desk, net: Net) -> dict[str, dict[str, Any]]:
-    """The facts of each attack's gray-box set, by the attack's name."""
-    asked = [crafted(net, net.n(desk), name, gray=True) for name in ATTACKS]
-    return dict(zip(ATTACKS, desk.all_facts(asked), strict=True))
-
-
-def _rows(desk: Desk, net: Net, found: dict[str, dict[str, Any]] | None) -> list[tuple[Value, ...]]:
-    if found is None:
+def _rows(desk: Desk, net: Net, facts: dict[str, Facts] | None) -> list[tuple[Value, ...]]:
+    if facts is None:
         return [(f"{net.title}, {net.absent(desk)}", "", "", *[None] * (1 + 2 * len(ATTACKS)))]
-    made: list[tuple[Value, ...]] = []
+    rows: list[tuple[Value, ...]] = []
     for judge, kappa in enumerate((0.0, net.kappa)):
         pairs = [
-            (100 * found[a]["accuracy"][0][judge], net.published("1", a, kappa)) for a in ATTACKS
+            (100 * facts[a]["accuracy"][0][judge], net.published("1", a, kappa)) for a in ATTACKS
         ]
-        clean = 100 * found["pgd"]["clean"][judge]
-        made.append(
+        clean = 100 * facts["pgd"]["clean"][judge]
+        rows.append(
             (
                 net.title,
                 f"{kappa:g}",
-                found["pgd"]["n"],
+                facts["pgd"]["n"],
                 clean,
                 *(v for pair in pairs for v in pair),
             )
         )
-    return made
+    return rows
 
 
-def _differences(
-    desk: Desk, found: dict[str, dict[str, dict[str, Any]]]
-) -> Iterator[tuple[Value, ...]]:
+def _differences(desk: Desk, by_net: dict[str, dict[str, Facts]]) -> Iterator[tuple[Value, ...]]:
     for net in available(desk):
         for judge, kappa in enumerate((0.0, net.kappa)):
-            clean = 100 * found[net.name]["pgd"]["clean"][judge]
+            clean = 100 * by_net[net.name]["pgd"]["clean"][judge]
             for name, title in {"clean": "none", **ATTACKS}.items():
                 value = (
-                    clean if name == "clean" else 100 * found[net.name][name]["accuracy"][0][judge]
+                    clean if name == "clean" else 100 * by_net[net.name][name]["accuracy"][0][judge]
                 )
                 known = net.published("1", name, kappa)
                 yield (
@@ -163,35 +160,6 @@ def _differences(
                     known,
                     None if known is None else value - known,
                 )
-
-
-# --------------------------------------------------------------------------------- a little longer
-
-
-DEEPFOOLS = ("deepfool_linf", "deepfool_l2", "trust_region")
-SCALED = tuple(f"{ATTACKS[a]}{scale}" for a in DEEPFOOLS for scale in ("", " × 1.1", " × 1.25"))
-
-
-def longer(desk: Desk) -> tuple[tuple[Value, ...], ...]:
-    """The retrofit's accuracy where the attacker does not stop at the source's boundary, a row per
-    network."""
-    nets = available(desk)
-    free = desk.all_facts(
-        [replace(crafted(net, net.n(desk), "pgd", gray=True), frozen=False) for net in nets]
-    )
-    return tuple(_longer_row(net, sets(desk, net), f) for net, f in zip(nets, free, strict=True))
-
-
-def _longer_row(
-    net: Net, found: dict[str, dict[str, Any]], free: dict[str, Any]
-) -> tuple[Value, ...]:
-    pgd = [100 * found["pgd"]["accuracy"][0][1], 100 * free["accuracy"][0][1]]
-    return (
-        net.title,
-        f"{net.kappa:g}",
-        *pgd,
-        *(100 * a[1] for name in DEEPFOOLS for a in found[name]["accuracy"]),
-    )
 
 
 def _switches(desk: Desk) -> Table:
@@ -206,10 +174,10 @@ def _switches(desk: Desk) -> Table:
             protocol, attack=ball, threat=Linf(0.01 * MNIST_STD[0])
         ),
     }
-    found = desk.all_facts(list(asked.values()))
+    facts = desk.all_facts(list(asked.values()))
     rows = [
         (name, *(100 * a for a in f["accuracy"][0]), f["largest"])
-        for name, f in zip(asked, found, strict=True)
+        for name, f in zip(asked, facts, strict=True)
     ]
     head = (
         "PGD on the base LeNet-like",
@@ -244,13 +212,13 @@ def _accuracy_cost(desk: Desk) -> Claim:
     said = ", ".join(f"{net.title} {points:.2f}" for net, points in cost.items())
     return Claim(
         "accuracy_cost",
-        answered(max(cost.values()) <= MODERATE),
+        answer_claim(max(cost.values()) <= MODERATE),
         f"at most {MODERATE:g} points of clean accuracy lost, 1000 images or more:"
         f" {said}{untested(desk, PAPERS)}",
     )
 
 
-def _residual(desk: Desk, found: dict[str, dict[str, dict[str, Any]]]) -> Claim:
+def _residual(desk: Desk, by_net: dict[str, dict[str, Facts]]) -> Claim:
     """More vulnerable: each residual network's retrofit lies below AlexLike's in each column, base
     weights."""
     needed = (ALEX, WIDE, MOBILE)
@@ -259,7 +227,7 @@ def _residual(desk: Desk, found: dict[str, dict[str, dict[str, Any]]]) -> Claim:
         why = f"it compares AlexLike with the paper's residual networks{untested(desk, needed)}"
         return Claim("residual", "not tested", why)
     share = {
-        net.title: [100 * found[net.name][a]["accuracy"][0][1] for a in ATTACKS] for net in nets
+        net.title: [100 * by_net[net.name][a]["accuracy"][0][1] for a in ATTACKS] for net in nets
     }
     others = [v for title, v in share.items() if title != ALEX.title]
     below = all(v < a for values in others for v, a in zip(values, share[ALEX.title], strict=True))
@@ -269,6 +237,6 @@ def _residual(desk: Desk, found: dict[str, dict[str, dict[str, Any]]]) -> Claim:
     columns = ", ".join(ATTACKS.values())
     return Claim(
         "residual",
-        answered(below),
+        answer_claim(below),
         f"gray-box accuracy of the retrofits ({columns}): {said}{untested(desk, needed)}",
     )

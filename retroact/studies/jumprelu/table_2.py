@@ -10,7 +10,6 @@ authors' GPUs, it gives the paper's larger noise.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 
@@ -19,60 +18,41 @@ from retroact.evaluation.metrics import median_distance
 from retroact.evaluation.record import Record
 from retroact.experiments.cell import Cell
 from retroact.reports.studied import Claim, Part, Table, Text, Value
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.jumprelu.audited import beside
-from retroact.studies.jumprelu.crafted import crafted
 from retroact.studies.jumprelu.networks import (
     ATTACKS,
     FAR_2,
     NETS,
+    NOISES,
     PAPERS,
     Net,
     available,
     untested,
 )
+from retroact.studies.jumprelu.white_box import ratios, runs
 from retroact.studies.published import published
-from retroact.studies.truth import answered
-
-NOISES = {name: title for name, title in ATTACKS.items() if name != "pgd"}
+from retroact.studies.truth import answer_claim
 
 
 def make(desk: Desk) -> Iterator[Part]:
-    found = {net.name: runs(desk, net) for net in available(desk)}
+    by_net = {net.name: runs(desk, net) for net in available(desk)}
     head = ("network", "kappa", "n", "clean", "PGD", "published", *_noise_head("{}, noise"))
-    rows = [row for net in NETS for row in _rows(desk, net, found.get(net.name))]
+    rows = [row for net in NETS for row in _rows(desk, net, by_net.get(net.name))]
     yield Table(
         "Accuracy, %, and mean relative noise, % of the normalised image", head, tuple(rows)
     )
     yield beside(desk, available(desk))
-    yield _ratios(found)
+    yield _ratios(by_net)
     yield _against_itself()
-    yield _dead(desk, found)
+    yield _count_dead(desk, by_net)
     head = ("network", "kappa", "column", "measured", "± standard error", "published", "difference")
     yield Table(
-        "Every number with its difference", head, tuple(_differences(desk, found)), folded=True
+        "Every number with its difference", head, tuple(_differences(desk, by_net)), folded=True
     )
-    yield _cited()
+    yield _quote()
     yield from _carlini_wagner(desk)
-    yield _tr_vs_deepfool(desk, found)
-
-
-def runs(desk: Desk, net: Net) -> dict[float, dict[str, dict[str, Any]]]:
-    """The facts of each attack at kappa 0 and at the paper's kappa."""
-    asked = [(kappa, name) for kappa in (0.0, net.kappa) for name in ATTACKS]
-    found = desk.all_facts([crafted(net, net.n(desk), name, kappa) for kappa, name in asked])
-    made: dict[float, dict[str, dict[str, Any]]] = {0.0: {}, net.kappa: {}}
-    for (kappa, name), facts in zip(asked, found, strict=True):
-        made[kappa][name] = facts
-    return made
-
-
-def ratios(found: dict[float, dict[str, dict[str, Any]]]) -> dict[str, float]:
-    """The noise at the paper's kappa over that at 0, for each attack that has one."""
-    low, high = sorted(found)
-    return {
-        name: found[high][name]["noise"] / max(found[low][name]["noise"], 1e-12) for name in NOISES
-    }
+    yield _tr_vs_deepfool(desk, by_net)
 
 
 def _noise_head(form: str) -> tuple[str, ...]:
@@ -80,15 +60,15 @@ def _noise_head(form: str) -> tuple[str, ...]:
 
 
 def _rows(
-    desk: Desk, net: Net, found: dict[float, dict[str, dict[str, Any]]] | None
+    desk: Desk, net: Net, by_kappa: dict[float, dict[str, Facts]] | None
 ) -> list[tuple[Value, ...]]:
-    if found is None:
+    if by_kappa is None:
         return [(f"{net.title}, {net.absent(desk)}", "", "", *[None] * (1 + 2 * len(ATTACKS)))]
-    made: list[tuple[Value, ...]] = []
-    for kappa, facts in found.items():
+    rows: list[tuple[Value, ...]] = []
+    for kappa, facts in by_kappa.items():
         pairs = [(_value(facts, name), net.published("2", name, kappa)) for name in ATTACKS]
         clean = 100 * facts["pgd"]["clean"][0]
-        made.append(
+        rows.append(
             (
                 net.title,
                 f"{kappa:g}",
@@ -97,10 +77,10 @@ def _rows(
                 *(v for pair in pairs for v in pair),
             )
         )
-    return made
+    return rows
 
 
-def _value(facts: dict[str, dict[str, Any]], name: str) -> float:
+def _value(facts: dict[str, Facts], name: str) -> float:
     """What the column prints, %: accuracy for "clean" and "pgd", noise for the others."""
     if name == "clean":
         return 100 * float(facts["pgd"]["clean"][0])
@@ -108,10 +88,10 @@ def _value(facts: dict[str, dict[str, Any]], name: str) -> float:
 
 
 def _differences(
-    desk: Desk, found: dict[str, dict[float, dict[str, dict[str, Any]]]]
+    desk: Desk, by_net: dict[str, dict[float, dict[str, Facts]]]
 ) -> Iterator[tuple[Value, ...]]:
     for net in available(desk):
-        for kappa, facts in found[net.name].items():
+        for kappa, facts in by_net[net.name].items():
             for name, title in {"clean": "clean accuracy", **ATTACKS}.items():
                 value, known = _value(facts, name), net.published("2", name, kappa)
                 error = (
@@ -134,11 +114,11 @@ def _error(percent: float, n: int) -> float:
     return float(np.sqrt(percent * (100 - percent) / n))
 
 
-def _ratios(found: dict[str, dict[float, dict[str, dict[str, Any]]]]) -> Table:
+def _ratios(by_net: dict[str, dict[float, dict[str, Facts]]]) -> Table:
     """How many times the noise grew, measured and by the paper's own table."""
     rows: list[tuple[Value, ...]] = []
     for net in NETS:
-        values = ratios(found[net.name]) if net.name in found else dict.fromkeys(NOISES)
+        values = ratios(by_net[net.name]) if net.name in by_net else dict.fromkeys(NOISES)
         rows.append(
             (net.title, *(v for name in NOISES for v in (values[name], published_ratio(net, name))))
         )
@@ -180,7 +160,7 @@ def _span(kind: str) -> tuple[tuple[float, float], tuple[float, float]]:
     return (min(deepfool), max(deepfool)), (min(region), max(region))
 
 
-def _dead(desk: Desk, found: dict[str, dict[float, dict[str, dict[str, Any]]]]) -> Table:
+def _count_dead(desk: Desk, by_net: dict[str, dict[float, dict[str, Facts]]]) -> Table:
     """Dead images of DeepFool at the paper's kappa: how many, and what painting them white makes of
     the noise.
 
@@ -189,7 +169,7 @@ def _dead(desk: Desk, found: dict[str, dict[float, dict[str, dict[str, Any]]]]) 
     rows: list[tuple[Value, ...]] = []
     for net in available(desk):
         for name in ("deepfool_linf", "deepfool_l2"):
-            before, f = (found[net.name][kappa][name] for kappa in (0.0, net.kappa))
+            before, f = (by_net[net.name][kappa][name] for kappa in (0.0, net.kappa))
             told = (
                 100 * f["noise"],
                 100 * f["white"]["noise"],
@@ -210,7 +190,7 @@ def _dead(desk: Desk, found: dict[str, dict[float, dict[str, dict[str, Any]]]]) 
     return Table(title, head, tuple(rows), digits=2)
 
 
-def _cited() -> Table:
+def _quote() -> Table:
     """The lines that the paper took from elsewhere."""
     cited = published("jumprelu", "table2.whitebox", "cited_by_the_paper")
     rows: list[tuple[Value, ...]] = [
@@ -262,7 +242,7 @@ def _carlini_wagner(desk: Desk) -> Iterator[Part]:
     yield Table(title, head, tuple(rows), digits=2)
     yield Claim(
         "tr_vs_cw",
-        answered(all(close)) if close else "not tested",
+        answer_claim(all(close)) if close else "not tested",
         f"in {sum(close)} of {len(close)} rows of its networks TR's median norm is within 10 % of"
         f" CW's, at half its time or less; our CW takes {CarliniWagner().passes} gradients, not"
         f" thousands{untested(desk, PAPERS)}",
@@ -281,18 +261,18 @@ def _milliseconds(record: Record) -> float:
     return 1000 * float(record.pedigree.get("seconds", 0.0)) / len(record)
 
 
-def _tr_vs_deepfool(desk: Desk, found: dict[str, dict[float, dict[str, dict[str, Any]]]]) -> Claim:
+def _tr_vs_deepfool(desk: Desk, by_net: dict[str, dict[float, dict[str, Facts]]]) -> Claim:
     """Stronger: TR needs less noise than DF₂, in the same norm, on every network and at both
     kappas."""
     pairs = [
         (facts["trust_region"]["noise"], facts["deepfool_l2"]["noise"])
         for net in available(desk, PAPERS)
-        for facts in found[net.name].values()
+        for facts in by_net[net.name].values()
     ]
     less = [tr < df for tr, df in pairs]
     said = ", ".join(f"{100 * tr:.1f} against {100 * df:.1f}" for tr, df in pairs)
     return Claim(
         "tr_vs_deepfool",
-        answered(all(less)) if less else "not tested",
+        answer_claim(all(less)) if less else "not tested",
         f"TR's mean noise against DF₂'s, %: {said}; dead images left alone{untested(desk, PAPERS)}",
     )

@@ -21,20 +21,21 @@ from torch import Tensor, nn
 
 from retroact.activations.piecewise import JumpReLU
 from retroact.attacks.erichson import ErichsonDeepFool, ErichsonPGD, ErichsonTrustRegion
+from retroact.crafting.attack import Attack
 from retroact.crafting.noise import normal
-from retroact.crafting.threat import L2, Linf
+from retroact.crafting.threat import L2, Linf, ThreatModel
 from retroact.detection.lid import Detection, characteristics, detect, difference
 from retroact.evaluation.evaluate import decide, evaluate
 from retroact.experiments.cell import Model
 from retroact.nets.data import data
 from retroact.nets.zoo import NETWORKS, names
-from retroact.reports.studied import Claim, Part, Table, Text
+from retroact.reports.studied import Claim, Part, Table, Text, Value
 from retroact.spec import Count, spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.jumprelu.audited import beside
 from retroact.studies.jumprelu.networks import available
 from retroact.studies.published import published
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 SEEDS = (0, 1, 2)
 CLASSIFIERS = ("lr", "mlp")
@@ -45,14 +46,14 @@ class LidFeatures:
     """LIDs of clean, noisy and adversarial images of one network, layer by layer."""
 
     model: Model
-    attack: Any
-    threat: Any
+    attack: Attack
+    threat: ThreatModel
     layers: tuple[str, ...]
     data: str
     k: Count = 20
     seeds: tuple[int, ...] = SEEDS
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         net, examples = self.model(), data(self.data)
         right = decide(net, examples.images) == examples.labels
         kept = examples.images[right]
@@ -60,7 +61,7 @@ class LidFeatures:
         assert record.examples is not None
         adversarial = torch.from_numpy(record.examples)[right]
         sizes, index = (adversarial - kept).flatten(1).norm(dim=1), examples.index[right]
-        noisy = [_noisy(kept, sizes, index, seed) for seed in self.seeds]
+        noisy = [_add_noise(kept, sizes, index, seed) for seed in self.seeds]
         lids = [
             np.round(v, 5).tolist()
             for v in characteristics(net, self.layers, kept, [adversarial, *noisy], k=self.k)
@@ -68,7 +69,7 @@ class LidFeatures:
         return {"normal": lids[0], "adversarial": lids[1], "noisy": lids[2:]}
 
 
-def _noisy(images: Tensor, sizes: Tensor, index: Tensor, seed: int) -> Tensor:
+def _add_noise(images: Tensor, sizes: Tensor, index: Tensor, seed: int) -> Tensor:
     """Gaussian noise whose mean L2 is that of the attack, clipped to the box."""
     scale = float(sizes.mean()) / math.sqrt(images[0].numel())
     return (images + scale * normal(tuple(images.shape[1:]), index, seed)).clamp(0.0, 1.0)
@@ -83,6 +84,28 @@ class Setting:
     kappa: float
     layers: tuple[str, ...]
     data: str
+
+
+@dataclass(frozen=True)
+class Row:
+    """The AUCs (%) of a detector of one attack's images, on ReLU and on its retrofit, with the 95 %
+    interval of their difference."""
+
+    setting: Setting
+    attack: str
+    classifier: str
+    relu: float
+    jumprelu: float
+    interval: tuple[float, float]
+
+    @property
+    def difference(self) -> float:
+        return self.jumprelu - self.relu
+
+    def values(self) -> tuple[Value, ...]:
+        low, high = self.interval
+        measured = (self.relu, self.jumprelu, self.difference, f"{low:+.1f} to {high:+.1f}")
+        return self.setting.net, self.attack, self.classifier, *measured, *_quote(self.attack)
 
 
 ALEX = tuple(
@@ -108,7 +131,7 @@ def make(desk: Desk) -> Iterator[Part]:
         "95 % interval",
         "published ReLU",
     )
-    rows: list[tuple[Any, ...]] = []
+    rows: list[Row] = []
     for setting in SETTINGS:
         if setting.net not in names():
             yield Text(
@@ -121,15 +144,15 @@ def make(desk: Desk) -> Iterator[Part]:
     yield Table(
         "AUC (%) of the detector, mean over the seeds 0, 1, 2",
         (*head, "published JumpReLU"),
-        tuple((*row, *_published(row[1])) for row in rows),
+        tuple(row.values() for row in rows),
     )
     yield beside(
         desk, [net for net in available(desk) if net.name in {setting.net for setting in SETTINGS}]
     )
-    yield _claim(rows)
+    yield _judge(rows)
 
 
-def _attacks(setting: Setting) -> list[tuple[str, Any, Any]]:
+def _attacks(setting: Setting) -> list[tuple[str, Attack, ThreatModel]]:
     std = NETWORKS[setting.net].std
     return [
         ("pgd", ErichsonPGD(steps=200, std=std), Linf(1.0)),
@@ -140,16 +163,16 @@ def _attacks(setting: Setting) -> list[tuple[str, Any, Any]]:
 
 
 def _rows(
-    desk: Desk, setting: Setting, name: str, attack: Any, threat: Any
-) -> list[tuple[Any, ...]]:
+    desk: Desk, setting: Setting, name: str, attack: Attack, threat: ThreatModel
+) -> list[Row]:
     part = f"{setting.data}[:{desk.pick(200, 2000 if setting.data == 'mnist' else 1000)}]"
-    found = {}
+    lids = {}
     for kappa in (0.0, setting.kappa):
         model = Model(setting.net, JumpReLU(kappa))
         layers = setting.layers or _blocks(model())
-        found[kappa] = desk.facts(LidFeatures(model, attack, threat, layers, part))
+        lids[kappa] = desk.facts(LidFeatures(model, attack, threat, layers, part))
     return [
-        (setting.net, name, c, *_compared(found[0.0], found[setting.kappa], c)) for c in CLASSIFIERS
+        Row(setting, name, c, *_compare(lids[0.0], lids[setting.kappa], c)) for c in CLASSIFIERS
     ]
 
 
@@ -160,42 +183,38 @@ def _blocks(net: nn.Module) -> tuple[str, ...]:
     )
 
 
-def _compared(
-    plain: dict[str, Any], jump: dict[str, Any], classifier: str
-) -> tuple[float, float, float, str]:
-    """The mean AUCs over the seeds, their difference, and the widest of the seeds' intervals of
-    it."""
-    pairs = [
-        (_detection(plain, classifier, seed), _detection(jump, classifier, seed)) for seed in SEEDS
-    ]
-    one, other = (100 * float(np.mean([pair[i].auc for pair in pairs])) for i in (0, 1))
+def _compare(
+    plain: Facts, jump: Facts, classifier: str
+) -> tuple[float, float, tuple[float, float]]:
+    """The mean AUCs over the seeds, and the widest of the seeds' intervals of their difference."""
+    pairs = [(_detect(plain, classifier, seed), _detect(jump, classifier, seed)) for seed in SEEDS]
+    relu, jumprelu = (100 * float(np.mean([pair[i].auc for pair in pairs])) for i in (0, 1))
     bounds = [difference(p, j) for p, j in pairs]
-    low, high = 100 * min(b[0] for b in bounds), 100 * max(b[1] for b in bounds)
-    return one, other, other - one, f"{low:+.1f} to {high:+.1f}"
+    return relu, jumprelu, (100 * min(b[0] for b in bounds), 100 * max(b[1] for b in bounds))
 
 
-def _detection(found: dict[str, Any], classifier: Any, seed: int) -> Detection:
-    rows = (found["normal"], found["noisy"][SEEDS.index(seed)], found["adversarial"])
+def _detect(lids: Facts, classifier: Any, seed: int) -> Detection:
+    rows = (lids["normal"], lids["noisy"][SEEDS.index(seed)], lids["adversarial"])
     normal_, noisy, adversarial = (np.asarray(r) for r in rows)
     return detect(normal_, noisy, adversarial, classifier, seed=seed)
 
 
-def _published(attack: str) -> tuple[float | None, float | None]:
+def _quote(attack: str) -> tuple[float | None, float | None]:
     return tuple(
         published("jumprelu", "table3.lid_auc", kind, attack) for kind in ("relu", "jumprelu")
     )  # type: ignore[return-value]
 
 
-def _claim(rows: list[tuple[Any, ...]]) -> Claim:
+def _judge(rows: list[Row]) -> Claim:
     """Increased: on the CIFAR-10 networks every interval of the difference lies above 0."""
-    asked = [row for row in rows if "cifar10" in row[0]]
-    above = [row for row in asked if not row[6].startswith("-")]
-    below = [row for row in asked if row[6].split(" to ")[1].startswith("-")]
+    asked = [row for row in rows if row.setting.data == "cifar10"]
     if not asked:
         return Claim("lid", "not tested", "no CIFAR-10 network has weights")
-    least, most = min(row[5] for row in asked), max(row[5] for row in asked)
+    above = [row for row in asked if row.interval[0] >= 0]
+    below = [row for row in asked if row.interval[1] < 0]
+    least, most = (side(row.difference for row in asked) for side in (min, max))
     because = (
         f"on CIFAR-10 the AUC rises beyond its 95 % interval in {len(above)} of {len(asked)} rows"
         f" and falls beyond it in {len(below)}; differences from {least:+.1f} to {most:+.1f} points"
     )
-    return Claim("lid", answered(len(above) == len(asked)), because)
+    return Claim("lid", answer_claim(len(above) == len(asked)), because)

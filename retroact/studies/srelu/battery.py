@@ -34,8 +34,9 @@ from retroact.crafting.attack import Attack
 from retroact.crafting.driver import Unbroken
 from retroact.crafting.geometry import each
 from retroact.crafting.noise import uniform
+from retroact.crafting.norms import EVERY_NORM
 from retroact.crafting.scene import Scene
-from retroact.crafting.threat import EVERY_NORM, L2, Access, Linf, ThreatModel
+from retroact.crafting.threat import L2, Access, Linf, ThreatModel
 from retroact.spec import AtLeast0, Count, spec
 
 FOOLBOX = "Rauber et al. 2020, doi:10.21105/joss.02607"
@@ -85,7 +86,7 @@ class PlainDeepFool(Attack):
 
     steps: Count = 50
     overshoot: AtLeast0 = 0.02
-    norms: ClassVar[tuple[str, ...]] = EVERY_NORM
+    norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "minimum-norm"
     paper: ClassVar[str] = FOOLBOX

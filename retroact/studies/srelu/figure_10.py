@@ -23,13 +23,13 @@ def make(desk: Desk) -> Iterator[Part]:
     for title, nets in (("MNIST CNN", (MNIST,)), ("CIFAR10-CNN1 and CNN2", (CNN1, CNN2))):
         plain = nets[0].model(None)()
         count = sum(p.numel() for p in plain.parameters())
-        found = [site.name for site in sites(plain)]
+        names = [site.name for site in sites(plain)]
         yield _layers(title, plain, nets)
         yield Text(
-            f"`{nets[0].net}`: {count} parameters, {len(found)} activations ({', '.join(found)})."
+            f"`{nets[0].net}`: {count} parameters, {len(names)} activations ({', '.join(names)})."
             f" Input: pixels in [0, 1], mean {_numbers(plain.mean)} and deviation"
             f" {_numbers(plain.std)} inside; output: ten logits. "
-            + " ".join(_sloped(net) for net in nets)
+            + " ".join(_name_sloped(net) for net in nets)
         )
 
 
@@ -47,7 +47,7 @@ def _layers(title: str, plain: nn.Module, nets: tuple[Net, ...]) -> Table:
     return Table(title, head, tuple(rows))
 
 
-def _sloped(net: Net) -> str:
+def _name_sloped(net: Net) -> str:
     chosen = installed(net.sloped(2.0)())
     return f"{net.title} has the slope at {', '.join(chosen)}."
 

@@ -14,22 +14,17 @@ from retroact.evaluation.record import Record
 from retroact.reports.plots import panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
 from retroact.studies.desk import Desk
-from retroact.studies.srelu.networks import (
-    ABOVE_1,
+from retroact.studies.srelu.attacks import (
     ATTACKS,
-    NETS,
-    SLOPES,
-    Net,
     accuracies,
     as_published,
     attack_cells,
     columns,
     images,
-    many,
-    said,
 )
+from retroact.studies.srelu.networks import ABOVE_1, NETS, SLOPES, Net, label, many
 from retroact.studies.srelu.panels import Curve, mean, panel, table
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 Curves = dict[tuple[str, str, float], Curve]
 """A curve by network, attack and slope."""
@@ -39,8 +34,23 @@ UNCHANGED = 5.0
 harm"."""
 
 
+WHAT_EPS_IS = (
+    "Only images that are right clean are attacked; all stand in the denominator. “eps” is"
+    " what the attacks were called with, not how far they go: BIM and StepLL make int(min(255"
+    " eps + 4, 1.25 · 255 eps)) steps of 1/255 in a box that moves along (0.314 for 0.3, and"
+    " no step at all for 0.003), RFGSM moves by up to 8/255 + 5 (eps − 8/255) and walks"
+    " backwards below eps = 8/255. DeepFool's columns are 1, 2, … iterations."
+)
+ZERO_GRADIENTS = (
+    "**Exactly zero gradients.** The share of the gradients asked for that were zero in"
+    " float32, at the largest eps. FGSM, BIM, RFGSM and PGD follow the cross-entropy of the"
+    " true class and stand still where it is flat. StepLL follows that of another class and"
+    " DeepFool the logits."
+)
+
+
 def make(desk: Desk) -> Iterator[Part]:
-    found = many(
+    records = many(
         desk,
         {
             (net, attack, s): attack_cells(net, attack, net.sloped(s), images(desk, attack, net))
@@ -49,64 +59,61 @@ def make(desk: Desk) -> Iterator[Part]:
             for s in SLOPES
         },
     )
-    made = {
+    by_key = {
         (net.key, attack, s): Curve(
-            f"slope {said(s)}", accuracies(net, attack, r), as_published(net, attack, s)
+            label(s), accuracies(net, attack, r), as_published(net, attack, s), what="slope"
         )
-        for (net, attack, s), r in found.items()
+        for (net, attack, s), r in records.items()
     }
     sizes = ", ".join(f"{images(desk, 'PGD', net)} ({net.title})" for net in NETS)
     yield Text(
         f"The first {images(desk, 'FGSM', NETS[0])} test images for FGSM, {sizes} for the others."
-        " Only images that are right clean are attacked; all stand in the denominator. “eps” is"
-        " what the attacks were called with, not how far they go: BIM and StepLL make int(min(255"
-        " eps + 4, 1.25 · 255 eps)) steps of 1/255 in a box that moves along (0.314 for 0.3, and"
-        " no step at all for 0.003), RFGSM moves by up to 8/255 + 5 (eps − 8/255) and walks"
-        " backwards below eps = 8/255. DeepFool's columns are 1, 2, … iterations."
+        f" {WHAT_EPS_IS}"
     )
+    yield _draw(by_key)
+    for net in NETS:
+        yield _largest(net, by_key)
+    yield Text(ZERO_GRADIENTS)
+    yield _zeros({(net.key, attack, s): r[-1] for (net, attack, s), r in records.items()})
+    yield from (_table(net, attack, by_key) for net in NETS for attack in ATTACKS)
+    yield _stepll_deepfool(by_key)
+
+
+def _draw(by_key: Curves) -> Figure:
     drawn = [
         panel(
             f"{net.title}, {attack}",
             columns(net, attack),
-            [made[net.key, attack, s] for s in SLOPES],
+            [by_key[net.key, attack, s] for s in SLOPES],
             "",
             "",
         )
         for attack in ATTACKS
         for net in NETS
     ]
-    yield Figure(
+    return Figure(
         "Accuracy (%) per attack and slope. Thin and dashed: published.", panels(drawn, height=1.8)
     )
-    for net in NETS:
-        yield _largest(net, made)
-    yield Text(
-        "**Exactly zero gradients.** The share of the gradients asked for that were zero in"
-        " float32, at the largest eps. FGSM, BIM, RFGSM and PGD follow the cross-entropy of the"
-        " true class and stand still where it is flat. StepLL follows that of another class and"
-        " DeepFool the logits."
-    )
-    yield _zeros({(net.key, attack, s): r[-1] for (net, attack, s), r in found.items()})
-    for net in NETS:
-        for attack in ATTACKS:
-            curves = [made[net.key, attack, s] for s in SLOPES]
-            column = "iterations" if attack == "DeepFool" else "eps"
-            yield table(f"{net.title}, {attack}", "slope", column, columns(net, attack), curves)
-    yield _stepll_deepfool(made)
 
 
-def _largest(net: Net, made: Curves) -> Table:
+def _table(net: Net, attack: str, by_key: Curves) -> Table:
+    curves = [by_key[net.key, attack, s] for s in SLOPES]
+    column = "iterations" if attack == "DeepFool" else "eps"
+    return table(f"{net.title}, {attack}", "slope", column, columns(net, attack), curves)
+
+
+def _largest(net: Net, by_key: Curves) -> Table:
     """The last column at three slopes."""
     shown = (1.0, 10.0, 100.0)
     head = (
         "attack",
         "column",
-        *(text for s in shown for text in (f"slope {said(s)}", "published")),
+        *(text for s in shown for text in (f"slope {label(s)}", "published")),
     )
     rows: list[tuple[Value, ...]] = []
     for attack in ATTACKS:
         last = columns(net, attack)[-1]
-        curves = [made[net.key, attack, s] for s in shown]
+        curves = [by_key[net.key, attack, s] for s in shown]
         rows.append(
             (
                 attack,
@@ -127,16 +134,17 @@ def _zeros(last: dict[tuple[str, str, float], Record]) -> Table:
         for net in NETS
         for attack in ATTACKS
     ]
-    head = ("network", "attack", *(f"slope {said(s)}" for s in SLOPES))
+    head = ("network", "attack", *(f"slope {label(s)}" for s in SLOPES))
     return Table("Exactly zero gradients (%)", head, tuple(rows))
 
 
-def _stepll_deepfool(made: Curves) -> Claim:
+def _stepll_deepfool(by_key: Curves) -> Claim:
     """Neither helped nor harmed: mean accuracies at slopes above 1 within `UNCHANGED` points of
     that at slope 1."""
     changes = {
         (net.title, attack): [
-            mean(made[net.key, attack, s].y) - mean(made[net.key, attack, 1.0].y) for s in ABOVE_1
+            mean(by_key[net.key, attack, s].y) - mean(by_key[net.key, attack, 1.0].y)
+            for s in ABOVE_1
         ]
         for net in NETS
         for attack in ("StepLL", "DeepFool")
@@ -149,4 +157,4 @@ def _stepll_deepfool(made: Curves) -> Claim:
         "slopes above 1 against 1, points of mean accuracy over the columns (allowed:"
         f" {UNCHANGED:g}): {told}"
     )
-    return Claim("stepll_deepfool", answered(worst <= UNCHANGED), because)
+    return Claim("stepll_deepfool", answer_claim(worst <= UNCHANGED), because)

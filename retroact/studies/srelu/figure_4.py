@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from itertools import product
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +24,11 @@ from retroact.nets.data import data
 from retroact.reports.plots import Panel, Series, panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
 from retroact.spec import spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.published import published
 from retroact.studies.srelu.battery import BATTERY, Entry
-from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, said
-from retroact.studies.truth import answered
+from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, label
+from retroact.studies.truth import answer_claim
 
 AROUND = 2.5
 """What "around" is taken to mean, in points, where the paper says "around 15 %"."""
@@ -69,7 +68,7 @@ def make(desk: Desk) -> Iterator[Part]:
     )
     for r in results.values():
         yield Table(
-            f"{r.net.title}, each attack at eps {said(r.eps[-1])}: accuracy (%)",
+            f"{r.net.title}, each attack at eps {label(r.eps[-1])}: accuracy (%)",
             r.head(),
             r.rows(),
             folded=True,
@@ -109,46 +108,48 @@ class Results:
         return float(np.average(values, weights=[e.times for e in chosen]))
 
     def against_eps(self) -> Panel:
-        x, everything = ["0", *map(said, self.eps)], [e.name for e in BATTERY]
-        made = []
+        x, everything = ["0", *map(label, self.eps)], [e.name for e in BATTERY]
+        drawn = []
         for i, s in enumerate(self.slopes):
             y = [self.clean(s), *(self.mean(s, everything, k) for k in range(len(self.eps)))]
-            made.append(Series(f"slope {s:g}", x, y, colour=i))
-            there = _published_means(self.net, s)
+            drawn.append(Series(f"slope {s:g}", x, y, colour=i))
+            there = _quote_means(self.net, s)
             if there:
-                made.append(Series("published", x, [there[e] for e in x], published=True, colour=i))
-        return Panel(self.net.title, made, "eps, pixels", "mean accuracy, %")
+                drawn.append(
+                    Series("published", x, [there[e] for e in x], published=True, colour=i)
+                )
+        return Panel(self.net.title, drawn, "eps, pixels", "mean accuracy, %")
 
     def against_slope(self) -> Panel:
-        x = [said(s) for s in self.slopes]
-        made = [
+        x = [label(s) for s in self.slopes]
+        drawn = [
             Series(title, x, [self.mean(s, names) for s in self.slopes], colour=i)
             for i, (title, names) in enumerate(GROUPS)
         ]
-        return Panel(self.net.title, made, "slope", "accuracy, %")
+        return Panel(self.net.title, drawn, "slope", "accuracy, %")
 
     def _beside(self) -> list[float]:
-        return [s for s in (1.0, 10.0, 100.0) if s in self.slopes and _runs(self.net)]
+        return [s for s in (1.0, 10.0, 100.0) if s in self.slopes and _read_runs(self.net)]
 
     def head(self) -> tuple[str, ...]:
         measured = [f"slope {s:g}" for s in self.slopes]
         return ("attack", "kind", *measured, *(f"published, slope {s:g}" for s in self._beside()))
 
     def rows(self) -> tuple[tuple[Value, ...], ...]:
-        made = [self._row(entry) for entry in BATTERY]
+        rows = [self._row(entry) for entry in BATTERY]
         worst = [
             100 * float(np.mean(worst_case([r[-1] for r in self.found[s].values()])))
             for s in self.slopes
         ]
         said_so = [
-            100 * _runs(self.net)[s]["worst case (best attack per-sample)"][-1]
+            100 * _read_runs(self.net)[s]["worst case (best attack per-sample)"][-1]
             for s in self._beside()
         ]
-        return (*made, ("worst case, image by image", "", *worst, *said_so))
+        return (*rows, ("worst case, image by image", "", *worst, *said_so))
 
     def _row(self, entry: Entry) -> tuple[Value, ...]:
         measured = [100 * robust_accuracy(self.found[s][entry.name][-1]) for s in self.slopes]
-        there = [100 * _published(self.net, s, entry)[-1] for s in self._beside()]
+        there = [100 * _quote(self.net, s, entry)[-1] for s in self._beside()]
         name = entry.name + (" (twice)" if entry.times == 2 else "")
         return (name, "gradient" if entry.gradient else "degradation", *measured, *there)
 
@@ -164,7 +165,7 @@ def _sample(desk: Desk, results: list[Results]) -> str:
         for of in r.found.values()
         for e in BATTERY
         for i in of[e.name]
-        if _ruined(i)
+        if _is_ruined(i)
     }
     shown = ", ".join(f"{r.n} for {r.net.title}" for r in results)
     others = ", ".join(sorted(ruined - {VAT.name})) or "none"
@@ -178,33 +179,33 @@ def _sample(desk: Desk, results: list[Results]) -> str:
     )
 
 
-def _ruined(record: Record) -> bool:
+def _is_ruined(record: Record) -> bool:
     return bool(record.nonfinite.any())
 
 
 # ------------------------------------------------------------------------------------ the published
 
 
-def _runs(net: Net) -> dict[float, dict[str, list[float]]]:
+def _read_runs(net: Net) -> dict[float, dict[str, list[float]]]:
     """By slope, each line of the published output: accuracies at eps 0 and above, by attack."""
-    found = published("srelu", f"figure4.{net.key}") if net.key != "cifar10_cnn2" else []
+    printed = published("srelu", f"figure4.{net.key}") if net.key != "cifar10_cnn2" else []
     return {
         float(run["slope"]): {name.split("Attack(")[0]: v for name, v in run["attacks"]}
-        for run in found
+        for run in printed
     }
 
 
-def _published(net: Net, slope: float, entry: Entry) -> list[float]:
-    return _runs(net)[slope][entry.name]
+def _quote(net: Net, slope: float, entry: Entry) -> list[float]:
+    return _read_runs(net)[slope][entry.name]
 
 
-def _published_means(net: Net, slope: float) -> dict[str, float]:
+def _quote_means(net: Net, slope: float) -> dict[str, float]:
     """The mean over the 25 by eps, in percent."""
-    if slope not in _runs(net):
+    if slope not in _read_runs(net):
         return {}
-    rows = [_published(net, slope, e) for e in BATTERY]
+    rows = [_quote(net, slope, e) for e in BATTERY]
     means = np.average(rows, axis=0, weights=[e.times for e in BATTERY])
-    return {said(e): 100 * float(v) for e, v in zip(net.eps, means, strict=True)}
+    return {label(e): 100 * float(v) for e, v in zip(net.eps, means, strict=True)}
 
 
 # --------------------------------------------------------------------------------- the NaN artefact
@@ -224,7 +225,7 @@ class RuinedImages:
     eps: tuple[float, ...]
     seed: int = 0
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         import foolbox
 
         net, images = self.model().eval(), data(self.data)
@@ -234,23 +235,23 @@ class RuinedImages:
             clean = net(images.images).argmax(1)
             attack = foolbox.attacks.VirtualAdversarialAttack(steps=10)
             with torch.enable_grad():
-                _, found, success = attack(
+                _, examples, success = attack(
                     bounded, images.images, images.labels, epsilons=list(self.eps)
                 )
-            decided = net(found[-1]).argmax(1)
-        each = torch.stack([x.isnan().flatten(1).any(1) for x in found])
-        stands, nan = torch.where(each, clean == images.labels, ~success), each[-1]
+            decided = net(examples[-1]).argmax(1)
+        each = torch.stack([x.isnan().flatten(1).any(1) for x in examples])
+        robust, nan = torch.where(each, clean == images.labels, ~success), each[-1]
         return {
             "n": len(images),
             "nan": int(nan.sum()),
             "as_class_0": int((decided[nan] == 0).sum()),
             "labelled_0": int((images.labels[nan] == 0).sum()),
             "counted": [100 * float(v.float().mean()) for v in ~success],
-            "kept_out": [100 * float(v.float().mean()) for v in stands],
+            "kept_out": [100 * float(v.float().mean()) for v in robust],
         }
 
 
-Ruined = dict[tuple[str, float], dict[str, Any]]
+Ruined = dict[tuple[str, float], Facts]
 """The facts of RuinedImages by network and slope."""
 
 
@@ -263,8 +264,8 @@ def _ruin(desk: Desk, results: list[Results]) -> Ruined:
     return dict(zip(asked, desk.all_facts(list(asked.values())), strict=True))
 
 
-def _artefact(results: list[Results], found: Ruined) -> Iterator[Part]:
-    ruined, named = (sum(f[k] for f in found.values()) for k in ("nan", "as_class_0"))
+def _artefact(results: list[Results], facts: Ruined) -> Iterator[Part]:
+    ruined, named = (sum(f[k] for f in facts.values()) for k in ("nan", "as_class_0"))
     yield Text(
         "**The VirtualAdversarial artefact.** The paper says that against this attack the defence"
         " made things much worse. The attack takes the gradient of a KL divergence 1e-6 away from"
@@ -288,14 +289,14 @@ def _artefact(results: list[Results], found: Ruined) -> Iterator[Part]:
     yield Table(
         "VirtualAdversarial, accuracy (%)",
         head + more,
-        tuple(_ruin_row(r, s, found[r.net.key, s]) for r in results for s in r.slopes),
+        tuple(_ruin_row(r, s, facts[r.net.key, s]) for r in results for s in r.slopes),
     )
 
 
-def _ruin_row(r: Results, slope: float, f: dict[str, Any]) -> tuple[Value, ...]:
-    there = [100 * v for v in _published(r.net, slope, VAT)] if slope in _runs(r.net) else [None]
+def _ruin_row(r: Results, slope: float, f: Facts) -> tuple[Value, ...]:
+    there = [100 * v for v in _quote(r.net, slope, VAT)] if slope in _read_runs(r.net) else [None]
     counted = (f["counted"][0], there[0], f["counted"][-1], there[-1], f["kept_out"][-1])
-    return (r.net.title, said(slope), f["n"], f["nan"], f["labelled_0"], *counted)
+    return (r.net.title, label(slope), f["n"], f["nan"], f["labelled_0"], *counted)
 
 
 # --------------------------------------------------------------------------------------- the claims
@@ -333,12 +334,12 @@ def _claims(desk: Desk, results: dict[str, Results], ruined: Ruined) -> Iterator
 
 
 def _recovery_row(r: Results, recovered: float, truly: float) -> tuple[Value, ...]:
-    there = _runs(r.net)
+    there = _read_runs(r.net)
     said_so = None
     if there:
         said_so = (
-            _published_means(r.net, 100.0)[said(r.net.eps[-1])]
-            - _published_means(r.net, 1.0)[said(r.net.eps[-1])]
+            _quote_means(r.net, 100.0)[label(r.net.eps[-1])]
+            - _quote_means(r.net, 1.0)[label(r.net.eps[-1])]
         )
     kinds = (r.recovery(_names(True)), r.recovery(_names(False)))
     return (
@@ -365,17 +366,19 @@ def _names(gradient: bool) -> list[str]:
     return [e.name for e in BATTERY if e.gradient == gradient]
 
 
-def _around(about: str, span: tuple[float, float], found: list[tuple[Net, float, float]]) -> Claim:
+def _around(
+    about: str, span: tuple[float, float], recoveries: list[tuple[Net, float, float]]
+) -> Claim:
     """Holds where every network's recovery is within the span, give or take AROUND; truly: on the
     margin loss and with NaN images kept out too."""
 
     def met(value: float) -> bool:
         return span[0] - AROUND <= value <= span[1] + AROUND
 
-    values = "; ".join(f"{net.title} {a:.1f} points ({b:.1f})" for net, a, b in found)
+    values = "; ".join(f"{net.title} {a:.1f} points ({b:.1f})" for net, a, b in recoveries)
     return Claim(
         about,
-        answered(all(met(a) for _, a, _ in found), all(met(b) for _, _, b in found)),
+        answer_claim(all(met(a) for _, a, _ in recoveries), all(met(b) for _, _, b in recoveries)),
         f"{values}, NaN images as Foolbox counts; in brackets with these kept out and the margin"
         f" loss where an attack climbs a loss; “around” taken as {span[0] - AROUND:g} to"
         f" {span[1] + AROUND:g}",
@@ -400,7 +403,7 @@ def _kind(
     )
     return Claim(
         "figure4.kind",
-        answered(min(gains) > 5, min(truly) > 5),
+        answer_claim(min(gains) > 5, min(truly) > 5),
         f"recovery under gradient attacks less that under degradation, in points: {shown}; in"
         " brackets with the margin loss where an attack climbs a loss; more than 5 on every"
         " network is asked for",
@@ -416,14 +419,14 @@ def _on_margin(desk: Desk, r: Results) -> dict[float, dict[str, float]]:
     records = desk.records(
         [Cell(r.net.sloped(s), images, e.margin, e.threat(eps)) for s, e in asked]
     )
-    found = {
+    shares = {
         s: {name: 100 * robust_accuracy(of[-1]) for name, of in r.found[s].items()} for s in slopes
     }
     for (slope, entry), record in zip(asked, records, strict=True):
-        found[slope][entry.name] = 100 * robust_accuracy(record)
-    return found
+        shares[slope][entry.name] = 100 * robust_accuracy(record)
+    return shares
 
 
-def _mean(found: dict[str, float], names: Sequence[str] = ()) -> float:
+def _mean(shares: dict[str, float], names: Sequence[str] = ()) -> float:
     chosen = [e for e in BATTERY if not names or e.name in names]
-    return float(np.average([found[e.name] for e in chosen], weights=[e.times for e in chosen]))
+    return float(np.average([shares[e.name] for e in chosen], weights=[e.times for e in chosen]))

@@ -7,7 +7,6 @@ ones are; a success is a new decision t. The rate is over all images, so that it
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 
@@ -22,12 +21,12 @@ from retroact.nets.data import data
 from retroact.reports.plots import Panel, panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
 from retroact.spec import spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.published import published
 from retroact.studies.srelu import CHUNK
-from retroact.studies.srelu.networks import ABOVE_1, CNN2, MNIST, NETS, SLOPES, Net, said
+from retroact.studies.srelu.networks import ABOVE_1, CNN2, MNIST, NETS, SLOPES, Net, label
 from retroact.studies.srelu.panels import Curve, mean, panel, table
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 CLASSES = {
     "mnist": tuple(map(str, range(10))),
@@ -56,7 +55,7 @@ class TargetedRates:
     eps: tuple[float, ...]
     loss: Loss = "cross_entropy"
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         net, images = self.model(), data(self.data)
         threats = [Linf(e) for e in self.eps]
         led, zero, asked = torch.zeros(10, len(threats)), torch.zeros(10), torch.zeros(10)
@@ -65,12 +64,14 @@ class TargetedRates:
             clean = decide(net, part.images)
             for t in range(10):
                 scene = (part.images, part.labels, part.index)
-                made = craft_all(FGSM(self.loss), net, *scene, threats, Targeted(t), chunk=CHUNK)
-                led[t] += torch.tensor(
-                    [((decide(net, m.x_adv) == t) & (clean != t)).sum() for m in made]
+                outcomes = craft_all(
+                    FGSM(self.loss), net, *scene, threats, Targeted(t), chunk=CHUNK
                 )
-                zero[t] += made[0].zero_gradients.sum()
-                asked[t] += made[0].gradients.sum()
+                led[t] += torch.tensor(
+                    [((decide(net, m.x_adv) == t) & (clean != t)).sum() for m in outcomes]
+                )
+                zero[t] += outcomes[0].zero_gradients.sum()
+                asked[t] += outcomes[0].gradients.sum()
         return {
             "n": len(images),
             "led": led.tolist(),
@@ -159,7 +160,7 @@ def _both(desk: Desk, few: int) -> Iterator[Part]:
         "Mean success (%) over ten classes, both.",
         panels([_mean_panel(net, rates) for net in NETS]),
     )
-    head = ("network", "loss", *(f"slope {said(s)}" for s in SLOPES))
+    head = ("network", "loss", *(f"slope {label(s)}" for s in SLOPES))
     rows: list[tuple[Value, ...]] = [
         (net.title, name, *(mean(_mean(net, r, s)[1:]) for s in SLOPES))
         for net in NETS
@@ -176,11 +177,11 @@ def _both(desk: Desk, few: int) -> Iterator[Part]:
 def _rates(desk: Desk, nets: tuple[Net, ...], n: int, loss: Loss) -> Rates:
     keys = [(net, s) for net in nets for s in SLOPES]
     asked = [TargetedRates(net.sloped(s), net.slice(n), net.eps[1:], loss) for net, s in keys]
-    found = desk.all_facts(asked)
+    measured = desk.all_facts(asked)
     return {
         # nothing moves at eps 0
         (net.key, s): [[0.0, *(100 * k / f["n"] for k in led)] for led in f["led"]]
-        for (net, s), f in zip(keys, found, strict=True)
+        for (net, s), f in zip(keys, measured, strict=True)
     }
 
 
@@ -189,33 +190,34 @@ def _mean(net: Net, rates: Rates, slope: float) -> list[float]:
     return [mean(column) for column in zip(*rates[net.key, slope], strict=True)]
 
 
-def _averaged(net: Net, rates: Rates, t: int, slope: float) -> float:
+def _average(net: Net, rates: Rates, t: int, slope: float) -> float:
     """Over eps above 0, for one class."""
     return mean(rates[net.key, slope][t][1:])
 
 
-def _percent(known: dict[str, Any] | None, t: str, slope: float) -> dict[str, float]:
-    counts = (known or {}).get(t, {}).get(said(slope), {})
+def _percent(known: Facts | None, t: str, slope: float) -> dict[str, float]:
+    counts = (known or {}).get(t, {}).get(label(slope), {})
     return {eps: count / 100 for eps, count in counts.items()}  # of 10,000
 
 
 # -------------------------------------------------------------------------------- panels and tables
 
 
-def _mean_panel(net: Net, rates: Rates, known: dict[str, Any] | None = None) -> Panel:
+def _mean_panel(net: Net, rates: Rates, known: Facts | None = None) -> Panel:
     """The mean over classes; a published one where all ten were published."""
     curves = []
     for s in SLOPES:
         each = [_percent(known, name, s) for name in CLASSES[net.data]]
         there = {e: mean([c[e] for c in each]) for e in _columns(net) if all(e in c for c in each)}
-        curves.append(Curve(f"slope {said(s)}", _mean(net, rates, s), there))
+        curves.append(Curve(label(s), _mean(net, rates, s), there, what="slope"))
     return panel(net.title, _columns(net), curves, ylabel="success, %", ylim=(0, 50))
 
 
-def _class_panel(net: Net, t: int, rates: Rates, known: dict[str, Any] | None) -> Panel:
+def _class_panel(net: Net, t: int, rates: Rates, known: Facts | None) -> Panel:
     name = CLASSES[net.data][t]
     curves = [
-        Curve(f"slope {said(s)}", rates[net.key, s][t], _percent(known, name, s)) for s in SLOPES
+        Curve(label(s), rates[net.key, s][t], _percent(known, name, s), what="slope")
+        for s in SLOPES
     ]
     return panel(
         f"to {name}", [e.removeprefix("0") or "0" for e in _columns(net)], curves, "", "", (0, 91)
@@ -223,13 +225,13 @@ def _class_panel(net: Net, t: int, rates: Rates, known: dict[str, Any] | None) -
 
 
 def _columns(net: Net) -> list[str]:
-    return [said(e) for e in net.eps]
+    return [label(e) for e in net.eps]
 
 
 def _by_class(net: Net, rates: Rates) -> Table:
-    head = ("target", *(f"slope {said(s)}" for s in SLOPES), "difference, above 1 − 1")
+    head = ("target", *(f"slope {label(s)}" for s in SLOPES), "difference, above 1 − 1")
     rows: list[tuple[Value, ...]] = [
-        (name, *(_averaged(net, rates, t, s) for s in SLOPES), _gain(net, rates, t))
+        (name, *(_average(net, rates, t, s) for s in SLOPES), _gain(net, rates, t))
         for t, name in enumerate(CLASSES[net.data])
     ]
     return Table(
@@ -237,12 +239,12 @@ def _by_class(net: Net, rates: Rates) -> Table:
     )
 
 
-def _tables(net: Net, rates: Rates, known: dict[str, Any], loss: str) -> Iterator[Table]:
+def _tables(net: Net, rates: Rates, known: Facts, loss: str) -> Iterator[Table]:
     """Every number of the classes that were published."""
     for t, name in enumerate(CLASSES[net.data]):
         if name in known:
             curves = [
-                Curve(said(s), rates[net.key, s][t], _percent(known, name, s)) for s in SLOPES
+                Curve(label(s), rates[net.key, s][t], _percent(known, name, s)) for s in SLOPES
             ]
             yield table(
                 f"{net.title}, towards {name}, {loss}: success (%)",
@@ -257,7 +259,7 @@ def _originals(desk: Desk, rates: Rates) -> Table:
     """The means over classes and eps of the original images beside those of all."""
     nets = tuple(net for net in NETS if net is not MNIST)
     own = _rates(desk, nets, CNN2.original, "cross_entropy")
-    head = ("network", "images", *(f"slope {said(s)}" for s in SLOPES))
+    head = ("network", "images", *(f"slope {label(s)}" for s in SLOPES))
     rows: list[tuple[Value, ...]] = [
         (net.title, images, *(mean(_mean(net, r, s)[1:]) for s in SLOPES))
         for net in nets
@@ -272,7 +274,7 @@ def _originals(desk: Desk, rates: Rates) -> Table:
 def _gain(net: Net, rates: Rates, t: int) -> float:
     """Mean success towards class `t` at slopes above 1 minus that at slope 1: below 0 the slope has
     helped."""
-    return mean([_averaged(net, rates, t, s) for s in ABOVE_1]) - _averaged(net, rates, t, 1.0)
+    return mean([_average(net, rates, t, s) for s in ABOVE_1]) - _average(net, rates, t, 1.0)
 
 
 def _slopes_above_1(rates: Rates) -> Claim:
@@ -287,7 +289,7 @@ def _slopes_above_1(rates: Rates) -> Claim:
         "largest distance between slopes above 1 at one eps, points of mean success (allowed:"
         f" {SAME:g}): {told}"
     )
-    return Claim("targeted.slopes_above_1", answered(max(spread.values()) <= SAME), because)
+    return Claim("targeted.slopes_above_1", answer_claim(max(spread.values()) <= SAME), because)
 
 
 def _classes_helped(rates: Rates) -> Claim:
@@ -298,6 +300,6 @@ def _classes_helped(rates: Rates) -> Claim:
     told = ", ".join(f"{count} ({net.title})" for net, count in helped.items())
     return Claim(
         "targeted.classes_helped",
-        answered(holds),
+        answer_claim(holds),
         f"classes with fewer successes above slope 1: {told}",
     )

@@ -8,42 +8,20 @@ clipping" is clipped, too, before it counts.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
 
 from retroact.attacks.fgsm import FGSM
-from retroact.crafting.driver import chunks
-from retroact.crafting.goals import Aim
-from retroact.crafting.losses import Loss, loss_of
-from retroact.crafting.oracle import Network, Oracle, evaluating
-from retroact.crafting.threat import Linf
-from retroact.evaluation.proof import prove
-from retroact.experiments.cell import Model
-from retroact.nets.data import data
+from retroact.crafting.losses import Loss
 from retroact.reports.plots import panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
-from retroact.spec import Positive, spec
 from retroact.studies.desk import Desk
 from retroact.studies.published import published
-from retroact.studies.srelu import CHUNK
-from retroact.studies.srelu.networks import (
-    ABOVE_1,
-    CNN1,
-    MNIST,
-    SLOPES,
-    Net,
-    accuracies,
-    images,
-    many,
-    said,
-)
+from retroact.studies.srelu.attacks import accuracies, images
+from retroact.studies.srelu.networks import ABOVE_1, CNN1, MNIST, SLOPES, Net, label, many
 from retroact.studies.srelu.panels import Curve, mean, panel, table
-from retroact.studies.truth import answered
+from retroact.studies.srelu.scaled_pixels import ScaledPixels
+from retroact.studies.truth import answer_claim
 
-PLAIN, MARGIN = FGSM(), FGSM(loss="margin")
+PLAIN, ON_MARGIN = FGSM(), FGSM(loss="margin")
 COLUMNS = ("clipped", "unclipped")
 RESEMBLES = 10.0
 """Percentage points that curves may lie apart, averaged over eps above 0, and still resemble each
@@ -55,57 +33,9 @@ Key = tuple[str, str, float]
 """Network, column and scale."""
 
 
-@spec
-class ScaledPixels:
-    """FGSM on images that are multiplied by `scale` first: which decisions are right before and
-    after.
-
-    The gradient is taken at scale · x, after a clamp to [0, 1] with `clipped`. The step of each
-    `eps` is made there, or with `step_on` "original" on x itself; then all is clipped to [0, 1].
-    `right` counts images decided rightly where the step starts (before that last clip), `left`
-    those that are still right after it, `zero` the exactly zero gradients among the right ones.
-    """
-
-    model: Model
-    data: str
-    scale: Positive
-    eps: tuple[float, ...]
-    clipped: bool = False
-    loss: Loss = "cross_entropy"
-    step_on: Literal["scaled", "original"] = "scaled"
-
-    def __call__(self) -> dict[str, Any]:
-        net, images = self.model(), data(self.data)
-        with evaluating(net):
-            on = prove(
-                net, images.images, images.index, Linf(max(self.eps)), passes=1 + len(self.eps)
-            )
-            parts = [
-                self.counts(on.lean, images.images[r], images.labels[r])
-                for r in chunks(len(images), CHUNK)
-            ]
-        right, zero, *left = (sum(column) for column in zip(*parts, strict=True))
-        return {"n": len(images), "right": right, "zero": zero, "left": left}
-
-    def counts(self, net: Network, x: Tensor, labels: Tensor) -> list[int]:
-        """Right ones, zero gradients among them, and those left at each eps."""
-        scaled = self.scale * x
-        scaled = scaled.clamp(0.0, 1.0) if self.clipped else scaled
-        oracle, rows = Oracle(net, len(x)), torch.arange(len(x))
-        logits, gradient = oracle.gradient(
-            scaled, rows, partial(loss_of(self.loss), aim=Aim(labels))
-        )
-        start = scaled if self.step_on == "scaled" else x
-        decided = logits.argmax(1) if start is scaled else oracle.decisions(x, rows)
-        right = decided == labels
-        ends = ((start + e * gradient.sign()).clamp(0.0, 1.0) for e in self.eps)
-        left = [int((right & (oracle.decisions(end, rows) == labels)).sum()) for end in ends]
-        return [int(right.sum()), int(oracle.zero_gradients[right].sum()), *left]
-
-
 def make(desk: Desk) -> Iterator[Part]:
     n = desk.pick(500, 10_000)
-    made = {net: _curves(desk, net, n) for net in (MNIST, CNN1)}
+    by_net = {net: _curves(desk, net, n) for net in (MNIST, CNN1)}
     yield Text(
         f"The network has slope 1; the first {n} test images are multiplied by the scale, attacked"
         " there by FGSM and judged after a clip to [0, 1]. That last clip is made in both columns:"
@@ -114,21 +44,21 @@ def make(desk: Desk) -> Iterator[Part]:
     )
     drawn = [
         panel(f"{net.title}, {column}", _eps(net), [curves[net.key, column, s] for s in SLOPES])
-        for net, curves in made.items()
+        for net, curves in by_net.items()
         for column in COLUMNS
     ]
     yield Figure(
         "FGSM on scaled images, per scale. Thin and dashed: published.", panels(drawn, columns=2)
     )
-    slopes = {net: _slopes(desk, net) for net in made}
-    yield _against_slopes(made, slopes)
+    slopes = {net: _slopes(desk, net) for net in by_net}
+    yield _against_slopes(by_net, slopes)
     yield _zeros(desk, n)
-    for net, curves in made.items():
+    for net, curves in by_net.items():
         for column in COLUMNS:
             shown = [curves[net.key, column, s] for s in SLOPES]
             yield table(f"{net.title}, {column}", "scale", "eps", _eps(net), shown, net.original)
-    yield _mnist_unclipped(desk, n, made[MNIST], slopes[MNIST])
-    yield _cifar(made[CNN1])
+    yield _mnist_unclipped(desk, n, by_net[MNIST], slopes[MNIST])
+    yield _cifar(by_net[CNN1])
 
 
 # ------------------------------------------------------------------------------------------ numbers
@@ -138,14 +68,14 @@ def _curves(desk: Desk, net: Net, n: int) -> dict[Key, Curve]:
     sizes = [n, net.original] if net.mixed(n) else [n]
     keys = [(column, s) for column in COLUMNS for s in SLOPES]
     asked = [_spec(net, net.slice(k), s, column) for column, s in keys for k in sizes]
-    found = iter([[100 * v / f["n"] for v in f["left"]] for f in desk.all_facts(asked)])
-    made = {}
+    measured = iter([[100 * v / f["n"] for v in f["left"]] for f in desk.all_facts(asked)])
+    by_key = {}
     for column, s in keys:
-        y, *original = [next(found) for _ in sizes]
-        made[net.key, column, s] = Curve(
-            f"scale {said(s)}", y, _known(net, column, s), original[0] if original else None
+        y, *original = [next(measured) for _ in sizes]
+        by_key[net.key, column, s] = Curve(
+            label(s), y, _quote(net, column, s), original[0] if original else None, "scale"
         )
-    return made
+    return by_key
 
 
 def _spec(
@@ -154,20 +84,20 @@ def _spec(
     return ScaledPixels(net.sloped(1.0), images, scale, net.eps, column == "clipped", loss)
 
 
-def _known(net: Net, column: str, scale: float) -> dict[str, float]:
-    counts = published("srelu", f"figure7.{net.key}.{column}.count", said(scale)) or {}
+def _quote(net: Net, column: str, scale: float) -> dict[str, float]:
+    counts = published("srelu", f"figure7.{net.key}.{column}.count", label(scale)) or {}
     return {eps: count / 100 for eps, count in counts.items()}  # of 10,000
 
 
 def _slopes(desk: Desk, net: Net, attack: FGSM = PLAIN) -> dict[float, list[float]]:
     """FGSM's curve per slope, as in Figure 2."""
     n = images(desk, "FGSM", net)
-    found = many(desk, {s: net.cells(net.sloped(s), attack, n) for s in SLOPES})
-    return {s: accuracies(net, "FGSM", records) for s, records in found.items()}
+    by_slope = many(desk, {s: net.cells(net.sloped(s), attack, n) for s in SLOPES})
+    return {s: accuracies(net, "FGSM", records) for s, records in by_slope.items()}
 
 
 def _eps(net: Net) -> list[str]:
-    return [said(e) for e in net.eps]
+    return [label(e) for e in net.eps]
 
 
 def _under_attack(y: Sequence[float]) -> float:
@@ -184,7 +114,7 @@ def _distance(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def _against_slopes(
-    made: dict[Net, dict[Key, Curve]], slopes: dict[Net, dict[float, list[float]]]
+    by_net: dict[Net, dict[Key, Curve]], slopes: dict[Net, dict[float, list[float]]]
 ) -> Table:
     head = (
         "network",
@@ -196,11 +126,11 @@ def _against_slopes(
     rows: list[tuple[Value, ...]] = [
         (
             net.title,
-            said(s),
+            label(s),
             *(_under_attack(curves[net.key, column, s].y) for column in COLUMNS),
             _under_attack(slopes[net][s]),
         )
-        for net, curves in made.items()
+        for net, curves in by_net.items()
         for s in SLOPES
     ]
     return Table("Accuracy under FGSM (%), mean over eps above 0", head, tuple(rows))
@@ -211,42 +141,42 @@ def _zeros(desk: Desk, n: int) -> Table:
     rows: list[tuple[Value, ...]] = []
     for net in (MNIST, CNN1):
         for column in COLUMNS:
-            found = desk.all_facts([_spec(net, net.slice(n), s, column) for s in SLOPES])
-            rows.append((net.title, column, *(100 * f["zero"] / max(1, f["right"]) for f in found)))
-    head = ("network", "column", *(f"scale {said(s)}" for s in SLOPES))
+            facts = desk.all_facts([_spec(net, net.slice(n), s, column) for s in SLOPES])
+            rows.append((net.title, column, *(100 * f["zero"] / max(1, f["right"]) for f in facts)))
+    head = ("network", "column", *(f"scale {label(s)}" for s in SLOPES))
     return Table(
         "Exactly zero gradients (%) among scaled images that are decided rightly", head, tuple(rows)
     )
 
 
 def _mnist_unclipped(
-    desk: Desk, n: int, made: dict[Key, Curve], slopes: dict[float, list[float]]
+    desk: Desk, n: int, by_key: dict[Key, Curve], slopes: dict[float, list[float]]
 ) -> Claim:
     """Resembles: at every factor above 1 within `RESEMBLES` of the slope's curve; truly: under the
     margin loss too."""
     asked = [_spec(MNIST, MNIST.slice(n), s, "unclipped", "margin") for s in ABOVE_1]
     hard = [[100 * v / f["n"] for v in f["left"]] for f in desk.all_facts(asked)]
-    steep = _slopes(desk, MNIST, MARGIN)
-    apart = [_distance(made[MNIST.key, "unclipped", s].y, slopes[s]) for s in ABOVE_1]
+    steep = _slopes(desk, MNIST, ON_MARGIN)
+    apart = [_distance(by_key[MNIST.key, "unclipped", s].y, slopes[s]) for s in ABOVE_1]
     truly = [_distance(y, steep[s]) for s, y in zip(ABOVE_1, hard, strict=True)]
     told = ", ".join(
-        f"{a:.1f} ({b:.1f}) at {said(s)}" for a, b, s in zip(apart, truly, ABOVE_1, strict=True)
+        f"{a:.1f} ({b:.1f}) at {label(s)}" for a, b, s in zip(apart, truly, ABOVE_1, strict=True)
     )
     return Claim(
         "figure7.mnist_unclipped",
-        answered(max(apart) <= RESEMBLES, max(truly) <= RESEMBLES),
+        answer_claim(max(apart) <= RESEMBLES, max(truly) <= RESEMBLES),
         f"mean distance of both curves over eps above 0, points (allowed: {RESEMBLES:g}), in"
         f" brackets under one step on the margin loss: {told}",
     )
 
 
-def _cifar(made: dict[Key, Curve]) -> Claim:
+def _cifar(by_key: dict[Key, Curve]) -> Claim:
     """Does not help: no scale above 1 wins more than `NO_HELP` points of accuracy under attack, in
     either column."""
     won = {
         (column, s): (
-            _under_attack(made[CNN1.key, column, s].y)
-            - _under_attack(made[CNN1.key, column, 1.0].y)
+            _under_attack(by_key[CNN1.key, column, s].y)
+            - _under_attack(by_key[CNN1.key, column, 1.0].y)
         )
         for column in COLUMNS
         for s in ABOVE_1
@@ -254,7 +184,9 @@ def _cifar(made: dict[Key, Curve]) -> Claim:
     column, scale = max(won, key=lambda k: won[k])
     best = won[column, scale]
     because = (
-        f"the best scale above 1, {said(scale)} {column}, wins {best:+.1f} points, mean over eps"
+        f"the best scale above 1, {label(scale)} {column}, wins {best:+.1f} points, mean over eps"
         " above 0"
     )
-    return Claim("figure7.cifar", answered(best <= NO_HELP), f"{because} (allowed: {NO_HELP:g})")
+    return Claim(
+        "figure7.cifar", answer_claim(best <= NO_HELP), f"{because} (allowed: {NO_HELP:g})"
+    )

@@ -4,19 +4,16 @@ Nothing of it was published, neither code nor numbers. Here: a second network of
 architecture at slope 1, with weights of its own, learns the outputs of the sloped target, −Σ
 softmax(z_target) log softmax(z_surrogate), by Adam (1e-3) on training images; its gradients then
 attack the target. PGD is the paper's: steps of 2/255, 40 of them, from the clean image. The target
-decides when an image has fallen, so PGD stops at the first step that fools it.
+decides when an image is broken, so PGD stops at the first step that fools it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from retroact.attacks.fgsm import FGSM
-from retroact.attacks.pgd import PGD
 from retroact.crafting.losses import Loss
 from retroact.crafting.oracle import evaluating
 from retroact.crafting.threat import Linf
@@ -28,12 +25,13 @@ from retroact.nets.zoo import NETWORKS
 from retroact.reports.plots import Panel, Series, panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
 from retroact.spec import Count, spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.srelu import CHUNK
-from retroact.studies.srelu.networks import NETS, Net, said
-from retroact.studies.truth import answered
+from retroact.studies.srelu.attacks import make_attack
+from retroact.studies.srelu.networks import NETS, Net, label
+from retroact.studies.truth import answer_claim
 
-WAYS = ("direct, slope 1", "direct, this slope", "surrogate", "slope-1 twin", "direct, margin loss")
+WAYS = ("direct, slope 1", "direct, this slope", "surrogate", "from slope 1", "direct, margin loss")
 Curves = dict[tuple[str, float, str], list[float]]
 """Accuracy in percent over the net's eps grid, by attack, slope and way."""
 
@@ -41,10 +39,10 @@ Curves = dict[tuple[str, float, str], list[float]]
 def make(desk: Desk) -> Iterator[Part]:
     slopes = desk.pick((100.0,), (2.0, 5.0, 10.0, 100.0))
     learned = {net.key: {s: desk.facts(_surrogate(desk, net, s)) for s in slopes} for net in NETS}
-    found = {net.key: _curves(desk, net, learned[net.key]) for net in NETS}
-    yield Text(_agreement(learned, *_lesson(desk, NETS[0])))
+    by_net = {net.key: _curves(desk, net, learned[net.key]) for net in NETS}
+    yield Text(_agreement(learned, *_lesson(desk)))
     for attack in ("FGSM", "PGD"):
-        shown = [_panel(net, found[net.key], attack, slopes[-1]) for net in NETS]
+        shown = [_panel(net, by_net[net.key], attack, slopes[-1]) for net in NETS]
         yield Figure(
             f"{attack} at slope {slopes[-1]:g}: accuracy (%) against eps, by whose gradients.",
             panels(shown),
@@ -53,16 +51,16 @@ def make(desk: Desk) -> Iterator[Part]:
         yield Table(
             f"{net.title}: accuracy (%) at each eps",
             _head(net),
-            _rows(net, found[net.key]),
+            _rows(net, by_net[net.key]),
             folded=True,
         )
-    yield _claim(found, slopes)
+    yield _claim(by_net, slopes)
 
 
 # ----------------------------------------------------------------------------------- the surrogate
 
 
-def distilled(
+def distil(
     target: nn.Module, surrogate: nn.Module, train: Images, *, epochs: int = 2, seed: int = 0
 ) -> nn.Module:
     """Teaches `surrogate` the outputs of `target` on `train`, in place: Adam 1e-3, batches of
@@ -100,36 +98,31 @@ class Transferred:
     epochs: Count = 2
     seed: int = 0
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         target, test = self.model().eval(), data(self.data)
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             fresh = NETWORKS[self.model.net]()
-        surrogate = distilled(target, fresh, data(self.train), epochs=self.epochs, seed=self.seed)
+        surrogate = distil(target, fresh, data(self.train), epochs=self.epochs, seed=self.seed)
         decisions = [decide(net, test.images) for net in (target, surrogate)]
-        found: dict[str, Any] = {
-            "agree": 100 * float((decisions[0] == decisions[1]).float().mean())
-        }
+        shares: Facts = {"agree": 100 * float((decisions[0] == decisions[1]).float().mean())}
         for name in ("FGSM", "PGD"):
-            found[name] = []
+            shares[name] = []
             for eps in self.eps:
-                scene = target, test, attack(name, eps), [Linf(eps)]
+                scene = target, test, make_attack(name, eps), [Linf(eps)]
                 (record,) = evaluate_all(*scene, source=surrogate, seed=self.seed, chunk=CHUNK)
-                found[name].append(100 * robust_accuracy(record))
-        return found
+                shares[name].append(100 * robust_accuracy(record))
+        return shares
 
 
-def attack(name: str, eps: float, loss: Loss = "cross_entropy") -> FGSM | PGD:
-    """FGSM, or the paper's PGD: 40 steps of 2/255 from the clean image, whatever the eps."""
-    return FGSM(loss) if name == "FGSM" else PGD(40, 2 / 255 / eps, random_start=False, loss=loss)
-
-
-def _lesson(desk: Desk, net: Net) -> tuple[str, int]:
-    return desk.pick((f"{net.data}/train[:4000]", 2), (f"{net.data}/train[:20000]", 3))
+def _lesson(desk: Desk) -> tuple[int, int]:
+    """How many training images a surrogate learns from, and how often it sees them."""
+    return desk.pick((4000, 2), (20_000, 3))
 
 
 def _surrogate(desk: Desk, net: Net, slope: float) -> Transferred:
-    train, epochs = _lesson(desk, net)
+    images, epochs = _lesson(desk)
+    train = f"{net.data}/train[:{images}]"
     return Transferred(net.sloped(slope), train, net.slice(_n(desk, net)), _eps(net), epochs)
 
 
@@ -144,20 +137,22 @@ def _eps(net: Net) -> tuple[float, ...]:
 # ------------------------------------------------------------------------------------- the curves
 
 
-def _curves(desk: Desk, net: Net, learned: dict[float, dict[str, Any]]) -> Curves:
-    made: Curves = {}
+def _curves(desk: Desk, net: Net, learned: dict[float, Facts]) -> Curves:
+    by_way: Curves = {}
     for name in ("FGSM", "PGD"):
         plain = _curve(desk, net, 1.0, name)
         for slope, transferred in learned.items():
             direct = _curve(desk, net, slope, name)
-            made[name, slope, "direct, slope 1"] = plain
-            made[name, slope, "direct, this slope"] = direct
-            made[name, slope, "surrogate"] = [direct[0], *transferred[name]]
-            made[name, slope, "slope-1 twin"] = _curve(
+            by_way[name, slope, "direct, slope 1"] = plain
+            by_way[name, slope, "direct, this slope"] = direct
+            by_way[name, slope, "surrogate"] = [direct[0], *transferred[name]]
+            by_way[name, slope, "from slope 1"] = _curve(
                 desk, net, slope, name, source=net.sloped(1.0)
             )
-            made[name, slope, "direct, margin loss"] = _curve(desk, net, slope, name, loss="margin")
-    return made
+            by_way[name, slope, "direct, margin loss"] = _curve(
+                desk, net, slope, name, loss="margin"
+            )
+    return by_way
 
 
 def _curve(
@@ -170,39 +165,39 @@ def _curve(
     source: Model | None = None,
 ) -> list[float]:
     model, images = net.sloped(slope), net.slice(_n(desk, net))
-    found = desk.records(
-        [Cell(model, images, attack(name, e, loss), Linf(e), source=source) for e in _eps(net)]
+    records = desk.records(
+        [Cell(model, images, make_attack(name, e, loss), Linf(e), source=source) for e in _eps(net)]
     )
-    return [100 * v for v in (clean_accuracy(found[0]), *map(robust_accuracy, found))]
+    return [100 * v for v in (clean_accuracy(records[0]), *map(robust_accuracy, records))]
 
 
-def _panel(net: Net, found: Curves, attack: str, slope: float) -> Panel:
-    x = [said(e) for e in net.eps]
-    made = [Series(way, x, found[attack, slope, way], colour=i) for i, way in enumerate(WAYS)]
-    return Panel(net.title, made, "eps, pixels", "accuracy, %")
+def _panel(net: Net, by_way: Curves, attack: str, slope: float) -> Panel:
+    x = [label(e) for e in net.eps]
+    drawn = [Series(way, x, by_way[attack, slope, way], colour=i) for i, way in enumerate(WAYS)]
+    return Panel(net.title, drawn, "eps, pixels", "accuracy, %")
 
 
 def _head(net: Net) -> tuple[str, ...]:
-    return ("attack", "slope", "gradients of", *(f"eps {said(e)}" for e in net.eps))
+    return ("attack", "slope", "gradients of", *(f"eps {label(e)}" for e in net.eps))
 
 
-def _rows(net: Net, found: Curves) -> tuple[tuple[Value, ...], ...]:
+def _rows(net: Net, by_way: Curves) -> tuple[tuple[Value, ...], ...]:
     return tuple(
-        (attack, said(slope), way, *values) for (attack, slope, way), values in found.items()
+        (attack, label(slope), way, *values) for (attack, slope, way), values in by_way.items()
     )
 
 
-def _agreement(learned: dict[str, dict[float, dict[str, Any]]], train: str, epochs: int) -> str:
+def _agreement(learned: dict[str, dict[float, Facts]], images: int, epochs: int) -> str:
     shown = "; ".join(
         f"{net.title} "
         + ", ".join(f"{f['agree']:.0f} % (slope {s:g})" for s, f in learned[net.key].items())
         for net in NETS
     )
     return (
-        f"The surrogate learns from {train.split('[:')[1].rstrip(']')} training images, {epochs}"
+        f"The surrogate learns from {images} training images, {epochs}"
         f" times over, and then decides like its target on these test images: {shown}. A steep"
         " target's outputs are one-hot, so it learns decisions rather than logits; how far it"
-        " falls short of the twin is its own weakness, not the target's strength. The figure's"
+        " falls short of that network is its own weakness, not the target's strength. The figure's"
         " caption in the paper, “Lower y value here means better defense”, contradicts its axis,"
         " accuracy: higher is better. The legend's last entry is not in the paper: the attacked"
         " network's own gradients again, of the margin instead of the cross-entropy."
@@ -212,29 +207,29 @@ def _agreement(learned: dict[str, dict[float, dict[str, Any]]], train: str, epoc
 # --------------------------------------------------------------------------------------- the claim
 
 
-def _claim(found: dict[str, Curves], slopes: tuple[float, ...]) -> Claim:
+def _claim(by_net: dict[str, Curves], slopes: tuple[float, ...]) -> Claim:
     """Severely hindered: the surrogate takes half of the clean accuracy somewhere on the grid.
     Higher than directly: its mean over the attacked eps is above that of the direct attack at slope
-    1; truly: so is the twin's.
+    1; truly: so is that under the gradients of slope 1.
     """
     cases = [
         (c, key)
-        for c in found.values()
+        for c in by_net.values()
         for key in c
         if key[2] == "surrogate" and key[1] == max(slopes)
     ]
     hindered = all(min(c[key]) < c[key][0] / 2 for c, key in cases)
     above = [_mean_gap(c, key, "surrogate") for c, key in cases]
-    twins = [_mean_gap(c, key, "slope-1 twin") for c, key in cases]
+    from_1 = [_mean_gap(c, key, "from slope 1") for c, key in cases]
     margins = [_mean_gap(c, key, "direct, margin loss") for c, key in cases]
     return Claim(
         "figure8",
-        answered(hindered and min(above) > 0, min(twins) > 1),
+        answer_claim(hindered and min(above) > 0, min(from_1) > 1),
         f"slope {max(slopes):g}, FGSM and PGD, three networks: the surrogate takes half of the"
         f" clean accuracy or more {'everywhere' if hindered else 'not everywhere'}; mean accuracy"
         f" above the direct attack at slope 1 by {min(above):+.1f} to {max(above):+.1f} points"
-        f" under the surrogate, {min(twins):+.1f} to {max(twins):+.1f} under the slope-1 twin's"
-        f" gradients, {min(margins):+.1f} to {max(margins):+.1f} under its own with the margin"
+        f" under the surrogate, {min(from_1):+.1f} to {max(from_1):+.1f} under the gradients"
+        f" of slope 1, {min(margins):+.1f} to {max(margins):+.1f} under its own with the margin"
         " loss",
     )
 

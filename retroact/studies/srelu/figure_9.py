@@ -10,10 +10,10 @@ ratio between/within, which no factor changes.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -24,9 +24,9 @@ from retroact.reports import plots
 from retroact.reports.studied import Claim, Figure, Part, Table, Value
 from retroact.retrofitting.installed import installed
 from retroact.spec import spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.srelu.networks import MNIST, SLOPES
-from retroact.studies.truth import answered
+from retroact.studies.truth import answer_claim
 
 LAYERS = {"hidden": "the 50 numbers after the last activation", "logits": "the 10 logits"}
 DIGITS = (*plots.CYCLE, "#db2777", "#84cc16")
@@ -37,7 +37,7 @@ SAME = 0.05
 def make(desk: Desk) -> Iterator[Part]:
     slopes = desk.pick((1.0, 10.0, 100.0), SLOPES)
     images = MNIST.slice(desk.pick(500, 2000))
-    found = dict(
+    by_slope = dict(
         zip(
             slopes, desk.all_facts([Clusters(MNIST.sloped(s), images) for s in slopes]), strict=True
         )
@@ -45,7 +45,7 @@ def make(desk: Desk) -> Iterator[Part]:
     yield Figure(
         "t-SNE maps of the first test digits, a colour per digit. Axes have no unit; the number is"
         " the ratio between/within in the layer itself, which no factor changes.",
-        _maps(found),
+        _maps(by_slope),
     )
     head = (
         "layer",
@@ -54,19 +54,19 @@ def make(desk: Desk) -> Iterator[Part]:
         "distance within a digit",
         "between/within",
     )
-    rows = tuple(_row(layer, s, f[layer]) for layer in LAYERS for s, f in found.items())
+    rows = tuple(_row(layer, s, f[layer]) for layer in LAYERS for s, f in by_slope.items())
     yield Table(
         "Raw distances: mean between two digits' centres, and from an image to its digit's centre",
         (*head, "between/within on the map"),
         rows,
         digits=2,
     )
-    yield _claim(found)
+    yield _claim(by_slope)
 
 
-def _row(layer: str, slope: float, found: dict[str, Any]) -> tuple[Value, ...]:
-    raw = (f"{found['between']:.4g}", f"{found['within']:.4g}")
-    return (LAYERS[layer], f"{slope:g}", *raw, found["ratio"], found["map_ratio"])
+def _row(layer: str, slope: float, facts: Facts) -> tuple[Value, ...]:
+    raw = (f"{facts['between']:.4g}", f"{facts['within']:.4g}")
+    return (LAYERS[layer], f"{slope:g}", *raw, facts["ratio"], facts["map_ratio"])
 
 
 # -------------------------------------------------------------------------------------- the numbers
@@ -82,7 +82,7 @@ class Clusters:
     perplexity: float = 30.0
     seed: int = 0
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         images = data(self.data)
         labels = images.labels.numpy()
         hidden, logits = last_layers(self.model(), images.images)
@@ -92,7 +92,7 @@ class Clusters:
             "logits": self._of(logits, labels),
         }
 
-    def _of(self, points: NDArray[np.float64], labels: NDArray[np.int64]) -> dict[str, Any]:
+    def _of(self, points: NDArray[np.float64], labels: NDArray[np.int64]) -> Facts:
         from sklearn.manifold import TSNE
 
         between, within = spread(points, labels)
@@ -135,10 +135,10 @@ def spread(points: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[floa
 # -------------------------------------------------------------------------------------- the picture
 
 
-def _maps(found: dict[float, dict[str, Any]]) -> str:
-    figure = Canvas(figsize=(9.6, 0.6 + 9.0 / len(found) * len(LAYERS)), layout="constrained")
-    grid = figure.subplots(len(LAYERS), len(found), squeeze=False)
-    for column, (slope, facts) in enumerate(found.items()):
+def _maps(by_slope: dict[float, Facts]) -> str:
+    figure = Canvas(figsize=(9.6, 0.6 + 9.0 / len(by_slope) * len(LAYERS)), layout="constrained")
+    grid = figure.subplots(len(LAYERS), len(by_slope), squeeze=False)
+    for column, (slope, facts) in enumerate(by_slope.items()):
         labels = np.array(facts["labels"])
         for row, layer in enumerate(LAYERS):
             _scatter(grid[row, column], np.array(facts[layer]["map"]), labels)
@@ -160,10 +160,12 @@ def _maps(found: dict[float, dict[str, Any]]) -> str:
     return plots.svg(figure)
 
 
-def _scatter(axes: Any, points: NDArray[np.float64], labels: NDArray[np.int64]) -> None:
+def _scatter(axes: Axes, points: NDArray[np.float64], labels: NDArray[np.int64]) -> None:
     for digit in range(10):
         chosen = points[labels == digit]
-        axes.scatter(*chosen.T, s=3, color=DIGITS[digit], label=str(digit), rasterized=True)
+        axes.scatter(
+            chosen[:, 0], chosen[:, 1], s=3, color=DIGITS[digit], label=str(digit), rasterized=True
+        )
     axes.set_xticks([])
     axes.set_yticks([])
     for side in ("top", "right"):
@@ -173,17 +175,17 @@ def _scatter(axes: Any, points: NDArray[np.float64], labels: NDArray[np.int64]) 
 # ---------------------------------------------------------------------------------------- the claim
 
 
-def _claim(found: dict[float, dict[str, Any]]) -> Claim:
+def _claim(by_slope: dict[float, Facts]) -> Claim:
     """Raw: both distances grow with the slope. Truly: the ratio falls, by more than SAME, at the
     largest slope."""
-    low, high = found[1.0]["hidden"], found[max(found)]["hidden"]
+    low, high = by_slope[1.0]["hidden"], by_slope[max(by_slope)]["hidden"]
     apart, loose = high["between"] / low["between"], high["within"] / low["within"]
     change = high["ratio"] / low["ratio"] - 1
     return Claim(
         "figure9",
-        answered(apart > 1 and loose > 1, change < -SAME),
-        f"from slope 1 to {max(found):g} the raw distance between digits grows {apart:,.0f} times,"
-        f" that within a digit {loose:,.0f} times; the ratio between/within, which no factor"
+        answer_claim(apart > 1 and loose > 1, change < -SAME),
+        f"from slope 1 to {max(by_slope):g} the raw distance between digits grows {apart:,.0f}"
+        f" times, that within a digit {loose:,.0f} times; the ratio between/within, which no factor"
         f" changes, goes from {low['ratio']:.2f} to {high['ratio']:.2f} ({100 * change:+.0f} %;"
         f" less compact would be a fall of more than {100 * SAME:.0f} %)",
     )

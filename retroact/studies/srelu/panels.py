@@ -15,13 +15,19 @@ COLOURS = (6, 7, 2, 3, 4, 0)
 
 @dataclass(frozen=True)
 class Curve:
-    """Numbers over the columns x; what was published, by column; those of the original images
-    alone, if they differ."""
+    """Numbers over the columns x of one `value` of something (`what`, such as "slope"); what was
+    published, by column; those of the original images alone, if they differ."""
 
-    name: str
+    value: str
     y: Sequence[float]
     published: Mapping[str, float] = field(default_factory=dict)
     original: Sequence[float] | None = None
+    what: str = ""
+
+    @property
+    def name(self) -> str:
+        """How a legend calls it: "slope 2"."""
+        return f"{self.what} {self.value}".lstrip()
 
 
 def panel(
@@ -34,16 +40,16 @@ def panel(
 ) -> Panel:
     """Measured curves over equally spaced columns, as the paper draws them; published ones have the
     same colours."""
-    made = [Series(c.name, x, c.y, colour=i) for i, c in zip(COLOURS, curves, strict=False)]
+    drawn = [Series(c.name, x, c.y, colour=i) for i, c in zip(COLOURS, curves, strict=False)]
     for i, c in zip(COLOURS, curves, strict=False):
         there = [name for name in x if name in c.published]
         if there:
-            made.append(
+            drawn.append(
                 Series(
                     "published", there, [c.published[v] for v in there], published=True, colour=i
                 )
             )
-    return Panel(title, made, xlabel, ylabel, ylim)
+    return Panel(title, drawn, xlabel, ylabel, ylim)
 
 
 def table(
@@ -60,19 +66,18 @@ def table(
         "published",
         "difference",
     )
-    return Table(
-        title, head, tuple(row for c in curves for row in _rows(what, x, c, own)), folded=True
-    )
+    return Table(title, head, tuple(row for c in curves for row in _rows(x, c, own)), folded=True)
 
 
-def _rows(what: str, x: Sequence[str], curve: Curve, own: bool) -> list[tuple[Value, ...]]:
-    made: list[tuple[Value, ...]] = []
-    title = curve.name.removeprefix(f"{what} ")
+def _rows(x: Sequence[str], curve: Curve, own: bool) -> list[tuple[Value, ...]]:
+    rows: list[tuple[Value, ...]] = []
     for i, (name, value) in enumerate(zip(x, curve.y, strict=True)):
         known = curve.published.get(name)
         beside = [None if curve.original is None else curve.original[i]] if own else []
-        made.append((title, name, value, *beside, known, None if known is None else value - known))
-    return made
+        rows.append(
+            (curve.value, name, value, *beside, known, None if known is None else value - known)
+        )
+    return rows
 
 
 def mean(values: Sequence[float]) -> float:

@@ -1,7 +1,7 @@
 """Question: a residual network, an attack without gradients, transfer, and inputs that moved
 
 The paper leaves larger networks, black-box attacks and transfer for later. Here they are in small:
-Square, which sees scores and no gradient, and the slope-1 twin's gradients, on the paper's three
+Square, which sees scores and no gradient, and the gradients of slope 1, on the paper's three
 networks; slopes on a ResNet-20, whose skips carry what no slope has multiplied past those that did;
 and the MNIST CNN as it was published, trained on normalised images and tested on raw pixels, beside
 ours, which sees raw pixels both times.
@@ -20,9 +20,9 @@ from retroact.experiments.cell import Cell
 from retroact.nets.zoo import entry
 from retroact.reports.studied import Part, Table, Text, Value
 from retroact.studies.desk import Desk
-from retroact.studies.srelu.figure_8 import attack
-from retroact.studies.srelu.networks import CIFAR_EPS, MNIST, NETS, SLOPES, Net, many, said
-from retroact.studies.truth import Audited, audits
+from retroact.studies.srelu.attacks import make_attack
+from retroact.studies.srelu.networks import CIFAR_EPS, MNIST, NETS, SLOPES, Net, label, many
+from retroact.studies.truth import BATTERIES, Audited, audits
 
 SHIFTED = replace(MNIST, title="MNIST CNN, trained on normalised images", net="mnist-cnn-shifted")
 RESIDUAL = Net("ResNet-20", "", "resnet20-cifar10", "*", CIFAR_EPS, "cifar10", 1017)
@@ -31,13 +31,13 @@ GENTLE = (0.5, 1.0, 1.1, 1.25, 1.5, 2.0, 10.0)
 USEFUL = 0.8
 """The share of the clean accuracy at slope 1 that a slope must keep to be worth an audit."""
 EPS = {"mnist": 0.1, "cifar10": 0.01}
-"""Radii of the paper's grids at which something still stands at slope 1."""
+"""Radii of the paper's grids at which something is still robust at slope 1."""
 
 
 def make(desk: Desk) -> Iterator[Part]:
     yield from _without_gradients(desk)
     yield from _residual(desk)
-    yield from _shifted(desk)
+    yield from _shift_inputs(desk)
     yield Text(
         "ImageNet, which the paper names as well, is not done: its images and networks are not at"
         " hand."
@@ -50,10 +50,10 @@ def make(desk: Desk) -> Iterator[Part]:
 def _without_gradients(desk: Desk) -> Iterator[Part]:
     slopes, n = (1.0, 10.0, 100.0), desk.pick(100, 500)
     asked = {(net, s): _ways(net, s, n) for net in NETS for s in slopes}
-    found = many(desk, asked)
+    records = many(desk, asked)
     rows: list[tuple[Value, ...]] = [
-        (net.title, said(s), *_percent(clean_accuracy(r[0]), *map(robust_accuracy, r)))
-        for (net, s), r in found.items()
+        (net.title, label(s), *_percent(clean_accuracy(r[0]), *map(robust_accuracy, r)))
+        for (net, s), r in records.items()
     ]
     head = (
         "network",
@@ -61,7 +61,7 @@ def _without_gradients(desk: Desk) -> Iterator[Part]:
         "clean",
         "PGD, cross-entropy",
         "Square, 500 queries",
-        "PGD, slope-1 twin's gradients",
+        "PGD, gradients of slope 1",
     )
     yield Table(
         f"Accuracy (%) at eps {EPS['mnist']:g} (MNIST) and {EPS['cifar10']:g} (CIFAR-10)",
@@ -71,13 +71,13 @@ def _without_gradients(desk: Desk) -> Iterator[Part]:
     yield Text(
         "Square asks for scores and never for a gradient, so what it finds is there whatever the"
         " gradients say: where it leaves less than PGD, the slope has blinded PGD and closed"
-        " nothing. So has the twin, whose gradients a slope does not touch."
+        " nothing. So has the network at slope 1, whose gradients no slope touches."
     )
 
 
 def _ways(net: Net, slope: float, n: int) -> list[Cell]:
     eps = EPS[net.data]
-    direct = Cell(net.sloped(slope), net.slice(n), attack("PGD", eps), Linf(eps))
+    direct = Cell(net.sloped(slope), net.slice(n), make_attack("PGD", eps), Linf(eps))
     return [direct, replace(direct, attack=Square(500)), replace(direct, source=net.sloped(1.0))]
 
 
@@ -88,13 +88,13 @@ def _residual(desk: Desk) -> Iterator[Part]:
     n, eps = desk.pick(100, 1000), 0.007
     cells = {s: [Cell(RESIDUAL.sloped(s), RESIDUAL.slice(n), FGSM(), Linf(eps))] for s in GENTLE}
     margins = {
-        s: [replace(c, attack=FGSM(loss="margin")) for c in made] for s, made in cells.items()
+        s: [replace(c, attack=FGSM(loss="margin")) for c in same] for s, same in cells.items()
     }
-    found, beside = many(desk, cells), many(desk, margins)
-    clean = {s: clean_accuracy(r) for s, (r,) in found.items()}
+    plain, beside = many(desk, cells), many(desk, margins)
+    clean = {s: clean_accuracy(r) for s, (r,) in plain.items()}
     rows: list[tuple[Value, ...]] = [
-        (said(s), *_percent(clean[s], *map(robust_accuracy, (r, *beside[s]))))
-        for s, (r,) in found.items()
+        (label(s), *_percent(clean[s], *map(robust_accuracy, (r, *beside[s]))))
+        for s, (r,) in plain.items()
     ]
     head = ("slope", "clean", "FGSM", "FGSM, margin")
     yield Table(
@@ -112,25 +112,21 @@ def _residual(desk: Desk) -> Iterator[Part]:
         f" the clean accuracy goes. {steepest}"
     )
     if kept:
-        images, threat = RESIDUAL.slice(desk.pick(40, 200)), Linf(2 / 255)
-        what = Audited(
-            RESIDUAL.sloped(1.0),
-            RESIDUAL.sloped(max(kept)),
-            images,
-            threat,
-            "quick" if desk.quick else "whole",
-        )
-        yield audits(
-            desk,
-            "Its audit: slope 1 → that slope, accuracies in %",
-            [(f"ResNet-20, {max(kept):g}", what)],
-        )
+        yield _audit(desk, max(kept))
+
+
+def _audit(desk: Desk, slope: float) -> Table:
+    images, threat = RESIDUAL.slice(desk.pick(40, 200)), Linf(2 / 255)
+    pair, battery = (RESIDUAL.sloped(1.0), RESIDUAL.sloped(slope)), desk.pick(*BATTERIES)
+    what = Audited(*pair, images, threat, battery)
+    title = "Its audit: slope 1 → that slope, accuracies in %"
+    return audits(desk, title, [(f"ResNet-20, {slope:g}", what)])
 
 
 # ------------------------------------------------------------------------------------- moved inputs
 
 
-def _shifted(desk: Desk) -> Iterator[Part]:
+def _shift_inputs(desk: Desk) -> Iterator[Part]:
     n, eps = desk.pick(500, 10_000), MNIST.eps[-1]
     asked = {
         (net, s): [
@@ -140,34 +136,26 @@ def _shifted(desk: Desk) -> Iterator[Part]:
         for net in (MNIST, SHIFTED)
         for s in SLOPES
     }
-    found = many(desk, asked)
+    records = many(desk, asked)
     rows: list[tuple[Value, ...]] = [
         (
             net.title,
-            said(s),
+            label(s),
             *_percent(
                 clean_accuracy(ce), *map(robust_accuracy, (ce, margin)), zero_gradient_share(ce)
             ),
         )
-        for (net, s), (ce, margin) in found.items()
+        for (net, s), (ce, margin) in records.items()
     ]
-    head = (
-        "network",
-        "slope",
-        "clean",
-        f"FGSM, eps {eps:g}",
-        "the same, margin",
-        "gradients exactly zero",
-    )
+    measured = (f"FGSM, eps {eps:g}", "the same, margin", "gradients exactly zero")
+    head = ("network", "slope", "clean", *measured)
     yield Table(
         f"Trained on raw pixels or on normalised images, tested on raw ones, n = {n}, %",
         head,
         tuple(rows),
     )
-    apart = {
-        s: abs(100 * (robust_accuracy(found[MNIST, s][0]) - robust_accuracy(found[SHIFTED, s][0])))
-        for s in SLOPES
-    }
+    robust = {k: robust_accuracy(ce) for k, (ce, _) in records.items()}
+    apart = {s: abs(100 * (robust[MNIST, s] - robust[SHIFTED, s])) for s in SLOPES}
     far = max(apart, key=lambda s: apart[s])
     yield Text(
         "The published weights were trained on normalised images and tested on raw pixels;"

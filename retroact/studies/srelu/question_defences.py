@@ -22,6 +22,7 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 from torch.nn import functional
 
+from retroact.activations.activation import Activation
 from retroact.activations.channel_shift import ChannelShift
 from retroact.activations.files import embed
 from retroact.activations.piecewise import JumpReLU, Piecewise, SReLU
@@ -32,7 +33,8 @@ from retroact.attacks.fgsm import FGSM
 from retroact.auditing.battery import VERSION
 from retroact.auditing.numbers import AuditNumbers
 from retroact.auditing.verdict import MARGIN
-from retroact.crafting.threat import Linf
+from retroact.crafting.losses import Loss
+from retroact.crafting.threat import Linf, ThreatModel
 from retroact.evaluation.evaluate import evaluate_all
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.experiments.cell import Model
@@ -44,10 +46,10 @@ from retroact.retrofitting.folding import fold
 from retroact.retrofitting.installed import installed
 from retroact.retrofitting.surgery import refit, retrofit
 from retroact.spec import AtLeast0, Count, Positive, spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.srelu import CHUNK
-from retroact.studies.srelu.figure_8 import attack
-from retroact.studies.truth import Audited, BatteryName, answered, audited_facts, audits
+from retroact.studies.srelu.attacks import make_attack
+from retroact.studies.truth import Audited, BatteryName, answer_claim, audited_facts, audits
 from retroact.training.fit import fit
 from retroact.training.hardening import Hardening, harden
 from retroact.training.recipes import Standard
@@ -64,7 +66,7 @@ def make(desk: Desk) -> Iterator[Part]:
         f"The slope {ALPHA:g} on top of another defence: that defence → with the slope",
         _pairs(desk),
     )
-    yield Text(_together([_again(desk, what) for _, what in _pairs(desk)]))
+    yield Text(_describe_pairs([_again(desk, what) for _, what in _pairs(desk)]))
     yield from _same_slope(desk)
     yield from _biases(desk, images, battery)
 
@@ -110,7 +112,7 @@ class HardenedAudit:
     part: Literal["shifts", "slope"]
     data: str
     train: str
-    threat: Any
+    threat: ThreatModel
     alpha: FinitePositive = ALPHA
     steps: Count = 150
     batch: Count = 200
@@ -118,38 +120,41 @@ class HardenedAudit:
     seed: int = 0
     version: ClassVar[int] = VERSION
 
-    def __call__(self) -> dict[str, Any]:
-        plain, (hard, shifts) = self.model(), _hardened(self)
+    def __call__(self) -> Facts:
+        plain, (hard, shifts) = self.model(), _harden(self)
         folded = fold(hard)
         pair = (
             (plain, hard) if self.part == "shifts" else (folded, refit(folded, SReLU(self.alpha)))
         )
-        found = audited_facts(*pair, self.data, self.threat, self.battery, self.seed)
-        return found | {"upward": float((shifts > 0).float().mean()), "mean": float(shifts.mean())}
+        facts = audited_facts(*pair, self.data, self.threat, self.battery, self.seed)
+        return facts | {"upward": float((shifts > 0).float().mean()), "mean": float(shifts.mean())}
 
 
-def _hardened(what: HardenedAudit) -> tuple[nn.Module, Tensor]:
-    return _learned(what.model, what.train, what.threat, what.steps, what.batch, what.seed)
+def _harden(what: HardenedAudit) -> tuple[nn.Module, Tensor]:
+    how = (what.steps, what.batch, what.seed)
+    return _learn(what.model, what.train, what.threat, *how)  # type: ignore[arg-type]
 
 
 @lru_cache(maxsize=2)
-def _learned(
-    model: Model, train: str, threat: Any, steps: int, batch: int, seed: int
+def _learn(
+    model: Model, train: str, threat: ThreatModel, steps: int, batch: int, seed: int
 ) -> tuple[nn.Module, Tensor]:
     """The hardened net and all of its shifts in one row."""
-    made = harden(model(), data(train), threat, Hardening("shifts", steps, batch), seed=seed).net
+    hardened = harden(
+        model(), data(train), threat, Hardening("shifts", steps, batch), seed=seed
+    ).net
     each = [
         m.activation.shift
-        for m in installed(made).values()
+        for m in installed(hardened).values()
         if isinstance(m.activation, ChannelShift)
     ]
-    return made, torch.cat(each)
+    return hardened, torch.cat(each)
 
 
 def _pairs(desk: Desk) -> list[tuple[str, Any]]:
     images, battery = f"mnist{desk.pick('[:80]', '[:500]')}", _battery(desk)
 
-    def pair(net: str, without: Any, sloped: Any) -> Audited:
+    def pair(net: str, without: Activation | None, sloped: Activation | None) -> Audited:
         return Audited(Model(net, without), Model(net, sloped), images, THREAT, battery)
 
     slope = SReLU(ALPHA)
@@ -170,7 +175,7 @@ def _shift_audit(desk: Desk, part: Literal["shifts", "slope"]) -> HardenedAudit:
     )
 
 
-def _together(outcomes: list[AuditNumbers]) -> str:
+def _describe_pairs(outcomes: list[AuditNumbers]) -> str:
     """What the slope adds to other defences, by the intervals of the verified difference."""
     above, below = (
         sum(a.interval[0] > 0 for a in outcomes),
@@ -200,7 +205,7 @@ class Trained:
     lr: FinitePositive = 0.05
     seed: int = 0
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         with torch.random.fork_rng():
             torch.manual_seed(self.seed)
             fresh = NETWORKS["mnist-cnn"]()
@@ -208,15 +213,16 @@ class Trained:
         net = fit(retrofit(fresh, SReLU(self.trained)), data(self.train), recipe, seed=self.seed)
         net, test = refit(net, SReLU(self.tested)).eval(), data(self.data)
         records = evaluate_all(net, test, FGSM(), [Linf(e) for e in EPS], chunk=CHUNK)
-        found = {
+        shares = {
             "clean": 100 * clean_accuracy(records[0]),
             "FGSM": [100 * robust_accuracy(r) for r in records],
         }
-        for name, loss in (("PGD", "cross_entropy"), ("PGD, margin", "margin")):
-            climbs = [(attack("PGD", e, loss), [Linf(e)]) for e in EPS]  # type: ignore[arg-type]
+        losses: dict[str, Loss] = {"PGD": "cross_entropy", "PGD, margin": "margin"}
+        for name, loss in losses.items():
+            climbs = [(make_attack("PGD", e, loss), [Linf(e)]) for e in EPS]
             runs = [evaluate_all(net, test, *climb, chunk=CHUNK)[0] for climb in climbs]
-            found[name] = [100 * robust_accuracy(r) for r in runs]
-        return found
+            shares[name] = [100 * robust_accuracy(r) for r in runs]
+        return shares
 
 
 def _same_slope(desk: Desk) -> Iterator[Part]:
@@ -224,7 +230,7 @@ def _same_slope(desk: Desk) -> Iterator[Part]:
         ("mnist/train[:6000]", "mnist[:100]", 4), ("mnist/train", "mnist[:2000]", 8)
     )
     pairs = ((1.0, 1.0), (1.0, 2.0), (2.0, 2.0))
-    found = dict(
+    shares = dict(
         zip(pairs, desk.all_facts([Trained(*p, train, images, epochs) for p in pairs]), strict=True)
     )
     attacks = ("FGSM", "PGD", "PGD, margin")
@@ -234,10 +240,10 @@ def _same_slope(desk: Desk) -> Iterator[Part]:
         ("trained at", "tested at", "clean", *attacks),
         tuple(
             (f"{a:g}", f"{b:g}", f["clean"], *(_mean(f[k]) for k in attacks))
-            for (a, b), f in found.items()
+            for (a, b), f in shares.items()
         ),
     )
-    plain, same = found[1.0, 1.0], found[2.0, 2.0]
+    plain, same = shares[1.0, 1.0], shares[2.0, 2.0]
     gains = {
         k: 100 * (_mean(same[k]) / same["clean"] - _mean(plain[k]) / plain["clean"])
         for k in attacks
@@ -246,9 +252,9 @@ def _same_slope(desk: Desk) -> Iterator[Part]:
     seems, is_so = max(gains["FGSM"], gains["PGD"]) >= allowed, gains["PGD, margin"] >= allowed
     yield Claim(
         "same_slope_training",
-        answered(not seems, not is_so),
+        answer_claim(not seems, not is_so),
         "slope 2 in training and test against slope 1 in both, share of the rightly decided images"
-        " that stand, mean over eps, in points: "
+        " that are robust, mean over eps, in points: "
         + ", ".join(f"{k} {v:+.1f}" for k, v in gains.items())
         + f"; an improvement would be {allowed:g} points or more; one training each"
         + (
@@ -273,18 +279,18 @@ class RaisedBias:
     model: Model
     shift: float
     data: str
-    threat: Any
+    threat: ThreatModel
     battery: BatteryName = "whole"
     seed: int = 0
     version: ClassVar[int] = VERSION
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         plain = self.model()
-        pair = plain, raised(plain, self.shift)
+        pair = plain, raise_biases(plain, self.shift)
         return audited_facts(*pair, self.data, self.threat, self.battery, self.seed)
 
 
-def raised(net: nn.Module, shift: float) -> nn.Module:
+def raise_biases(net: nn.Module, shift: float) -> nn.Module:
     """A copy of `net` whose activations see their input plus `shift`."""
     content = to_bytes({name: torch.full((n,), shift) for name, n in _channels(net).items()})
     name = hashlib.sha256(content).hexdigest()
@@ -294,17 +300,17 @@ def raised(net: nn.Module, shift: float) -> nn.Module:
 
 def _channels(net: nn.Module) -> dict[str, int]:
     """How many channels each site's pre-activation has."""
-    found: dict[str, int] = {}
+    widths: dict[str, int] = {}
 
     def look(name: str, args: Any) -> None:
-        found[name] = args[0].shape[1]
+        widths[name] = args[0].shape[1]
 
     plain, shape = retrofit(net, SReLU()), tuple(getattr(net, "shape", ()))
     for name, site in installed(plain).items():
         site.register_forward_pre_hook(lambda module, args, name=name: look(name, args))
     with torch.no_grad():
         plain(torch.zeros(1, *shape))
-    return found
+    return widths
 
 
 def _biases(desk: Desk, images: str, battery: BatteryName) -> Iterator[Part]:
@@ -317,14 +323,14 @@ def _biases(desk: Desk, images: str, battery: BatteryName) -> Iterator[Part]:
     yield audits(desk, "Raised biases on LeNet: plain → shifted", asked)
     up = [(_again(desk, w).gain, s) for s, (_, w) in zip(shifts, asked[:-1], strict=True) if s > 0]
     shown = desk.again(learned)
-    yield Text(_elevated(max(up), _again(desk, learned), shown["upward"], shown["mean"]))
+    yield Text(_describe_biases(max(up), _again(desk, learned), shown["upward"], shown["mean"]))
 
 
 def _again(desk: Desk, what: Measurement) -> AuditNumbers:
     return AuditNumbers.from_json(desk.again(what))
 
 
-def _elevated(
+def _describe_biases(
     constant: tuple[float, float], learned: AuditNumbers, upward: float, mean: float
 ) -> str:
     gain, shift = constant

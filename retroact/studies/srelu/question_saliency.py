@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from retroact.nets.data import data
 from retroact.reports import plots
 from retroact.reports.studied import Figure, Part, Text
 from retroact.spec import Count, spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.srelu.networks import CNN1, MNIST, Net
 
 SHOWN, STEEP, SAME = 4, 10.0, 0.7
@@ -34,22 +35,22 @@ LOSSES: dict[Loss, str] = {"cross_entropy": "cross-entropy", "margin": "margin"}
 
 
 def make(desk: Desk) -> Iterator[Part]:
-    found = {net: [desk.facts(_asked(desk, net, s)) for s in (1.0, STEEP)] for net in (MNIST, CNN1)}
+    by_net = {net: [desk.facts(_ask(desk, net, s)) for s in (1.0, STEEP)] for net in (MNIST, CNN1)}
     yield Figure(
         f"Input gradients at slope 1 and at slope {STEEP:g}, of the cross-entropy and of the"
         " margin, on the first images that both networks decide rightly.",
-        _drawn(list(found.items())),
+        _draw(list(by_net.items())),
     )
-    yield Text(" ".join(_sentence(net, *pair) for net, pair in found.items()))
+    yield Text(" ".join(_sentence(net, *pair) for net, pair in by_net.items()))
 
 
-def _asked(desk: Desk, net: Net, slope: float) -> Saliency:
+def _ask(desk: Desk, net: Net, slope: float) -> Saliency:
     return Saliency(
         net.sloped(slope), net.sloped(STEEP), net.slice(desk.pick(500, min(2000, net.original)))
     )
 
 
-def _sentence(net: Net, plain: dict[str, Any], steep: dict[str, Any]) -> str:
+def _sentence(net: Net, plain: Facts, steep: Facts) -> str:
     zero, of_steep, cosine = plain["zero"], steep["zero"], plain["alike"]
     return (
         f"**{net.title}**, n = {plain['n']}: of the rightly decided images the cross-entropy has a"
@@ -86,27 +87,27 @@ class Saliency:
     data: str
     shown: Count = SHOWN
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         net, images = self.model().eval(), data(self.data)
         right = decide(net, images.images) == images.labels
         other = self.other().eval()
         both = right & (decide(other, images.images) == images.labels)
         x, y = images.images[right], images.labels[right]
         rows = both[right].nonzero()[: self.shown, 0]
-        found = {loss: gradients(net, x, y, loss) for loss in LOSSES}
+        maps = {loss: gradients(net, x, y, loss) for loss in LOSSES}
         return {
             "n": len(images),
-            "alike": _alike(
-                found["margin"][both[right]],
+            "alike": _compare(
+                maps["margin"][both[right]],
                 gradients(other, x[both[right]], y[both[right]], "margin"),
             ),
             "zero": {
                 loss: 100 * float((g.flatten(1).abs().amax(1) == 0).float().mean())
-                for loss, g in found.items()
+                for loss, g in maps.items()
             },
             "shown": [
-                {"image": _listed(x[i]), "label": int(y[i])}
-                | {k: _listed(_scaled(g[i])) for k, g in found.items()}
+                {"image": _list(x[i]), "label": int(y[i])}
+                | {k: _list(_scale(g[i])) for k, g in maps.items()}
                 for i in rows.tolist()
             ],
         }
@@ -114,25 +115,25 @@ class Saliency:
 
 def gradients(net: nn.Module, x: Tensor, y: Tensor, loss: Loss) -> Tensor:
     """d loss / d x of each image, shaped as `x`."""
-    made = []
+    parts = []
     for part, labels in zip(x.split(250), y.split(250), strict=True):
         leaf = part.clone().requires_grad_()
         value = loss_of(loss)(net(leaf), Aim(labels)).sum()
-        made += list(torch.autograd.grad(value, leaf))
-    return torch.cat(made)
+        parts += list(torch.autograd.grad(value, leaf))
+    return torch.cat(parts)
 
 
-def _alike(one: Tensor, other: Tensor) -> float:
+def _compare(one: Tensor, other: Tensor) -> float:
     """The mean cosine between two gradients of each image."""
     return float(torch.cosine_similarity(one.double().flatten(1), other.double().flatten(1)).mean())
 
 
-def _scaled(gradient: Tensor) -> Tensor:
+def _scale(gradient: Tensor) -> Tensor:
     one = gradient.double().sum(0)
     return one / one.abs().max() if one.any() else one
 
 
-def _listed(values: Tensor) -> list[Any]:
+def _list(values: Tensor) -> list[Any]:
     listed: list[Any] = values.double().mul(1000).round().div(1000).tolist()
     return listed
 
@@ -140,15 +141,15 @@ def _listed(values: Tensor) -> list[Any]:
 # ---------------------------------------------------------------------------------------- the panel
 
 
-def _drawn(found: list[tuple[Net, list[dict[str, Any]]]]) -> str:
+def _draw(by_net: list[tuple[Net, list[Facts]]]) -> str:
     """A row per network, slope and loss below a row of the images, SHOWN columns per network."""
     rows = [(slope, loss) for loss in LOSSES for slope in (0, 1)]
     figure = Canvas(figsize=(9.6, 1.25 * (1 + len(rows))), layout="constrained")
-    grid = figure.subplots(1 + len(rows), SHOWN * len(found), squeeze=False)
-    for block, (net, pair) in enumerate(found):
+    grid = figure.subplots(1 + len(rows), SHOWN * len(by_net), squeeze=False)
+    for block, (net, pair) in enumerate(by_net):
         for i, one in enumerate(pair[0]["shown"]):
             column = block * SHOWN + i
-            plots.shown_in(grid[0, column], np.array(one["image"], dtype=np.float32))
+            plots.draw_image(grid[0, column], np.array(one["image"], dtype=np.float32))
             for row, (slope, loss) in enumerate(rows, start=1):
                 _map(grid[row, column], np.array(pair[slope]["shown"][i][loss]))
         grid[0, block * SHOWN].set_title(net.title, fontsize=9, loc="left")
@@ -163,7 +164,7 @@ def _drawn(found: list[tuple[Net, list[dict[str, Any]]]]) -> str:
     return plots.svg(figure)
 
 
-def _map(axes: Any, values: NDArray[np.float64]) -> None:
+def _map(axes: Axes, values: NDArray[np.float64]) -> None:
     axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
     if not values.any():
         axes.imshow(np.full((*values.shape, 3), 0.87), interpolation="nearest")

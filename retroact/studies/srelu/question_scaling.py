@@ -10,7 +10,6 @@ import copy
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +29,12 @@ from retroact.reports.studied import Claim, Part, Table, Text, Value
 from retroact.retrofitting.folding import fold
 from retroact.retrofitting.installed import installed
 from retroact.spec import spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.srelu import CHUNK
-from retroact.studies.srelu.figure_7 import ScaledPixels
-from retroact.studies.srelu.networks import CNN1, MNIST, NETS, SLOPES, Net, images, many, said
-from retroact.studies.truth import answered
+from retroact.studies.srelu.attacks import images
+from retroact.studies.srelu.networks import CNN1, MNIST, NETS, SLOPES, Net, label, many
+from retroact.studies.srelu.scaled_pixels import ScaledPixels, StepOn
+from retroact.studies.truth import answer_claim
 
 STEEP = (10.0, 100.0)
 UNDER = {"noise": AdditiveUniformNoise(), "margin step": FGSM(loss="margin")}
@@ -45,7 +45,7 @@ BETTER = 5.0
 that sees."""
 
 
-Gradients = dict[tuple[Net, float], dict[str, Any]]
+Gradients = dict[tuple[Net, float], Facts]
 """Facts of `CleanGradients` by network and slope."""
 
 
@@ -63,7 +63,7 @@ class SlopeAlgebra:
     model: Model
     data: str
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         sloped, plain = (
             copy.deepcopy(m()).double() for m in (self.model, replace(self.model, activation=None))
         )
@@ -98,7 +98,7 @@ class CleanGradients:
     model: Model
     data: str
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         images = data(self.data)
         net = copy.deepcopy(self.model())
         right = decide(net, images.images) == images.labels
@@ -132,20 +132,20 @@ def apart(a: Tensor, b: Tensor) -> float:
 
 def largest_entries(net: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
     """max |∇CE| of each image, (n,)."""
-    found = []
+    sizes = []
     with evaluating(net):
         for rows in chunks(len(x), CHUNK):
             aim, oracle = Aim(labels[rows]), Oracle(net, rows.stop - rows.start)
             _, gradient = oracle.gradient(
                 x[rows], torch.arange(len(aim)), partial(cross_entropy, aim=aim)
             )
-            found.append(gradient.flatten(1).abs().amax(1))
-    return torch.cat(found)
+            sizes.append(gradient.flatten(1).abs().amax(1))
+    return torch.cat(sizes)
 
 
 def make(desk: Desk) -> Iterator[Part]:
     yield from _algebra(desk)
-    yield from _scaled_down(desk)
+    yield from _scale_down(desk)
     yield from _mechanism(desk)
     yield from _clean(desk)
 
@@ -166,7 +166,7 @@ def _algebra(desk: Desk) -> Iterator[Part]:
         " images, in float64; differences are the largest one over the largest logit."
     )
     keys = [(net, s) for net in (MNIST, CNN1) for s in (2.0, *STEEP)]
-    found = desk.all_facts([SlopeAlgebra(net.sloped(s), net.slice(n)) for net, s in keys])
+    measured = desk.all_facts([SlopeAlgebra(net.sloped(s), net.slice(n)) for net, s in keys])
     head = (
         *("network", "slope α", "weights below 0", "α^L", "folding identity"),
         *("no biases: slope α, scale α^L", "with biases: the same", "same decisions"),
@@ -175,14 +175,14 @@ def _algebra(desk: Desk) -> Iterator[Part]:
         (
             *(
                 net.title,
-                said(s),
+                label(s),
                 f"{100 * f['negative']:.0f} %",
                 f"{s ** f['sites']:g}",
                 f"{f['folded']:.0e}",
             ),
             *(f"{f['bias_free']:.0e}", f"{f['scaled']:.2g}", f"{100 * f['same_decisions']:.1f} %"),
         )
-        for (net, s), f in zip(keys, found, strict=True)
+        for (net, s), f in zip(keys, measured, strict=True)
     ]
     yield Table("Slope and scale: relative differences of logits", head, tuple(rows))
 
@@ -190,19 +190,19 @@ def _algebra(desk: Desk) -> Iterator[Part]:
 # ---------------------------------------------------------------------------- the scaled-down image
 
 
-def _scaled_down(desk: Desk) -> Iterator[Part]:
+def _scale_down(desk: Desk) -> Iterator[Part]:
     n = images(desk, "FGSM", MNIST)
     yield Text(
         "**Does submitting a scaled-down image counter the defence?** Two readings. *Submitted*:"
         " the network is given x/s, and attacked there with eps/s, the same share of the contrast;"
-        " without biases and with s = α^L that is exactly FGSM on the undefended network. *Looked"
+        " without biases and with s = α^L that is exactly FGSM on the network at slope 1. *Looked"
         " at*: the gradient is taken at x/s, the step eps is made on x itself and judged there."
         " “Fooled” is the share of images that are right before the step and wrong after it. The"
         " attack counters the defence where, for the best s of α, α², …, α^L, it fools at least"
         " half as many as on slope 1 and leaves at least half of the images right before the step."
         f" n = {n}, eps {MNIST.eps[-1]:g} (MNIST) and {CNN1.eps[-1]:g} (CIFAR-10)."
     )
-    made = {
+    by_net = {
         (net, slope): _counters(desk, net, slope, n) for net in (MNIST, CNN1) for slope in STEEP
     }
     head = (
@@ -215,12 +215,14 @@ def _scaled_down(desk: Desk) -> Iterator[Part]:
         "fooled ",
     )
     rows: list[tuple[Value, ...]] = []
-    for (net, slope), found in made.items():
-        undefended = _fooled(desk, net, 1.0, 1.0, n, submitted=True)
-        rows.append((net.title, "1", "–", *undefended, *undefended))
-        rows += [(net.title, said(slope), said(s), *sub, *look) for s, (sub, look) in found.items()]
+    for (net, slope), by_scale in by_net.items():
+        unsloped = _count_fooled(desk, net, 1.0, 1.0, n, submitted=True)
+        rows.append((net.title, "1", "–", *unsloped, *unsloped))
+        rows += [
+            (net.title, label(slope), label(s), *sub, *look) for s, (sub, look) in by_scale.items()
+        ]
     yield Table("FGSM at a scaled-down image (%)", head, tuple(dict.fromkeys(rows)))
-    yield _counter_claim(desk, made, n)
+    yield _counter_claim(desk, by_net, n)
 
 
 def _counters(
@@ -229,88 +231,84 @@ def _counters(
     """By s, the two readings: right before and fooled, in percent."""
     downs = [slope**k for k in range(1 + len(installed(net.sloped(slope)())))]
     return {
-        s: tuple(_fooled(desk, net, slope, s, n, submitted=one) for one in (True, False))
+        s: tuple(_count_fooled(desk, net, slope, s, n, submitted=one) for one in (True, False))
         for s in downs
     }
 
 
-def _fooled(
+def _count_fooled(
     desk: Desk, net: Net, slope: float, down: float, n: int, *, submitted: bool
 ) -> tuple[float, float]:
-    eps, where = net.eps[-1], "scaled" if submitted else "original"
+    eps = net.eps[-1]
+    where: StepOn = "scaled" if submitted else "original"
     step = eps / down if submitted else eps
-    asked = ScaledPixels(net.sloped(slope), net.slice(n), 1 / down, (step,), step_on=where)  # type: ignore[arg-type]
+    asked = ScaledPixels(net.sloped(slope), net.slice(n), 1 / down, (step,), step_on=where)
     f = desk.facts(asked)
     return 100 * f["right"] / f["n"], 100 * (1 - f["left"][0] / max(1, f["right"]))
 
 
 def _counter_claim(
-    desk: Desk, made: dict[tuple[Net, float], dict[float, tuple[tuple[float, float], ...]]], n: int
+    desk: Desk,
+    by_net: dict[tuple[Net, float], dict[float, tuple[tuple[float, float], ...]]],
+    n: int,
 ) -> Claim:
     """Counters: the best s fools half as many as at slope 1, at every steep slope; truly: judged at
     full size."""
     told, submitted, looked = [], [], []
-    for (net, slope), found in made.items():
-        _, bare = _fooled(desk, net, 1.0, 1.0, n, submitted=True)
-        kept = found[1.0][0][0] / 2  # an image that is scaled beyond recognition is no attack
+    for (net, slope), by_scale in by_net.items():
+        _, bare = _count_fooled(desk, net, 1.0, 1.0, n, submitted=True)
+        kept = by_scale[1.0][0][0] / 2  # an image that is scaled beyond recognition is no attack
         sub, look = (
-            max((f[i][1] for s, f in found.items() if s > 1 and f[i][0] >= kept), default=0.0)
+            max((f[i][1] for s, f in by_scale.items() if s > 1 and f[i][0] >= kept), default=0.0)
             for i in (0, 1)
         )
         submitted.append(sub >= bare / 2)
         looked.append(look >= bare / 2)
+        direct = by_scale[1.0][0][1]
         told.append(
-            f"{net.title} slope {said(slope)}: {found[1.0][0][1]:.0f} → {sub:.0f} and {look:.0f} of"
+            f"{net.title} slope {label(slope)}: {direct:.0f} → {sub:.0f} and {look:.0f} of"
             f" {bare:.0f}"
         )
     because = (
         "fooled (%) directly → by the scaled-down image submitted and looked at, of slope 1's:"
         f" {'; '.join(told)}"
     )
-    return Claim("scaled_down_input", answered(all(submitted), all(looked)), because)
+    return Claim("scaled_down_input", answer_claim(all(submitted), all(looked)), because)
 
 
 # ---------------------------------------------------------------------------------------- mechanism
 
 
+VANISHING = (
+    "**Signal-to-noise, or vanishing gradients?** The paper offers a better signal-to-noise"
+    " ratio or exploding gradients. The cross-entropy of an image that is decided rightly has"
+    " the gradient Σ (p − 1[y]) ∇z: raising the slope drives 1 − p_y below what float32 holds,"
+    " and the gradient is exactly zero. That is the opposite of an explosion, which is what"
+    " images that are decided wrongly see; and those are never attacked. Sizes are medians of"
+    " the largest entry of the gradient, in float64, where zero comes later."
+)
+
+
 def _mechanism(desk: Desk) -> Iterator[Part]:
     n = desk.pick(500, 2000)
-    yield Text(
-        "**Signal-to-noise, or vanishing gradients?** The paper offers a better signal-to-noise"
-        " ratio or exploding gradients. The cross-entropy of an image that is decided rightly has"
-        " the gradient Σ (p − 1[y]) ∇z: raising the slope drives 1 − p_y below what float32 holds,"
-        " and the gradient is exactly zero. That is the opposite of an explosion, which is what"
-        " images that are decided wrongly see; and those are never attacked. Sizes are medians of"
-        f" the largest entry of the gradient, in float64, where zero comes later. n = {n}."
-    )
+    yield Text(f"{VANISHING} n = {n}.")
     keys = [(net, s) for net in NETS for s in SLOPES]
-    gradients = dict(
-        zip(
-            keys,
-            desk.all_facts([CleanGradients(net.sloped(s), net.slice(n)) for net, s in keys]),
-            strict=True,
-        )
-    )
-    head = (
-        "network",
-        "slope",
-        "zero, float32 (%)",
-        "zero, float64 (%)",
-        "size, right",
-        "size, wrong",
-    )
-    rows = [(net.title, said(s), *_gradient_row(gradients[net, s])) for net, s in keys]
+    asked = [CleanGradients(net.sloped(s), net.slice(n)) for net, s in keys]
+    gradients = dict(zip(keys, desk.all_facts(asked), strict=True))
+    shown = ("zero, float32 (%)", "zero, float64 (%)", "size, right", "size, wrong")
+    head = ("network", "slope", *shown)
+    rows = [(net.title, label(s), *_gradient_row(gradients[net, s])) for net, s in keys]
     yield Table(
         "Gradients of the cross-entropy at clean images: exactly zero among right ones, and sizes",
         head,
         tuple(rows),
     )
-    seen = _seen(desk)
+    seen = _measure_seen(desk)
     yield Text(
         "A better signal-to-noise ratio would show in random noise, and under an attack that does"
         " not need the cross-entropy: one step on the margin of the logits."
     )
-    under = ("network", "under", *(f"slope {said(s)}" for s in SLOPES))
+    under = ("network", "under", *(f"slope {label(s)}" for s in SLOPES))
     yield Table(
         "Accuracy at the largest eps (%)",
         under,
@@ -323,22 +321,22 @@ def _mechanism(desk: Desk) -> Iterator[Part]:
     yield _mechanism_claim(gradients, seen)
 
 
-def _gradient_row(f: dict[str, Any]) -> tuple[Value, ...]:
+def _gradient_row(f: Facts) -> tuple[Value, ...]:
     zeros = (100 * f[name] / max(1, f["right"]) for name in ("zero32", "zero64"))
     return (*zeros, f"{f['size_right']:.1e}", f"{f['size_wrong']:.1e}")
 
 
-def _seen(desk: Desk) -> dict[tuple[Net, str, float], float]:
+def _measure_seen(desk: Desk) -> dict[tuple[Net, str, float], float]:
     n = images(desk, "FGSM", MNIST)
     keys = [(net, name, s) for net in NETS for name in UNDER for s in SLOPES]
-    found = many(
+    records = many(
         desk, {k: k[0].cells(k[0].sloped(k[2]), UNDER[k[1]], n, eps=k[0].eps[-1:]) for k in keys}
     )
-    return {k: 100 * robust_accuracy(r) for k, (r,) in found.items()}
+    return {k: 100 * robust_accuracy(r) for k, (r,) in records.items()}
 
 
 def _mechanism_claim(
-    gradients: dict[tuple[Net, float], dict[str, Any]], seen: dict[tuple[Net, str, float], float]
+    gradients: dict[tuple[Net, float], Facts], seen: dict[tuple[Net, str, float], float]
 ) -> Claim:
     """Signal-to-noise: `BETTER` points more than at slope 1, in noise or on the margin. Explosion:
     larger gradients."""
@@ -354,7 +352,7 @@ def _mechanism_claim(
     told = ", ".join(f"{value:+.1f} {name}" for name, value in gained.items())
     return Claim(
         "mechanism",
-        answered(exploded or max(gained.values()) > BETTER),
+        answer_claim(exploded or max(gained.values()) > BETTER),
         f"slope 100 against 1: most accuracy gained, points: {told}; exactly zero gradients of"
         f" right images in float32 at slope 100: {zeros}; their median size"
         f" {'grows' if exploded else 'grows on no network'}",
@@ -366,8 +364,8 @@ def _mechanism_claim(
 
 def _clean(desk: Desk) -> Iterator[Part]:
     n = images(desk, "FGSM", MNIST)
-    found = many(desk, {net: net.cells(net.sloped(1.0), FGSM(), n) for net in (MNIST, CNN1)})
-    clean = {net: 100 * clean_accuracy(records[0]) for net, records in found.items()}
+    records = many(desk, {net: net.cells(net.sloped(1.0), FGSM(), n) for net in (MNIST, CNN1)})
+    clean = {net: 100 * clean_accuracy(records[0]) for net, records in records.items()}
     for name, net, around, near in (
         ("mnist_clean", MNIST, 98.0, NEAR_98),
         ("cifar_clean", CNN1, 60.0, NEAR_60),
@@ -376,4 +374,4 @@ def _clean(desk: Desk) -> Iterator[Part]:
             f"{clean[net]:.2f} % of {n} test images at slope 1 (allowed: {near:g} points from"
             f" {around:g})"
         )
-        yield Claim(name, answered(abs(clean[net] - around) <= near), because)
+        yield Claim(name, answer_claim(abs(clean[net] - around) <= near), because)

@@ -3,15 +3,14 @@
 A slope multiplies the logits by alpha per sloped layer, and the cross-entropy of a sure decision
 has no gradient left in float32. Four ways round it, all with the paper's attacks and eps: the
 margin of the logits as the loss; the cross-entropy of the folded network, which computes the same
-without the factor; the gradients of the slope-1 twin; and the audit, which attacks twin and sloped
-network alike and takes the worst case, example by example.
+without the factor; the gradients of the network at slope 1; and the audit, which attacks that and
+the sloped network alike and takes the worst case, example by example.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
 
 from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import evaluate_all
@@ -23,11 +22,11 @@ from retroact.reports.plots import Panel, Series, panels
 from retroact.reports.studied import Figure, Part, Table
 from retroact.retrofitting.folding import fold
 from retroact.spec import spec
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, Facts
 from retroact.studies.srelu import CHUNK
-from retroact.studies.srelu.figure_8 import attack
-from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, said
-from retroact.studies.truth import Audited, audits
+from retroact.studies.srelu.attacks import make_attack
+from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, label
+from retroact.studies.truth import BATTERIES, Audited, audits
 
 Curves = dict[float, list[float]]
 """Accuracy in percent over the net's eps grid, by slope."""
@@ -35,19 +34,21 @@ Curves = dict[float, list[float]]
 
 def make(desk: Desk) -> Iterator[Part]:
     slopes = desk.pick((1.0, 10.0, 100.0), SLOPES)
-    found = {
+    by_attack = {
         (name, net.key): _ways(desk, net, slopes, name) for name in ("FGSM", "PGD") for net in NETS
     }
     yield Table(
         "PGD at the largest eps, accuracy (%): the slope blinds one loss and nothing else",
-        ("network", "slope", "clean", *found["PGD", MNIST.key]),
+        ("network", "slope", "clean", *by_attack["PGD", MNIST.key]),
         tuple(
-            (net.title, said(s), *_ends(found["PGD", net.key], s)) for net in NETS for s in slopes
+            (net.title, label(s), *_ends(by_attack["PGD", net.key], s))
+            for net in NETS
+            for s in slopes
         ),
     )
     for name in ("FGSM", "PGD"):
         yield Figure(
-            f"{name}: accuracy (%) against eps, by slope, in four ways.", _drawn(found, name)
+            f"{name}: accuracy (%) against eps, by slope, in four ways.", _draw(by_attack, name)
         )
     yield Table(
         "Gradients of the cross-entropy at clean, rightly decided images that are exactly zero in"
@@ -55,7 +56,7 @@ def make(desk: Desk) -> Iterator[Part]:
         ("network", *(f"slope {s:g}" for s in SLOPES)),
         tuple((net.title, *_dead(desk, net)) for net in NETS),
     )
-    yield audits(desk, "Audits: twin → sloped network, accuracies in %", _audited(desk))
+    yield audits(desk, "Audits: slope 1 → this slope, accuracies in %", _audit(desk))
 
 
 # -------------------------------------------------------------------------------------- four ways
@@ -72,16 +73,16 @@ class OnFolded:
     eps: tuple[float, ...]
     seed: int = 0
 
-    def __call__(self) -> dict[str, Any]:
+    def __call__(self) -> Facts:
         net, images = self.model().eval(), data(self.data)
-        guide = fold(net, scaled=False)
-        found: list[float] = []
+        source = fold(net, scaled=False)
+        shares: list[float] = []
         for eps in self.eps:
-            scene = net, images, attack(self.attack, eps), [Linf(eps)]
-            (record,) = evaluate_all(*scene, source=guide, seed=self.seed, chunk=CHUNK)
-            found = found or [100 * clean_accuracy(record)]
-            found.append(100 * robust_accuracy(record))
-        return {"accuracy": found}
+            scene = net, images, make_attack(self.attack, eps), [Linf(eps)]
+            (record,) = evaluate_all(*scene, source=source, seed=self.seed, chunk=CHUNK)
+            shares = shares or [100 * clean_accuracy(record)]
+            shares.append(100 * robust_accuracy(record))
+        return {"accuracy": shares}
 
 
 def _ways(desk: Desk, net: Net, slopes: tuple[float, ...], name: str) -> dict[str, Curves]:
@@ -94,34 +95,32 @@ def _ways(desk: Desk, net: Net, slopes: tuple[float, ...], name: str) -> dict[st
         return {s: _accuracies(desk.records([make(s, e) for e in eps])) for s in slopes}
 
     def direct(slope: float, e: float) -> Cell:
-        return Cell(net.sloped(slope), images, attack(name, e), Linf(e))
+        return Cell(net.sloped(slope), images, make_attack(name, e), Linf(e))
 
     folded = {s: desk.facts(OnFolded(net.sloped(s), images, name, eps))["accuracy"] for s in slopes}
     return {
         "cross-entropy, as published": curve(direct),
-        "margin": curve(lambda s, e: replace(direct(s, e), attack=attack(name, e, "margin"))),
+        "margin": curve(lambda s, e: replace(direct(s, e), attack=make_attack(name, e, "margin"))),
         "cross-entropy, folded": folded,
-        "slope-1 twin's gradients": curve(
-            lambda s, e: replace(direct(s, e), source=net.sloped(1.0))
-        ),
+        "gradients of slope 1": curve(lambda s, e: replace(direct(s, e), source=net.sloped(1.0))),
     }
 
 
-def _accuracies(found: list[Record]) -> list[float]:
-    return [100 * v for v in (clean_accuracy(found[0]), *map(robust_accuracy, found))]
+def _accuracies(records: list[Record]) -> list[float]:
+    return [100 * v for v in (clean_accuracy(records[0]), *map(robust_accuracy, records))]
 
 
-def _drawn(found: dict[tuple[str, str], dict[str, Curves]], name: str) -> str:
-    made = []
-    for way in found[name, MNIST.key]:
-        made += [_panel(net, found[name, net.key][way], way) for net in NETS]
-    return panels(made)
+def _draw(by_attack: dict[tuple[str, str], dict[str, Curves]], name: str) -> str:
+    shown = []
+    for way in by_attack[name, MNIST.key]:
+        shown += [_panel(net, by_attack[name, net.key][way], way) for net in NETS]
+    return panels(shown)
 
 
 def _panel(net: Net, curves: Curves, way: str) -> Panel:
-    x = [said(e) for e in net.eps]
-    made = [Series(f"slope {s:g}", x, y, colour=i) for i, (s, y) in enumerate(curves.items())]
-    return Panel(f"{net.title}: {way}", made, "eps, pixels", "accuracy, %")
+    x = [label(e) for e in net.eps]
+    drawn = [Series(f"slope {s:g}", x, y, colour=i) for i, (s, y) in enumerate(curves.items())]
+    return Panel(f"{net.title}: {way}", drawn, "eps, pixels", "accuracy, %")
 
 
 def _ends(ways: dict[str, Curves], slope: float) -> list[float]:
@@ -137,18 +136,19 @@ def _dead(desk: Desk, net: Net) -> list[float]:
     """The share of one FGSM's gradients that are exactly zero, in percent, per slope."""
     images = net.slice(desk.pick(500, 10_000))
     cells = [
-        Cell(net.sloped(s), images, attack("FGSM", net.eps[-1]), Linf(net.eps[-1])) for s in SLOPES
+        Cell(net.sloped(s), images, make_attack("FGSM", net.eps[-1]), Linf(net.eps[-1]))
+        for s in SLOPES
     ]
     return [100 * zero_gradient_share(r) for r in desk.records(cells)]
 
 
-def _audited(desk: Desk) -> list[tuple[str, Audited]]:
-    made = []
+def _audit(desk: Desk) -> list[tuple[str, Audited]]:
+    asked = []
     for net in NETS:
         images = net.slice(desk.pick(200, 1000 if net is MNIST else 500))
         threat = Linf(0.3) if net is MNIST else Linf(2 / 255)
-        battery = desk.pick("quick", "whole")
+        battery = desk.pick(*BATTERIES)
         for slope in desk.pick((10.0, 100.0), (0.5, 2.0, 5.0, 10.0, 100.0)):
-            what = Audited(net.sloped(1.0), net.sloped(slope), images, threat, battery)  # type: ignore[arg-type]
-            made.append((f"{net.title}, slope {slope:g}", what))
-    return made
+            what = Audited(net.sloped(1.0), net.sloped(slope), images, threat, battery)
+            asked.append((f"{net.title}, slope {slope:g}", what))
+    return asked
