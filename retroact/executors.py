@@ -69,8 +69,7 @@ SERIAL = Serial()
 
 @spec
 class Threads(Executor):
-    """So many tasks at once in threads of this process: for work that cannot travel, such as an
-    audit of networks that are already made.
+    """So many tasks at once in threads of this process: no start to pay, and nothing need travel.
 
     The threads are daemons, so that an interrupt ends the program at once.
     """

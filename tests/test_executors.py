@@ -203,11 +203,11 @@ def test_tuning_gives_the_same_curve(executor):
     assert seen == [(1.0, 3), (2.0, 3), (3.0, 3)]
 
 
-@pytest.mark.parametrize("executor", ["Threads(2)", Backwards()], ids=str)
+@pytest.mark.parametrize("executor", ["Threads(2)", PROCESSES, Backwards()], ids=str)
 def test_an_audit_gives_the_same_verdict(executor):
     def numbers(**how):
         of = "digits-cnn", "JumpReLU(0.5)", "digits[:40]", "Linf(0.1)"
-        found = vars(ra.audit(*of, battery="quick", **how).numbers())
+        found = vars(ra.audit(*of, battery="quick", progress=lambda *at: None, **how).numbers())
         return {k: v for k, v in found.items() if k not in ("pedigree", "attacks")}
 
     assert numbers(executor=executor) == numbers()

@@ -40,7 +40,7 @@ from retroact.crafting.threat import ThreatModel
 from retroact.doors import checked, whole
 from retroact.evaluation.evaluate import decide, described, left_alone
 from retroact.evaluation.surroundings import surroundings
-from retroact.executors import SERIAL, Executor, in_order
+from retroact.executors import SERIAL, Executor, Here, in_order
 from retroact.ground import neutral
 from retroact.nets.data import Images
 from retroact.reading import (
@@ -165,7 +165,7 @@ def audit(
     where, prints = take(executor, Executor), _fingerprint(images, nets)
     nets = Pair(*(Expectation(net, draws) for net in nets)) if draws else nets
     under = Conditions(images, radius, check(nets, images, radius), seed, chunk)
-    stages = _Stages(progress, 2 * STAGES + 2)
+    stages = Here(_Stages(progress, 2 * STAGES + 2))
     subjects = prepare(*nets, images, radius, own, KERNELS if kernels is None else kernels, seed)
     return _Procedure(nets, subjects, under, spent, attack, where, stages).run(margin, prints)
 
@@ -205,7 +205,7 @@ class _Procedure:
     battery: Battery
     claimed: Attack
     executor: Executor
-    stages: _Stages
+    stages: Here
 
     def run(self, margin: float, fingerprints: Fingerprints) -> Audit:
         """All of them, in order."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from typing import Any
+from functools import cached_property, partial
+from typing import Any, TypeVar
 
 from torch import nn
 
@@ -29,6 +29,7 @@ from retroact.retrofitting.folding import FoldError, fold
 from retroact.retrofitting.sites import sites
 from retroact.retrofitting.surgery import Retrofit, refit, refit_sharing, retrofit
 
+N = TypeVar("N")
 Schedule = tuple[Kernel, tuple[float, ...]]
 KERNELS: tuple[Schedule, ...] = (
     ("sigmoid", (2.0, 3.0, 4.0, 5.0, 7.0, 9.0, 12.0, 16.0, 22.0, 30.0)),
@@ -117,7 +118,7 @@ def prepare(
     folded = _fold(old, data, threat), _fold(new, data, threat)
     pair = Pair(Subject(old, folded[0], new), Subject(new, folded[1], old))
     if own:
-        theirs = Source("your surrogate", lambda: own[0])
+        theirs = Source("your surrogate", partial(_give, own[0]))
         return Pair(pair.before, replace(pair.after, sources=(theirs,), foreign=True))
     return Pair(
         replace(pair.before, sources=_make_sources(folded[0], folded[1], kernels, data, threat)),
@@ -164,7 +165,11 @@ def _fold(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
     if scale == 1.0 or not prove_same(net, folded, *where, scale=scale, domain=domain):
         return on
     lean = prove(folded, *where, passes=_MANY, domain=domain, like=on)
-    return Proved(net, lean.lean, lean.form, scale, lambda: folded)
+    return Proved(net, lean.lean, lean.form, scale, partial(_give, folded))
+
+
+def _give(network: N) -> N:
+    return network
 
 
 # ----------------------------------------------------------------------------------------- kernels
@@ -184,7 +189,7 @@ def _make_sources(
         return ()
     if own is not None and own.activation.jump:
         smoothing: Smoothing = own.activation.smoothed
-        anneal = partial(_anneal, on, on.lean, lambda: on.fallback, smoothing)
+        anneal = partial(_Annealing, on, on.lean, partial(getattr, on, "fallback"), smoothing)
         return tuple(Source(_name_kernel(*schedule), anneal(schedule)) for schedule in kernels)
     if others is None or not others.activation.jump:
         return ()
@@ -196,12 +201,12 @@ def _make_sources(
     how: dict[str, Any] = {"scale": on.scale, "gradients": False, "domain": domain_of(data)}
     if soft is None or not prove_same(on.network, soft, data.images, data.index, threat, **how):
         return ()
-
-    def bare() -> nn.Module | None:
-        return soften(on.fallback)  # type: ignore[arg-type]
-
-    anneal = partial(_anneal, on, soft, bare, smoothing)
+    anneal = partial(_Annealing, on, soft, partial(_soften_fallback, on, soften), smoothing)
     return tuple(Source(_name_kernel(*schedule), anneal(schedule)) for schedule in kernels)
+
+
+def _soften_fallback(on: Proved, soften: Callable[..., nn.Module | None]) -> nn.Module | None:
+    return soften(on.fallback)
 
 
 def _soften(net: nn.Module, others: Retrofit, data: Examples, neutral: Any) -> nn.Module | None:
@@ -220,15 +225,31 @@ def _name_kernel(kernel: Kernel, widths: tuple[float, ...]) -> str:
     return f"{kernel} kernel, beta kappa = {', '.join(f'{w:g}' for w in widths)}"
 
 
-def _anneal(
-    on: Proved, net: nn.Module, bare: Callable[[], Any], smoothing: Smoothing, schedule: Schedule
-) -> Callable[[], Proved]:
+@dataclass(frozen=True, eq=False)
+class _Annealing:
     """Makes `net`, which computes what `on` does, with one kernel after the other, from the first
     on; the nets are made once and share their weights. `bare` makes it without the lean form."""
-    kernel, widths = schedule
 
-    def through(net: nn.Module) -> list[nn.Module]:
-        return [refit_sharing(net, smoothing(width, kernel)) for width in widths]
+    on: Proved
+    net: nn.Module
+    bare: Callable[[], Any]
+    smoothing: Smoothing
+    schedule: Schedule
 
-    lean, whole = cache(lambda: through(net)), cache(lambda: through(bare()))
-    return lambda: replace(on, lean=Annealed(lean()), instead=lambda: Annealed(whole()))
+    def __call__(self) -> Proved:
+        return replace(self.on, lean=Annealed(self._lean), instead=self._instead)
+
+    def _instead(self) -> Annealed:
+        return Annealed(self._whole)
+
+    @cached_property
+    def _lean(self) -> list[nn.Module]:
+        return self._through(self.net)
+
+    @cached_property
+    def _whole(self) -> list[nn.Module]:
+        return self._through(self.bare())
+
+    def _through(self, net: nn.Module) -> list[nn.Module]:
+        kernel, widths = self.schedule
+        return [refit_sharing(net, self.smoothing(width, kernel)) for width in widths]

@@ -249,7 +249,7 @@ def test_cells_of_every_rank_are_swept_stored_and_reported(kind, tmp_path, monke
         data=data(kind),
     )
     assert len(cells) == 8
-    ra.sweep(cells, store, workers=1, keep=3)
+    ra.sweep(cells, store, keep=3)
     records = [store.read(ra.key(cell.locked()), images=True) for cell in cells]
     assert all(
         r.examples.shape == (3, *shape) and r.pedigree["box"] == [LOW, HIGH] for r in records
