@@ -30,7 +30,7 @@ import retroact as ra
 from retroact.auditing.indicators import FirstLook, Indicator, indicators
 from retroact.auditing.selftest import Louder
 from retroact.crafting.threat import ThreatModel
-from retroact.evaluation.proof import unproved
+from retroact.evaluation.proof import leave_as_is
 from retroact.nets.zoo import NETWORKS
 from retroact.retrofitting.installed import installed
 from retroact.training.fit import fit
@@ -243,7 +243,7 @@ def _pairs(
         rows = (base & _right(net, held)).nonzero()[:POINTS, 0]
         part = held.select(rows)
         now, before = (
-            FirstLook(unproved(n), part.images, part.labels, part.index, threat, seed)
+            FirstLook(leave_as_is(n), part.images, part.labels, part.index, threat, seed)
             for n in (net, twin)
         )
         for ask in indicators():

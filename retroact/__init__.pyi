@@ -60,6 +60,7 @@ from retroact.crafting.goals import Random as Random
 from retroact.crafting.goals import Targeted as Targeted
 from retroact.crafting.goals import Untargeted as Untargeted
 from retroact.crafting.l1 import L1 as L1
+from retroact.crafting.norms import EVERY_NORM as EVERY_NORM
 from retroact.crafting.oracle import Oracle as Oracle
 from retroact.crafting.scene import Scene as Scene
 from retroact.crafting.threat import L2 as L2

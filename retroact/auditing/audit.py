@@ -38,7 +38,7 @@ from retroact.crafting.expectation import Expectation
 from retroact.crafting.oracle import Network, evaluating
 from retroact.crafting.threat import ThreatModel
 from retroact.doors import checked, whole
-from retroact.evaluation.evaluate import decide, described, left_alone
+from retroact.evaluation.evaluate import decide, describe, left_alone
 from retroact.evaluation.surroundings import surroundings
 from retroact.executors import SERIAL, Executor, Here, in_order
 from retroact.ground import neutral
@@ -227,7 +227,7 @@ class _Procedure:
             verdict=judge(counts, alarms, reasons, margin),
             sides=sides,
             readings=readings,
-            names=Pair(*map(described, self.nets)),
+            names=Pair(*map(describe, self.nets)),
             data=self.under.data.name,
             threat=show(self.under.threat),
             claimed_attack=show(self.claimed),

@@ -238,8 +238,8 @@ def _pedigree(
     how many images that form differed at the attack's last point, so that the network itself was
     attacked."""
     return {
-        "network": described(on.network),
-        "source": None if source is None else described(source.network),
+        "network": describe(on.network),
+        "source": None if source is None else describe(source.network),
         "form": str(on),
         "source_form": None if source is None else str(source),
         "again": again,
@@ -267,7 +267,7 @@ def left_alone(network: Network) -> dict[str, int]:
     return dict(getattr(network, "left_alone", {}))
 
 
-def described(network: Network) -> str:
+def describe(network: Network) -> str:
     """What a person calls this network: its name and, where it was retrofitted, how."""
     name = getattr(network, "name", "") or type(network).__name__
     retrofit = getattr(network, "retrofit", None)

@@ -81,7 +81,7 @@ class Proved:
         return "itself" if self.form is None else str(self.form)
 
 
-def unproved(network: Network) -> Proved:
+def leave_as_is(network: Network) -> Proved:
     """The network as it is."""
     return Proved(network, network)
 
@@ -107,7 +107,7 @@ def prove(
     `network` is not traced.
     """
     if not isinstance(network, nn.Module) or len(images) * passes <= _COST:
-        return unproved(network)
+        return leave_as_is(network)
     question = _Question(network, images, index, threat, gradients, domain, seed)
     lean, form, folds = _recall(question, like)
     return Proved(network, network if lean is None else lean, form, folds=folds)

@@ -12,7 +12,7 @@ import retroact as ra
 from retroact.auditing.indicators import STEPS, FirstLook, Indicator, indicators
 from retroact.auditing.selftest import Louder
 from retroact.crafting.threat import L2, Linf, ThreatModel
-from retroact.evaluation.proof import unproved
+from retroact.evaluation.proof import leave_as_is
 
 EPS = Linf(0.1)
 SATURATION = [
@@ -54,7 +54,7 @@ def readings(change: str, threat: ThreatModel = EPS) -> dict[str, tuple[float, f
         )
     part = data.select(right.nonzero()[:120, 0])
     looks = [
-        FirstLook(unproved(n), part.images, part.labels, part.index, threat) for n in (hard, net)
+        FirstLook(leave_as_is(n), part.images, part.labels, part.index, threat) for n in (hard, net)
     ]
     return {r.title: (r.value, r.before, r.fired) for r in (ask(*looks) for ask in indicators())}
 
@@ -157,7 +157,9 @@ def look_at(
 ) -> FirstLook:
     """A look at n grey images of 3 x 3 pixels."""
     x = torch.ones(n, 1, 3, 3) * torch.as_tensor(level).view(-1, 1, 1, 1)
-    return FirstLook(unproved(net), x, torch.zeros(n, dtype=torch.int64), torch.arange(n), threat)
+    return FirstLook(
+        leave_as_is(net), x, torch.zeros(n, dtype=torch.int64), torch.arange(n), threat
+    )
 
 
 @pytest.mark.parametrize("threat", [Linf(0.1), L2(0.5)], ids=str)
@@ -165,7 +167,7 @@ def test_a_linear_net_is_predicted_exactly(threat):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     x = 0.2 + 0.6 * torch.rand(50, 1, 8, 8)
-    look = FirstLook(unproved(net), x, net(x).argmax(1), torch.arange(50), threat)
+    look = FirstLook(leave_as_is(net), x, net(x).argmax(1), torch.arange(50), threat)
     assert (look.prediction_errors - 1).abs().max() < 1e-2
     assert named("gradient fidelity")(look, look).value == 0.0
     # a straight climb: no step of PGD makes the loss fall before the ball stops it, then none moves
@@ -236,7 +238,7 @@ def test_a_network_that_is_no_module_can_be_looked_at():
     net = plain()
     data = ra.data("digits/validation[:20]")
     looks = [
-        FirstLook(unproved(n), data.images, data.labels, data.index, EPS)
+        FirstLook(leave_as_is(n), data.images, data.labels, data.index, EPS)
         for n in (lambda x: net(x), net)
     ]
     shown = [[ask(look, look).value for ask in indicators()] for look in looks]
@@ -253,7 +255,7 @@ def test_a_look_leaves_the_net_as_it_was_and_repeats():
     state, weights = torch.get_rng_state(), {k: v.clone() for k, v in net.state_dict().items()}
     shown = []
     for _ in range(2):
-        look = FirstLook(unproved(net), data.images, data.labels, data.index, EPS)
+        look = FirstLook(leave_as_is(net), data.images, data.labels, data.index, EPS)
         shown.append([ask(look, look).value for ask in indicators()])
     assert shown[0] == shown[1] and torch.equal(torch.get_rng_state(), state)
     assert net.training and all(p.grad is None for p in net.parameters())
@@ -262,7 +264,7 @@ def test_a_look_leaves_the_net_as_it_was_and_repeats():
 
 def test_the_cost_is_a_few_dozen_passes_each_counted():
     data = ra.data("digits/validation[:10]")
-    look = FirstLook(unproved(plain()), data.images, data.labels, data.index, EPS)
+    look = FirstLook(leave_as_is(plain()), data.images, data.labels, data.index, EPS)
     for ask in indicators():
         ask(look, look)
     assert 2 + STEPS < look.gradients <= 2 + 4 * STEPS
@@ -270,7 +272,7 @@ def test_the_cost_is_a_few_dozen_passes_each_counted():
 
 def test_no_points_show_nothing():
     look = FirstLook(
-        unproved(plain()),
+        leave_as_is(plain()),
         torch.zeros(0, 1, 8, 8),
         torch.zeros(0, dtype=torch.int64),
         torch.zeros(0).long(),

@@ -12,7 +12,7 @@ from torch import nn
 
 import retroact as ra
 from retroact.evaluation import proof
-from retroact.evaluation.proof import Proved, alike, craft_on, prove, prove_same, unproved
+from retroact.evaluation.proof import Proved, alike, craft_on, leave_as_is, prove, prove_same
 
 EPS = ra.Linf(0.1)
 
@@ -172,7 +172,7 @@ def test_what_differs_only_where_the_attack_ends_is_attacked_itself():
     runs = [(ra.PGD(steps=10, random_start=False), near, data.labels, data.index, [far])] * 2
     plain, again = (
         craft_on(on, *run)[0]
-        for on, run in zip((unproved(net), Proved(net, Firm())), runs, strict=True)
+        for on, run in zip((leave_as_is(net), Proved(net, Firm())), runs, strict=True)
     )
     fooled = int((plain.logits.argmax(1) != data.labels).sum())
     assert fooled > 24 and again.again > 5

@@ -150,7 +150,8 @@ def test_a_net_that_is_itself_wrapped_takes_bare_weights_and_wrapped_ones(
         wrapped: nn.Module = nn.Module()
         wrapped.add_module(wrap, inner := Net().eval())
         if wrap == "_orig_mod":
-            wrapped = torch.compile(inner := Net().eval(), backend="eager")  # type: ignore[assignment]
+            inner = Net().eval()
+            wrapped = torch.compile(inner, backend="eager")  # type: ignore[assignment]
         fill(wrapped, tmp_path / name)
         assert torch.equal(inner(X), trained()(X))
 

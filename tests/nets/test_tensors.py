@@ -88,8 +88,8 @@ class Extra(Plain):
     def __init__(self) -> None:
         super().__init__()
         self.scale, self.kept = 1, torch.ones(3)
-        self.b.get_extra_state = lambda: self.kept  # type: ignore[method-assign]
-        self.b.set_extra_state = lambda kept: setattr(self, "kept", kept)  # type: ignore[method-assign]
+        self.b.get_extra_state = lambda: self.kept  # type: ignore
+        self.b.set_extra_state = lambda kept: setattr(self, "kept", kept)  # type: ignore
 
     def get_extra_state(self) -> dict[str, object]:
         return {"scale": self.scale, "why": ["a", None, 1.5]}
