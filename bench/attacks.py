@@ -123,6 +123,9 @@ def _rows(eps: float) -> Iterator[Row]:
     yield Row(
         "APGD-DLR-50", ra.APGD(steps=50, loss="dlr"), linf, {"pyautoattack": _apgd("dlr", eps)}
     )
+    for radius in (6.0, 10.0) if eps == 0.3 else (12.0,):
+        peers = {"pyautoattack": _apgd("ce", radius, "L1")}
+        yield Row(f"APGD-CE-100 L1 {radius:g}", ra.APGD(steps=100), ra.L1(radius), peers)
     yield Row(
         "Square-500",
         ra.Square(queries=500),
@@ -184,14 +187,14 @@ def _torch(name: str, **options: Any) -> Run:
     return run
 
 
-def _apgd(loss: str, eps: float) -> Run:
+def _apgd(loss: str, eps: float, norm: str = "Linf") -> Run:
     def run(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         from pyautoattack.autopgd_base import APGDAttack
 
         attack = APGDAttack(
             net,
-            n_iter=50,
-            norm="Linf",
+            n_iter=50 if norm == "Linf" else 100,
+            norm=norm,
             eps=eps,
             loss=loss,
             n_restarts=1,

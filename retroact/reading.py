@@ -26,7 +26,7 @@ from retroact.crafting.attack import Attack
 from retroact.crafting.goals import Goal, Targets, goal_of
 from retroact.crafting.oracle import Network
 from retroact.crafting.threat import ThreatModel
-from retroact.doors import IMAGE, Shape, named
+from retroact.doors import IMAGE, Shape, check_batch, named
 from retroact.nets import sources, zoo
 from retroact.nets.arrays import IMAGE_WORDS, LABEL_WORDS, is_picture, plain, stack
 from retroact.nets.data import DataSlice, Images, Split, data
@@ -111,7 +111,7 @@ def as_images(what: Data, net: object = None) -> Images:
         return _read_path(Path(what))
     shape = _shape_of(net)
     if hasattr(what, "images") and hasattr(what, "labels"):
-        return _read_examples(cast(Examples, what), shape)
+        return _read_examples(cast(Examples, what), shape, net)
     if isinstance(what, Mapping):
         return Images.of(*_columns(what), shape=shape, **_box(what.get))
     if _is_table(what):
@@ -131,7 +131,9 @@ def _read_path(path: Path) -> Images:
     return DataSlice(f"folder:{path}")()
 
 
-def _read_examples(what: Examples, shape: Shape | None) -> Images:
+def _read_examples(what: Examples, shape: Shape | None, net: object) -> Images:
+    if shape is None and _begins_with_images(net):
+        check_batch(what.images, None)
     texts = {
         word: getattr(what, word)
         for word in ("name", "split")
@@ -142,6 +144,13 @@ def _read_examples(what: Examples, shape: Shape | None) -> Images:
     if index is None or callable(index):  # a named tuple's method
         return Images.of(what.images, what.labels, shape=shape, **texts, **box)
     return Images(what.images, what.labels, index, **texts, **box)
+
+
+def _begins_with_images(net: object) -> bool:
+    """Whether the first layer with weights is a convolution of images."""
+    modules = net.modules() if isinstance(net, nn.Module) else ()
+    first = next((m for m in modules if next(m.parameters(recurse=False), None) is not None), None)
+    return isinstance(first, nn.Conv2d)
 
 
 def _shape_of(net: object) -> Shape | None:

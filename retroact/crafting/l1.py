@@ -118,7 +118,8 @@ def shrink(d: Tensor, room: Tensor, radius: Tensor | float) -> Tensor:
 
     sign(d) · clip(|d| − λ, 0, room) with the smallest λ ≥ 0 that makes it short enough.
     """
-    size, room = d.abs().flatten(1), room.flatten(1)
+    # in double: a sum of many entries is to be exact enough to project a second time to the same
+    size, room = d.abs().flatten(1).double(), room.flatten(1).double()
     most = _numbers(radius, size)[:, None]
     low, high = torch.zeros_like(most), size.amax(1, keepdim=True)
 
@@ -133,7 +134,7 @@ def shrink(d: Tensor, room: Tensor, radius: Tensor | float) -> Tensor:
     kept = left(high)
     free = ((kept > 0) & (kept < room)).sum(1, keepdim=True)  # so many lengths change with λ
     spare = (most - kept.sum(1, keepdim=True)) / free.clamp_min(1)
-    return (d.sign().flatten(1) * left(torch.maximum(high - spare, low))).view_as(d)
+    return (d.sign().flatten(1) * left(torch.maximum(high - spare, low))).to(d).view_as(d)
 
 
 def fill(rank: Tensor, amounts: Tensor, wanted: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from retroact.attacks.trust_region import TrustRegion
 from retroact.crafting.domain import Domain
 from retroact.crafting.driver import Outcome, craft, craft_all
 from retroact.crafting.goals import Aim, LeastLikely, Targeted, Untargeted
+from retroact.crafting.l1 import L1
 from retroact.crafting.oracle import Oracle
 from retroact.crafting.scene import Scene
 from retroact.crafting.smallest import Smallest
@@ -29,8 +30,8 @@ needs_mnist = pytest.mark.skipif(
     reason="needs MNIST under RETROACT_DATA",
 )
 
-NORMS = {t.norm: t for t in (Linf, L2)}
-FAR = {"l2": L2(100.0), "linf": Linf(1.0)}
+NORMS = {t.norm: t for t in (Linf, L2, L1)}
+FAR = {"l2": L2(100.0), "linf": Linf(1.0), "l1": L1(1e4)}
 ATTACKS = [
     DeepFool(steps=20),
     DeepFool(steps=20, candidates=3, probes=0),
