@@ -92,7 +92,8 @@ def test_where_tasks_run():
 @pytest.mark.slow
 def test_processes_are_others():
     pids = {pid for pid, _ in in_order(Processes(2), where, range(6))}
-    assert len(pids) == 2 and os.getpid() not in pids
+    # one may have done all before the other had begun
+    assert 1 <= len(pids) <= 2 and os.getpid() not in pids
 
 
 def test_serial_begins_a_task_when_its_result_is_asked_for():
