@@ -115,11 +115,13 @@ FREE = [(a, p) for a, p in FREE if not type(a).__module__.endswith((".erichson",
 FREE = [(a, p) for a, p in FREE if (type(a), p) != (ra.Square, "l2")]
 
 
-@pytest.mark.parametrize("kind", SHAPES)
-@pytest.mark.parametrize(("attack", "p"), FREE, ids=str)
+OF_UNITS = [
+    (a, p, k) for a, p in FREE for k in SHAPES if k == "image" or not isinstance(a, IMAGES_ONLY)
+]
+
+
+@pytest.mark.parametrize(("attack", "p", "kind"), OF_UNITS, ids=str)
 def test_the_box_is_a_matter_of_units(attack, p, kind):
-    if kind != "image" and isinstance(attack, IMAGES_ONLY):
-        pytest.skip("for images only")
     if hasattr(attack, "probes"):  # which land on the boundary to the last bit
         attack = dataclasses.replace(attack, probes=0)
     net, x, y, domain = scene(kind)
