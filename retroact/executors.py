@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import pickle
+import sys
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -124,10 +125,10 @@ class Processes(Executor):
         pool = ProcessPoolExecutor(
             min(self.workers, len(waiting)),
             multiprocessing.get_context("spawn"),  # fork and torch's threads do not go together
-            initializer=luggage(),
+            initializer=partial(_arrive, luggage()),
         )
         try:
-            running = {pool.submit(work, task): task for task in waiting}
+            running = {pool.submit(_work_there, work, task): task for task in waiting}
             for future in as_completed(running):
                 yield running[future], future.result()
         finally:
@@ -162,8 +163,32 @@ class Luggage:
 
 
 def luggage() -> Luggage:
-    """What this process knows."""
-    return Luggage(tuple(homes()), tuple(embedded()), torch.get_num_threads())
+    """What this process knows, but for modules that no other would find: those of a folder that
+    has left the path since, or that were never in a file."""
+    modules = tuple(name for name in homes() if _can_be_found(name))
+    return Luggage(modules, tuple(embedded()), torch.get_num_threads())
+
+
+def _can_be_found(module: str) -> bool:
+    package = module.split(".")[0]
+    return any(finder.find_spec(package, None) is not None for finder in sys.meta_path)
+
+
+_REFUSALS: list[Exception] = []  # what this process could not import when it began
+
+
+def _arrive(things: Luggage) -> None:
+    """An error here would break the pool without a word, so it waits for the first task."""
+    try:
+        things()
+    except Exception as error:
+        _REFUSALS.append(error)
+
+
+def _work_there(work: Callable[[A], B], task: A) -> B:
+    if _REFUSALS:
+        raise _REFUSALS[0]
+    return work(task)
 
 
 def in_order(

@@ -1,5 +1,6 @@
 """Executors: every task once, with its result, and the same result wherever it runs."""
 
+import importlib
 import os
 import threading
 import time
@@ -137,6 +138,46 @@ def test_what_is_known_here_is_known_in_every_process():
     name = ra.Cell("digits-cnn", mine, "FGSM", "Linf(0.1)").data
     assert in_order(Processes(2), knows, [name, name]) == [knows(name), knows(name)]
     assert __name__ in luggage().modules and "retroact.attacks.pgd" not in luggage().modules
+
+
+OWN = """
+from typing import ClassVar
+from retroact.attacks.fgsm import FGSM
+from retroact.spec import spec
+
+{line}
+
+@spec
+class {name}(FGSM):
+    pass
+"""
+
+
+def import_from(folder, monkeypatch, name, line=""):
+    folder.mkdir()
+    (folder / f"{name.lower()}.py").write_text(OWN.format(name=name, line=line))
+    monkeypatch.syspath_prepend(folder)
+    importlib.import_module(name.lower())
+
+
+@pytest.mark.slow
+def test_a_module_whose_folder_has_left_the_path_does_not_stop_the_others(tmp_path, monkeypatch):
+    with monkeypatch.context() as block:
+        import_from(tmp_path / "a", block, "LeftTheseParts")
+        assert "lefttheseparts" in luggage().modules
+    assert "lefttheseparts" not in luggage().modules
+    assert sorted(result for _, result in Processes(2)(abs, [-1, -2])) == [1, 2]
+
+
+@pytest.mark.slow
+def test_a_module_that_cannot_be_imported_there_is_said_by_its_own_error(tmp_path, monkeypatch):
+    once = (
+        "import multiprocessing\n"
+        "if multiprocessing.parent_process(): raise RuntimeError('only the first may')"
+    )
+    import_from(tmp_path / "a", monkeypatch, "OnlyOnce", once)
+    with pytest.raises(RuntimeError, match="only the first may"):
+        list(Processes(2)(abs, [-1, -2]))
 
 
 def test_a_callback_is_heard_here_and_travels_as_silence():
