@@ -37,7 +37,8 @@ UNNAMED = Pair("", "")
 @dataclass(frozen=True)
 class AttackResult:
     """What one attack of the battery did: of `asked` examples that were robust until then it broke
-    `broken`. `kernel` names the kernel that its gradients went through; empty where none did."""
+    `broken`. `kernel` names the kernel that its gradients went through, empty where none did;
+    `asked_by` the alarms that asked for it."""
 
     title: str
     attack: str
@@ -49,10 +50,11 @@ class AttackResult:
     queries: int
     seconds: float
     kernel: str = ""
+    asked_by: str = ""
 
     def to_json(self) -> Json:
         said = _rename(vars(self), {"broken": "felled"})
-        return {name: value for name, value in said.items() if name != "kernel" or value}
+        return {k: value for k, value in said.items() if k not in ("kernel", "asked_by") or value}
 
     @classmethod
     def from_json(cls, stored: Stored) -> AttackResult:
@@ -62,8 +64,9 @@ class AttackResult:
 @dataclass(frozen=True)
 class Reading:
     """What an indicator showed: its value before the change and after it, and whether it `fired`,
-    above `before + threshold` (`ratio`: `threshold` times `before`). `about` and `source` say what
-    it asks and whose it is."""
+    above `before + threshold` (`ratio`: `threshold` times `before`; `absolute`: `threshold`, and
+    then `fired_before` says the same of the network before). `about` and `source` say what it asks
+    and whose it is."""
 
     title: str
     mechanism: Mechanism
@@ -74,9 +77,12 @@ class Reading:
     about: str = ""
     source: str = ""
     ratio: bool = False
+    absolute: bool = False
+    fired_before: bool = False
 
     def __str__(self) -> str:
         state = "FIRED" if self.fired else "silent"
+        state += ", FIRED before too" if self.fired_before else ""
         return (
             f"{self.title} ({self.mechanism}): {self.value:.3g}, before {self.before:.3g}: {state}"
         )
