@@ -62,7 +62,8 @@ class QuantizedReLU(Jumping):
     def slope(self, z: Tensor, beta: float, kernel: Kernel) -> Tensor:
         """Σ_i k_beta(z/s - (i - 1/2)): the kernels near enough to count, added up."""
         at = z / self.step
-        nearest, near = torch.floor(at) + 1.0, min(self.steps, math.ceil(_FAR / beta) + 1)
+        nearest = (torch.floor(at) + 1.0).clamp(1.0, self.steps)
+        near = min(self.steps - 1, math.ceil(_FAR / beta))
         total = torch.zeros_like(z)
         for i in (nearest + k for k in range(-near, near + 1)):
             there = (i >= 1.0) & (i <= self.steps)

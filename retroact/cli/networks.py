@@ -1,4 +1,5 @@
-"""Commands that make a network, or change one: `train`, `retrofit`, `tune`, `harden`, `export`."""
+"""Commands that make a network, or change one: `train`, `calibrate`, `retrofit`, `tune`, `harden`,
+`export`."""
 
 from __future__ import annotations
 
@@ -65,6 +66,38 @@ def train(
     if as_json:
         return print_json(dataclasses.asdict(page))
     say(f"{name}: {page.accuracy:.2%} of {page.test_n} test images, {page.seconds:.0f} s")
+
+
+MeasuredArgument = Annotated[
+    str, typer.Argument(help='an activation with numbers to measure, such as "MeanSparse(0.2)"')
+]
+SeenOption = Annotated[
+    str, typer.Option("--data", help='training data, such as "mnist/train[:2000]"; never test data')
+]
+NumbersOption = Annotated[
+    Path, typer.Option("--out", help="the file for the numbers (.safetensors)")
+]
+
+
+def calibrate(
+    net: options.Net,
+    activation: MeasuredArgument,
+    data: SeenOption,
+    out: NumbersOption,
+    weights: options.Weights = "",
+    as_json: options.Json = False,
+) -> None:
+    """Measure the numbers that an activation needs; print the activation that has them."""
+    _check_file(out)
+    from retroact.nets.data import data as read
+    from retroact.spec import show
+    from retroact.training.calibrating import calibrate as run
+
+    images = read(data)
+    made = run(load(net, weights, images), activation, images, file=out)
+    if as_json:
+        return print_json({"activation": show(made), "file": str(out), "data": images.name})
+    say(show(made))
 
 
 ActivationArgument = Annotated[str, typer.Argument(help='such as "JumpReLU(kappa=1.0)"')]

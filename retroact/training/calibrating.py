@@ -52,9 +52,9 @@ def calibrate(
 
 def _as_measured(activation: Activation) -> Measured:
     if not isinstance(activation, Measured):
-        names = " and ".join(cls.__name__ for cls in known(Measured))
+        names = ", ".join(cls.__name__ for cls in known(Measured))
         raise SpecError(
-            f"{show(activation)} has no numbers to measure, it is ready to use; {names} have"
+            f"{show(activation)} needs no numbers, it is ready to use; expected one of: {names}"
         )
     return activation
 
