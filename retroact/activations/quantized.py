@@ -61,11 +61,13 @@ class QuantizedReLU(Jumping):
 
     def slope(self, z: Tensor, beta: float, kernel: Kernel) -> Tensor:
         """Σ_i k_beta(z/s - (i - 1/2)): the kernels near enough to count, added up."""
-        at = z / self.step
-        nearest = (torch.floor(at) + 1.0).clamp(1.0, self.steps)
-        near = min(self.steps - 1, math.ceil(_FAR / beta))
-        total = torch.zeros_like(z)
-        for i in (nearest + k for k in range(-near, near + 1)):
-            there = (i >= 1.0) & (i <= self.steps)
-            total = total + there * bump(at - (i - 0.5), beta, kernel)
+        at, near = z / self.step, math.ceil(_FAR / beta)
+        # floats, as an index of a jump that may be none
+        first = torch.ones_like(at)
+        if 2 * near + 1 < self.steps:  # there are more than count
+            first = (at.floor() + 1.0 - near).clamp(1.0, float(self.steps))
+        total = torch.zeros_like(at)
+        for k in range(min(self.steps, 2 * near + 1)):
+            i = first + k
+            total = total + (i <= self.steps) * bump(at - (i - 0.5), beta, kernel)
         return total

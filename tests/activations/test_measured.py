@@ -239,6 +239,30 @@ class TestCalibrate:
             agree = (made(x).argmax(1) == net(x).argmax(1)).float().mean()
             assert agree > 0.8, f"{spec} is near to the network"
 
+    def test_a_net_that_does_not_trace(self) -> None:
+        class Modal(nn.Module):
+            def __init__(self) -> None:
+                super().__init__()
+                self.fc = nn.Linear(16, 3)
+
+            def forward(self, x: Tensor) -> Tensor:
+                h = self.fc(x.flatten(1))
+                return torch.relu(h) if float(h.detach().sum()) < 1e9 else h
+
+        x = torch.rand(30, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+        torch.manual_seed(0)
+        module = Modal().eval()
+        data = ra.Images.of(x, torch.zeros(30, dtype=torch.int64))
+        made = ra.calibrate(module, MeanSparse(0.3), data)
+        z = module.fc(x.flatten(1)).detach().double()
+        mean, std = made.numbers_at("relu()")
+        assert torch.allclose(mean, z.mean(0).float(), atol=1e-6)
+        assert torch.allclose(std, z.std(0, correction=0).float(), atol=1e-6)
+        near = (z.float() - mean).abs() < 0.3 * std
+        expected = torch.where(near, mean, z.float()).relu()
+        hard = ra.retrofit(module, made, example=x[:2])
+        assert near.any() and torch.allclose(hard(x), expected, atol=1e-6)
+
     def test_of_one_site_alone(self, train) -> None:
         net = ra.load("digits-cnn")
         made = ra.calibrate(net, MeanSparse(0.2), train)
