@@ -66,7 +66,7 @@ class Kept:
         if not path.is_file():
             raise FileNotFoundError(
                 f"{self.owner}: the file {self.file!r} is not there; put it back or run from its"
-                " folder"
+                " folder (numbers that were kept in memory are known in that process alone)"
             )
         found = path.read_bytes()
         self._check(found)
