@@ -245,8 +245,8 @@ def judge(
 
 def _effect(interval: tuple[float, float], p: float, margin: float) -> Effect:
     low, high = interval
-    if low > 0:
-        return "GENUINE" if p <= _RARE else "INCONCLUSIVE"
+    if low > 0 and p <= _RARE:
+        return "GENUINE"
     if high < 0:
         return "HARMFUL"
     return "NO EFFECT" if -margin <= low and high <= margin else "INCONCLUSIVE"
@@ -269,8 +269,10 @@ def settling(counts: Counts, margin: float = MARGIN) -> int:
 
 
 def _expect(gained: float, lost: float, n: int) -> tuple[tuple[float, float], float]:
-    """The interval and the p of n examples, of which such shares are gained and lost."""
-    return bootstrap(gained * n, lost * n, n), mcnemar(round(gained * n), round(lost * n))
+    """The interval and the p of n examples, of which such shares are gained and lost; a p is that
+    of whole examples, so the larger one."""
+    whole = mcnemar(math.floor(gained * n), math.ceil(lost * n))
+    return bootstrap(gained * n, lost * n, n), whole
 
 
 def mcnemar(gained: int, lost: int) -> float:
