@@ -173,7 +173,7 @@ def audit(
     stages = Here(_Stages(progress, 2 * STAGES + 2))
 
     fresh = Pair(*map(copy_of, nets))  # before anybody asks them anything
-    drawn = [is_random(net, images.images) for net in nets]
+    drawn = [is_random(n, images.images, w) for n, w in zip(nets, NAMES, strict=True)]
 
     def run(draws: int) -> Audit:
         asked: Pair[Network] = nets

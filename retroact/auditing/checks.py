@@ -52,11 +52,10 @@ def check(nets: Pair[Network], data: Examples, threat: ThreatModel) -> int:
     return classes
 
 
-def is_random(net: Network, x: Tensor) -> bool:
-    """Whether a network gives other logits to the same examples each time it is asked."""
-    with torch.no_grad(), evaluating(net):
-        x = x[:_FIRST].to(device_of(net))
-        return not _same(*(in_float(net, x) for _ in range(2))).all()
+def is_random(net: Network, x: Tensor, name: str) -> bool:
+    """Whether a network gives other logits to the same examples each time it is asked. ValueError
+    for one that fails on them."""
+    return not _same(*_ask_twice(net, x[:_FIRST], name)).all()
 
 
 def _same(first: Tensor, second: Tensor) -> Tensor:
@@ -68,18 +67,23 @@ def _same(first: Tensor, second: Tensor) -> Tensor:
 def _settle(net: Network, x: Tensor, name: str) -> Tensor:
     """Logits of a net that gives the same ones twice. ValueError for one that does not, or fails on
     these images."""
-    try:
-        with torch.no_grad(), evaluating(net):
-            first, second = (in_float(net, x.to(device_of(net))) for _ in range(2))
-    except RuntimeError as e:
-        word = Domain(tuple(x.shape[1:])).word
-        raise ValueError(f"{name} fails on {word}s of shape {tuple(x.shape[1:])}: {e}") from e
+    first, second = _ask_twice(net, x, name)
     if not _same(first, second).all():
         raise ValueError(
             f"{name} gives other logits each time it is asked, also with the same seed of torch and"
             " numpy, so its mean cannot be attacked; fix its randomness"
         )
     return first
+
+
+def _ask_twice(net: Network, x: Tensor, name: str) -> tuple[Tensor, Tensor]:
+    try:
+        with torch.no_grad(), evaluating(net):
+            first, second = (in_float(net, x.to(device_of(net))) for _ in range(2))
+    except RuntimeError as e:
+        word = Domain(tuple(x.shape[1:])).word
+        raise ValueError(f"{name} fails on {word}s of shape {tuple(x.shape[1:])}: {e}") from e
+    return first, second
 
 
 class Witness:

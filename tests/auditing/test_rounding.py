@@ -31,13 +31,25 @@ class Rounded(nn.Module):
     ("what", "grid"), [("logits", 0.01), ("logits", 0.5), ("input", 1 / 255), ("activations", 0.25)]
 )
 @pytest.mark.parametrize("name", ["digits-cnn", "lenet-mnist"])
-def test_rounding_is_never_genuine(name, what, grid):
+def test_rounding_gains_nothing_and_is_named(name, what, grid):
     data = ra.data({"digits-cnn": "digits[:60]", "lenet-mnist": "mnist[:60]"}[name])
     made = ra.audit(
         ra.load(name), Rounded(ra.load(name), what, grid), data, ra.Linf(0.1), battery=QUICK
     )
-    assert made.verdict.effect in ("ABSTAINED", "HARMFUL"), str(made)
-    assert any("exactly zero" in doubt for doubt in made.verdict.doubts), str(made)
+    verdict = made.verdict
+    assert verdict.effect != "GENUINE" and verdict.counts.verified_gain <= 0.05, str(made)
+    assert verdict.masked and "wrong gradient" in verdict.mechanisms, str(made)
+    assert verdict.counts.claimed[1] > 0.9  # what the usual attack would have said
+    assert made.after.kernel.startswith("difference quotient")
+
+
+@pytest.mark.parametrize("name", ["digits-cnn", "lenet-mnist"])
+def test_two_networks_that_are_rounded_alike_do_not_hide_each_other(name):
+    data = ra.data({"digits-cnn": "digits[:60]", "lenet-mnist": "mnist[:60]"}[name])
+    pair = [Rounded(ra.load(name), "activations", 1 / levels) for levels in (16, 8)]
+    made = ra.audit(*pair, data, ra.Linf(0.1), battery=QUICK)
+    assert made.verdict.claim != "HONEST" and made.verdict.effect != "GENUINE"
+    assert min(made.verdict.counts.claimed) > 0.9 and max(made.verdict.counts.verified) < 0.75
 
 
 def test_quick_says_genuine_only_after_its_controls():
