@@ -25,7 +25,8 @@ from retroact.crafting.scene import Scene
 from retroact.crafting.threat import L2, Access
 from retroact.spec import Count, spec
 
-_DRAWS = 50  # random examples that are tried for a start
+_DRAWS = 50  # random examples that are tried for a start,
+_STARTS = 16  # of which so many are drawn to the boundary
 _HALVINGS = 12  # of a step, until it is given up
 _DIRECTIONS = 700_000_001  # streams of their own
 _STRIDE = 10_007  # from the streams of one estimate to those of the next
@@ -36,7 +37,8 @@ class HopSkipJump(Attack):
     """At most `queries` decisions. The t-th estimate of the normal takes √t times `samples` of
     them; another t-th step is begun where the queries left are enough for it.
 
-    It starts from an example of noise that is decided wrongly, or from a corner of the box.
+    It starts from examples of noise or corners of the box that are decided wrongly: from the
+    nearest of sixteen, once they have been drawn to the boundary.
     """
 
     queries: Count = 5000
@@ -52,25 +54,36 @@ class HopSkipJump(Attack):
         return self.queries
 
     def __call__(self, scene: Scene) -> Tensor:
-        halvings = min(_precision(scene), self.queries // 2)
-        at, rows, left = _start(scene, self.queries - halvings)
-        x_adv, turn = scene.x.clone(), 1
-        x_adv[rows] = at = _approach(scene, at[rows], rows, halvings)
-        left = left[rows]
+        halvings, turn = min(_precision(scene), self.queries // 2), 1
+        found, left = _start(scene, self.queries, halvings)
+        rows = found.size.isfinite().nonzero()[:, 0]
+        at = found.x_adv[rows]
         while True:
             samples = round(self.samples * math.sqrt(turn))
-            most = samples + _HALVINGS + halvings
-            on = left >= most
-            rows, at, left = rows[on], at[on], left[on] - samples - halvings
+            on = left[rows] >= samples + _HALVINGS + halvings
+            rows, at = rows[on], at[on]
             if not len(rows):
-                return x_adv
+                return found.x_adv
             normal = _estimate(scene, at, rows, samples, turn)
             at, used = _leap(scene, at, normal, rows, turn)
-            at, left = _approach(scene, at, rows, halvings), left - used
-            x = scene.x[rows]
-            nearer = scene.threat.size(at - x) < scene.threat.size(x_adv[rows] - x)
-            x_adv[rows[nearer]] = at[nearer]
+            at = _approach(scene, at, rows, halvings)
+            left[rows] -= samples + used + halvings
+            found.keep(at, rows)
             turn += 1
+
+
+class _Nearest:
+    """For each example of a scene the nearest point `x_adv` that was decided wrongly, `size` (n,)
+    away; the clean example, and infinite, where none was."""
+
+    def __init__(self, scene: Scene) -> None:
+        self._scene, self.x_adv = scene, scene.x.clone()
+        self.size = scene.x.new_full((len(scene),), torch.inf)
+
+    def keep(self, x_adv: Tensor, rows: Tensor) -> None:
+        size = self._scene.threat.size(x_adv - self._scene.x[rows])
+        nearer = size < self.size[rows]
+        self.x_adv[rows[nearer]], self.size[rows[nearer]] = x_adv[nearer], size[nearer]
 
 
 def _precision(scene: Scene) -> int:
@@ -78,20 +91,26 @@ def _precision(scene: Scene) -> int:
     return 1 + math.ceil(1.5 * math.log2(scene.domain.entries))
 
 
-def _start(scene: Scene, queries: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Examples (n, …), the rows of those that are decided wrongly, and the queries that are
-    left (n,)."""
-    at, rows, draws = scene.x.clone(), scene.rows, min(queries, _DRAWS)
-    left, found = torch.full_like(rows, queries), torch.zeros_like(rows, dtype=torch.bool)
-    for turn in range(draws):
-        tried = _far(scene, rows, turn, last=turn == draws - 1)
-        hit = scene.is_broken(tried, rows)
-        left[rows] -= 1
-        at[rows[hit]], found[rows[hit]] = tried[hit], True
-        rows = rows[~hit]
+def _start(scene: Scene, queries: int, halvings: int) -> tuple[_Nearest, Tensor]:
+    """Where each example's search begins, the nearest of a few points at the boundary, and how many
+    `queries` are left (n,)."""
+    found, left = _Nearest(scene), torch.full_like(scene.rows, queries)
+    hits = torch.zeros_like(left)
+    for turn in range(_DRAWS):
+        # a start is needed, others are worth half of the queries
+        more = (hits == 0) | ((hits < _STARTS) & (left > queries // 2))
+        rows = (more & (left > halvings)).nonzero()[:, 0]
         if not len(rows):
             break
-    return at, found.nonzero()[:, 0], left
+        tried = _far(scene, rows, turn, last=turn == _DRAWS - 1)
+        hit = scene.is_broken(tried, rows)
+        left[rows] -= 1
+        rows, tried = rows[hit], tried[hit]
+        if len(rows):
+            found.keep(_approach(scene, tried, rows, halvings), rows)
+            left[rows] -= halvings
+            hits[rows] += 1
+    return found, left
 
 
 def _far(scene: Scene, rows: Tensor, turn: int, *, last: bool) -> Tensor:

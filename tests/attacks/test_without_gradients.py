@@ -91,8 +91,9 @@ def test_the_estimate_of_hop_skip_jump_is_the_normal_of_the_boundary():
     net, x, y = linear()
     rows, threat = torch.arange(40), L2(5.0)
     scene = Scene.on(net, x, Aim(y), threat)
-    at, *_ = hop_skip_jump._start(scene, 20)
-    at = hop_skip_jump._approach(scene, at, rows, 24)
+    found, left = hop_skip_jump._start(scene, 1000, 24)
+    at = found.x_adv
+    assert bool(found.size.isfinite().all()) and 500 < int(left.min()) <= int(left.max()) <= 600
     decided = net(at).argmax(1)
     slope = net[1].weight[decided] - net[1].weight[y]
     few, many = (
