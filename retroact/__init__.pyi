@@ -40,9 +40,12 @@ from retroact.attacks.fgsm import FGSM as FGSM
 from retroact.attacks.fmn import FMN as FMN
 from retroact.attacks.foreign import AutoAttack as AutoAttack
 from retroact.attacks.foreign import Foolbox as Foolbox
+from retroact.attacks.hop_skip_jump import HopSkipJump as HopSkipJump
 from retroact.attacks.momentum import Momentum as Momentum
 from retroact.attacks.pgd import PGD as PGD
+from retroact.attacks.rays import RayS as RayS
 from retroact.attacks.rfgsm import RFGSM as RFGSM
+from retroact.attacks.spsa import SPSA as SPSA
 from retroact.attacks.square import Square as Square
 from retroact.attacks.step_ll import StepLL as StepLL
 from retroact.attacks.torchattacks13 import Torchattacks13BIM as Torchattacks13BIM

@@ -14,7 +14,6 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from retroact.crafting.attack import Attack
@@ -203,7 +202,7 @@ class BlendedNoise(Attack):
         for stream in range(self.draws):
             drawn = uniform(domain.shape, scene.index[rows], scene.seed, stream)
             noise = domain.low + domain.width * drawn
-            fooled = _is_fooled(scene, noise, rows)
+            fooled = scene.is_broken(noise, rows)
             far[rows[fooled]] = noise[fooled].to(x)
             rows = rows[~fooled]
             if not len(rows):
@@ -228,8 +227,7 @@ def _add_noise(
             moved = x[rows] + threat.eps * direction[rows]
             last[i] = threat.project(moved, x[rows], scene.domain)
             if len(rows) and stream + 1 < repeats:
-                decisions = scene.oracle.decisions(last[i], rows)
-                (last[i],) = unbroken.drop(last[i], _votes(decisions))
+                (last[i],) = unbroken.part(last[i], scene.is_broken(last[i], rows))
     return [unbroken.finish(tried) for unbroken, tried in zip(parts, last, strict=True)]
 
 
@@ -239,7 +237,7 @@ def _search(scene: Scene, path: Path, steps: int) -> Tensor:
     rows = scene.rows
     for step in range(1, steps + 1):
         level = scene.x.new_full((len(rows),), step / steps)
-        fooled = _is_fooled(scene, path(rows, level), rows)
+        fooled = scene.is_broken(path(rows, level), rows)
         high[rows[fooled]] = step / steps
         rows = rows[~fooled]
         if not len(rows):
@@ -255,19 +253,9 @@ def _search(scene: Scene, path: Path, steps: int) -> Tensor:
 def _bisect(scene: Scene, path: Path, rows: Tensor, low: Tensor, high: Tensor) -> Tensor:
     for _ in range(HALVINGS):
         middle = (low + high) / 2
-        fooled = _is_fooled(scene, path(rows, middle), rows)
+        fooled = scene.is_broken(path(rows, middle), rows)
         low, high = low.where(fooled, middle), middle.where(fooled, high)
     return high
-
-
-def _is_fooled(scene: Scene, x: Tensor, rows: Tensor) -> Tensor:
-    return scene.aim[rows].reached(_votes(scene.oracle.decisions(x, rows)))
-
-
-def _votes(decisions: Tensor) -> Tensor:
-    """Decisions as logits that decide the same, since that is what an aim judges."""
-    # one class more than were decided, for logits of a single class decide nothing
-    return F.one_hot(decisions, int(decisions.max()) + 2).float()
 
 
 def _weights(size: int, sigma: Tensor) -> Tensor:

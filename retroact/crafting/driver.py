@@ -56,8 +56,8 @@ class Outcome:
 class Unbroken:
     """The examples of a chunk that the attack has not broken yet.
 
-    An attack keeps its tensors for these alone; `drop` files the broken ones away and returns the
-    tensors of those that remain.
+    An attack keeps its tensors for these alone; `drop` and `part` file the broken ones away and
+    return the tensors of those that remain.
     """
 
     def __init__(self, scene: Scene) -> None:
@@ -70,7 +70,10 @@ class Unbroken:
 
     def drop(self, x: Tensor, logits: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """Files away every example whose `x` reaches the goal; returns (x, *others) of the rest."""
-        broken = self.aim.reached(logits)
+        return self.part(x, self.aim.reached(logits), *others)
+
+    def part(self, x: Tensor, broken: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
+        """`drop` of the examples that are `broken`, bool (m,), by whoever has judged them."""
         if broken.any():
             self.x_adv[self.rows[broken]] = x[broken]
             left = (~broken).nonzero()[:, 0]

@@ -39,9 +39,13 @@ class Aim:
         NaN or infinite, nor where all are alike but for rounding: such a network has not been
         fooled, it has been broken.
         """
-        decision = logits.argmax(1)
-        hit = decision != self.labels if self.targets is None else decision == self.targets
-        return hit & apart(logits)
+        return self.met(logits.argmax(1)) & apart(logits)
+
+    def met(self, decisions: Tensor) -> Tensor:
+        """Bool (n,): whether the decided classes are those that are wanted; −1, no decision, never
+        is."""
+        hit = decisions != self.labels if self.targets is None else decisions == self.targets
+        return hit & (decisions >= 0)
 
 
 Targets = Tensor | np.ndarray[Any, Any] | Sequence[int]

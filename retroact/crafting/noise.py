@@ -16,17 +16,19 @@ from torch import Tensor
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64
 _MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX2 = -7723592293110705685  # 0x94D049BB133111EB
+_ROOM = 65536  # numbers that are drawn at once for an example
 
 
-def uniform(shape: tuple[int, ...], index: Tensor, seed: int, stream: int = 0) -> Tensor:
+def uniform(shape: tuple[int, ...], index: Tensor, seed: int, stream: int | Tensor = 0) -> Tensor:
     """Independent draws from [0, 1): float32 (n, *shape) for `index` (n,) int64.
 
-    `stream` tells draws of one attack apart (restart, step): the same stream gives the same noise.
+    `stream`, one or one for each example (n,), tells draws of one attack apart (restart, step): the
+    same stream gives the same noise.
     """
     return (_bits(shape, index, seed, stream) >> 40 & 0xFFFFFF).float() * 2.0**-24
 
 
-def normal(shape: tuple[int, ...], index: Tensor, seed: int, stream: int = 0) -> Tensor:
+def normal(shape: tuple[int, ...], index: Tensor, seed: int, stream: int | Tensor = 0) -> Tensor:
     """Independent standard normal draws, float32 (n, *shape), by Box and Muller's transform."""
     bits = _bits(shape, index, seed, stream)
     radius = (((bits >> 32 & 0xFFFFFFFF).double() + 1.0) * 2.0**-32).log().mul(-2.0).sqrt()
@@ -34,7 +36,14 @@ def normal(shape: tuple[int, ...], index: Tensor, seed: int, stream: int = 0) ->
     return (radius * angle.cos()).float()
 
 
-def _bits(shape: tuple[int, ...], index: Tensor, seed: int, stream: int) -> Tensor:
+def portions(draws: int, entries: int) -> list[int]:
+    """How many of the `draws`, of so many `entries` each, are made at once, so that memory suffices
+    for large examples, too: the same whoever shares a chunk, so that noise is."""
+    most = max(1, _ROOM // entries)
+    return [min(most, draws - done) for done in range(0, draws, most)]
+
+
+def _bits(shape: tuple[int, ...], index: Tensor, seed: int, stream: int | Tensor) -> Tensor:
     entries = torch.arange(math.prod(shape), device=index.device)
     example = _mix(_mix(_mix(index.new_tensor(seed)) + stream) + index)
     return _mix(example[:, None] + (entries + 1) * _GOLDEN).view(len(index), *shape)

@@ -41,7 +41,8 @@ class AccessError(PermissionError):
 class Oracle:
     """The network, for a chunk of `n` examples.
 
-    `rows` in every call says which examples of the chunk the tensors stand for. Counters, all (n,):
+    `rows` in every call says which examples of the chunk the tensors stand for; where no gradient
+    is asked for, several points of one example may stand in a call. Counters, all (n,):
     `queries` (points that the network under attack was shown), `gradients` (backward passes),
     `zero_gradients` (gradients that were exactly zero), `nonfinite` (bool: a NaN or infinite logit
     or gradient was seen, or logits that are not `apart`).
@@ -89,8 +90,10 @@ class Oracle:
         return inner
 
     def decisions(self, x: Tensor, rows: Tensor) -> Tensor:
-        """The decided class of each example, int64 (m,). Needs access to decisions only."""
-        return self._forward(x, rows).argmax(1)
+        """The decided class of each example, int64 (m,), −1 where its logits are not `apart`. Needs
+        access to decisions only."""
+        logits = self._forward(x, rows)
+        return torch.where(apart(logits), logits.argmax(1), -1)
 
     def logits(self, x: Tensor, rows: Tensor) -> Tensor:
         """Logits (m, k) without a graph. Needs access to scores."""
@@ -179,7 +182,7 @@ class Oracle:
     @torch.no_grad()
     def _forward(self, x: Tensor, rows: Tensor) -> Tensor:
         logits = in_float(self._network, x)
-        self.queries[rows.cpu()] += 1
+        self.queries += rows.cpu().bincount(minlength=len(self.queries))  # a row may stand twice
         self._flag(rows, logits)
         return logits
 
@@ -201,7 +204,8 @@ class Oracle:
         # The spread of two classes is their margin: an attack that looks for the boundary brings it
         # to nothing.
         sound = apart(logits) if logits.shape[1] > 2 else logits.isfinite().all(1)
-        self.nonfinite[rows.cpu()] |= ~sound.cpu()
+        if not sound.all():
+            self.nonfinite[rows[~sound].cpu()] = True
 
 
 class Graph:

@@ -3,6 +3,7 @@ them, and within which bounds. One value, which every attack takes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -61,6 +62,21 @@ class Scene:
     def under(self, threat: ThreatModel) -> Scene:
         """The same under another threat."""
         return replace(self, threat=threat)
+
+    def is_broken(self, x: Tensor, rows: Tensor) -> Tensor:
+        """Bool (m,): whether the points `x` (m, …) of the examples `rows` reach their goal, by the
+        decisions alone: a query each."""
+        return self.aim[rows].met(self.oracle.decisions(x, rows))
+
+    def at_several(
+        self, ask: Callable[[Tensor, Tensor], Tensor], points: Tensor, rows: Tensor
+    ) -> Tensor:
+        """`ask(x, rows)`, such as `oracle.logits`, at s points (m, s, …) of each example, (m, s,
+        …); no more of them at once than the scene has examples."""
+        flat, names = points.flatten(0, 1), rows.repeat_interleave(points.shape[1])
+        both = zip(flat.split(len(self)), names.split(len(self)), strict=True)
+        answers = torch.cat([ask(x, part) for x, part in both])
+        return answers.view(*points.shape[:2], *answers.shape[1:])
 
     def clamp(self, x: Tensor) -> Tensor:
         """`x` in the box."""

@@ -48,6 +48,7 @@ BRIEF = [  # with few steps, as laws hold for any number of them
     ra.Foolbox("LinfPGD", steps=3),
     ra.Foolbox("L2PGD", steps=3),
     ra.GaussianBlur(steps=10),
+    ra.HopSkipJump(queries=160, samples=10),
     ra.Inversion(),
     ra.Momentum(steps=4),
     ra.Momentum(steps=3, restarts=2, targets=2),
@@ -55,6 +56,9 @@ BRIEF = [  # with few steps, as laws hold for any number of them
     ra.PGD(steps=3, restarts=2, loss="margin"),
     ra.PGD(steps=3, random_start=False, relative_step=0.5, loss="towards_and_away"),
     ra.RFGSM(),
+    ra.RayS(queries=60),
+    ra.SPSA(steps=4, samples=8),
+    ra.SPSA(steps=3, samples=8, estimator="nes"),
     ra.SaltAndPepper(steps=10),
     ra.Square(queries=15),
     ra.StepLL(steps=2),
@@ -74,7 +78,8 @@ ATTACKS = [
     ),
 ]
 FOREIGN = (ra.Foolbox, ra.AutoAttack)
-DRAW = {  # the attacks that use the seed; all others give the same whatever it is
+DRAW = {  # the attacks that use the seed; all others give the same whatever it is, and so does RayS
+    # here, which draws nothing before every entry has been flipped
     *(
         "APGD",
         "AdditiveGaussianNoise",
@@ -82,9 +87,10 @@ DRAW = {  # the attacks that use the seed; all others give the same whatever it 
         "AutoAttack",
         "BlendedNoise",
         "Foolbox",
+        "HopSkipJump",
         "Momentum",
     ),
-    *("PGD", "RFGSM", "SaltAndPepper", "Square", "Torchattacks13RFGSM"),
+    *("PGD", "RFGSM", "SPSA", "SaltAndPepper", "Square", "Torchattacks13RFGSM"),
 }
 # some are broken, some are not
 NEAR: dict[str, ThreatModel] = {"linf": Linf(0.02), "l2": L2(0.2), "l1": L1(1.0)}

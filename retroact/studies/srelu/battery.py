@@ -16,7 +16,6 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from retroact.attacks.bim import BIM
@@ -161,7 +160,7 @@ class Straight(Attack):
         level, rows = torch.ones_like(last), torch.arange(len(x))
         for step in range(1, int(last.max()) + 1):
             rows = rows[last[rows] >= step]
-            fooled = _is_fooled(scene, x[rows] + step / self.steps * line[rows], rows)
+            fooled = _is_broken(scene, x[rows] + step / self.steps * line[rows], rows)
             level[rows[fooled]] = step / self.steps
             rows = rows[~fooled]
         far = x + each(level, line) * line
@@ -174,17 +173,14 @@ class Straight(Attack):
         end, rows = x.clone(), torch.arange(len(x))
         for stream in range(self.draws):
             end[rows] = uniform(scene.domain.shape, scene.index[rows], scene.seed, stream).to(x)
-            rows = rows[~_is_fooled(scene, end[rows], rows)]
+            rows = rows[~_is_broken(scene, end[rows], rows)]
             if not len(rows):
                 break
         return end
 
 
-def _is_fooled(scene: Scene, x: Tensor, rows: Tensor) -> Tensor:
-    if not len(rows):
-        return rows.bool()
-    decisions = scene.oracle.decisions(x, rows)
-    return scene.aim[rows].reached(F.one_hot(decisions, int(decisions.max()) + 2).float())
+def _is_broken(scene: Scene, x: Tensor, rows: Tensor) -> Tensor:
+    return scene.is_broken(x, rows) if len(rows) else rows.bool()
 
 
 @dataclass(frozen=True)
