@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from retroact.cli import options
+from retroact.cli.codes import FOUND, NOT_SETTLED
 from retroact.cli.console import note, print_rows, progress_bar, say
 from retroact.cli.named import executor_of, load, say_left_alone
+from retroact.spec import CallError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from retroact.auditing.audit import Audit
     from retroact.auditing.numbers import AuditNumbers
+    from retroact.auditing.verdict import Verdict
     from retroact.crafting.threat import ThreatModel
     from retroact.nets.data import Images
 
@@ -44,7 +48,7 @@ DrawsOption = Annotated[
     int, typer.Option(min=0, help="average a randomised network over so many draws")
 ]
 MarginOption = Annotated[
-    float, typer.Option(min=0.001, max=1, help="the difference of accuracy that matters")
+    float, typer.Option(min=0.001, max=0.999, help="the difference of accuracy that matters")
 ]
 WorkersOption = Annotated[
     int | None, typer.Option(min=0, help="2: both networks at once; 0: one per core")
@@ -53,8 +57,20 @@ AgainstWeightsOption = Annotated[str, typer.Option(help="weights of --against, l
 MdOption = Annotated[Path | None, typer.Option(help="write Markdown here")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="write all numbers here")]
 FailOnOption = Annotated[
-    str, typer.Option(help='exit with 1 on these answers, such as "MASKED,HARMFUL"')
+    str | None,
+    typer.Option(help='exit with 1 on these answers, such as "MASKED,HARMFUL", and with 4 on none'),
 ]
+RequireOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="not-weaker",
+        help=(
+            "exit with 0 only where the change is shown to cost less than --margin of verified"
+            " accuracy, with 1 where it costs more, else with 4"
+        ),
+    ),
+]
+REQUIREMENTS = ("not-weaker",)
 
 
 def audit(
@@ -78,12 +94,14 @@ def audit(
     html: options.Html = None,
     md: MdOption = None,
     json: JsonOption = None,
-    fail_on: FailOnOption = "",
+    fail_on: FailOnOption = None,
+    require: RequireOption = None,
 ) -> None:
     """What a changed network is worth beside the one before: claimed, verified, and why they
     differ."""
     _check(activation, against, also, quick, thorough)
-    answers, pages = _answers(fail_on), {"page": html, "markdown": md, "as_json": json}
+    asked = _Asked.read(fail_on, require, margin)
+    pages = {"page": html, "markdown": md, "as_json": json}
     for path in pages.values():
         options.check_folder(path)
 
@@ -101,8 +119,7 @@ def audit(
     result = _run(before, after, images, radius, executor=where, **how)
     _print_audit(result.numbers())
     _write(result, pages)
-    if answers & {result.verdict.effect, *result.verdict.words}:
-        raise typer.Exit(1)
+    raise typer.Exit(asked.answer(result.verdict))
 
 
 def selftest() -> None:
@@ -125,7 +142,7 @@ def selftest() -> None:
     for check in checks:
         say(str(check), style=None if check.passed else "red")
     if not all(check.passed for check in checks):
-        raise typer.Exit(1)
+        raise typer.Exit(FOUND)
 
 
 def _check(
@@ -136,15 +153,54 @@ def _check(
     thorough: bool,
 ) -> None:
     if (activation is None) == (against is None):
-        raise ValueError(
+        raise CallError(
             'expected either an ACTIVATION, such as "JumpReLU(1.0)", or --against NETWORK'
         )
     options.check_also(also, activation)
     if quick and thorough:
-        raise ValueError("expected --quick or --thorough, got both")
+        raise CallError("expected --quick or --thorough, got both")
 
 
-def _answers(text: str) -> set[str]:
+@dataclass(frozen=True)
+class _Asked:
+    """What a script asks of the verdict: the words that it fails on, and what it requires."""
+
+    fail_on: frozenset[str]
+    require: bool
+    margin: float
+
+    @classmethod
+    def read(cls, fail_on: str | None, require: str | None, margin: float) -> _Asked:
+        if require is not None and require not in REQUIREMENTS:
+            raise CallError(
+                f"--require knows no {require!r}; expected one of: {', '.join(REQUIREMENTS)}"
+            )
+        words = frozenset() if fail_on is None else _answers(fail_on)
+        return cls(words, require is not None, margin)
+
+    def answer(self, verdict: Verdict) -> int:
+        """The exit code; a word that is named is always found, and what is open never passes."""
+        if self.fail_on & {verdict.effect, *verdict.words}:
+            return FOUND
+        if self.require:
+            return self._compare(verdict)
+        return NOT_SETTLED if self.fail_on and verdict.effect in OPEN else 0
+
+    def _compare(self, verdict: Verdict) -> int:
+        said, low = verdict.compare(self.margin), 100 * verdict.counts.interval[0]
+        say(
+            f"{said}: the lower end of the verified difference's interval is {low:+.1f} points,"
+            f" required: above {-100 * self.margin:.1f}, settled and without a doubt",
+            wrap=True,
+        )
+        return {"NOT WEAKER": 0, "WEAKER": FOUND, "NOT SETTLED": NOT_SETTLED}[said]
+
+
+OPEN = frozenset({"INCONCLUSIVE", "ABSTAINED"})
+"""The effects that leave a question of --fail-on unanswered."""
+
+
+def _answers(text: str) -> frozenset[str]:
     """The words of --fail-on, each an effect or a claim."""
     from typing import get_args
 
@@ -152,12 +208,14 @@ def _answers(text: str) -> set[str]:
 
     answers = [*get_args(Effect), *get_args(Word)]
     words = {word.strip().upper() for word in text.split(",") if word.strip()}
+    if not words:
+        raise CallError(f"--fail-on names no answer; expected some of: {', '.join(answers)}")
     if words - set(answers):
-        raise ValueError(
+        raise CallError(
             f"--fail-on knows no {', '.join(sorted(words - set(answers)))}; expected some of:"
             f" {', '.join(answers)}"
         )
-    return words
+    return frozenset(words)
 
 
 def _after(

@@ -27,7 +27,7 @@ from retroact.ground import neutral
 from retroact.nets.classifier import sized
 from retroact.reading import Data, Examples, Said, as_activation, as_images, as_module, as_threat
 from retroact.retrofitting.surgery import retrofit
-from retroact.spec import show, take
+from retroact.spec import CallError, show, take
 from retroact.training.learnable import SHARPNESS
 
 ON_MARGIN = PGD(steps=40, loss="margin")
@@ -128,9 +128,7 @@ def tune(
     seed, chunk, _ = checked(seed, chunk)
     _refuse_test_data(data)
     if not 0 < keep <= 1:
-        raise ValueError(
-            f"expected keep in (0, 1], the share of clean accuracy to keep, got {keep}"
-        )
+        raise CallError(f"expected keep in (0, 1], the share of clean accuracy to keep, got {keep}")
     network = sized(network, data.images.shape[1:])
     candidates, kinds = _candidates(kind, grid), tuple(also)
     trial = _Trial(network, data, threat, sites, kinds, seed, chunk)
@@ -177,7 +175,7 @@ def _candidates(kind: Any, grid: Sequence[float] | None) -> list[tuple[Any, floa
     knob = _knob_of(kind)
     values = list(kind.grid if grid is None else grid)
     if not values:
-        raise ValueError(f"{kind.__name__} has no values of its own to try; give grid=")
+        raise CallError(f"{kind.__name__} has no values of its own to try; give grid=")
     neutral = kind().neutral
     if neutral is not None:
         values = [getattr(neutral, knob), *(v for v in values if v != getattr(neutral, knob))]
@@ -195,7 +193,7 @@ def _kind(said: type[Any] | str) -> Any:
 def _knob_of(kind: Any) -> str:
     named = [f.name for f in fields(kind)] if isinstance(kind, type) and is_dataclass(kind) else []
     if not named or not issubclass(kind, Activation):
-        raise ValueError(
+        raise CallError(
             f"expected an activation class with a number to tune, such as JumpReLU, got {kind!r}"
         )
     return named[0]
