@@ -83,6 +83,7 @@ for command in (
     networks.retrofit,
     networks.tune,
     audits.audit,
+    audits.verify,
     audits.selftest,
     networks.harden,
     attacks.attack,
@@ -92,7 +93,7 @@ for command in (
     networks.export,
 ):
     # those whose code a script reads say what it means
-    codes = EPILOG if command in (audits.audit, audits.selftest) else None
+    codes = EPILOG if command in (audits.audit, audits.verify, audits.selftest) else None
     app.command(command.__name__.rstrip("_"), epilog=codes)(command)
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,7 +13,7 @@ import typer
 
 from retroact.cli import options
 from retroact.cli.codes import FOUND, NOT_SETTLED
-from retroact.cli.console import note, print_rows, progress_bar, say
+from retroact.cli.console import note, print_json, print_rows, progress_bar, say
 from retroact.cli.named import executor_of, load, say_left_alone
 from retroact.spec import CallError
 
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from retroact.auditing.audit import Audit
-    from retroact.auditing.numbers import AuditNumbers
+    from retroact.auditing.evidence import Origin, Verification
+    from retroact.auditing.numbers import AuditNumbers, Pair
     from retroact.auditing.verdict import Verdict
     from retroact.crafting.threat import ThreatModel
     from retroact.nets.data import Images
@@ -70,6 +73,10 @@ RequireOption = Annotated[
         ),
     ),
 ]
+EvidenceOption = Annotated[
+    Path | None,
+    typer.Option(help="folder for every image that fell, page and JSON: for `retroact verify`"),
+]
 REQUIREMENTS = ("not-weaker",)
 
 
@@ -96,6 +103,7 @@ def audit(
     json: JsonOption = None,
     fail_on: FailOnOption = None,
     require: RequireOption = None,
+    evidence: EvidenceOption = None,
 ) -> None:
     """What a changed network is worth beside the one before: claimed, verified, and why they
     differ."""
@@ -104,6 +112,7 @@ def audit(
     pages = {"page": html, "markdown": md, "as_json": json}
     for path in pages.values():
         options.check_folder(path)
+    options.check_folder(evidence, is_dir=True)
 
     from retroact.nets.data import data as read
     from retroact.reading import as_threat
@@ -119,6 +128,9 @@ def audit(
     result = _run(before, after, images, radius, executor=where, **how)
     _print_audit(result.numbers())
     _write(result, pages)
+    if evidence is not None:
+        origins = _origins(net, weights, activation, sites, also, against, against_weights, draws)
+        _write_evidence(result, evidence, origins)
     raise typer.Exit(asked.answer(result.verdict))
 
 
@@ -255,6 +267,98 @@ def _write(result: Audit, pages: Mapping[str, Path | None]) -> None:
     for form, path in pages.items():
         if path is not None:
             note(f"wrote {write(getattr(audited, form)(result), path)}")
+
+
+def _origins(
+    net: str,
+    weights: str,
+    activation: str | None,
+    sites: str,
+    also: list[str] | None,
+    against: str | None,
+    against_weights: str,
+    draws: int,
+) -> Pair[Origin]:
+    """How the command named both networks."""
+    from retroact.auditing.evidence import Origin
+    from retroact.auditing.numbers import Pair
+
+    before = Origin(net, weights, draws=draws)
+    if against is not None:
+        return Pair(before, Origin(against, against_weights, draws=draws))
+    return Pair(
+        before, replace(before, change=activation or "", sites=sites, also=tuple(also or ()))
+    )
+
+
+def _write_evidence(result: Audit, folder: Path, networks: Pair[Origin]) -> None:
+    from retroact.reports.evidence import write_evidence
+
+    commands = (
+        shlex.join(["retroact", *sys.argv[1:]]),
+        f"retroact verify {shlex.quote(str(folder))}",
+    )
+    note(f"wrote {write_evidence(result, folder, networks=networks, commands=commands)}")
+
+
+FolderArgument = Annotated[Path, typer.Argument(help="what `audit --evidence` wrote")]
+NetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="the network before (and after, with its change), where the evidence's name is not it"
+    ),
+]
+OtherOption = Annotated[str | None, typer.Option(help="the network after, likewise")]
+OtherDataOption = Annotated[
+    str | None, typer.Option("--data", help="the same images from elsewhere")
+]
+
+
+def verify(
+    folder: FolderArgument,
+    net: NetOption = None,
+    against: OtherOption = None,
+    data: OtherDataOption = None,
+    weights: options.Weights = "",
+    against_weights: AgainstWeightsOption = "",
+    as_json: options.Json = False,
+) -> None:
+    """Judge the adversarial images of an evidence folder again: in ball and box, decided wrongly,
+    as many as the audit says."""
+    from retroact.auditing.evidence import Evidence
+    from retroact.auditing.numbers import Pair
+
+    found = Evidence.read(folder)
+    images, said = found.images(data), Pair(net, against)
+    evidence = found.renamed(said, Pair(weights, against_weights))
+    pairs = list(zip(found.networks, evidence.networks, strict=True))
+    others = Pair(*(old.net != new.net for old, new in pairs))
+
+    def load_as_named(name: str, file: str) -> nn.Module:
+        return load(name, file, images, beside=net)
+
+    nets = (evidence.network(i, load_as_named, said) for i in range(2))
+    made = evidence.judge(Pair(*nets), images, others)
+    _print_verification(made, as_json)
+    if not made.holds:
+        raise typer.Exit(FOUND)
+
+
+def _print_verification(made: Verification, as_json: bool) -> None:
+    rows = [
+        {"network": who, "": what, "the audit says": said, "found": found}
+        for who, what, said, found in made.table()
+    ]
+    if as_json:
+        findings = {"findings": made.findings, "notes": made.notes}
+        return print_json({"holds": made.holds, "n": made.counts.n, "counts": rows} | findings)
+    say(f"{made.claims.threat} on {made.claims.data}, n = {made.counts.n}", wrap=True)
+    print_rows(rows)
+    for text in made.notes:
+        say(f"- {text}", wrap=True)
+    for text in made.findings:
+        say(f"! {text}", style="red", wrap=True)
+    say("HOLDS" if made.holds else "DIFFERS", style="bold")
 
 
 def _print_audit(numbers: AuditNumbers) -> None:

@@ -73,9 +73,11 @@ def check_also(also: Sequence[str] | None, *activations: str | None) -> None:
         )
 
 
-def check_folder(path: Path | None) -> None:
+def check_folder(path: Path | None, *, is_dir: bool = False) -> None:
     """Says before the work, not after it, that a file cannot be written."""
     if path is not None and not path.absolute().parent.is_dir():
         raise FileNotFoundError(
             f"no folder {path.absolute().parent} to write {path.name} into; make it first"
         )
+    if path is not None and is_dir and path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file; expected a folder, or a new name for one")
