@@ -110,9 +110,11 @@ def main() -> None:
         code = app(standalone_mode=False)  # typer turns Ctrl-C and Exit into what it returns
     except (KeyboardInterrupt, typer.Abort):
         code = STOPPED
-    except SystemExit as left:  # the network's own code left the program, whatever it said of that
-        console.note(f"error: the network's code ended the program with {left.code!r}", style="red")
+    except SystemExit as left:
         code = COULD_NOT_RUN
+        if not isinstance(left.__context__, BrokenPipeError):  # nobody reads on, as after `| head`
+            text = f"error: the network's code ended the program with {left.code!r}"
+            console.note(text, style="red")
     except Exception as error:
         code = _explain(error)
     if code == STOPPED:

@@ -126,11 +126,11 @@ def audit(
     how |= {} if claimed is None else {"claimed": claimed}
     where = executor_of(executor, workers, "Threads")
     result = _run(before, after, images, radius, executor=where, **how)
-    _print_audit(result.numbers())
-    _write(result, pages)
+    _write(result, pages)  # before anything is printed, so that `| head` does not cost them
     if evidence is not None:
         origins = _origins(net, weights, activation, sites, also, against, against_weights, draws)
         _write_evidence(result, evidence, origins)
+    _print_audit(result.numbers())
     raise typer.Exit(asked.answer(result.verdict))
 
 
