@@ -67,3 +67,16 @@ def test_a_file_in_the_place_of_the_folder_is_refused_before_the_work(call, tmp_
     code, _, err = call(*words, "made")
     assert code == 3 and "made is a file" in err
     assert call(*words, "no/where")[0] == 3
+
+
+def test_the_network_before_is_kept_and_read(call, tmp_path):
+    words = ("audit", "digits-cnn", *QUESTION, "--baseline", "before.json")
+    code, first, err = call(*words, "JumpReLU(0.8)")
+    assert code == 0 and "the network before: kept in before.json" in err
+    code, again, err = call(*words, "JumpReLU(0.8)", "--seed", "7")
+    assert code == 0 and "the network before: read from before.json" in err
+    (row,) = (line for line in first.splitlines() if line.startswith("digits-cnn  "))
+    assert row in again.splitlines()
+    (tmp_path / "before.json").write_text("no JSON")
+    code, _, err = call(*words, "JumpReLU(0.8)")
+    assert code == 3 and "holds no baselines" in err

@@ -57,7 +57,8 @@ class Side:
     (`broken_by`, −1: none).
 
     `kernel` names the one that the battery chose, empty where it needed none. `examples` has every
-    example that was broken with its adversarial image, by row, and `data` what was attacked.
+    example that was broken with its adversarial image, by row, and `data` what was attacked;
+    `stored` is the key of the baseline that all of it was read from.
     """
 
     clean: NDArray[np.bool_]
@@ -68,6 +69,7 @@ class Side:
     examples: tuple[Broken, ...]
     kernel: str = ""
     data: Examples | None = None
+    stored: str = ""
 
     @property
     def gradients(self) -> int:

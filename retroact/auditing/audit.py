@@ -11,12 +11,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import nn
 
 from retroact.activations.activation import Activation
 from retroact.attacks.pgd import CLAIMED
 from retroact.auditing.attack_run import Conditions, Side
+from retroact.auditing.baseline import StoredSide
 from retroact.auditing.battery import STAGES, VERSION, Battery, Named, battery_of
 from retroact.auditing.checks import check, check_chance
 from retroact.auditing.doubts import Doubts
@@ -40,7 +42,7 @@ from retroact.crafting.threat import ThreatModel
 from retroact.doors import checked, whole
 from retroact.evaluation.evaluate import decide, describe, left_alone
 from retroact.evaluation.surroundings import surroundings
-from retroact.executors import SERIAL, Executor, Here, in_order
+from retroact.executors import SERIAL, Executor, Here
 from retroact.ground import neutral
 from retroact.nets.data import Images
 from retroact.reading import (
@@ -142,6 +144,7 @@ def audit(
     margin: float = MARGIN,
     seed: int = 0,
     chunk: int | None = None,
+    baseline: str | Path | None = None,
     executor: Said[Executor] = SERIAL,
     progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
@@ -153,7 +156,9 @@ def audit(
     the claim rests on; `surrogate` a network to climb in the place of `after`, if it has no spec.
     `battery` "quick" runs the decisive attacks only, "thorough" begins anew until nothing more is
     broken. `draws` averages randomised networks over so many. `margin` is the accuracy difference
-    that matters. The `executor` attacks the two, Threads(2) both at once, with the same outcome.
+    that matters. A `baseline` is a file in which the side of `before` is looked up, and stored
+    where it is not there yet. The `executor` attacks the two, Threads(2) both at once, with the
+    same outcome.
 
     Raises ValueError for networks that do not fit each other or the data, decide at chance or at
     random (without `draws`), a threat without gradients, a radius at which nothing survives.
@@ -167,7 +172,9 @@ def audit(
     under = Conditions(images, radius, check(nets, images, radius), seed, chunk)
     stages = Here(_Stages(progress, 2 * STAGES + 2))
     subjects = prepare(*nets, images, radius, own, KERNELS if kernels is None else kernels, seed)
-    return _Procedure(nets, subjects, under, spent, attack, where, stages).run(margin, prints)
+    stored = StoredSide.of(baseline, prints, under, attack, spent, draws=draws, kernels=kernels)
+    procedure = _Procedure(nets, subjects, under, spent, attack, where, stages, stored)
+    return procedure.run(margin, prints)
 
 
 def _read(
@@ -206,19 +213,22 @@ class _Procedure:
     claimed: Attack
     executor: Executor
     stages: Here
+    baseline: StoredSide
 
     def run(self, margin: float, fingerprints: Fingerprints) -> Audit:
         """All of them, in order."""
         readings, curves = self._look()
         self.stages()
         with evaluating(*self.nets):  # here, so that neither side switches the other's network back
-            sides = Pair(*in_order(self.executor, self._attack, self.subjects))
+            how = self.executor, self._attack, self.subjects, self.nets.before, self.under
+            sides = self.baseline.attack(*how)
         counts = _count(sides)
         if not self.battery.queries and counts.interval[0] > 0:
             # nothing is GENUINE that no control has seen
             after = self.battery.add_controls(sides.after, self.subjects.after, self.under)
             sides = Pair(sides.before, after)
             counts = _count(sides)
+        self.baseline.keep(sides.before)
         doubts = Doubts(self.subjects.after, sides.after, self.under, self.battery)
         reasons = doubts.find(readings, counts.verified_gain)
         self.stages()
@@ -265,6 +275,7 @@ class _Procedure:
             forms=Pair(*(str(subject.net) for subject in self.subjects)),
             gradients_per_image=Pair(*(round(s.gradients / len(s.clean), 1) for s in sides)),
             seconds=Pair(*(round(s.seconds, 2) for s in sides)),
+            baseline=sides.before.stored,
             **vars(where),
         )
 

@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import safetensors
 import torch
 from numpy.typing import NDArray
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from retroact import checkpoint
+from retroact.auditing import kept
 from retroact.auditing.attack_run import Side
 from retroact.auditing.numbers import AuditNumbers, Fingerprints, Pair
 from retroact.auditing.verdict import Counts, count
@@ -112,14 +111,15 @@ def keep(
     """
     folder = Path(folder)
     for who, side in zip(SIDES, audit.sides, strict=True):
-        if side.data is None or len(side.examples) != int(side.clean.sum() - side.verified.sum()):
+        if not kept.is_whole(side):
             raise EvidenceError(
                 f"the audit did not keep every image that fell on the network {who}; run it again"
             )
     folder.mkdir(parents=True, exist_ok=True)
     (folder / ABOUT).unlink(missing_ok=True)  # comes last: without it the folder is no evidence
     for who, side in zip(SIDES, audit.sides, strict=True):
-        _write_tensors(side, folder, who)
+        kept.write(side, folder / f"{who}.safetensors")
+        _write_whole(side, folder / f"{who}.pt")
     about = _describe(audit, networks or Pair(*map(Origin.of, audit.names)), commands)
     for name, text in {**texts, ABOUT: json.dumps(about, indent=2) + "\n"}.items():
         with replacing(folder / name) as draft:
@@ -127,22 +127,13 @@ def keep(
     return folder
 
 
-def _write_tensors(side: Side, folder: Path, who: str) -> None:
+def _write_whole(side: Side, path: Path) -> None:
     assert side.data is not None
-    images, broken = side.data.images.clone(), side.examples
-    found = torch.stack([torch.from_numpy(e.x_adv) for e in broken]) if broken else images[:0]
-    rows = torch.tensor([e.row for e in broken], dtype=torch.int64)
-    images[rows] = found
-    facts = {
-        name: torch.tensor([getattr(e, name) for e in broken], dtype=torch.int64)
-        for name in ("label", "decided", "turn")
-    }
-    titles = [{"title": a.title, "attack": a.attack, "role": a.role} for a in side.attacks]
-    with replacing(folder / f"{who}.safetensors") as draft:
-        tensors = {"x_adv": found, "row": rows, **facts}
-        draft.write_bytes(save(tensors, {"attacks": json.dumps(titles)}))
-    with replacing(folder / f"{who}.pt") as draft:
-        torch.save(images, draft)
+    whole = side.data.images.clone()
+    for example in side.examples:
+        whole[example.row] = torch.from_numpy(example.x_adv)
+    with replacing(path) as draft:
+        torch.save(whole, draft)
 
 
 def _describe(audit: Audit, networks: Pair[Origin], commands: Sequence[str]) -> dict[str, Any]:
@@ -284,12 +275,11 @@ class Fallen:
     def read(cls, path: Path, images: Tensor) -> Fallen:
         """Raises EvidenceError for a file that is not what `keep` writes about these images."""
         try:
-            with safetensors.safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                attacks = json.loads((file.metadata() or {})["attacks"])
+            tensors, metadata = kept.read(path)
+            attacks = json.loads(metadata["attacks"])
             rows, turns = tensors["row"].numpy(), tensors["turn"].numpy()
             claimed = np.array([attacks[turn]["role"] == "claimed" for turn in turns], dtype=bool)
-        except (safetensors.SafetensorError, OSError, LookupError, TypeError, ValueError) as e:
+        except kept.UNREADABLE as e:
             raise EvidenceError(f"{path} holds no images of an audit: {e}") from e
         x_adv, n = tensors["x_adv"].float(), len(images)
         if len(set(rows.tolist())) != len(rows) or x_adv.shape != (len(rows), *images.shape[1:]):

@@ -115,7 +115,8 @@ class Curves:
 @dataclass(frozen=True)
 class AuditPedigree:
     """How an audit was run: where, on which forms of the networks, and what it cost. None where an
-    older version did not say it."""
+    older version did not say it. `baseline` is the key of the one that the network before was read
+    from, and its cost with it; empty where it was attacked."""
 
     seed: int
     device: str
@@ -126,6 +127,7 @@ class AuditPedigree:
     threads: int | None = None
     forms: Pair[str] | None = None
     left_alone: Mapping[str, int] | None = None
+    baseline: str = ""
 
     def to_json(self) -> Json:
         said = {
@@ -138,6 +140,7 @@ class AuditPedigree:
             "versions": self.versions,
             "gradients_per_image": list(self.gradients_per_image),
             "seconds": list(self.seconds),
+            "baseline": self.baseline or None,
         }
         return {name: value for name, value in said.items() if value is not None}
 

@@ -77,6 +77,12 @@ EvidenceOption = Annotated[
     Path | None,
     typer.Option(help="folder for every image that fell, page and JSON: for `retroact verify`"),
 ]
+BaselineOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSON file from which the network before is read, where it is there; else written"
+    ),
+]
 REQUIREMENTS = ("not-weaker",)
 
 
@@ -104,6 +110,7 @@ def audit(
     fail_on: FailOnOption = None,
     require: RequireOption = None,
     evidence: EvidenceOption = None,
+    baseline: BaselineOption = None,
 ) -> None:
     """What a changed network is worth beside the one before: claimed, verified, and why they
     differ."""
@@ -113,6 +120,7 @@ def audit(
     for path in pages.values():
         options.check_folder(path)
     options.check_folder(evidence, is_dir=True)
+    options.check_folder(baseline)
 
     from retroact.nets.data import data as read
     from retroact.reading import as_threat
@@ -121,11 +129,13 @@ def audit(
     before = load(net, weights, images)
     after = _after(before, activation, sites, also, images, against, against_weights, net)
     say_left_alone(after)
-    how: dict[str, Any] = {"draws": draws, "margin": margin, "seed": seed}
+    how: dict[str, Any] = {"draws": draws, "margin": margin, "seed": seed, "baseline": baseline}
     how |= {"battery": "quick" if quick else "thorough" if thorough else None}
     how |= {} if claimed is None else {"claimed": claimed}
     where = executor_of(executor, workers, "Threads")
     result = _run(before, after, images, radius, executor=where, **how)
+    if baseline is not None:
+        note(f"the network before: {'read from' if result.before.stored else 'kept in'} {baseline}")
     _write(result, pages)  # before anything is printed, so that `| head` does not cost them
     if evidence is not None:
         origins = _origins(net, weights, activation, sites, also, against, against_weights, draws)
