@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from torch import nn
 
     from retroact.auditing.audit import Audit
-    from retroact.auditing.evidence import Origin, Verification
+    from retroact.auditing.evidence import Origin
     from retroact.auditing.numbers import AuditNumbers, Pair
     from retroact.auditing.verdict import Verdict
+    from retroact.auditing.verification import Verification
     from retroact.crafting.threat import ThreatModel
     from retroact.nets.data import Images
 
@@ -337,6 +338,7 @@ def verify(
     as many as the audit says."""
     from retroact.auditing.evidence import Evidence
     from retroact.auditing.numbers import Pair
+    from retroact.auditing.verification import judge
 
     found = Evidence.read(folder)
     images, said = found.images(data), Pair(net, against)
@@ -348,7 +350,7 @@ def verify(
         return load(name, file, images, beside=net)
 
     nets = (evidence.network(i, load_as_named, said) for i in range(2))
-    made = evidence.judge(Pair(*nets), images, others)
+    made = judge(evidence, Pair(*nets), images, others)
     _print_verification(made, as_json)
     if not made.holds:
         raise typer.Exit(FOUND)

@@ -28,7 +28,7 @@ def write_evidence(
 
     `before.safetensors` holds x_adv (k, …), row, label, decided and turn (k,), the attack's place
     among its metadata's `attacks`; `before.pt` one tensor (n, …), the clean image where none was
-    found; `after` likewise; `evidence.json` the names, fingerprints, versions and `commands`.
+    found; `after` likewise; `evidence.json` how both networks are made again and the `commands`.
     `networks` say how to load both again, where the audit's own names do not. Returns the folder.
     Raises ValueError for an audit that kept no images, OSError as the file system does.
     """

@@ -61,8 +61,10 @@ def test_the_images_of_an_audit_show_what_it_says(made, written):
         *("audit.html", NUMBERS, ABOUT),
     }
     about = json.loads((written / ABOUT).read_text())
-    assert about["fingerprints"] == made.fingerprints.to_json() and "torch" in about["versions"]
-    assert json.loads((written / NUMBERS).read_text())["verified"] == counts.verified[1]
+    assert about["networks"]["after"]["change"] == "JumpReLU(kappa=1.0)"
+    said = json.loads((written / NUMBERS).read_text())
+    assert said["verified"] == counts.verified[1] and "torch" in said["pedigree"]["versions"]
+    assert said["fingerprints"] == made.fingerprints.to_json()
 
 
 def test_every_image_that_fell_is_there_with_the_attack_that_felled_it(made, written):
@@ -133,6 +135,11 @@ def test_a_number_that_was_changed_is_found(folder, what):
     assert [t for t in found.findings if t.startswith(f"{who}: {what.removesuffix('_twin')}")]
 
 
+def test_the_threat_is_the_one_that_the_numbers_are_about(folder):
+    tell(folder / NUMBERS, threat="Linf(eps=0.05)")
+    assert any("outside the ball" in text for text in ra.verify(folder).findings)
+
+
 def test_counts_of_pairs_are_compared_too(folder):
     tell(folder / NUMBERS, lost=json.loads((folder / NUMBERS).read_text())["lost"] + 1)
     assert any(text.startswith("lost ") for text in ra.verify(folder).findings)
@@ -169,9 +176,8 @@ def test_other_weights_are_found_and_noted_where_the_network_was_given(folder):
     assert ra.verify(folder, before=net, after=hard).holds
     found = ra.verify(folder, before=other, after=hard)
     assert found.notes and "the weights are" in found.notes[0]
-    said = json.loads((folder / ABOUT).read_text())
-    said["fingerprints"]["twin"] = "0" * 16
-    (folder / ABOUT).write_text(json.dumps(said))
+    prints = json.loads((folder / NUMBERS).read_text())["fingerprints"]
+    tell(folder / NUMBERS, fingerprints=prints | {"twin": "0" * 16})
     assert any("those of the audit 0000" in text for text in ra.verify(folder).findings)
 
 
@@ -180,7 +186,7 @@ def test_images_of_ones_own_are_given_again_and_must_be_the_same(tmp_path):
     mine = (images.images.numpy(), images.labels.numpy())
     audit = ra.audit(net, net, mine, EPS, battery="quick")
     folder = ra.write_evidence(audit, tmp_path / "mine")
-    with pytest.raises(ValueError):
+    with pytest.raises(EvidenceError, match="give them with data="):
         ra.verify(folder)
     assert ra.verify(folder, data=mine).holds
     with pytest.raises(EvidenceError, match="other images or labels"):
