@@ -2,11 +2,15 @@
 # name's home when the name is first used, so that `import retroact` (and `retroact --help`) needs
 # no torch.
 from retroact.activations.activation import Activation as Activation
+from retroact.activations.kwta import KWTA as KWTA
+from retroact.activations.mean_sparse import MeanSparse as MeanSparse
 from retroact.activations.per_site import PerSite as PerSite
 from retroact.activations.piecewise import BoundedReLU as BoundedReLU
 from retroact.activations.piecewise import JumpReLU as JumpReLU
 from retroact.activations.piecewise import ReLU as ReLU
 from retroact.activations.piecewise import SReLU as SReLU
+from retroact.activations.polynomial import Polynomial as Polynomial
+from retroact.activations.quantized import QuantizedReLU as QuantizedReLU
 from retroact.activations.shifted import ShiftedReLU as ShiftedReLU
 from retroact.activations.shifted import write_shifts as write_shifts
 from retroact.activations.smooth import CELU as CELU
@@ -103,6 +107,7 @@ from retroact.retrofitting.surgery import retrofit as retrofit
 from retroact.spec import key as key
 from retroact.spec import parse as parse
 from retroact.spec import show as show
+from retroact.training.calibrating import calibrate as calibrate
 from retroact.training.hardening import Hardening as Hardening
 from retroact.training.hardening import harden as harden
 from retroact.training.train import train as train

@@ -239,6 +239,35 @@ def test_harden_saves_a_network_that_an_audit_takes(call, tmp_path):
     assert code == 0 and "ShiftedReLU" in out
 
 
+def test_calibrate_prints_an_activation_that_every_command_takes(call):
+    words = ("calibrate", "digits-cnn", "MeanSparse(0.3)", "--data", "digits/train[:200]")
+    code, out, _ = call(*words, "--out", "means.safetensors")
+    text = out.strip()
+    assert code == 0 and text.startswith("MeanSparse(alpha=0.3, file='means.safetensors', sha256='")
+    told = json.loads(call(*words, "--out", "again.safetensors", "--json")[1])
+    assert told["activation"] == text.replace("means.", "again.")
+    code, out, _ = call("retrofit", "digits-cnn", text, "--out", "hard.safetensors")
+    assert code == 0 and "replaced: 3" in out
+    os.remove("means.safetensors")
+    data = ("--data", "digits[:40]", "--threat", "Linf(0.1)")
+    of_file = json.loads(call("attack", "hard.safetensors", "FGSM", *data, "--json")[1])
+    text = told["activation"]
+    of_text = json.loads(
+        call("attack", *ATTACK[1:2], "FGSM", *data, "--activation", text, "--json")[1]
+    )
+    assert of_file[0]["robust_accuracy"] == of_text[0]["robust_accuracy"]
+    code, out, _ = call("audit", "digits-cnn", text, *data, "--quick")
+    assert code == 0 and "MeanSparse" in out
+    code, _, err = call(
+        "calibrate", "digits-cnn", "MeanSparse", *data[:2], "--out", "m.safetensors"
+    )
+    assert code == 2 and "is test data, on which nothing is measured" in err
+    code, _, err = call(*words, "--out", "means.json")
+    assert code == 2 and "ends in .safetensors" in err
+    code, _, err = call("retrofit", "digits-cnn", "MeanSparse(0.3)")
+    assert code == 2 and "retroact calibrate" in err
+
+
 MINE = """
 import torch
 from torch import nn

@@ -71,6 +71,7 @@ JOBS = {
     ),
     "harden": lambda net, d: hardened(net),
     "tune": lambda net, d: str(ra.tune(net, ra.JumpReLU, d, EPS, grid=[0.1])),
+    "calibrate": lambda net, d: ra.show(ra.calibrate(net, ra.MeanSparse(0.2), TRAIN)),
     "retrofit": lambda net, d: str(ra.retrofit(net, ra.JumpReLU(0.1)).retrofit),
     "fold": lambda net, d: float(ra.fold(ra.retrofit(net, ra.SReLU(2.0))).logit_scale),
 }

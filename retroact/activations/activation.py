@@ -14,8 +14,10 @@ default, so that one of your own is one class in one file:
             return F.softplus(z, self.beta)
 
 One of the family z ↦ min(α z 1[z > κ], cap) inherits `piecewise.Piecewise` and says its `ramp`:
-then it folds, and has a smoothed backward where it jumps. Elementwise: any shape in, the same shape
-out. A NaN should pass through, so that it is seen and not hidden.
+then it folds, and has a smoothed backward where it jumps. One with other jumps, or several,
+inherits `surrogate.Jumping` and says its `slope`; one whose numbers are measured at each site
+inherits `measured.Measured`. Any shape in, the same shape out, elementwise as a rule. A NaN should
+pass through, so that it is seen and not hidden.
 """
 
 from __future__ import annotations
@@ -76,8 +78,8 @@ class Activation(ABC):
         if self.jump:
             raise SpecError(
                 f"{show(self)} jumps and does not say how its derivative is smoothed: inherit"
-                " Piecewise and say ramp, write surrogate(beta, kernel), or give surrogate=, a"
-                " network to climb in its place"
+                " Piecewise and say ramp, inherit Jumping and say slope, write surrogate(beta,"
+                " kernel), or give surrogate=, a network to climb in its place"
             )
         return self
 

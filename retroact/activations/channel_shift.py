@@ -37,16 +37,18 @@ class ChannelShift(nn.Module, Activation):
     def forward(self, z: Tensor) -> Tensor:
         # .to: a net that calls its activations as functions has no place to move the buffer from
         shift = self.shift.to(z)
-        out: Tensor = self.activation(z + shift.view(_channel_view(len(shift), z)))
+        out: Tensor = self.activation(z + shift.view(channel_view(len(shift), z, "shifts")))
         return out
 
 
-def _channel_view(channels: int, z: Tensor) -> tuple[int, ...]:
+def channel_view(channels: int, z: Tensor, what: str) -> tuple[int, ...]:
+    """The shape in which so many numbers, one per channel, broadcast to z of shape (n, c, …) or
+    (n, …, c); `what` they are, in a word. ValueError where no axis has so many."""
     if z.ndim >= 2 and z.shape[1] == channels:
         return (-1, *[1] * (z.ndim - 2))
     if z.shape[-1] == channels:
         return (-1,)
     raise ValueError(
-        f"{channels} shifts, but the activation's input has shape {tuple(z.shape)}; "
-        "expected one shift per channel, on axis 1 or on the last one"
+        f"{channels} {what}, but the activation's input has shape {tuple(z.shape)}; "
+        "expected one per channel, on axis 1 or on the last one"
     )

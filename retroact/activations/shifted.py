@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,11 +11,11 @@ from torch import Tensor, nn
 
 from retroact.activations.activation import Activation
 from retroact.activations.channel_shift import ChannelShift
-from retroact.activations.files import embedded
+from retroact.activations.files import Kept
 from retroact.activations.piecewise import Piecewise, ReLU
 from retroact.activations.ramp import Ramp
 from retroact.activations.site import Site
-from retroact.spec import SpecError, show, spec
+from retroact.spec import show, spec
 
 
 @spec
@@ -33,16 +32,7 @@ class ShiftedReLU(Piecewise):
     sha256: str = ""
 
     def __post_init__(self) -> None:
-        if not self.file and self.sha256:
-            raise SpecError(
-                "ShiftedReLU: a sha256 without a file names nothing; give file= as well"
-            )
-        if embedded(self.sha256) is not None:
-            return
-        if self.file and Path(self.file).is_file():
-            object.__setattr__(self, "sha256", self._check(Path(self.file).read_bytes()))
-        elif self.file and not self.sha256:
-            raise SpecError(f"ShiftedReLU.file: no file {self.file!r}; write_shifts makes one")
+        object.__setattr__(self, "sha256", self._kept.settle())
 
     @property
     def ramp(self) -> Ramp:
@@ -54,48 +44,19 @@ class ShiftedReLU(Piecewise):
 
     def at(self, site: Site) -> Activation | nn.Module:
         inner = ReLU().at(site)
-        return ChannelShift(self._shift(site.name), inner) if self.file else inner
+        return ChannelShift(self._kept.tensor(site.name), inner) if self.file else inner
 
     def files(self) -> dict[str, bytes]:
-        return {self.sha256: self._content()} if self.file else {}
+        return {self.sha256: self._kept.content()} if self.file else {}
 
     def __call__(self, z: Tensor) -> Tensor:
         if self.file:
             raise TypeError(f"{show(self)} differs from site to site; retrofit a net with it")
         return F.relu(z)
 
-    def _shift(self, site: str) -> Tensor:
-        from safetensors.torch import load
-
-        shifts = load(self._content())
-        if site not in shifts:
-            raise KeyError(
-                f"{self.file} has no shift for site {site!r}, only for {', '.join(sorted(shifts))}"
-            )
-        return shifts[site]
-
-    def _content(self) -> bytes:
-        content = embedded(self.sha256)
-        if content is not None:
-            return content
-        path = Path(self.file)
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"{show(self)}: the file is not there; put it back or run from its folder"
-            )
-        content = path.read_bytes()
-        self._check(content)
-        return content
-
-    def _check(self, content: bytes) -> str:
-        """The hash of a content. SpecError where it is not that of the spec."""
-        sha256 = hashlib.sha256(content).hexdigest()
-        if self.sha256 not in ("", sha256):
-            raise SpecError(
-                f"ShiftedReLU: {self.file} has sha256 {sha256}, expected {self.sha256}; "
-                "these are other shifts: bring back the file, or leave sha256 out to take these"
-            )
-        return sha256
+    @property
+    def _kept(self) -> Kept:
+        return Kept("ShiftedReLU", "shifts", "write_shifts", self.file, self.sha256)
 
 
 def write_shifts(file: str | Path, shifts: Mapping[str, Tensor]) -> ShiftedReLU:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from retroact.auditing.numbers import AttackResult, Role
 from retroact.auditing.subjects import Climb
 from retroact.crafting.attack import Attack
 from retroact.crafting.domain import domain_of
-from retroact.crafting.oracle import Network
+from retroact.crafting.oracle import AccessError, Network
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples, decide, decided
 from retroact.evaluation.proof import Crafted, craft_on
@@ -113,14 +114,17 @@ class AttackRun:
         *,
         among: int | None = None,
         fresh: int = 0,
+        asked_by: Sequence[str] = (),
     ) -> int:
         """Attacks the first `among` (None: all) robust examples; the network itself judges what is
         broken.
 
-        `fresh` counts how often the attack has begun anew, from other random starts. Returns how
-        many it broke.
+        `fresh` counts how often the attack has begun anew, from other random starts; `asked_by`
+        are the alarms that asked for it. Returns how many it broke.
         """
-        return self.file(self.attempt(title, role, attack, climb, among=among, fresh=fresh))
+        attempt = self.attempt(title, role, attack, climb, among=among, fresh=fresh)
+        said = replace(attempt.result, asked_by=", ".join(asked_by))
+        return self.file(attempt._replace(result=said))
 
     def attempt(
         self,
@@ -132,12 +136,17 @@ class AttackRun:
         among: int | None = None,
         fresh: int = 0,
     ) -> Attempt:
-        """What the attack would break; nothing is filed yet."""
+        """What the attack would break, nothing where there is no gradient to follow; nothing is
+        filed yet."""
         rows, began = torch.from_numpy(np.flatnonzero(self.robust)[:among]), time.perf_counter()
         result = AttackResult(title, show(attack), role, len(rows), 0, 0, 0, 0, 0.0, climb.kernel)
         if not len(rows):
             return Attempt(result, rows, rows, None)
-        crafted = self._craft(attack, climb, rows, fresh)
+        try:
+            crafted = self._craft(attack, climb, rows, fresh)
+        except AccessError:
+            # alarms say so, and ask for attacks that need none
+            return Attempt(replace(result, zero_gradients=len(rows)), rows[:0], rows[:0], None)
         decisions, outcome = decided(crafted.logits, attacked=True), crafted.outcome
         # −1: the network overflowed, which is no success
         hit = (decisions != self._under.data.labels[rows]) & (decisions >= 0)

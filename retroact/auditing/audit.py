@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -20,8 +21,8 @@ from retroact.attacks.pgd import CLAIMED
 from retroact.auditing.attack_run import Conditions, Side
 from retroact.auditing.baseline import StoredSide
 from retroact.auditing.battery import STAGES, VERSION, Battery, Named, battery_of
-from retroact.auditing.checks import check, check_chance
-from retroact.auditing.doubts import Doubts
+from retroact.auditing.checks import NAMES, Witness, check, check_chance, copy_of, is_random
+from retroact.auditing.doubts import Doubts, find_telling
 from retroact.auditing.indicators import FirstLook, indicators
 from retroact.auditing.numbers import (
     AuditNumbers,
@@ -57,6 +58,10 @@ from retroact.reading import (
 )
 from retroact.retrofitting.surgery import Retrofit
 from retroact.spec import show, take
+
+DRAWS = (10, 20, 40, 80)
+"""Over how many draws a randomised network is averaged, one after the other until nothing moves."""
+_SETTLED = 0.02  # of verified accuracy
 
 
 @dataclass(frozen=True, eq=False)
@@ -155,26 +160,74 @@ def audit(
     audit("lenet-mnist", "JumpReLU(1.0)", "mnist[:300]", "Linf(0.1)"). `claimed` is the attack that
     the claim rests on; `surrogate` a network to climb in the place of `after`, if it has no spec.
     `battery` "quick" runs the decisive attacks only, "thorough" begins anew until nothing more is
-    broken. `draws` averages randomised networks over so many. `margin` is the accuracy difference
-    that matters. A `baseline` is a file in which the side of `before` is looked up, and stored
-    where it is not there yet. The `executor` attacks the two, Threads(2) both at once, with the
-    same outcome.
+    broken. `draws` averages randomised networks over so many (0: as many as it takes).
+    `margin` is the accuracy difference that matters. A `baseline` is a file in which the side of
+    `before` is looked up, and stored where it is not there yet. The `executor` attacks the two,
+    Threads(2) both at once, with the same outcome.
 
-    Raises ValueError for networks that do not fit each other or the data, decide at chance or at
-    random (without `draws`), a threat without gradients, a radius at which nothing survives.
+    Raises ValueError for networks that do not fit each other or the data, decide at chance, that
+    remember what they were asked, or decide otherwise in another batch, for a threat without
+    gradients, a radius at which nothing survives.
     """
     spent, (nets, images) = battery_of(battery), _read(before, after, data)
     radius, attack = as_threat(threat), as_attack(claimed)
     own = None if surrogate is None else as_network(surrogate)
     (seed, chunk, _), draws = checked(seed, chunk), whole(draws, "draws")
     where, prints = take(executor, Executor), _fingerprint(images, nets)
-    nets = Pair(*(Expectation(net, draws) for net in nets)) if draws else nets
-    under = Conditions(images, radius, check(nets, images, radius), seed, chunk)
     stages = Here(_Stages(progress, 2 * STAGES + 2))
-    subjects = prepare(*nets, images, radius, own, KERNELS if kernels is None else kernels, seed)
-    stored = StoredSide.of(baseline, prints, under, attack, spent, draws=draws, kernels=kernels)
-    procedure = _Procedure(nets, subjects, under, spent, attack, where, stages, stored)
-    return procedure.run(margin, prints)
+
+    fresh = Pair(*map(copy_of, nets))  # before anybody asks them anything
+    drawn = [is_random(net, images.images) for net in nets]
+
+    def run(draws: int) -> Audit:
+        asked: Pair[Network] = nets
+        if draws:
+            means = (
+                Expectation(net, draws) if r else net for net, r in zip(nets, drawn, strict=True)
+            )
+            asked = Pair(*means)
+        witnesses = [] if draws else _watch(nets, fresh, images, radius, seed)
+        under = Conditions(images, radius, check(asked, images, radius), seed, chunk)
+        given = KERNELS if kernels is None else kernels
+        subjects = prepare(asked.before, asked.after, images, radius, own, given, seed)
+        averaged = draws if drawn[0] else 0
+        stored = StoredSide.of(
+            baseline, prints, under, attack, spent, draws=averaged, kernels=kernels
+        )
+        procedure = _Procedure(asked, subjects, under, spent, attack, where, stages, stored)
+        outcome = procedure.run(margin, prints)
+        for witness in witnesses:
+            witness.check()
+        stored.keep(outcome.before)  # of a network that was seen to be one that can be audited
+        return outcome
+
+    if draws or not any(drawn):
+        return run(draws)
+    return _settle_draws(run)
+
+
+def _watch(
+    nets: Pair[Network], fresh: Pair[Network | None], data: Images, threat: ThreatModel, seed: int
+) -> list[Witness]:
+    each = zip(nets, fresh, NAMES, strict=True)
+    return [Witness(net, copy, data, threat, name, seed) for net, copy, name in each]
+
+
+def _settle_draws(run: Callable[[int], Audit]) -> Audit:
+    """The audit of means over more and more draws, until the verdict and what was verified move no
+    more."""
+    outcome = run(DRAWS[0])
+    for draws in DRAWS[1:]:
+        last, outcome = outcome.verdict, run(draws)
+        moved = (abs(a - b) for a, b in zip(last.counts.verified, _verified(outcome), strict=True))
+        if last.effect == outcome.verdict.effect and max(moved) <= _SETTLED:
+            return outcome
+    unsettled = f"the mean over {DRAWS[-1]} draws is not settled: give more draws="
+    return replace(outcome, verdict=outcome.verdict.doubt(unsettled))
+
+
+def _verified(outcome: Audit) -> tuple[float, float]:
+    return outcome.verdict.counts.verified
 
 
 def _read(
@@ -218,23 +271,19 @@ class _Procedure:
     def run(self, margin: float, fingerprints: Fingerprints) -> Audit:
         """All of them, in order."""
         readings, curves = self._look()
+        alarmed = Pair(*(_alarm(s, readings, i) for i, s in enumerate(self.subjects)))
         self.stages()
         with evaluating(*self.nets):  # here, so that neither side switches the other's network back
-            how = self.executor, self._attack, self.subjects, self.nets.before, self.under
+            how = self.executor, self._attack, alarmed, self.nets.before, self.under
             sides = self.baseline.attack(*how)
-        counts = _count(sides)
-        if not self.battery.queries and counts.interval[0] > 0:
+        if not self.battery.queries and _count(sides).interval[0] > 0:
             # nothing is GENUINE that no control has seen
-            after = self.battery.add_controls(sides.after, self.subjects.after, self.under)
+            after = self.battery.add_controls(sides.after, alarmed.after, self.under)
             sides = Pair(sides.before, after)
-            counts = _count(sides)
-        self.baseline.keep(sides.before)
-        doubts = Doubts(self.subjects.after, sides.after, self.under, self.battery)
-        reasons = doubts.find(readings, counts.verified_gain)
+        verdict = self._judge(alarmed, sides, readings, margin)
         self.stages()
-        alarms = [r.mechanism for r in readings if r.fired]
         return Audit(
-            verdict=judge(counts, alarms, reasons, margin),
+            verdict=verdict,
             sides=sides,
             readings=readings,
             names=Pair(*map(describe, self.nets)),
@@ -248,6 +297,29 @@ class _Procedure:
             domain=domain_of(self.under.data),
         )
 
+    def _judge(
+        self,
+        subjects: Pair[Subject],
+        sides: Pair[Side],
+        readings: tuple[Reading, ...],
+        margin: float,
+    ) -> Verdict:
+        """The verdict on what was counted, after doubts were looked for on the side that could
+        overturn it."""
+        counts, alarms = _count(sides), [r.mechanism for r in readings if r.fired]
+        before, after = (
+            Doubts(s, side, self.under, self.battery)
+            for s, side in zip(subjects, sides, strict=True)
+        )
+        judged = partial(judge, counts, alarms, margin=margin, first_look=not self.battery.queries)
+        if counts.at_floor:
+            return judged(tells=find_telling(subjects.before, sides.before, self.under))
+        effect = judged().effect
+        return judged(
+            [] if effect == "HARMFUL" else after.find(readings, counts.verified_gain),
+            doubts_before=[] if effect == "GENUINE" else before.find_moving(),
+        )
+
     def _look(self) -> tuple[tuple[Reading, ...], Pair[Curves]]:
         """The readings on the first points that both networks decide rightly, and the curves behind
         them for a picture."""
@@ -258,7 +330,7 @@ class _Procedure:
         rows = right.nonzero()[: self.battery.points, 0]
         points = data.images[rows], data.labels[rows], data.index[rows]
         before, after = (
-            FirstLook(s.net, *points, self.under.threat, self.under.seed, domain)
+            FirstLook(s.net, *points, self.under.threat, self.under.seed, domain, s.traced)
             for s in self.subjects
         )
         readings = tuple(ask(after, before) for ask in indicators())
@@ -276,8 +348,20 @@ class _Procedure:
             gradients_per_image=Pair(*(round(s.gradients / len(s.clean), 1) for s in sides)),
             seconds=Pair(*(round(s.seconds, 2) for s in sides)),
             baseline=sides.before.stored,
+            draws=Pair(*(net.draws if isinstance(net, Expectation) else 0 for net in self.nets)),
             **vars(where),
         )
+
+
+def _alarm(subject: Subject, readings: tuple[Reading, ...], side: int) -> Subject:
+    """The subject with the alarms that are its own: what fired beside the other says something
+    about the network after the change only."""
+    fired = [
+        r.title
+        for r in readings
+        if r.mechanism != "saturation" and (r.fired, r.fired_before)[side == 0]
+    ]
+    return replace(subject, alarms=tuple(fired))
 
 
 def _count(sides: Pair[Side]) -> Counts:

@@ -4,7 +4,8 @@ One after the other on the examples that are still robust; what counts is the un
 attack comes first, on all. Then the margin loss on the network, or on its folded copy where slopes
 would saturate it, untargeted and targeted. Where the activation has a jump, the same through a
 backward pass with a kernel at the jump; which kernel and how wide is tried out on a few robust
-examples. Last the controls, which should find nothing new.
+examples, beside difference quotients, which need no spec. Alarms of the network ask for more. Last
+the controls, which should find nothing new.
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ from retroact.auditing.subjects import Climb, Subject
 from retroact.crafting.attack import Attack
 from retroact.spec import AtLeast0, Count, Within, spec
 
-VERSION = 2
+VERSION = 3
 """Counts the changes of what an audit runs and how it judges. It enters the keys of stored audits,
 so that no old one is served for a new one; tests/auditing/test_version.py says when to raise it.
 """
 
 STAGES = 5
+_ALARMED = 10  # steps of a trial where an alarm asks for one
 _FIRST_ROUND = 3  # times the steps of the main attack
 
 
@@ -79,6 +81,8 @@ class Battery:
         progress()
         title = f"targeted{_through(climb)}"
         run.attack(title, "white box", self.targeted(under.classes), climb)
+        if subject.alarms:
+            self.answer(run, subject, climb)
         progress()
         self.again(run, climb, under.classes)
         if self.queries:
@@ -96,22 +100,28 @@ class Battery:
         return run.finish(side.claimed, side.kernel)
 
     def choose(self, run: AttackRun, subject: Subject) -> Climb:
-        """Through the kernel that breaks most of a few robust examples; the folded net where there
-        is no jump."""
-        if not subject.sources:
-            return subject.through(None)
-        if not self.trial_steps:
-            return subject.through(subject.sources[0])
-        climbs = [subject.through(source) for source in subject.sources]
-        trial = Momentum(self.trial_steps)
+        """Through what breaks most of a few robust examples: kernels, differences, or the folded
+        net as it is."""
+        climbs, steps = subject.climbs, self.trial_steps or (_ALARMED if subject.alarms else 0)
+        if not steps or len(climbs) == 1:
+            return climbs[0]
+        if not self.trial_steps:  # the first kernel alone, and what was derived
+            climbs = [climbs[0], *climbs[len(climbs) - len(subject.derived) :]]
+        trial = Momentum(steps)
         attempts = [
-            run.attempt(f"trial of a {c.kernel}", "white box", trial, c, among=self.sample)
+            run.attempt(f"trial{_through(c)}", "white box", trial, c, among=self.sample)
             for c in climbs
         ]
         for attempt in attempts:
             run.file(attempt)
         # the first of those that broke as many
         return climbs[max(range(len(climbs)), key=lambda i: attempts[i].result.broken)]
+
+    def answer(self, run: AttackRun, subject: Subject, climb: Climb) -> None:
+        """What alarms ask for: the untargeted attack through what broke most, for gradients that
+        cannot be trusted."""
+        title = f"APGD{_through(climb)}"
+        run.attack(title, "white box", self.untargeted(), climb, asked_by=subject.alarms)
 
     def again(self, run: AttackRun, climb: Climb, classes: int) -> None:
         """The rounds, until one breaks nothing: so to spend more still would find next to

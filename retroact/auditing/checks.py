@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
 
 from retroact.auditing.numbers import Pair
 from retroact.crafting.domain import Domain, domain_of
+from retroact.crafting.drawing import drawing
+from retroact.crafting.noise import normal
 from retroact.crafting.oracle import Network, device_of, evaluating, in_float
 from retroact.crafting.threat import ThreatModel
 from retroact.doors import check_images, check_labels, warn_of_probabilities
@@ -16,6 +20,9 @@ from retroact.spec import show
 NAMES = Pair("the network before the change", "the network after the change")
 
 _FIRST = 32  # images on which networks are asked twice
+_WITNESSED, _ALONE = 32, 8
+_LOOSE, _FLIPPED = 1e-2, 0.1
+_MOVES = 600_000_011  # a stream of its own
 
 
 def check(nets: Pair[Network], data: Examples, threat: ThreatModel) -> int:
@@ -45,6 +52,19 @@ def check(nets: Pair[Network], data: Examples, threat: ThreatModel) -> int:
     return classes
 
 
+def is_random(net: Network, x: Tensor) -> bool:
+    """Whether a network gives other logits to the same examples each time it is asked."""
+    with torch.no_grad(), evaluating(net):
+        x = x[:_FIRST].to(device_of(net))
+        return not _same(*(in_float(net, x) for _ in range(2))).all()
+
+
+def _same(first: Tensor, second: Tensor) -> Tensor:
+    spread = (first.amax(1) - first.amin(1)).nan_to_num(0.0, 0.0, 0.0)[:, None]
+    near = (first - second).abs() <= 1e-3 * spread
+    return near | (~first.isfinite() & ~second.isfinite()) | (first == second)
+
+
 def _settle(net: Network, x: Tensor, name: str) -> Tensor:
     """Logits of a net that gives the same ones twice. ValueError for one that does not, or fails on
     these images."""
@@ -54,18 +74,86 @@ def _settle(net: Network, x: Tensor, name: str) -> Tensor:
     except RuntimeError as e:
         word = Domain(tuple(x.shape[1:])).word
         raise ValueError(f"{name} fails on {word}s of shape {tuple(x.shape[1:])}: {e}") from e
-    spread = (first.amax(1) - first.amin(1)).nan_to_num(0.0, 0.0, 0.0)[:, None]
-    same = (
-        ((first - second).abs() <= 1e-3 * spread)
-        | ~first.isfinite() & ~second.isfinite()
-        | (first == second)
-    )
-    if not same.all():
+    if not _same(first, second).all():
         raise ValueError(
-            f"{name} gives other logits each time it is asked; pass draws=20 to audit its mean over"
-            " 20 draws (expectation over transformation), or fix its randomness"
+            f"{name} gives other logits each time it is asked, also with the same seed of torch and"
+            " numpy, so its mean cannot be attacked; fix its randomness"
         )
     return first
+
+
+class Witness:
+    """What a network answered before anybody attacked it, to a few images moved by half of eps: one
+    that answers by what it was asked before cannot be judged image by image.
+
+    `fresh` is a copy of it that was asked nothing yet, None where it cannot be copied.
+
+    Raises ValueError, on making it or in `check`, for a network that remembers, and on making it
+    for one whose answer to an image depends on the images beside it.
+    """
+
+    def __init__(
+        self,
+        net: Network,
+        fresh: Network | None,
+        data: Examples,
+        threat: ThreatModel,
+        name: str,
+        seed: int = 0,
+    ) -> None:
+        x, domain = data.images[:_WITNESSED], domain_of(data)
+        drawn = normal(domain.shape, data.index[:_WITNESSED], seed, _MOVES).to(x)
+        self._net, self._name, self._word = net, name, domain.word
+        self._moved = threat.project(x + threat.eps / 2 * threat.along(drawn.sign()), x, domain)
+        asked, first = copy_of(fresh), net if fresh is None else fresh
+        self._answers = _answer(first, self._moved)
+        if asked is not None:
+            _answer(asked, x)
+            self._compare(_answer(asked, self._moved))
+        self._check_company(first)
+
+    def check(self) -> None:
+        """ValueError where the network itself answers otherwise by now."""
+        self._compare(_answer(self._net, self._moved))
+
+    def _compare(self, answers: Tensor) -> None:
+        if _differ(self._answers, answers):
+            raise ValueError(
+                f"{self._name} remembers: it answers {self._word}s otherwise once it has been asked"
+                " about others, so no attack on it can be repeated; audit it without its memory"
+            )
+
+    def _check_company(self, net: Network) -> None:
+        """Alone, in another order, and beside others: an answer is the image's own."""
+        some = self._moved[:_ALONE]
+        alone = torch.cat([_answer(net, image[None]) for image in some])
+        turned = _answer(net, self._moved.flip(0)).flip(0)
+        if _differ(self._answers[:_ALONE], alone) or _differ(self._answers, turned):
+            raise ValueError(
+                f"{self._name} answers the same {self._word} otherwise in another batch, so its"
+                " accuracy is that of a batch size: a batch norm with batch statistics, or a layer"
+                " across examples; fix its statistics (track_running_stats=True) or take it out"
+            )
+
+
+def copy_of(net: Network | None) -> Network | None:
+    """A deep copy; None where there is none."""
+    try:
+        return copy.deepcopy(net)
+    except Exception:  # whatever a stranger's network raises as a copy
+        return None
+
+
+def _answer(net: Network, x: Tensor) -> Tensor:
+    with torch.no_grad(), evaluating(net), drawing(0, device_of(net)):
+        return in_float(net, x.to(device_of(net))).cpu()
+
+
+def _differ(one: Tensor, other: Tensor) -> bool:
+    """Whether more than rounding does: a jump may flip a unit on a few images."""
+    spread = (one.amax(1) - one.amin(1)).nan_to_num(0.0, 0.0, 0.0)
+    same = ((one - other).abs().amax(1) <= _LOOSE * spread) | (one == other).all(1)
+    return float((~same & one.isfinite().all(1)).double().mean()) > _FLIPPED
 
 
 def check_chance(decisions: Pair[Tensor], labels: Tensor) -> None:

@@ -5,18 +5,24 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from retroact.attacks.fmn import FMN
 from retroact.auditing.attack_run import AttackRun, Conditions, Side
 from retroact.auditing.battery import Battery
 from retroact.auditing.indicators import FirstLook
 from retroact.auditing.numbers import Reading
 from retroact.auditing.subjects import Climb, Subject
 from retroact.crafting.domain import domain_of
+from retroact.crafting.oracle import AccessError
+from retroact.evaluation.evaluate import decided
+from retroact.evaluation.proof import craft_on
+from retroact.spec import show
 
 POINT = 0.01
 """Of accuracy: what controls and doubled attacks may move."""
@@ -24,6 +30,8 @@ RISING = 0.10
 """Of the examples that are broken at eps: what may be robust at a larger one."""
 DEAD = 0.10
 """Of the points: what may be without a gradient."""
+
+_TOLD, _FMN_STEPS = 32, 40
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class Doubts:
     battery: Battery
 
     def find(self, readings: Sequence[Reading], gain: float) -> list[str]:
-        """The reasons, each as a clause."""
+        """The reasons, each as a clause, why the network after a change may be less robust."""
         reasons = [
             *self._find_dead(),
             *self._find_by_controls(),
@@ -46,6 +54,12 @@ class Doubts:
         if self.battery.queries:
             reasons += [*self._find_by_doubling(), *self._find_rising()]
         return [*reasons, *self._find_unbounded()]
+
+    def find_moving(self) -> list[str]:
+        """The reasons why this network may be less robust, by controls and doubling alone: of the
+        one before a change nothing else is asked."""
+        reasons = [*self._find_by_controls()]
+        return reasons + ([*self._find_by_doubling()] if self.battery.queries else [])
 
     @property
     def _climb(self) -> Climb:
@@ -79,10 +93,15 @@ class Doubts:
                 )
 
     def _find_unanswered(self, readings: Sequence[Reading], gain: float) -> Iterator[str]:
-        """A gain beside an alarm counts only where the alarm's remedy was run."""
-        jumps = [r.title for r in readings if r.fired and r.mechanism == "jump"]
-        if jumps and not self.subject.sources and gain > 0:
-            yield f"{' and '.join(jumps)} fired and no kernel answers it: give surrogate="
+        """A gain beside an alarm counts only where an attack that answers it broke what the others
+        had left."""
+        blind = [r.title for r in readings if r.fired and r.mechanism != "saturation"]
+        if gain <= 0 or not blind:
+            return
+        answers = [a for a in self.side.attacks if a.kernel]
+        if not any(a.broken for a in answers):
+            tried = "nothing that was derived answers it" if answers else "no kernel answers it"
+            yield f"{' and '.join(blind)} fired and {tried}: give surrogate="
 
     def _find_by_doubling(self) -> Iterator[str]:
         sample = self._some(self.side.verified, self.battery.sample)
@@ -134,6 +153,28 @@ class Doubts:
     def _some(self, which: NDArray[np.bool_], at_most: int) -> Some | None:
         rows = torch.from_numpy(np.flatnonzero(which)[:at_most])
         return Some.of(self.under, rows) if len(rows) else None
+
+
+def find_telling(subject: Subject, side: Side, under: Conditions) -> str:
+    """The threat at which half of the first right examples would be robust, by the nearest
+    adversarial example that FMN finds for each: where a threat is so strong that nothing is. Empty
+    where none is found."""
+    rows = torch.from_numpy(np.flatnonzero(side.clean)[:_TOLD])
+    climb = subject.through(subject.source(side.kernel))
+    if not len(rows):
+        return ""
+    data = under.data
+    how: dict[str, Any] = {"source": climb.source, "domain": domain_of(data), "seed": under.seed}
+    examples = data.images[rows], data.labels[rows], data.index[rows]
+    try:
+        (crafted,) = craft_on(climb.on, FMN(_FMN_STEPS), *examples, [under.threat], **how)
+    except (AccessError, ValueError):
+        return ""
+    hit = decided(crafted.logits, attacked=True) != data.labels[rows]
+    sizes = under.threat.size(crafted.outcome.x_adv - data.images[rows])[hit]
+    if not len(sizes) or not float(sizes.median()) < under.threat.eps:
+        return ""
+    return show(replace(under.threat, eps=float(f"{float(sizes.median()):.2g}")))  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)

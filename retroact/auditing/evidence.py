@@ -109,7 +109,9 @@ def keep(
     for who, side in zip(SIDES, audit.sides, strict=True):
         kept.write(side, folder / f"{who}.safetensors")
         _write_whole(side, folder / f"{who}.pt")
-    origins = networks or Pair(*map(Origin.of, audit.names))
+    named = networks or Pair(*map(Origin.of, audit.names))
+    draws = audit.pedigree.draws or (0, 0)
+    origins = [replace(origin, draws=n) for origin, n in zip(named, draws, strict=True)]
     about = {
         "format": FORMAT,
         "networks": dict(zip(SIDES, map(asdict, origins), strict=True)),

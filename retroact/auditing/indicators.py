@@ -1,9 +1,12 @@
 """Indicators: what a few dozen gradient passes say about why an attack on a network may fail.
 
-Each is a function of two first looks, one at the network after the change and one at it before,
-and gives a value for both; it fires where the difference (or the ratio) passes its threshold.
+Most are functions of two first looks, one at the network after the change and one at it before,
+and give a value for both; such a one fires where the difference (or the ratio) passes its
+threshold. Those of the last group look at one network alone and fire on either, so two networks
+that are blind alike do not hide each other.
 *Saturation*: the loss is flat because logits are huge. *Jump*: the gradient is finite, well scaled
-and wrong. To add an indicator, add a function here.
+and wrong. *Wrong gradient*: the backward pass is not the derivative of the forward pass. *Steps*:
+the network answers alike all around a point. To add an indicator, add a function here.
 
 Thresholds: docs/calibration.md says on which networks they were calibrated, and what they miss
 there.
@@ -26,7 +29,15 @@ from retroact.auditing.verdict import Mechanism
 from retroact.crafting.domain import Domain
 from retroact.crafting.goals import Aim
 from retroact.crafting.losses import LossFunction, cross_entropy, margin
-from retroact.crafting.oracle import Oracle, device_of, evaluating, in_float
+from retroact.crafting.noise import normal
+from retroact.crafting.oracle import (
+    AccessError,
+    Network,
+    Oracle,
+    device_of,
+    evaluating,
+    in_float,
+)
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.proof import Proved
 
@@ -34,7 +45,14 @@ STEPS = 10
 SHARE = 1 / 30
 """Of eps: how long a step is over which a first-order prediction should hold."""
 
+DIRECTIONS = 16
+"""Random directions in which the margin is tried."""
+PARALLEL = 0.99
+"""The smallest cosine of two gradients that are the same but for rounding."""
+
 _CHUNK = 64
+_PROBED = 50  # points at which random directions are tried
+_PROBES = 700_000_001  # streams of their own
 
 
 class FirstLook:
@@ -54,8 +72,10 @@ class FirstLook:
         threat: ThreatModel,
         seed: int = 0,
         domain: Domain | None = None,
+        traced: Network | None = None,
     ) -> None:
         self.domain = Domain(tuple(x.shape[1:])) if domain is None else domain
+        self.traced = traced
         device = device_of(on.network)
         self.network, self.threat, self.seed = on.network, threat, seed
         self._cheap = on.lean
@@ -135,6 +155,57 @@ class FirstLook:
             _share(bad), *(self._nonfinite_in(dtype) for dtype in (torch.bfloat16, torch.float16))
         )
 
+    @cached_property
+    def mismatch(self) -> float:
+        """Share of points at which the gradient of the margin loss is not that of the network's
+        computation, traced anew: their cosine is below `PARALLEL`, or one alone is zero. 0 where no
+        trace was made."""
+        if self.traced is None:
+            return 0.0
+        own = self.uphill.gradient.flatten(1)
+        true = self._gradient(self.x, margin, on=self.traced).gradient.flatten(1)
+        cosine = nn.functional.cosine_similarity(own.double(), true.double(), dim=1, eps=1e-30)
+        lengths = own.norm(dim=1) / true.norm(dim=1)
+        wrong = (cosine < PARALLEL) | (lengths < 0.1) | (lengths > 10)
+        return _share(wrong & ((own != 0) | (true != 0)).any(1))
+
+    @cached_property
+    def probes(self) -> tuple[Tensor, Tensor]:
+        """What random sign directions u say at some of the points, (`DIRECTIONS`, m): the change of
+        the margin loss between x − `SHARE` · eps · u and x + `SHARE` · eps · u, and what the
+        gradient foretells of it."""
+        m = min(len(self.x), _PROBED)
+        gradient, length = self.uphill.gradient[:m].flatten(1), SHARE * self.threat.eps
+        found, foretold, aim = [], [], Aim(self.y[:m])
+        for k in range(DIRECTIONS):
+            drawn = normal(self.domain.shape, self.index[:m], self.seed, _PROBES + k).to(self.x)
+            u = self.threat.along(drawn.sign()) * length
+            up, down = (self.domain.clamp(self.x[:m] + s * u) for s in (1, -1))
+            change = margin(self._logits(up), aim) - margin(self._logits(down), aim)
+            found.append(change)
+            foretold.append((gradient * (up - down).flatten(1)).sum(1))
+        return torch.stack(found), torch.stack(foretold)
+
+    @cached_property
+    def infidelity(self) -> float:
+        """1 less the correlation of what random directions do with what the gradient foretells, the
+        median over the points; 1 where a gradient foretells nothing."""
+        found, foretold = (t.double() - t.double().mean(0) for t in self.probes)
+        spread = found.norm(dim=0) * foretold.norm(dim=0)
+        fidelity = torch.where(
+            spread > 0, (found * foretold).sum(0) / spread.clamp_min(1e-300), 0.0
+        )
+        return float(1 - fidelity.median()) if len(fidelity) else 0.0
+
+    @cached_property
+    def unmoved(self) -> float:
+        """Share of logits that a random step of `SHARE` · eps / 4 leaves exactly as they were."""
+        m = min(len(self.x), _PROBED)
+        drawn = normal(self.domain.shape, self.index[:m], self.seed, _PROBES - 1).to(self.x)
+        step = self.threat.along(drawn.sign()) * (SHARE * self.threat.eps / 4)
+        near = self.domain.clamp(self.x[:m] + step)
+        return _share(self._logits(near) == self._logits(self.x[:m]))
+
     def curves(self) -> Curves:
         """What a page draws: the mean loss along PGD, sorted prediction ratios, the median
         margin."""
@@ -162,16 +233,22 @@ class FirstLook:
         with torch.no_grad(), evaluating(self._cheap):
             return torch.cat([in_float(self._cheap, part) for part in x.split(_CHUNK)])
 
-    def _gradient(self, x: Tensor, loss: LossFunction, rows: Tensor | None = None) -> _Pass:
-        """A pass at the images `x`, which belong to the points `rows` (None: all)."""
+    def _gradient(
+        self,
+        x: Tensor,
+        loss: LossFunction,
+        rows: Tensor | None = None,
+        on: Network | None = None,
+    ) -> _Pass:
+        """A pass at the images `x`, which belong to the points `rows` (None: all), of the network
+        `on` (None: this one). Where it has no gradient, that is zero."""
         self.gradients += 1
         parts, labels = [], self.y if rows is None else self.y[rows]
-        with evaluating(self._cheap):
+        network = self._cheap if on is None else on
+        with evaluating(network):
             for part, y in zip(x.split(_CHUNK), labels.split(_CHUNK), strict=True):
-                aim, oracle = Aim(y), Oracle(self._cheap, len(y))
-                logits, gradient = oracle.gradient(
-                    part, torch.arange(len(y)), partial(loss, aim=aim)
-                )
+                aim, oracle = Aim(y), Oracle(network, len(y))
+                logits, gradient = _look(oracle, part, partial(loss, aim=aim))
                 parts.append(
                     (
                         loss(logits, aim),
@@ -205,6 +282,14 @@ class FirstLook:
         return int(robust.sum()) / len(self.x)
 
 
+def _look(oracle: Oracle, x: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    rows = torch.arange(len(x))
+    try:
+        return oracle.gradient(x, rows, loss)
+    except AccessError:
+        return oracle.logits(x, rows), torch.zeros_like(x)
+
+
 class _Pass(NamedTuple):
     """A forward and a backward pass at m images: the loss (m,), its gradient (m, …), which of
     them fool, and at which a logit or the gradient is NaN or infinite (there the gradient is given
@@ -226,27 +311,38 @@ class Indicator:
     threshold: float
     source: str
     ratio: bool = False
+    absolute: bool = False
 
     def __call__(self, after: FirstLook, before: FirstLook) -> Reading:
         """What the indicator shows on this pair."""
         value, reference = self.function(after, before)
-        fired = self._passes(value, reference)
+        fired, before_fired = self._passes(value, reference), self._passes(reference, value)
         about = inspect.getdoc(self.function) or ""
         beside = (self.threshold, fired, about, self.source, self.ratio)
-        return Reading(self.title, self.mechanism, value, reference, *beside)
+        alone = (self.absolute, self.absolute and before_fired)
+        return Reading(self.title, self.mechanism, value, reference, *beside, *alone)
 
     def _passes(self, value: float, reference: float) -> bool:
+        if self.absolute:
+            return value > self.threshold
         if self.ratio:
             return value > self.threshold * reference
         return value - reference > self.threshold
 
 
 def indicator(
-    title: str, mechanism: Mechanism, threshold: float, source: str, *, ratio: bool = False
+    title: str,
+    mechanism: Mechanism,
+    threshold: float,
+    source: str,
+    *,
+    ratio: bool = False,
+    absolute: bool = False,
 ) -> Callable[[Callable[[FirstLook, FirstLook], tuple[float, float]]], Indicator]:
     """Marks a function of two first looks as an indicator; it fires `threshold` above before (or
-    times it)."""
-    return lambda function: Indicator(function, title, mechanism, threshold, source, ratio)
+    times it), or above `threshold` itself, on either network (`absolute`)."""
+    how = (ratio, absolute)
+    return lambda function: Indicator(function, title, mechanism, threshold, source, *how)
 
 
 def indicators() -> list[Indicator]:
@@ -327,6 +423,55 @@ def gradient_fidelity(after: FirstLook, before: FirstLook) -> tuple[float, float
 def falling_loss(after: FirstLook, before: FirstLook) -> tuple[float, float]:
     """Share of PGD steps on never-fooled points after which the loss has fallen."""
     return _falling(*after.climb), _falling(*before.climb)
+
+
+# --------------------------------------------------------------------------- a network by itself
+
+
+@indicator(
+    "no gradient",
+    "wrong gradient",
+    0.02,
+    "Carlini et al. 2019, arXiv:1902.06705",
+    absolute=True,
+)
+def no_gradient(after: FirstLook, before: FirstLook) -> tuple[float, float]:
+    """Share of points at which the margin loss, which nothing saturates, has a gradient of exactly
+    zero, or none at all."""
+    return after.dead, before.dead
+
+
+@indicator(
+    "gradient mismatch",
+    "wrong gradient",
+    0.02,
+    "Athalye et al. 2018, arXiv:1802.00420, section 4",
+    absolute=True,
+)
+def gradient_mismatch(after: FirstLook, before: FirstLook) -> tuple[float, float]:
+    """Share of points at which the backward pass is not the derivative of the computation, traced
+    anew below autograd: parts are detached, or the backward pass was written by hand."""
+    return after.mismatch, before.mismatch
+
+
+@indicator(
+    "random directions",
+    "jump",
+    0.08,
+    "Zimmermann et al. 2022, arXiv:2206.13991; Athalye et al. 2018, arXiv:1802.00420",
+    absolute=True,
+)
+def random_directions(after: FirstLook, before: FirstLook) -> tuple[float, float]:
+    """1 less the correlation of what 16 random steps of eps/30 do to the margin with what its
+    gradient foretells, the median over points."""
+    return after.infidelity, before.infidelity
+
+
+@indicator("equal logits", "steps", 0.05, "Guo et al. 2018, arXiv:1711.00117", absolute=True)
+def equal_logits(after: FirstLook, before: FirstLook) -> tuple[float, float]:
+    """Share of logits that a random step of eps/120 leaves exactly as they were: something between
+    image and logits is rounded."""
+    return after.unmoved, before.unmoved
 
 
 # ----------------------------------------------------------------------------------------- shares

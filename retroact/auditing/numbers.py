@@ -37,7 +37,8 @@ UNNAMED = Pair("", "")
 @dataclass(frozen=True)
 class AttackResult:
     """What one attack of the battery did: of `asked` examples that were robust until then it broke
-    `broken`. `kernel` names the kernel that its gradients went through; empty where none did."""
+    `broken`. `kernel` names the kernel that its gradients went through, empty where none did;
+    `asked_by` the alarms that asked for it."""
 
     title: str
     attack: str
@@ -49,10 +50,11 @@ class AttackResult:
     queries: int
     seconds: float
     kernel: str = ""
+    asked_by: str = ""
 
     def to_json(self) -> Json:
         said = _rename(vars(self), {"broken": "felled"})
-        return {name: value for name, value in said.items() if name != "kernel" or value}
+        return {k: value for k, value in said.items() if k not in ("kernel", "asked_by") or value}
 
     @classmethod
     def from_json(cls, stored: Stored) -> AttackResult:
@@ -62,8 +64,9 @@ class AttackResult:
 @dataclass(frozen=True)
 class Reading:
     """What an indicator showed: its value before the change and after it, and whether it `fired`,
-    above `before + threshold` (`ratio`: `threshold` times `before`). `about` and `source` say what
-    it asks and whose it is."""
+    above `before + threshold` (`ratio`: `threshold` times `before`; `absolute`: `threshold`, and
+    then `fired_before` says the same of the network before). `about` and `source` say what it asks
+    and whose it is."""
 
     title: str
     mechanism: Mechanism
@@ -74,9 +77,12 @@ class Reading:
     about: str = ""
     source: str = ""
     ratio: bool = False
+    absolute: bool = False
+    fired_before: bool = False
 
     def __str__(self) -> str:
         state = "FIRED" if self.fired else "silent"
+        state += ", FIRED before too" if self.fired_before else ""
         return (
             f"{self.title} ({self.mechanism}): {self.value:.3g}, before {self.before:.3g}: {state}"
         )
@@ -116,7 +122,8 @@ class Curves:
 class AuditPedigree:
     """How an audit was run: where, on which forms of the networks, and what it cost. None where an
     older version did not say it. `baseline` is the key of the one that the network before was read
-    from, and its cost with it; empty where it was attacked."""
+    from, and its cost with it; empty where it was attacked. `draws` are those that a randomised
+    network was averaged over, 0 where it is none."""
 
     seed: int
     device: str
@@ -128,6 +135,7 @@ class AuditPedigree:
     forms: Pair[str] | None = None
     left_alone: Mapping[str, int] | None = None
     baseline: str = ""
+    draws: Pair[int] | None = None
 
     def to_json(self) -> Json:
         said = {
@@ -141,12 +149,13 @@ class AuditPedigree:
             "gradients_per_image": list(self.gradients_per_image),
             "seconds": list(self.seconds),
             "baseline": self.baseline or None,
+            "draws": list(self.draws) if self.draws and any(self.draws) else None,
         }
         return {name: value for name, value in said.items() if value is not None}
 
     @classmethod
     def from_json(cls, stored: Stored) -> AuditPedigree:
-        pairs = ("gradients_per_image", "seconds", "forms")
+        pairs = ("gradients_per_image", "seconds", "forms", "draws")
         said: Json = {k: Pair(*v) if k in pairs else v for k, v in stored.items()}
         return cls(**said)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
-from torch import nn
+from torch import Tensor, fx, nn
 
 from retroact.activations.activation import Kernel
 from retroact.activations.per_site import PerSite
@@ -20,14 +20,16 @@ from retroact.activations.piecewise import without_slope
 from retroact.activations.ramp import RELU
 from retroact.auditing.numbers import Pair
 from retroact.crafting.annealed import Annealed
+from retroact.crafting.derived import TraceError, soften, trace_forward
 from retroact.crafting.domain import domain_of
+from retroact.crafting.expectation import Expectation
 from retroact.crafting.oracle import Network, device_of
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples
 from retroact.evaluation.proof import Proved, prove, prove_same
 from retroact.retrofitting.folding import FoldError, fold
 from retroact.retrofitting.sites import sites
-from retroact.retrofitting.surgery import Retrofit, refit, refit_sharing, retrofit
+from retroact.retrofitting.surgery import refit_sharing, retrofit
 
 N = TypeVar("N")
 Schedule = tuple[Kernel, tuple[float, ...]]
@@ -38,6 +40,11 @@ KERNELS: tuple[Schedule, ...] = (
 )
 """Kernels with their beta · kappa from the first steps of an attack to its last: wide, then
 narrow."""
+
+WIDTHS: tuple[tuple[float, ...], ...] = ((1.0, 0.3, 0.1), (1.0,), (0.3,), (0.1,))
+"""Widths of difference quotients, as shares of the spread of what an activation sees: from the
+first steps of an attack to its last, and each alone."""
+_MEASURED = 64  # images on which spreads are measured
 
 OWN_JUMP = "jumprelu"  # what recognition calls a jump that a network's own code makes
 _MANY = 1000  # what an audit asks of an image: always more than a proof costs
@@ -68,7 +75,10 @@ class Subject:
 
     `folded` computes the same without slopes (the net itself where there are none or it does not
     fold); `other` is the network it is compared with; `sources` see a jump in their backward pass.
-    They compute the same, unless they are `foreign`: a user's surrogate.
+    They compute the same, unless they are `foreign`: a user's surrogate. `traced` is the network's
+    own computation (None where it cannot be traced) and `derived` the sources that are made of it,
+    for a network that nobody has described. `alarms` are the titles of the indicators that fired on
+    it, by itself or beside the other.
     """
 
     net: Proved
@@ -76,19 +86,31 @@ class Subject:
     other: Proved
     sources: tuple[Source, ...] = ()
     foreign: bool = False
+    traced: Network | None = None
+    derived: tuple[Source, ...] = ()
+    alarms: tuple[str, ...] = ()
+
+    @property
+    def climbs(self) -> list[Climb]:
+        """What an attack may be run on, the likeliest first: through the kernels of its own spec,
+        or the folded net where it has none; then through differences, and where an alarm fired
+        through all that was derived."""
+        first: list[Source | None] = [*self.sources] or [None]
+        return [self.through(s) for s in (*first, *self.derived[: None if self.alarms else 1])]
 
     def through(self, source: Source | None) -> Climb:
         """What an attack along `source` (None: the folded net) is run on: a source that computes
         the same decides too, which is cheaper; of a `foreign` one only the gradients are taken."""
         if source is None:
             return Climb(self.folded)
-        if self.foreign:
+        if self.foreign and source in self.sources:
             return Climb(self.net, source.make(), source.name)
         return Climb(source.make(), kernel=source.name)
 
     def source(self, kernel: str) -> Source | None:
         """The source with a kernel of this name; None for the name of none."""
-        return next((source for source in self.sources if source.name == kernel), None)
+        every = (*self.sources, *self.derived)
+        return next((source for source in every if source.name == kernel), None)
 
 
 def prepare(
@@ -104,7 +126,7 @@ def prepare(
     are made and proved here, before two threads run them.
 
     `surrogate` is a user's own network to climb in the place of `after`, for a change without a
-    spec.
+    spec. Without `kernels` nothing is derived at all.
     """
     ask = partial(prove, images=data.images, index=data.index, threat=threat)
     domain = domain_of(data)
@@ -116,13 +138,17 @@ def prepare(
     )
     old, new = (_dress_own_jumps(on, data, threat) for on in (old, new))
     folded = _fold(old, data, threat), _fold(new, data, threat)
-    pair = Pair(Subject(old, folded[0], new), Subject(new, folded[1], old))
+    derived = [_derive(on, data, threat) if kernels else _NOTHING for on in (old, new)]
+    pair = Pair(
+        Subject(old, folded[0], new, traced=derived[0][0], derived=derived[0][1]),
+        Subject(new, folded[1], old, traced=derived[1][0], derived=derived[1][1]),
+    )
     if own:
         theirs = Source("your surrogate", partial(_give, own[0]))
         return Pair(pair.before, replace(pair.after, sources=(theirs,), foreign=True))
     return Pair(
-        replace(pair.before, sources=_make_sources(folded[0], folded[1], kernels, data, threat)),
-        replace(pair.after, sources=_make_sources(folded[1], folded[0], kernels, data, threat)),
+        replace(pair.before, sources=_make_sources(folded[0], kernels)),
+        replace(pair.after, sources=_make_sources(folded[1], kernels)),
     )
 
 
@@ -172,6 +198,60 @@ def _give(network: N) -> N:
     return network
 
 
+# -------------------------------------------------------------------------- traced, not described
+
+
+def _derive(
+    on: Proved, data: Examples, threat: ThreatModel
+) -> tuple[Network | None, tuple[Source, ...]]:
+    """What the network computes, traced, and the sources made of it; nothing where it cannot be
+    traced or is not proved to compute the same."""
+    net, images = on.network, data.images[:_MEASURED]
+    dress: Callable[[nn.Module], nn.Module] = _give
+    if isinstance(net, Expectation):
+        dress = partial(Expectation, draws=net.draws, seed=net.seed)
+        net = net.net
+    try:
+        graph = trace_forward(net, images)
+    except TraceError:
+        return None, ()
+    traced, where = dress(graph), (data.images, data.index, threat)
+    if not prove_same(on.network, traced, *where, domain=domain_of(data), gradients=False):
+        return None, ()
+    sources = (Source(_name_widths(w), _Softening(on, graph, images, w, dress)) for w in WIDTHS)
+    return traced, (*sources, Source("trace of its computation", partial(_run_on, on, traced)))
+
+
+_NOTHING: tuple[None, tuple[Source, ...]] = (None, ())
+
+
+def _run_on(on: Proved, lean: Network) -> Proved:
+    return replace(on, lean=lean, form=None, scale=1.0, instead=None)
+
+
+def _name_widths(widths: tuple[float, ...]) -> str:
+    return f"difference quotient, h = {', '.join(f'{w:g}' for w in widths)}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Softening:
+    """Makes the network with differences over one width after the other, from the first on."""
+
+    on: Proved
+    graph: fx.GraphModule
+    images: Tensor
+    widths: tuple[float, ...]
+    dress: Callable[[nn.Module], nn.Module]
+
+    def __call__(self) -> Proved:
+        return _run_on(self.on, self._annealed)
+
+    @cached_property
+    def _annealed(self) -> Network:
+        forms = [self.dress(soften(self.graph, self.images, w)) for w in self.widths]
+        return forms[0] if len(forms) == 1 else Annealed(forms)
+
+
 # ----------------------------------------------------------------------------------------- kernels
 
 
@@ -179,46 +259,14 @@ Smoothing = Callable[[float, Kernel], Any]
 """The activation with a kernel of some sharpness at its jump."""
 
 
-def _make_sources(
-    on: Proved, other: Proved, kernels: Sequence[Schedule], data: Examples, threat: ThreatModel
-) -> tuple[Source, ...]:
-    """Kernels at the jumps of a network; where it has none and the other has, kernels of the same
-    bandwidth at its kinks."""
-    own, others = getattr(on.lean, "retrofit", None), getattr(other.lean, "retrofit", None)
-    if not isinstance(on.lean, nn.Module):
+def _make_sources(on: Proved, kernels: Sequence[Schedule]) -> tuple[Source, ...]:
+    """Kernels at the jumps of a network that a retrofit's spec knows; none where it has no jump."""
+    own = getattr(on.lean, "retrofit", None)
+    if not isinstance(on.lean, nn.Module) or own is None or not own.activation.jump:
         return ()
-    if own is not None and own.activation.jump:
-        smoothing: Smoothing = own.activation.smoothed
-        anneal = partial(_Annealing, on, on.lean, partial(getattr, on, "fallback"), smoothing)
-        return tuple(Source(_name_kernel(*schedule), anneal(schedule)) for schedule in kernels)
-    if others is None or not others.activation.jump:
-        return ()
-    smoothing = partial(others.activation.smoothed, plain=True)
-    kernel, widths = KERNELS[0]
-    soften = partial(_soften, others=others, data=data, neutral=smoothing(widths[0], kernel))
-    soft = soften(on.lean)
-    # shifts, and slopes that did not fold, would be lost
-    how: dict[str, Any] = {"scale": on.scale, "gradients": False, "domain": domain_of(data)}
-    if soft is None or not prove_same(on.network, soft, data.images, data.index, threat, **how):
-        return ()
-    anneal = partial(_Annealing, on, soft, partial(_soften_fallback, on, soften), smoothing)
+    smoothing: Smoothing = own.activation.smoothed
+    anneal = partial(_Annealing, on, on.lean, partial(getattr, on, "fallback"), smoothing)
     return tuple(Source(_name_kernel(*schedule), anneal(schedule)) for schedule in kernels)
-
-
-def _soften_fallback(on: Proved, soften: Callable[..., nn.Module | None]) -> nn.Module | None:
-    return soften(on.fallback)
-
-
-def _soften(net: nn.Module, others: Retrofit, data: Examples, neutral: Any) -> nn.Module | None:
-    """The net with the other one's kernels at kappa = 0, where its own activation has its kink;
-    None where it has no such sites."""
-    if getattr(net, "retrofit", None) is not None:
-        return refit(net, neutral)
-    given = None if getattr(net, "shape", None) is not None else data.images[:2].to(device_of(net))
-    try:
-        return replace(others, activation=neutral)(net, given)
-    except ValueError:
-        return None
 
 
 def _name_kernel(kernel: Kernel, widths: tuple[float, ...]) -> str:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Effect = Literal["GENUINE", "HARMFUL", "NO EFFECT", "INCONCLUSIVE", "ABSTAINED"]
+Effect = Literal[
+    "GENUINE", "HARMFUL", "NO EFFECT", "INCONCLUSIVE", "ABSTAINED", "TOO STRONG A THREAT"
+]
 Claim = Literal["MASKED", "MASKED, WEAK PROTOCOL", "WEAK PROTOCOL", "HONEST"]
 Word = Literal["MASKED", "WEAK PROTOCOL", "HONEST"]
-Mechanism = Literal["saturation", "jump"]
+Mechanism = Literal["saturation", "jump", "wrong gradient", "steps"]
 Comparison = Literal["NOT WEAKER", "WEAKER", "NOT SETTLED"]
 
 WORDS: dict[Claim, tuple[Word, ...]] = {
@@ -36,6 +38,9 @@ MARGIN = 0.05
 """Differences of accuracy smaller than this do not matter, unless the user says otherwise."""
 
 _DRAWS = 10_000
+_NONE = 3  # of any n: the rule of three
+_RARE = 0.05
+_WORTH_A_WORD = 1.0  # points of clean accuracy
 _Z = 1.959964
 
 
@@ -76,6 +81,12 @@ class Counts:
         return self.claimed[0] - self.verified[0]
 
     @property
+    def at_floor(self) -> bool:
+        """Whether so few are robust, on both networks, that it may as well be none: 3 of n, the
+        upper end of the 95 % interval of 0."""
+        return max(self.verified) * self.n <= _NONE
+
+    @property
     def p(self) -> float:
         """McNemar's exact two-sided p."""
         return mcnemar(self.gained, self.lost)
@@ -103,6 +114,8 @@ class Verdict:
     counts: Counts
     doubts: tuple[str, ...] = ()
     needs: int = 0  # examples that would settle an INCONCLUSIVE; 0 elsewhere
+    tells: str = ""  # a threat at which half of the examples would be robust; only at the floor
+    first_look: bool = False  # by the quick battery
 
     @property
     def mechanism(self) -> str:
@@ -118,6 +131,10 @@ class Verdict:
     def masked(self) -> bool:
         """Whether the claimed attack was blinded."""
         return "MASKED" in self.words
+
+    def doubt(self, reason: str) -> Verdict:
+        """The verdict with one more reason to abstain."""
+        return replace(self, effect="ABSTAINED", doubts=(*self.doubts, reason), needs=0)
 
     def compare(self, margin: float = MARGIN) -> Comparison:
         """Whether the change costs less than `margin` of verified accuracy; what is not shown does
@@ -147,9 +164,21 @@ class Verdict:
             f" {100 * c.verified_gain:+.1f} points [{low:+.1f}, {high:+.1f}] (p = {c.p:.2g}, n ="
             f" {c.n})"
         )
+        said += self._say_clean()
         if self.needs:
             said += f"; about n = {self.needs} would settle it"
+        if self.tells:
+            said += f"; {self.tells} would tell"
+        if self.first_look:
+            said += "; a first look, by the quick battery"
         return said + "".join(f"; {doubt}" for doubt in self.doubts)
+
+    def _say_clean(self) -> str:
+        """What the change costs, or gives, where nobody attacks."""
+        before, after = (100 * v for v in self.counts.clean)
+        if abs(after - before) < _WORTH_A_WORD:
+            return ""
+        return f"; clean {before:.1f} -> {after:.1f} %"
 
     def plainly(self, word: str = "image") -> str:
         """The verdict for somebody who is no expert; `word` is what an example is called."""
@@ -164,6 +193,10 @@ class Verdict:
             "INCONCLUSIVE": (
                 f"{c.n} {word}s are too few to tell whether the change does anything "
                 f"(about {self.needs} would): {withstand}"
+            ),
+            "TOO STRONG A THREAT": (
+                f"Nearly every {word} falls on both networks, so this threat cannot tell them apart"
+                f"{f'; {self.tells} would' if self.tells else ''}: {withstand}"
             ),
             "ABSTAINED": (
                 f"No verdict, for the attacks at hand may have missed something: {withstand}"
@@ -188,19 +221,32 @@ class Verdict:
 
 
 def judge(
-    counts: Counts, alarms: Sequence[Mechanism], doubts: Sequence[str] = (), margin: float = MARGIN
+    counts: Counts,
+    alarms: Sequence[Mechanism],
+    doubts: Sequence[str] = (),
+    margin: float = MARGIN,
+    *,
+    doubts_before: Sequence[str] = (),
+    tells: str = "",
+    first_look: bool = False,
 ) -> Verdict:
     """The verdict from the counts, the mechanisms whose alarms fired, and the reasons to abstain.
 
-    GENUINE: the interval of V1 − V0 lies above 0. HARMFUL: below. NO EFFECT: within ± `margin`.
-    INCONCLUSIVE: none of these. Any doubt makes it ABSTAINED but for HARMFUL: what attacks missed
-    after the change could only add to the harm. MASKED: the mirage exceeds `margin` and an alarm
-    fired. WEAK PROTOCOL: the claimed attack overestimates the network before the change by more
-    than `margin`, or the one after it where no alarm says why. Raises ValueError for a margin
-    outside (0, 1).
+    TOO STRONG A THREAT: hardly anything is robust on either network. GENUINE: the interval of
+    V1 − V0 lies above 0, and McNemar's p is at most 0.05. HARMFUL: the interval lies below 0.
+    NO EFFECT: within ± `margin`. INCONCLUSIVE: none of these. A doubt about the network after the
+    change makes it ABSTAINED but for HARMFUL, as what attacks missed there could only add to the
+    harm; one about the network before (`doubts_before`) but for GENUINE, as it could only add to
+    the gain. MASKED: the mirage exceeds `margin` and an alarm fired. WEAK PROTOCOL: the claimed
+    attack overestimates the network before the change by more than `margin`, or the one after it
+    where no alarm says why. Raises ValueError for a margin outside (0, 1).
     """
-    effect = _effect(counts.interval, _check_margin(margin))
-    if doubts and effect != "HARMFUL":
+    effect = _effect(counts.interval, counts.p, _check_margin(margin))
+    heard = {"GENUINE": [*doubts], "HARMFUL": [*doubts_before]}
+    reasons = heard.get(effect, [*doubts, *doubts_before])
+    if counts.at_floor:
+        effect = "TOO STRONG A THREAT"
+    elif reasons:
         effect = "ABSTAINED"
     masked = counts.mirage > margin and bool(alarms)
     weak = counts.overestimate > margin or (counts.mirage > margin and not alarms)
@@ -211,7 +257,8 @@ def judge(
         claim = "WEAK PROTOCOL"
     mechanisms = tuple(dict.fromkeys(alarms)) if masked else ()
     needs = settling(counts, margin) if effect == "INCONCLUSIVE" else 0
-    return Verdict(effect, claim, mechanisms, counts, tuple(doubts), needs)
+    said = tuple(reasons if effect == "ABSTAINED" else doubts)
+    return Verdict(effect, claim, mechanisms, counts, said, needs, tells, first_look)
 
 
 def _check_margin(margin: float) -> float:
@@ -222,10 +269,10 @@ def _check_margin(margin: float) -> float:
     return margin
 
 
-def _effect(interval: tuple[float, float], margin: float) -> Effect:
+def _effect(interval: tuple[float, float], p: float, margin: float) -> Effect:
     low, high = interval
     if low > 0:
-        return "GENUINE"
+        return "GENUINE" if p <= _RARE else "INCONCLUSIVE"
     if high < 0:
         return "HARMFUL"
     return "NO EFFECT" if -margin <= low and high <= margin else "INCONCLUSIVE"
@@ -241,10 +288,15 @@ def settling(counts: Counts, margin: float = MARGIN) -> int:
     gained, lost = counts.gained / counts.n, counts.lost / counts.n
     gain, variance = gained - lost, gained + lost - (gained - lost) ** 2
     n = max(counts.n + 1, math.ceil(_Z**2 * variance / max(abs(gain), margin - abs(gain)) ** 2))
-    while _effect(bootstrap(gained * n, lost * n, n), margin) == "INCONCLUSIVE":
+    while _effect(*_expect(gained, lost, n), margin) == "INCONCLUSIVE":
         n = math.ceil(1.05 * n)
     unit = int(10 ** max(0, math.floor(math.log10(n)) - 1))
     return unit * math.ceil(n / unit)
+
+
+def _expect(gained: float, lost: float, n: int) -> tuple[tuple[float, float], float]:
+    """The interval and the p of n examples, of which such shares are gained and lost."""
+    return bootstrap(gained * n, lost * n, n), mcnemar(round(gained * n), round(lost * n))
 
 
 def mcnemar(gained: int, lost: int) -> float:
@@ -255,6 +307,18 @@ def mcnemar(gained: int, lost: int) -> float:
         raise ValueError(f"expected counts of at least 0, got {gained} and {lost}")
     tail = sum(math.comb(n, i) for i in range(least + 1))
     return float(min(1.0, 2 * tail / 2**n))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """The p values of questions that are asked together, each as large as it must be said
+    (Holm 1979, Scand. J. Statist. 6): the k-th smallest of m times m − k + 1, never below a
+    smaller one's, at most 1."""
+    order, m, largest = sorted(range(len(ps)), key=lambda i: ps[i]), len(ps), 0.0
+    corrected = [0.0] * m
+    for k, i in enumerate(order):
+        largest = max(largest, min(1.0, (m - k) * ps[i]))
+        corrected[i] = largest
+    return corrected
 
 
 def bootstrap(gained: float, lost: float, n: int, draws: int = _DRAWS) -> tuple[float, float]:

@@ -80,6 +80,7 @@ for command in (
     reports.demo,
     listing.list_,
     networks.train,
+    networks.calibrate,
     networks.retrofit,
     networks.tune,
     audits.audit,

@@ -139,7 +139,7 @@ def audit(
         note(f"the network before: {'read from' if result.before.stored else 'kept in'} {baseline}")
     _write(result, pages)  # before anything is printed, so that `| head` does not cost them
     if evidence is not None:
-        origins = _origins(net, weights, activation, sites, also, against, against_weights, draws)
+        origins = _origins(net, weights, activation, sites, also, against, against_weights)
         _write_evidence(result, evidence, origins)
     _print_audit(result.numbers())
     raise typer.Exit(asked.answer(result.verdict))
@@ -288,15 +288,14 @@ def _origins(
     also: list[str] | None,
     against: str | None,
     against_weights: str,
-    draws: int,
 ) -> Pair[Origin]:
     """How the command named both networks."""
     from retroact.auditing.evidence import Origin
     from retroact.auditing.numbers import Pair
 
-    before = Origin(net, weights, draws=draws)
+    before = Origin(net, weights)
     if against is not None:
-        return Pair(before, Origin(against, against_weights, draws=draws))
+        return Pair(before, Origin(against, against_weights))
     return Pair(
         before, replace(before, change=activation or "", sites=sites, also=tuple(also or ()))
     )

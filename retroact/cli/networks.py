@@ -1,4 +1,5 @@
-"""Commands that make a network, or change one: `train`, `retrofit`, `tune`, `harden`, `export`."""
+"""Commands that make a network, or change one: `train`, `calibrate`, `retrofit`, `tune`, `harden`,
+`export`."""
 
 from __future__ import annotations
 
@@ -68,6 +69,38 @@ def train(
     say(f"{name}: {page.accuracy:.2%} of {page.test_n} test images, {page.seconds:.0f} s")
 
 
+MeasuredArgument = Annotated[
+    str, typer.Argument(help='an activation with numbers to measure, such as "MeanSparse(0.2)"')
+]
+SeenOption = Annotated[
+    str, typer.Option("--data", help='training data, such as "mnist/train[:2000]"; never test data')
+]
+NumbersOption = Annotated[
+    Path, typer.Option("--out", help="the file for the numbers (.safetensors)")
+]
+
+
+def calibrate(
+    net: options.Net,
+    activation: MeasuredArgument,
+    data: SeenOption,
+    out: NumbersOption,
+    weights: options.Weights = "",
+    as_json: options.Json = False,
+) -> None:
+    """Measure the numbers that an activation needs; print the activation that has them."""
+    _check_file(out)
+    from retroact.nets.data import data as read
+    from retroact.spec import show
+    from retroact.training.calibrating import calibrate as run
+
+    images = read(data)
+    made = run(load(net, weights, images), activation, images, file=out)
+    if as_json:
+        return print_json({"activation": show(made), "file": str(out), "data": images.name})
+    say(show(made))
+
+
 ActivationArgument = Annotated[str, typer.Argument(help='such as "JumpReLU(kappa=1.0)"')]
 AllowOption = Annotated[
     list[str] | None, typer.Option(help="sites (or globs) that may stay as they are")
@@ -125,7 +158,7 @@ def _clean_accuracies(nets: Mapping[str, nn.Module], images: Images) -> dict[str
 
 
 KindArgument = Annotated[
-    str, typer.Argument(help="the activation to tune: JumpReLU, SReLU, BoundedReLU")
+    str, typer.Argument(help="the activation to tune: JumpReLU, SReLU, what `calibrate` printed")
 ]
 ValidationOption = Annotated[
     str, typer.Option(help='validation data, such as "mnist/validation[:500]"; never test data')
@@ -157,16 +190,14 @@ def tune(
     from retroact.executors import one_thread
     from retroact.experiments.tuning import tune as run
     from retroact.nets.data import data as read
-    from retroact.reading import as_activation
     from retroact.retrofitting.surgery import retrofit
 
     values = None if grid is None else _numbers(grid)
-    cls = type(as_activation(kind))
-    images = read(data)
+    tried, images = _tunable(kind), read(data)
     network = load(net, weights, images)
-    say_left_alone(retrofit(network, cls(), sites=sites, also=also or ()))
+    say_left_alone(retrofit(network, tried, sites=sites, also=also or ()))
     if dry_run:
-        n = len(values if values is not None else getattr(cls, "grid", ()))
+        n = len(values if values is not None else getattr(tried, "grid", ()))
         passes = n * 120 * len(images)
         cost = {"values": n, "images": len(images), "gradients at most": passes}
         return print_result(cost, as_json)
@@ -174,7 +205,7 @@ def tune(
     how |= {"sites": sites, "also": also or ()}
     how |= {"executor": executor_of(executor, workers, default=1)}
     with progress_bar(f"tune {kind}") as progress, one_thread():
-        tuned = run(network, cls, images, threat, **how, progress=progress)
+        tuned = run(network, tried, images, threat, **how, progress=progress)
     _print_tuning(tuned, as_json)
 
 
@@ -183,6 +214,15 @@ def _numbers(grid: str) -> list[float]:
         return [float(v) for v in grid.split(",")]
     except ValueError:
         raise CallError(f'--grid: expected numbers such as "0,0.5,1.0", got {grid!r}') from None
+
+
+def _tunable(kind: str) -> Any:
+    """The class that a text names, or the activation itself where its numbers were measured."""
+    from retroact.activations.measured import Measured
+    from retroact.reading import as_activation
+
+    said = as_activation(kind)
+    return said if isinstance(said, Measured) else type(said)
 
 
 def _print_tuning(tuned: Tuning, as_json: bool) -> None:

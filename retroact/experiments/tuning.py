@@ -9,7 +9,8 @@ smoothed backward pass: an upper bound on what the network withstands. Test data
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 from torch import nn
 
 from retroact.activations.activation import Activation
+from retroact.activations.measured import Measured
 from retroact.attacks.pgd import CLAIMED, PGD
 from retroact.crafting.threat import ThreatModel
 from retroact.doors import checked
@@ -100,7 +102,7 @@ class Tuning:
 @neutral()
 def tune(
     network: str | PathLike[str] | nn.Module,
-    kind: type[Any] | str,
+    kind: type[Any] | Measured | str,
     data: Data,
     threat: Said[ThreatModel],
     *,
@@ -113,7 +115,8 @@ def tune(
     executor: Said[Executor] = SERIAL,
     progress: Callable[[float, int], None] | None = None,
 ) -> Tuning:
-    """Tries each value of the first field of `kind` (an activation class, or its name) on `data`.
+    """Tries each value of the first field of `kind` (an activation class, or its name; for one
+    that needs numbers the activation that `calibrate` gave) on `data`.
 
     `grid` None takes the class's own `grid`; the neutral value, which is the plain network, is put
     first where it is missing. `also` names kinds beyond ReLU that are replaced too, at the neutral
@@ -173,16 +176,18 @@ class _Trial:
 
 def _candidates(kind: Any, grid: Sequence[float] | None) -> list[tuple[Any, float]]:
     knob = _knob_of(kind)
+    make = kind if isinstance(kind, type) else partial(replace, kind)
     values = list(kind.grid if grid is None else grid)
     if not values:
-        raise CallError(f"{kind.__name__} has no values of its own to try; give grid=")
-    neutral = kind().neutral
+        name = kind.__name__ if isinstance(kind, type) else type(kind).__name__
+        raise CallError(f"{name} has no values of its own to try; give grid=")
+    neutral = make().neutral
     if neutral is not None:
         values = [getattr(neutral, knob), *(v for v in values if v != getattr(neutral, knob))]
-    return [(kind(**{knob: v}), float(v)) for v in values]
+    return [(make(**{knob: v}), float(v)) for v in values]
 
 
-def _kind(said: type[Any] | str) -> Any:
+def _kind(said: type[Any] | Measured | str) -> Any:
     """The class that a bare name says; anything else as it is."""
     if not isinstance(said, str):
         return said
@@ -191,8 +196,9 @@ def _kind(said: type[Any] | str) -> Any:
 
 
 def _knob_of(kind: Any) -> str:
-    named = [f.name for f in fields(kind)] if isinstance(kind, type) and is_dataclass(kind) else []
-    if not named or not issubclass(kind, Activation):
+    cls = type(kind) if isinstance(kind, Measured) else kind
+    named = [f.name for f in fields(cls)] if isinstance(cls, type) and is_dataclass(cls) else []
+    if not named or not issubclass(cls, Activation):
         raise CallError(
             f"expected an activation class with a number to tune, such as JumpReLU, got {kind!r}"
         )

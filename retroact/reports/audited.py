@@ -47,6 +47,14 @@ WHY: dict[Mechanism, str] = {
         "The change makes jumps that a gradient does not show, so the usual attack walks in wrong"
         " directions; an attack that is told where the jumps are finds its way again."
     ),
+    "wrong gradient": (
+        "The gradient that the network gives is not the derivative of what it computes, or it gives"
+        " none; an attack that follows the computation itself finds its way again."
+    ),
+    "steps": (
+        "Something between image and scores is rounded, so a small step changes nothing and the"
+        " usual attack stands still; an attack that looks a little farther moves again."
+    ),
 }
 
 

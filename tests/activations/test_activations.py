@@ -12,8 +12,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from retroact.activations.activation import Activation
+from retroact.activations.kwta import KWTA
+from retroact.activations.mean_sparse import MeanSparse
 from retroact.activations.per_site import PerSite
 from retroact.activations.piecewise import BoundedReLU, JumpReLU, ReLU, SReLU
+from retroact.activations.polynomial import Polynomial
+from retroact.activations.quantized import QuantizedReLU
 from retroact.activations.ramp import Ramp
 from retroact.activations.shifted import ShiftedReLU
 from retroact.activations.site import Site
@@ -41,7 +45,18 @@ smooth = st.one_of(
     st.sampled_from([Sigmoid(), Tanh(), Softsign(), Softplus()]),
 )
 kernels = st.sampled_from(["sigmoid", "rectangle"])
-single = st.one_of(piecewise, smooth, st.builds(Surrogate, piecewise, positive, kernels))
+jumping = st.one_of(
+    st.builds(QuantizedReLU, st.integers(1, 8), positive),
+    st.builds(KWTA, st.floats(0.01, 1.0)),
+    st.just(MeanSparse(0.0)),
+)
+single = st.one_of(
+    piecewise,
+    smooth,
+    jumping,
+    st.builds(Polynomial, positive),
+    st.builds(Surrogate, piecewise | jumping, positive, kernels),
+)
 activations = st.one_of(
     single, st.lists(single, min_size=1, max_size=4).map(lambda a: PerSite(tuple(a)))
 )
@@ -60,7 +75,7 @@ class TestLaws:
         assert pickle.loads(pickle.dumps(activation)) == activation
         assert isinstance(activation, Activation)
 
-    @given(piecewise, caps)
+    @given(piecewise | st.just(MeanSparse(0.2)), caps)
     def test_the_neutral_value_is_the_sites_own_activation_bit_for_bit(
         self, activation, cap: float
     ) -> None:
@@ -72,7 +87,7 @@ class TestLaws:
         assert activation.neutral.neutral == activation.neutral
         assert not activation.neutral.jump
 
-    @given(piecewise, positive, kernels)
+    @given(piecewise | jumping, positive, kernels)
     def test_a_surrogate_has_the_same_bits(self, activation, beta: float, kernel: str) -> None:
         assert same_bits(activation.surrogate(beta, kernel)(Z), activation(Z))
 

@@ -24,7 +24,7 @@ SATURATION = [
     "flat loss",
     "non-finite",
 ]
-JUMP = ["gradient fidelity", "falling loss"]
+JUMP = ["gradient fidelity", "falling loss", "random directions"]
 
 
 @cache

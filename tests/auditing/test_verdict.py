@@ -5,14 +5,19 @@ import math
 import numpy as np
 import pytest
 
-from retroact.auditing.verdict import Counts, bootstrap, count, judge, mcnemar, settling
+from retroact.auditing.verdict import Counts, bootstrap, count, holm, judge, mcnemar, settling
 
 
 def counts(
-    n: int, gained: int, lost: int, base: int = 0, claimed: tuple[float, float] | None = None
+    n: int,
+    gained: int,
+    lost: int,
+    base: int | None = None,
+    claimed: tuple[float, float] | None = None,
 ) -> Counts:
-    """Of n examples `base` are robust on both networks, `gained` after the change alone, `lost`
-    before it alone; an honest claim."""
+    """Of n examples `base` are robust on both networks (10 where there are so many), `gained` after
+    the change alone, `lost` before it alone; an honest claim."""
+    base = min(10, n - gained - lost) if base is None else base
     verified = (base + lost) / n, (base + gained) / n
     return Counts(n, (1.0, 1.0), verified if claimed is None else claimed, verified, gained, lost)
 
@@ -150,6 +155,46 @@ def test_any_doubt_makes_it_abstain_and_is_said():
 def test_harm_stands_whatever_the_attacks_missed():
     verdict = judge(counts(300, 5, 40), [], ["Square broke 9 of 64"])
     assert verdict.effect == "HARMFUL" and "Square broke 9 of 64" in str(verdict)
+
+
+def test_a_doubt_about_the_network_before_spares_only_a_gain():
+    doubt = ["Square broke 9 of 64"]
+    assert judge(counts(300, 40, 5), [], doubts_before=doubt).effect == "GENUINE"
+    for gained, lost in [(5, 40), (0, 0), (40, 40)]:
+        verdict = judge(counts(300, gained, lost), [], doubts_before=doubt)
+        assert verdict.effect == "ABSTAINED" and doubt[0] in str(verdict)
+
+
+@pytest.mark.parametrize(("robust", "floor"), [((0, 0), True), ((3, 2), True), ((4, 0), False)])
+def test_where_hardly_anything_is_robust_the_threat_is_too_strong(robust, floor):
+    before, after = robust
+    base = min(robust)
+    some = counts(200, after - base, before - base, base)
+    verdict = judge(some, [], tells="Linf(0.02)")
+    assert (verdict.effect == "TOO STRONG A THREAT") == floor
+    if floor:
+        assert "Linf(0.02) would tell" in str(verdict)
+        assert verdict.plainly("row").startswith("Nearly every row falls on both")
+
+
+def test_a_gain_that_chance_explains_is_not_genuine():
+    some = counts(30, 6, 0)
+    assert some.p < 0.05 and judge(some, []).effect == "GENUINE"
+    few = counts(100, 5, 0)
+    assert few.p > 0.05 and judge(few, []).effect != "GENUINE"
+
+
+def test_what_a_change_costs_where_nobody_attacks_is_said():
+    some = counts(300, 40, 5)
+    assert "clean" not in str(judge(some, []))
+    costly = Counts(300, (0.55, 0.49), some.claimed, some.verified, 40, 5)
+    assert "clean 55.0 -> 49.0 %" in str(judge(costly, []))
+    assert "first look" in str(judge(some, [], first_look=True))
+
+
+def test_questions_that_are_asked_together_are_corrected_together():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1.0, 1.0] and holm([0.04]) == [0.04] and holm([]) == []
 
 
 def test_the_margin_is_the_users():

@@ -3,6 +3,7 @@ curve."""
 
 import pytest
 
+import retroact as ra
 from retroact.activations.per_site import PerSite
 from retroact.activations.piecewise import JumpReLU, SReLU
 from retroact.activations.smooth import Tanh
@@ -77,3 +78,14 @@ def test_test_data_is_refused(net, text):
 def test_what_cannot_be_tuned_is_refused(net, kind, options, says):
     with pytest.raises(ValueError, match=says):
         tune(net, kind, data("digits/validation[:10]"), Linf(0.1), **options)
+
+
+def test_one_with_measured_numbers_keeps_them(net):
+    made = ra.calibrate(net, "MeanSparse(0.2)", "digits/train[:200]")
+    tuned = tune(net, made, data("digits/validation[:30]"), Linf(0.1), grid=[0.4])
+    assert [p.knob for p in tuned.points] == [0.0, 0.4]
+    assert all(p.activation.sha256 == made.sha256 for p in tuned.points)
+    plain = tune(net, JumpReLU, data("digits/validation[:30]"), Linf(0.1), grid=[0.0])
+    assert tuned.points[0].claimed == plain.points[0].claimed, "alpha = 0 is the plain network"
+    with pytest.raises(ValueError, match="MeanSparse.* has no means yet"):
+        tune(net, "MeanSparse", data("digits/validation[:30]"), Linf(0.1))

@@ -8,10 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from retroact.activations.kwta import KWTA
+from retroact.activations.mean_sparse import MeanSparse
 from retroact.activations.per_site import PerSite
 from retroact.activations.piecewise import JumpReLU, SReLU
+from retroact.activations.polynomial import Polynomial
+from retroact.activations.quantized import QuantizedReLU
 from retroact.retrofitting.export import Exported, export
 from retroact.retrofitting.surgery import retrofit
+from retroact.training.calibrating import calibrate
 
 IMAGES = torch.rand(300, 1, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -43,6 +48,21 @@ def test_the_file_agrees_with_torch_on_any_batch(tmp_path, suffix: str, act) -> 
     assert (done.n, done.agreement) == (300, 1.0)
     assert done.max_difference < 1e-4
     assert [p.name for p in tmp_path.iterdir()] == [f"net{suffix}"]
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+@pytest.mark.parametrize(
+    "activation",
+    [QuantizedReLU(3, 2.0), KWTA(0.3), Polynomial(1.0), MeanSparse(0.3)],
+    ids=lambda activation: type(activation).__name__,
+)
+def test_so_does_every_staircase_and_what_is_measured(tmp_path, suffix: str, activation) -> None:
+    if isinstance(activation, MeanSparse):
+        labels = torch.zeros(len(IMAGES), dtype=torch.int64)
+        activation = calibrate(net(), activation, (IMAGES, labels))
+    done = export(retrofit(net(), activation), tmp_path / f"net{suffix}", images=IMAGES)
+    # rounding of floats may lift a unit over a jump
+    assert done.agreement >= 0.99
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from retroact.activations.kwta import KWTA
+from retroact.activations.mean_sparse import MeanSparse
 from retroact.activations.per_site import PerSite
 from retroact.activations.piecewise import BoundedReLU, JumpReLU, ReLU, SReLU
+from retroact.activations.polynomial import Polynomial
+from retroact.activations.quantized import QuantizedReLU
 from retroact.activations.ramp import Ramp
 from retroact.activations.shifted import ShiftedReLU, write_shifts
 from retroact.activations.smooth import Swish
@@ -99,7 +103,9 @@ def net_of(spelling: str) -> Conv:
 
 
 def by_hand(activation, spelling: str) -> Conv:
-    capped = spelling in CAPPED and not isinstance(activation, Swish)  # a swap has no cap
+    capped = spelling in CAPPED and not isinstance(
+        activation, Swish | Polynomial | KWTA
+    )  # a swap has no cap
     cap = 6.0 if capped else float("inf")
 
     def act(z: Tensor) -> Tensor:
@@ -116,14 +122,19 @@ class TestSpellings:
         assert [s.shape for s in found] == [(8, 10, 10), (8, 8, 8), (32,)]
 
     @pytest.mark.parametrize(
-        "neutral", [ReLU(), JumpReLU(0.0), SReLU(1.0), BoundedReLU(), ShiftedReLU()]
+        "neutral",
+        [ReLU(), JumpReLU(0.0), SReLU(1.0), BoundedReLU(), ShiftedReLU(), MeanSparse(0.0)],
     )
     def test_the_neutral_value_gives_the_same_bits(self, spelling: str, neutral) -> None:
         net = net_of(spelling)
         assert torch.equal(retrofit(net, neutral, example=IMAGES)(IMAGES), net(IMAGES))
 
     @pytest.mark.parametrize(
-        "activation", [JumpReLU(0.3), SReLU(4.0), BoundedReLU(0.5), Swish(2.0)]
+        "activation",
+        [
+            *(JumpReLU(0.3), SReLU(4.0), BoundedReLU(0.5), Swish(2.0), Polynomial(1.0)),
+            *(KWTA(0.3), QuantizedReLU(3, 2.0), QuantizedReLU(3, 2.0).surrogate(2.0)),
+        ],
     )
     def test_logits_and_gradients_are_those_of_a_net_written_by_hand(
         self, spelling, activation

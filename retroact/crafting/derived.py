@@ -1,0 +1,275 @@
+"""A network's computation, traced anew, with derivatives of our own.
+
+    same = trace_forward(net, x)        # what it computes, whatever its backward pass says
+    soft = soften(same, x, width=0.3)   # finite differences in the place of derivatives
+
+Attacks climb the derivative that a network gives; nothing says that it is the derivative of what it
+computes. A trace below autograd, of the forward pass alone, holds no backward pass of anybody's
+own, no detached part, and no branch that is taken only while gradients are recorded. What is left
+is flat or jumps (rounding, thresholds, staircases) in chains of elementwise calls: there the
+derivative becomes the mean of (f(z + qs) − f(z − qs)) / 2qs over a few q, with s a share of the
+spread of z, which sees what lies within reach of a step and not only at the point itself (Athalye
+et al. 2018, arXiv:1802.00420, section 4.1; Tramèr et al. 2020, arXiv:2002.08347).
+"""
+
+from __future__ import annotations
+
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from retroact.crafting.oracle import Network, device_of, dtype_of, evaluating
+from retroact.doors import logits_in
+
+_AT = (0.25, 0.5, 1.0, 1.5)  # q: differences over several widths at once
+_BATCH = 17  # images of a trace: no other size of a network is likely to be the same
+_TRACING = threading.RLock()  # a trace sees what other threads compute meanwhile
+_ATEN = torch.ops.aten
+
+
+class TraceError(ValueError):
+    """A network whose computation cannot be traced."""
+
+
+def trace_forward(network: Network, x: Tensor) -> fx.GraphModule:
+    """What `network` computes of images like `x` (n, …), as a graph of torch's own operations.
+
+    Its logits are those of `in_float`; its derivative is that of these operations. Weights are
+    shared, not copied. Raises TraceError where its code leaves torch, or depends on the values that
+    it sees.
+    """
+    sample = x[torch.arange(_BATCH) % len(x)].to(device_of(network))
+
+    dtype = dtype_of(network) or x.dtype
+
+    def forward(images: Tensor) -> Tensor:
+        logits = logits_in(network(images.to(dtype, copy=True)), len(images))
+        return logits.float() if logits.dtype.itemsize < 4 else logits.clone()
+
+    with _TRACING, torch.no_grad(), evaluating(network), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            # twice: functorch refuses a backward pass of somebody's own, which the first drops
+            graph = _trace(torch.func.functionalize(_trace(forward, sample)), sample)
+        except Exception as e:  # whatever a stranger's code raises on a tensor that has no values
+            raise TraceError(
+                f"this network cannot be traced: {str(e).partition(chr(10))[0]}"
+            ) from e
+    for node in graph.graph.nodes:
+        if node.op == "call_function" and node.target in _PASSED_ON:
+            node.target, node.args, node.kwargs = _ATEN.clone.default, node.args[:1], {}
+    graph.recompile()
+    return graph
+
+
+def _trace(forward: Callable[[Tensor], Tensor], x: Tensor) -> fx.GraphModule:
+    traced = make_fx(forward, tracing_mode="symbolic", _allow_non_fake_inputs=True)(x)
+    assert isinstance(traced, fx.GraphModule)
+    return traced
+
+
+_PASSED_ON = {_ATEN.detach.default, _ATEN.alias.default, _ATEN.lift_fresh_copy.default}
+"""What would cut the graph, or stands in its way, and changes no value."""
+
+
+def soften(graph: fx.GraphModule, x: Tensor, width: float) -> fx.GraphModule:
+    """`graph` with the derivative of each chain of elementwise calls that is not affine taken as
+    differences over `width` times the spread of what the chain begins with, on the images `x`.
+
+    The values that it computes are the same. Chains end where a call mixes entries.
+    """
+    soft = fx.GraphModule(graph, _copy(graph.graph))
+    chains = list(_find_chains(soft.graph))
+    spreads = _measure(soft, [base for chain in chains for base in chain.bases], x)
+    for number, chain in enumerate(chains):
+        steps = [width * spreads[base] for base in chain.bases]
+        if all(step > 0 for step in steps):
+            _replace(soft, chain, steps, f"chain_{number}")
+    soft.graph.eliminate_dead_code()
+    soft.graph.lint()
+    soft.recompile()
+    return soft
+
+
+def _copy(graph: fx.Graph) -> fx.Graph:
+    copy, at = fx.Graph(), dict[fx.Node, fx.Node]()
+    for node in graph.nodes:
+        at[node] = copy.node_copy(node, lambda n: at[n])
+    return copy
+
+
+# ------------------------------------------------------------------------------------------- chains
+
+
+@dataclass(frozen=True)
+class _Chain:
+    """Elementwise calls that lead from `bases` to the node `end`."""
+
+    end: fx.Node
+    bases: tuple[fx.Node, ...]
+    calls: tuple[fx.Node, ...]
+
+
+@dataclass
+class _Chains:
+    """The bases of each node that is computed elementwise, and all that depends on the input."""
+
+    bases: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
+    moving: set[fx.Node] = field(default_factory=set)
+
+    def take(self, node: fx.Node) -> None:
+        inputs = [n for n in node.all_input_nodes if n in self.moving]
+        if node.op == "placeholder" or inputs:
+            self.moving.add(node)
+        if not inputs or not _is_elementwise(node):
+            return
+        merged = {base for n in inputs for base in self.bases.get(n, (n,))}
+        several = len({self.bases.get(n, (n,)) for n in inputs if _is_real(n)}) > 1
+        # two that have a derivative each are added or multiplied as always
+        if several and not any(not _is_real(n) for n in inputs):
+            return
+        if all(_shape(base) == _shape(node) and _is_real(base) for base in merged):
+            self.bases[node] = tuple(sorted(merged, key=lambda n: n.name))
+
+
+def _find_chains(graph: fx.Graph) -> Iterator[_Chain]:
+    known = _Chains()
+    for node in graph.nodes:
+        known.take(node)
+    for node, bases in known.bases.items():
+        leaves = any(known.bases.get(user) != bases for user in node.users)
+        if leaves and _is_real(node):
+            calls = tuple(_calls_between(node, bases))
+            if not all(call.target in _AFFINE for call in calls):
+                yield _Chain(node, bases, calls)
+
+
+def _calls_between(end: fx.Node, bases: tuple[fx.Node, ...]) -> list[fx.Node]:
+    """The calls from the bases to the end, and what they need that does not move, in order."""
+    wanted, waiting = {end}, [end]
+    while waiting:
+        for node in waiting.pop().all_input_nodes:
+            if node not in wanted and node not in bases and node.op == "call_function":
+                wanted.add(node)
+                waiting.append(node)
+    return [node for node in end.graph.nodes if node in wanted]
+
+
+def _is_elementwise(node: fx.Node) -> bool:
+    if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+        return False
+    if node.target in _MASKED:
+        mask = node.args[1][0] if isinstance(node.args[1], Sequence) else node.args[1]
+        return (
+            isinstance(mask, fx.Node) and _shape(mask) == _shape(node) and _is_number(node.args[2])
+        )
+    return torch.Tag.pointwise in node.target.tags or node.target in _KEPT
+
+
+_MASKED = {_ATEN.index_put.default}
+_KEPT = {_ATEN.clone.default, _ATEN._to_copy.default}
+_AFFINE = {
+    *_KEPT,
+    *(_ATEN.add.Tensor, _ATEN.add.Scalar, _ATEN.sub.Tensor, _ATEN.sub.Scalar, _ATEN.neg.default),
+    *(_ATEN.mul.Tensor, _ATEN.mul.Scalar, _ATEN.div.Tensor, _ATEN.div.Scalar, _ATEN.rsub.Scalar),
+}
+"""Calls whose own derivative is right; a product or quotient of two that move is never in a chain
+of one base alone but z · z, whose derivative is right too."""
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) or (isinstance(value, fx.Node) and _shape(value) == ())
+
+
+def _is_real(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.dtype.is_floating_point
+
+
+def _shape(node: fx.Node) -> tuple[Any, ...] | None:
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def _measure(graph: fx.GraphModule, bases: Sequence[fx.Node], x: Tensor) -> dict[fx.Node, float]:
+    """The standard deviation of each base over the images `x`."""
+    wanted, spreads = set(bases), {}
+
+    class _Watch(fx.Interpreter):
+        def run_node(self, n: fx.Node) -> Any:
+            value = super().run_node(n)
+            if n in wanted:
+                spreads[n] = float(value.float().std().nan_to_num(0.0, 0.0, 0.0))
+            return value
+
+    with torch.no_grad():
+        _Watch(graph).run(x.to(device_of(graph)))
+    return spreads
+
+
+def _replace(graph: fx.GraphModule, chain: _Chain, steps: list[float], name: str) -> None:
+    """The end of a chain becomes one call that computes it, with differences for its derivative."""
+    inner, at = fx.Graph(), {}
+    outside = [n for call in chain.calls for n in call.all_input_nodes if n not in chain.calls]
+    held = [n for n in dict.fromkeys(outside) if n not in chain.bases]
+    for node in (*chain.bases, *held):
+        at[node] = inner.placeholder(node.name)
+    for call in chain.calls:
+        at[call] = inner.node_copy(call, lambda n: at[n])
+    inner.output(at[chain.end])
+    graph.add_module(name, _Differences(fx.GraphModule(nn.Module(), inner), tuple(steps)))
+    with graph.graph.inserting_before(chain.end):
+        call = graph.graph.call_module(name, (*chain.bases, *held))
+    call.meta = dict(chain.end.meta)
+    chain.end.replace_all_uses_with(call)
+
+
+class _Differences(nn.Module):
+    """A chain: its own values, and differences over `steps`, one for each base, as derivatives."""
+
+    def __init__(self, chain: nn.Module, steps: tuple[float, ...]) -> None:
+        super().__init__()
+        self.chain, self.steps = chain, steps
+
+    def forward(self, *inputs: Any) -> Tensor:
+        bases, held = inputs[: len(self.steps)], inputs[len(self.steps) :]
+        out: Tensor = _Difference.apply(self.chain, self.steps, held, *bases)
+        return out
+
+
+class _Difference(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        chain: Callable[..., Tensor],
+        steps: tuple[float, ...],
+        held: tuple[Any, ...],
+        *bases: Tensor,
+    ) -> Tensor:
+        ctx.chain, ctx.steps, ctx.held = chain, steps, held
+        ctx.save_for_backward(*bases)
+        return chain(*bases, *held).clone()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        bases = ctx.saved_tensors
+        slopes = (_difference(ctx, bases, i) for i in range(len(bases)))
+        return None, None, None, *(gradients[0] * slope for slope in slopes)
+
+
+def _difference(ctx: Any, bases: Sequence[Tensor], i: int) -> Tensor:
+    slope = torch.zeros_like(bases[i])
+    for q in _AT:
+        step = q * ctx.steps[i]
+        up, down = (
+            ctx.chain(*bases[:i], bases[i] + sign * step, *bases[i + 1 :], *ctx.held)
+            for sign in (1, -1)
+        )
+        slope += (up - down) / (2 * step * len(_AT))
+    return slope

@@ -1,0 +1,134 @@
+"""A network's computation traced anew: the same values whatever its backward pass says, and
+differences in the place of derivatives."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import retroact as ra
+from retroact.crafting.derived import TraceError, soften, trace_forward
+
+
+class Negated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return -g
+
+
+class Wrapped(nn.Module):
+    """A function of a network and images, as a stranger writes it."""
+
+    def __init__(self, net: nn.Module, call: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net, self.call = net, call
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.call(self.net, x)
+
+
+def by_decoy(net: nn.Module, x: Tensor) -> Tensor:
+    return net(1 - x) if torch.is_grad_enabled() and x.requires_grad else net(x)
+
+
+def in_place(net: nn.Module, x: Tensor) -> Tensor:
+    z = x * 1.0
+    z[z <= 0.1] = 0
+    return net(z)
+
+
+HIDDEN = {
+    "negated": lambda net, x: net(Negated.apply(x)),
+    "detached": lambda net, x: net(x).detach(),
+    "half detached": lambda net, x: net(0.5 * x + (0.5 * x).detach()),
+    "without a graph": lambda net, x: torch.no_grad()(net)(x),
+    "a decoy": by_decoy,
+}
+FLAT = {
+    "rounded input": lambda net, x: net((x * 255).round() / 255),
+    "rounded logits": lambda net, x: net(x).round(decimals=2),
+    "in place": in_place,
+    "where": lambda net, x: net(torch.where(x > 0.1, x, torch.zeros_like(x))),
+    "straight through": lambda net, x: net(x + ((x * 9).round() / 9 - x).detach()),
+}
+
+
+@pytest.fixture(scope="module")
+def plain() -> nn.Module:
+    return ra.load("digits-cnn").eval()
+
+
+@pytest.fixture(scope="module")
+def x() -> Tensor:
+    return ra.data("digits/validation[:40]").images
+
+
+def slope(net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(net(leaf)[:, 3].sum(), leaf)
+    return gradient
+
+
+@pytest.mark.parametrize("name", [*HIDDEN, *FLAT])
+def test_it_computes_the_same_bits_in_any_batch(plain, x, name):
+    net = Wrapped(plain, (HIDDEN | FLAT)[name])
+    graph = trace_forward(net, x)
+    soft = soften(graph, x, 0.3)
+    with torch.no_grad():
+        for n in (1, 7, 40):
+            assert torch.equal(graph(x[:n]), net(x[:n])) and torch.equal(soft(x[:n]), net(x[:n]))
+
+
+@pytest.mark.parametrize("name", list(HIDDEN))
+def test_its_derivative_is_that_of_what_it_computes(plain, x, name):
+    graph = trace_forward(Wrapped(plain, HIDDEN[name]), x)
+    assert torch.allclose(slope(graph, x), slope(plain, x), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", list(FLAT))
+def test_differences_point_as_the_network_without_its_steps(plain, x, name):
+    soft = soften(trace_forward(Wrapped(plain, FLAT[name]), x), x, 0.3)
+    cosine = nn.functional.cosine_similarity(slope(soft, x).flatten(1), slope(plain, x).flatten(1))
+    assert cosine.median() > 0.8
+    if name in ("rounded input", "rounded logits"):
+        assert (slope(trace_forward(Wrapped(plain, FLAT[name]), x), x) == 0).all()
+
+
+def test_a_difference_is_the_mean_over_four_widths():
+    """Of a step from 0 to 1 at 0: (1 − 0) / 2qs where qs reaches it."""
+
+    class Step(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return (x > 0).float() * 1.0
+
+    x = torch.tensor([[-1.0, 1.0]]).repeat(8, 1)
+    spread = float(x.std())
+    soft = soften(trace_forward(Step(), x), x, 1.0)
+    at = torch.tensor([[0.3 * spread, 1.2 * spread], [9.0, -9.0]])
+    leaf = at.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(soft(leaf).sum(), leaf)
+    reached = [sum(1 / (2 * q * spread) for q in qs) / 4 for qs in ((0.5, 1.0, 1.5), (1.5,))]
+    assert torch.allclose(gradient, torch.tensor([reached, [0.0, 0.0]]), rtol=1e-4)
+
+
+def test_two_that_move_are_added_as_always(plain, x):
+    """A chain has one beginning: a sum of two keeps its own derivative, and weights are shared."""
+    net = Wrapped(plain, lambda net, x: net(x.sin() + x.flip(3).cos()))
+    graph = trace_forward(net, x)
+    assert torch.allclose(slope(graph, x), slope(net, x), rtol=1e-4, atol=1e-6)
+    shared = {p.data_ptr() for p in plain.parameters()}
+    assert shared <= {p.data_ptr() for p in soften(graph, x, 0.1).parameters()}
+
+
+def test_what_leaves_torch_or_depends_on_values_is_refused(plain, x):
+    for call in (
+        lambda net, x: net(torch.from_numpy(x.detach().numpy().copy())),
+        lambda net, x: net(x) if float(x.mean()) > 0.1 else -net(x),
+    ):
+        with pytest.raises(TraceError, match="cannot be traced"):
+            trace_forward(Wrapped(plain, call), x)
