@@ -55,6 +55,7 @@ from retroact.attacks.torchattacks13 import Torchattacks13StepLL as Torchattacks
 from retroact.attacks.torchattacks13 import sloped_relu_accuracy as sloped_relu_accuracy
 from retroact.attacks.trust_region import TrustRegion as TrustRegion
 from retroact.auditing.audit import audit as audit
+from retroact.auditing.verification import verify as verify
 from retroact.checkpoint import load as load
 from retroact.checkpoint import save as save
 from retroact.crafting.attack import Attack as Attack
@@ -97,6 +98,7 @@ from retroact.experiments.tuning import tune as tune
 from retroact.nets.classifier import Classifier as Classifier
 from retroact.nets.data import Images as Images
 from retroact.nets.data import data as data
+from retroact.reports.evidence import write_evidence as write_evidence
 from retroact.reports.report import report as report
 from retroact.retrofitting.export import export as export
 from retroact.retrofitting.folding import fold as fold

@@ -34,7 +34,7 @@ from retroact.nets.classifier import Classifier, Output, sized
 from retroact.nets.tensors import Layout, bare, pack, unpack
 from retroact.retrofitting.installed import Installed
 from retroact.retrofitting.surgery import Retrofit
-from retroact.spec import SpecError, parse, show
+from retroact.spec import CallError, SpecError, parse, show
 
 FORMAT = "1"
 _SHIFTS = "retrofit.shifts."
@@ -80,7 +80,7 @@ def save(net: str | os.PathLike[str] | nn.Module, path: str | Path) -> Path:
 
 def _check_can_be_saved(net: nn.Module, path: Path) -> Classifier:
     if path.suffix != ".safetensors":
-        raise ValueError(
+        raise CallError(
             f"expected a name that ends in .safetensors, got {str(path)!r}; `load` would not read"
             " another"
         )

@@ -51,7 +51,12 @@ C = TypeVar("C")
 T = TypeVar("T")
 
 
-class SpecError(ValueError):
+class CallError(ValueError):
+    """A call that is wrong in its words alone, whatever the network and the data are: another word
+    would do."""
+
+
+class SpecError(CallError):
     """A spec that cannot be: unknown name, unknown field, or a value that its field refuses."""
 
 

@@ -61,6 +61,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reports": {
         "evaluation.metrics",
         "evaluation.record",
+        "auditing.evidence",
         "auditing.numbers",
         "auditing.verdict",
         "experiments.fields",

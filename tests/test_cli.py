@@ -12,9 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from retroact import cli
-from retroact.cli import console
-
 
 def run(*words: str, code: int = 0, cwd=None) -> subprocess.CompletedProcess[str]:
     done = subprocess.run(
@@ -23,26 +20,6 @@ def run(*words: str, code: int = 0, cwd=None) -> subprocess.CompletedProcess[str
     assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr
     return done
-
-
-@pytest.fixture
-def call(tmp_path, monkeypatch, capsys):
-    """Runs a command in this process, in a folder of its own; returns (exit code, stdout,
-    stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def called(*words: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["retroact", *words])
-        monkeypatch.setattr(console, "out", console.Console(width=200))
-        monkeypatch.setattr(console, "err", console.Console(stderr=True, width=200))
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        return code, *capsys.readouterr()
-
-    return called
 
 
 ATTACK = ("attack", "digits-cnn", "PGD(steps=5)", "--threat", "Linf(0.1)", "--data", "digits[:40]")
@@ -398,7 +375,7 @@ def test_a_hardened_network_of_ones_own_is_read_again_by_every_command(call, tmp
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(tmp_path)])
     code, _, err = call("attack", str(tmp_path / "h.safetensors"), "FGSM", *threat, *digits)
-    assert code == 2 and "running" not in err and "ours_here:build --weights" in err
+    assert code == 3 and "running" not in err and "ours_here:build --weights" in err
 
 
 PLAIN = """
@@ -594,22 +571,12 @@ def test_a_source_of_the_same_name_has_the_same_weights_and_a_sweep_pairs_nets_w
             "'0.1' does not belong here; expected a threat model, one of: L",
         ),
         (("retrofit", "digits-cnn", "JumpReLU(1.0)", "--out", "h.pth"), "ends in .safetensors"),
-        ((*ATTACK[:6], "digits[:4000]"), "examples"),
         ((*ATTACK[:6], "digts"), "did you mean 'digits'?"),
         ((*ATTACK, "--activation", "JumpReLU(kappa=nan)"), "nan"),
         ((*ATTACK, "--activation", "JumpReLU(kappa=-1)"), "at least 0"),
-        ((*ATTACK, "--activation", "JumpReLU(kappa=1)", "--sites", "nowhere*"), "nowhere"),
         ((*ATTACK, "--dtype", "float7"), "float7"),
-        ((*ATTACK, "--device", "nonesuch"), "device 'nonesuch' is not here"),
-        ((*ATTACK, "--goal", "Targeted(77)"), "77"),
-        (
-            ("tune", "digits-cnn", "JumpReLU", "--threat", "Linf(0.1)", "--data", "digits"),
-            "nothing is tuned on it",
-        ),
         (("list", "nonsense"), "cannot list 'nonsense'"),
-        (("report", "--store", "none.sqlite"), "no store at none.sqlite"),
         (("train", "nonesuch"), "nonesuch"),
-        (("retrofit", "torch.nn:Identity", "JumpReLU(1.0)"), "example"),
         (("attack",), "Missing argument"),
         (("audit",), "Missing argument 'net'"),
         (("audit", "digits-cnn"), "Missing option '--threat'"),
@@ -619,10 +586,10 @@ def test_a_source_of_the_same_name_has_the_same_weights_and_a_sweep_pairs_nets_w
             (*AUDIT, "--fail-on", "MASKED,DANGEROUS"),
             "DANGEROUS; expected some of: GENUINE, HARMFUL, NO EFFECT",
         ),
+        ((*AUDIT, "--fail-on", " ,"), "names no answer"),
+        ((*AUDIT, "--require", "stronger"), "expected one of: not-weaker"),
         ((*AUDIT, "--claimed", "PDG(steps=5)"), "did you mean PGD?"),
-        ((*AUDIT, "--html", "nowhere/a.html"), "make it first"),
         ((*AUDIT, "--margin", "0"), "--margin"),
-        ((*AUDIT[:4], "Linf(0.6)", *AUDIT[5:]), "expected eps below 0.5"),
         (("selftest", "digits-cnn"), "unexpected extra argument"),
         ((*ATTACK, "--also", "gelu"), "says what an activation replaces"),
         (
@@ -633,7 +600,6 @@ def test_a_source_of_the_same_name_has_the_same_weights_and_a_sweep_pairs_nets_w
             (*ATTACK, "--activation", "JumpReLU(0.5)", "--also", "gleu"),
             "expected kinds of activations",
         ),
-        ((*HARDEN[:-1], "digits"), "is test data"),
         ((*HARDEN, "--keep", "0.9"), "give held="),
         ((*HARDEN, "--learn", "everything"), "everything"),
         (("study", "madry"), "expected one of: jumprelu, srelu"),
@@ -641,9 +607,39 @@ def test_a_source_of_the_same_name_has_the_same_weights_and_a_sweep_pairs_nets_w
         ((*HARDEN, "--out", "h.pt"), "ends in .safetensors"),
     ],
 )
-def test_wrong_input_gets_one_message_with_the_cure_and_leaves_nothing(call, tmp_path, words, says):
+def test_a_wrong_call_gets_one_message_with_the_cure_and_leaves_nothing(
+    call, tmp_path, words, says
+):
     code, _, err = call(*words)
     assert code == 2
+    assert says in err
+    assert not [p for p in tmp_path.iterdir() if p.suffix != ".sqlite"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ((*ATTACK[:6], "digits[:4000]"), "examples"),
+        ((*ATTACK, "--activation", "JumpReLU(kappa=1)", "--sites", "nowhere*"), "nowhere"),
+        ((*ATTACK, "--device", "nonesuch"), "device 'nonesuch' is not here"),
+        ((*ATTACK, "--goal", "Targeted(77)"), "77"),
+        (
+            ("tune", "digits-cnn", "JumpReLU", "--threat", "Linf(0.1)", "--data", "digits"),
+            "nothing is tuned on it",
+        ),
+        (("report", "--store", "none.sqlite"), "no store at none.sqlite"),
+        (("retrofit", "torch.nn:Identity", "JumpReLU(1.0)"), "example"),
+        ((*AUDIT, "--html", "nowhere/a.html"), "make it first"),
+        ((*AUDIT[:4], "Linf(0.6)", *AUDIT[5:]), "expected eps below 0.5"),
+        ((*HARDEN[:-1], "digits"), "is test data"),
+        (("attack", "none.safetensors", *ATTACK[2:]), "no file none.safetensors"),
+        ((*ATTACK[:6], "npz:none.npz"), "there is no such file"),
+        (("list", "nets", "--import", "none_such"), "stand in its folder"),
+    ],
+)
+def test_what_cannot_be_run_says_why_and_leaves_nothing(call, tmp_path, words, says):
+    code, _, err = call(*words)
+    assert code == 3
     assert says in err
     assert not [p for p in tmp_path.iterdir() if p.suffix != ".sqlite"]
 
@@ -698,7 +694,7 @@ def test_nets_in_detail_are_blocks_that_a_narrow_terminal_holds():
     assert "    (fc2): Linear(in_features=64, out_features=10, bias=True)" in block[:20]
 
 
-def test_a_fault_of_the_program_is_no_answer_of_fail_on(call, monkeypatch):
+def test_a_fault_of_the_program_is_no_answer(call, monkeypatch):
     def broken(*_: object, **__: object) -> None:
         raise AssertionError("a fault")
 
@@ -706,13 +702,13 @@ def test_a_fault_of_the_program_is_no_answer_of_fail_on(call, monkeypatch):
     code, _, err = call(
         "audit", "digits-cnn", "JumpReLU(1.0)", "--threat", "Linf(0.1)", "--data", "digits[:20]"
     )
-    assert code == 70 and "AssertionError: a fault" in err
+    assert code == 3 and "AssertionError: a fault" in err
 
 
 def test_colons_are_no_emoji(tmp_path):
     assert (
         "nowhere:x: ModuleNotFoundError"
-        in run("attack", "nowhere:x", *ATTACK[2:], code=2, cwd=tmp_path).stderr
+        in run("attack", "nowhere:x", *ATTACK[2:], code=3, cwd=tmp_path).stderr
     )
 
 
@@ -739,4 +735,4 @@ def test_study_writes_a_page_markdown_and_figures_and_resumes(call, tmp_path):
     assert call(*words, "--facts", "facts.json")[0] == 0
     assert json.loads((tmp_path / "facts.json").read_text())[0]["key"] == "k"
     code, _, err = call(*words, "--facts", "made/srelu.md")
-    assert code == 2 and "expected a JSON list of facts in made/srelu.md" in err
+    assert code == 3 and "expected a JSON list of facts in made/srelu.md" in err

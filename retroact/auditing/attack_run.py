@@ -22,7 +22,6 @@ from retroact.evaluation.evaluate import Examples, decide, decided
 from retroact.evaluation.proof import Crafted, craft_on
 from retroact.spec import show
 
-KEPT = 6  # broken examples per network that are kept for the report
 _APART = 1_000_003  # seeds of fresh starts, out of the way of a user's own
 
 
@@ -40,7 +39,7 @@ class Conditions:
 @dataclass(frozen=True, eq=False)
 class Broken:
     """An example that an attack broke: its row, what it was before and after (…), the class
-    decided, and the attack's title and role."""
+    decided, the attack's title and role, and the attack's `turn` in the battery."""
 
     row: int
     label: int
@@ -49,6 +48,7 @@ class Broken:
     x_adv: NDArray[np.float32]
     by: str
     role: Role
+    turn: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +57,9 @@ class Side:
     claimed attack (`claimed`), under all of them (`verified`), and which attack broke it first
     (`broken_by`, −1: none).
 
-    `kernel` names the one that the battery chose, empty where it needed none. `examples` keeps some
-    rows with their adversarial images.
+    `kernel` names the one that the battery chose, empty where it needed none. `examples` has every
+    example that was broken with its adversarial image, by row, and `data` what was attacked;
+    `stored` is the key of the baseline that all of it was read from.
     """
 
     clean: NDArray[np.bool_]
@@ -68,6 +69,8 @@ class Side:
     attacks: tuple[AttackResult, ...]
     examples: tuple[Broken, ...]
     kernel: str = ""
+    data: Examples | None = None
+    stored: str = ""
 
     @property
     def gradients(self) -> int:
@@ -178,10 +181,8 @@ class AttackRun:
         rows = attempt.rows.numpy()[new]
         self.broken_by[rows] = len(self.attacks)
         self.robust[rows] = False
+        self.examples += [self._describe(attempt, int(i)) for i in np.flatnonzero(new)]
         self.attacks.append(replace(attempt.result, broken=len(rows)))
-        kept = sum(example.by == attempt.result.title for example in self.examples)
-        first = np.flatnonzero(new)[: KEPT - kept]
-        self.examples += [self._describe(attempt, int(i)) for i in first]
         return len(rows)
 
     def _describe(self, attempt: Attempt, i: int) -> Broken:
@@ -195,6 +196,7 @@ class AttackRun:
             attempt.x_adv[i].numpy(),
             attempt.result.title,
             attempt.result.role,
+            len(self.attacks),
         )
 
     def resume(self, side: Side) -> None:
@@ -204,7 +206,7 @@ class AttackRun:
 
     def finish(self, claimed: NDArray[np.bool_], kernel: str = "") -> Side:
         """What came of it; `claimed` are those that were robust under the claimed attack."""
-        # what the claimed attack did not find says more than what it found
-        examples = tuple(sorted(self.examples, key=lambda e: e.role == "claimed")[:KEPT])
+        examples = tuple(sorted(self.examples, key=lambda example: example.row))
         robust, broken_by = self.robust.copy(), self.broken_by.copy()
-        return Side(self.clean, claimed, robust, broken_by, tuple(self.attacks), examples, kernel)
+        facts = self.clean, claimed, robust, broken_by
+        return Side(*facts, tuple(self.attacks), examples, kernel, self._under.data)

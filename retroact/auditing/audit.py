@@ -12,12 +12,14 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 from torch import nn
 
 from retroact.activations.activation import Activation
 from retroact.attacks.pgd import CLAIMED
 from retroact.auditing.attack_run import Conditions, Side
+from retroact.auditing.baseline import StoredSide
 from retroact.auditing.battery import STAGES, VERSION, Battery, Named, battery_of
 from retroact.auditing.checks import NAMES, Witness, check, check_chance, copy_of, is_random
 from retroact.auditing.doubts import Doubts, find_telling
@@ -41,7 +43,7 @@ from retroact.crafting.threat import ThreatModel
 from retroact.doors import checked, whole
 from retroact.evaluation.evaluate import decide, describe, left_alone
 from retroact.evaluation.surroundings import surroundings
-from retroact.executors import SERIAL, Executor, Here, in_order
+from retroact.executors import SERIAL, Executor, Here
 from retroact.ground import neutral
 from retroact.nets.data import Images
 from retroact.reading import (
@@ -147,6 +149,7 @@ def audit(
     margin: float = MARGIN,
     seed: int = 0,
     chunk: int | None = None,
+    baseline: str | Path | None = None,
     executor: Said[Executor] = SERIAL,
     progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
@@ -158,8 +161,9 @@ def audit(
     the claim rests on; `surrogate` a network to climb in the place of `after`, if it has no spec.
     `battery` "quick" runs the decisive attacks only, "thorough" begins anew until nothing more is
     broken. `draws` averages randomised networks over so many (0: as many as it takes).
-    `margin` is the accuracy difference that matters. The `executor` attacks the two, Threads(2)
-    both at once, with the same outcome.
+    `margin` is the accuracy difference that matters. A `baseline` is a file in which the side of
+    `before` is looked up, and stored where it is not there yet. The `executor` attacks the two,
+    Threads(2) both at once, with the same outcome.
 
     Raises ValueError for networks that do not fit each other or the data, decide at chance, that
     remember what they were asked, or decide otherwise in another batch, for a threat without
@@ -186,10 +190,15 @@ def audit(
         under = Conditions(images, radius, check(asked, images, radius), seed, chunk)
         given = KERNELS if kernels is None else kernels
         subjects = prepare(asked.before, asked.after, images, radius, own, given, seed)
-        procedure = _Procedure(asked, subjects, under, spent, attack, where, stages)
+        averaged = draws if drawn[0] else 0
+        stored = StoredSide.of(
+            baseline, prints, under, attack, spent, draws=averaged, kernels=kernels
+        )
+        procedure = _Procedure(asked, subjects, under, spent, attack, where, stages, stored)
         outcome = procedure.run(margin, prints)
         for witness in witnesses:
             witness.check()
+        stored.keep(outcome.before)  # of a network that was seen to be one that can be audited
         return outcome
 
     if draws or not any(drawn):
@@ -257,6 +266,7 @@ class _Procedure:
     claimed: Attack
     executor: Executor
     stages: Here
+    baseline: StoredSide
 
     def run(self, margin: float, fingerprints: Fingerprints) -> Audit:
         """All of them, in order."""
@@ -264,7 +274,8 @@ class _Procedure:
         alarmed = Pair(*(_alarm(s, readings, i) for i, s in enumerate(self.subjects)))
         self.stages()
         with evaluating(*self.nets):  # here, so that neither side switches the other's network back
-            sides = Pair(*in_order(self.executor, self._attack, alarmed))
+            how = self.executor, self._attack, alarmed, self.nets.before, self.under
+            sides = self.baseline.attack(*how)
         if not self.battery.queries and _count(sides).interval[0] > 0:
             # nothing is GENUINE that no control has seen
             after = self.battery.add_controls(sides.after, alarmed.after, self.under)
@@ -336,6 +347,8 @@ class _Procedure:
             forms=Pair(*(str(subject.net) for subject in self.subjects)),
             gradients_per_image=Pair(*(round(s.gradients / len(s.clean), 1) for s in sides)),
             seconds=Pair(*(round(s.seconds, 2) for s in sides)),
+            baseline=sides.before.stored,
+            draws=Pair(*(net.draws if isinstance(net, Expectation) else 0 for net in self.nets)),
             **vars(where),
         )
 

@@ -121,7 +121,9 @@ class Curves:
 @dataclass(frozen=True)
 class AuditPedigree:
     """How an audit was run: where, on which forms of the networks, and what it cost. None where an
-    older version did not say it."""
+    older version did not say it. `baseline` is the key of the one that the network before was read
+    from, and its cost with it; empty where it was attacked. `draws` are those that a randomised
+    network was averaged over, 0 where it is none."""
 
     seed: int
     device: str
@@ -132,6 +134,8 @@ class AuditPedigree:
     threads: int | None = None
     forms: Pair[str] | None = None
     left_alone: Mapping[str, int] | None = None
+    baseline: str = ""
+    draws: Pair[int] | None = None
 
     def to_json(self) -> Json:
         said = {
@@ -144,12 +148,14 @@ class AuditPedigree:
             "versions": self.versions,
             "gradients_per_image": list(self.gradients_per_image),
             "seconds": list(self.seconds),
+            "baseline": self.baseline or None,
+            "draws": list(self.draws) if self.draws and any(self.draws) else None,
         }
         return {name: value for name, value in said.items() if value is not None}
 
     @classmethod
     def from_json(cls, stored: Stored) -> AuditPedigree:
-        pairs = ("gradients_per_image", "seconds", "forms")
+        pairs = ("gradients_per_image", "seconds", "forms", "draws")
         said: Json = {k: Pair(*v) if k in pairs else v for k, v in stored.items()}
         return cls(**said)
 

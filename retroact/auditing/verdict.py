@@ -21,6 +21,7 @@ Effect = Literal[
 Claim = Literal["MASKED", "MASKED, WEAK PROTOCOL", "WEAK PROTOCOL", "HONEST"]
 Word = Literal["MASKED", "WEAK PROTOCOL", "HONEST"]
 Mechanism = Literal["saturation", "jump", "wrong gradient", "steps"]
+Comparison = Literal["NOT WEAKER", "WEAKER", "NOT SETTLED"]
 
 WORDS: dict[Claim, tuple[Word, ...]] = {
     "MASKED": ("MASKED",),
@@ -29,6 +30,9 @@ WORDS: dict[Claim, tuple[Word, ...]] = {
     "HONEST": ("HONEST",),
 }
 """What each claim says, word by word."""
+
+SETTLED: frozenset[str] = frozenset({"GENUINE", "HARMFUL", "NO EFFECT"})
+"""The effects that say which network is the stronger, or that neither is."""
 
 MARGIN = 0.05
 """Differences of accuracy smaller than this do not matter, unless the user says otherwise."""
@@ -92,6 +96,13 @@ class Counts:
         """The bootstrap's 95 % interval of V1 − V0."""
         return bootstrap(self.gained, self.lost, self.n)
 
+    def not_weaker(self, margin: float = MARGIN) -> bool:
+        """Non-inferiority: whether the lower end of the interval of V1 − V0 lies above −`margin`.
+
+        Raises ValueError for a margin outside (0, 1).
+        """
+        return self.interval[0] > -_check_margin(margin)
+
 
 @dataclass(frozen=True)
 class Verdict:
@@ -124,6 +135,17 @@ class Verdict:
     def doubt(self, reason: str) -> Verdict:
         """The verdict with one more reason to abstain."""
         return replace(self, effect="ABSTAINED", doubts=(*self.doubts, reason), needs=0)
+
+    def compare(self, margin: float = MARGIN) -> Comparison:
+        """Whether the change costs less than `margin` of verified accuracy; what is not shown does
+        not pass.
+
+        NOT WEAKER: the counts say so (`Counts.not_weaker`), the effect is one of `SETTLED`, and
+        there is no doubt. WEAKER: else, where the effect is HARMFUL. NOT SETTLED: all others.
+        """
+        if self.counts.not_weaker(margin) and self.effect in SETTLED and not self.doubts:
+            return "NOT WEAKER"
+        return "WEAKER" if self.effect == "HARMFUL" else "NOT SETTLED"
 
     def __str__(self) -> str:
         c = self.counts
@@ -219,11 +241,7 @@ def judge(
     attack overestimates the network before the change by more than `margin`, or the one after it
     where no alarm says why. Raises ValueError for a margin outside (0, 1).
     """
-    if not 0 < margin < 1:
-        raise ValueError(
-            f"expected a margin in (0, 1), the accuracy difference that matters, got {margin}"
-        )
-    effect = _effect(counts.interval, counts.p, margin)
+    effect = _effect(counts.interval, counts.p, _check_margin(margin))
     heard = {"GENUINE": [*doubts], "HARMFUL": [*doubts_before]}
     reasons = heard.get(effect, [*doubts, *doubts_before])
     if counts.at_floor:
@@ -241,6 +259,14 @@ def judge(
     needs = settling(counts, margin) if effect == "INCONCLUSIVE" else 0
     said = tuple(reasons if effect == "ABSTAINED" else doubts)
     return Verdict(effect, claim, mechanisms, counts, said, needs, tells, first_look)
+
+
+def _check_margin(margin: float) -> float:
+    if not 0 < margin < 1:
+        raise ValueError(
+            f"expected a margin in (0, 1), the accuracy difference that matters, got {margin}"
+        )
+    return margin
 
 
 def _effect(interval: tuple[float, float], p: float, margin: float) -> Effect:

@@ -12,10 +12,10 @@ import typer
 from typer.core import TyperGroup
 
 from retroact.cli import attacks, audits, console, listing, networks, reports
+from retroact.cli.codes import COULD_NOT_RUN, EPILOG, STOPPED, WRONG_CALL
 from retroact.cli.named import import_own
+from retroact.spec import CallError
 
-STOPPED = 130  # what a shell expects of a program that Ctrl-C ended
-BROKEN = 70  # of a program with a fault in it (sysexits.h); 1 is an answer of --fail-on
 FORESEEN = (
     ValueError,
     TypeError,
@@ -43,7 +43,7 @@ def _imports_first(words: Sequence[str]) -> list[str]:
         if word == "--import":
             module = next(left, "")
             if not module:
-                raise ValueError("--import needs the name of a module, such as mymodule")
+                raise CallError("--import needs the name of a module, such as mymodule")
             imports += [word, module]
         elif word.startswith("--import="):
             imports.append(word)
@@ -74,6 +74,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    epilog=EPILOG,
 )
 for command in (
     reports.demo,
@@ -83,6 +84,7 @@ for command in (
     networks.retrofit,
     networks.tune,
     audits.audit,
+    audits.verify,
     audits.selftest,
     networks.harden,
     attacks.attack,
@@ -91,7 +93,9 @@ for command in (
     reports.study,
     networks.export,
 ):
-    app.command(command.__name__.rstrip("_"))(command)
+    # those whose code a script reads say what it means
+    codes = EPILOG if command in (audits.audit, audits.verify, audits.selftest) else None
+    app.command(command.__name__.rstrip("_"), epilog=codes)(command)
 
 
 @app.callback()
@@ -101,11 +105,17 @@ def application(imports: ImportOption = None) -> None:
 
 
 def main() -> None:
-    """Runs the command line; every foreseen error is one message with its cure and exit code 2."""
+    """Runs the command line; every foreseen error is one message with its cure, and `codes` says
+    what the exit code means."""
     try:
         code = app(standalone_mode=False)  # typer turns Ctrl-C and Exit into what it returns
     except (KeyboardInterrupt, typer.Abort):
         code = STOPPED
+    except SystemExit as left:
+        code = COULD_NOT_RUN
+        if not isinstance(left.__context__, BrokenPipeError):  # nobody reads on, as after `| head`
+            text = f"error: the network's code ended the program with {left.code!r}"
+            console.note(text, style="red")
     except Exception as error:
         code = _explain(error)
     if code == STOPPED:
@@ -118,15 +128,15 @@ def main() -> None:
 def _explain(error: Exception) -> int:
     """Says what went wrong and how to mend it; returns the exit code."""
     if os.environ.get("RETROACT_DEBUG"):
-        raise error
+        traceback.print_exception(error)
     show = getattr(error, "show", None)  # typer's own errors know how to show themselves
     if callable(show):
         show()
-        return int(getattr(error, "exit_code", 2))
+        return WRONG_CALL
     if isinstance(error, FORESEEN):
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         cures = getattr(error, "__notes__", ())
         console.note(f"error: {'; '.join((text, *cures))}", style="red")
-        return 2
+        return WRONG_CALL if isinstance(error, CallError) else COULD_NOT_RUN
     traceback.print_exception(error)
-    return BROKEN
+    return COULD_NOT_RUN

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from retroact.cli import options
-from retroact.cli.console import note, print_rows, progress_bar, say
+from retroact.cli.codes import FOUND, NOT_SETTLED
+from retroact.cli.console import note, print_json, print_rows, progress_bar, say
 from retroact.cli.named import executor_of, load, say_left_alone
+from retroact.spec import CallError
 
 if TYPE_CHECKING:
     from torch import nn
 
     from retroact.auditing.audit import Audit
-    from retroact.auditing.numbers import AuditNumbers
+    from retroact.auditing.evidence import Origin
+    from retroact.auditing.numbers import AuditNumbers, Pair
+    from retroact.auditing.verdict import Verdict
+    from retroact.auditing.verification import Verification
     from retroact.crafting.threat import ThreatModel
     from retroact.nets.data import Images
 
@@ -44,7 +52,7 @@ DrawsOption = Annotated[
     int, typer.Option(min=0, help="average a randomised network over so many draws")
 ]
 MarginOption = Annotated[
-    float, typer.Option(min=0.001, max=1, help="the difference of accuracy that matters")
+    float, typer.Option(min=0.001, max=0.999, help="the difference of accuracy that matters")
 ]
 WorkersOption = Annotated[
     int | None, typer.Option(min=0, help="2: both networks at once; 0: one per core")
@@ -53,8 +61,30 @@ AgainstWeightsOption = Annotated[str, typer.Option(help="weights of --against, l
 MdOption = Annotated[Path | None, typer.Option(help="write Markdown here")]
 JsonOption = Annotated[Path | None, typer.Option("--json", help="write all numbers here")]
 FailOnOption = Annotated[
-    str, typer.Option(help='exit with 1 on these answers, such as "MASKED,HARMFUL"')
+    str | None,
+    typer.Option(help='exit with 1 on these answers, such as "MASKED,HARMFUL", and with 4 on none'),
 ]
+RequireOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="not-weaker",
+        help=(
+            "exit with 0 only where the change is shown to cost less than --margin of verified"
+            " accuracy, with 1 where it costs more, else with 4"
+        ),
+    ),
+]
+EvidenceOption = Annotated[
+    Path | None,
+    typer.Option(help="folder for every image that fell, page and JSON: for `retroact verify`"),
+]
+BaselineOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="JSON file from which the network before is read, where it is there; else written"
+    ),
+]
+REQUIREMENTS = ("not-weaker",)
 
 
 def audit(
@@ -78,14 +108,20 @@ def audit(
     html: options.Html = None,
     md: MdOption = None,
     json: JsonOption = None,
-    fail_on: FailOnOption = "",
+    fail_on: FailOnOption = None,
+    require: RequireOption = None,
+    evidence: EvidenceOption = None,
+    baseline: BaselineOption = None,
 ) -> None:
     """What a changed network is worth beside the one before: claimed, verified, and why they
     differ."""
     _check(activation, against, also, quick, thorough)
-    answers, pages = _answers(fail_on), {"page": html, "markdown": md, "as_json": json}
+    asked = _Asked.read(fail_on, require, margin)
+    pages = {"page": html, "markdown": md, "as_json": json}
     for path in pages.values():
         options.check_folder(path)
+    options.check_folder(evidence, is_dir=True)
+    options.check_folder(baseline)
 
     from retroact.nets.data import data as read
     from retroact.reading import as_threat
@@ -94,15 +130,19 @@ def audit(
     before = load(net, weights, images)
     after = _after(before, activation, sites, also, images, against, against_weights, net)
     say_left_alone(after)
-    how: dict[str, Any] = {"draws": draws, "margin": margin, "seed": seed}
+    how: dict[str, Any] = {"draws": draws, "margin": margin, "seed": seed, "baseline": baseline}
     how |= {"battery": "quick" if quick else "thorough" if thorough else None}
     how |= {} if claimed is None else {"claimed": claimed}
     where = executor_of(executor, workers, "Threads")
     result = _run(before, after, images, radius, executor=where, **how)
+    if baseline is not None:
+        note(f"the network before: {'read from' if result.before.stored else 'kept in'} {baseline}")
+    _write(result, pages)  # before anything is printed, so that `| head` does not cost them
+    if evidence is not None:
+        origins = _origins(net, weights, activation, sites, also, against, against_weights)
+        _write_evidence(result, evidence, origins)
     _print_audit(result.numbers())
-    _write(result, pages)
-    if answers & {result.verdict.effect, *result.verdict.words}:
-        raise typer.Exit(1)
+    raise typer.Exit(asked.answer(result.verdict))
 
 
 def selftest() -> None:
@@ -125,7 +165,7 @@ def selftest() -> None:
     for check in checks:
         say(str(check), style=None if check.passed else "red")
     if not all(check.passed for check in checks):
-        raise typer.Exit(1)
+        raise typer.Exit(FOUND)
 
 
 def _check(
@@ -136,15 +176,54 @@ def _check(
     thorough: bool,
 ) -> None:
     if (activation is None) == (against is None):
-        raise ValueError(
+        raise CallError(
             'expected either an ACTIVATION, such as "JumpReLU(1.0)", or --against NETWORK'
         )
     options.check_also(also, activation)
     if quick and thorough:
-        raise ValueError("expected --quick or --thorough, got both")
+        raise CallError("expected --quick or --thorough, got both")
 
 
-def _answers(text: str) -> set[str]:
+@dataclass(frozen=True)
+class _Asked:
+    """What a script asks of the verdict: the words that it fails on, and what it requires."""
+
+    fail_on: frozenset[str]
+    require: bool
+    margin: float
+
+    @classmethod
+    def read(cls, fail_on: str | None, require: str | None, margin: float) -> _Asked:
+        if require is not None and require not in REQUIREMENTS:
+            raise CallError(
+                f"--require knows no {require!r}; expected one of: {', '.join(REQUIREMENTS)}"
+            )
+        words = frozenset() if fail_on is None else _answers(fail_on)
+        return cls(words, require is not None, margin)
+
+    def answer(self, verdict: Verdict) -> int:
+        """The exit code; a word that is named is always found, and what is open never passes."""
+        if self.fail_on & {verdict.effect, *verdict.words}:
+            return FOUND
+        if self.require:
+            return self._compare(verdict)
+        return NOT_SETTLED if self.fail_on and verdict.effect in OPEN else 0
+
+    def _compare(self, verdict: Verdict) -> int:
+        said, low = verdict.compare(self.margin), 100 * verdict.counts.interval[0]
+        say(
+            f"{said}: the lower end of the verified difference's interval is {low:+.1f} points,"
+            f" required: above {-100 * self.margin:.1f}, settled and without a doubt",
+            wrap=True,
+        )
+        return {"NOT WEAKER": 0, "WEAKER": FOUND, "NOT SETTLED": NOT_SETTLED}[said]
+
+
+OPEN = frozenset({"INCONCLUSIVE", "ABSTAINED"})
+"""The effects that leave a question of --fail-on unanswered."""
+
+
+def _answers(text: str) -> frozenset[str]:
     """The words of --fail-on, each an effect or a claim."""
     from typing import get_args
 
@@ -152,12 +231,14 @@ def _answers(text: str) -> set[str]:
 
     answers = [*get_args(Effect), *get_args(Word)]
     words = {word.strip().upper() for word in text.split(",") if word.strip()}
+    if not words:
+        raise CallError(f"--fail-on names no answer; expected some of: {', '.join(answers)}")
     if words - set(answers):
-        raise ValueError(
+        raise CallError(
             f"--fail-on knows no {', '.join(sorted(words - set(answers)))}; expected some of:"
             f" {', '.join(answers)}"
         )
-    return words
+    return frozenset(words)
 
 
 def _after(
@@ -197,6 +278,98 @@ def _write(result: Audit, pages: Mapping[str, Path | None]) -> None:
     for form, path in pages.items():
         if path is not None:
             note(f"wrote {write(getattr(audited, form)(result), path)}")
+
+
+def _origins(
+    net: str,
+    weights: str,
+    activation: str | None,
+    sites: str,
+    also: list[str] | None,
+    against: str | None,
+    against_weights: str,
+) -> Pair[Origin]:
+    """How the command named both networks."""
+    from retroact.auditing.evidence import Origin
+    from retroact.auditing.numbers import Pair
+
+    before = Origin(net, weights)
+    if against is not None:
+        return Pair(before, Origin(against, against_weights))
+    return Pair(
+        before, replace(before, change=activation or "", sites=sites, also=tuple(also or ()))
+    )
+
+
+def _write_evidence(result: Audit, folder: Path, networks: Pair[Origin]) -> None:
+    from retroact.reports.evidence import write_evidence
+
+    commands = (
+        shlex.join(["retroact", *sys.argv[1:]]),
+        f"retroact verify {shlex.quote(str(folder))}",
+    )
+    note(f"wrote {write_evidence(result, folder, networks=networks, commands=commands)}")
+
+
+FolderArgument = Annotated[Path, typer.Argument(help="what `audit --evidence` wrote")]
+NetOption = Annotated[
+    str | None,
+    typer.Option(
+        help="the network before (and after, with its change), where the evidence's name is not it"
+    ),
+]
+OtherOption = Annotated[str | None, typer.Option(help="the network after, likewise")]
+OtherDataOption = Annotated[
+    str | None, typer.Option("--data", help="the same images from elsewhere")
+]
+
+
+def verify(
+    folder: FolderArgument,
+    net: NetOption = None,
+    against: OtherOption = None,
+    data: OtherDataOption = None,
+    weights: options.Weights = "",
+    against_weights: AgainstWeightsOption = "",
+    as_json: options.Json = False,
+) -> None:
+    """Judge the adversarial images of an evidence folder again: in ball and box, decided wrongly,
+    as many as the audit says."""
+    from retroact.auditing.evidence import Evidence
+    from retroact.auditing.numbers import Pair
+    from retroact.auditing.verification import judge
+
+    found = Evidence.read(folder)
+    images, said = found.images(data), Pair(net, against)
+    evidence = found.renamed(said, Pair(weights, against_weights))
+    pairs = list(zip(found.networks, evidence.networks, strict=True))
+    others = Pair(*(old.net != new.net for old, new in pairs))
+
+    def load_as_named(name: str, file: str) -> nn.Module:
+        return load(name, file, images, beside=net)
+
+    nets = (evidence.network(i, load_as_named, said) for i in range(2))
+    made = judge(evidence, Pair(*nets), images, others)
+    _print_verification(made, as_json)
+    if not made.holds:
+        raise typer.Exit(FOUND)
+
+
+def _print_verification(made: Verification, as_json: bool) -> None:
+    rows = [
+        {"network": who, "": what, "the audit says": said, "found": found}
+        for who, what, said, found in made.table()
+    ]
+    if as_json:
+        findings = {"findings": made.findings, "notes": made.notes}
+        return print_json({"holds": made.holds, "n": made.counts.n, "counts": rows} | findings)
+    say(f"{made.claims.threat} on {made.claims.data}, n = {made.counts.n}", wrap=True)
+    print_rows(rows)
+    for text in made.notes:
+        say(f"- {text}", wrap=True)
+    for text in made.findings:
+        say(f"! {text}", style="red", wrap=True)
+    say("HOLDS" if made.holds else "DIFFERS", style="bold")
 
 
 def _print_audit(numbers: AuditNumbers) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from retroact.cli import options
 from retroact.cli.console import Row, note, print_json, print_rows, say
+from retroact.spec import CallError
 
 if TYPE_CHECKING:
     from retroact.nets.zoo import Entry
@@ -42,7 +43,7 @@ def list_(
         "store": lambda: _store(store, remove, detail),
     }
     if what not in lists:
-        raise ValueError(f"cannot list {what!r}; expected one of: {', '.join(lists)}")
+        raise CallError(f"cannot list {what!r}; expected one of: {', '.join(lists)}")
     rows = lists[what]()
     if as_json:
         return print_json(rows)

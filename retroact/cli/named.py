@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from retroact.cli.console import note
 from retroact.cli.options import cores
+from retroact.spec import CallError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -91,14 +92,14 @@ def executor_of(
         count = (default if workers is None else workers) or cores()
         return getattr(executors, several)(count) if count > 1 else executors.SERIAL
     if workers is not None:
-        raise ValueError(f"expected --workers or --executor, got both: {workers} and {text}")
+        raise CallError(f"expected --workers or --executor, got both: {workers} and {text}")
     return parse(text, executors.Executor)
 
 
 def files_of(nets: Sequence[str], weights: Sequence[str]) -> list[str]:
     """The file of each network's weights; "" where it has none."""
     if len(weights) not in (0, len(nets)):
-        raise ValueError(
+        raise CallError(
             f"expected one --weights for each of {len(nets)} --net, in their order, got"
             f" {len(weights)}"
         )

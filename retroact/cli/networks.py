@@ -12,6 +12,7 @@ import typer
 from retroact.cli import options
 from retroact.cli.console import print_json, print_result, print_rows, progress_bar, say
 from retroact.cli.named import activation_of, executor_of, load, say_left_alone
+from retroact.spec import CallError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,7 +51,7 @@ def train(
 
     if dry_run:
         if name not in RECIPES:
-            raise ValueError(f"no recipe for {name!r}; expected one of: {', '.join(RECIPES)}")
+            raise CallError(f"no recipe for {name!r}; expected one of: {', '.join(RECIPES)}")
         return print_result({"name": name, "recipe": RECIPES[name], "epochs": epochs}, as_json)
     with progress_bar(f"train {name}") as progress:
         page = run(
@@ -191,7 +192,7 @@ def tune(
     from retroact.nets.data import data as read
     from retroact.retrofitting.surgery import retrofit
 
-    values = None if grid is None else [float(v) for v in grid.split(",")]
+    values = None if grid is None else _numbers(grid)
     tried, images = _tunable(kind), read(data)
     network = load(net, weights, images)
     say_left_alone(retrofit(network, tried, sites=sites, also=also or ()))
@@ -206,6 +207,13 @@ def tune(
     with progress_bar(f"tune {kind}") as progress, one_thread():
         tuned = run(network, tried, images, threat, **how, progress=progress)
     _print_tuning(tuned, as_json)
+
+
+def _numbers(grid: str) -> list[float]:
+    try:
+        return [float(v) for v in grid.split(",")]
+    except ValueError:
+        raise CallError(f'--grid: expected numbers such as "0,0.5,1.0", got {grid!r}') from None
 
 
 def _tunable(kind: str) -> Any:
@@ -322,7 +330,7 @@ def harden(
 def _check_file(path: Path | None) -> None:
     options.check_folder(path)
     if path is not None and path.suffix != ".safetensors":
-        raise ValueError(f"expected a name that ends in .safetensors, got --out {path}")
+        raise CallError(f"expected a name that ends in .safetensors, got --out {path}")
 
 
 def _recipe(learn: str, bf16: bool, numbers: Mapping[str, float | None]) -> Hardening:

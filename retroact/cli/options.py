@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from retroact.spec import CallError
+
 Net = Annotated[str, typer.Argument(help="zoo name, saved file, or package.module:function")]
 Threat = Annotated[
     str, typer.Option(help='such as "Linf(0.3)" or "L2(1.5)"; eps is a radius in pixels')
@@ -65,15 +67,17 @@ def cores() -> int:
 def check_also(also: Sequence[str] | None, *activations: str | None) -> None:
     """Refuses --also where there is no activation that could replace that kind."""
     if also and all(a is None or a.lower() == "none" for a in activations):
-        raise ValueError(
+        raise CallError(
             f"--also {also[0]} says what an activation replaces, and none is given; give one, or"
             " drop it"
         )
 
 
-def check_folder(path: Path | None) -> None:
+def check_folder(path: Path | None, *, is_dir: bool = False) -> None:
     """Says before the work, not after it, that a file cannot be written."""
     if path is not None and not path.absolute().parent.is_dir():
-        raise ValueError(
+        raise FileNotFoundError(
             f"no folder {path.absolute().parent} to write {path.name} into; make it first"
         )
+    if path is not None and is_dir and path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file; expected a folder, or a new name for one")

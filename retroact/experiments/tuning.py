@@ -29,7 +29,7 @@ from retroact.ground import neutral
 from retroact.nets.classifier import sized
 from retroact.reading import Data, Examples, Said, as_activation, as_images, as_module, as_threat
 from retroact.retrofitting.surgery import retrofit
-from retroact.spec import show, take
+from retroact.spec import CallError, show, take
 from retroact.training.learnable import SHARPNESS
 
 ON_MARGIN = PGD(steps=40, loss="margin")
@@ -131,9 +131,7 @@ def tune(
     seed, chunk, _ = checked(seed, chunk)
     _refuse_test_data(data)
     if not 0 < keep <= 1:
-        raise ValueError(
-            f"expected keep in (0, 1], the share of clean accuracy to keep, got {keep}"
-        )
+        raise CallError(f"expected keep in (0, 1], the share of clean accuracy to keep, got {keep}")
     network = sized(network, data.images.shape[1:])
     candidates, kinds = _candidates(kind, grid), tuple(also)
     trial = _Trial(network, data, threat, sites, kinds, seed, chunk)
@@ -182,7 +180,7 @@ def _candidates(kind: Any, grid: Sequence[float] | None) -> list[tuple[Any, floa
     values = list(kind.grid if grid is None else grid)
     if not values:
         name = kind.__name__ if isinstance(kind, type) else type(kind).__name__
-        raise ValueError(f"{name} has no values of its own to try; give grid=")
+        raise CallError(f"{name} has no values of its own to try; give grid=")
     neutral = make().neutral
     if neutral is not None:
         values = [getattr(neutral, knob), *(v for v in values if v != getattr(neutral, knob))]
@@ -201,7 +199,7 @@ def _knob_of(kind: Any) -> str:
     cls = type(kind) if isinstance(kind, Measured) else kind
     named = [f.name for f in fields(cls)] if isinstance(cls, type) and is_dataclass(cls) else []
     if not named or not issubclass(cls, Activation):
-        raise ValueError(
+        raise CallError(
             f"expected an activation class with a number to tune, such as JumpReLU, got {kind!r}"
         )
     return named[0]

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from retroact.doors import IMAGE, Shape, check_batch, check_box, check_labels
 from retroact.nets import arrays, sources
-from retroact.nets.sources import DataError
+from retroact.nets.sources import DataError, NotationError
 from retroact.spec import Within, spec
 
 Split = Literal["test", "validation", "train"]
@@ -64,7 +64,7 @@ class DataSlice:
     def __post_init__(self) -> None:
         _check_name(self.name)
         if self.stop is not None and self.stop <= self.start:
-            raise DataError(
+            raise NotationError(
                 f"{self}: no example lies in [{self.start}:{self.stop}]; expected start < stop"
             )
 
@@ -78,7 +78,7 @@ class DataSlice:
             )
         match = _NOTATION.fullmatch(text.strip())
         if match is None or ("[" in match["name"] and not match["name"].startswith(sources.FILES)):
-            raise DataError(
+            raise NotationError(
                 f'cannot read {text!r} as data; write "mnist", "mnist/train", or "mnist[100:200]"'
             )
         stop = int(match["b"]) if match["b"] else None
@@ -143,7 +143,7 @@ def _check_name(name: str) -> None:
     hint = f"; did you mean {near[0]!r}?" if near else ""
     if Path(name).expanduser().is_dir():
         hint = f'; did you mean the folder "folder:{name}"?'
-    raise DataError(
+    raise NotationError(
         f"unknown data set {name!r}{hint} Known: digits, {', '.join(sources.HUB)}, "
         'any hub id "owner/name", any folder of images "folder:PATH", any file of arrays "npz:PATH"'
     )

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retroact.nets import npz
+from retroact.spec import CallError
 
 HUB = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
 """The hub ids behind the short names."""
@@ -71,6 +72,10 @@ class Cell(TypedDict):
 
 class DataError(ValueError):
     """Data that is not there, cannot be read, or is no set of images with labels."""
+
+
+class NotationError(DataError, CallError):
+    """A text that names no data."""
 
 
 # ------------------------------------------------------------------------------------------ splits

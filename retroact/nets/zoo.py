@@ -40,7 +40,7 @@ from retroact.nets.mobilenet_v2 import MobileNetV2
 from retroact.nets.preact_resnet import PreActResNet18
 from retroact.nets.resnet20 import ResNet20
 from retroact.nets.wide_resnet import WideResNet
-from retroact.spec import SpecError, parse, show, spec
+from retroact.spec import CallError, SpecError, parse, show, spec
 
 PACKAGE_LIMIT = 500_000
 """Bytes of the largest weights file in the wheel; larger ones live in the repository's zoo/, in
@@ -49,6 +49,10 @@ fp16."""
 
 class ZooError(ValueError):
     """A net that is not there, or weights that are not what they should be."""
+
+
+class NameOfNoNetError(ZooError, CallError):
+    """A text that names no net."""
 
 
 class Architecture(Protocol):
@@ -216,7 +220,7 @@ def _folder(name: str) -> Path:
         else ""
     )
     known = ", ".join(sorted({*names(), *NETWORKS}))
-    raise ZooError(
+    raise NameOfNoNetError(
         f"unknown net {name!r}{hint} (known: {known}; your own: package.module:function)"
     )
 
@@ -355,7 +359,7 @@ def _defines(file: Path, name: str) -> bool:
 def _build(where: str) -> nn.Module:
     module, _, function = where.partition(":")
     if not module or not function.isidentifier():
-        raise ZooError(
+        raise NameOfNoNetError(
             f"cannot read {where!r} as a net; write package.module:function, such as"
             " mynets.small:build"
         )

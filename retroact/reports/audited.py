@@ -31,6 +31,9 @@ from retroact.reports import plots
 from retroact.reports.html import render
 from retroact.reports.tables import left_alone, markdown_table
 
+SHOWN = 5
+"""How many of the examples that were broken stand on the page; evidence has them all."""
+
 TONES = {"GENUINE": "good", "HARMFUL": "bad", "HONEST": "good", "MASKED": "bad"}
 """How an answer looks on the page; those that are not here are a warning."""
 
@@ -57,7 +60,7 @@ WHY: dict[Mechanism, str] = {
 
 class Broken(Protocol):
     """An example that an attack broke: what it was before and after (…), its label, what was
-    decided, and the attack's title and role."""
+    decided, and the attack's title, role and turn in the battery."""
 
     @property
     def row(self) -> int: ...
@@ -73,6 +76,8 @@ class Broken(Protocol):
     def by(self) -> str: ...
     @property
     def role(self) -> str: ...
+    @property
+    def turn(self) -> int: ...
 
 
 class Boxed(Protocol):
@@ -85,8 +90,11 @@ class Boxed(Protocol):
 
 
 class Attacked(Protocol):
-    """One network of an audit, as far as a report shows it."""
+    """One network of an audit, as far as a report shows it: which examples are robust (n,), and
+    those that were broken."""
 
+    @property
+    def verified(self) -> NDArray[np.bool_]: ...
     @property
     def examples(self) -> Sequence[Broken]: ...
 
@@ -104,7 +112,7 @@ class Reported(Protocol):
 
 def page(audit: Reported, *, title: str = "retroact audit") -> str:
     """The audit as one self-contained page."""
-    numbers, box = audit.numbers(), audit.domain
+    numbers = audit.numbers()
     rows = table(numbers)
     return render(
         "audit.html",
@@ -119,7 +127,7 @@ def page(audit: Reported, *, title: str = "retroact audit") -> str:
         word=numbers.example,
         panels=_panels(numbers.curves),
         indicators=[_reading(r) for r in numbers.indicators],
-        examples=[[_show(e, box) for e in audit.sides[i].examples] for i in (1, 0)],
+        examples=[_show(audit, *found) for found in deciding(audit)],
         sides=_attacks(numbers),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
@@ -291,12 +299,34 @@ def _reading(reading: Reading) -> dict[str, str]:
     }
 
 
-def _show(example: Broken, box: Boxed) -> dict[str, str | int]:
+def deciding(audit: Reported, most: int = SHOWN) -> list[tuple[int, Broken]]:
+    """The broken examples that decide most, each with the side (0 before, 1 after) that broke.
+
+    First those that are robust on the other network: the verified difference is their count. Of
+    them first those on the side that lost by it; then what the last attacks of the battery broke,
+    as no other did.
+    """
+    weaker = 1 if audit.numbers().gain <= 0 else 0
+
+    def rank(found: tuple[int, Broken]) -> tuple[bool, bool, int, int]:
+        side, example = found
+        differs = bool(audit.sides[1 - side].verified[example.row])
+        return not differs, side != weaker, -example.turn, example.row
+
+    found = [(side, example) for side in (1, 0) for example in audit.sides[side].examples]
+    return sorted(found, key=rank)[:most]
+
+
+def _show(audit: Reported, side: int, example: Broken) -> dict[str, str | int]:
+    box, names = audit.domain, ("before", "after")
     drawn = {
         name: plots.image(entries, box.low, box.high) if plots.is_image(entries) else ""
         for name, entries in (("image", example.image), ("x_adv", example.x_adv))
     }
+    robust = audit.sides[1 - side].verified[example.row]
     return {
+        "fell": f"{names[side]} the change",
+        "beside": f"{'' if robust else 'not '}robust {names[1 - side]} it",
         "row": example.row,
         "label": example.label,
         "decided": example.decided,

@@ -30,6 +30,7 @@ from retroact.ground import neutral
 from retroact.retrofitting.copying import deep_copy
 from retroact.retrofitting.examples import Example, Inputs, example_for
 from retroact.retrofitting.watching import trial
+from retroact.spec import CallError
 
 CHUNK = 256
 
@@ -69,7 +70,7 @@ def export(
     path = Path(path)
     writers = {".pt2": (_write_pt2, _run_pt2), ".onnx": (_write_onnx, _run_onnx)}
     if path.suffix not in writers:
-        raise ValueError(f"expected a file that ends in .pt2 or .onnx, got {str(path)!r}")
+        raise CallError(f"expected a file that ends in .pt2 or .onnx, got {str(path)!r}")
     net = cast(nn.Module, named(net))
     if path.suffix == ".onnx":
         _require_onnx()

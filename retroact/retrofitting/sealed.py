@@ -8,6 +8,7 @@ import torch
 from torch import fx, nn
 
 from retroact.retrofitting.recognition import KINDS
+from retroact.spec import CallError
 
 
 def refuse_what_cannot_be_read(net: nn.Module, also: tuple[str, ...] = ()) -> None:
@@ -40,7 +41,7 @@ def refuse_what_cannot_be_read(net: nn.Module, also: tuple[str, ...] = ()) -> No
     if unknown:
         near = difflib.get_close_matches(unknown[0], KINDS, n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(
+        raise CallError(
             f"also={also}: expected kinds of activations ({', '.join(sorted(KINDS))}), got"
             f" {unknown[0]!r}{hint}"
         )

@@ -21,7 +21,7 @@ from retroact.reading import Said
 from retroact.reports import studied
 from retroact.reports.html import write
 from retroact.reports.studied import Item, Study
-from retroact.spec import take
+from retroact.spec import CallError, take
 from retroact.studies.desk import Desk
 from retroact.studies.earlier import Earlier
 from retroact.studies.published import claims, published
@@ -39,7 +39,7 @@ def items(paper: str) -> list[str]:
     """The names of a paper's items, in the order of the page. Raises ValueError for another
     paper."""
     if paper not in PAPERS:
-        raise ValueError(f"there is no study of {paper!r}; expected one of: {', '.join(PAPERS)}")
+        raise CallError(f"there is no study of {paper!r}; expected one of: {', '.join(PAPERS)}")
     package = importlib.import_module(f"retroact.studies.{paper}")
     names = [
         m.name for m in pkgutil.iter_modules(package.__path__) if m.name.split("_")[0] in KINDS
@@ -87,20 +87,18 @@ def study(
 def _check(paper: str, only: Sequence[str], quick: bool, large: bool, full: Sequence[str]) -> None:
     known = items(paper)
     if full and not quick:
-        raise ValueError(
+        raise CallError(
             "full= names the items of a quick study that are made at full size; without quick="
             " all are"
         )
     if large and not quick:
-        raise ValueError(
+        raise CallError(
             "large= adds the large networks to a quick study; without quick= they are measured"
             " anyway"
         )
     unknown = [name for name in (*only, *full) if name not in known]
     if unknown:
-        raise ValueError(
-            f"{paper} has no item {unknown[0]!r}; expected some of: {', '.join(known)}"
-        )
+        raise CallError(f"{paper} has no item {unknown[0]!r}; expected some of: {', '.join(known)}")
 
 
 def _set_up(

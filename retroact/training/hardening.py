@@ -39,7 +39,17 @@ from retroact.retrofitting.copying import deep_copy
 from retroact.retrofitting.installed import installed
 from retroact.retrofitting.lean import in_channels_last
 from retroact.retrofitting.surgery import retrofit
-from retroact.spec import AtLeast0, Count, Positive, SpecError, UnitInterval, parse, show, spec
+from retroact.spec import (
+    AtLeast0,
+    CallError,
+    Count,
+    Positive,
+    SpecError,
+    UnitInterval,
+    parse,
+    show,
+    spec,
+)
 from retroact.training.learnable import (
     LEARNABLE,
     Learn,
@@ -224,13 +234,11 @@ def _check(net: nn.Module, train: Images, held: Images | None, keep: float) -> N
                 " split"
             )
     if keep and held is None:
-        raise ValueError(
+        raise CallError(
             "keep= is measured on images that are not trained on; give held=, a validation slice"
         )
     if not 0.0 <= keep <= 1.0:
-        raise ValueError(
-            f"expected keep in [0, 1], the share of clean accuracy to keep, got {keep}"
-        )
+        raise CallError(f"expected keep in [0, 1], the share of clean accuracy to keep, got {keep}")
     if installed(net):
         raise ValueError(
             f"the net already carries {show(getattr(net, 'retrofit', None))}; harden the net"
@@ -279,7 +287,7 @@ class _Learner:
     def _prepare(self, part: Learnable) -> nn.Module:
         """The frozen copy in which `part` is learned."""
         if self._also and part.number is None:
-            raise ValueError(
+            raise CallError(
                 f"also={self._also} names activations, and learn={self._recipe.learn!r} learns"
                 " none; drop one of them"
             )

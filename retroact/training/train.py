@@ -142,7 +142,7 @@ def _describe(
 
 def _find(name: str, epochs: int | None) -> tuple[Network, Recipe]:
     if name not in zoo.NETWORKS:
-        raise ZooError(
+        raise zoo.NameOfNoNetError(
             f"there is no recipe for {name!r}; expected one of: {', '.join(zoo.NETWORKS)}"
         )
     recipe = RECIPES[name]

@@ -258,3 +258,14 @@ def test_cells_of_every_rank_are_swept_stored_and_reported(kind, tmp_path, monke
     page = ra.report(store, tmp_path / "page.html").read_text()
     assert "Only images are drawn" in page and "data:image" not in page
     assert "eps, entries of [-2, 5]" in page
+
+
+@kinds
+def test_what_was_broken_is_kept_and_judged_again(kind, tmp_path):
+    made = jumped(kind, "quick")
+    folder = ra.write_evidence(made, tmp_path / "evidence")
+    hard = ra.retrofit(trained(kind), ra.JumpReLU(0.5))
+    how = {"before": trained(kind), "after": hard}
+    assert ra.verify(folder, **how, data=data(kind)).holds
+    found = ra.verify(folder, before=hard, after=trained(kind), data=data(kind))
+    assert not found.holds and len(found.notes) == 2

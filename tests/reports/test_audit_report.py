@@ -33,11 +33,13 @@ class Example:
     x_adv: Any
     by: str
     role: str = "white box"
+    turn: int = 0
 
 
 @dataclass
 class Side:
     examples: list[Example]
+    verified: Any = field(default_factory=lambda: np.ones(80, bool))
 
 
 @dataclass
@@ -217,7 +219,8 @@ def test_the_images_that_were_broken_are_shown_pixel_by_pixel(told):
         np.abs(before / 255 - shown.image[0]).max() < 0.005
         and np.abs(after / 255 - shown.x_adv[0]).max() < 0.005
     )
-    assert re.search(r"7 → <span class=\"wrong\">1</span> by APGD &lt;margin&gt;, 0\.100", text)
+    caption = r"image 5: 7 → <span class=\"wrong\">1</span> after the change, robust before it"
+    assert re.search(caption + r"; moved by 0\.100<div class=.about.>APGD &lt;margin&gt;<", text)
     colours = plots.image(np.stack([np.full((2, 2), v, np.float32) for v in (1.0, 0.5, 0.0)]))
     pixel = (
         Image.open(io.BytesIO(base64.b64decode(colours.split(",")[1])))
@@ -225,6 +228,31 @@ def test_the_images_that_were_broken_are_shown_pixel_by_pixel(told):
         .getpixel((0, 0))
     )
     assert pixel == (255, 127, 0)
+
+
+def broken(row: int, turn: int) -> Example:
+    flat = np.zeros((1, 2, 2), np.float32)
+    return Example(row, 7, 1, flat, flat + 0.1, f"attack {turn}", turn=turn)
+
+
+@pytest.mark.parametrize("gain", [-0.1, 0.1])
+def test_the_examples_that_decide_most_are_on_one_network_alone_and_hard_to_find(told, gain):
+    told.stored |= {"verified": 0.5 + gain, "verified_twin": 0.5}
+    robust = np.ones(80, bool)
+    before = Side([broken(row, row) for row in (1, 2, 3, 9)], robust.copy())
+    after = Side([broken(row, 10 - row) for row in (3, 4, 5, 6)], robust.copy())
+    before.verified[[1, 2, 3, 9]] = False
+    after.verified[[3, 4, 5, 6, 9]] = False  # 9 is wrong without an attack there
+    told.sides = before, after
+    lost, gained = [(1, 4), (1, 5), (1, 6)], [(0, 2), (0, 1)]
+    rows = [(side, example.row) for side, example in audited.deciding(told, 9)]
+    assert rows[:5] == (lost + gained if gain < 0 else gained + lost)
+    assert rows[5:] == ([(1, 3), (0, 9), (0, 3)] if gain < 0 else [(0, 9), (0, 3), (1, 3)])
+    text = audited.page(told)
+    assert text.count(": 7 → <span") == audited.SHOWN and "not robust" not in text
+    after.examples, before.examples = [], [broken(9, 0)]
+    text = audited.page(told)
+    assert "image 9: 7 →" in text and "before the change, not robust after it; moved" in text
 
 
 def test_doubts_and_what_was_not_masked_are_said(told):
@@ -305,7 +333,11 @@ def test_a_real_audit_reports_itself(tmp_path):
     assert (found["verified_twin"], found["verified"]) == counts.verified
     assert [r["title"] for r in found["indicators"] if r["fired"]] == [r.title for r in made.alarms]
     assert all(r["about"] and r["source"] for r in found["indicators"])
-    assert len(re.findall(PNG, text)) == 2 * sum(len(side.examples) for side in made.sides) > 0
+    assert len(re.findall(PNG, text)) == 2 * audited.SHOWN
+    lost = made.before.verified & ~made.after.verified
+    turns = [made.after.broken_by[e.row] for side, e in audited.deciding(made)]
+    assert all(side == 1 and lost[e.row] for side, e in audited.deciding(made))
+    assert turns == sorted(turns, reverse=True) and turns[0] == made.after.broken_by[lost].max()
     for side in made.sides:
         assert all(f"<td>{run.title}<div" in text for run in side.attacks)
 

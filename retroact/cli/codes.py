@@ -1,0 +1,21 @@
+"""The exit codes of the command line: 0 is said of nothing that was not seen to be fine."""
+
+from __future__ import annotations
+
+FOUND = 1
+WRONG_CALL = 2
+COULD_NOT_RUN = 3
+NOT_SETTLED = 4
+STOPPED = 130  # what a shell expects of a program that Ctrl-C ended
+
+EPILOG = """\b
+Exit codes:
+    0  fine
+    1  found: a verdict that --fail-on names, a change that --require finds
+       weaker, a finding of selftest or verify
+    2  a wrong call: the words are wrong, whatever the network and the data
+    3  could not run: a refusal, a missing file, a network that fails
+    4  not settled, under --fail-on or --require: INCONCLUSIVE, ABSTAINED;
+       under --require also TOO STRONG A THREAT
+  130  stopped by Ctrl-C
+"""

@@ -1,0 +1,28 @@
+"""The command line in this process, for every test that calls it."""
+
+import sys
+
+import pytest
+
+from retroact import cli
+from retroact.cli import console
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch, capsys):
+    """Runs a command in this process, in a folder of its own; returns (exit code, stdout,
+    stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def called(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["retroact", *words])
+        monkeypatch.setattr(console, "out", console.Console(width=200))
+        monkeypatch.setattr(console, "err", console.Console(stderr=True, width=200))
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        return code, *capsys.readouterr()
+
+    return called

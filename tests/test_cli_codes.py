@@ -1,0 +1,169 @@
+"""Exit codes: a script that reads them lets nothing pass that was not shown."""
+
+import itertools
+import re
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import typer
+
+from retroact.auditing.verdict import Counts, Effect, Verdict
+from retroact.cli import audits, codes
+from retroact.cli.app import app
+
+QUESTION = ("--threat", "Linf(0.1)", "--data", "digits[:60]", "--quick")
+AUDIT = ("audit", "digits-cnn", "SReLU(100)", *QUESTION)
+ITSELF = ("audit", "digits-cnn", "--against", "digits-cnn", *QUESTION)
+SURE = {"n": 1000, "gained": 0, "lost": 0}  # an interval within half a point of 0
+
+
+def verdict(effect, *, gained=0, lost=0, n=1000, doubts=(), claim="HONEST"):
+    robust = (0.1 + lost / n, 0.1 + gained / n)
+    counts = Counts(n, (1.0, 1.0), robust, robust, gained, lost)
+    return Verdict(effect, claim, (), counts, tuple(doubts))
+
+
+def answer(said, *, fail_on=None, require=None, margin=0.05):
+    return audits._Asked.read(fail_on, require, margin).answer(said)
+
+
+# ------------------------------------------------------------------------------------ of a verdict
+
+
+@pytest.mark.parametrize("effect", get_args(Effect))
+def test_a_word_that_is_named_is_always_found(effect):
+    for require, doubts in itertools.product((None, "not-weaker"), ((), ("a doubt",))):
+        asked = {"fail_on": effect.lower(), "require": require}
+        assert answer(verdict(effect, doubts=doubts), **asked) == 1
+
+
+@pytest.mark.parametrize("claim", ["MASKED", "MASKED, WEAK PROTOCOL"])
+def test_a_claim_is_found_before_the_effect_is_called_open(claim):
+    assert answer(verdict("ABSTAINED", claim=claim), fail_on="MASKED") == 1
+    assert answer(verdict("ABSTAINED", claim="WEAK PROTOCOL"), fail_on="MASKED") == 4
+
+
+def test_what_is_open_passes_no_question_and_is_nothing_where_none_is_asked():
+    for effect in ("INCONCLUSIVE", "ABSTAINED"):
+        assert answer(verdict(effect)) == 0
+        assert answer(verdict(effect), fail_on="HARMFUL") == 4
+        assert answer(verdict(effect), require="not-weaker") == 4
+    for effect in ("GENUINE", "NO EFFECT"):
+        assert answer(verdict(effect), fail_on="HARMFUL") == 0
+        assert answer(verdict(effect), require="not-weaker") == 0
+
+
+def test_a_floor_is_no_answer_to_what_is_required():
+    floor = verdict("TOO STRONG A THREAT", **SURE)
+    assert floor.counts.not_weaker() and floor.compare() == "NOT SETTLED"
+    assert answer(floor, require="not-weaker") == 4
+    assert answer(floor, fail_on="HARMFUL") == 0 == answer(floor)
+
+
+# --------------------------------------------------------------------------------- non-inferiority
+
+
+@pytest.mark.parametrize(
+    ("effect", "gained", "lost", "margin", "doubts", "said"),
+    [
+        ("NO EFFECT", 0, 0, 0.05, (), "NOT WEAKER"),
+        ("NO EFFECT", 0, 0, 0.002, (), "NOT SETTLED"),  # the interval ends near −0.3 points
+        ("NO EFFECT", 0, 0, 0.05, ("a doubt",), "NOT SETTLED"),
+        ("GENUINE", 80, 10, 0.01, (), "NOT WEAKER"),
+        ("GENUINE", 80, 10, 0.01, ("a doubt",), "NOT SETTLED"),
+        ("ABSTAINED", 80, 10, 0.01, ("a doubt",), "NOT SETTLED"),
+        ("ABSTAINED", 10, 200, 0.05, ("a doubt",), "NOT SETTLED"),
+        ("INCONCLUSIVE", 60, 20, 0.05, (), "NOT SETTLED"),
+        ("HARMFUL", 10, 200, 0.05, (), "WEAKER"),
+        ("HARMFUL", 10, 200, 0.05, ("a doubt",), "WEAKER"),
+        ("HARMFUL", 1, 20, 0.05, (), "NOT WEAKER"),  # less than the margin, and shown to be
+        ("HARMFUL", 1, 20, 0.02, (), "WEAKER"),
+    ],
+)
+def test_a_change_passes_only_where_it_is_shown_to_cost_less_than_the_margin(
+    effect, gained, lost, margin, doubts, said
+):
+    made = verdict(effect, gained=gained, lost=lost, doubts=doubts)
+    assert made.compare(margin) == said
+    code = {"NOT WEAKER": 0, "WEAKER": 1, "NOT SETTLED": 4}[said]
+    assert answer(made, require="not-weaker", margin=margin) == code
+
+
+def test_the_margin_is_met_by_the_interval_not_by_the_difference():
+    counts = verdict("INCONCLUSIVE", gained=0, lost=3, n=60).counts
+    low = counts.interval[0]
+    assert counts.verified_gain == -0.05 and not counts.not_weaker(0.06)
+    assert counts.not_weaker(-low + 1e-9) and not counts.not_weaker(-low)
+    for margin in (0.0, 1.0, -0.1):
+        with pytest.raises(ValueError, match=r"margin in \(0, 1\)"):
+            counts.not_weaker(margin)
+
+
+# ---------------------------------------------------------------------------------- of the command
+
+
+def test_an_audit_answers_what_it_is_asked(call):
+    code, out, _ = call(*AUDIT, "--fail-on", "masked")
+    assert code == 1 and "MASKED by saturation" in out
+    code, out, _ = call(*ITSELF, "--require", "not-weaker", "--margin", "0.1")
+    assert code == 0 and "NOT WEAKER: the lower end" in out and "above -10.0" in out
+    code, out, _ = call(*ITSELF, "--require", "not-weaker", "--margin", "0.01")
+    assert code == 4 and "NOT SETTLED" in out  # 60 images cannot tell one point
+    code, out, _ = call(*ITSELF, "--fail-on", "HARMFUL", "--margin", "0.01")
+    assert code == 4 and "INCONCLUSIVE" in out
+    assert call(*ITSELF, "--margin", "0.01")[0] == 0
+    asked = ("--require", "not-weaker", "--fail-on", "NO EFFECT", "--margin", "0.1")
+    assert call(*ITSELF, *asked)[0] == 1
+
+
+def test_a_weaker_network_is_found(call):
+    words = ("audit", "digits-cnn", "JumpReLU(1.2)", *QUESTION)
+    code, out, _ = call(*words, "--require", "not-weaker")
+    assert code == 1 and "HARMFUL" in out and "\nWEAKER: " in out
+
+
+def test_whatever_ends_a_command_is_told_by_its_code(call, monkeypatch):
+    def end(error):
+        def ended(*_, **__):
+            raise error
+
+        monkeypatch.setattr("retroact.checkpoint.load", ended)
+        return call(*AUDIT)
+
+    asked = ("--fail-on", "HARMFUL")
+    assert call("audit", *asked)[0] == 2
+    for error in (RuntimeError("r"), OSError("o"), MemoryError("m"), AssertionError("a")):
+        code, _, err = end(error)
+        assert code == 3 and str(error) in err
+    for left in (SystemExit(0), SystemExit(1), SystemExit("done")):
+        code, _, err = end(left)
+        assert code == 3 and "ended the program" in err
+    assert end(KeyboardInterrupt())[0] == 130 == end(typer.Abort())[0]
+    monkeypatch.setenv("RETROACT_DEBUG", "1")
+    code, _, err = end(ValueError("v"))
+    assert code == 3 and "Traceback" in err and "error: v" in err
+
+
+def test_a_network_that_fails_could_not_be_audited(call, tmp_path):
+    (tmp_path / "failing.py").write_text(
+        "import torch\nfrom torch import nn\nimport retroact as ra\n"
+        "class Failing(nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        raise RuntimeError('nothing comes of it')\n"
+        "def build():\n    return ra.Classifier(Failing(), shape=(1, 8, 8))\n"
+    )
+    words = ("audit", "digits-cnn", "--against", "failing:build", *QUESTION)
+    code, _, err = call(*words, "--require", "not-weaker")
+    assert code == 3 and "nothing comes of it" in err
+
+
+def test_the_codes_stand_in_the_help_and_in_the_docs(call):
+    text = call("audit", "--help")[1]
+    listed = {int(code) for code in re.findall(r"^ +(\d+)  \w", text, re.M)}
+    named = {v for v in vars(codes).values() if type(v) is int}
+    assert listed == named | {0} == {0, 1, 2, 3, 4, 130}
+    assert app.info.epilog == codes.EPILOG
+    page = (Path(__file__).parents[1] / "docs" / "your-network.md").read_text()
+    table = page.partition("## Exit codes")[2].partition("\n## ")[0]
+    assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.M)} == listed
