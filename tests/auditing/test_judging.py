@@ -53,6 +53,13 @@ def test_a_refusal_is_right_where_it_may_be_and_a_crash_never():
     assert find_faults(crash, NOTHING, refusable=True) == ["crashed"]
 
 
+def test_on_few_examples_two_of_them_are_no_fault():
+    few = stands(0.5, 0.5, n=32)
+    two, three = (stands(0.5, 0.5 + k / 32, n=32) for k in (2, 3))
+    assert not find_faults(Said("INCONCLUSIVE", "MASKED", 0, (0.5, 0.5), two), few)
+    assert find_faults(Said("INCONCLUSIVE", "MASKED", 0, (0.5, 0.5), three), few) == ["too high"]
+
+
 def test_a_gain_must_lie_outside_the_interval():
     assert gains(stands(0.5, 0.6)) and not gains(stands(0.5, 0.52)) and not gains(stands(0.6, 0.5))
 

@@ -62,7 +62,8 @@ def test_names_are_told_apart_and_every_kind_is_there():
     kinds = Counter(m.kind for m in mechanisms())
     assert len(kinds) == 9 and min(kinds.values()) >= 2
     fast = mechanisms(fast=True)
-    assert 20 < len(fast) < len(names) / 2 and {m.kind for m in fast} == set(kinds)
+    # those that draw take an audit's time many times over
+    assert 20 < len(fast) < len(names) / 2 and {m.kind for m in fast} == set(kinds) - {"random"}
 
 
 def test_every_reported_row_is_there():

@@ -85,7 +85,6 @@ QUANTIZED = Mechanism(
     "quantised ReLU of 3 bits, straight through",
     "activations",
     partial(_quantized, bits=3),
-    fast=True,
     row="32",
 )
 
@@ -164,7 +163,6 @@ WINNERS = tuple(
         f"k-WTA, share {share}, retrained",
         "activations",
         partial(_winners, share=share),
-        fast=share == 0.1,
         row="1",
     )
     for share in (0.1, 0.3)

@@ -84,12 +84,12 @@ IN_FRONT = tuple(
     Mechanism(f"backward pass {word}", "backward", partial(_in_front, change=c), fast=fast, row=row)
     for word, c, fast, row in (
         ("zero", _zero_by_detaching, True, "8, 9"),
-        ("negated", _negate_by_detaching, True, "8, 9"),
+        ("negated", _negate_by_detaching, False, "8, 9"),
         ("random", partial(_wrong, gradient=_randomise), True, "8, 9"),
         ("with noise", partial(_wrong, gradient=_noise), False, ""),
-        ("shifted by a pixel", partial(_wrong, gradient=_shift), True, ""),
+        ("shifted by a pixel", partial(_wrong, gradient=_shift), False, ""),
         ("transposed", partial(_wrong, gradient=_transpose), False, ""),
-        ("times 1e-30", partial(_wrong, gradient=_tiny), True, "11"),
+        ("times 1e-30", partial(_wrong, gradient=_tiny), False, "11"),
         ("constant", partial(_wrong, gradient=_constant), False, ""),
         ("squared", partial(_wrong, gradient=_square), False, ""),
     )
@@ -137,10 +137,10 @@ PIXELS = tuple(
     Mechanism(f"gradient {word}", "backward", partial(_in_front, change=c), fast=fast, row=row)
     for word, c, fast, row in (
         ("of 30 % of the pixels", partial(_keep_pixels, share=0.3), False, ""),
-        ("of 50 % of the pixels", partial(_keep_pixels, share=0.5), True, "13"),
+        ("of 50 % of the pixels", partial(_keep_pixels, share=0.5), False, "13"),
         ("of 70 % of the pixels", partial(_keep_pixels, share=0.7), True, "14"),
         ("of 90 % of the pixels", partial(_keep_pixels, share=0.9), False, ""),
-        ("of the bright pixels", _keep_ink, True, ""),
+        ("of the bright pixels", _keep_ink, False, ""),
         ("of the upper half", _keep_half, False, ""),
     )
 )

@@ -32,4 +32,4 @@ def _hardened(given: Given) -> Made:
     return Made(net, (net,))
 
 
-HARDENED = Mechanism("hardened by FGSM", "controls", _hardened, fast=True)
+HARDENED = Mechanism("hardened by FGSM", "controls", _hardened)

@@ -32,7 +32,7 @@ ROUNDED = tuple(
         f"images of {levels + 1} levels",
         "inputs",
         partial(_front, change=partial(_round, levels=levels)),
-        fast=levels in (255, 7),
+        fast=levels == 255,
         row=row,
     )
     for levels, row in ((255, "6"), (15, ""), (7, "5"), (3, "5"), (1, "5"))
@@ -51,7 +51,7 @@ def _median_front(given: Given) -> Made:
     return Made(net, (net, blurred, given.net))
 
 
-MEDIAN = Mechanism("median of 3 x 3 pixels", "inputs", _median_front, fast=True, row="7")
+MEDIAN = Mechanism("median of 3 x 3 pixels", "inputs", _median_front, row="7")
 
 
 def _halve(x: Tensor) -> Tensor:
@@ -96,7 +96,6 @@ COMPRESSED = Mechanism(
     "compressed like JPEG",
     "inputs",
     partial(_front, change=partial(_compress, step=0.06)),
-    fast=True,
 )
 
 
@@ -164,7 +163,7 @@ PURIFIED = tuple(
         "inputs",
         partial(_purified, cleaner=cleaner, straight=straight),
         graph=straight,
-        fast=cleaner is Purified,
+        fast=cleaner is Purified and not straight,
         row=("30" if straight else "19") if cleaner is Purified else "",
     )
     for word, cleaner in (("its own gradients", Purified), ("total variation", Cleaned))

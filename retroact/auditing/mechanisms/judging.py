@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -11,6 +12,9 @@ from numpy.typing import NDArray
 from retroact.auditing.verdict import MARGIN, bootstrap
 
 Fault = Literal["false GENUINE", "false HONEST", "wrong effect", "too high", "refused", "crashed"]
+
+FEWEST = 2
+"""Examples, besides `MARGIN`, by which what was said may lie above the truth where n is small."""
 
 FLOOR = "TOO STRONG A THREAT"
 """An effect that says that nothing survives on either side, and so nothing can be told."""
@@ -67,10 +71,10 @@ def find_faults(said: Said, truth: Stands, *, refusable: bool = False) -> list[F
     mechanism.
 
     *False GENUINE*: the interval of the true gain does not lie above 0. *False HONEST*: a claimed
-    accuracy is more than 5 points above the truth. *Wrong effect*: HARMFUL where nothing is lost,
-    NO EFFECT where more than 5 points are gained or lost, a floor where more than 5 % stand. *Too
-    high*: verified more than 5 points above the truth without a doubt. *Refused* where the audit
-    should have answered; *crashed* where it raised anything but a ValueError.
+    accuracy is more than 5 points (and two examples) above the truth. *Wrong effect*: HARMFUL where
+    nothing is lost, NO EFFECT where more than 5 points are gained or lost, a floor where more than
+    5 % stand. *Too high*: verified as far above the truth as a false claim, without a doubt.
+    *Refused* where the audit should have answered; *crashed* where it raised no ValueError.
     """
     if said.error:
         if said.refused:
@@ -80,12 +84,13 @@ def find_faults(said: Said, truth: Stands, *, refusable: bool = False) -> list[F
     found: list[Fault] = []
     if said.effect == "GENUINE" and not gains(truth):
         found.append("false GENUINE")
-    if said.claim == "HONEST" and _above(said.claimed, shares):
+    if said.claim == "HONEST" and _above(said.claimed, truth):
         found.append("false HONEST")
     if _contradicts(said.effect, shares):
         found.append("wrong effect")
     assert said.verified is not None
-    if not said.doubts and _above([float(np.mean(side)) for side in said.verified], shares):
+    verified = [float(np.mean(side)) for side in said.verified]
+    if not said.doubts and _above(verified, truth):
         found.append("too high")
     return found
 
@@ -96,8 +101,9 @@ def gains(truth: Stands) -> bool:
     return bootstrap(int((after & ~before).sum()), int((before & ~after).sum()), len(before))[0] > 0
 
 
-def _above(said: tuple[float, float] | list[float], shares: list[float]) -> bool:
-    return any(s - t > MARGIN + 1e-9 for s, t in zip(said, shares, strict=True))
+def _above(said: Sequence[float], truth: Stands) -> bool:
+    over = [share - float(np.mean(side)) for share, side in zip(said, truth, strict=True)]
+    return max(over) > max(MARGIN, FEWEST / len(truth[0])) + 1e-9
 
 
 def _contradicts(effect: str, shares: list[float]) -> bool:

@@ -46,7 +46,7 @@ FLOATS = tuple(
     Mechanism(name, "numbers", partial(_in_float, dtype=dtype), fast=fast)
     for name, dtype, fast in (
         ("computes in float16", torch.float16, False),
-        ("computes in bfloat16", torch.bfloat16, True),
+        ("computes in bfloat16", torch.bfloat16, False),
         ("computes in float64", torch.float64, False),
     )
 )
@@ -84,7 +84,6 @@ WEIGHTS = (
         "float16 weights",
         "numbers",
         partial(_change_weights, changed="halved"),
-        fast=True,
         row="31",
     ),
     Mechanism(

@@ -63,13 +63,13 @@ def _detach_top(z: Tensor) -> Tensor:
 CHANGED = tuple(
     Mechanism(name, "outputs", partial(back, change=c), fast=fast, row=row)
     for name, back, c, fast, row in (
-        ("logits times 1e4", _back, partial(_scale, factor=1e4), True, "16"),
+        ("logits times 1e4", _back, partial(_scale, factor=1e4), False, "16"),
         ("logits times 1e-4", _back, partial(_scale, factor=1e-4), False, ""),
         ("tanh of the logits", _back, _squash, False, "16"),
-        ("softmax as logits", _back_in_order, _soften, True, ""),
+        ("softmax as logits", _back_in_order, _soften, False, ""),
         ("log of a sharp softmax", _back_in_order, _log_of_sharp, False, ""),
         ("logits clipped a point below the first", _back_in_order, _clip, False, ""),
-        ("logits to two decimals", _back, partial(_round, places=2), True, "17"),
+        ("logits to two decimals", _back, partial(_round, places=2), False, "17"),
         ("logits to no decimals", _back, partial(_round, places=0), False, ""),
         (
             "logits to two decimals, with a term of zero",
@@ -78,7 +78,7 @@ CHANGED = tuple(
             False,
             "17",
         ),
-        ("ranks of the logits, with a term of zero", _back_in_order, _rank, True, ""),
+        ("ranks of the logits, with a term of zero", _back_in_order, _rank, False, ""),
         ("no gradient through the decided class", _back, _detach_top, False, ""),
     )
 )
@@ -155,7 +155,6 @@ VOTES = (
         "a vote of three, with a term of zero",
         "outputs",
         partial(_vote, graph=True),
-        fast=True,
         row="20",
     ),
     Mechanism("a vote of three", "outputs", partial(_vote, graph=False), graph=False, row="19"),

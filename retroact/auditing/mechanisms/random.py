@@ -62,7 +62,7 @@ def _front(given: Given, change: Change) -> Made:
 FRONT = tuple(
     Mechanism(name, "random", partial(_front, change=c), draws=DRAWS, fast=fast, row=row)
     for name, c, fast, row in (
-        ("noise of 0.1 on the image", partial(_noisy, sigma=0.1), True, "21"),
+        ("noise of 0.1 on the image", partial(_noisy, sigma=0.1), False, "21"),
         ("noise of 0.3 on the image", partial(_noisy, sigma=0.3), False, ""),
         ("moved by up to a pixel", _shifted, False, ""),
         ("resized and padded at random", _resized, False, ""),
@@ -100,7 +100,7 @@ def _active(given: Given, act: Change) -> Made:
 ACTIVE = tuple(
     Mechanism(name, "random", partial(_active, act=act), draws=DRAWS, fast=fast, row=row)
     for name, act, fast, row in (
-        ("dropout of 0.3 left on", partial(_drop, share=0.3), True, "21"),
+        ("dropout of 0.3 left on", partial(_drop, share=0.3), False, "21"),
         ("stochastic activation pruning", _prune, False, "22"),
         ("noise at the activations", _add_noise, False, ""),
     )

@@ -54,7 +54,7 @@ REMEMBERING = tuple(
         "state",
         partial(_remembering, after=after),
         refusable=True,
-        fast=after in (0, 8),
+        fast=after == 0,
         row="28" if after else "27",
     )
     for after in (0, 3, 8, 20, 30)
