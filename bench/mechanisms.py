@@ -3,6 +3,7 @@
     python bench/mechanisms.py --out mechanisms.jsonl
     python bench/mechanisms.py --net lenet-mnist --n 100 --battery quick --out mechanisms.jsonl
     python bench/mechanisms.py --only "pixels,one-hot" --seed other --out some.jsonl
+    python bench/mechanisms.py --net resnet20-cifar10 --seed same --only "70 % of" --out some.jsonl
     python bench/mechanisms.py --table --out mechanisms.jsonl
 
 Every mechanism of `retroact/auditing/mechanisms` around the very network that stands before the
@@ -34,7 +35,7 @@ from retroact.auditing.mechanisms.mechanism import Given, Made, Mechanism
 from retroact.auditing.mechanisms.truth import truth
 from retroact.training.anew import trained_anew
 
-EPS = {"digits-cnn": 0.1, "lenet-mnist": 0.1}
+EPS = {"digits-cnn": 0.1, "lenet-mnist": 0.1, "resnet20-cifar10": 2 / 255}
 EPOCHS = {"digits-cnn": 40, "lenet-mnist": 8}
 """Of the networks of other seeds: the truth is measured on them, so they need not be as good."""
 SEEDS = {"same": 0, "other": 1}
@@ -47,6 +48,8 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     if not args.table:
+        if "other" in args.seed and set(args.net) - set(EPOCHS):
+            raise SystemExit(f"only {', '.join(EPOCHS)} are trained anew here; give --seed same")
         for net in args.net:
             for seed in args.seed:
                 _run(net, seed, args)
@@ -111,7 +114,7 @@ class _Bench:
     """The networks before and after each mechanism, on images of one kind; each is made once."""
 
     def __init__(self, net: str, seed: int, n: int) -> None:
-        name = next(name for name in ("mnist", "digits") if name in net)
+        name = next(name for name in ("mnist", "digits", "cifar10") if name in net)
         nets: list[Any] = [
             ra.load(net),
             *(trained_anew(net, s, epochs=EPOCHS[net]) for s in (1, 2)),

@@ -12,7 +12,7 @@ from torch import nn
 
 import retroact as ra
 from retroact.auditing.mechanisms.collection import mechanisms
-from retroact.auditing.mechanisms.mechanism import Given, Made, Mechanism, Rewritten
+from retroact.auditing.mechanisms.mechanism import Given, Made, Mechanism, Rewritten, responses
 from retroact.auditing.mechanisms.truth import truth
 from retroact.evaluation.evaluate import decide
 
@@ -138,3 +138,17 @@ def test_answers_of_a_batch_depend_on_it():
             alone = torch.cat([made.net(image) for image in x.split(1)])
             assert torch.allclose(alone, made.judged(x), atol=1e-4)
             assert (made.net(x) - alone).abs().max() > 0.1
+
+
+def test_relus_within_blocks_are_called_too():
+    deep = ra.load("resnet20-cifar10")
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    calls: list[int] = []
+
+    def note(at: int):
+        return lambda z: (calls.append(at), torch.relu(z))[1]
+
+    with torch.no_grad():
+        # in the order in which they are called
+        assert torch.equal(Rewritten(deep, [note(k) for k in range(19)])(x), deep(x))
+    assert calls == list(range(19)) and len(responses(deep, x)) == 19

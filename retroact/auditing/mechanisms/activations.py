@@ -19,6 +19,7 @@ from retroact.auditing.mechanisms.mechanism import (
     Rewritten,
     fine_tune,
     harden,
+    responses,
     rough,
     sloped,
     straight,
@@ -70,7 +71,7 @@ class QuantizedReLU(nn.Module):
 
 
 def _quantized(given: Given, bits: int) -> Made:
-    seen = Rewritten(given.net).responses(given.trained.images[:500])
+    seen = responses(given.net, given.trained.images[:500])
     acts = [QuantizedReLU(bits, float(z.flatten().quantile(0.99))) for z in _few(seen)]
     made = rough(given.net, acts)
     return Made(made.net, (made.net, *made.climbs))
@@ -108,7 +109,7 @@ class MeanSparse(nn.Module):
 
 
 def _mean_sparse(given: Given, alpha: float) -> Made:
-    seen = Rewritten(given.net).responses(given.trained.images[:1000])
+    seen = responses(given.net, given.trained.images[:1000])
     return rough(given.net, [MeanSparse(z, alpha) for z in seen])
 
 
@@ -192,7 +193,7 @@ class JumpByProduct(nn.Module):
 
 def _jump(given: Given, jump: Callable[[float], Change], share: float) -> Made:
     """A jump as large as a `share` of what is positive lies under it, in each layer."""
-    seen = Rewritten(given.net).responses(given.trained.images[:500])
+    seen = responses(given.net, given.trained.images[:500])
     return rough(given.net, [jump(float(z[z > 0].quantile(share))) for z in _few(seen)])
 
 

@@ -156,15 +156,17 @@ def _channels(given: Given, share: float) -> Made:
     return Made(Rewritten(given.net, partial(_keep_channels, share=share)), (given.net,))
 
 
+def _sites(given: Given) -> int:
+    return sum(isinstance(module, nn.ReLU) for module in given.net.modules())
+
+
 def _first_layer(given: Given, share: float) -> Made:
-    acts = [partial(_keep_channels, share=share)] + [F.relu] * 8
-    sites = sum(Rewritten(given.net).active)
-    return Made(Rewritten(given.net, acts[:sites]), (given.net,))
+    acts: list[Change] = [partial(_keep_channels, share=share), *[F.relu] * (_sites(given) - 1)]
+    return Made(Rewritten(given.net, acts), (given.net,))
 
 
 def _last_layer(given: Given, share: float) -> Made:
-    sites = sum(Rewritten(given.net).active)
-    acts = [F.relu] * (sites - 1) + [partial(_keep_channels, share=share)]
+    acts: list[Change] = [*[F.relu] * (_sites(given) - 1), partial(_keep_channels, share=share)]
     return Made(Rewritten(given.net, acts), (given.net,))
 
 

@@ -8,7 +8,7 @@ knows it would climb. What the audit makes of it stands in `retroact selftest` a
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
@@ -102,9 +102,21 @@ class Back(nn.Module):
         return self.change(self.net(x))
 
 
+class Called(nn.Module):
+    """A function as a module."""
+
+    def __init__(self, act: Change) -> None:
+        super().__init__()
+        self.act = act
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.act(z)
+
+
 class Rewritten(nn.Module):
     """A trained network written down anew: its layers in a list, and in the place of every ReLU a
-    call of a function, of one for all or of one for each."""
+    call of a function, of one for all or of one for each; within its blocks a module that calls
+    it."""
 
     mean: Tensor
     std: Tensor
@@ -113,9 +125,13 @@ class Rewritten(nn.Module):
         super().__init__()
         assert isinstance(net.module, nn.Sequential)
         layers = copy.deepcopy(net.module)
+        sites = [id(module) for module in layers.modules() if isinstance(module, nn.ReLU)]
+        acts = dict(zip(sites, [act] * len(sites) if callable(act) else act, strict=True))
         self.active = [isinstance(layer, nn.ReLU) for layer in layers]
-        self.layers = nn.ModuleList(layer for layer in layers if not isinstance(layer, nn.ReLU))
-        self.acts = [act] * sum(self.active) if callable(act) else list(act)
+        self.acts = [acts[id(layer)] for layer in layers if id(layer) in acts]
+        self.layers = nn.ModuleList(layer for layer in layers if id(layer) not in acts)
+        for block in self.layers:
+            _call_within(block, acts)
         self.kept = nn.ModuleList(a for a in self.acts if isinstance(a, nn.Module))
         self.register_buffer("mean", net.mean.clone())
         self.register_buffer("std", net.std.clone())
@@ -128,24 +144,25 @@ class Rewritten(nn.Module):
             x = next(acts)(x) if active else next(layers)(x)
         return x
 
-    def responses(self, x: Tensor) -> list[Tensor]:
-        """What comes to each activation from images (n, …)."""
-        seen: list[Tensor] = []
 
-        def note(act: Change) -> Change:
-            def noted(z: Tensor) -> Tensor:
-                seen.append(z)
-                return act(z)
+def _call_within(block: nn.Module, acts: Mapping[int, Change]) -> None:
+    for parent in list(block.modules()):
+        for name, child in parent.named_children():
+            if id(child) in acts:
+                setattr(parent, name, Called(acts[id(child)]))
 
-            return noted
 
-        acts, self.acts = self.acts, [note(act) for act in self.acts]
-        try:
-            with torch.no_grad():
-                self(x)
-        finally:
-            self.acts = acts
-        return seen
+def responses(net: Classifier, x: Tensor) -> list[Tensor]:
+    """What comes to each ReLU from images (n, …)."""
+    seen: list[Tensor] = []
+
+    def note(z: Tensor) -> Tensor:
+        seen.append(z)
+        return F.relu(z)
+
+    with torch.no_grad():
+        Rewritten(net, note)(x)
+    return seen
 
 
 def fine_tune(
