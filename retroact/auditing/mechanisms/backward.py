@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from retroact.activations.piecewise import JumpReLU
 from retroact.auditing.mechanisms.mechanism import (
+    Back,
     Change,
     Front,
     Given,
@@ -191,6 +192,55 @@ CHANNELS = (
     ),
     Mechanism(
         "gradient of a quarter of the last layer", "backward", partial(_last_layer, share=0.25)
+    ),
+)
+
+
+# ---------------------------------------------------------------------- right here and wrong there
+
+
+def _turn(x: Tensor, sign: Tensor) -> Tensor:
+    """`x` with its gradient times `sign`."""
+    return x * sign + (x * (1 - sign)).detach()
+
+
+def _right_on_grid(x: Tensor, levels: int) -> Tensor:
+    """The gradient turned for images off the grid of pixels, where attacks are and clean images are
+    not."""
+    off = (levels * x - torch.round(levels * x)).abs().flatten(1).amax(1) > 1e-3
+    return _turn(x, (1 - 2 * off.to(x)).view(-1, 1, 1, 1))
+
+
+def _turn_half(x: Tensor) -> Tensor:
+    """The gradient turned for every second image of a batch."""
+    sign = torch.ones(len(x), 1, 1, 1)
+    sign[1::2] = -1
+    return _turn(x, sign.to(x))
+
+
+def _on_grid(given: Given) -> Made:
+    levels = 16 if given.trained.images.shape[-1] == 8 else 255
+    return _in_front(given, partial(_right_on_grid, levels=levels))
+
+
+def _shy(z: Tensor) -> Tensor:
+    """The gradient turned where the two likeliest classes are near each other."""
+    top = z.detach().topk(2, 1).values
+    near = top[:, 0] - top[:, 1] < 0.2 * z.detach().std(1)
+    return _turn(z, (1 - 2 * near.to(z))[:, None])
+
+
+def _near_the_boundary(given: Given) -> Made:
+    return Made(Back(given.net, _shy), (given.net,))
+
+
+PLACES = (
+    Mechanism("gradient of the wrong sign off the grid of pixels", "backward", _on_grid, fast=True),
+    Mechanism("gradient of the wrong sign near the boundary", "backward", _near_the_boundary),
+    Mechanism(
+        "gradient of the wrong sign for every second image",
+        "backward",
+        partial(_in_front, change=_turn_half),
     ),
 )
 

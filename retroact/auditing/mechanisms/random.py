@@ -6,9 +6,10 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from retroact.auditing.mechanisms.mechanism import (
+    Back,
     Change,
     Front,
     Given,
@@ -104,4 +105,35 @@ ACTIVE = tuple(
         ("stochastic activation pruning", _prune, False, "22"),
         ("noise at the activations", _add_noise, False, ""),
     )
+)
+
+
+def _blur_logits(z: Tensor) -> Tensor:
+    return z + 0.3 * z.detach().std() * torch.randn_like(z)
+
+
+def _noisy_logits(given: Given) -> Made:
+    return Made(Back(given.net, _blur_logits), (given.net,))
+
+
+class Chance(nn.Module):
+    """One of several networks, by chance at every call."""
+
+    def __init__(self, nets: tuple[nn.Module, ...]) -> None:
+        super().__init__()
+        self.nets = nn.ModuleList(nets)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.nets[int(torch.randint(len(self.nets), ()))](x)
+        return out
+
+
+def _by_chance(given: Given) -> Made:
+    nets = (given.net, *given.others[:2])
+    return Made(Chance(nets), (Expectation(Chance(nets), _CLIMBED, seed=1), *nets))
+
+
+DRAWN = (
+    Mechanism("noise on the logits", "random", _noisy_logits, draws=DRAWS),
+    Mechanism("one of three networks by chance", "random", _by_chance, draws=DRAWS),
 )
