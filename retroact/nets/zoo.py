@@ -187,10 +187,10 @@ def entry(name: str) -> Entry:
 
 
 @neutral()
-def load(name: str) -> Classifier:
-    """The net `name`, trained, in eval mode, in float32; raises ZooError where it is missing or
-    damaged."""
-    folder = _folder(name)
+def load(name: str, folder: Path | None = None) -> Classifier:
+    """The net `name`, trained, in eval mode, in float32, from `folder` where one is given; raises
+    ZooError where it is missing or damaged."""
+    folder = _folder(name) if folder is None else folder
     page = _page(folder, name)
     path = folder / f"{name}.safetensors"
     raw = path.read_bytes()

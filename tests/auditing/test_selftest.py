@@ -12,7 +12,9 @@ import retroact as ra
 from retroact.auditing import selftest as selftesting
 from retroact.auditing.audit import Audit
 from retroact.auditing.battery import Battery
-from retroact.auditing.selftest import Check, selftest
+from retroact.auditing.mechanisms.collection import mechanisms
+from retroact.auditing.mechanisms.mechanism import Given
+from retroact.auditing.selftest import FEW, Check, selftest
 from retroact.nets.zoo import NETWORKS
 from retroact.training.fit import fit
 from retroact.training.recipes import MixedFGSM, Standard
@@ -134,3 +136,72 @@ def test_an_audit_that_never_commits_itself_fails(monkeypatch):
     checks = wrongly(monkeypatch, effect="ABSTAINED", claim="HONEST", mechanisms=())
     failed = {title for title, check in checks.items() if not check.passed}
     assert failed >= {"itself", "logits times 2^14", "adversarial training"}
+
+
+# ---------------------------------------------------------- mechanisms that it was told nothing of
+
+NAMES = (
+    "backward pass zero",
+    "images of 2 levels",
+    "one-hot of the decision",
+    "answers remembered",
+)
+
+
+def run_fakes(monkeypatch: pytest.MonkeyPatch, said: object = None) -> dict[str, Check]:
+    """The self-test of some mechanisms alone; `said` puts other words in the audit's mouth."""
+    some = [m for name in NAMES for m in mechanisms() if m.name == name]
+    honest = selftesting.audit
+    monkeypatch.setattr(selftesting, "mechanisms", lambda fast: some)
+    monkeypatch.setattr(selftesting, "_cases", lambda *_: [])
+    if said is not None:
+        monkeypatch.setattr(selftesting, "audit", lambda *a, **k: said(honest, *a, **k))
+    net = ra.load("digits-cnn")
+    fakes = [Given(net, (), ra.data("digits/train[:200]"), EPS.eps)]
+    checks = selftest(net, data(), EPS, battery=SMALL, fakes=fakes)
+    assert [check.title for check in checks] == [f"{name}, the same seed" for name in NAMES]
+    return dict(zip(NAMES, checks, strict=True))
+
+
+def saying(**words: object) -> object:
+    """An audit that finds the same facts and says these words of them."""
+    return lambda honest, *a, **k: with_verdict(honest(*a, **k), **words)
+
+
+def failed(checks: dict[str, Check]) -> set[str]:
+    return {name for name, check in checks.items() if not check.passed}
+
+
+def test_a_fake_that_is_called_genuine_fails(monkeypatch):
+    checks = run_fakes(monkeypatch, saying(effect="GENUINE", claim="MASKED", doubts=()))
+    assert {"backward pass zero", "answers remembered"} <= failed(checks)
+    check = checks["backward pass zero"]
+    assert str(check).startswith("FAILED: backward pass zero, the same seed: expected not GENUINE")
+    assert len(check.audit.before.verified) == FEW
+    # a real gain may be called one
+    assert checks["images of 2 levels"].passed
+    assert "expected GENUINE or no verdict" in str(checks["images of 2 levels"])
+
+
+def test_a_masked_claim_that_is_called_honest_fails(monkeypatch):
+    said = saying(effect="ABSTAINED", claim="HONEST", doubts=("nothing is sure",))
+    assert "backward pass zero" in failed(run_fakes(monkeypatch, said))
+
+
+def test_an_audit_that_doubts_passes(monkeypatch):
+    said = saying(effect="ABSTAINED", claim="MASKED", doubts=("nothing is sure",))
+    assert not failed(run_fakes(monkeypatch, said)) - {"one-hot of the decision"}
+
+
+def test_a_crash_fails_and_a_refusal_passes_where_answers_depend_on_the_past(monkeypatch):
+    def crash(*_: object, **__: object) -> Audit:
+        raise RuntimeError("no graph\nhere")
+
+    checks = run_fakes(monkeypatch, crash)
+    assert failed(checks) == set(NAMES)
+    assert str(checks["backward pass zero"]).endswith("RuntimeError: no graph")
+
+    def refuse(*_: object, **__: object) -> Audit:
+        raise ValueError("it remembers")
+
+    assert failed(run_fakes(monkeypatch, refuse)) == set(NAMES) - {"answers remembered"}

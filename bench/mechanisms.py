@@ -1,0 +1,258 @@
+"""The audit against changes that it was told nothing of, each with its truth.
+
+    python bench/mechanisms.py --out mechanisms.jsonl
+    python bench/mechanisms.py --net lenet-mnist --n 100 --battery quick --out mechanisms.jsonl
+    python bench/mechanisms.py --only "pixels,one-hot" --seed other --out some.jsonl
+    python bench/mechanisms.py --net resnet20-cifar10 --seed same --only "70 % of" --out some.jsonl
+    python bench/mechanisms.py --table --out mechanisms.jsonl
+
+Every mechanism of `retroact/auditing/mechanisms` around the very network that stands before the
+change (`--seed same`) and around one of the same architecture trained from another seed (`other`).
+Each case is a line of JSON in `--out`; those that stand there are not run again. The truth is what
+stands under the attack that knows the mechanism and under all that any audit in the file found, on
+the same images. The table's seconds are CPU seconds of one process on one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+import retroact as ra
+from retroact.auditing.mechanisms.collection import mechanisms
+from retroact.auditing.mechanisms.judging import Said, Stands, find_faults
+from retroact.auditing.mechanisms.mechanism import Given, Made, Mechanism
+from retroact.auditing.mechanisms.truth import truth
+from retroact.training.anew import trained_anew
+
+EPS = {"digits-cnn": 0.1, "lenet-mnist": 0.1, "resnet20-cifar10": 2 / 255}
+EPOCHS = {"digits-cnn": 40, "lenet-mnist": 8}
+"""Of the networks of other seeds: the truth is measured on them, so they need not be as good."""
+SEEDS = {"same": 0, "other": 1}
+
+Line = dict[str, Any]
+
+
+def main() -> None:
+    args = _arguments()
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    if not args.table:
+        if "other" in args.seed and set(args.net) - set(EPOCHS):
+            raise SystemExit(f"only {', '.join(EPOCHS)} are trained anew here; give --seed same")
+        for net in args.net:
+            for seed in args.seed:
+                _run(net, seed, args)
+    _print(_read(args.out), args)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--net", type=_words, default=["digits-cnn"])
+    parser.add_argument("--seed", type=_words, default=["same", "other"])
+    parser.add_argument("--battery", type=_words, default=["quick", "full"])
+    parser.add_argument("--n", type=int, default=150)
+    parser.add_argument("--only", type=_words, default=[], help="parts of the names, by commas")
+    parser.add_argument("--fast", action="store_true", help="those of the self-test alone")
+    parser.add_argument("--out", type=Path, required=True, help="a line of JSON for every case")
+    parser.add_argument("--table", action="store_true", help="print what stands there, run nothing")
+    return parser.parse_args()
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
+
+
+def _chosen(args: argparse.Namespace) -> list[Mechanism]:
+    return [
+        m
+        for m in mechanisms(fast=args.fast)
+        if not args.only or any(part in m.name for part in args.only)
+    ]
+
+
+# --------------------------------------------------------------------------------------------- run
+
+
+def _run(net: str, seed: str, args: argparse.Namespace) -> None:
+    done, bench = {_key(line) for line in _read(args.out)}, None
+    for mechanism in _chosen(args):
+        case = {"net": net, "seed": seed, "mechanism": mechanism.name, "n": args.n}
+        heads = [case | {"battery": battery} for battery in ("truth", *args.battery)]
+        for head in (head for head in heads if _key(head) not in done):
+            bench = bench or _Bench(net, SEEDS[seed], args.n)
+            began = time.process_time()
+            line = head | bench.ask(mechanism, head["battery"])
+            line["seconds"] = round(time.process_time() - began, 2)
+            with args.out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            print(*head.values(), _tell(line), sep=" | ", flush=True)
+
+
+def _key(line: Line) -> tuple[Any, ...]:
+    return tuple(line[word] for word in ("net", "seed", "mechanism", "n", "battery"))
+
+
+def _tell(line: Line) -> str:
+    if line.get("error"):
+        return str(line["error"])
+    shares = " -> ".join(f"{100 * _stands(line[side]).mean():.1f}" for side in ("before", "after"))
+    return f"{line.get('effect', '')} {line.get('claim', '')} {shares} %, {line['seconds']:.0f} s"
+
+
+class _Bench:
+    """The networks before and after each mechanism, on images of one kind; each is made once."""
+
+    def __init__(self, net: str, seed: int, n: int) -> None:
+        name = next(name for name in ("mnist", "digits", "cifar10") if name in net)
+        nets: list[Any] = [
+            ra.load(net),
+            *(trained_anew(net, s, epochs=EPOCHS[net]) for s in (1, 2)),
+        ]
+        self.data, self.threat = ra.data(f"{name}[:{n}]"), ra.Linf(EPS[net])
+        train = ra.data(f"{name}/train")
+        others = [(*nets[:at], *nets[at + 1 :]) for at in (0, seed)]
+        self.first, self.given = (
+            Given(nets[at], rest, train, EPS[net])
+            for at, rest in zip((0, seed), others, strict=True)
+        )
+        self._made: dict[str, tuple[Made, Made]] = {}
+
+    def ask(self, mechanism: Mechanism, battery: str) -> Line:
+        """What the audit says with this battery, or the truth; or what was raised instead."""
+        torch.manual_seed(0)
+        try:
+            before, after = self._make(mechanism)
+            if battery == "truth":
+                sides = self._find_truth(before, mechanism), self._find_truth(after, mechanism)
+                return {"before": _bits(sides[0]), "after": _bits(sides[1])}
+            return self._audit(mechanism, before.net, after.net, battery)
+        except Exception as e:
+            return {"error": Said.instead(e).error}
+
+    def _make(self, mechanism: Mechanism) -> tuple[Made, Made]:
+        if mechanism.name not in self._made:
+            plain = Made(self.first.net, (self.first.net,))
+            before = plain if mechanism.before is None else mechanism.before(self.first)
+            self._made = {mechanism.name: (before, mechanism.build(self.given))}
+        return self._made[mechanism.name]
+
+    def _find_truth(self, made: Made, mechanism: Mechanism) -> NDArray[np.bool_]:
+        plain = made.net is self.first.net
+        return truth(
+            made,
+            self.data,
+            self.threat,
+            draws=0 if plain else mechanism.draws,
+            transfer=() if plain else (self.first.net,),
+        )
+
+    def _audit(self, mechanism: Mechanism, before: Any, after: Any, battery: str) -> Line:
+        how: Any = {"battery": "quick"} if battery == "quick" else {}
+        # copies, as a network that remembers must not have been asked before
+        pair = copy.deepcopy(before), copy.deepcopy(after)
+        audit = ra.audit(*pair, self.data, self.threat, draws=mechanism.draws, **how)
+        said = Said.by(audit)
+        return {
+            "effect": said.effect,
+            "claim": said.claim,
+            "doubts": list(audit.verdict.doubts),
+            "clean": audit.verdict.counts.clean,
+            "claimed": said.claimed,
+            "before": _bits(audit.before.verified),
+            "after": _bits(audit.after.verified),
+        }
+
+
+# ------------------------------------------------------------------------------------------- lines
+
+
+def _read(path: Path) -> list[Line]:
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def _bits(stands: NDArray[np.bool_]) -> str:
+    return "".join("01"[int(bit)] for bit in stands)
+
+
+def _stands(bits: str) -> NDArray[np.bool_]:
+    return np.array([bit == "1" for bit in bits])
+
+
+def _truths(lines: list[Line]) -> dict[tuple[Any, ...], Stands]:
+    """The least of all lines on the same pair of networks and images."""
+    own = {m.name for m in mechanisms() if m.before is not None}
+    stateful = {m.name for m in mechanisms() if m.refusable}
+    sides: dict[tuple[Any, ...], NDArray[np.bool_]] = {}
+    for line in (line for line in lines if not line.get("error")):
+        for side, key in zip(("before", "after"), _networks_of(line, own), strict=True):
+            found = _stands(line[side])
+            if side == "after" and line["battery"] != "truth" and line["mechanism"] in stateful:
+                continue  # whether it is fooled there depends on what else it was asked
+            sides[key] = sides[key] & found if key in sides else found
+    pairs = {_key(line)[:-1]: _networks_of(line, own) for line in lines}
+    return {
+        case: (sides[keys[0]], sides[keys[1]])
+        for case, keys in pairs.items()
+        if keys[0] in sides and keys[1] in sides
+    }
+
+
+def _networks_of(line: Line, own: set[str]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    net, seed, name, n, _ = _key(line)
+    before = (net, "before", name if name in own else "", n)
+    return before, (net, seed, name, n)
+
+
+# ------------------------------------------------------------------------------------------- table
+
+
+def _print(lines: list[Line], args: argparse.Namespace) -> None:
+    truths, known = _truths(lines), {m.name: m for m in mechanisms()}
+    counts: dict[tuple[Any, ...], Counter[str]] = {}
+    print("| mechanism | truth | battery | verified | verdict | CPU s | faults |")
+    print("|---|---|---|---|---|---|---|")
+    for line in lines:
+        net, seed, name, n, battery = key = _key(line)
+        if battery == "truth" or key[:-1] not in truths or name not in known:
+            continue
+        said, pair = _said(line), truths[key[:-1]]
+        faults = find_faults(said, pair, refusable=known[name].refusable)
+        tally = counts.setdefault((net, seed, n, battery), Counter())
+        tally.update({"cases": 1, "abstained": int(said.abstained), "refused": int(said.refused)})
+        tally.update(f for f in faults if f != "refused")
+        cells = [f"{name} ({net}, {seed})", _arrow(pair), battery]
+        cells += ["–" if said.verified is None else _arrow(said.verified), _verdict(line)]
+        print("|", " | ".join([*cells, f"{line['seconds']:.0f}", ", ".join(faults)]), "|")
+    for head, tally in counts.items():
+        print(*head, ":", ", ".join(f"{word} {number}" for word, number in tally.items()))
+
+
+def _said(line: Line) -> Said:
+    if line.get("error"):
+        return Said(error=line["error"])
+    sides = _stands(line["before"]), _stands(line["after"])
+    doubts = len(line["doubts"])
+    return Said(line["effect"], line["claim"], doubts, tuple(line["claimed"]), sides)
+
+
+def _arrow(pair: Stands) -> str:
+    return " → ".join(f"{100 * side.mean():.1f}" for side in pair)
+
+
+def _verdict(line: Line) -> str:
+    return line.get("error") or f"{line['effect']}; {line['claim']}"
+
+
+if __name__ == "__main__":
+    main()

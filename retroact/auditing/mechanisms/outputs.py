@@ -1,0 +1,200 @@
+"""Mechanisms behind a network: logits scaled, squeezed, rounded, hardened, voted on, withheld."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retroact.auditing.mechanisms.mechanism import Back, Change, Given, Made, Mechanism
+
+
+def _back(given: Given, change: Change) -> Made:
+    return Made(Back(given.net, change), (given.net,))
+
+
+def _back_in_order(given: Given, change: Change) -> Made:
+    """Where the first class stays the first, so that the network itself can say what fools."""
+    return Made(Back(given.net, change), (given.net,), judge=given.net)
+
+
+def _scale(z: Tensor, factor: float) -> Tensor:
+    return factor * z
+
+
+def _squash(z: Tensor) -> Tensor:
+    return torch.tanh(z / 3)
+
+
+def _soften(z: Tensor) -> Tensor:
+    return F.softmax(z, 1)
+
+
+def _log_of_sharp(z: Tensor) -> Tensor:
+    return torch.log(F.softmax(40 * z, 1) + 1e-6)
+
+
+def _clip(z: Tensor) -> Tensor:
+    return (z - z.amax(1, keepdim=True)).clamp(min=-1.0) if z.shape[1] else z
+
+
+def _round(z: Tensor, places: int) -> Tensor:
+    return torch.round(z, decimals=places)
+
+
+def _round_straight_to_zero(z: Tensor) -> Tensor:
+    """Rounded to two decimals, with a term that keeps a graph."""
+    return torch.round(z, decimals=2) + 0 * z
+
+
+def _rank(z: Tensor) -> Tensor:
+    """The ranks of the classes in the place of their scores."""
+    return z.argsort(1).argsort(1).to(z) + 0 * z
+
+
+def _detach_top(z: Tensor) -> Tensor:
+    """No gradient through the decided class."""
+    top = F.one_hot(z.argmax(1), z.shape[1]).to(z)
+    return z * (1 - top) + (z * top).detach()
+
+
+CHANGED = tuple(
+    Mechanism(name, "outputs", partial(back, change=c), fast=fast, row=row)
+    for name, back, c, fast, row in (
+        ("logits times 1e4", _back, partial(_scale, factor=1e4), False, "16"),
+        ("logits times 1e-4", _back, partial(_scale, factor=1e-4), False, ""),
+        ("tanh of the logits", _back, _squash, False, "16"),
+        ("softmax as logits", _back_in_order, _soften, False, ""),
+        ("log of a sharp softmax", _back_in_order, _log_of_sharp, False, ""),
+        ("logits clipped a point below the first", _back_in_order, _clip, False, ""),
+        ("logits to two decimals", _back, partial(_round, places=2), False, "17"),
+        ("logits to no decimals", _back, partial(_round, places=0), False, ""),
+        (
+            "logits to two decimals, with a term of zero",
+            _back,
+            _round_straight_to_zero,
+            False,
+            "17",
+        ),
+        ("ranks of the logits, with a term of zero", _back_in_order, _rank, False, ""),
+        ("no gradient through the decided class", _back, _detach_top, False, ""),
+    )
+)
+
+
+def _harden(z: Tensor) -> Tensor:
+    return F.one_hot(z.argmax(1), z.shape[1]).to(z)
+
+
+def _harden_with_graph(z: Tensor) -> Tensor:
+    return _harden(z) + 0 * z
+
+
+HARD = (
+    Mechanism(
+        "one-hot of the decision, with a term of zero",
+        "outputs",
+        partial(_back_in_order, change=_harden_with_graph),
+        fast=True,
+        row="18",
+    ),
+    Mechanism(
+        "one-hot of the decision",
+        "outputs",
+        partial(_back_in_order, change=_harden),
+        graph=False,
+        fast=True,
+        row="19",
+    ),
+)
+
+
+class Vote(nn.Module):
+    """How many of several networks decide for each class; the mean of their probabilities breaks
+    ties."""
+
+    def __init__(self, nets: tuple[nn.Module, ...], graph: bool) -> None:
+        super().__init__()
+        self.nets, self.graph = nn.ModuleList(nets), graph
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            given = [net(x) for net in self.nets]
+            votes = torch.stack([_harden(z) for z in given]).sum(0)
+            ties = torch.stack([F.softmax(z, 1) for z in given]).mean(0)
+            out: Tensor = votes + 0.5 * ties.round(decimals=1)
+        return out + 0 * sum(net(x) for net in self.nets) if self.graph else out
+
+
+class Mean(nn.Module):
+    """The mean of several networks' probabilities, as an ensemble gives them."""
+
+    def __init__(self, nets: tuple[nn.Module, ...], logits: bool = False) -> None:
+        super().__init__()
+        self.nets, self.logits = nn.ModuleList(nets), logits
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = torch.stack([net(x) for net in self.nets])
+        return out.mean(0) if self.logits else torch.log(out.softmax(2).mean(0) + 1e-12)
+
+
+def _vote(given: Given, graph: bool) -> Made:
+    nets = (given.net, *given.others[:2])
+    return Made(Vote(nets, graph), (Mean(nets, True), Mean(nets), *nets))
+
+
+def _ensemble(given: Given) -> Made:
+    net = Mean((given.net, *given.others[:2]))
+    return Made(net, (net, Mean((given.net, *given.others[:2]), True)))
+
+
+VOTES = (
+    Mechanism(
+        "a vote of three, with a term of zero",
+        "outputs",
+        partial(_vote, graph=True),
+        row="20",
+    ),
+    Mechanism("a vote of three", "outputs", partial(_vote, graph=False), graph=False, row="19"),
+    Mechanism("the mean of three", "outputs", _ensemble),
+)
+
+
+class Rejecting(nn.Module):
+    """Constant logits, those of the first class, for images off the grid of `levels` steps."""
+
+    def __init__(self, net: nn.Module, levels: int) -> None:
+        super().__init__()
+        self.net, self.levels = net, levels
+
+    def forward(self, x: Tensor) -> Tensor:
+        z: Tensor = self.net(x)
+        off = (self.levels * x - torch.round(self.levels * x)).abs().flatten(1).amax(1) > 1e-3
+        constant = F.one_hot(torch.zeros_like(off).long(), z.shape[1]).to(z)
+        return torch.where(off[:, None], constant + 0 * z, z)
+
+
+def _rejecting(given: Given) -> Made:
+    side = given.trained.images.shape[-1]
+    return Made(Rejecting(given.net, 16 if side == 8 else 255), (given.net,))
+
+
+REJECTING = Mechanism(
+    "off-grid images get constant logits", "outputs", _rejecting, fast=True, row="23"
+)
+
+
+def _rounded(given: Given, places: int) -> Made:
+    return _back(given, partial(_round, places=places))
+
+
+BOTH_ROUNDED = Mechanism(
+    "logits to one decimal, before to two",
+    "both",
+    partial(_rounded, places=1),
+    before=partial(_rounded, places=2),
+    fast=True,
+    row="4",
+)
