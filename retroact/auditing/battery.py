@@ -15,11 +15,15 @@ from dataclasses import replace
 from typing import Annotated, Literal
 
 from retroact.attacks.apgd import APGD
+from retroact.attacks.hop_skip_jump import HopSkipJump
 from retroact.attacks.momentum import Momentum
+from retroact.attacks.rays import RayS
+from retroact.attacks.spsa import SPSA
 from retroact.attacks.square import Square
 from retroact.auditing.attack_run import AttackRun, Conditions, Side
-from retroact.auditing.subjects import Climb, Subject
+from retroact.auditing.subjects import TRACE, Climb, Subject
 from retroact.crafting.attack import Attack
+from retroact.crafting.domain import domain_of
 from retroact.spec import AtLeast0, Count, Within, spec
 
 VERSION = 3
@@ -28,6 +32,8 @@ so that no old one is served for a new one; tests/auditing/test_version.py says 
 """
 
 STAGES = 5
+_QUERIES = 6  # times those of the Square control: what a decision-based attack may ask
+_SMALL = 128  # entries of an example that scores alone find their way in
 _ALARMED = 10  # steps of a trial where an alarm asks for one
 _FIRST_ROUND = 3  # times the steps of the main attack
 
@@ -82,7 +88,7 @@ class Battery:
         title = f"targeted{_through(climb)}"
         run.attack(title, "white box", self.targeted(under.classes), climb)
         if subject.alarms:
-            self.answer(run, subject, climb)
+            self.answer(run, subject, climb, under)
         progress()
         self.again(run, climb, under.classes)
         if self.queries:
@@ -117,11 +123,32 @@ class Battery:
         # the first of those that broke as many
         return climbs[max(range(len(climbs)), key=lambda i: attempts[i].result.broken)]
 
-    def answer(self, run: AttackRun, subject: Subject, climb: Climb) -> None:
-        """What alarms ask for: the untargeted attack through what broke most, for gradients that
-        cannot be trusted."""
-        title = f"APGD{_through(climb)}"
-        run.attack(title, "white box", self.untargeted(), climb, asked_by=subject.alarms)
+    def answer(self, run: AttackRun, subject: Subject, climb: Climb, under: Conditions) -> None:
+        """What alarms ask for: the untargeted attack through what broke most; the trace, where the
+        backward pass is not its derivative; and where nothing that was derived broke anything,
+        attacks that ask for decisions and scores alone."""
+        asked = subject.alarms
+        run.attack(f"APGD{_through(climb)}", "white box", self.untargeted(), climb, asked_by=asked)
+        trace = subject.source(TRACE)
+        if "gradient mismatch" in subject.alarms and trace and climb.kernel != TRACE:
+            through = subject.through(trace)
+            title = f"targeted{_through(through)}"
+            run.attack(title, "white box", self.targeted(under.classes), through, asked_by=asked)
+        blind = "no gradient" in subject.alarms
+        if self.queries and blind and not any(a.kernel and a.broken for a in run.attacks):
+            self.search(run, subject, under)
+
+    def search(self, run: AttackRun, subject: Subject, under: Conditions) -> None:
+        """Attacks without gradients, on all that is robust: by decisions, and by scores where
+        examples are small."""
+        plain, domain, norm = Climb(subject.net), domain_of(under.data), under.threat.norm
+        by_decisions: list[Attack] = [RayS(_QUERIES * self.queries)]
+        by_decisions += [HopSkipJump(_QUERIES * self.queries)]
+        for attack in [a for a in by_decisions if norm in a.norms][:1]:
+            name = type(attack).__name__
+            run.attack(name, "white box", attack, plain, asked_by=subject.alarms)
+        if domain.entries <= _SMALL:
+            run.attack("SPSA", "white box", SPSA(), plain, asked_by=subject.alarms)
 
     def again(self, run: AttackRun, climb: Climb, classes: int) -> None:
         """The rounds, until one breaks nothing: so to spend more still would find next to

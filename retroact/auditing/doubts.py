@@ -15,13 +15,13 @@ from torch import Tensor
 from retroact.attacks.fmn import FMN
 from retroact.auditing.attack_run import AttackRun, Conditions, Side
 from retroact.auditing.battery import Battery
-from retroact.auditing.indicators import FirstLook
+from retroact.auditing.indicators import FirstLook, indicators
 from retroact.auditing.numbers import Reading
-from retroact.auditing.subjects import Climb, Subject
+from retroact.auditing.subjects import TRACE, Climb, Subject
 from retroact.crafting.domain import domain_of
 from retroact.crafting.oracle import AccessError
 from retroact.evaluation.evaluate import decided
-from retroact.evaluation.proof import craft_on
+from retroact.evaluation.proof import Proved, craft_on
 from retroact.spec import show
 
 POINT = 0.01
@@ -72,9 +72,8 @@ class Doubts:
         sample = self._some(self.side.clean, self.battery.points)
         if sample is None:
             return
-        climb, under = self._climb, self.under
-        points, domain = (sample.images, sample.labels, sample.index), domain_of(under.data)
-        dead = FirstLook(climb.source or climb.on, *points, under.threat, under.seed, domain).dead
+        climb = self._climb
+        dead = self._look(climb.source or climb.on, sample).dead
         if dead > DEAD:
             yield (
                 f"the gradient is exactly zero at {100 * dead:.0f} % of the points: give surrogate="
@@ -94,14 +93,30 @@ class Doubts:
 
     def _find_unanswered(self, readings: Sequence[Reading], gain: float) -> Iterator[str]:
         """A gain beside an alarm counts only where an attack that answers it broke what the others
-        had left."""
-        blind = [r.title for r in readings if r.fired and r.mechanism != "saturation"]
-        if gain <= 0 or not blind:
+        had left, or where the alarm is silent on what was attacked instead."""
+        blind = [r for r in readings if r.fired and r.mechanism != "saturation"]
+        if gain <= 0 or not blind or self._are_silent_on_the_trace(blind):
             return
         answers = [a for a in self.side.attacks if a.kernel]
         if not any(a.broken for a in answers):
+            titles = " and ".join(r.title for r in blind)
             tried = "nothing that was derived answers it" if answers else "no kernel answers it"
-            yield f"{' and '.join(blind)} fired and {tried}: give surrogate="
+            yield f"{titles} fired and {tried}: give surrogate="
+
+    def _are_silent_on_the_trace(self, alarms: Sequence[Reading]) -> bool:
+        """Whether the network's own computation, traced, was attacked whole, and none of the alarms
+        fires on it: then what blinded was the backward pass alone, and it is gone."""
+        whole = any(a.kernel == TRACE and "trial" not in a.title for a in self.side.attacks)
+        sample = self._some(self.side.clean, self.battery.points)
+        if not whole or sample is None or self.subject.traced is None:
+            return False
+        look = self._look(Proved(self.subject.net.network, self.subject.traced), sample)
+        asked = {i.title: i for i in indicators()}
+        return not any(asked[r.title].fires_on(look, r.before) for r in alarms)
+
+    def _look(self, on: Proved, sample: Some) -> FirstLook:
+        points, under = (sample.images, sample.labels, sample.index), self.under
+        return FirstLook(on, *points, under.threat, under.seed, domain_of(under.data))
 
     def _find_by_doubling(self) -> Iterator[str]:
         sample = self._some(self.side.verified, self.battery.sample)

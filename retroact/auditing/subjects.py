@@ -46,6 +46,8 @@ WIDTHS: tuple[tuple[float, ...], ...] = ((1.0, 0.3, 0.1), (1.0,), (0.3,), (0.1,)
 first steps of an attack to its last, and each alone."""
 _MEASURED = 64  # images on which spreads are measured
 
+TRACE = "trace of its computation"
+
 OWN_JUMP = "jumprelu"  # what recognition calls a jump that a network's own code makes
 _MANY = 1000  # what an audit asks of an image: always more than a proof costs
 
@@ -219,7 +221,7 @@ def _derive(
     if not prove_same(on.network, traced, *where, domain=domain_of(data), gradients=False):
         return None, ()
     sources = (Source(_name_widths(w), _Softening(on, graph, images, w, dress)) for w in WIDTHS)
-    return traced, (*sources, Source("trace of its computation", partial(_run_on, on, traced)))
+    return traced, (*sources, Source(TRACE, partial(_run_on, on, traced)))
 
 
 _NOTHING: tuple[None, tuple[Source, ...]] = (None, ())

@@ -14,6 +14,7 @@ et al. 2018, arXiv:1802.00420, section 4.1; Tramèr et al. 2020, arXiv:2002.0834
 
 from __future__ import annotations
 
+import copy
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -24,11 +25,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from retroact.crafting.oracle import Network, device_of, dtype_of, evaluating
+from retroact.crafting.drawing import drawing
+from retroact.crafting.oracle import Network, device_of, dtype_of, evaluating, modules_of
 from retroact.doors import logits_in
 
 _AT = (0.25, 0.5, 1.0, 1.5)  # q: differences over several widths at once
 _BATCH = 17  # images of a trace: no other size of a network is likely to be the same
+_SIZES = (1, 2, 16)  # of other batches on which a trace must run
 _TRACING = threading.RLock()  # a trace sees what other threads compute meanwhile
 _ATEN = torch.ops.aten
 
@@ -46,17 +49,19 @@ def trace_forward(network: Network, x: Tensor) -> fx.GraphModule:
     """
     sample = x[torch.arange(_BATCH) % len(x)].to(device_of(network))
 
-    dtype = dtype_of(network) or x.dtype
+    dtype, traced = dtype_of(network) or x.dtype, _share(network)
 
     def forward(images: Tensor) -> Tensor:
-        logits = logits_in(network(images.to(dtype, copy=True)), len(images))
+        logits = logits_in(traced(images.to(dtype, copy=True)), len(images))
         return logits.float() if logits.dtype.itemsize < 4 else logits.clone()
 
-    with _TRACING, torch.no_grad(), evaluating(network), warnings.catch_warnings():
+    with _TRACING, torch.no_grad(), evaluating(traced), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             # twice: functorch refuses a backward pass of somebody's own, which the first drops
             graph = _trace(torch.func.functionalize(_trace(forward, sample)), sample)
+            for size in _SIZES:  # what loops over its batch is traced for one batch only
+                graph(sample[:size])
         except Exception as e:  # whatever a stranger's code raises on a tensor that has no values
             raise TraceError(
                 f"this network cannot be traced: {str(e).partition(chr(10))[0]}"
@@ -66,6 +71,16 @@ def trace_forward(network: Network, x: Tensor) -> fx.GraphModule:
             node.target, node.args, node.kwargs = _ATEN.clone.default, node.args[:1], {}
     graph.recompile()
     return graph
+
+
+def _share(network: Network) -> Network:
+    """A copy with the same weights: what the network keeps of what it sees is not to be a tensor of
+    the trace. The network itself where there is no copy."""
+    tensors = (t for m in modules_of(network) for t in (*m.parameters(), *m.buffers()))
+    try:
+        return copy.deepcopy(network, {id(t): t for t in tensors})
+    except Exception:  # whatever a stranger's network raises as a copy
+        return network
 
 
 def _trace(forward: Callable[[Tensor], Tensor], x: Tensor) -> fx.GraphModule:
@@ -208,8 +223,9 @@ def _measure(graph: fx.GraphModule, bases: Sequence[fx.Node], x: Tensor) -> dict
                 spreads[n] = float(value.float().std().nan_to_num(0.0, 0.0, 0.0))
             return value
 
-    with torch.no_grad():
-        _Watch(graph).run(x.to(device_of(graph)))
+    device = device_of(graph)
+    with torch.no_grad(), drawing(0, device):  # a randomised network has its spreads, too
+        _Watch(graph).run(x.to(device))
     return spreads
 
 

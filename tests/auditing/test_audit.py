@@ -312,11 +312,84 @@ def test_a_plain_module_takes_its_shape_from_the_images():
     assert note.startswith("the net failed on images of shape (1, 8, 8)")
 
 
-def test_a_randomised_network_needs_draws():
-    with pytest.raises(ValueError, match="draws=20"):
-        run(Noisy(), 25)
+def test_a_randomised_network_is_averaged_whether_it_is_said_or_not():
     made = run(Noisy(), 25, draws=3)
     assert made.verdict.counts.n == 25 and made.verdict.effect != "GENUINE"
+    grown = run(Noisy(), 12)
+    # only the one that draws is averaged
+    assert grown.names.before == "digits-cnn" and grown.names.after != grown.names.before
+    assert grown.verdict.effect != "GENUINE"
+
+
+def test_a_network_that_draws_where_no_seed_reaches_is_refused():
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = torch.Generator().manual_seed(0)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = plain()(x + 0.3 * torch.rand(x.shape, generator=self.own))
+            return out
+
+    with pytest.raises(ValueError, match="also with the same seed"):
+        run(Own(), 25)
+
+
+class Cached(nn.Module):
+    """Answers as it did to the first image that was near."""
+
+    def __init__(self, after: int = 0) -> None:
+        super().__init__()
+        self.seen: list[tuple[Tensor, Tensor]] = []
+        self.after, self.asked = after, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = plain()(x).clone()
+        self.asked += 1
+        for i, image in enumerate(x.detach()):
+            near = [
+                y for known, y in self.seen if self.asked > self.after and is_near(image, known)
+            ]
+            if near:
+                out[i] = near[0]
+            else:
+                self.seen.append((image.clone(), out[i].detach().clone()))
+        return out
+
+
+def is_near(one: Tensor, other: Tensor) -> bool:
+    return bool((one - other).abs().max() < 0.2)
+
+
+@pytest.mark.parametrize("after", [0, 9])
+def test_a_network_that_remembers_is_refused(after):
+    with pytest.raises(ValueError, match="after the change remembers"):
+        run(Cached(after), 25)
+
+
+def test_a_network_that_looks_at_its_batch_is_refused():
+    class Batched(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = plain()(x + 0.5 * (x - x.mean(0)))
+            return out
+
+    with pytest.raises(ValueError, match="otherwise in another batch"):
+        run(Batched(), 25)
+
+
+def test_a_network_without_a_graph_is_attacked_through_its_trace():
+    class Silent(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            with torch.no_grad():
+                out: Tensor = plain()(x)
+                return out
+
+    made = run(Silent(), 40)
+    assert made.verdict.effect in ("NO EFFECT", "INCONCLUSIVE") and made.verdict.masked
+    assert made.verdict.counts.verified_gain <= 0.05 < made.verdict.counts.claimed_gain
+    assert {"no gradient", "gradient mismatch"} <= {r.title for r in made.alarms}
+    asked = [r.asked_by for r in made.after.attacks if r.asked_by]
+    assert asked and "gradient mismatch" in asked[0]
 
 
 def test_a_margin_that_is_none_is_refused():
@@ -328,13 +401,12 @@ def test_a_margin_that_is_none_is_refused():
 
 
 def test_an_attack_that_does_not_bite_makes_it_abstain():
-    """A network that rounds its images away: no gradient reaches them, and nothing falls at any
-    eps."""
+    """A network that gives away no more than its decisions: no gradient reaches them."""
 
     class Deaf(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = plain()((x * 4).round() / 4 + 0.0 * x)
-            return out
+            out = nn.functional.one_hot(plain()(x).argmax(1), 10).float()
+            return out + 0.0 * x.flatten(1).sum(1, keepdim=True)
 
     made = run(Deaf(), 40)
     assert made.verdict.effect != "GENUINE"
