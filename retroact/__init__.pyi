@@ -55,6 +55,7 @@ from retroact.attacks.torchattacks13 import Torchattacks13StepLL as Torchattacks
 from retroact.attacks.torchattacks13 import sloped_relu_accuracy as sloped_relu_accuracy
 from retroact.attacks.trust_region import TrustRegion as TrustRegion
 from retroact.auditing.audit import audit as audit
+from retroact.auditing.claims import check as check
 from retroact.auditing.verification import verify as verify
 from retroact.checkpoint import load as load
 from retroact.checkpoint import save as save

@@ -274,8 +274,12 @@ class _Procedure:
         alarmed = Pair(*(_alarm(s, readings, i) for i, s in enumerate(self.subjects)))
         self.stages()
         with evaluating(*self.nets):  # here, so that neither side switches the other's network back
-            how = self.executor, self._attack, alarmed, self.nets.before, self.under
-            sides = self.baseline.attack(*how)
+            if self._is_alone:
+                alone = self._attack(alarmed.after)
+                sides = Pair(alone, alone)
+            else:
+                how = self.executor, self._attack, alarmed, self.nets.before, self.under
+                sides = self.baseline.attack(*how)
         if not self.battery.queries and _count(sides).interval[0] > 0:
             # nothing is GENUINE that no control has seen
             after = self.battery.add_controls(sides.after, alarmed.after, self.under)
@@ -314,11 +318,19 @@ class _Procedure:
         judged = partial(judge, counts, alarms, margin=margin, first_look=not self.battery.queries)
         if counts.at_floor:
             return judged(tells=find_telling(subjects.before, sides.before, self.under))
+        if self._is_alone:
+            # what it withstands is the question, so any alarm is to be answered
+            return judged(after.find(readings, counts.verified[1]))
         effect = judged().effect
         return judged(
             [] if effect == "HARMFUL" else after.find(readings, counts.verified_gain),
             doubts_before=[] if effect == "GENUINE" else before.find_moving(),
         )
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether the network is audited against itself, so that one side says all."""
+        return self.nets.before is self.nets.after
 
     def _look(self) -> tuple[tuple[Reading, ...], Pair[Curves]]:
         """The readings on the first points that both networks decide rightly, and the curves behind

@@ -59,7 +59,10 @@ class Doubts:
         """The reasons why this network may be less robust, by controls and doubling alone: of the
         one before a change nothing else is asked."""
         reasons = [*self._find_by_controls()]
-        return reasons + ([*self._find_by_doubling()] if self.battery.queries else [])
+        if not self.battery.queries:
+            return reasons
+        half = replace(self.battery, sample=max(1, self.battery.sample // 2))
+        return [*reasons, *replace(self, battery=half)._find_by_doubling()]
 
     @property
     def _climb(self) -> Climb:

@@ -44,6 +44,7 @@ narrow."""
 WIDTHS: tuple[tuple[float, ...], ...] = ((1.0, 0.3, 0.1), (1.0,), (0.3,), (0.1,))
 """Widths of difference quotients, as shares of the spread of what an activation sees: from the
 first steps of an attack to its last, and each alone."""
+_OF_JUMPS = {"gradient fidelity", "falling loss", "random directions"}
 _MEASURED = 64  # images on which spreads are measured
 
 TRACE = "trace of its computation"
@@ -98,7 +99,12 @@ class Subject:
         or the folded net where it has none; then through differences, and where an alarm fired
         through all that was derived."""
         first: list[Source | None] = [*self.sources] or [None]
-        return [self.through(s) for s in (*first, *self.derived[: None if self.alarms else 1])]
+        # a jump that kernels of its own answer asks for no more
+        known = (
+            {"gradient fidelity", "falling loss", "random directions"} if self.sources else set()
+        )
+        every = set(self.alarms) - known
+        return [self.through(s) for s in (*first, *self.derived[: None if every else 1])]
 
     def through(self, source: Source | None) -> Climb:
         """What an attack along `source` (None: the folded net) is run on: a source that computes

@@ -1,0 +1,130 @@
+"""check: one defended network and a number from a paper, where there is nothing to compare with.
+
+The battery of an audit on one network, and the alarms that need no other beside it. A reported
+robust accuracy is *too high* where it lies above what is left, whatever else is in doubt, for every
+image that fell is there to be shown; it *stands* where it does not and nothing is in doubt; else it
+*cannot be told*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from retroact.attacks.pgd import CLAIMED
+from retroact.auditing.audit import Audit, audit
+from retroact.auditing.battery import Battery, Named
+from retroact.crafting.attack import Attack
+from retroact.crafting.threat import ThreatModel
+from retroact.evaluation.metrics import wilson
+from retroact.reading import Data, Net, Said, as_network
+from retroact.spec import CallError
+
+Statement = Literal["STANDS", "TOO HIGH", "CANNOT BE TOLD", "NOT ASKED"]
+
+
+@dataclass(frozen=True, eq=False)
+class Check:
+    """What became of a reported robust accuracy, in [0, 1] (None: none was given). `audit` is that
+    of the network against itself, whose after side is what was attacked."""
+
+    reported: float | None
+    audit: Audit
+
+    @property
+    def n(self) -> int:
+        return self.audit.verdict.counts.n
+
+    @property
+    def clean(self) -> float:
+        return self.audit.verdict.counts.clean[1]
+
+    @property
+    def claimed(self) -> float:
+        """Accuracy under the claimed attack."""
+        return self.audit.verdict.counts.claimed[1]
+
+    @property
+    def verified(self) -> float:
+        """Accuracy under all attacks, an upper bound."""
+        return self.audit.verdict.counts.verified[1]
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the verified accuracy."""
+        return wilson(round(self.verified * self.n), self.n)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Why the network may be less robust still."""
+        return self.audit.verdict.doubts
+
+    @property
+    def excess(self) -> float:
+        """By at least how much the reported accuracy is too high: reported − the interval's upper
+        end; 0 where it is not."""
+        return max(0.0, (self.reported or 0.0) - self.interval[1])
+
+    @property
+    def statement(self) -> Statement:
+        if self.reported is None:
+            return "NOT ASKED"
+        if self.excess > 0:
+            return "TOO HIGH"
+        return "CANNOT BE TOLD" if self.doubts else "STANDS"
+
+    @property
+    def alarms(self) -> tuple[str, ...]:
+        """What fired on it, by itself."""
+        return tuple(r.title for r in self.audit.readings if r.fired)
+
+    def __str__(self) -> str:
+        low, high = (100 * v for v in self.interval)
+        verified = f"verified {100 * self.verified:.1f} % [{low:.1f}, {high:.1f}] (n = {self.n})"
+        said = {
+            "NOT ASKED": f"{verified}, claimed {100 * self.claimed:.1f} %",
+            "STANDS": f"the claim of {self._told} stands against these attacks: {verified}",
+            "TOO HIGH": (
+                f"the claim of {self._told} is too high by at least {100 * self.excess:.1f} points:"
+                f" {verified}"
+            ),
+            "CANNOT BE TOLD": f"whether {self._told} is true cannot be told: {verified}",
+        }[self.statement]
+        fired = f"; alarms: {', '.join(self.alarms)}" if self.alarms else ""
+        return said + fired + "".join(f"; {doubt}" for doubt in self.doubts)
+
+    @property
+    def _told(self) -> str:
+        return f"{100 * (self.reported or 0.0):.1f} %"
+
+
+def check(
+    net: Net,
+    data: Data,
+    threat: Said[ThreatModel],
+    reported: float | None = None,
+    *,
+    claimed: Said[Attack] = CLAIMED,
+    surrogate: Net | None = None,
+    battery: Battery | Named | None = None,
+    draws: int = 0,
+    seed: int = 0,
+    chunk: int | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Check:
+    """Whether a `reported` robust accuracy of one network, in per cent as papers print it, is true.
+
+        ra.check("lenet-mnist", "mnist[:200]", "Linf(0.1)", reported=53.1)
+
+    The battery, the alarms and the refusals are those of `audit`. Raises as `audit` does, and
+    CallError for a number that is no percentage.
+    """
+    if reported is not None and not 1 < reported <= 100:
+        raise CallError(
+            f"reported: expected per cent, above 1 and at most 100, got {reported}; 53.1 for 53.1 %"
+        )
+    one = as_network(net)
+    how = {"claimed": claimed, "battery": battery, "draws": draws, "seed": seed, "chunk": chunk}
+    outcome = audit(one, one, data, threat, surrogate=surrogate, progress=progress, **how)  # type: ignore[arg-type]
+    return Check(None if reported is None else reported / 100, outcome)
