@@ -348,7 +348,7 @@ def test_an_attack_that_serves_no_target_refuses_one(attack):
 
 class Broken(nn.Module):
     """A network whose logits are NaN, infinite or all alike as soon as a pixel is none of the clean
-    ones, ¼ and ½."""
+    ones, ¼ and ⅝, so on plain gray, too."""
 
     def __init__(self, value: float) -> None:
         super().__init__()
@@ -356,7 +356,7 @@ class Broken(nn.Module):
         self.inner, self.value = nn.Sequential(nn.Flatten(), nn.Linear(192, 5)), value
 
     def forward(self, x: Tensor) -> Tensor:
-        touched = ((x != 0.25) & (x != 0.5)).flatten(1).any(1)[:, None]
+        touched = ((x != 0.25) & (x != 0.625)).flatten(1).any(1)[:, None]
         return torch.where(touched, self.inner(x) * self.value, self.inner(x))
 
 
@@ -365,7 +365,7 @@ class Broken(nn.Module):
 def test_nan_is_a_flag_and_never_a_success_nor_in_an_image(attack, p, value):
     net, x = (
         Broken(value),
-        torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(5)).round() / 4 + 0.25,
+        torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(5)).round() * 0.375 + 0.25,
     )
     y, index = net(x).argmax(1), torch.arange(2)
     threat = WIDE[p] if attack.kind == "minimum-norm" else FAR[p]
