@@ -10,7 +10,7 @@ the controls, which should find nothing new.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Annotated, Literal
 
@@ -83,12 +83,12 @@ class Battery:
         progress()
         run.attack("APGD, margin", "white box", self.untargeted(), Climb(subject.folded))
         progress()
-        climb = self.choose(run, subject)
+        climb, *others = self.rank(run, subject)
         progress()
         title = f"targeted{_through(climb)}"
         run.attack(title, "white box", self.targeted(under.classes), climb)
         if subject.alarms:
-            self.answer(run, subject, climb, under)
+            self.answer(run, subject, [climb, *others[:1]], under)
         progress()
         self.again(run, climb, under.classes)
         if self.queries:
@@ -105,14 +105,14 @@ class Battery:
         replace(self, queries=queries, sample=2 * self.sample).control(run, subject)
         return run.finish(side.claimed, side.kernel)
 
-    def choose(self, run: AttackRun, subject: Subject) -> Climb:
-        """Through what breaks most of a few robust examples: kernels, differences, or the folded
-        net as it is."""
+    def rank(self, run: AttackRun, subject: Subject) -> list[Climb]:
+        """What to climb, first what breaks most of a few robust examples: kernels, differences, or
+        the folded net as it is."""
         climbs, steps = subject.climbs, self.trial_steps or (_ALARMED if subject.alarms else 0)
         if not steps or len(climbs) == 1:
-            return climbs[0]
+            return climbs[:1]
         if not self.trial_steps:  # the first kernel alone, and what was derived
-            climbs = [climbs[0], *climbs[len(climbs) - len(subject.derived) :]]
+            climbs = [climbs[0], *climbs[max(1, len(subject.sources)) :]]
         trial = Momentum(steps)
         attempts = [
             run.attempt(f"trial{_through(c)}", "white box", trial, c, among=self.sample)
@@ -121,19 +121,26 @@ class Battery:
         for attempt in attempts:
             run.file(attempt)
         # the first of those that broke as many
-        return climbs[max(range(len(climbs)), key=lambda i: attempts[i].result.broken)]
+        order = sorted(range(len(climbs)), key=lambda i: -attempts[i].result.broken)
+        return [climbs[i] for i in order]
 
-    def answer(self, run: AttackRun, subject: Subject, climb: Climb, under: Conditions) -> None:
-        """What alarms ask for: the untargeted attack through what broke most; the trace, where the
-        backward pass is not its derivative; and where nothing that was derived broke anything,
-        attacks that ask for decisions and scores alone."""
-        asked = subject.alarms
-        run.attack(f"APGD{_through(climb)}", "white box", self.untargeted(), climb, asked_by=asked)
+    def answer(
+        self, run: AttackRun, subject: Subject, climbs: Sequence[Climb], under: Conditions
+    ) -> None:
+        """What alarms ask for: the untargeted attack through what broke most, the targeted one
+        through what came next, and through the trace where the backward pass is not its derivative;
+        and where nothing that was derived broke anything, attacks that ask for decisions and scores
+        alone."""
+        asked, targeted = subject.alarms, self.targeted(under.classes)
+        title = f"APGD{_through(climbs[0])}"
+        run.attack(title, "white box", self.untargeted(), climbs[0], asked_by=asked)
+        if not subject.is_baffling:
+            return
         trace = subject.source(TRACE)
-        if "gradient mismatch" in subject.alarms and trace and climb.kernel != TRACE:
-            through = subject.through(trace)
-            title = f"targeted{_through(through)}"
-            run.attack(title, "white box", self.targeted(under.classes), through, asked_by=asked)
+        mismatched = "gradient mismatch" in subject.alarms and trace is not None
+        more = [*climbs[1:], *([subject.through(trace)] if mismatched else [])]
+        for climb in {c.kernel: c for c in more if c.kernel != climbs[0].kernel}.values():
+            run.attack(f"targeted{_through(climb)}", "white box", targeted, climb, asked_by=asked)
         blind = "no gradient" in subject.alarms
         if self.queries and blind and not any(a.kernel and a.broken for a in run.attacks):
             self.search(run, subject, under)

@@ -99,12 +99,14 @@ class Subject:
         or the folded net where it has none; then through differences, and where an alarm fired
         through all that was derived."""
         first: list[Source | None] = [*self.sources] or [None]
-        # a jump that kernels of its own answer asks for no more
-        known = (
-            {"gradient fidelity", "falling loss", "random directions"} if self.sources else set()
-        )
-        every = set(self.alarms) - known
-        return [self.through(s) for s in (*first, *self.derived[: None if every else 1])]
+        derived = self.derived[: None if self.is_baffling else 1]
+        return [self.through(s) for s in (*first, *derived)]
+
+    @property
+    def is_baffling(self) -> bool:
+        """Whether an alarm fired that no kernel of its own spec answers."""
+        known: set[str] = _OF_JUMPS if self.sources else set()
+        return bool(set(self.alarms) - known)
 
     def through(self, source: Source | None) -> Climb:
         """What an attack along `source` (None: the folded net) is run on: a source that computes

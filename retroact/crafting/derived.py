@@ -146,11 +146,14 @@ class _Chains:
             return
         merged = {base for n in inputs for base in self.bases.get(n, (n,))}
         several = len({self.bases.get(n, (n,)) for n in inputs if _is_real(n)}) > 1
-        # two that have a derivative each are added or multiplied as always
-        if several and not any(not _is_real(n) for n in inputs):
+        # two that have a derivative each are added or multiplied as always; not so in a comparison,
+        # nor with what was compared
+        if several and _is_real(node) and all(map(_is_real, inputs)):
             return
-        if all(_shape(base) == _shape(node) and _is_real(base) for base in merged):
-            self.bases[node] = tuple(sorted(merged, key=lambda n: n.name))
+        # what is broadcast, such as a threshold for all entries, is held
+        whole = {base for base in merged if _shape(base) == _shape(node)}
+        if whole and all(map(_is_real, merged)):
+            self.bases[node] = tuple(sorted(whole, key=lambda n: n.name))
 
 
 def _find_chains(graph: fx.Graph) -> Iterator[_Chain]:
@@ -160,17 +163,18 @@ def _find_chains(graph: fx.Graph) -> Iterator[_Chain]:
     for node, bases in known.bases.items():
         leaves = any(known.bases.get(user) != bases for user in node.users)
         if leaves and _is_real(node):
-            calls = tuple(_calls_between(node, bases))
+            calls = tuple(_calls_between(node, known))
             if not all(call.target in _AFFINE for call in calls):
                 yield _Chain(node, bases, calls)
 
 
-def _calls_between(end: fx.Node, bases: tuple[fx.Node, ...]) -> list[fx.Node]:
+def _calls_between(end: fx.Node, known: _Chains) -> list[fx.Node]:
     """The calls from the bases to the end, and what they need that does not move, in order."""
-    wanted, waiting = {end}, [end]
+    wanted, waiting, bases = {end}, [end], known.bases[end]
     while waiting:
         for node in waiting.pop().all_input_nodes:
-            if node not in wanted and node not in bases and node.op == "call_function":
+            within = node in known.bases or node not in known.moving
+            if node not in wanted and node not in bases and within and node.op == "call_function":
                 wanted.add(node)
                 waiting.append(node)
     return [node for node in end.graph.nodes if node in wanted]
