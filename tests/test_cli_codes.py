@@ -167,3 +167,27 @@ def test_the_codes_stand_in_the_help_and_in_the_docs(call):
     page = (Path(__file__).parents[1] / "docs" / "your-network.md").read_text()
     table = page.partition("## Exit codes")[2].partition("\n## ")[0]
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.M)} == listed
+
+
+# ------------------------------------------------------------------------------------ of a claim
+
+
+CHECK = ("check", "digits-cnn", *QUESTION)
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "said"),
+    [
+        ((), 0, "verified"),
+        (("--reported", "50"), 0, "stands"),
+        (("--reported", "90"), 0, "too high by at least"),
+        (("--reported", "50", "--require-stands"), 0, "stands"),
+        (("--reported", "90", "--require-stands"), 1, "too high by at least"),
+        (("--reported", "0.9"), 2, "expected per cent"),
+        (("--require-stands",), 2, "give --reported"),
+        (("--quick", "--thorough"), 2, "got both"),
+    ],
+)
+def test_what_check_says_and_answers(call, more, code, said):
+    exit_code, out, err = call(*CHECK, *more)
+    assert exit_code == code and said in " ".join((out + err).split())

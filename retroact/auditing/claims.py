@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from retroact.attacks.pgd import CLAIMED
 from retroact.auditing.audit import Audit, audit
@@ -19,7 +19,7 @@ from retroact.crafting.attack import Attack
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.metrics import wilson
 from retroact.reading import Data, Net, Said, as_network
-from retroact.spec import CallError
+from retroact.spec import CallError, show
 
 Statement = Literal["STANDS", "TOO HIGH", "CANNOT BE TOLD", "NOT ASKED"]
 
@@ -79,6 +79,27 @@ class Check:
         """What fired on it, by itself."""
         return tuple(r.title for r in self.audit.readings if r.fired)
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers and texts, accuracies in [0, 1]; `attacks` are those that were run."""
+        return {
+            "statement": self.statement,
+            "sentence": str(self),
+            "reported": self.reported,
+            "clean": self.clean,
+            "claimed": self.claimed,
+            "verified": self.verified,
+            "interval": list(self.interval),
+            "n": self.n,
+            "excess": self.excess,
+            "alarms": list(self.alarms),
+            "doubts": list(self.doubts),
+            "attacks": [attack.to_json() for attack in self.audit.after.attacks],
+            "battery": show(self.audit.battery),
+            "threat": self.audit.threat,
+            "data": self.audit.data,
+            "fingerprints": self.audit.fingerprints.to_json(),
+        }
+
     def __str__(self) -> str:
         low, high = (100 * v for v in self.interval)
         verified = f"verified {100 * self.verified:.1f} % [{low:.1f}, {high:.1f}] (n = {self.n})"
@@ -125,6 +146,12 @@ def check(
             f"reported: expected per cent, above 1 and at most 100, got {reported}; 53.1 for 53.1 %"
         )
     one = as_network(net)
-    how = {"claimed": claimed, "battery": battery, "draws": draws, "seed": seed, "chunk": chunk}
-    outcome = audit(one, one, data, threat, surrogate=surrogate, progress=progress, **how)  # type: ignore[arg-type]
+    how: dict[str, Any] = {
+        "claimed": claimed,
+        "battery": battery,
+        "draws": draws,
+        "seed": seed,
+        "chunk": chunk,
+    }
+    outcome = audit(one, one, data, threat, surrogate=surrogate, progress=progress, **how)
     return Check(None if reported is None else reported / 100, outcome)

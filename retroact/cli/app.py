@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from retroact.cli import attacks, audits, console, listing, networks, reports
+from retroact.cli import attacks, audits, checking, console, listing, networks, reports
 from retroact.cli.codes import COULD_NOT_RUN, EPILOG, STOPPED, WRONG_CALL
 from retroact.cli.named import import_own
 from retroact.spec import CallError
@@ -84,6 +84,7 @@ for command in (
     networks.retrofit,
     networks.tune,
     audits.audit,
+    checking.check,
     audits.verify,
     audits.selftest,
     networks.harden,
@@ -94,7 +95,11 @@ for command in (
     networks.export,
 ):
     # those whose code a script reads say what it means
-    codes = EPILOG if command in (audits.audit, audits.verify, audits.selftest) else None
+    codes = (
+        EPILOG
+        if command in (audits.audit, checking.check, audits.verify, audits.selftest)
+        else None
+    )
     app.command(command.__name__.rstrip("_"), epilog=codes)(command)
 
 

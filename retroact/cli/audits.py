@@ -189,7 +189,8 @@ def _check(
 ) -> None:
     if (activation is None) == (against is None):
         raise CallError(
-            'expected either an ACTIVATION, such as "JumpReLU(1.0)", or --against NETWORK'
+            'expected either an ACTIVATION, such as "JumpReLU(1.0)", or --against NETWORK; for one'
+            " network and a number from a paper there is `retroact check`"
         )
     options.check_also(also, activation)
     if quick and thorough:

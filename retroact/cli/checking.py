@@ -1,0 +1,87 @@
+"""`check`: one network and a number from a paper."""
+
+from __future__ import annotations
+
+from json import dumps
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from retroact.cli import options
+from retroact.cli.audits import ClaimedOption, DataOption, DrawsOption, QuickOption, ThoroughOption
+from retroact.cli.codes import FOUND, NOT_SETTLED
+from retroact.cli.console import note, print_rows, progress_bar, say
+from retroact.cli.named import load
+from retroact.spec import CallError
+
+if TYPE_CHECKING:
+    from retroact.auditing.claims import Check
+
+NetArgument = Annotated[str, typer.Argument(help="zoo name, file, module:function")]
+ReportedOption = Annotated[
+    float | None, typer.Option(help="the robust accuracy that was reported, in per cent: 53.1")
+]
+RequireOption = Annotated[
+    bool,
+    typer.Option(
+        "--require-stands",
+        help="exit with 0 only where the claim stands, with 1 where it is too high, else with 4",
+    ),
+]
+JsonOption = Annotated[Path | None, typer.Option("--json", help="write the numbers here")]
+
+
+def check(
+    net: NetArgument,
+    threat: options.Threat,
+    data: DataOption,
+    reported: ReportedOption = None,
+    claimed: ClaimedOption = None,
+    quick: QuickOption = False,
+    thorough: ThoroughOption = False,
+    draws: DrawsOption = 0,
+    seed: options.Seed = 0,
+    weights: options.Weights = "",
+    json: JsonOption = None,
+    require_stands: RequireOption = False,
+) -> None:
+    """Whether a reported robust accuracy stands, where there is no network before to compare
+    with."""
+    if quick and thorough:
+        raise CallError("expected --quick or --thorough, got both")
+    if require_stands and reported is None:
+        raise CallError("--require-stands asks about a claim: give --reported, such as 53.1")
+    options.check_folder(json)
+
+    from retroact.auditing.claims import check as run
+    from retroact.executors import one_thread
+    from retroact.nets.data import data as read
+    from retroact.reports.html import write
+
+    images = read(data)
+    network = load(net, weights, images)
+    how: dict[str, Any] = {"draws": draws, "seed": seed}
+    how |= {"battery": "quick" if quick else "thorough" if thorough else None}
+    how |= {} if claimed is None else {"claimed": claimed}
+    with progress_bar("check") as progress, one_thread():
+        result = run(network, images, threat, reported, progress=progress, **how)
+    if json is not None:
+        text = dumps(result.to_json(), indent=2, allow_nan=False)
+        note(f"wrote {write(text, json)}")
+    _print(result, f"{threat} on {data}", net)
+    raise typer.Exit(_answer(result) if require_stands else 0)
+
+
+def _print(result: Check, where: str, net: str) -> None:
+    say(str(result), style="bold", wrap=True)
+    shares = {"clean": result.clean, "claimed": result.claimed, "verified": result.verified}
+    print_rows([{where: net} | {f"{what} %": f"{100 * v:.1f}" for what, v in shares.items()}])
+    for attack in result.audit.after.attacks:
+        if attack.asked_by:
+            found = f"{attack.title} broke {attack.broken} of {attack.asked}"
+            say(f"! {found}, asked for by: {attack.asked_by}", style="yellow", wrap=True)
+
+
+def _answer(result: Check) -> int:
+    return {"STANDS": 0, "TOO HIGH": FOUND}.get(result.statement, NOT_SETTLED)

@@ -1,0 +1,76 @@
+"""check: a number from a paper beside what the network withstands."""
+
+import json
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import retroact as ra
+from retroact.spec import CallError
+
+DATA, EPS = "digits[:60]", "Linf(0.1)"
+
+
+class Rounded(nn.Module):
+    """Logits to two decimals: no gradient, and nothing gained."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = ra.load("digits-cnn")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.round(self.net(x), decimals=2)
+
+
+class OneHot(Rounded):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.one_hot(self.net(x).argmax(1), 10).float()
+
+
+def check(net: object, reported: float | None, **how: object) -> object:
+    return ra.check(net, DATA, EPS, reported, battery="quick", **how)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    return check("digits-cnn", 50.0)
+
+
+def test_a_claim_that_nothing_speaks_against_stands(plain):
+    assert plain.statement == "STANDS" and plain.excess == 0.0 and not plain.doubts
+    low, high = plain.interval
+    assert low < plain.verified < high and plain.verified <= plain.claimed <= plain.clean
+    assert "the claim of 50.0 % stands" in str(plain) and f"n = {plain.n}" in str(plain)
+
+
+def test_it_is_the_audits_number(plain):
+    beside = ra.audit("digits-cnn", "JumpReLU(0.5)", DATA, EPS, battery="quick")
+    assert plain.verified == beside.verdict.counts.verified[0]
+
+
+def test_a_claim_above_what_is_left_is_too_high_by_at_least_so_much():
+    said = check(Rounded(), 99.0)
+    assert said.statement == "TOO HIGH" and said.claimed > 0.9 and "no gradient" in said.alarms
+    assert said.excess == pytest.approx(0.99 - said.interval[1]) and said.excess > 0.2
+    assert f"too high by at least {100 * said.excess:.1f} points" in str(said)
+
+
+def test_where_the_attacks_are_blind_a_claim_below_them_cannot_be_told():
+    said = check(OneHot(), 50.0)
+    assert said.statement == "CANNOT BE TOLD" and said.doubts
+    assert check(OneHot(), None).statement == "NOT ASKED"
+
+
+def test_json_holds_what_it_says(plain):
+    told = plain.to_json()
+    assert told["statement"] == "STANDS" and told["reported"] == 0.5
+    assert told["n"] == plain.n and told["verified"] == plain.verified
+    assert sum(a["felled"] for a in told["attacks"]) == round((plain.clean - plain.verified) * 60)
+    assert json.loads(json.dumps(told, allow_nan=False)) == told
+
+
+@pytest.mark.parametrize("reported", [0.53, -3.0, 120.0])
+def test_a_number_that_is_no_percentage_is_refused(reported):
+    with pytest.raises(CallError, match=r"expected per cent.*53\.1 for 53\.1 %"):
+        check("digits-cnn", reported)
