@@ -30,6 +30,7 @@ from retroact.evaluation.proof import Proved, prove, prove_same
 from retroact.retrofitting.folding import FoldError, fold
 from retroact.retrofitting.sites import sites
 from retroact.retrofitting.surgery import refit_sharing, retrofit
+from retroact.spec import SpecError
 
 N = TypeVar("N")
 Schedule = tuple[Kernel, tuple[float, ...]]
@@ -275,6 +276,11 @@ def _make_sources(on: Proved, kernels: Sequence[Schedule]) -> tuple[Source, ...]
     if not isinstance(on.lean, nn.Module) or own is None or not own.activation.jump:
         return ()
     smoothing: Smoothing = own.activation.smoothed
+    try:
+        for kernel, widths in kernels[:1]:
+            smoothing(widths[0], kernel)
+    except SpecError:
+        return ()  # one of somebody's own that does not say where it jumps: differences will do
     anneal = partial(_Annealing, on, on.lean, partial(getattr, on, "fallback"), smoothing)
     return tuple(Source(_name_kernel(*schedule), anneal(schedule)) for schedule in kernels)
 

@@ -284,12 +284,12 @@ class TestCalibrate:
         ):
             ra.retrofit("lenet-mnist", other)
 
-    def test_an_audit_climbs_through_kernels_on_both_sides(self, train) -> None:
+    def test_an_audit_tries_its_kernels(self, train) -> None:
         made = ra.calibrate("digits-cnn", MeanSparse(0.3), train)
         digits = ra.data("digits/validation[:60]")
         audit = ra.audit("digits-cnn", made, digits, "Linf(0.1)", battery="quick")
-        assert audit.after.kernel.startswith("sigmoid kernel")
-        assert audit.before.kernel.startswith("sigmoid kernel")
+        assert any(a.kernel.startswith("sigmoid kernel") for a in audit.after.attacks)
+        assert audit.after.kernel and audit.before.kernel == ""
 
 
 def test_an_activation_of_ones_own_is_measured(train) -> None:

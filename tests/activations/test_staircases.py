@@ -145,9 +145,9 @@ class TestKWTA:
 
 
 @pytest.mark.parametrize("text", ["QuantizedReLU(bits=2, cap=4.0)", "KWTA(share=0.2)"])
-def test_an_audit_climbs_through_their_kernels_on_both_sides(text: str) -> None:
+def test_an_audit_tries_their_kernels(text: str) -> None:
     digits = ra.data("digits/validation[:60]")
     made = ra.audit("digits-cnn", text, digits, "Linf(0.1)", battery="quick")
-    assert made.after.kernel.startswith("sigmoid kernel")
-    assert made.before.kernel.startswith("sigmoid kernel")
+    assert any(a.kernel.startswith("sigmoid kernel") for a in made.after.attacks)
+    assert made.after.kernel and made.before.kernel == ""
     assert made.after.verified.sum() <= made.after.claimed.sum()
