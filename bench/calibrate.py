@@ -7,7 +7,8 @@ Trains small networks (kept as safetensors under `--out`, so that a second run o
 standard and with FGSM images, and lets every indicator look at pairs whose answer is known.
 *Negatives* mask nothing: the network itself, SReLU(1), random shifts of its ReLUs, a few more steps
 of training, adversarial training. *Positives* do: steep slopes and loud logits (saturation),
-JumpReLU (jump). All points are held out from training, and none is test data. Prints a markdown
+JumpReLU (jump), detached pixels and a negated backward pass (wrong gradient), rounded images and
+logits (steps). All points are held out from training, and none is test data. Prints a markdown
 table with one line per indicator: what it shows, its false alarms and misses at the present
 threshold, and between which thresholds there are fewest of both.
 """
@@ -29,6 +30,7 @@ from torch import Tensor, nn
 import retroact as ra
 from retroact.auditing.indicators import FirstLook, Indicator, indicators
 from retroact.auditing.selftest import Louder
+from retroact.crafting.derived import trace_forward
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.proof import leave_as_is
 from retroact.nets.zoo import NETWORKS
@@ -107,12 +109,13 @@ ROBUST_EPS = 0.1
 
 @dataclass(frozen=True)
 class Seen:
-    """What one indicator showed on one pair of networks: `value` is above (or times) the twin's."""
+    """What one indicator showed on one pair of networks: `value` is above (or times) that of the
+    network before, or, for an indicator of one network, that of the one after alone."""
 
     net: str
     eps: float
     change: str
-    kind: str  # "none", "saturation", "jump"
+    kind: str  # "none", or a mechanism
     indicator: str
     value: float
 
@@ -139,7 +142,7 @@ def main() -> None:
             )
     print(*_table(seen), sep="\n")
     pairs = {(one.net, one.eps, one.change, one.kind) for one in seen}
-    kinds = {kind: sum(k == kind for *_, k in pairs) for kind in ("none", "saturation", "jump")}
+    kinds = {kind: sum(k == kind for *_, k in pairs) for kind in ("none", *_KINDS)}
     print(
         f"\n{len(pairs)} pairs: {kinds}; n = {POINTS} points, {time.process_time() - began:.0f} s"
         " of CPU"
@@ -213,6 +216,63 @@ def _changes(
         jump = ra.retrofit(net, ra.JumpReLU(kappa))
         if float(_right(jump, held).float().mean()) > CLEAN:
             yield f"JumpReLU({kappa:g})", (jump, "jump")
+    for share in (0.1, 0.3, 0.5):
+        yield f"{share:.0%} of the pixels detached", (Detached(net, share), "wrong gradient")
+    yield "a negated backward pass", (Negated(net), "wrong gradient")
+    for levels in (8, 32):
+        yield f"images of {levels} levels", (Rounded(net, levels - 1), "steps")
+    for decimals in (0, 1, 2):
+        yield f"logits of {decimals} decimals", (Decimals(net, decimals), "steps")
+
+
+class Detached(nn.Module):
+    """The net, with no gradient through a share of the pixels."""
+
+    def __init__(self, net: nn.Module, share: float) -> None:
+        super().__init__()
+        self.net, self.share = net, share
+
+    def forward(self, x: Tensor) -> Tensor:
+        drawn = torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(0))
+        hidden = (drawn < self.share).to(x)
+        out: Tensor = self.net(x * (1 - hidden) + (x * hidden).detach())
+        return out
+
+
+class Negated(nn.Module):
+    """The net, with a backward pass of the wrong sign."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(2 * x.detach() - x)
+        return out
+
+
+class Rounded(nn.Module):
+    """The net on images of so many steps."""
+
+    def __init__(self, net: nn.Module, steps: int) -> None:
+        super().__init__()
+        self.net, self.steps = net, steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net((x * self.steps).round() / self.steps)
+        return out
+
+
+class Decimals(nn.Module):
+    """The net, whose logits have so many decimals."""
+
+    def __init__(self, net: nn.Module, decimals: int) -> None:
+        super().__init__()
+        self.net, self.decimals = net, decimals
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x)
+        return torch.round(out, decimals=self.decimals)
 
 
 def _shifted(net: nn.Module, held: ra.Images, file: Path) -> nn.Module:
@@ -243,12 +303,17 @@ def _pairs(
         rows = (base & _right(net, held)).nonzero()[:POINTS, 0]
         part = held.select(rows)
         now, before = (
-            FirstLook(leave_as_is(n), part.images, part.labels, part.index, threat, seed)
+            FirstLook(
+                leave_as_is(n),
+                *(part.images, part.labels, part.index, threat, seed),
+                traced=trace_forward(n, part.images),
+            )
             for n in (net, twin)
         )
         for ask in indicators():
             reading = ask(now, before)
-            value = reading.value / reading.before if ask.ratio else reading.value - reading.before
+            value = reading.value - (0.0 if ask.absolute else reading.before)
+            value = reading.value / reading.before if ask.ratio else value
             yield Seen(name, float(threat.eps), change, kind, ask.title, value)
 
 
@@ -297,7 +362,7 @@ def _table(seen: list[Seen]) -> Iterator[str]:
         yield f"\nany of {kind}: false alarms {alarms or 'none'}; missed {missed or 'none'}"
 
 
-_KINDS = ("saturation", "jump")
+_KINDS = ("saturation", "jump", "wrong gradient", "steps")
 
 
 def _above(values: list[float], ask: Indicator) -> int:

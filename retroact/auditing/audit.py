@@ -174,7 +174,6 @@ def audit(
     own = None if surrogate is None else as_network(surrogate)
     (seed, chunk, _), draws = checked(seed, chunk), whole(draws, "draws")
     where, prints = take(executor, Executor), _fingerprint(images, nets)
-    stages = Here(_Stages(progress, 2 * STAGES + 2))
 
     fresh = Pair(*map(copy_of, nets))  # before anybody asks them anything
     drawn = [is_random(n, images.images, w) for n, w in zip(nets, NAMES, strict=True)]
@@ -186,6 +185,8 @@ def audit(
                 Expectation(net, draws) if r else net for net, r in zip(nets, drawn, strict=True)
             )
             asked = Pair(*means)
+        sides = 1 if nets.before is nets.after else 2
+        stages = Here(_Stages(progress, sides * STAGES + 2))
         witnesses = [] if draws else _watch(nets, fresh, images, radius, seed)
         under = Conditions(images, radius, check(asked, images, radius), seed, chunk)
         given = KERNELS if kernels is None else kernels

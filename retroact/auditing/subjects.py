@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from retroact.activations.activation import Kernel
 from retroact.activations.per_site import PerSite
@@ -20,7 +20,7 @@ from retroact.activations.piecewise import without_slope
 from retroact.activations.ramp import RELU
 from retroact.auditing.numbers import Pair
 from retroact.crafting.annealed import Annealed
-from retroact.crafting.derived import TraceError, soften, trace_forward
+from retroact.crafting.derived import Traced, TraceError, soften, trace_forward
 from retroact.crafting.domain import domain_of
 from retroact.crafting.expectation import Expectation
 from retroact.crafting.oracle import Network, device_of
@@ -249,7 +249,7 @@ class _Softening:
     """Makes the network with differences over one width after the other, from the first on."""
 
     on: Proved
-    graph: fx.GraphModule
+    graph: Traced
     images: Tensor
     widths: tuple[float, ...]
     dress: Callable[[nn.Module], nn.Module]

@@ -19,11 +19,13 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.overrides import TorchFunctionMode
 
 from retroact.crafting.drawing import drawing
 from retroact.crafting.oracle import Network, device_of, dtype_of, evaluating, modules_of
@@ -31,6 +33,7 @@ from retroact.doors import logits_in
 
 _AT = (0.25, 0.5, 1.0, 1.5)  # q: differences over several widths at once
 _BATCH = 17  # images of a trace: no other size of a network is likely to be the same
+_FIXED = 16  # images of a trace for one batch
 _SIZES = (1, 2, 16)  # of other batches on which a trace must run
 _TRACING = threading.RLock()  # a trace sees what other threads compute meanwhile
 _ATEN = torch.ops.aten
@@ -40,7 +43,29 @@ class TraceError(ValueError):
     """A network whose computation cannot be traced."""
 
 
-def trace_forward(network: Network, x: Tensor) -> fx.GraphModule:
+class Traced(nn.Module):
+    """A graph of torch's own operations, for any batch, or for batches of `batch` examples: others
+    are filled up with the last one."""
+
+    def __init__(self, graph: fx.GraphModule, batch: int | None = None) -> None:
+        super().__init__()
+        self.graph, self.batch = graph, batch
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.batch is None:
+            out: Tensor = self.graph(x)
+            return out
+        parts = (self.graph(self.fill(part))[: len(part)] for part in x.split(self.batch))
+        return torch.cat(list(parts))
+
+    def fill(self, x: Tensor) -> Tensor:
+        """The first examples, as many as the graph takes."""
+        if self.batch is None:
+            return x
+        return torch.cat([x, x[-1:].expand(self.batch, *x.shape[1:])])[: self.batch]
+
+
+def trace_forward(network: Network, x: Tensor) -> Traced:
     """What `network` computes of images like `x` (n, …), as a graph of torch's own operations.
 
     Its logits are those of `in_float`; its derivative is that of these operations. Weights are
@@ -48,29 +73,68 @@ def trace_forward(network: Network, x: Tensor) -> fx.GraphModule:
     it sees.
     """
     sample = x[torch.arange(_BATCH) % len(x)].to(device_of(network))
-
-    dtype, traced = dtype_of(network) or x.dtype, _share(network)
-
-    def forward(images: Tensor) -> Tensor:
-        logits = logits_in(traced(images.to(dtype, copy=True)), len(images))
-        return logits.float() if logits.dtype.itemsize < 4 else logits.clone()
-
-    with _TRACING, torch.no_grad(), evaluating(traced), warnings.catch_warnings():
+    with _TRACING, torch.no_grad(), evaluating(network), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            # twice: functorch refuses a backward pass of somebody's own, which the first drops
-            graph = _trace(torch.func.functionalize(_trace(forward, sample)), sample)
-            for size in _SIZES:  # what loops over its batch is traced for one batch only
-                graph(sample[:size])
-        except Exception as e:  # whatever a stranger's code raises on a tensor that has no values
-            raise TraceError(
-                f"this network cannot be traced: {str(e).partition(chr(10))[0]}"
-            ) from e
+            return _trace_any_batch(network, sample)
+        except Exception:  # whatever a stranger's code raises on a tensor that has no values
+            pass
+        try:
+            return _trace_one_batch(network, sample[:_FIXED])
+        except Exception as e:
+            reason = str(e).partition("\n")[0]
+            raise TraceError(f"this network cannot be traced: {reason}") from e
+
+
+def _trace_any_batch(network: Network, sample: Tensor) -> Traced:
+    graph = _trace(network, sample, "symbolic")
+    for size in _SIZES:  # what loops over its batch is traced for one batch only
+        graph(sample[:size])
+    return Traced(graph)
+
+
+def _trace_one_batch(network: Network, sample: Tensor) -> Traced:
+    """Also where the code loops over its batch, or draws from generators of its own."""
+    traced = Traced(_trace(network, sample, "real"), len(sample))
+    moved = 0.9 * sample.flip(0)
+    with drawing(0, sample.device):
+        expected = _logits_of(network, moved)
+    with drawing(0, sample.device):
+        given = traced(moved)
+    if not torch.allclose(given, expected, rtol=1e-3, atol=1e-4):
+        raise TraceError("what it computes depends on the values that it sees")
+    return traced
+
+
+def _trace(network: Network, sample: Tensor, mode: Literal["symbolic", "real"]) -> fx.GraphModule:
+    net, make = _share(network), partial(make_fx, tracing_mode=mode, _allow_non_fake_inputs=True)
+    with _OwnDraws():
+        first = make(partial(_logits_of, net))(sample)
+    # twice: functorch refuses a backward pass of somebody's own, which the first drops
+    graph = make(torch.func.functionalize(first))(sample)
     for node in graph.graph.nodes:
         if node.op == "call_function" and node.target in _PASSED_ON:
             node.target, node.args, node.kwargs = _ATEN.clone.default, node.args[:1], {}
     graph.recompile()
+    assert isinstance(graph, fx.GraphModule)
     return graph
+
+
+def _logits_of(network: Network, images: Tensor) -> Tensor:
+    dtype = dtype_of(network) or images.dtype
+    logits = logits_in(network(images.to(dtype, copy=True)), len(images))
+    return logits.float() if logits.dtype.itemsize < 4 else logits.clone()
+
+
+class _OwnDraws(TorchFunctionMode):
+    """What a network draws from a generator of its own, with a seed that it sets, is a constant."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if isinstance(kwargs.get("generator"), torch.Generator):
+            with disable_proxy_modes_tracing():
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
 
 
 def _share(network: Network) -> Network:
@@ -83,25 +147,21 @@ def _share(network: Network) -> Network:
         return network
 
 
-def _trace(forward: Callable[[Tensor], Tensor], x: Tensor) -> fx.GraphModule:
-    traced = make_fx(forward, tracing_mode="symbolic", _allow_non_fake_inputs=True)(x)
-    assert isinstance(traced, fx.GraphModule)
-    return traced
-
-
 _PASSED_ON = {_ATEN.detach.default, _ATEN.alias.default, _ATEN.lift_fresh_copy.default}
 """What would cut the graph, or stands in its way, and changes no value."""
 
 
-def soften(graph: fx.GraphModule, x: Tensor, width: float) -> fx.GraphModule:
-    """`graph` with the derivative of each chain of elementwise calls that is not affine taken as
-    differences over `width` times the spread of what the chain begins with, on the images `x`.
+def soften(traced: Traced, x: Tensor, width: float) -> Traced:
+    """What was traced, with the derivative of each chain of elementwise calls that is not affine
+    taken as differences over `width` times the spread of what the chain begins with, on the images
+    `x`.
 
     The values that it computes are the same. Chains end where a call mixes entries.
     """
-    soft = fx.GraphModule(graph, _copy(graph.graph))
+    soft = fx.GraphModule(traced.graph, _copy(traced.graph.graph))
     chains = list(_find_chains(soft.graph))
-    spreads = _measure(soft, [base for chain in chains for base in chain.bases], x)
+    bases = [base for chain in chains for base in chain.bases]
+    spreads = _measure(soft, bases, traced.fill(x))
     for number, chain in enumerate(chains):
         steps = [width * spreads[base] for base in chain.bases]
         if all(step > 0 for step in steps):
@@ -109,7 +169,7 @@ def soften(graph: fx.GraphModule, x: Tensor, width: float) -> fx.GraphModule:
     soft.graph.eliminate_dead_code()
     soft.graph.lint()
     soft.recompile()
-    return soft
+    return Traced(soft, traced.batch)
 
 
 def _copy(graph: fx.Graph) -> fx.Graph:

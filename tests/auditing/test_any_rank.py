@@ -184,8 +184,9 @@ def test_a_lean_form_folds_the_norm_and_leaves_channels_where_they_are(kind):
 @kinds
 def test_kernels_are_put_into_networks_of_every_rank(kind):
     hard = ra.retrofit(trained(kind), "JumpReLU(0.5)")
-    for subject in prepare(trained(kind), hard, data(kind), EPS):
-        assert len(subject.sources) == 3
+    before, after = prepare(trained(kind), hard, data(kind), EPS)
+    assert len(after.sources) == 3 and before.sources == ()
+    assert len(before.derived) == len(after.derived) > 3
 
 
 @kinds
@@ -215,7 +216,7 @@ def test_the_page_of_an_audit_speaks_of_examples_and_draws_none(kind, tmp_path):
         ra.report(made, tmp_path / f"audit.{suffix}").read_text()
         for suffix in ("html", "md", "json")
     )
-    assert "Only images are drawn" in page and "<h2>Examples that were broken</h2>" in page
+    assert "Only images are drawn" in page and "<h2>The examples that decide most</h2>" in page
     assert "data:image" not in page and "of the examples withstand" in page
     for said in (page, text):
         assert " images " not in said.replace("Only images are", "")

@@ -116,6 +116,29 @@ def test_a_difference_is_the_mean_over_four_widths():
     assert torch.allclose(gradient, torch.tensor([reached, [0.0, 0.0]]), rtol=1e-4)
 
 
+def by_loop(net: nn.Module, x: Tensor) -> Tensor:
+    return torch.cat([net((image[None] * 9).round() / 9) for image in x])
+
+
+def with_a_seed(net: nn.Module, x: Tensor) -> Tensor:
+    drawn = torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(0))
+    return net(x * drawn + (x * (1 - drawn)).detach())
+
+
+@pytest.mark.parametrize("call", [by_loop, with_a_seed])
+def test_code_for_one_batch_is_traced_for_one(plain, x, call):
+    net = Wrapped(plain, call)
+    graph = trace_forward(net, x)
+    soft = soften(graph, x, 0.3)
+    assert graph.batch == soft.batch == 16
+    with torch.no_grad():
+        for n in (1, 16, 37):
+            assert torch.allclose(graph(x[:n]), net(x[:n]), atol=1e-5)
+            assert torch.allclose(soft(x[:n]), net(x[:n]), atol=1e-5)
+    cosine = nn.functional.cosine_similarity(slope(soft, x).flatten(1), slope(plain, x).flatten(1))
+    assert cosine.median() > 0.8
+
+
 def test_two_that_move_are_added_as_always(plain, x):
     """A chain has one beginning: a sum of two keeps its own derivative, and weights are shared."""
     net = Wrapped(plain, lambda net, x: net(x.sin() + x.flip(3).cos()))
