@@ -9,6 +9,7 @@ What is plainly one thing is taken; all else is refused with a sentence that nam
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from functools import partial
@@ -24,12 +25,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from retroact.activations.activation import Activation
 from retroact.crafting.attack import Attack
 from retroact.crafting.goals import Goal, Targets, goal_of
-from retroact.crafting.oracle import Network
+from retroact.crafting.oracle import Network, device_of, dtype_of, evaluating
 from retroact.crafting.threat import ThreatModel
 from retroact.doors import IMAGE, Shape, check_batch, named
 from retroact.nets import sources, zoo
 from retroact.nets.arrays import IMAGE_WORDS, LABEL_WORDS, is_picture, plain, stack
 from retroact.nets.data import DataSlice, Images, Split, data
+from retroact.nets.hard_labels import HardLabels, gives_labels
 from retroact.retrofitting.examples import Example, noise_for
 from retroact.retrofitting.surgery import Retrofit, retrofit
 from retroact.spec import is_spec, is_spec_class, parse, show, take
@@ -401,6 +403,31 @@ def as_network(what: Net) -> Network:
             f'expected a network or its name, such as "lenet-mnist", got {type(net).__name__}'
         )
     return net
+
+
+def as_scoring(net: Network, images: Images, beside: Network) -> Network:
+    """A network that gives logits: itself, or, where it answers with the number of a class, that as
+    `HardLabels`, of as many classes as the one `beside` it gives, or as its labels count."""
+    answer = _ask_a_copy(net, images.images[:2])
+    if not gives_labels(answer, min(2, len(images.images))):
+        return net
+    other = _ask_a_copy(beside, images.images[:2])
+    if isinstance(other, Tensor) and other.is_floating_point() and other.dim() == 2:
+        return HardLabels(net, other.shape[1])
+    return HardLabels(net, int(images.labels.max()) + 1)
+
+
+def _ask_a_copy(net: Network, x: Tensor) -> object:
+    """What a network answers; a copy is asked where there is one, as it may remember."""
+    try:
+        asked = copy.deepcopy(net)
+    except Exception:  # whatever a stranger's network raises as a copy
+        asked = net
+    try:
+        with torch.no_grad(), evaluating(asked):
+            return asked(x.to(device_of(asked), dtype_of(asked) or x.dtype))
+    except Exception:  # others ask again, and say why
+        return None
 
 
 def as_module(what: Net) -> nn.Module:

@@ -54,6 +54,7 @@ from retroact.reading import (
     as_changed,
     as_images,
     as_network,
+    as_scoring,
     as_threat,
 )
 from retroact.retrofitting.surgery import Retrofit
@@ -236,7 +237,9 @@ def _read(
 ) -> tuple[Pair[Network], Images]:
     old = as_network(before)
     images = as_images(data, old)
-    return Pair(old, as_changed(after, old, images.images)), images
+    new = old if after is before else as_changed(after, old, images.images)
+    one = as_scoring(old, images, beside=new)
+    return Pair(one, one if new is old else as_scoring(new, images, beside=old)), images
 
 
 def _fingerprint(images: Images, nets: Pair[Network]) -> Fingerprints:

@@ -377,6 +377,21 @@ def test_a_network_that_looks_at_its_batch_is_refused():
         run(Batched(), 25)
 
 
+def test_a_network_that_gives_classes_alone_is_searched_by_decisions():
+    class Decides(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return plain()(x).argmax(1)
+
+    whole = dataclasses.replace(SMALL, queries=30)
+    made = run(Decides(), 40, battery=whole)
+    assert made.verdict.counts.clean[0] == made.verdict.counts.clean[1] > 0.9
+    searched = {r.title: r.broken for r in made.after.attacks if r.asked_by}
+    assert searched["RayS"] > 0 and "no gradient" in {r.title for r in made.alarms}
+    assert made.verdict.effect != "GENUINE"
+    both = run(Decides(), 40, before=Decides())
+    assert both.verdict.effect != "GENUINE" and both.verdict.counts.verified_gain == 0
+
+
 def test_a_network_without_a_graph_is_attacked_through_its_trace():
     class Silent(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
