@@ -18,6 +18,7 @@ from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import torch
+from torch import nn
 
 _AUTOCAST = ("cpu", "cuda", "mps")
 
@@ -91,3 +92,21 @@ def _settle_process() -> Callable[[], object]:
 
 
 _PROCESS = Held(_settle_process)
+
+
+@contextmanager
+def one_trace() -> Iterator[None]:
+    """One trace by torch.fx at a time in the process, as a second one would undo the patches of the
+    first; what it patches in nn.Module is undone at the end, also where it raises."""
+    patched = ("__call__", "__getattr__")
+    with _TRACING:
+        before = {name: vars(nn.Module)[name] for name in patched}
+        try:
+            yield
+        finally:
+            for name in patched:
+                if vars(nn.Module)[name] is not before[name]:
+                    setattr(nn.Module, name, before[name])
+
+
+_TRACING = threading.RLock()

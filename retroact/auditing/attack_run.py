@@ -160,6 +160,7 @@ class AttackRun:
             zero_gradients=zeros,
             queries=queries,
             seconds=time.perf_counter() - began,
+            nonfinite=int((outcome.nonfinite & ~hit).sum()),
         )
         return Attempt(result, rows[hit], decisions[hit], outcome.x_adv[hit])
 

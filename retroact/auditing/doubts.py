@@ -48,6 +48,7 @@ class Doubts:
         """The reasons, each as a clause, why the network after a change may be less robust."""
         reasons = [
             *self._find_dead(),
+            *self._find_nonfinite(),
             *self._find_by_controls(),
             *self._find_unanswered(readings, gain),
         ]
@@ -80,6 +81,16 @@ class Doubts:
         if dead > DEAD:
             yield (
                 f"the gradient is exactly zero at {100 * dead:.0f} % of the points: give surrogate="
+            )
+
+    def _find_nonfinite(self) -> Iterator[str]:
+        """An attack is blind where it meets no numbers, and no such point counts as broken."""
+        n, met = len(self.side.clean), [a for a in self.side.attacks if a.role == "white box"]
+        most = max(met, key=lambda a: a.nonfinite, default=None)
+        if most is not None and most.nonfinite > 1 and most.nonfinite / n > POINT:
+            yield (
+                f"{most.title} met logits or gradients that are no numbers at {most.nonfinite} of"
+                f" {most.asked}"
             )
 
     def _find_by_controls(self) -> Iterator[str]:

@@ -158,15 +158,20 @@ class FirstLook:
     @cached_property
     def mismatch(self) -> float:
         """Share of points at which the gradient of the margin loss is not that of the network's
-        computation, traced anew: their cosine is below `PARALLEL`, or one alone is zero. 0 where no
-        trace was made."""
+        computation, traced anew: their cosine is below `PARALLEL`, or one is twice as long. The
+        larger of that at the clean points and at random ones around them, where attacks walk. 0
+        where no trace was made."""
+        around = self.threat.start(self.x, self.domain, self.index, self.seed)
         if self.traced is None:
             return 0.0
-        own = self.uphill.gradient.flatten(1)
-        true = self._gradient(self.x, margin, on=self.traced).gradient.flatten(1)
+        return max(self._mismatch_at(self.x), self._mismatch_at(around))
+
+    def _mismatch_at(self, x: Tensor) -> float:
+        own = (self.uphill if x is self.x else self._gradient(x, margin)).gradient.flatten(1)
+        true = self._gradient(x, margin, on=self.traced).gradient.flatten(1)
         cosine = nn.functional.cosine_similarity(own.double(), true.double(), dim=1, eps=1e-30)
-        lengths = own.norm(dim=1) / true.norm(dim=1)
-        wrong = (cosine < PARALLEL) | (lengths < 0.1) | (lengths > 10)
+        ratio = own.norm(dim=1) / true.norm(dim=1)
+        wrong = (cosine < PARALLEL) | (ratio < 0.5) | (ratio > 2.0)
         return _share(wrong & ((own != 0) | (true != 0)).any(1))
 
     @cached_property

@@ -38,7 +38,8 @@ UNNAMED = Pair("", "")
 class AttackResult:
     """What one attack of the battery did: of `asked` examples that were robust until then it broke
     `broken`. `kernel` names the kernel that its gradients went through, empty where none did;
-    `asked_by` the alarms that asked for it."""
+    `asked_by` the alarms that asked for it; `nonfinite` examples met logits or gradients that are
+    no numbers and were not broken."""
 
     title: str
     attack: str
@@ -51,10 +52,11 @@ class AttackResult:
     seconds: float
     kernel: str = ""
     asked_by: str = ""
+    nonfinite: int = 0
 
     def to_json(self) -> Json:
-        said = _rename(vars(self), {"broken": "felled"})
-        return {k: value for k, value in said.items() if k not in ("kernel", "asked_by") or value}
+        said, late = _rename(vars(self), {"broken": "felled"}), ("kernel", "asked_by", "nonfinite")
+        return {name: value for name, value in said.items() if name not in late or value}
 
     @classmethod
     def from_json(cls, stored: Stored) -> AttackResult:

@@ -15,7 +15,6 @@ et al. 2018, arXiv:1802.00420, section 4.1; Tramèr et al. 2020, arXiv:2002.0834
 from __future__ import annotations
 
 import copy
-import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -30,12 +29,12 @@ from torch.overrides import TorchFunctionMode
 from retroact.crafting.drawing import drawing
 from retroact.crafting.oracle import Network, device_of, dtype_of, evaluating, modules_of
 from retroact.doors import logits_in
+from retroact.ground import one_trace
 
 _AT = (0.25, 0.5, 1.0, 1.5)  # q: differences over several widths at once
 _BATCH = 17  # images of a trace: no other size of a network is likely to be the same
 _FIXED = 16  # images of a trace for one batch
 _SIZES = (1, 2, 16)  # of other batches on which a trace must run
-_TRACING = threading.RLock()  # a trace sees what other threads compute meanwhile
 _ATEN = torch.ops.aten
 
 
@@ -73,7 +72,7 @@ def trace_forward(network: Network, x: Tensor) -> Traced:
     it sees.
     """
     sample = x[torch.arange(_BATCH) % len(x)].to(device_of(network))
-    with _TRACING, torch.no_grad(), evaluating(network), warnings.catch_warnings():
+    with one_trace(), torch.no_grad(), evaluating(network), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             return _trace_any_batch(network, sample)

@@ -32,6 +32,7 @@ from torch import Tensor, fx, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from retroact.activations.site import Site
+from retroact.ground import one_trace
 from retroact.retrofitting.copying import shadow
 from retroact.retrofitting.examples import Inputs, fresh
 from retroact.retrofitting.installed import Installed
@@ -51,9 +52,6 @@ DROPOUTS: dict[object, type[nn.Module]] = {
 
 class WouldBakeError(RuntimeError):
     """Tracing met something that a graph would fix for ever, or forget."""
-
-
-_TRACING = threading.RLock()  # of the process: a second tracer would undo the patches of the first
 
 
 class Tracer(fx.Tracer):
@@ -90,7 +88,7 @@ class Tracer(fx.Tracer):
         self._autowrap_search.extend(
             sys.modules[home] for home in sorted(homes) if home in sys.modules
         )
-        with _TRACING, _restore_module():
+        with one_trace():
             return super().trace(root, concrete_args)
 
     def create_args_for_root(
@@ -202,19 +200,6 @@ def trace(net: nn.Module) -> fx.GraphModule | None:
 def _has_hooks(m: nn.Module) -> bool:
     backward = m._backward_hooks or m._backward_pre_hooks
     return bool(m._forward_hooks or m._forward_pre_hooks or backward)
-
-
-@contextmanager
-def _restore_module() -> Iterator[None]:
-    """Undoes what torch.fx patches in nn.Module, also where it raises."""
-    patched = ("__call__", "__getattr__")
-    before = {name: vars(nn.Module)[name] for name in patched}
-    try:
-        yield
-    finally:
-        for name in patched:
-            if vars(nn.Module)[name] is not before[name]:
-                setattr(nn.Module, name, before[name])
 
 
 def _as_module(

@@ -377,6 +377,32 @@ def test_a_network_that_looks_at_its_batch_is_refused():
         run(Batched(), 25)
 
 
+def test_numbers_that_are_none_where_attacks_walk_are_a_doubt():
+    class Breaking(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            off = ((16 * x - (16 * x).round()).abs().flatten(1).amax(1) > 0.02)[:, None]
+            out: Tensor = torch.where(off, torch.nan, plain()(x))
+            return out
+
+    made = run(Breaking(), 40)
+    assert made.verdict.effect == "ABSTAINED" and "are no numbers" in str(made)
+
+
+def test_a_gradient_that_is_another_where_attacks_walk_is_seen():
+    class Slow(nn.Module):
+        """Off the grid of the images, half of the pixels have no gradient."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            off = ((16 * x - (16 * x).round()).abs().flatten(1).amax(1) > 0.02).to(x)
+            hidden = off[:, None, None, None] * (torch.arange(8) % 2)
+            out: Tensor = plain()(x * (1 - hidden) + (x * hidden).detach())
+            return out
+
+    made = run(Slow(), 40)
+    assert "gradient mismatch" in {r.title for r in made.alarms}
+    assert made.verdict.effect != "GENUINE" and made.verdict.counts.verified_gain <= 0.05
+
+
 def test_a_network_that_gives_classes_alone_is_searched_by_decisions():
     class Decides(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

@@ -174,7 +174,7 @@ def failed(checks: dict[str, Check]) -> set[str]:
 
 def test_a_fake_that_is_called_genuine_fails(monkeypatch):
     checks = run_fakes(monkeypatch, saying(effect="GENUINE", claim="MASKED", doubts=()))
-    assert {"backward pass zero", "answers remembered"} <= failed(checks)
+    assert "backward pass zero" in failed(checks)
     check = checks["backward pass zero"]
     assert str(check).startswith("FAILED: backward pass zero, the same seed: expected not GENUINE")
     assert len(check.audit.before.verified) == FEW

@@ -174,7 +174,7 @@ def test_a_trained_network_is_audited(name):
     for side in (0, 1):
         assert counts.clean[side] > 0.75
         assert counts.verified[side] <= counts.claimed[side] < counts.clean[side]
-    assert found.verdict.effect in ("NO EFFECT", "INCONCLUSIVE", "HARMFUL")
+    assert found.verdict.effect in ("NO EFFECT", "INCONCLUSIVE", "HARMFUL", "TOO STRONG A THREAT")
 
 
 # ----------------------------------------------------------------------------------- taken together

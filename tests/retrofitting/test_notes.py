@@ -18,12 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retroact.activations.piecewise import JumpReLU, SReLU
+from retroact.ground import one_trace
 from retroact.nets.classifier import Classifier
 from retroact.retrofitting.copying import deep_copy
 from retroact.retrofitting.notes import Notes
 from retroact.retrofitting.sites import sites, survey
 from retroact.retrofitting.surgery import retrofit
-from retroact.retrofitting.tracing import _TRACING, trace
+from retroact.retrofitting.tracing import trace
 
 X = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -377,7 +378,7 @@ class TestTracingForgetsNothing:
         before = nn.Module.__call__
         graphs = []
         threads = [threading.Thread(target=lambda: graphs.append(trace(Net()))) for _ in range(4)]
-        with _TRACING:
+        with one_trace():
             for thread in threads:
                 thread.start()
             assert graphs == []
