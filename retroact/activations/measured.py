@@ -14,7 +14,7 @@ from torch import Tensor
 
 from retroact.activations.activation import Activation
 from retroact.activations.files import Kept, keep
-from retroact.spec import show
+from retroact.spec import CallError, show
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Measured(Activation):
         return Kept(type(self).__name__, self.what, "calibrate", self.file, self.sha256)
 
     def numbers_at(self, site: str) -> Tensor:
-        """The numbers of a site, float32. ValueError where nothing has been measured."""
+        """The numbers of a site, float32. CallError where nothing has been measured."""
         if not self.file:
-            raise ValueError(
+            raise CallError(
                 f"{show(self)} has no {self.what} yet: ra.calibrate(net, {show(self)}, train)"
                 " measures them on training data (retroact calibrate)"
             )

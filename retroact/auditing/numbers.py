@@ -90,7 +90,9 @@ class Reading:
         )
 
     def to_json(self) -> Json:
-        return _rename(vars(self), {"before": "twin"})
+        said = _rename(vars(self), {"before": "twin"})
+        late = () if self.absolute else ("absolute", "fired_before")
+        return {name: value for name, value in said.items() if name not in late}
 
     @classmethod
     def from_json(cls, stored: Stored) -> Reading:

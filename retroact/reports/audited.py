@@ -285,8 +285,15 @@ def _panels(curves: Pair[Curves] | None) -> list[dict[str, Markup | str]]:
     ]
 
 
+def _state(reading: Reading) -> str:
+    if reading.fired_before:
+        return "fired, and before too" if reading.fired else "fired before"
+    return "fired" if reading.fired else "silent"
+
+
 def _reading(reading: Reading) -> dict[str, str]:
     above = f"× {reading.threshold:g}" if reading.ratio else f"+ {reading.threshold:g}"
+    fires = f"> {reading.threshold:g}, on either" if reading.absolute else f"> before {above}"
     return {
         "title": reading.title,
         "about": " ".join(reading.about.split()),
@@ -294,8 +301,8 @@ def _reading(reading: Reading) -> dict[str, str]:
         "mechanism": reading.mechanism,
         "value": f"{reading.value:.3g}",
         "before": f"{reading.before:.3g}",
-        "fires": f"> before {above}",
-        "state": "fired" if reading.fired else "silent",
+        "fires": fires,
+        "state": _state(reading),
     }
 
 

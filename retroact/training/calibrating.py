@@ -18,7 +18,7 @@ from retroact.ground import neutral
 from retroact.nets.data import Images
 from retroact.reading import Data, Said, as_activation, as_changed, as_images, as_module
 from retroact.retrofitting.installed import installed
-from retroact.spec import SpecError, known, show
+from retroact.spec import CallError, SpecError, known, show
 
 _CHUNK = 256
 
@@ -61,7 +61,7 @@ def _as_measured(activation: Activation) -> Measured:
 
 def _check(net: nn.Module, images: Images) -> None:
     if images.split == "test":
-        raise ValueError(
+        raise CallError(
             f"{images.name} is test data, on which nothing is measured; use another split"
         )
     if installed(net):

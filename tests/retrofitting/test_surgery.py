@@ -570,7 +570,7 @@ class TestShifts:
 
     def test_a_site_without_shifts_is_named(self, tmp_path) -> None:
         shifts = write_shifts(tmp_path / "b.safetensors", {"act": torch.zeros(8)})
-        with pytest.raises(KeyError, match="no shift for site 'act#2'"):
+        with pytest.raises(KeyError, match="no shifts for site 'act#2', only for act"):
             retrofit(net_of("nn.ReLU shared"), shifts, example=IMAGES)
 
 
