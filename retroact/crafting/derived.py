@@ -42,13 +42,27 @@ class TraceError(ValueError):
     """A network whose computation cannot be traced."""
 
 
+class _Origin:
+    """Of what a trace was made, hidden from whoever looks for the modules behind a network."""
+
+    __slots__ = ("network", "sample")
+
+    def __init__(self, network: Network, sample: Tensor) -> None:
+        self.network, self.sample = network, sample
+
+
 class Traced(nn.Module):
     """A graph of torch's own operations, for any batch, or for batches of `batch` examples: others
-    are filled up with the last one."""
+    are filled up with the last one. To another process travels what it was made of."""
 
-    def __init__(self, graph: fx.GraphModule, batch: int | None = None) -> None:
+    def __init__(self, graph: fx.GraphModule, batch: int | None, origin: _Origin | None) -> None:
         super().__init__()
-        self.graph, self.batch = graph, batch
+        self.graph, self.batch, self._origin = graph, batch, origin
+
+    def __reduce__(self) -> tuple[Callable[..., Traced], tuple[Network, Tensor]]:
+        if self._origin is None:
+            raise TypeError("what was softened is made anew in another process: send the trace")
+        return trace_forward, (self._origin.network, self._origin.sample)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.batch is None:
@@ -89,12 +103,13 @@ def _trace_any_batch(network: Network, sample: Tensor) -> Traced:
     graph = _trace(network, sample, "symbolic")
     for size in _SIZES:  # what loops over its batch is traced for one batch only
         graph(sample[:size])
-    return Traced(graph)
+    return Traced(graph, None, _Origin(network, sample))
 
 
 def _trace_one_batch(network: Network, sample: Tensor) -> Traced:
     """Also where the code loops over its batch, or draws from generators of its own."""
-    traced = Traced(_trace(network, sample, "real"), len(sample))
+    graph = _trace(network, sample, "real")
+    traced = Traced(graph, len(sample), _Origin(network, sample))
     moved = 0.9 * sample.flip(0)
     with drawing(0, sample.device):
         expected = _logits_of(network, moved)
@@ -168,7 +183,7 @@ def soften(traced: Traced, x: Tensor, width: float) -> Traced:
     soft.graph.eliminate_dead_code()
     soft.graph.lint()
     soft.recompile()
-    return Traced(soft, traced.batch)
+    return Traced(soft, traced.batch, None)
 
 
 def _copy(graph: fx.Graph) -> fx.Graph:
