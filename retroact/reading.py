@@ -425,7 +425,8 @@ def _ask_a_copy(net: Network, x: Tensor) -> object:
         asked = net
     try:
         with torch.no_grad(), evaluating(asked):
-            return asked(x.to(device_of(asked), dtype_of(asked) or x.dtype))
+            # some write to it
+            return asked(x.to(device_of(asked), dtype_of(asked) or x.dtype, copy=True))
     except Exception:  # others ask again, and say why
         return None
 
