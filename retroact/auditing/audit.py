@@ -182,13 +182,18 @@ def audit(
     def run(draws: int) -> Audit:
         asked: Pair[Network] = nets
         if draws:
-            means = (
+            means = [
                 Expectation(net, draws) if r else net for net, r in zip(nets, drawn, strict=True)
-            )
-            asked = Pair(*means)
+            ]
+            # one against itself stays one
+            asked = Pair(means[0], means[0] if nets.after is nets.before else means[1])
         sides = 1 if nets.before is nets.after else 2
         stages = Here(_Stages(progress, sides * STAGES + 2))
-        witnesses = [] if draws else _watch(nets, fresh, images, radius, seed)
+        witnesses = [
+            Witness(net, copy, images, radius, name, seed)
+            for net, copy, name, random in zip(nets, fresh, NAMES, drawn, strict=True)
+            if not random
+        ]
         under = Conditions(images, radius, check(asked, images, radius), seed, chunk)
         given = KERNELS if kernels is None else kernels
         subjects = prepare(asked.before, asked.after, images, radius, own, given, seed)
@@ -206,13 +211,6 @@ def audit(
     if draws or not any(drawn):
         return run(draws)
     return _settle_draws(run)
-
-
-def _watch(
-    nets: Pair[Network], fresh: Pair[Network | None], data: Images, threat: ThreatModel, seed: int
-) -> list[Witness]:
-    each = zip(nets, fresh, NAMES, strict=True)
-    return [Witness(net, copy, data, threat, name, seed) for net, copy, name in each]
 
 
 def _settle_draws(run: Callable[[int], Audit]) -> Audit:

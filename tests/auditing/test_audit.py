@@ -321,6 +321,14 @@ def test_a_randomised_network_is_averaged_whether_it_is_said_or_not():
     assert grown.verdict.effect != "GENUINE"
 
 
+def test_a_randomised_network_against_itself_is_one():
+    noisy = Noisy()
+    seen = []
+    made = run(noisy, 12, before=noisy, draws=3, progress=lambda *at: seen.append(at))
+    assert made.before is made.after and made.verdict.counts.verified_gain == 0
+    assert [done for done, _ in seen] == list(range(1, seen[-1][1] + 1))
+
+
 def test_a_network_that_draws_where_no_seed_reaches_is_refused():
     class Own(nn.Module):
         def __init__(self) -> None:
@@ -363,8 +371,9 @@ def is_near(one: Tensor, other: Tensor) -> bool:
 
 @pytest.mark.parametrize("after", [0, 9])
 def test_a_network_that_remembers_is_refused(after):
-    with pytest.raises(ValueError, match="after the change remembers"):
-        run(Cached(after), 25)
+    for how in ({}, {"draws": 3}):  # not even where a mean is asked for
+        with pytest.raises(ValueError, match="after the change remembers"):
+            run(Cached(after), 25, **how)
 
 
 def test_a_network_that_looks_at_its_batch_is_refused():
