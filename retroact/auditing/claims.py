@@ -9,12 +9,12 @@ image that fell is there to be shown; it *stands* where it does not and nothing 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from retroact.attacks.pgd import CLAIMED
 from retroact.auditing.audit import Audit, audit
-from retroact.auditing.battery import Battery, Named
+from retroact.auditing.battery import Battery, Named, battery_of
 from retroact.crafting.attack import Attack
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.metrics import wilson
@@ -138,17 +138,19 @@ def check(
 
         ra.check("lenet-mnist", "mnist[:200]", "Linf(0.1)", reported=53.1)
 
-    The battery, the alarms and the refusals are those of `audit`. Raises as `audit` does, and
-    CallError for a number that is no percentage.
+    The battery, the alarms and the refusals are those of `audit`, but that controls and doubling
+    are run with any battery, as no claim stands without them. Raises as `audit` does, and CallError
+    for a number that is no percentage.
     """
     if reported is not None and not 1 < reported <= 100:
         raise CallError(
             f"reported: expected per cent, above 1 and at most 100, got {reported}; 53.1 for 53.1 %"
         )
-    one = as_network(net)
+    one, spent = as_network(net), battery_of(battery)
+    spent = spent if spent.queries else replace(spent, queries=Battery.queries)
     how: dict[str, Any] = {
         "claimed": claimed,
-        "battery": battery,
+        "battery": spent,
         "draws": draws,
         "seed": seed,
         "chunk": chunk,

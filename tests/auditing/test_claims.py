@@ -44,6 +44,10 @@ def test_a_claim_that_nothing_speaks_against_stands(plain):
     assert "the claim of 50.0 % stands" in str(plain) and f"n = {plain.n}" in str(plain)
 
 
+def test_no_claim_stands_without_controls(plain):
+    assert {"APGD, transfer", "Square"} <= {a.title for a in plain.audit.after.attacks}
+
+
 def test_it_is_the_audits_number(plain):
     beside = ra.audit("digits-cnn", "JumpReLU(0.5)", DATA, EPS, battery="quick")
     assert plain.verified == beside.verdict.counts.verified[0]
