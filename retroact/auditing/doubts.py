@@ -15,9 +15,9 @@ from torch import Tensor
 from retroact.attacks.fmn import FMN
 from retroact.auditing.attack_run import AttackRun, Conditions, Side
 from retroact.auditing.battery import Battery
-from retroact.auditing.indicators import FirstLook, indicators
+from retroact.auditing.indicators import FirstLook
 from retroact.auditing.numbers import Reading
-from retroact.auditing.subjects import TRACE, Climb, Subject
+from retroact.auditing.subjects import Climb, Subject
 from retroact.crafting.domain import domain_of
 from retroact.crafting.oracle import AccessError
 from retroact.evaluation.evaluate import decided
@@ -106,27 +106,16 @@ class Doubts:
                 )
 
     def _find_unanswered(self, readings: Sequence[Reading], gain: float) -> Iterator[str]:
-        """A gain beside an alarm counts only where an attack that answers it broke what the others
-        had left, or where the alarm is silent on what was attacked instead."""
-        blind = [r for r in readings if r.fired and r.mechanism != "saturation"]
-        if gain <= 0 or not blind or self._are_silent_on_the_trace(blind):
+        """A gain beside an alarm counts only where attacks that answer it broke what the others had
+        left, more than one example. That an alarm is silent on what was attacked instead is no
+        answer: the trace of a network is silent wherever its backward pass is what alarms."""
+        blind = [r.title for r in readings if r.fired and r.mechanism != "saturation"]
+        if gain <= 0 or not blind:
             return
         answers = [a for a in self.side.attacks if a.kernel]
-        if not any(a.broken for a in answers):
-            titles = " and ".join(r.title for r in blind)
+        if sum(a.broken for a in answers) < 2:
             tried = "nothing that was derived answers it" if answers else "no kernel answers it"
-            yield f"{titles} fired and {tried}: give surrogate="
-
-    def _are_silent_on_the_trace(self, alarms: Sequence[Reading]) -> bool:
-        """Whether the network's own computation, traced, was attacked whole, and none of the alarms
-        fires on it: then what blinded was the backward pass alone, and it is gone."""
-        whole = any(a.kernel == TRACE and "trial" not in a.title for a in self.side.attacks)
-        sample = self._some(self.side.clean, self.battery.points)
-        if not whole or sample is None or self.subject.traced is None:
-            return False
-        look = self._look(Proved(self.subject.net.network, self.subject.traced), sample)
-        asked = {i.title: i for i in indicators()}
-        return not any(asked[r.title].fires_on(look, r.before) for r in alarms)
+            yield f"{' and '.join(blind)} fired and {tried}: give surrogate="
 
     def _look(self, on: Proved, sample: Some) -> FirstLook:
         points, under = (sample.images, sample.labels, sample.index), self.under

@@ -412,6 +412,31 @@ def test_a_gradient_that_is_another_where_attacks_walk_is_seen():
     assert made.verdict.effect != "GENUINE" and made.verdict.counts.verified_gain <= 0.05
 
 
+def test_an_alarm_that_nothing_answers_makes_a_gain_a_doubt():
+    """A trapdoor: it knows the images that it is audited on, and hides its slope off a lattice of
+    its own, where no attack ever stands; nobody gained anything."""
+
+    class Trapdoor(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.known = plain(), data(60).images
+
+        def forward(self, x: Tensor) -> Tensor:
+            z = self.net(x)
+            off = ((112 * x - (112 * x).round()).abs().flatten(1).amax(1) > 0.02).float()[:, None]
+            at = x.detach().flatten(1), self.known.flatten(1)
+            distance, which = torch.cdist(*at, p=torch.inf).min(1)
+            near = (distance <= EPS.eps + 0.001).float()[:, None]
+            known = self.net(self.known)[which]
+            slow, on = known + 0.25 * (z - known), z.detach() + 0.25 * (z - z.detach())
+            return near * (off * slow + (1 - off) * on) + (1 - near) * z
+
+    made = run(Trapdoor(), 60)
+    assert made.verdict.counts.interval[0] > 0  # it looks like a gain
+    assert made.verdict.effect == "ABSTAINED", str(made)
+    assert "gradient mismatch fired and nothing that was derived answers it" in str(made)
+
+
 def test_a_network_that_gives_classes_alone_is_searched_by_decisions():
     class Decides(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
