@@ -9,10 +9,12 @@ their truth: nothing that gained nothing may be GENUINE, and no claim HONEST tha
 from __future__ import annotations
 
 import copy
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -103,28 +105,31 @@ def selftest(
         outcome = audit(before, after, data, threat, battery=battery, kernels=kernels, seed=seed)
         checks.append(Check(title, expected, outcome, holds(outcome)))
         told(len(checks), len(cases) + len(strange))
-    trial = _Trial(net, data, threat, battery, seed)
-    for mechanism, given in strange:
-        checks.append(trial.check(mechanism, given))
-        told(len(checks), len(cases) + len(strange))
+    with tempfile.TemporaryDirectory() as folder:
+        trial = _Trial(net, data, threat, battery, seed, Path(folder) / "before.json")
+        for mechanism, given in strange:
+            checks.append(trial.check(mechanism, given))
+            told(len(checks), len(cases) + len(strange))
     return checks
 
 
 @dataclass(frozen=True, eq=False)
 class _Trial:
-    """The audit against mechanisms around networks of the kind of `net`, the one before."""
+    """The audit against mechanisms around networks of the kind of `net`, the one before; that is
+    attacked once, for the `baseline`."""
 
     net: nn.Module
     data: Examples
     threat: ThreatModel
     battery: Battery | None
     seed: int
+    baseline: Path
 
     def check(self, mechanism: Mechanism, given: Given) -> Check:
         """What the audit says of the mechanism around the given network, and whether it may."""
         before, after = self._make(mechanism, given)
         known = self._known(before), self._known(after, mechanism.draws)
-        outcome = self._audit(before.net, after.net, mechanism.draws)
+        outcome = self._audit(before.net, after.net, mechanism)
         said = Said.instead(outcome) if isinstance(outcome, Exception) else Said.by(outcome)
         stands = _least(known, said, mechanism)
         faults = find_faults(said, stands, refusable=mechanism.refusable)
@@ -154,7 +159,9 @@ class _Trial:
         along = (self.net,)
         return truth(made, self._few, self.threat, draws=draws, transfer=along, steps=_STEPS)
 
-    def _audit(self, before: nn.Module, after: nn.Module, draws: int) -> Audit | Exception:
+    def _audit(
+        self, before: nn.Module, after: nn.Module, mechanism: Mechanism
+    ) -> Audit | Exception:
         # copies, as a network that remembers must not have been asked before
         pair = copy.deepcopy(before), copy.deepcopy(after)
         try:
@@ -165,8 +172,9 @@ class _Trial:
                     self._few,
                     self.threat,
                     battery=self.battery,
-                    draws=draws,
+                    draws=mechanism.draws,
                     seed=self.seed,
+                    baseline=self.baseline if mechanism.before is None else None,
                 )
         except Exception as error:  # whatever it raises is its answer
             return error

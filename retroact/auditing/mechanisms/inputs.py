@@ -163,7 +163,7 @@ PURIFIED = tuple(
         "inputs",
         partial(_purified, cleaner=cleaner, straight=straight),
         graph=straight,
-        fast=cleaner is Purified and not straight,
+        fast=cleaner is Cleaned and not straight,
         row=("30" if straight else "19") if cleaner is Purified else "",
     )
     for word, cleaner in (("its own gradients", Purified), ("total variation", Cleaned))
