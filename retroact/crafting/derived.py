@@ -18,7 +18,7 @@ import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from typing import Any, Literal
 
 import torch
@@ -216,7 +216,7 @@ class _Chains:
         inputs = [n for n in node.all_input_nodes if n in self.moving]
         if node.op == "placeholder" or inputs:
             self.moving.add(node)
-        if not inputs or not _is_elementwise(node):
+        if not inputs or not (_is_elementwise(node) or self._is_looked_up(node)):
             return
         merged = {base for n in inputs for base in self.bases.get(n, (n,))}
         several = len({self.bases.get(n, (n,)) for n in inputs if _is_real(n)}) > 1
@@ -224,10 +224,24 @@ class _Chains:
         # nor with what was compared
         if several and _is_real(node) and all(map(_is_real, inputs)):
             return
-        # what is broadcast, such as a threshold for all entries, is held
+        # what is broadcast beside it, such as a threshold for all entries, is held
         whole = {base for base in merged if _shape(base) == _shape(node)}
+        if not whole and len(merged) == 1:  # each entry gives several, as in a thermometer
+            whole = {base for base in merged if _has_grown(_shape(base), _shape(node))}
         if whole and all(map(_is_real, merged)):
             self.bases[node] = tuple(sorted(whole, key=lambda n: n.name))
+
+    def _is_looked_up(self, node: fx.Node) -> bool:
+        """Whether each entry is looked up by itself in a table that does not move."""
+        if node.target == _ATEN.unsqueeze.default:  # one_hot asks so for the column of a class
+            of, dim = node.args
+            return isinstance(of, fx.Node) and not _is_real(of) and bool(dim == -1)
+        if node.target not in _LOOKED_UP:
+            return False
+        table = node.args[_LOOKED_UP[node.target]]
+        indices = node.args[1]
+        one = not isinstance(indices, Sequence) or len(indices) == 1
+        return one and isinstance(table, fx.Node) and table not in self.moving
 
 
 def _find_chains(graph: fx.Graph) -> Iterator[_Chain]:
@@ -266,6 +280,14 @@ def _is_elementwise(node: fx.Node) -> bool:
 
 
 _MASKED = {_ATEN.index_put.default}
+_LOOKED_UP: dict[Any, int] = {
+    _ATEN.bucketize.Tensor: 1,
+    _ATEN.searchsorted.Tensor: 0,
+    _ATEN.index.Tensor: 0,
+    _ATEN.embedding.default: 0,
+    _ATEN.take.default: 0,
+}
+"""Which argument is the table."""
 _KEPT = {_ATEN.clone.default, _ATEN._to_copy.default}
 _AFFINE = {
     *_KEPT,
@@ -288,6 +310,23 @@ def _is_real(node: fx.Node) -> bool:
 def _shape(node: fx.Node) -> tuple[Any, ...] | None:
     value = node.meta.get("val")
     return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def _has_grown(base: tuple[Any, ...] | None, shape: tuple[Any, ...] | None) -> bool:
+    """Whether each entry of a tensor of shape `base` has become several: along dimensions of length
+    1, or along new ones at the end."""
+    if base is None or shape is None:
+        return False
+    if len(base) < len(shape):
+        return shape[: len(base)] == base
+    return len(base) == len(shape) and all(a in (1, b) for a, b in zip(base, shape, strict=True))
+
+
+def _gather(entries: Tensor, shape: torch.Size) -> Tensor:
+    """The sum of what each entry of a tensor of this `shape` has become."""
+    if entries.dim() > len(shape):
+        return entries.flatten(len(shape)).sum(-1)
+    return entries.sum_to_size(shape)
 
 
 def _measure(graph: fx.GraphModule, bases: Sequence[fx.Node], x: Tensor) -> dict[fx.Node, float]:
@@ -354,16 +393,18 @@ class _Difference(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         bases = ctx.saved_tensors
         slopes = (_difference(ctx, bases, i) for i in range(len(bases)))
-        return None, None, None, *(gradients[0] * slope for slope in slopes)
+        pulled = (gradients[0] * slope for slope in slopes)
+        return None, None, None, *(_gather(g, z.shape) for g, z in zip(pulled, bases, strict=True))
 
 
 def _difference(ctx: Any, bases: Sequence[Tensor], i: int) -> Tensor:
-    slope = torch.zeros_like(bases[i])
-    for q in _AT:
-        step = q * ctx.steps[i]
-        up, down = (
-            ctx.chain(*bases[:i], bases[i] + sign * step, *bases[i + 1 :], *ctx.held)
-            for sign in (1, -1)
-        )
-        slope += (up - down) / (2 * step * len(_AT))
-    return slope
+    return reduce(torch.add, (_quotient(ctx, bases, i, q * ctx.steps[i]) for q in _AT)) / len(_AT)
+
+
+def _quotient(ctx: Any, bases: Sequence[Tensor], i: int, step: float) -> Tensor:
+    up, down = (
+        ctx.chain(*bases[:i], bases[i] + sign * step, *bases[i + 1 :], *ctx.held)
+        for sign in (1, -1)
+    )
+    quotient: Tensor = (up - down) / (2 * step)
+    return quotient

@@ -49,7 +49,31 @@ HIDDEN = {
     "without a graph": lambda net, x: torch.no_grad()(net)(x),
     "a decoy": by_decoy,
 }
+EDGES = (torch.arange(1, 16) - 0.5) / 15
+
+
+def by_table(net: nn.Module, x: Tensor) -> Tensor:
+    return net(torch.linspace(0, 1, 16)[torch.bucketize(x.detach(), EDGES)])
+
+
+def by_embedding(net: nn.Module, x: Tensor) -> Tensor:
+    table = torch.linspace(0, 1, 16)[:, None]
+    return net(nn.functional.embedding(torch.bucketize(x, EDGES), table)[..., 0])
+
+
+def by_classes(net: nn.Module, x: Tensor) -> Tensor:
+    levels = nn.functional.one_hot(torch.searchsorted(EDGES, x), 16).to(x)
+    return net((levels * torch.linspace(0, 1, 16)).sum(-1))
+
+
 FLAT = {
+    "thermometer": lambda net, x: net((x.unsqueeze(-1) > EDGES).to(x).mean(-1)),
+    "thermometer of channels": lambda net, x: net(
+        (x > EDGES[:, None, None]).to(x).mean(1, keepdim=True)
+    ),
+    "looked up": by_table,
+    "embedded": by_embedding,
+    "one-hot levels": by_classes,
     "rounded input": lambda net, x: net((x * 255).round() / 255),
     "rounded logits": lambda net, x: net(x).round(decimals=2),
     "in place": in_place,

@@ -39,6 +39,25 @@ ROUNDED = tuple(
 )
 
 
+def _look_up(x: Tensor, levels: int = 16) -> Tensor:
+    """Each pixel as a word, and its value from a table of words."""
+    edges = (torch.arange(1, levels) - 0.5) / (levels - 1)
+    table = torch.linspace(0, 1, levels)[:, None]
+    return F.embedding(torch.bucketize(x.detach(), edges), table)[..., 0]
+
+
+def _measure(x: Tensor, levels: int = 9) -> Tensor:
+    """A thermometer (Buckman et al. 2018): which marks each pixel passes, and how many."""
+    marks = (torch.arange(levels) + 0.5) / levels
+    return (x.unsqueeze(-1) > marks).to(x).mean(-1)
+
+
+DISCRETE = (
+    Mechanism("pixels looked up in a table", "inputs", partial(_front, change=_look_up)),
+    Mechanism("pixels on a thermometer", "inputs", partial(_front, change=_measure)),
+)
+
+
 def _median(x: Tensor) -> Tensor:
     n, c, h, w = x.shape
     windows = F.unfold(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3)
