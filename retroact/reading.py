@@ -9,7 +9,6 @@ What is plainly one thing is taken; all else is refused with a sentence that nam
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from functools import partial
@@ -32,6 +31,7 @@ from retroact.nets import sources, zoo
 from retroact.nets.arrays import IMAGE_WORDS, LABEL_WORDS, is_picture, plain, stack
 from retroact.nets.data import DataSlice, Images, Split, data
 from retroact.nets.hard_labels import HardLabels, gives_labels
+from retroact.retrofitting.copying import copy_of
 from retroact.retrofitting.examples import Example, noise_for
 from retroact.retrofitting.surgery import Retrofit, retrofit
 from retroact.spec import is_spec, is_spec_class, parse, show, take
@@ -419,10 +419,8 @@ def as_scoring(net: Network, images: Images, beside: Network) -> Network:
 
 def _ask_a_copy(net: Network, x: Tensor) -> object:
     """What a network answers; a copy is asked where there is one, as it may remember."""
-    try:
-        asked = copy.deepcopy(net)
-    except Exception:  # whatever a stranger's network raises as a copy
-        asked = net
+    fresh = copy_of(net)
+    asked = net if fresh is None else fresh
     try:
         with torch.no_grad(), evaluating(asked):
             # some write to it

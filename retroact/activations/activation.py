@@ -83,18 +83,11 @@ class Activation(ABC):
             )
         return self
 
-    def smoothed(
-        self, sharpness: float, kernel: Kernel = "sigmoid", *, plain: bool = False
-    ) -> Activation:
-        """Itself with a kernel of beta = sharpness/kappa at its jump, where there is one.
-
-        `plain`: its neutral value with a kernel of the same beta, so that a net before a change is
-        attacked as the net after it.
-        """
-        shape = self.neutral if plain and self.neutral is not None else self
+    def smoothed(self, sharpness: float, kernel: Kernel = "sigmoid") -> Activation:
+        """Itself with a kernel of beta = sharpness/kappa at its jump, where there is one."""
         if not self.jump:
-            return shape
-        return shape.surrogate(sharpness / (1.0 if self.ramp is None else self.ramp.kappa), kernel)
+            return self
+        return self.surrogate(sharpness / (1.0 if self.ramp is None else self.ramp.kappa), kernel)
 
     def folded(self, s: float) -> Folded | None:
         """What stands here in a net whose tensors are divided by s > 0: f(s z) = factor · g(z +

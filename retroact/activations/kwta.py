@@ -6,9 +6,8 @@ from typing import Annotated, ClassVar
 
 from torch import Tensor
 
-from retroact.activations.activation import Activation, Kernel
-from retroact.activations.piecewise import ReLU
-from retroact.activations.surrogate import Jumping, Surrogate, step_slope
+from retroact.activations.activation import Kernel
+from retroact.activations.surrogate import Jumping, step_slope
 from retroact.spec import Within, spec
 
 _TINY = 1e-6
@@ -40,13 +39,6 @@ class KWTA(Jumping):
         flat = z.flatten(1) if z.dim() > 1 else z[:, None]
         k = max(1, int(self.share * flat.shape[1]))
         return flat.topk(k, dim=1).values[:, -1].view(-1, *[1] * (z.dim() - 1))
-
-    def smoothed(
-        self, sharpness: float, kernel: Kernel = "sigmoid", *, plain: bool = False
-    ) -> Activation:
-        """A kernel of beta = sharpness/|v|, or, `plain`, one at the kink of a ReLU, of
-        beta = sharpness as there is no v."""
-        return Surrogate(ReLU(), sharpness, kernel) if plain else self.surrogate(sharpness, kernel)
 
     def slope(self, z: Tensor, beta: float, kernel: Kernel) -> Tensor:
         """That of JumpReLU at kappa = v, with beta/|v|."""

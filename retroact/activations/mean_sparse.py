@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -14,7 +13,7 @@ from retroact.activations.measured import Measured, Moments
 from retroact.activations.piecewise import ReLU, without_slope
 from retroact.activations.ramp import RELU, FiniteAtLeast0, Ramp
 from retroact.activations.site import Site
-from retroact.activations.surrogate import Jumping, Surrogate, bump, smoothed_slope, through
+from retroact.activations.surrogate import Jumping, bump, smoothed_slope, through
 from retroact.spec import SpecError, show, spec
 
 
@@ -61,14 +60,6 @@ class MeanSparse(Jumping, Measured):
             )
         mean, std = self.numbers_at(site.name)
         return ChannelSparse(mean, std, self.alpha, site.own)
-
-    def smoothed(
-        self, sharpness: float, kernel: Kernel = "sigmoid", *, plain: bool = False
-    ) -> Activation:
-        """Kernels at its jumps, or, `plain`, one of the same bandwidth at the kink of a ReLU."""
-        if plain and self.jump:
-            return Surrogate(replace(self, alpha=0.0), sharpness / self.alpha, kernel)
-        return super().smoothed(sharpness, kernel, plain=plain)
 
     def slope(self, z: Tensor, beta: float, kernel: Kernel) -> Tensor:
         if self.alpha > 0.0:

@@ -47,11 +47,9 @@ class PerSite(Activation):
     def surrogate(self, beta: float, kernel: Kernel = "sigmoid") -> PerSite:
         return PerSite(tuple(a.surrogate(beta, kernel) for a in self.activations))
 
-    def smoothed(
-        self, sharpness: float, kernel: Kernel = "sigmoid", *, plain: bool = False
-    ) -> PerSite:
+    def smoothed(self, sharpness: float, kernel: Kernel = "sigmoid") -> PerSite:
         """Each with the bandwidth of its own jump."""
-        return PerSite(tuple(a.smoothed(sharpness, kernel, plain=plain) for a in self.activations))
+        return PerSite(tuple(a.smoothed(sharpness, kernel) for a in self.activations))
 
     def files(self) -> dict[str, bytes]:
         return {k: v for a in self.activations for k, v in a.files().items()}

@@ -9,11 +9,10 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from retroact.activations.activation import Activation, Kernel
-from retroact.activations.piecewise import ReLU
+from retroact.activations.activation import Kernel
 from retroact.activations.ramp import FinitePositive
 from retroact.activations.site import Site
-from retroact.activations.surrogate import Jumping, Surrogate, bump
+from retroact.activations.surrogate import Jumping, bump
 from retroact.spec import Within, spec
 
 _FAR = 16.0
@@ -50,14 +49,6 @@ class QuantizedReLU(Jumping):
 
     def __call__(self, z: Tensor) -> Tensor:
         return torch.round(z.clamp(0.0, self.cap) / self.step) * self.step
-
-    def smoothed(
-        self, sharpness: float, kernel: Kernel = "sigmoid", *, plain: bool = False
-    ) -> Activation:
-        """Kernels at its jumps, or, `plain`, one of the same bandwidth at the kink of a ReLU."""
-        if plain:
-            return Surrogate(ReLU(), sharpness / self.step, kernel)
-        return self.surrogate(sharpness, kernel)
 
     def slope(self, z: Tensor, beta: float, kernel: Kernel) -> Tensor:
         """Σ_i k_beta(z/s - (i - 1/2)): the kernels near enough to count, added up."""

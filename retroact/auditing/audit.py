@@ -21,7 +21,7 @@ from retroact.attacks.pgd import CLAIMED
 from retroact.auditing.attack_run import Conditions, Side
 from retroact.auditing.baseline import StoredSide
 from retroact.auditing.battery import STAGES, VERSION, Battery, Named, battery_of
-from retroact.auditing.checks import NAMES, Witness, check, check_chance, copy_of, is_random
+from retroact.auditing.checks import NAMES, Witness, check, check_chance, is_random
 from retroact.auditing.doubts import Doubts, find_telling
 from retroact.auditing.indicators import FirstLook, indicators
 from retroact.auditing.numbers import (
@@ -57,6 +57,7 @@ from retroact.reading import (
     as_scoring,
     as_threat,
 )
+from retroact.retrofitting.copying import copy_of
 from retroact.retrofitting.surgery import Retrofit
 from retroact.spec import show, take
 

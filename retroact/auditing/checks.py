@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor
 
@@ -15,6 +13,7 @@ from retroact.crafting.oracle import Network, device_of, evaluating, in_float
 from retroact.crafting.threat import ThreatModel
 from retroact.doors import check_images, check_labels, warn_of_probabilities
 from retroact.evaluation.evaluate import Examples
+from retroact.retrofitting.copying import copy_of
 from retroact.spec import show
 
 NAMES = Pair("the network before the change", "the network after the change")
@@ -109,7 +108,8 @@ class Witness:
         drawn = normal(domain.shape, data.index[:_WITNESSED], seed, _MOVES).to(x)
         self._net, self._name, self._word = net, name, domain.word
         self._moved = threat.project(x + threat.eps / 2 * threat.along(drawn.sign()), x, domain)
-        asked, first = copy_of(fresh), net if fresh is None else fresh
+        asked = None if fresh is None else copy_of(fresh)
+        first = net if fresh is None else fresh
         self._answers = _answer(first, self._moved)
         if asked is not None:
             _answer(asked, x)
@@ -138,14 +138,6 @@ class Witness:
                 " accuracy is that of a batch size: a batch norm with batch statistics, or a layer"
                 " across examples; fix its statistics (track_running_stats=True) or take it out"
             )
-
-
-def copy_of(net: Network | None) -> Network | None:
-    """A deep copy; None where there is none."""
-    try:
-        return copy.deepcopy(net)
-    except Exception:  # whatever a stranger's network raises as a copy
-        return None
 
 
 def _answer(net: Network, x: Tensor) -> Tensor:

@@ -12,9 +12,12 @@ import copy
 import gc
 import types
 from collections.abc import Iterator
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
+
+N = TypeVar("N")
 
 _NOT_COPIED = (
     *(
@@ -69,6 +72,17 @@ def _refuse_closures(net: nn.Module) -> None:
                 " replaced by a function that holds the old one, so that a copy would run this"
                 " net; write it as a method of a class, or set types.MethodType(forward, module)"
             )
+
+
+def copy_of(network: N) -> N | None:
+    """A deep copy of any network, as one that may remember what it is asked needs; None where there
+    is none."""
+    try:
+        if isinstance(network, nn.Module):
+            return cast(N, deep_copy(network))
+        return copy.deepcopy(network)
+    except Exception:  # whatever a stranger's network raises as a copy
+        return None
 
 
 def shadow(net: nn.Module) -> nn.Module:

@@ -112,14 +112,6 @@ class TestMeanSparse:
         made = sparse(0.1, 1.0, 0.3)
         assert torch.equal(made.surrogate(3.0, kernel)(z), made(z))
 
-    def test_a_net_before_the_change_gets_the_same_bandwidth(self) -> None:
-        made = MeanSparse(0.5).measured({"relu": Moments(torch.ones(1), torch.ones(1) * 4, 9)})
-        soft = made.smoothed(8.0, plain=True).at(SITE)
-        z = torch.linspace(-2, 2, 41)[:, None]
-        assert torch.equal(soft(z), F.relu(z))
-        # half a window is 1 wide: beta = 8
-        assert torch.allclose(slope(soft, z), slope(ReLU().surrogate(8.0), z))
-
     def test_without_numbers_it_says_how_to_measure_them(self) -> None:
         with pytest.raises(ValueError, match=r"MeanSparse\(alpha=0.2\) has no means yet: ra.calib"):
             ra.retrofit("digits-cnn", MeanSparse)

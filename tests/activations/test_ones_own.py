@@ -159,7 +159,7 @@ def test_one_of_the_family_folds_and_the_others_say_that_they_do_not(net) -> Non
 def test_its_jump_is_smoothed_where_its_place_is_known() -> None:
     assert SteepJump(0.5).jump and not SteepJump(0.0).jump
     assert SteepJump(0.5).smoothed(4.0) == Surrogate(SteepJump(0.5), 8.0)
-    assert Squareplus().surrogate(8.0) == Squareplus() == Squareplus().smoothed(8.0, plain=True)
+    assert Squareplus().surrogate(8.0) == Squareplus() == Squareplus().smoothed(8.0)
     with pytest.raises(SpecError, match=r"Rounded\(\) jumps and does not say how .* surrogate="):
         Rounded().surrogate(8.0)
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import retroact as ra
 from retroact.activations.kwta import KWTA
-from retroact.activations.piecewise import JumpReLU, ReLU
+from retroact.activations.piecewise import JumpReLU
 from retroact.activations.quantized import QuantizedReLU
 from retroact.activations.ramp import Ramp
 from retroact.activations.site import Site
@@ -89,10 +89,9 @@ class TestQuantizedReLU:
             every = (beta * s * (1 - s)).sum(1)
             assert torch.allclose(staircase.slope(z, beta, "sigmoid"), every, atol=2e-6)
 
-    def test_a_net_before_the_change_gets_the_same_bandwidth(self) -> None:
+    def test_its_bandwidth_is_that_of_its_jumps(self) -> None:
         staircase = QuantizedReLU(2, 3.0)
         assert staircase.smoothed(8.0) == Surrogate(staircase, 8.0)
-        assert QuantizedReLU(2, 1.5).smoothed(8.0, plain=True) == Surrogate(ReLU(), 16.0)
         assert staircase.jump and staircase.neutral is None
 
     @pytest.mark.parametrize("bits", [0, 17, 2.5, "x"])
