@@ -4,13 +4,15 @@
     python bench/mechanisms.py --net lenet-mnist --n 100 --battery quick --out mechanisms.jsonl
     python bench/mechanisms.py --only "pixels,one-hot" --seed other --out some.jsonl
     python bench/mechanisms.py --net resnet20-cifar10 --seed same --only "70 % of" --out some.jsonl
+    python bench/mechanisms.py --fast --battery quick --without "trace,controls" --out some.jsonl
     python bench/mechanisms.py --table --out mechanisms.jsonl
 
 Every mechanism of `retroact/auditing/mechanisms` around the very network that stands before the
 change (`--seed same`) and around one of the same architecture trained from another seed (`other`).
 Each case is a line of JSON in `--out`; those that stand there are not run again. The truth is what
 stands under the attack that knows the mechanism and under all that any audit in the file found, on
-the same images. The table's seconds are CPU seconds of one process on one thread.
+the same images. The table's seconds are CPU seconds of one process on one thread. `--without` takes
+a part out of the audit (an indicator by its title, or what `PARTS` names): what is it worth?
 """
 
 from __future__ import annotations
@@ -21,14 +23,21 @@ import json
 import time
 import warnings
 from collections import Counter
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 import retroact as ra
+from retroact.auditing import audit as procedure
+from retroact.auditing import subjects
+from retroact.auditing.battery import Battery
+from retroact.auditing.doubts import Doubts
+from retroact.auditing.indicators import indicators
 from retroact.auditing.mechanisms.collection import mechanisms
 from retroact.auditing.mechanisms.judging import Said, Stands, find_faults
 from retroact.auditing.mechanisms.mechanism import Given, Made, Mechanism
@@ -41,6 +50,44 @@ EPOCHS = {"digits-cnn": 40, "lenet-mnist": 8}
 SEEDS = {"same": 0, "other": 1}
 
 Line = dict[str, Any]
+
+
+# --------------------------------------------------------------------------------- what is left out
+
+
+def _nothing(*args: Any, **kwargs: Any) -> tuple[()]:
+    return ()
+
+
+def _as_it_is(battery: Battery, side: Any, *args: Any) -> Any:
+    return side
+
+
+PARTS: dict[str, Any] = {
+    "": lambda: patch.object(subjects, "_MANY", subjects._MANY),
+    "trace": lambda: patch.object(subjects, "_derive", lambda *_: subjects._NOTHING),
+    "differences": lambda: patch.object(subjects, "WIDTHS", ()),
+    "what alarms ask for": lambda: patch.object(Battery, "answer", _nothing),
+    "attacks without gradients": lambda: patch.object(Battery, "search", _nothing),
+    "controls": lambda: patch.multiple(Battery, control=_nothing, add_controls=_as_it_is),
+    "doubts": lambda: patch.multiple(Doubts, find=_nothing, find_moving=_nothing),
+    **{
+        i.title: lambda title=i.title: patch.object(
+            procedure, "indicators", lambda: [i for i in indicators() if i.title != title]
+        )
+        for i in indicators()
+    },
+}
+"""What can be taken out of the audit, to see what it is worth."""
+
+
+def _leave_out(part: str) -> AbstractContextManager[Any]:
+    if part not in PARTS:
+        raise SystemExit(
+            f"--without: expected parts of {', '.join(filter(None, PARTS))}, got {part}"
+        )
+    left: AbstractContextManager[Any] = PARTS[part]()
+    return left
 
 
 def main() -> None:
@@ -63,6 +110,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--battery", type=_words, default=["quick", "full"])
     parser.add_argument("--n", type=int, default=150)
     parser.add_argument("--only", type=_words, default=[], help="parts of the names, by commas")
+    parser.add_argument("--without", type=_words, default=[], help="parts of the audit, by commas")
     parser.add_argument("--fast", action="store_true", help="those of the self-test alone")
     parser.add_argument("--out", type=Path, required=True, help="a line of JSON for every case")
     parser.add_argument("--table", action="store_true", help="print what stands there, run nothing")
@@ -88,11 +136,17 @@ def _run(net: str, seed: str, args: argparse.Namespace) -> None:
     done, bench = {_key(line) for line in _read(args.out)}, None
     for mechanism in _chosen(args):
         case = {"net": net, "seed": seed, "mechanism": mechanism.name, "n": args.n}
-        heads = [case | {"battery": battery} for battery in ("truth", *args.battery)]
+        heads = [case | {"battery": "truth"}]
+        heads += [
+            case | {"battery": battery} | ({"without": part} if part else {})
+            for battery in args.battery
+            for part in (args.without or [""])
+        ]
         for head in (head for head in heads if _key(head) not in done):
             bench = bench or _Bench(net, SEEDS[seed], args.n)
             began = time.process_time()
-            line = head | bench.ask(mechanism, head["battery"])
+            with _leave_out(head.get("without", "")):
+                line = head | bench.ask(mechanism, head["battery"])
             line["seconds"] = round(time.process_time() - began, 2)
             with args.out.open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -100,7 +154,8 @@ def _run(net: str, seed: str, args: argparse.Namespace) -> None:
 
 
 def _key(line: Line) -> tuple[Any, ...]:
-    return tuple(line[word] for word in ("net", "seed", "mechanism", "n", "battery"))
+    known = tuple(line[word] for word in ("net", "seed", "mechanism", "n", "battery"))
+    return (*known, line.get("without", ""))
 
 
 def _tell(line: Line) -> str:
@@ -169,6 +224,11 @@ class _Bench:
             "doubts": list(audit.verdict.doubts),
             "clean": audit.verdict.counts.clean,
             "claimed": said.claimed,
+            "alarms": [reading.title for reading in audit.alarms],
+            "attacks": [
+                [a.title, a.role, a.asked_by, a.asked, a.broken, round(a.seconds, 2)]
+                for a in audit.after.attacks
+            ],
             "before": _bits(audit.before.verified),
             "after": _bits(audit.after.verified),
         }
@@ -200,7 +260,7 @@ def _truths(lines: list[Line]) -> dict[tuple[Any, ...], Stands]:
             if side == "after" and line["battery"] != "truth" and line["mechanism"] in stateful:
                 continue  # whether it is fooled there depends on what else it was asked
             sides[key] = sides[key] & found if key in sides else found
-    pairs = {_key(line)[:-1]: _networks_of(line, own) for line in lines}
+    pairs = {_case(line): _networks_of(line, own) for line in lines}
     return {
         case: (sides[keys[0]], sides[keys[1]])
         for case, keys in pairs.items()
@@ -208,8 +268,12 @@ def _truths(lines: list[Line]) -> dict[tuple[Any, ...], Stands]:
     }
 
 
+def _case(line: Line) -> tuple[Any, ...]:
+    return _key(line)[:4]
+
+
 def _networks_of(line: Line, own: set[str]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    net, seed, name, n, _ = _key(line)
+    net, seed, name, n = _case(line)
     before = (net, "before", name if name in own else "", n)
     return before, (net, seed, name, n)
 
@@ -223,10 +287,11 @@ def _print(lines: list[Line], args: argparse.Namespace) -> None:
     print("| mechanism | truth | battery | verified | verdict | CPU s | faults |")
     print("|---|---|---|---|---|---|---|")
     for line in lines:
-        net, seed, name, n, battery = key = _key(line)
-        if battery == "truth" or key[:-1] not in truths or name not in known:
+        net, seed, name, n, battery, without = _key(line)
+        if battery == "truth" or _case(line) not in truths or name not in known:
             continue
-        said, pair = _said(line), truths[key[:-1]]
+        battery += f" without {without}" if without else ""
+        said, pair = _said(line), truths[_case(line)]
         faults = find_faults(said, pair, refusable=known[name].refusable)
         tally = counts.setdefault((net, seed, n, battery), Counter())
         tally.update({"cases": 1, "abstained": int(said.abstained), "refused": int(said.refused)})
