@@ -324,10 +324,13 @@ class _Procedure:
         if self._is_alone:
             # what it withstands is the question, so any alarm is to be answered
             return judged(after.find(readings, counts.verified[1]))
-        effect = judged().effect
+        first = judged()
+        honest = first.claim == "HONEST"  # which is said of both networks
         return judged(
-            [] if effect == "HARMFUL" else after.find(readings, counts.verified_gain),
-            doubts_before=[] if effect == "GENUINE" else before.find_moving(),
+            after.find(readings, counts.verified_gain)
+            if honest or first.effect != "HARMFUL"
+            else [],
+            doubts_before=before.find_moving() if honest or first.effect != "GENUINE" else [],
         )
 
     @property

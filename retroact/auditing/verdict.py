@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 Effect = Literal[
     "GENUINE", "HARMFUL", "NO EFFECT", "INCONCLUSIVE", "ABSTAINED", "TOO STRONG A THREAT"
 ]
-Claim = Literal["MASKED", "MASKED, WEAK PROTOCOL", "WEAK PROTOCOL", "HONEST"]
-Word = Literal["MASKED", "WEAK PROTOCOL", "HONEST"]
+Claim = Literal["MASKED", "MASKED, WEAK PROTOCOL", "WEAK PROTOCOL", "HONEST", "NOT SETTLED"]
+Word = Literal["MASKED", "WEAK PROTOCOL", "HONEST", "NOT SETTLED"]
 Mechanism = Literal["saturation", "jump", "wrong gradient", "steps"]
 Comparison = Literal["NOT WEAKER", "WEAKER", "NOT SETTLED"]
 
@@ -28,6 +28,7 @@ WORDS: dict[Claim, tuple[Word, ...]] = {
     "MASKED, WEAK PROTOCOL": ("MASKED", "WEAK PROTOCOL"),
     "WEAK PROTOCOL": ("WEAK PROTOCOL",),
     "HONEST": ("HONEST",),
+    "NOT SETTLED": ("NOT SETTLED",),
 }
 """What each claim says, word by word."""
 
@@ -134,7 +135,9 @@ class Verdict:
 
     def doubt(self, reason: str) -> Verdict:
         """The verdict with one more reason to abstain."""
-        return replace(self, effect="ABSTAINED", doubts=(*self.doubts, reason), needs=0)
+        claim: Claim = "NOT SETTLED" if self.claim == "HONEST" else self.claim
+        doubts = (*self.doubts, reason)
+        return replace(self, effect="ABSTAINED", claim=claim, doubts=doubts, needs=0)
 
     def compare(self, margin: float = MARGIN) -> Comparison:
         """Whether the change costs less than `margin` of verified accuracy; what is not shown does
@@ -157,6 +160,7 @@ class Verdict:
             ),
             "WEAK PROTOCOL": "the claimed attack is too weak to tell (WEAK PROTOCOL)",
             "HONEST": "its claim is HONEST",
+            "NOT SETTLED": "its claim is NOT SETTLED",
         }[self.claim]
         low, high = (100 * v for v in c.interval)
         said = (
@@ -217,7 +221,10 @@ class Verdict:
                 f"{effect} The usual attack ({c1} against {c0}) is too weak on both networks to be"
                 " a measure."
             )
-        return f"{effect} The usual attack says much the same ({c1} against {c0})."
+        said = f"{effect} The usual attack says much the same ({c1} against {c0})"
+        return (
+            f"{said}, and may have missed as much." if self.claim == "NOT SETTLED" else f"{said}."
+        )
 
 
 def judge(
@@ -239,7 +246,9 @@ def judge(
     harm; one about the network before (`doubts_before`) but for GENUINE, as it could only add to
     the gain. MASKED: the mirage exceeds `margin` and an alarm fired. WEAK PROTOCOL: the claimed
     attack overestimates the network before the change by more than `margin`, or the one after it
-    where no alarm says why. Raises ValueError for a margin outside (0, 1).
+    where no alarm says why. HONEST: neither; NOT SETTLED where there is a doubt about either
+    network, as the claim is measured by what was verified. Raises ValueError for a margin outside
+    (0, 1).
     """
     effect = _effect(counts.interval, counts.p, _check_margin(margin))
     heard = {"GENUINE": [*doubts], "HARMFUL": [*doubts_before]}
@@ -255,6 +264,8 @@ def judge(
         claim = "MASKED, WEAK PROTOCOL" if weak else "MASKED"
     elif weak:
         claim = "WEAK PROTOCOL"
+    elif (doubts or doubts_before) and not counts.at_floor:
+        claim = "NOT SETTLED"
     mechanisms = tuple(dict.fromkeys(alarms)) if masked else ()
     needs = settling(counts, margin) if effect == "INCONCLUSIVE" else 0
     said = tuple(reasons if effect == "ABSTAINED" else doubts)

@@ -270,6 +270,16 @@ def test_each_claim_is_reached(claimed, alarms, claim, mechanism):
     assert f"{100 * claimed[1]:.1f} %" in plain and "40.0 %" in plain
 
 
+@pytest.mark.parametrize("side", ["doubts", "doubts_before"])
+@pytest.mark.parametrize("gained, lost", [(0, 0), (60, 5), (5, 60)])
+def test_no_claim_is_honest_where_what_was_verified_is_in_doubt(side, gained, lost):
+    made = counts(300, gained, lost, base=100)
+    doubted = judge(made, [], **{side: ["blind"]})
+    assert judge(made, []).claim == "HONEST" and doubted.claim == "NOT SETTLED"
+    assert "HONEST" not in str(doubted) and "may have missed as much" in doubted.plainly()
+    assert judge(made, []).doubt("its mean moves").claim == "NOT SETTLED"
+
+
 def test_effect_and_claim_are_independent():
     found = set()
     for gained, lost in [(60, 5), (5, 60), (0, 0)]:
