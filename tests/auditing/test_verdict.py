@@ -271,7 +271,7 @@ def test_each_claim_is_reached(claimed, alarms, claim, mechanism):
 
 
 @pytest.mark.parametrize("side", ["doubts", "doubts_before"])
-@pytest.mark.parametrize("gained, lost", [(0, 0), (60, 5), (5, 60)])
+@pytest.mark.parametrize(("gained", "lost"), [(0, 0), (60, 5), (5, 60)])
 def test_no_claim_is_honest_where_what_was_verified_is_in_doubt(side, gained, lost):
     made = counts(300, gained, lost, base=100)
     doubted = judge(made, [], **{side: ["blind"]})
