@@ -178,7 +178,7 @@ def audit(
     where, prints = take(executor, Executor), _fingerprint(images, nets)
 
     fresh = Pair(*map(copy_of, nets))  # before anybody asks them anything
-    drawn = [is_random(n, images.images, w) for n, w in zip(nets, NAMES, strict=True)]
+    drawn = [is_random(n, images, radius, w, seed) for n, w in zip(nets, NAMES, strict=True)]
 
     def run(draws: int) -> Audit:
         asked: Pair[Network] = nets

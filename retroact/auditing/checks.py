@@ -18,8 +18,8 @@ from retroact.spec import show
 
 NAMES = Pair("the network before the change", "the network after the change")
 
-_FIRST = 32  # images on which networks are asked twice
-_WITNESSED, _ALONE = 32, 8
+_FIRST = 32  # images on which networks are asked twice, and what they remember is looked for
+_ALONE = 8
 _LOOSE, _FLIPPED = 1e-2, 0.1
 _MOVES = 600_000_011  # a stream of its own
 
@@ -51,10 +51,18 @@ def check(nets: Pair[Network], data: Examples, threat: ThreatModel) -> int:
     return classes
 
 
-def is_random(net: Network, x: Tensor, name: str) -> bool:
-    """Whether a network gives other logits to the same examples each time it is asked. ValueError
-    for one that fails on them."""
-    return not _same(*_ask_twice(net, x[:_FIRST], name)).all()
+def is_random(net: Network, data: Examples, threat: ThreatModel, name: str, seed: int = 0) -> bool:
+    """Whether a network gives other logits to the same examples each time it is asked, as they are
+    or moved by half of eps. ValueError for one that fails on them."""
+    at = data.images[:_FIRST], _move(data, threat, seed)
+    return not all(_same(*_ask_twice(net, x, name)).all() for x in at)
+
+
+def _move(data: Examples, threat: ThreatModel, seed: int) -> Tensor:
+    """The first few examples, half of eps away along random signs."""
+    x, domain = data.images[:_FIRST], domain_of(data)
+    drawn = normal(domain.shape, data.index[:_FIRST], seed, _MOVES).to(x)
+    return threat.project(x + threat.eps / 2 * threat.along(drawn.sign()), x, domain)
 
 
 def _same(first: Tensor, second: Tensor) -> Tensor:
@@ -104,15 +112,13 @@ class Witness:
         name: str,
         seed: int = 0,
     ) -> None:
-        x, domain = data.images[:_WITNESSED], domain_of(data)
-        drawn = normal(domain.shape, data.index[:_WITNESSED], seed, _MOVES).to(x)
-        self._net, self._name, self._word = net, name, domain.word
-        self._moved = threat.project(x + threat.eps / 2 * threat.along(drawn.sign()), x, domain)
+        self._net, self._name, self._word = net, name, domain_of(data).word
+        self._moved = _move(data, threat, seed)
         asked = None if fresh is None else copy_of(fresh)
         first = net if fresh is None else fresh
         self._answers = _answer(first, self._moved)
         if asked is not None:
-            _answer(asked, x)
+            _answer(asked, data.images[:_FIRST])
             self._compare(_answer(asked, self._moved))
         self._check_company(first)
 

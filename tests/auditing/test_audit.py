@@ -321,6 +321,17 @@ def test_a_randomised_network_is_averaged_whether_it_is_said_or_not():
     assert grown.verdict.effect != "GENUINE"
 
 
+def test_one_that_draws_only_where_attacks_are_is_averaged_too():
+    class Shy(Noisy):
+        def forward(self, x: Tensor) -> Tensor:
+            off = (16 * x - (16 * x).round()).abs().flatten(1).amax(1) > 1e-3
+            out: Tensor = torch.where(off[:, None], super().forward(x), self.net(x))
+            return out
+
+    made = run(Shy(), 12, draws=2)
+    assert made.names.before == "digits-cnn" and made.names.after != made.names.before
+
+
 def test_a_randomised_network_against_itself_is_one():
     noisy = Noisy()
     seen = []

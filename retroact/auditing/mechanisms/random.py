@@ -53,6 +53,17 @@ def _dithered(x: Tensor) -> Tensor:
     return torch.floor(7 * x + torch.rand_like(x)) / 7
 
 
+def _noisy_off_grid(x: Tensor, levels: int) -> Tensor:
+    """Noise for images off the grid of pixels alone, where attacks are and clean images are not."""
+    off = (levels * x - torch.round(levels * x)).abs().flatten(1).amax(1) > 1e-3
+    return torch.where(off.view(-1, *[1] * (x.dim() - 1)), _noisy(x, 0.1), x)
+
+
+def _off_grid(given: Given) -> Made:
+    levels = 16 if given.trained.images.shape[-1] == 8 else 255
+    return _front(given, partial(_noisy_off_grid, levels=levels))
+
+
 def _front(given: Given, change: Change) -> Made:
     net = Front(given.net, change)
     through = Front(given.net, straight(change))
@@ -71,6 +82,9 @@ FRONT = tuple(
         ("rounded to 8 levels by chance", _dithered, False, ""),
     )
 )
+
+
+OFF_GRID = Mechanism("noise off the grid of pixels", "random", _off_grid, draws=DRAWS)
 
 
 def _drop(z: Tensor, share: float) -> Tensor:
