@@ -81,6 +81,13 @@ class Side:
     def seconds(self) -> float:
         return sum(attack.seconds for attack in self.attacks)
 
+    def attacked(self, images: Tensor) -> Tensor:
+        """A copy of the images (n, …) in which each that fell is its adversarial one."""
+        images = images.clone()
+        for example in self.examples:
+            images[example.row] = torch.from_numpy(example.x_adv)
+        return images
+
 
 class Attempt(NamedTuple):
     """What an attack did, the rows (m,) it broke, their new decisions (m,) and images

@@ -9,6 +9,8 @@ withstands, never a certificate.
 from __future__ import annotations
 
 import itertools
+import math
+import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,8 +39,9 @@ from retroact.auditing.verdict import MARGIN, Counts, Verdict, count, judge
 from retroact.checkpoint import digest
 from retroact.crafting.attack import Attack
 from retroact.crafting.domain import Domain, domain_of
+from retroact.crafting.drawing import drawing
 from retroact.crafting.expectation import Expectation
-from retroact.crafting.oracle import Network, evaluating
+from retroact.crafting.oracle import Network, device_of, evaluating
 from retroact.crafting.threat import ThreatModel
 from retroact.doors import checked, whole
 from retroact.evaluation.evaluate import decide, describe, left_alone
@@ -64,6 +67,7 @@ from retroact.spec import show, take
 DRAWS = (10, 20, 40, 80)
 """Over how many draws a randomised network is averaged, one after the other until nothing moves."""
 _SETTLED = 0.02  # of verified accuracy
+_Z = 1.96
 
 
 @dataclass(frozen=True, eq=False)
@@ -367,8 +371,21 @@ class _Procedure:
             seconds=Pair(*(round(s.seconds, 2) for s in sides)),
             baseline=sides.before.stored,
             draws=Pair(*(net.draws if isinstance(net, Expectation) else 0 for net in self.nets)),
+            single=Pair(*map(self._ask_single_draws, self.nets, sides)),
             **vars(where),
         )
+
+    def _ask_single_draws(self, net: Network, side: Side) -> tuple[float, float] | None:
+        """The accuracy of single draws of a randomised network on the images as attacks left them,
+        which an attack on the mean may leave wrong or right, and 1.96 s/√draws."""
+        if not isinstance(net, Expectation):
+            return None
+        x, labels, shares = side.attacked(self.under.data.images), self.under.data.labels, []
+        for draw in range(net.draws):
+            with drawing(net.seed + draw, device_of(net)):
+                decided = decide(net.net, x, chunk=self.under.chunk, attacked=True)
+            shares.append(float((decided == labels).double().mean()))
+        return statistics.fmean(shares), _Z * statistics.stdev(shares) / math.sqrt(len(shares))
 
 
 def _alarm(subject: Subject, readings: tuple[Reading, ...], side: int) -> Subject:

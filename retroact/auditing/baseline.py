@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 
 from retroact.auditing import kept
 from retroact.auditing.attack_run import Conditions, Side
@@ -157,10 +156,9 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _is_of(side: Side, net: Network, under: Conditions) -> bool:
     """Whether the network decides the clean images and those that fell as it did, but for a few."""
-    x, labels = under.data.images.clone(), under.data.labels
+    x, labels = under.data.images, under.data.labels
     clean = (decide(net, x, chunk=under.chunk) == labels).numpy()
-    for example in side.examples:
-        x[example.row] = torch.from_numpy(example.x_adv)
-    robust = (decide(net, x, chunk=under.chunk, attacked=True) == labels).numpy()
+    fallen = side.attacked(x)
+    robust = (decide(net, fallen, chunk=under.chunk, attacked=True) == labels).numpy()
     others = (clean != side.clean) | (robust != side.verified)
     return float(np.mean(others)) <= OTHERWISE

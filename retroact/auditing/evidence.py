@@ -125,11 +125,8 @@ def keep(
 
 def _write_whole(side: Side, path: Path) -> None:
     assert side.data is not None
-    whole = side.data.images.clone()
-    for example in side.examples:
-        whole[example.row] = torch.from_numpy(example.x_adv)
     with replacing(path) as draft:
-        torch.save(whole, draft)
+        torch.save(side.attacked(side.data.images), draft)
 
 
 # ------------------------------------------------------------------------------------------ reading

@@ -17,6 +17,7 @@ from torch import Tensor
 from retroact.crafting.attack import CHUNK, Attack
 from retroact.crafting.domain import Domain, domain_of
 from retroact.crafting.driver import apart_or_together, chunks, count_on, in_halves
+from retroact.crafting.expectation import Expectation
 from retroact.crafting.geometry import each
 from retroact.crafting.goals import Goal, Targets, Untargeted
 from retroact.crafting.oracle import Network, apart, device_of, evaluating, in_float, settled
@@ -269,6 +270,8 @@ def left_alone(network: Network) -> dict[str, int]:
 
 def describe(network: Network) -> str:
     """What a person calls this network: its name and, where it was retrofitted, how."""
+    if isinstance(network, Expectation):
+        return f"{describe(network.net)}, mean of {network.draws} draws"
     name = getattr(network, "name", "") or type(network).__name__
     retrofit = getattr(network, "retrofit", None)
     if retrofit is None:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from retroact.auditing.numbers import (
     AttackResult,
     AuditNumbers,
+    AuditPedigree,
     Curves,
     Pair,
     Reading,
@@ -123,6 +124,7 @@ def page(audit: Reported, *, title: str = "retroact audit") -> str:
         bars=Markup(plots.claims([(r.what, r.accuracy) for r in rows], numbers.n, numbers.example)),
         why=why(numbers),
         left_alone=left_alone(_left_alone(numbers)),
+        draws=list(_say_draws(numbers.pedigree)) if numbers.pedigree else [],
         statistics=statistics(numbers),
         word=numbers.example,
         panels=_panels(numbers.curves),
@@ -180,12 +182,26 @@ def _footnotes(numbers: AuditNumbers) -> Iterator[str]:
     if kinds := left_alone(_left_alone(numbers)):
         yield f"The change leaves {kinds} as they are."
     if (run := numbers.pedigree) is not None:
+        yield from _say_draws(run)
         yield f"Seed {run.seed}; {run.versions}; `{numbers.battery}`."
     yield (
         "Verified is the worst case over every attack that was run,"
         f" {numbers.example} by {numbers.example}: an upper"
         " bound on what the network withstands, never a certificate."
     )
+
+
+def _say_draws(run: AuditPedigree) -> Iterator[str]:
+    """What a randomised network was averaged over, and what one draw of it is worth."""
+    for word, draws, single in zip(
+        ("before", "after"), run.draws or (), run.single or (), strict=False
+    ):
+        if draws and single:
+            share, half = (100 * value for value in single)
+            yield (
+                f"The network {word} draws at random: the mean of {draws} draws was attacked; a"
+                f" single draw decides {share:.1f} ± {half:.1f} % of what was left rightly."
+            )
 
 
 def _left_alone(numbers: AuditNumbers) -> Mapping[str, int]:
@@ -247,6 +263,8 @@ def why(numbers: AuditNumbers) -> str:
     said = " ".join(WHY[kind] for kind in dict.fromkeys(r.mechanism for r in fired))
     if numbers.mechanism:
         return said
+    if numbers.claim == "NOT SETTLED":
+        return f"{said} The usual attack promises no more than what was verified, which is in doubt."
     return f"{said} Here, though, the usual attack promises no more than what was verified."
 
 
@@ -349,6 +367,9 @@ def _ran(who: str, attacks: Sequence[AttackResult]) -> str:
         [a.title, f"`{a.attack}`", a.role, a.asked, a.broken, a.gradients, f"{a.seconds:.1f}"]
         for a in attacks
     ]
+    if any(a.asked_by for a in attacks):
+        head.append("asked for by")
+        rows = [[*row, a.asked_by] for row, a in zip(rows, attacks, strict=True)]
     return markdown_table(head, rows)
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import threading
 from functools import cache
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 import retroact as ra
 from retroact.auditing.audit import Audit, audit
 from retroact.auditing.battery import Battery
+from retroact.auditing.numbers import AuditNumbers
 from retroact.crafting.threat import L2, Linf
 
 SMALL = Battery(steps=12, targets=3, targeted_steps=15, trial_steps=8, sample=20, queries=0)
@@ -317,8 +319,13 @@ def test_a_randomised_network_is_averaged_whether_it_is_said_or_not():
     assert made.verdict.counts.n == 25 and made.verdict.effect != "GENUINE"
     grown = run(Noisy(), 12)
     # only the one that draws is averaged
-    assert grown.names.before == "digits-cnn" and grown.names.after != grown.names.before
+    assert grown.names.before == "digits-cnn"
+    assert grown.names.after.startswith("Noisy, mean of ")
     assert grown.verdict.effect != "GENUINE"
+    before, after = grown.pedigree.single
+    assert before is None and 0 < after[0] <= 1 and 0 <= after[1] < 0.2
+    stored = json.loads(json.dumps(grown.numbers().to_json()))
+    assert AuditNumbers.from_json(stored).pedigree.single == grown.pedigree.single
 
 
 def test_one_that_draws_only_where_attacks_are_is_averaged_too():

@@ -278,6 +278,23 @@ def test_markdown_holds_every_run_and_every_indicator(told):
     assert "| FGSM |" in text and text.count("\n| --- |") == 4
 
 
+def test_what_alarms_asked_for_is_said_beside_the_attack(told):
+    told.stored["attacks"]["network"][1] |= {"asked_by": "no gradient, equal logits"}
+    assert "asked for by no gradient, equal logits" in audited.page(told)
+    text = audited.markdown(told)
+    assert "| 560 | 1.2 | no gradient, equal logits |" in text and "| 560 | 1.2 |  |" in text
+
+
+def test_a_randomised_network_is_said_with_what_a_single_draw_is_worth(told):
+    told.stored["pedigree"] |= {"draws": [0, 20], "single": [None, [0.325, 0.0105]]}
+    said = "The network after draws at random: the mean of 20 draws was attacked; a single draw"
+    for text in (audited.page(told), audited.markdown(told)):
+        assert said in text and "32.5 ± 1.1 %" in text and "The network before draws" not in text
+    told.stored["claim"] = "NOT SETTLED"
+    told.stored["mechanism"] = ""
+    assert audited.why(told.numbers()).endswith("which is in doubt.")
+
+
 def test_json_is_strict_and_equal_to_the_numbers(told):
     told.stored["curves"]["network"] = {"loss": [0.5, math.inf], "fidelity": [], "margin": math.nan}
     read = json.loads(
