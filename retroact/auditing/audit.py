@@ -122,6 +122,7 @@ class Audit:
             interval=c.interval,
             doubts=v.doubts,
             needs=v.needs,
+            planted=v.planted,
             claimed_attack=self.claimed_attack,
             battery=show(self.battery),
             indicators=self.readings,
@@ -322,11 +323,14 @@ class _Procedure:
             return judged(tells=find_telling(subjects.before, sides.before, self.under))
         if self._is_alone:
             # what it withstands is the question, so any alarm is to be answered
-            return judged(after.find(readings, counts.verified[1]))
+            reasons = after.find(readings, counts.verified[1])
+            return judged(reasons, planted=" ".join(map(str, after.planted)))
         effect = judged().effect
+        reasons = [] if effect == "HARMFUL" else after.find(readings, counts.verified_gain)
         return judged(
-            [] if effect == "HARMFUL" else after.find(readings, counts.verified_gain),
+            reasons,
             doubts_before=[] if effect == "GENUINE" else before.find_moving(),
+            planted=" ".join(map(str, after.planted)),
         )
 
     @property

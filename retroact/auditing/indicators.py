@@ -327,6 +327,10 @@ class Indicator:
         alone = (self.absolute, self.absolute and before_fired)
         return Reading(self.title, self.mechanism, value, reference, *beside, *alone)
 
+    def fires_on(self, look: FirstLook, before: float) -> bool:
+        """Whether it fires on one look, beside the value `before` of another."""
+        return self._passes(self.function(look, look)[0], before)
+
     def _passes(self, value: float, reference: float) -> bool:
         if self.absolute:
             return value > self.threshold

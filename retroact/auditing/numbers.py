@@ -189,7 +189,8 @@ class AuditNumbers:
     examples robust on one network alone. `kernels` are those that the battery chose, empty where it
     needed none. `indicators`, `attacks` and `curves` are empty where they were not kept. `battery`
     is what was spent, `battery_version` counts the changes of what that means (0: not said).
-    `example` is what an example is called.
+    `example` is what an example is called. `planted` says how many planted examples the attacks
+    found, empty where nobody asked.
     """
 
     n: int
@@ -222,6 +223,7 @@ class AuditNumbers:
     kernels: Pair[str] = UNNAMED
     fingerprints: Fingerprints | None = None
     example: str = "image"
+    planted: str = ""
 
     @property
     def gain(self) -> float:
@@ -265,6 +267,7 @@ class AuditNumbers:
             "needs": self.needs,
             "claimed_attack": self.claimed_attack,
             "battery": self.battery,
+            **({"planted": self.planted} if self.planted else {}),
             **self._details(),
             **self._origin(),
         }
@@ -315,6 +318,7 @@ class AuditNumbers:
             "battery",
             "battery_version",
             "example",
+            "planted",
         )
         said: Json = {name: stored[name] for name in (*plain, *more) if name in stored}
         for what in ("clean", "claimed", "verified"):

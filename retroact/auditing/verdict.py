@@ -116,6 +116,7 @@ class Verdict:
     needs: int = 0  # examples that would settle an INCONCLUSIVE; 0 elsewhere
     tells: str = ""  # a threat at which half of the examples would be robust; only at the floor
     first_look: bool = False  # by the quick battery
+    planted: str = ""  # what attacks found of planted examples, where these were asked
 
     @property
     def mechanism(self) -> str:
@@ -171,6 +172,8 @@ class Verdict:
             said += f"; {self.tells} would tell"
         if self.first_look:
             said += "; a first look, by the quick battery"
+        if self.planted and not self.doubts:
+            said += f"; {self.planted}"
         return said + "".join(f"; {doubt}" for doubt in self.doubts)
 
     def _say_clean(self) -> str:
@@ -229,6 +232,7 @@ def judge(
     doubts_before: Sequence[str] = (),
     tells: str = "",
     first_look: bool = False,
+    planted: str = "",
 ) -> Verdict:
     """The verdict from the counts, the mechanisms whose alarms fired, and the reasons to abstain.
 
@@ -258,7 +262,7 @@ def judge(
     mechanisms = tuple(dict.fromkeys(alarms)) if masked else ()
     needs = settling(counts, margin) if effect == "INCONCLUSIVE" else 0
     said = tuple(reasons if effect == "ABSTAINED" else doubts)
-    return Verdict(effect, claim, mechanisms, counts, said, needs, tells, first_look)
+    return Verdict(effect, claim, mechanisms, counts, said, needs, tells, first_look, planted)
 
 
 def _check_margin(margin: float) -> float:

@@ -150,6 +150,7 @@ def markdown(audit: Reported, *, title: str = "retroact audit") -> str:
         ),
         f"**{numbers.effect} · {numbers.claim}**: {numbers.plainly}",
         *(f"- Doubt: {doubt}" for doubt in numbers.doubts),
+        *([f"{numbers.planted}."] if numbers.planted else []),
         _accuracies(numbers),
         statistics(numbers),
         why(numbers),
