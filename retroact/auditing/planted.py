@@ -41,7 +41,11 @@ DRAWS = 256
 """Points of each ball that a readout is fitted to, and as many that try to find the planted one."""
 DEPTH = 0.95
 """Of the way to the planted point: where the readout changes its mind."""
+LOCAL = 0.5
+"""Of how far features move around mixtures of images: what they must move around the images."""
 
+_COMPARED = 16  # images around which that is asked
+_MIXED = 0.6  # of an image in a mixture with the next one
 _PLANTS = 900_000_011  # streams of their own
 
 
@@ -86,6 +90,11 @@ def seek_planted(
     climbs = [like.through(s) for s in map(like.source, kernels) if s is not None]
     if not climbs:
         return Planted(why="nothing that was climbed can be rewritten")
+    moved = _compare_movement(writable, rows[:_COMPARED], under)
+    if moved < LOCAL:
+        return Planted(
+            why=f"features move {moved:.2g} times as far around these images as around mixtures"
+        )
     found = Planted()
     for row in rows.tolist():
         one = replace(under, data=Some.of(under, torch.tensor([row])))
@@ -94,6 +103,19 @@ def seek_planted(
         if found.planted >= ENOUGH or missed > (1 - SHARE) * ENOUGH:
             break
     return found
+
+
+def _compare_movement(writable: Writable, rows: Tensor, under: Conditions) -> float:
+    """How far features move within the balls of images, over how far around mixtures of them, the
+    median: one that acts near images that it knows, where examples are planted too, moves less."""
+    ratios = [1.0]
+    for row, next_row in zip(rows.tolist(), rows.roll(-1).tolist(), strict=True):
+        one = replace(under, data=Some.of(under, torch.tensor([row])))
+        x, d = one.data.images, _draw(one, stream=1)[: DRAWS // 2] - one.data.images
+        mixed = _MIXED * x + (1 - _MIXED) * under.data.images[next_row]
+        here, there = (writable.measure_movement(centre, d) for centre in (x, mixed))
+        ratios.append(here / there if there > 0 else 1.0)
+    return float(torch.tensor(ratios).median())
 
 
 def _count(
@@ -262,6 +284,11 @@ class Writable:
         with self._watched(called):
             logits = self._ask(x)
         return logits.cpu(), next(seen for m, seen in called if m is self._layer).float().cpu()
+
+    def measure_movement(self, centre: Tensor, d: Tensor) -> float:
+        """The mean distance of the features at `centre` (1, …) + `d` (m, …) from those at it."""
+        _, features = self.look(torch.cat([centre, centre + d]))
+        return float((features[1:] - features[0]).norm(dim=1).mean())
 
     @contextmanager
     def written(self, weight: Tensor, bias: Tensor) -> Iterator[None]:
