@@ -36,6 +36,24 @@ class Conditions:
     chunk: int | None = None
 
 
+@dataclass(frozen=True)
+class Some:
+    """Some rows of a data set."""
+
+    images: Tensor
+    labels: Tensor
+    index: Tensor
+    name: str
+    low: float = 0.0
+    high: float = 1.0
+
+    @classmethod
+    def of(cls, under: Conditions, rows: Tensor) -> Some:
+        data, domain = under.data, domain_of(under.data)
+        part = data.images[rows], data.labels[rows], data.index[rows]
+        return cls(*part, data.name, domain.low, domain.high)
+
+
 @dataclass(frozen=True, eq=False)
 class Broken:
     """An example that an attack broke: its row, what it was before and after (…), the class

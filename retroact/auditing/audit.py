@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -127,6 +128,8 @@ class Audit:
             interval=c.interval,
             doubts=v.doubts,
             needs=v.needs,
+            planted=v.planted,
+            moved=Pair(*v.moved),
             claimed_attack=self.claimed_attack,
             battery=show(self.battery),
             indicators=self.readings,
@@ -327,15 +330,13 @@ class _Procedure:
             return judged(tells=find_telling(subjects.before, sides.before, self.under))
         if self._is_alone:
             # what it withstands is the question, so any alarm is to be answered
-            return judged(after.find(readings, counts.verified[1]))
+            return judged(after.find(readings, counts.verified[1]), **_record(after, after))
         first = judged()
         honest = first.claim == "HONEST"  # which is said of both networks
-        return judged(
-            after.find(readings, counts.verified_gain)
-            if honest or first.effect != "HARMFUL"
-            else [],
-            doubts_before=before.find_moving() if honest or first.effect != "GENUINE" else [],
-        )
+        ask_after, ask_before = (honest or first.effect != e for e in ("HARMFUL", "GENUINE"))
+        reasons = after.find(readings, counts.verified_gain) if ask_after else []
+        reasons_before = before.find_moving() if ask_before else []
+        return judged(reasons, doubts_before=reasons_before, **_record(before, after))
 
     @property
     def _is_alone(self) -> bool:
@@ -386,6 +387,11 @@ class _Procedure:
                 decided = decide(net.net, x, chunk=self.under.chunk, attacked=True)
             shares.append(float((decided == labels).double().mean()))
         return statistics.fmean(shares), _Z * statistics.stdev(shares) / math.sqrt(len(shares))
+
+
+def _record(before: Doubts, after: Doubts) -> dict[str, Any]:
+    """What was measured while doubts were looked for."""
+    return {"planted": after.record.planted, "moved": (before.record.moved, after.record.moved)}
 
 
 def _alarm(subject: Subject, readings: tuple[Reading, ...], side: int) -> Subject:

@@ -4,19 +4,19 @@ something."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from retroact.attacks.fmn import FMN
-from retroact.auditing.attack_run import AttackRun, Conditions, Side
+from retroact.auditing.attack_run import AttackRun, Conditions, Side, Some
 from retroact.auditing.battery import Battery
-from retroact.auditing.indicators import FirstLook
+from retroact.auditing.indicators import FirstLook, indicators
 from retroact.auditing.numbers import Reading
+from retroact.auditing.planted import Planted, seek_planted
 from retroact.auditing.subjects import Climb, Subject
 from retroact.crafting.domain import domain_of
 from retroact.crafting.oracle import AccessError
@@ -32,17 +32,28 @@ DEAD = 0.10
 """Of the points: what may be without a gradient."""
 
 _TOLD, _FMN_STEPS = 32, 40
+_TAMPERED = "gradient mismatch"  # an alarm that planted examples do not answer
+
+
+@dataclass
+class Record:
+    """What was measured on the way: what came of planted examples, and by how much of accuracy
+    twice the steps moved the network (None: not asked)."""
+
+    planted: str = ""
+    moved: float | None = None
 
 
 @dataclass(frozen=True)
 class Doubts:
     """Looks for them on a subject whose side of the audit is done; what it costs follows
-    `battery`."""
+    `battery`. `record` is filled on the way."""
 
     subject: Subject
     side: Side
     under: Conditions
     battery: Battery
+    record: Record = field(default_factory=Record)
 
     def find(self, readings: Sequence[Reading], gain: float) -> list[str]:
         """The reasons, each as a clause, why the network after a change may be less robust."""
@@ -108,14 +119,51 @@ class Doubts:
     def _find_unanswered(self, readings: Sequence[Reading], gain: float) -> Iterator[str]:
         """A gain beside an alarm counts only where attacks that answer it broke what the others had
         left, more than one example. That an alarm is silent on what was attacked instead is no
-        answer: the trace of a network is silent wherever its backward pass is what alarms."""
+        answer: the trace of a network is silent wherever its backward pass is what alarms. Where
+        there was nothing to break, planted examples are asked."""
         blind = [r.title for r in readings if r.fired and r.mechanism != "saturation"]
         if gain <= 0 or not blind:
             return
         answers = [a for a in self.side.attacks if a.kernel]
-        if sum(a.broken for a in answers) < 2:
-            tried = "nothing that was derived answers it" if answers else "no kernel answers it"
-            yield f"{' and '.join(blind)} fired and {tried}: give surrogate="
+        if sum(a.broken for a in answers) >= 2:
+            return
+        tried = "nothing that was derived answers it" if answers else "no kernel answers it"
+        planted = "" if _TAMPERED in blind else self._ask_planted(readings)
+        if planted is not None:
+            said = f" ({planted})" if planted else ""
+            yield f"{' and '.join(blind)} fired and {tried}{said}: give surrogate="
+
+    def _ask_planted(self, readings: Sequence[Reading]) -> str | None:
+        """None where planted examples are found along what was climbed and no alarm but that of
+        steps, which is one of values, fires on it: such a network, were that its backward pass,
+        would have raised none. Else what was wrong."""
+        ran = (a.kernel for a in self.side.attacks if "trial" not in a.title)
+        quiet = [k for k in dict.fromkeys(ran) if k and self._is_quiet(k, readings)]
+        if not quiet:
+            return ""
+        planted = self._seek_planted(quiet)
+        self.record.planted = str(planted)
+        return None if planted.are_found else str(planted)
+
+    def _is_quiet(self, kernel: str, readings: Sequence[Reading]) -> bool:
+        """Whether no indicator fires on a network with this backward pass."""
+        sample = self._some(self.side.clean, self.battery.points)
+        source, before = self.subject.source(kernel), {r.title: r.before for r in readings}
+        if source is None or sample is None or self.subject.foreign:
+            return False
+        climb = source.make()
+        tell = getattr(climb.lean, "progress", None)
+        if tell is not None:
+            tell(1.0)  # the last and truest of its forms
+        look = self._look(climb, sample)
+        asked = [i for i in indicators() if i.mechanism in ("jump", "wrong gradient")]
+        return not any(i.fires_on(look, before.get(i.title, 0.0)) for i in asked)
+
+    def _seek_planted(self, kernels: Sequence[str]) -> Planted:
+        """Around the images in question first, those that nothing broke."""
+        robust, others = self.side.verified, self.side.clean & ~self.side.verified
+        rows = np.concatenate([np.flatnonzero(robust), np.flatnonzero(others)])
+        return seek_planted(self.subject, kernels, torch.from_numpy(rows), self.under, self.battery)
 
     def _look(self, on: Proved, sample: Some) -> FirstLook:
         points, under = (sample.images, sample.labels, sample.index), self.under
@@ -129,6 +177,7 @@ class Doubts:
         robust = self._attack(under, self.battery.longer(2))
         broken = int((~robust).sum())
         moved = broken / len(robust) * float(np.mean(self.side.verified))
+        self.record.moved = moved
         if broken > 1 and moved > POINT:
             yield (
                 f"twice the steps, begun anew, broke {broken} of {len(robust)} more, about"
@@ -193,21 +242,3 @@ def find_telling(subject: Subject, side: Side, under: Conditions) -> str:
     if not len(sizes) or not float(sizes.median()) < under.threat.eps:
         return ""
     return show(replace(under.threat, eps=float(f"{float(sizes.median()):.2g}")))  # type: ignore[type-var]
-
-
-@dataclass(frozen=True)
-class Some:
-    """Some rows of a data set."""
-
-    images: Tensor
-    labels: Tensor
-    index: Tensor
-    name: str
-    low: float = 0.0
-    high: float = 1.0
-
-    @classmethod
-    def of(cls, under: Conditions, rows: Tensor) -> Some:
-        data, domain = under.data, domain_of(under.data)
-        part = data.images[rows], data.labels[rows], data.index[rows]
-        return cls(*part, data.name, domain.low, domain.high)

@@ -29,7 +29,7 @@ from retroact.auditing.verdict import Mechanism
 from retroact.crafting.domain import Domain
 from retroact.crafting.goals import Aim
 from retroact.crafting.losses import LossFunction, cross_entropy, margin
-from retroact.crafting.noise import normal
+from retroact.crafting.noise import normal, uniform
 from retroact.crafting.oracle import (
     AccessError,
     Network,
@@ -53,6 +53,9 @@ PARALLEL = 0.99
 _CHUNK = 64
 _PROBED = 50  # points at which random directions are tried
 _PROBES = 700_000_001  # streams of their own
+_TRIED, _ENTRIES = 6, 64  # points and entries of each that are moved alone
+_MOVES = 0.25  # of the root mean square over a point's entries: what counts as moving
+_MISSING = 1e-3  # of what an entry does: a gradient that foretells less is missing there
 
 
 class FirstLook:
@@ -203,6 +206,40 @@ class FirstLook:
         return float(1 - fidelity.median()) if len(fidelity) else 0.0
 
     @cached_property
+    def entries(self) -> tuple[Tensor, Tensor]:
+        """What single entries do at a few points around the clean ones, where attacks walk,
+        (`_TRIED`, `_ENTRIES`): the change of the margin loss over `SHARE` · eps to either side, and
+        what the gradient foretells of it; 0 at the edge of the box."""
+        m, width = min(len(self.x), _TRIED), self.domain.entries
+        k, length = min(_ENTRIES, width), SHARE * self.threat.eps
+        x = self._start_inside(m)
+        gradient = self._gradient(x, margin, torch.arange(m, device=x.device)).gradient.flatten(1)
+        at = uniform((width,), self.index[:m], self.seed, _PROBES - 2).argsort(1)[:, :k]
+        step = length * nn.functional.one_hot(at, width).to(x)
+        points = [x.flatten(1)[:, None] + sign * step for sign in (1, -1)]
+        up, down = (self.domain.clamp(p.view(-1, *self.domain.shape)) for p in points)
+        aim = Aim(self.y[:m].repeat_interleave(k))
+        change = margin(self._logits(up), aim) - margin(self._logits(down), aim)
+        whole = (up - down).flatten(1).sum(1) > 1.9 * length
+        foretold = gradient.gather(1, at) * 2 * length
+        return change.where(whole, 0.0).view(m, k), foretold
+
+    @cached_property
+    def missing(self) -> float:
+        """Share of the entries that move the margin whose gradient is missing."""
+        found, foretold = self.entries
+        moves = found.abs() > _MOVES * found.square().mean(1, keepdim=True).sqrt()
+        return _share((foretold.abs() < _MISSING * found.abs())[moves])
+
+    def _start_inside(self, m: int) -> Tensor:
+        """The first points, moved by half of eps, inwards where the box ends."""
+        drawn = uniform(self.domain.shape, self.index[:m], self.seed, _PROBES - 3).to(self.x)
+        d = self.threat.along(2 * drawn - 1) * (self.threat.eps / 2)
+        moved = self.x[:m] + d
+        inside = moved == self.domain.clamp(moved)
+        return self.domain.clamp(torch.where(inside, moved, self.x[:m] - d))
+
+    @cached_property
     def unmoved(self) -> float:
         """Share of logits that a random step of `SHARE` · eps / 4 leaves exactly as they were."""
         m = min(len(self.x), _PROBED)
@@ -326,6 +363,10 @@ class Indicator:
         beside = (self.threshold, fired, about, self.source, self.ratio)
         alone = (self.absolute, self.absolute and before_fired)
         return Reading(self.title, self.mechanism, value, reference, *beside, *alone)
+
+    def fires_on(self, look: FirstLook, before: float) -> bool:
+        """Whether it fires on one look, beside the value `before` of another."""
+        return self._passes(self.function(look, look)[0], before)
 
     def _passes(self, value: float, reference: float) -> bool:
         if self.absolute:
@@ -470,6 +511,19 @@ def random_directions(after: FirstLook, before: FirstLook) -> tuple[float, float
     """1 less the correlation of what 16 random steps of eps/30 do to the margin with what its
     gradient foretells, the median over points."""
     return after.infidelity, before.infidelity
+
+
+@indicator(
+    "single entries",
+    "wrong gradient",
+    0.1,
+    "Athalye et al. 2018, arXiv:1802.00420; Zimmermann et al. 2022, arXiv:2206.13991",
+    absolute=True,
+)
+def single_entries(after: FirstLook, before: FirstLook) -> tuple[float, float]:
+    """Share of single pixels (entries) that move the margin although its gradient there is zero, or
+    less than a thousandth of what they do."""
+    return after.missing, before.missing
 
 
 @indicator("equal logits", "steps", 0.05, "Guo et al. 2018, arXiv:1711.00117", absolute=True)

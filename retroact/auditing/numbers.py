@@ -32,6 +32,7 @@ class Pair(NamedTuple, Generic[T]):
 
 
 UNNAMED = Pair("", "")
+UNMOVED: Pair[float | None] = Pair(None, None)
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,8 @@ class AuditNumbers:
     examples robust on one network alone. `kernels` are those that the battery chose, empty where it
     needed none. `indicators`, `attacks` and `curves` are empty where they were not kept. `battery`
     is what was spent, `battery_version` counts the changes of what that means (0: not said).
-    `example` is what an example is called.
+    `example` is what an example is called. `planted` says how many planted examples the attacks
+    found, empty where nobody asked, `moved` what accuracy twice the steps took (None: not asked).
     """
 
     n: int
@@ -227,6 +229,8 @@ class AuditNumbers:
     kernels: Pair[str] = UNNAMED
     fingerprints: Fingerprints | None = None
     example: str = "image"
+    planted: str = ""
+    moved: Pair[float | None] = UNMOVED
 
     @property
     def gain(self) -> float:
@@ -270,6 +274,8 @@ class AuditNumbers:
             "needs": self.needs,
             "claimed_attack": self.claimed_attack,
             "battery": self.battery,
+            **({"planted": self.planted} if self.planted else {}),
+            **({"moved": list(self.moved)} if any(m is not None for m in self.moved) else {}),
             **self._details(),
             **self._origin(),
         }
@@ -320,6 +326,7 @@ class AuditNumbers:
             "battery",
             "battery_version",
             "example",
+            "planted",
         )
         said: Json = {name: stored[name] for name in (*plain, *more) if name in stored}
         for what in ("clean", "claimed", "verified"):
@@ -329,6 +336,7 @@ class AuditNumbers:
         said |= _read(stored, "twin", lambda name: Pair(name, stored["network"]), "names")
         said |= _read(stored, "interval", lambda ends: tuple(map(_number, ends)))
         said |= _read(stored, "doubts", tuple)
+        said |= _read(stored, "moved", lambda sides: Pair(*sides))
         said |= _read(stored, "indicators", _each(Reading.from_json))
         said |= _read(stored, "attacks", _of_both(_each(AttackResult.from_json)))
         said |= _read(stored, "curves", _of_both(Curves.from_json))

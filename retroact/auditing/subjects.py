@@ -26,7 +26,7 @@ from retroact.crafting.expectation import Expectation
 from retroact.crafting.oracle import Network, device_of
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples
-from retroact.evaluation.proof import Proved, prove, prove_same
+from retroact.evaluation.proof import Proved, leave_as_is, prove, prove_same
 from retroact.retrofitting.folding import FoldError, fold
 from retroact.retrofitting.sites import sites
 from retroact.retrofitting.surgery import refit_sharing, retrofit
@@ -161,6 +161,17 @@ def prepare(
         replace(pair.before, sources=_make_sources(folded[0], kernels)),
         replace(pair.after, sources=_make_sources(folded[1], kernels)),
     )
+
+
+def prepare_writable(
+    network: Network, like: Subject, data: Examples, threat: ThreatModel
+) -> Subject:
+    """A network to which one happens to `like`'s, to be attacked as that is: nothing in it is a
+    copy, so that what is written to the network's weights is seen wherever it is climbed."""
+    on = leave_as_is(network)
+    traced, derived = _derive(on, data, threat)
+    sources = () if like.foreign else _make_sources(on, KERNELS)
+    return Subject(on, on, like.other, sources, traced=traced, derived=derived, alarms=like.alarms)
 
 
 def _dress_own_jumps(on: Proved, data: Examples, threat: ThreatModel) -> Proved:

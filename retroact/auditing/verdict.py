@@ -21,6 +21,7 @@ Effect = Literal[
 Claim = Literal["MASKED", "MASKED, WEAK PROTOCOL", "WEAK PROTOCOL", "HONEST", "NOT SETTLED"]
 Word = Literal["MASKED", "WEAK PROTOCOL", "HONEST", "NOT SETTLED"]
 Mechanism = Literal["saturation", "jump", "wrong gradient", "steps"]
+Moved = tuple[float | None, float | None]
 Comparison = Literal["NOT WEAKER", "WEAKER", "NOT SETTLED"]
 
 WORDS: dict[Claim, tuple[Word, ...]] = {
@@ -117,6 +118,11 @@ class Verdict:
     needs: int = 0  # examples that would settle an INCONCLUSIVE; 0 elsewhere
     tells: str = ""  # a threat at which half of the examples would be robust; only at the floor
     first_look: bool = False  # by the quick battery
+    planted: str = ""  # what attacks found of planted examples, where these were asked
+    moved: Moved = (
+        None,
+        None,
+    )  # accuracy that twice the steps took, before and after; None: not asked
 
     @property
     def mechanism(self) -> str:
@@ -175,7 +181,16 @@ class Verdict:
             said += f"; {self.tells} would tell"
         if self.first_look:
             said += "; a first look, by the quick battery"
+        said += self._say_moved()
+        if self.planted and not self.doubts:
+            said += f"; {self.planted}"
         return said + "".join(f"; {doubt}" for doubt in self.doubts)
+
+    def _say_moved(self) -> str:
+        """How far each side still moves."""
+        told = zip(("before", "after"), self.moved, strict=True)
+        moves = [f"{word} by {100 * by:.1f}" for word, by in told if by is not None]
+        return f"; twice the steps move {' and '.join(moves)} points" if moves else ""
 
     def _say_clean(self) -> str:
         """What the change costs, or gives, where nobody attacks."""
@@ -236,6 +251,8 @@ def judge(
     doubts_before: Sequence[str] = (),
     tells: str = "",
     first_look: bool = False,
+    planted: str = "",
+    moved: Moved = (None, None),
 ) -> Verdict:
     """The verdict from the counts, the mechanisms whose alarms fired, and the reasons to abstain.
 
@@ -269,7 +286,8 @@ def judge(
     mechanisms = tuple(dict.fromkeys(alarms)) if masked else ()
     needs = settling(counts, margin) if effect == "INCONCLUSIVE" else 0
     said = tuple(reasons if effect == "ABSTAINED" else doubts)
-    return Verdict(effect, claim, mechanisms, counts, said, needs, tells, first_look)
+    how = (needs, tells, first_look, planted, moved)
+    return Verdict(effect, claim, mechanisms, counts, said, *how)
 
 
 def _check_margin(margin: float) -> float:

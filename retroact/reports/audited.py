@@ -152,6 +152,7 @@ def markdown(audit: Reported, *, title: str = "retroact audit") -> str:
         ),
         f"**{numbers.effect} · {numbers.claim}**: {numbers.plainly}",
         *(f"- Doubt: {doubt}" for doubt in numbers.doubts),
+        *([f"{numbers.planted}."] if numbers.planted else []),
         _accuracies(numbers),
         statistics(numbers),
         why(numbers),
@@ -264,7 +265,9 @@ def why(numbers: AuditNumbers) -> str:
     if numbers.mechanism:
         return said
     if numbers.claim == "NOT SETTLED":
-        return f"{said} The usual attack promises no more than what was verified, which is in doubt."
+        return (
+            f"{said} The usual attack promises no more than what was verified, which is in doubt."
+        )
     return f"{said} Here, though, the usual attack promises no more than what was verified."
 
 

@@ -288,3 +288,41 @@ def test_a_reading_says_what_it_shows():
         == "logit scale (saturation): 8.19e+03, before 0.5: FIRED"
     )
     assert str(named("logit scale")(before, before)).endswith(": silent")
+
+
+# ------------------------------------------------------------------------------ single entries
+
+
+class Detached(nn.Module):
+    """No gradient through a share of the pixels."""
+
+    def __init__(self, net: nn.Module, share: float) -> None:
+        super().__init__()
+        self.net, self.share = net, share
+
+    def forward(self, x: Tensor) -> Tensor:
+        drawn = torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(0))
+        hidden = (drawn < self.share).to(x)
+        return self.net(x * (1 - hidden) + (x * hidden).detach())
+
+
+def missing(net: nn.Module, threat: ThreatModel = EPS) -> float:
+    part = ra.data("digits/validation[:40]")
+    look = FirstLook(leave_as_is(net), part.images, part.labels, part.index, threat)
+    assert look.entries[0].shape == (6, 64)
+    return look.missing
+
+
+@pytest.mark.parametrize("threat", [EPS, L2(1.0)], ids=str)
+def test_entries_without_a_gradient_are_counted(threat):
+    threshold = named("single entries").threshold
+    assert missing(plain(), threat) < 0.02 < threshold
+    few, many = (missing(Detached(plain(), share), threat) for share in (0.3, 0.6))
+    assert threshold < few < 0.5 < many < 0.8
+
+
+@pytest.mark.parametrize(
+    "change", ["itself", "SReLU(10)", "louder", "JumpReLU(0.5)", "JumpReLU(1)"]
+)
+def test_entries_are_not_missing_where_the_gradient_is_only_flat_or_wrong(change):
+    assert "single entries" not in fired(change)

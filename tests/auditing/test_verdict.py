@@ -270,6 +270,19 @@ def test_each_claim_is_reached(claimed, alarms, claim, mechanism):
     assert f"{100 * claimed[1]:.1f} %" in plain and "40.0 %" in plain
 
 
+@pytest.mark.parametrize(
+    ("moved", "said"),
+    [
+        ((None, None), ""),
+        ((0.0, 0.0123), "; twice the steps move before by 0.0 and after by 1.2 points"),
+        ((None, 0.02), "; twice the steps move after by 2.0 points"),
+    ],
+)
+def test_it_says_how_far_each_side_still_moves(moved, said):
+    sentence = str(judge(counts(300, 5, 5), [], moved=moved))
+    assert said in sentence and ("twice the steps" in sentence) == bool(said)
+
+
 @pytest.mark.parametrize("side", ["doubts", "doubts_before"])
 @pytest.mark.parametrize(("gained", "lost"), [(0, 0), (60, 5), (5, 60)])
 def test_no_claim_is_honest_where_what_was_verified_is_in_doubt(side, gained, lost):

@@ -19,7 +19,15 @@ from torch import Tensor, nn
 
 import retroact as ra
 from retroact.attacks.pgd import CLAIMED
-from retroact.auditing import attack_run, battery, doubts, indicators, subjects, verdict
+from retroact.auditing import (
+    attack_run,
+    battery,
+    doubts,
+    indicators,
+    planted,
+    subjects,
+    verdict,
+)
 from retroact.auditing.attack_run import Conditions
 from retroact.auditing.battery import QUICK, THOROUGH, VERSION, Battery
 from retroact.auditing.indicators import FirstLook
@@ -81,6 +89,7 @@ def _constants() -> Iterator[str]:
         attack_run: ("_APART",),
         doubts: ("POINT", "RISING", "DEAD"),
         indicators: ("STEPS", "SHARE"),
+        planted: ("ENOUGH", "SHARE", "DRAWS", "DEPTH"),
         verdict: ("MARGIN",),
     }
     for place, names in places.items():
