@@ -37,6 +37,7 @@ from retroact.crafting.oracle import (
     device_of,
     evaluating,
     in_float,
+    is_quantised,
 )
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.proof import Proved
@@ -260,14 +261,15 @@ class FirstLook:
         )
 
     def _nonfinite_in(self, dtype: torch.dtype) -> float:
-        if not isinstance(self.network, nn.Module):
+        if not isinstance(self.network, nn.Module) or is_quantised(self.network):
             return 0.0
         try:
             rounded = copy.deepcopy(self.network).to(dtype)
             with torch.no_grad(), evaluating(rounded):
                 logits = torch.cat([in_float(rounded, part) for part in self.x.split(_CHUNK)])
-        except (RuntimeError, TypeError):
-            # no copies, or no such kernels on this device: nothing is seen
+        except Exception:
+            # no copies, no such kernels on this device, or a stranger's check of types: nothing is
+            # seen
             return 0.0
         return _share(~logits.isfinite().all(1))
 

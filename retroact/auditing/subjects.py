@@ -23,7 +23,8 @@ from retroact.crafting.annealed import Annealed
 from retroact.crafting.derived import Traced, TraceError, soften, trace_forward
 from retroact.crafting.domain import domain_of
 from retroact.crafting.expectation import Expectation
-from retroact.crafting.oracle import Network, device_of
+from retroact.crafting.float_twin import float_twin
+from retroact.crafting.oracle import Network, device_of, dtype_of, evaluating
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples
 from retroact.evaluation.proof import Proved, leave_as_is, prove, prove_same
@@ -49,6 +50,7 @@ _OF_JUMPS = {"gradient fidelity", "falling loss", "random directions"}
 _MEASURED = 64  # images on which spreads are measured
 
 TRACE = "trace of its computation"
+TWIN = "twin in floats"
 
 OWN_JUMP = "jumprelu"  # what recognition calls a jump that a network's own code makes
 _MANY = 1000  # what an audit asks of an image: always more than a proof costs
@@ -67,10 +69,11 @@ class Climb:
 @dataclass(frozen=True)
 class Source:
     """A network to climb in the place of the one under audit: its kernel's `name`, and how to
-    `make` it."""
+    `make` it. It computes the same, unless it is `foreign`."""
 
     name: str
     make: Callable[[], Proved]
+    foreign: bool = False
 
 
 @dataclass(frozen=True)
@@ -78,18 +81,16 @@ class Subject:
     """A network under audit, `net`, with what the battery may climb instead of it.
 
     `folded` computes the same without slopes (the net itself where there are none or it does not
-    fold); `other` is the network it is compared with; `sources` see a jump in their backward pass.
-    They compute the same, unless they are `foreign`: a user's surrogate. `traced` is the network's
-    own computation (None where it cannot be traced) and `derived` the sources that are made of it,
-    for a network that nobody has described. `alarms` are the titles of the indicators that fired on
-    it, by itself or beside the other.
+    fold); `other` is the network it is compared with; `sources` see a jump in their backward pass,
+    or are a user's surrogate. `traced` is the network's own computation (None where it cannot be
+    traced) and `derived` the sources that are made of it, for a network that nobody has described.
+    `alarms` are the titles of the indicators that fired on it, by itself or beside the other.
     """
 
     net: Proved
     folded: Proved
     other: Proved
     sources: tuple[Source, ...] = ()
-    foreign: bool = False
     traced: Network | None = None
     derived: tuple[Source, ...] = ()
     alarms: tuple[str, ...] = ()
@@ -114,7 +115,7 @@ class Subject:
         the same decides too, which is cheaper; of a `foreign` one only the gradients are taken."""
         if source is None:
             return Climb(self.folded)
-        if self.foreign and source in self.sources:
+        if source.foreign:
             return Climb(self.net, source.make(), source.name)
         return Climb(source.make(), kernel=source.name)
 
@@ -155,8 +156,8 @@ def prepare(
         Subject(new, folded[1], old, traced=derived[1][0], derived=derived[1][1]),
     )
     if own:
-        theirs = Source("your surrogate", partial(_give, own[0]))
-        return Pair(pair.before, replace(pair.after, sources=(theirs,), foreign=True))
+        theirs = Source("your surrogate", partial(_give, own[0]), foreign=True)
+        return Pair(pair.before, replace(pair.after, sources=(theirs,)))
     return Pair(
         replace(pair.before, sources=_make_sources(folded[0], kernels)),
         replace(pair.after, sources=_make_sources(folded[1], kernels)),
@@ -183,15 +184,16 @@ def _dress_own_jumps(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
     """
     if not isinstance(on.lean, nn.Module) or getattr(on.lean, "retrofit", None) is not None:
         return on
-    example = data.images[:2].to(device_of(on.lean))
+    example = data.images[:2].to(device_of(on.lean), dtype_of(on.lean) or data.images.dtype)
     try:
         calls = sites(on.lean, example, also=(OWN_JUMP,))
         if not any(site.own is not None and site.own.jump for site in calls):
             return on
         each = PerSite(tuple(without_slope(site.own or RELU) for site in calls))
         dressed = retrofit(on.lean, each, also=(OWN_JUMP,), example=example)
-    except (ValueError, TypeError, RuntimeError):
-        # sealed, or not to be replaced: it is attacked without kernels
+    except Exception:
+        # sealed, not to be replaced, or whatever a stranger's code raises on what surgery hands it:
+        # it is attacked without kernels
         return on
     where, domain = (data.images, data.index, threat), domain_of(data)
     same = prove_same(on.network, dressed, *where, domain=domain, gradients=False)
@@ -227,12 +229,17 @@ def _derive(
     on: Proved, data: Examples, threat: ThreatModel
 ) -> tuple[Network | None, tuple[Source, ...]]:
     """What the network computes, traced, and the sources made of it; nothing where it cannot be
-    traced or is not proved to compute the same."""
+    traced or is not proved to compute the same. Of a quantised one, its twin in floats."""
     net, images = on.network, data.images[:_MEASURED]
     dress: Callable[[nn.Module], nn.Module] = _give
     if isinstance(net, Expectation):
         dress = partial(Expectation, draws=net.draws, seed=net.seed)
         net = net.net
+    with evaluating(net):
+        twin = float_twin(net, images.to(device_of(net)))
+    if twin is not None:
+        floats = leave_as_is(dress(twin))
+        return None, (Source(TWIN, partial(_give, floats), foreign=True),)
     try:
         graph = trace_forward(net, images)
     except TraceError:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, fx, nn
 
+from retroact.crafting.float_twin import FloatTwin
 from retroact.crafting.threat import ACCESS, Access
 from retroact.doors import SeveralPlacesError, logits_in, places, spelled, switch_to_eval
 
@@ -169,8 +170,7 @@ class Oracle:
 
     @cached_property
     def _source_is_quantised(self) -> bool:
-        kinds = {type(m).__module__ for net in modules_of(self._source) for m in net.modules()}
-        return any(kind.startswith("torch.ao.nn.") and ".quantized" in kind for kind in kinds)
+        return is_quantised(self._source)
 
     def _require(self, needed: Access) -> None:
         if ACCESS.index(needed) > ACCESS.index(self.access):
@@ -325,6 +325,15 @@ def wants_company(network: Network) -> bool:
     """Whether there is a batch norm in it."""
     norms = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
     return any(isinstance(m, norms) for net in modules_of(network) for m in net.modules())
+
+
+def is_quantised(network: Network) -> bool:
+    """Whether there are layers of integers in it, which have no derivative; a twin in floats has
+    none."""
+    kinds = {type(m) for net in modules_of(network) for m in net.modules()}
+    homes = {kind.__module__ for kind in kinds}
+    within = any(home.startswith("torch.ao.nn.") and ".quantized" in home for home in homes)
+    return within and FloatTwin not in kinds
 
 
 @torch.no_grad()

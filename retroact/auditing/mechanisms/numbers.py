@@ -9,6 +9,8 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import get_default_qconfig_mapping
+from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
 from retroact.auditing.mechanisms.mechanism import Given, Made, Mechanism
 
@@ -23,6 +25,21 @@ def _int8(given: Given) -> Made:
 
 
 INT8 = Mechanism("int8 in the linear layers", "numbers", _int8, graph=False, fast=True, row="19")
+
+
+def _int8_throughout(given: Given) -> Made:
+    """Weights and activations of integers, whose scales were found on the first 256 images."""
+    net = copy.deepcopy(given.net)
+    seen = (given.trained.images[:256] - net.mean) / net.std
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        watched = prepare_fx(net.module, get_default_qconfig_mapping(), (seen[:1],))
+        watched(seen)
+        net.module = convert_fx(watched)
+    return Made(net, (given.net,))
+
+
+INT8_THROUGHOUT = Mechanism("int8 in all layers", "numbers", _int8_throughout, graph=False)
 
 
 class InFloat(nn.Module):
