@@ -149,7 +149,7 @@ class Doubts:
         """Whether no indicator fires on a network with this backward pass."""
         sample = self._some(self.side.clean, self.battery.points)
         source, before = self.subject.source(kernel), {r.title: r.before for r in readings}
-        if source is None or sample is None or self.subject.foreign:
+        if source is None or sample is None or source.foreign:
             return False
         climb = source.make()
         tell = getattr(climb.lean, "progress", None)

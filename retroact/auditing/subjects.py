@@ -171,7 +171,7 @@ def prepare_writable(
     copy, so that what is written to the network's weights is seen wherever it is climbed."""
     on = leave_as_is(network)
     traced, derived = _derive(on, data, threat)
-    sources = () if like.foreign else _make_sources(on, KERNELS)
+    sources = () if any(s.foreign for s in like.sources) else _make_sources(on, KERNELS)
     return Subject(on, on, like.other, sources, traced=traced, derived=derived, alarms=like.alarms)
 
 
