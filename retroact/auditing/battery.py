@@ -35,6 +35,7 @@ STAGES = 5
 _QUERIES = 6  # times those of the Square control: what a decision-based attack may ask
 _SMALL = 128  # entries of an example that scores alone find their way in
 _ALARMED = 10  # steps of a trial where an alarm asks for one
+_ALARMED_FINISH = 100  # steps at the end of a targeted attack, at least
 _FIRST_ROUND = 3  # times the steps of the main attack
 
 
@@ -86,9 +87,10 @@ class Battery:
         climb, *others = self.rank(run, subject)
         progress()
         title = f"targeted{_through(climb)}"
-        run.attack(title, "white box", self.targeted(under.classes), climb)
+        spent = self.alarmed() if subject.alarms else self
+        run.attack(title, "white box", spent.targeted(under.classes), climb)
         if subject.alarms:
-            self.answer(run, subject, [climb, *others[:1]], under)
+            spent.answer(run, subject, [climb, *others[:1]], under)
         progress()
         self.again(run, climb, under.classes)
         if self.queries:
@@ -175,6 +177,10 @@ class Battery:
         run.attack("APGD, transfer", "control", self.untargeted(), transfer)
         square, few = Square(self.queries), max(1, self.sample // 2)
         run.attack("Square", "control", square, plain, among=few)
+
+    def alarmed(self) -> Battery:
+        """What is spent where an alarm fired, as what is climbed there is steep and ragged."""
+        return replace(self, finish=max(self.finish, _ALARMED_FINISH))
 
     def doubled(self) -> Battery:
         """Twice the steps and twice the starts."""

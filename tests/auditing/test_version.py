@@ -85,7 +85,7 @@ def _whole(value: Any) -> str:
 
 def _constants() -> Iterator[str]:
     places = {
-        battery: ("_FIRST_ROUND",),
+        battery: ("_FIRST_ROUND", "_ALARMED", "_ALARMED_FINISH", "_QUERIES", "_SMALL"),
         attack_run: ("_APART",),
         doubts: ("POINT", "RISING", "DEAD"),
         indicators: ("STEPS", "SHARE"),
