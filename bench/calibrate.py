@@ -7,10 +7,11 @@ Trains small networks (kept as safetensors under `--out`, so that a second run o
 standard and with FGSM images, and lets every indicator look at pairs whose answer is known.
 *Negatives* mask nothing: the network itself, SReLU(1), random shifts of its ReLUs, a few more steps
 of training, adversarial training. *Positives* do: steep slopes and loud logits (saturation),
-JumpReLU (jump), detached pixels and a negated backward pass (wrong gradient), rounded images and
-logits (steps). All points are held out from training, and none is test data. Prints a markdown
-table with one line per indicator: what it shows, its false alarms and misses at the present
-threshold, and between which thresholds there are fewest of both.
+JumpReLU (jump), and for the indicators of one network the changes of
+`retroact/auditing/mechanisms`. All points are held out from training, and none is test data. Prints
+a markdown table with one line per indicator: what it shows, its false alarms and misses at the
+present threshold, and between which thresholds there are fewest of both; and one that says which
+indicators of one network fire on how many of each group of changes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -29,6 +30,8 @@ from torch import Tensor, nn
 
 import retroact as ra
 from retroact.auditing.indicators import FirstLook, Indicator, indicators
+from retroact.auditing.mechanisms import activations, backward, inputs, outputs
+from retroact.auditing.mechanisms.mechanism import Given, Mechanism
 from retroact.auditing.selftest import Louder
 from retroact.crafting.derived import trace_forward
 from retroact.crafting.threat import ThreatModel
@@ -106,6 +109,40 @@ FAMILIES = (
 )
 ROBUST_EPS = 0.1
 
+GROUPS: dict[str, tuple[Mechanism, ...]] = {
+    "the whole backward pass": backward.IN_FRONT,
+    "pixels detached": backward.PIXELS,
+    "channels detached": backward.CHANNELS,
+    "right on the grid or far from the boundary alone": backward.PLACES,
+    "a backward pass of ReLU's own": activations.OWN_BACKWARD,
+    "jumps and staircases by hand": (
+        *activations.JUMPS,
+        activations.STAIRCASE,
+        activations.STEEP,
+    ),
+    "high frequencies": activations.WAVES,
+    "images rounded": inputs.ROUNDED,
+    "activations rounded": activations.ROUNDED,
+    "logits rounded": tuple(m for m in outputs.CHANGED if "decimals" in m.name),
+    "one-hot answers": outputs.HARD,
+}
+"""Changes of the network of one seed by which the indicators of one network are tried."""
+
+MEANT = {
+    "no gradient": ("images rounded", "activations rounded", "logits rounded", "one-hot answers"),
+    "gradient mismatch": (
+        "the whole backward pass",
+        "pixels detached",
+        "channels detached",
+        "right on the grid or far from the boundary alone",
+        "a backward pass of ReLU's own",
+    ),
+    "random directions": ("jumps and staircases by hand", "high frequencies", "pixels detached"),
+    "single entries": ("pixels detached",),
+    "equal logits": ("activations rounded", "logits rounded", "one-hot answers"),
+}
+"""What each of them is for."""
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -115,7 +152,7 @@ class Seen:
     net: str
     eps: float
     change: str
-    kind: str  # "none", or a mechanism
+    kind: str  # "none", a mechanism, or one of the `GROUPS`
     indicator: str
     value: float
 
@@ -128,12 +165,20 @@ def main() -> None:
         "--out", type=Path, default=Path("build/calibration"), help="where the networks are kept"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the looks' random starts")
+    parser.add_argument(
+        "--alone", action="store_true", help="the indicators of one network only: a third the time"
+    )
+    parser.add_argument(
+        "--first", action="store_true", help="the first seed of each architecture only"
+    )
     parser.add_argument("--each", action="store_true", help="print every value, too")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     began = time.process_time()
-    seen = [one for family in FAMILIES for one in _looks(family, args.out, args.seed)]
+    asked = [ask for ask in indicators() if ask.absolute or not args.alone]
+    families = [replace(f, seeds=f.seeds[: 1 if args.first else None]) for f in FAMILIES]
+    seen = [one for family in families for one in _looks(family, args.out, args.seed, asked)]
     if args.each:
         for one in seen:
             print(
@@ -142,7 +187,7 @@ def main() -> None:
             )
     print(*_table(seen), sep="\n")
     pairs = {(one.net, one.eps, one.change, one.kind) for one in seen}
-    kinds = {kind: sum(k == kind for *_, k in pairs) for kind in ("none", *_KINDS)}
+    kinds = {kind: sum(k == kind for *_, k in pairs) for kind in ("none", *_KINDS, *GROUPS)}
     print(
         f"\n{len(pairs)} pairs: {kinds}; n = {POINTS} points, {time.process_time() - began:.0f} s"
         " of CPU"
@@ -183,7 +228,7 @@ def _family(family: Family, seed: int, out: Path) -> tuple[nn.Module, nn.Module,
 # ---------------------------------------------------------------------------------------- the looks
 
 
-def _looks(family: Family, out: Path, seed: int) -> Iterator[Seen]:
+def _looks(family: Family, out: Path, seed: int, asked: list[Indicator]) -> Iterator[Seen]:
     held = ra.data(family.held)
     for number in family.seeds:
         net, robust, tuned = _family(family, number, out)
@@ -199,7 +244,8 @@ def _looks(family: Family, out: Path, seed: int) -> Iterator[Seen]:
             )
             changes = {**more, **dict(_changes(twin, held, out / f"{title}-shifts.safetensors"))}
             for eps in family.eps:
-                yield from _pairs(title, twin, changes, held, ra.Linf(eps), seed)
+                yield from _pairs(title, twin, changes, held, ra.Linf(eps), seed, asked)
+        yield from _strange(name, net, ra.data(family.train), held, ra.Linf(family.eps[0]), seed)
 
 
 def _changes(
@@ -216,63 +262,48 @@ def _changes(
         jump = ra.retrofit(net, ra.JumpReLU(kappa))
         if float(_right(jump, held).float().mean()) > CLEAN:
             yield f"JumpReLU({kappa:g})", (jump, "jump")
-    for share in (0.1, 0.3, 0.5):
-        yield f"{share:.0%} of the pixels detached", (Detached(net, share), "wrong gradient")
-    yield "a negated backward pass", (Negated(net), "wrong gradient")
-    for levels in (8, 32):
-        yield f"images of {levels} levels", (Rounded(net, levels - 1), "steps")
-    for decimals in (0, 1, 2):
-        yield f"logits of {decimals} decimals", (Decimals(net, decimals), "steps")
 
 
-class Detached(nn.Module):
-    """The net, with no gradient through a share of the pixels."""
-
-    def __init__(self, net: nn.Module, share: float) -> None:
-        super().__init__()
-        self.net, self.share = net, share
-
-    def forward(self, x: Tensor) -> Tensor:
-        drawn = torch.rand(x.shape[1:], generator=torch.Generator().manual_seed(0))
-        hidden = (drawn < self.share).to(x)
-        out: Tensor = self.net(x * (1 - hidden) + (x * hidden).detach())
-        return out
-
-
-class Negated(nn.Module):
-    """The net, with a backward pass of the wrong sign."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.net(2 * x.detach() - x)
-        return out
-
-
-class Rounded(nn.Module):
-    """The net on images of so many steps."""
-
-    def __init__(self, net: nn.Module, steps: int) -> None:
-        super().__init__()
-        self.net, self.steps = net, steps
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.net((x * self.steps).round() / self.steps)
-        return out
+def _strange(
+    name: str,
+    net: nn.Module,
+    train: ra.Images,
+    held: ra.Images,
+    threat: ThreatModel,
+    seed: int,
+) -> Iterator[Seen]:
+    """What the indicators of one network show on mechanisms around it."""
+    assert isinstance(net, ra.Classifier)
+    given, base = Given(net, (net, net), train, float(threat.eps)), _right(net, held)
+    for group, members in GROUPS.items():
+        if not isinstance(net.module, nn.Sequential) and group not in _AROUND:
+            continue  # what is within is written down anew, layer by layer
+        for mechanism in members:
+            changed = mechanism.build(given).net
+            right = _right(changed, held)
+            if float(right.float().mean()) <= CLEAN:
+                continue
+            part = held.select((base & right).nonzero()[:POINTS, 0])
+            look = _look(changed, part, threat, seed)
+            for ask in indicators():
+                if ask.absolute:
+                    value = ask(look, look).value
+                    yield Seen(name, float(threat.eps), mechanism.name, group, ask.title, value)
 
 
-class Decimals(nn.Module):
-    """The net, whose logits have so many decimals."""
+_AROUND = (
+    "the whole backward pass",
+    "pixels detached",
+    "images rounded",
+    "logits rounded",
+    "one-hot answers",
+)
+"""Groups whose changes stand around a network."""
 
-    def __init__(self, net: nn.Module, decimals: int) -> None:
-        super().__init__()
-        self.net, self.decimals = net, decimals
 
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.net(x)
-        return torch.round(out, decimals=self.decimals)
+def _look(net: nn.Module, part: ra.Images, threat: ThreatModel, seed: int) -> FirstLook:
+    how = part.images, part.labels, part.index, threat, seed
+    return FirstLook(leave_as_is(net), *how, traced=trace_forward(net, part.images))
 
 
 def _shifted(net: nn.Module, held: ra.Images, file: Path) -> nn.Module:
@@ -297,20 +328,16 @@ def _pairs(
     held: ra.Images,
     threat: ThreatModel,
     seed: int,
+    asked: list[Indicator],
 ) -> Iterator[Seen]:
     base = _right(twin, held)
     for change, (net, kind) in changes.items():
         rows = (base & _right(net, held)).nonzero()[:POINTS, 0]
         part = held.select(rows)
-        now, before = (
-            FirstLook(
-                leave_as_is(n),
-                *(part.images, part.labels, part.index, threat, seed),
-                traced=trace_forward(n, part.images),
-            )
-            for n in (net, twin)
-        )
-        for ask in indicators():
+        now = _look(net, part, threat, seed)
+        alone = all(ask.absolute for ask in asked)
+        before = now if alone else _look(twin, part, threat, seed)
+        for ask in asked:
             reading = ask(now, before)
             value = reading.value - (0.0 if ask.absolute else reading.before)
             value = reading.value / reading.before if ask.ratio else value
@@ -332,19 +359,8 @@ def _table(seen: list[Seen]) -> Iterator[str]:
     )
     yield "|" + "---|" * 9
     for ask in indicators():
-        values = {
-            k: [s.value for s in seen if s.indicator == ask.title and s.kind == k]
-            for k in ("none", *_KINDS)
-        }
-        own, none = values[ask.mechanism], values["none"]
-        other = [v for k in _KINDS if k != ask.mechanism for v in values[k]]
-        low, high, errors = _best(none, own)
-        yield (
-            f"| {ask.title} | {ask.threshold:g} | {max(none):.3g} | {_above(none, ask)} of"
-            f" {len(none)} | {_above(other, ask)} of {len(other)} | {min(own):.3g},"
-            f" {sorted(own)[len(own) // 2]:.3g} | {len(own) - _above(own, ask)} of {len(own)} |"
-            f" {errors} | {low:.3g} to {high:.3g} |"
-        )
+        if any(s.indicator == ask.title for s in seen):
+            yield _line(ask, seen)
     for kind in _KINDS:
         fired = {ask.title: ask for ask in indicators() if ask.mechanism == kind}
         caught = {
@@ -360,9 +376,46 @@ def _table(seen: list[Seen]) -> Iterator[str]:
         alarms = [c for c, hit in caught.items() if hit and c[3] == "none"]
         missed = [c for c, hit in caught.items() if not hit and c[3] == kind]
         yield f"\nany of {kind}: false alarms {alarms or 'none'}; missed {missed or 'none'}"
+    yield from _groups(seen)
 
 
-_KINDS = ("saturation", "jump", "wrong gradient", "steps")
+def _line(ask: Indicator, seen: list[Seen]) -> str:
+    """One indicator: an absolute one beside what it is meant for, the others beside their
+    mechanism."""
+    meant = MEANT[ask.title] if ask.absolute else (ask.mechanism,)
+    values = [(s.kind, s.value) for s in seen if s.indicator == ask.title]
+    own, none = [v for k, v in values if k in meant], [v for k, v in values if k == "none"]
+    others = [k for k in _KINDS if k != ask.mechanism and not (ask.absolute and k == "jump")]
+    other = [v for k, v in values if k in others]
+    low, high, errors = _best(none, own)
+    return (
+        f"| {ask.title} | {ask.threshold:g} | {max(none):.3g} | {_above(none, ask)} of"
+        f" {len(none)} | {_above(other, ask)} of {len(other)} | {min(own):.3g},"
+        f" {sorted(own)[len(own) // 2]:.3g} | {len(own) - _above(own, ask)} of {len(own)} |"
+        f" {errors} | {low:.3g} to {high:.3g} |"
+    )
+
+
+def _groups(seen: list[Seen]) -> Iterator[str]:
+    """On how many of each group every indicator of one network fires, and on how many any does."""
+    asked = [ask for ask in indicators() if ask.absolute]
+    yield "\n| change | networks | " + " | ".join(ask.title for ask in asked) + " | any |"
+    yield "|" + "---|" * (len(asked) + 3)
+    for group in ("none", *_KINDS, *GROUPS):
+        nets = {(s.net, s.change): set[str]() for s in seen if s.kind == group}
+        for ask in asked:
+            for s in seen:
+                if (s.kind, s.indicator) == (group, ask.title) and s.value > ask.threshold:
+                    nets[s.net, s.change].add(ask.title)
+        counts = [sum(ask.title in hits for hits in nets.values()) for ask in asked]
+        told = " | ".join(map(str, (*counts, sum(map(bool, nets.values())))))
+        yield f"| {group} | {len(nets)} | {told} |"
+        silent = sorted({change for (_, change), hits in nets.items() if not hits})
+        if silent and group in GROUPS:
+            yield f"<!-- silent on {', '.join(silent)} -->"
+
+
+_KINDS = ("saturation", "jump")
 
 
 def _above(values: list[float], ask: Indicator) -> int:
