@@ -24,6 +24,8 @@ from retroact.auditing.attack_run import AttackRun, Conditions, Side
 from retroact.auditing.subjects import TRACE, Climb, Subject
 from retroact.crafting.attack import Attack
 from retroact.crafting.domain import domain_of
+from retroact.crafting.student import train_student
+from retroact.evaluation.proof import leave_as_is
 from retroact.spec import AtLeast0, Count, Within, spec
 
 VERSION = 3
@@ -36,6 +38,8 @@ _QUERIES = 6  # times those of the Square control: what a decision-based attack 
 _SMALL = 128  # entries of an example that scores alone find their way in
 _ALARMED = 10  # steps of a trial where an alarm asks for one
 _ALARMED_FINISH = 100  # steps at the end of a targeted attack, at least
+_USELESS = ("no gradient", "gradient mismatch", "random directions", "equal logits")
+"""Alarms of a backward pass that is not to be followed."""
 _FIRST_ROUND = 3  # times the steps of the main attack
 
 
@@ -131,8 +135,8 @@ class Battery:
     ) -> None:
         """What alarms ask for: the untargeted attack through what broke most, the targeted one
         through what came next, and through the trace where the backward pass is not its derivative;
-        and where nothing that was derived broke anything, attacks that ask for decisions and scores
-        alone."""
+        where nothing that was derived broke two, along a student; and where it broke nothing,
+        attacks that ask for decisions and scores alone."""
         asked, targeted = subject.alarms, self.targeted(under.classes)
         title = f"APGD{_through(climbs[0])}"
         run.attack(title, "white box", self.untargeted(), climbs[0], asked_by=asked)
@@ -143,9 +147,25 @@ class Battery:
         more = [*climbs[1:], *([subject.through(trace)] if mismatched else [])]
         for climb in {c.kernel: c for c in more if c.kernel != climbs[0].kernel}.values():
             run.attack(f"targeted{_through(climb)}", "white box", targeted, climb, asked_by=asked)
+        if not any(a.kernel and a.broken > 1 for a in run.attacks):
+            self.imitate(run, subject, under)
         blind = "no gradient" in subject.alarms
         if self.queries and blind and not any(a.kernel and a.broken for a in run.attacks):
             self.search(run, subject, under)
+
+    def imitate(self, run: AttackRun, subject: Subject, under: Conditions) -> None:
+        """The attacks along a student of the network's answers, where its backward pass is useless.
+        A student is nobody's derivative: what it leaves may still be broken."""
+        asked = tuple(title for title in subject.alarms if title in _USELESS)
+        if not asked or not run.robust.any():
+            return
+        data, net = under.data, subject.net.network
+        points = data.images, data.index, under.threat, domain_of(data)
+        student = train_student(net, subject.other.network, *points, under.seed)
+        climb = Climb(subject.net, leave_as_is(student))
+        for attack in (self.untargeted(), self.targeted(under.classes)):
+            title = f"{type(attack).__name__} along a student"
+            run.attack(title, "white box", attack, climb, asked_by=asked)
 
     def search(self, run: AttackRun, subject: Subject, under: Conditions) -> None:
         """Attacks without gradients, on all that is robust: by decisions, and by scores where

@@ -25,6 +25,7 @@ from retroact.crafting.domain import domain_of
 from retroact.crafting.expectation import Expectation
 from retroact.crafting.float_twin import float_twin
 from retroact.crafting.oracle import Network, device_of, dtype_of, evaluating
+from retroact.crafting.stand_ins import StandIn, Way, find_ways, fit_front
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples
 from retroact.evaluation.proof import Proved, leave_as_is, prove, prove_same
@@ -48,6 +49,7 @@ WIDTHS: tuple[tuple[float, ...], ...] = ((1.0, 0.3, 0.1), (1.0,), (0.3,), (0.1,)
 first steps of an attack to its last, and each alone."""
 _OF_JUMPS = {"gradient fidelity", "falling loss", "random directions"}
 _MEASURED = 64  # images on which spreads are measured
+_SURVEYED = 16  # images on which ways around what leaves torch are looked for
 
 TRACE = "trace of its computation"
 TWIN = "twin in floats"
@@ -83,8 +85,9 @@ class Subject:
     `folded` computes the same without slopes (the net itself where there are none or it does not
     fold); `other` is the network it is compared with; `sources` see a jump in their backward pass,
     or are a user's surrogate. `traced` is the network's own computation (None where it cannot be
-    traced) and `derived` the sources that are made of it, for a network that nobody has described.
-    `alarms` are the titles of the indicators that fired on it, by itself or beside the other.
+    traced) and `derived` the sources that are made of it, for a network that nobody has described;
+    `stand_ins` give gradients alone, around what leaves torch. `alarms` are the titles of the
+    indicators that fired on it, by itself or beside the other.
     """
 
     net: Proved
@@ -93,6 +96,7 @@ class Subject:
     sources: tuple[Source, ...] = ()
     traced: Network | None = None
     derived: tuple[Source, ...] = ()
+    stand_ins: tuple[Source, ...] = ()
     alarms: tuple[str, ...] = ()
 
     @property
@@ -101,7 +105,7 @@ class Subject:
         or the folded net where it has none; then through differences, and where an alarm fired
         through all that was derived."""
         first: list[Source | None] = [*self.sources] or [None]
-        derived = self.derived[: None if self.is_baffling else 1]
+        derived = (*self.derived, *self.stand_ins) if self.is_baffling else self.derived[:1]
         return [self.through(s) for s in (*first, *derived)]
 
     @property
@@ -121,7 +125,7 @@ class Subject:
 
     def source(self, kernel: str) -> Source | None:
         """The source with a kernel of this name; None for the name of none."""
-        every = (*self.sources, *self.derived)
+        every = (*self.sources, *self.derived, *self.stand_ins)
         return next((source for source in every if source.name == kernel), None)
 
 
@@ -151,10 +155,12 @@ def prepare(
     old, new = (_dress_own_jumps(on, data, threat) for on in (old, new))
     folded = _fold(old, data, threat), _fold(new, data, threat)
     derived = [_derive(on, data, threat) if kernels else _NOTHING for on in (old, new)]
+    around = [_stand_in(on, data, threat, seed) if kernels else () for on in (old, new)]
     pair = Pair(
         Subject(old, folded[0], new, traced=derived[0][0], derived=derived[0][1]),
         Subject(new, folded[1], old, traced=derived[1][0], derived=derived[1][1]),
     )
+    pair = Pair(*(replace(s, stand_ins=a) for s, a in zip(pair, around, strict=True)))
     if own:
         theirs = Source("your surrogate", partial(_give, own[0]), foreign=True)
         return Pair(pair.before, replace(pair.after, sources=(theirs,)))
@@ -230,11 +236,7 @@ def _derive(
 ) -> tuple[Network | None, tuple[Source, ...]]:
     """What the network computes, traced, and the sources made of it; nothing where it cannot be
     traced or is not proved to compute the same. Of a quantised one, its twin in floats."""
-    net, images = on.network, data.images[:_MEASURED]
-    dress: Callable[[nn.Module], nn.Module] = _give
-    if isinstance(net, Expectation):
-        dress = partial(Expectation, draws=net.draws, seed=net.seed)
-        net = net.net
+    images, (net, dress) = data.images[:_MEASURED], _undress(on.network)
     with evaluating(net):
         twin = float_twin(net, images.to(device_of(net)))
     if twin is not None:
@@ -252,6 +254,13 @@ def _derive(
 
 
 _NOTHING: tuple[None, tuple[Source, ...]] = (None, ())
+
+
+def _undress(net: Network) -> tuple[Network, Callable[[nn.Module], nn.Module]]:
+    """A network without the mean over its draws, and what puts that on again."""
+    if isinstance(net, Expectation):
+        return net.net, partial(Expectation, draws=net.draws, seed=net.seed)
+    return net, _give
 
 
 def _run_on(on: Proved, lean: Network) -> Proved:
@@ -279,6 +288,47 @@ class _Softening:
     def _annealed(self) -> Network:
         forms = [self.dress(soften(self.graph, self.images, w)) for w in self.widths]
         return forms[0] if len(forms) == 1 else Annealed(forms)
+
+
+# --------------------------------------------------------------------- neither described nor traced
+
+
+def _stand_in(on: Proved, data: Examples, threat: ThreatModel, seed: int) -> tuple[Source, ...]:
+    """Sources around what leaves torch, before its last entries and behind its first exits."""
+    net, dress = _undress(on.network)
+    shown = partial(_Around, net, dress, data, threat, seed)
+    return tuple(
+        Source(f"{'fitted map' if fitted else 'identity'} {way}", shown(way, fitted), foreign=True)
+        for way in find_ways(net, data.images[:_SURVEYED])
+        for fitted in (False, True)
+        if (way.changed and way.single if fitted else way.alike)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class _Around:
+    """Makes a network with a stand-in for its front end, once."""
+
+    net: Any
+    dress: Callable[[nn.Module], nn.Module]
+    data: Examples
+    threat: ThreatModel
+    seed: int
+    way: Way
+    fitted: bool
+
+    def __call__(self) -> Proved:
+        return self._made
+
+    @cached_property
+    def _made(self) -> Proved:
+        guide = self._fit() if self.fitted else None
+        return leave_as_is(self.dress(StandIn(self.net, self.way, guide)))
+
+    def _fit(self) -> nn.Module | None:
+        x, index = self.data.images[:_MEASURED], self.data.index[:_MEASURED]
+        domain = domain_of(self.data)
+        return fit_front(self.net, self.way, x, index, self.threat, domain, self.seed)
 
 
 # ----------------------------------------------------------------------------------------- kernels

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retroact.auditing.mechanisms.mechanism import (
+    Array,
     Change,
     Front,
     Given,
     Made,
     Mechanism,
+    by_numpy,
     in_front,
+    straight,
 )
 
 
@@ -123,6 +128,105 @@ def _quantise_softly(x: Tensor) -> Tensor:
     z = 8 * x
     whole = torch.floor(z).detach()
     return (whole + 0.5 + 0.5 * torch.tanh(40 * (z - whole - 0.5))) / 8
+
+
+def _to_bytes(x: Array, levels: int) -> Array:
+    step = 256 // levels
+    return (np.clip(255 * x, 0, 255).astype(np.uint8) // step * step / np.float32(255)).astype(
+        np.float32
+    )
+
+
+def _windows(x: Array) -> Array:
+    padded = np.pad(x, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="reflect")
+    return np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(2, 3))
+
+
+def _median_by_numpy(x: Array) -> Array:
+    return np.median(_windows(x), axis=(-2, -1)).astype(np.float32)
+
+
+def _compress_by_numpy(x: Array) -> Array:
+    return _compress(torch.from_numpy(x), 0.06).numpy()
+
+
+def _resize_by_numpy(x: Array) -> Array:
+    """To three quarters and back, each pixel a mean of its two neighbours along each axis."""
+    size = x.shape[-1]
+    return _sample(_sample(x, 3 * size // 4), size)
+
+
+def _sample(x: Array, size: int) -> Array:
+    for axis in (2, 3):
+        at = (np.arange(size) + 0.5) * x.shape[axis] / size - 0.5
+        low = np.clip(np.floor(at).astype(int), 0, x.shape[axis] - 1)
+        high = np.clip(low + 1, 0, x.shape[axis] - 1)
+        share = np.clip(at - low, 0, 1).astype(np.float32)
+        share = share[:, None] if axis == 2 else share
+        x = (1 - share) * x.take(low, axis) + share * x.take(high, axis)
+    return x.astype(np.float32)
+
+
+def _front_by_numpy(given: Given, function: Callable[[Array], Array], like: Change | None) -> Made:
+    """A network behind a change that leaves torch, and what climbs it: the identity, or what is
+    `like` the change, backwards."""
+    change, climbs = by_numpy(function), list[nn.Module]()
+    if like is not None:
+        climbs.append(Front(given.net, straight(change, like)))
+    climbs.append(Front(given.net, straight(change)))
+    return Made(Front(given.net, change), (*climbs, given.net))
+
+
+class Flattening(nn.Module):
+    """A network that is given a row of standardised numbers, as a table's is."""
+
+    def __init__(self, net: nn.Module, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.net, self.shape = net, shape
+
+    def forward(self, row: Tensor) -> Tensor:
+        out: Tensor = self.net((0.4 * row + 0.5).view(-1, *self.shape))
+        return out
+
+
+def _standardise(x: Array) -> Array:
+    """Rounded to 32 levels and standardised, a row for each image."""
+    return ((np.round(31 * x) / 31 - 0.5) / 0.4).reshape(len(x), -1).astype(np.float32)
+
+
+def _standardised(given: Given) -> Made:
+    shape = tuple(given.trained.images.shape[1:])
+    inner = Flattening(given.net, shape)
+    net = Front(inner, by_numpy(_standardise))
+
+    def straighten(x: Tensor) -> Tensor:
+        return ((x - 0.5) / 0.4).flatten(1)
+
+    climbed = Front(inner, straight(by_numpy(_standardise), straighten))
+    return Made(net, (climbed, given.net))
+
+
+_blur = partial(F.avg_pool2d, kernel_size=3, stride=1, padding=1)
+
+BY_NUMPY = (
+    *(
+        Mechanism(
+            f"{word}, by numpy",
+            "inputs",
+            partial(_front_by_numpy, function=function, like=like),
+            graph=False,
+            fast=fast,
+        )
+        for word, function, like, fast in (
+            ("bytes", partial(_to_bytes, levels=256), None, False),
+            ("bytes of 8 levels", partial(_to_bytes, levels=8), None, True),
+            ("median of 3 x 3 pixels", _median_by_numpy, _blur, False),
+            ("compressed like JPEG", _compress_by_numpy, None, True),
+            ("images of three quarters the size", _resize_by_numpy, _blur, False),
+        )
+    ),
+    Mechanism("standardised rows, by numpy", "inputs", _standardised, graph=False),
+)
 
 
 SOFT = Mechanism("pixels on a smooth staircase", "inputs", partial(_front, change=_quantise_softly))

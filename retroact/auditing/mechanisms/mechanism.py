@@ -13,8 +13,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retroact.nets.classifier import Classifier
@@ -24,6 +26,7 @@ Kind = Literal[
     "activations", "backward", "both", "controls", "inputs", "numbers", "outputs", "random", "state"
 ]
 Change = Callable[[Tensor], Tensor]
+Array = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,6 +103,16 @@ class Back(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.change(self.net(x))
+
+
+def by_numpy(function: Callable[[Array], Array]) -> Change:
+    """A change of arrays as one of tensors, which loses the graph."""
+
+    def through(x: Tensor) -> Tensor:
+        given = function(x.detach().cpu().numpy().astype(np.float32))
+        return torch.from_numpy(given).to(x)
+
+    return through
 
 
 class Called(nn.Module):

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from functools import partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from retroact.auditing.mechanisms.mechanism import Back, Change, Given, Made, Mechanism
+from retroact.auditing.mechanisms.mechanism import (
+    Array,
+    Back,
+    Change,
+    Given,
+    Made,
+    Mechanism,
+    by_numpy,
+)
 
 
 def _back(given: Given, change: Change) -> Made:
@@ -108,6 +117,34 @@ HARD = (
         fast=True,
         row="19",
     ),
+)
+
+
+def _steps_of_a_sigmoid(z: Array) -> Array:
+    """Shares between 0 and 1 in steps of a tenth, with what breaks ties."""
+    shares = 1 / (1 + np.exp(-(z - z.mean(1, keepdims=True)) / 4))
+    first = z == z.max(1, keepdims=True)
+    given: Array = (np.round(10 * shares) / 10 + 0.01 * first).astype(np.float32)
+    return given
+
+
+def _one_hot(z: Array) -> Array:
+    given: Array = np.eye(z.shape[1], dtype=np.float32)[z.argmax(1)]
+    return given
+
+
+BY_NUMPY = tuple(
+    Mechanism(
+        f"{word}, by numpy",
+        "outputs",
+        partial(_back_in_order, change=by_numpy(function)),
+        graph=False,
+        fast=fast,
+    )
+    for word, function, fast in (
+        ("sigmoids of the logits in steps", _steps_of_a_sigmoid, True),
+        ("one-hot of the decision", _one_hot, False),
+    )
 )
 
 
