@@ -50,6 +50,10 @@ EPOCHS = {"digits-cnn": 40, "lenet-mnist": 8}
 SEEDS = {"same": 0, "other": 1}
 
 Line = dict[str, Any]
+Judged = dict[tuple[Any, ...], dict[str, tuple[Line, list[str]]]]
+"""For each case and battery its line, and what was wrong with it."""
+OLD = "0.1.0"
+"""Begins the name of an older version's battery, whose mechanisms may have been others."""
 
 
 # --------------------------------------------------------------------------------- what is left out
@@ -254,7 +258,8 @@ def _truths(lines: list[Line]) -> dict[tuple[Any, ...], Stands]:
     own = {m.name for m in mechanisms() if m.before is not None}
     stateful = {m.name for m in mechanisms() if m.refusable}
     sides: dict[tuple[Any, ...], NDArray[np.bool_]] = {}
-    for line in (line for line in lines if not line.get("error")):
+    told = (line for line in lines if not line.get("error") and OLD not in line["battery"])
+    for line in told:
         for side, key in zip(("before", "after"), _networks_of(line, own), strict=True):
             found = _stands(line[side])
             if side == "after" and line["battery"] != "truth" and line["mechanism"] in stateful:
@@ -283,24 +288,71 @@ def _networks_of(line: Line, own: set[str]) -> tuple[tuple[Any, ...], tuple[Any,
 
 def _print(lines: list[Line], args: argparse.Namespace) -> None:
     truths, known = _truths(lines), {m.name: m for m in mechanisms()}
-    counts: dict[tuple[Any, ...], Counter[str]] = {}
-    print("| mechanism | truth | battery | verified | verdict | CPU s | faults |")
-    print("|---|---|---|---|---|---|---|")
+    judged: Judged = {}
     for line in lines:
-        net, seed, name, n, battery, without = _key(line)
-        if battery == "truth" or _case(line) not in truths or name not in known:
-            continue
-        battery += f" without {without}" if without else ""
-        said, pair = _said(line), truths[_case(line)]
-        faults = find_faults(said, pair, refusable=known[name].refusable)
-        tally = counts.setdefault((net, seed, n, battery), Counter())
-        tally.update({"cases": 1, "abstained": int(said.abstained), "refused": int(said.refused)})
-        tally.update(f for f in faults if f != "refused")
-        cells = [f"{name} ({net}, {seed})", _arrow(pair), battery]
-        cells += ["–" if said.verified is None else _arrow(said.verified), _verdict(line)]
-        print("|", " | ".join([*cells, f"{line['seconds']:.0f}", ", ".join(faults)]), "|")
-    for head, tally in counts.items():
-        print(*head, ":", ", ".join(f"{word} {number}" for word, number in tally.items()))
+        if line["battery"] != "truth" and _case(line) in truths and line["mechanism"] in known:
+            refusable = known[line["mechanism"]].refusable
+            faults = find_faults(_said(line), truths[_case(line)], refusable=refusable)
+            judged.setdefault(_case(line), {})[_label(line)] = line, list(faults)
+    labels = list(dict.fromkeys(label for told in judged.values() for label in told))
+    _print_counts(judged, labels)
+    _print_cases(judged, labels, truths)
+
+
+def _label(line: Line) -> str:
+    without = line.get("without", "")
+    return f"{line['battery']} without {without}" if without else str(line["battery"])
+
+
+def _print_counts(judged: Judged, labels: list[str]) -> None:
+    """How often each battery was wrong, on each network and seed."""
+    words = ["false GENUINE", "false HONEST", "wrong effect", "too high", "crashed"]
+    head = ["battery", "network", "seed", "n", "cases", *words, "abstained", "refused", "CPU s"]
+    print(f"| {' | '.join(head)} |")
+    print("|---" * len(head) + "|")
+    for label in labels:
+        for net, seed, n in dict.fromkeys((c[0], c[1], c[3]) for c in judged):
+            told = [
+                t[label]
+                for c, t in judged.items()
+                if (c[0], c[1], c[3]) == (net, seed, n) and label in t
+            ]
+            if not told:
+                continue
+            faults = Counter(fault for _, found in told for fault in found)
+            said = [_said(line) for line, _ in told]
+            row: list[Any] = [label, net, seed, n, len(told), *(faults[word] for word in words)]
+            row += [sum(s.abstained for s in said), sum(s.refused for s in said)]
+            row += [round(sum(line["seconds"] for line, _ in told))]
+            print(f"| {' | '.join(map(str, row))} |")
+    print()
+
+
+def _print_cases(
+    judged: Judged,
+    labels: list[str],
+    truths: dict[tuple[Any, ...], Stands],
+) -> None:
+    """What each battery verified, what it said, and for how many CPU seconds."""
+    head = ["mechanism", "seed", "truth", *labels]
+    print(f"| {' | '.join(head)} |")
+    print("|---" * len(head) + "|")
+    for case, told in judged.items():
+        net, seed, name, _ = case
+        cells = [name if len({c[0] for c in judged}) == 1 else f"{name} ({net})", seed]
+        cells += [
+            _arrow(truths[case]),
+            *(_tell_cell(*told[k]) if k in told else "–" for k in labels),
+        ]
+        print(f"| {' | '.join(cells)} |")
+
+
+def _tell_cell(line: Line, faults: list[str]) -> str:
+    if line.get("error"):
+        return "refused" if _said(line).refused else str(line["error"]).partition(":")[0]
+    said = f"{_arrow((_stands(line['before']), _stands(line['after'])))}, {line['effect']};"
+    said += f" {line['claim']}, {line['seconds']:.0f} s"
+    return said + "".join(f", **{fault}**" for fault in faults)
 
 
 def _said(line: Line) -> Said:
@@ -313,10 +365,6 @@ def _said(line: Line) -> Said:
 
 def _arrow(pair: Stands) -> str:
     return " → ".join(f"{100 * side.mean():.1f}" for side in pair)
-
-
-def _verdict(line: Line) -> str:
-    return line.get("error") or f"{line['effect']}; {line['claim']}"
 
 
 if __name__ == "__main__":
