@@ -361,8 +361,11 @@ def _table(seen: list[Seen]) -> Iterator[str]:
     for ask in indicators():
         if any(s.indicator == ask.title for s in seen):
             yield _line(ask, seen)
+    told = {s.indicator for s in seen}
     for kind in _KINDS:
-        fired = {ask.title: ask for ask in indicators() if ask.mechanism == kind}
+        fired = {a.title: a for a in indicators() if a.mechanism == kind and a.title in told}
+        if not fired:
+            continue
         caught = {
             (s.net, s.eps, s.change, s.kind): False for s in seen if s.kind in ("none", kind)
         }  # whether any fired
