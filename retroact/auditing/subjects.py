@@ -280,7 +280,9 @@ def _stand_in(on: Proved, data: Examples, threat: ThreatModel, seed: int) -> tup
     net, dress = _undress(on.network)
     shown = partial(_Around, net, dress, data, threat, seed)
     return tuple(
-        Source(f"{'fitted map' if fitted else 'identity'} {way}", shown(way, fitted))
+        Source(
+            f"{'fitted map' if fitted else 'straight-through identity'} {way}", shown(way, fitted)
+        )
         for way in find_ways(net, data.images[:_SURVEYED])
         for fitted in (False, True)
         if (way.changed and way.single if fitted else way.alike)
