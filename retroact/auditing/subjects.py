@@ -298,7 +298,11 @@ def _stand_in(on: Proved, data: Examples, threat: ThreatModel, seed: int) -> tup
     net, dress = _undress(on.network)
     shown = partial(_Around, net, dress, data, threat, seed)
     return tuple(
-        Source(f"{'fitted map' if fitted else 'identity'} {way}", shown(way, fitted), foreign=True)
+        Source(
+            f"{'fitted map' if fitted else 'straight-through identity'} {way}",
+            shown(way, fitted),
+            foreign=True,
+        )
         for way in find_ways(net, data.images[:_SURVEYED])
         for fitted in (False, True)
         if (way.changed and way.single if fitted else way.alike)

@@ -212,6 +212,6 @@ def test_what_is_no_module_or_has_none_within_has_no_way(x):
 def test_the_audit_decides_behind_numpy(plain):
     net, data = Wrapped(plain, by_numpy), ra.data("digits/validation[:60]")
     found = ra.audit(plain, net, data, ra.Linf(0.1), battery="quick")
-    assert found.after.kernel == "identity in front of net"
+    assert found.after.kernel == "straight-through identity in front of net"
     assert abs(found.verdict.counts.verified_gain) <= 0.05
     assert not found.verdict.doubts

@@ -219,7 +219,7 @@ BY_NUMPY = (
         )
         for word, function, like, fast in (
             ("bytes", partial(_to_bytes, levels=256), None, False),
-            ("bytes of 8 levels", partial(_to_bytes, levels=8), None, True),
+            ("bytes of 8 levels", partial(_to_bytes, levels=8), None, False),
             ("median of 3 x 3 pixels", _median_by_numpy, _blur, False),
             ("compressed like JPEG", _compress_by_numpy, None, True),
             ("images of three quarters the size", _resize_by_numpy, _blur, False),
