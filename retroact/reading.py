@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import Protocol, TypeAlias, TypedDict, TypeGuard, TypeVar, cast, get_args
+from typing import Literal, Protocol, TypeAlias, TypedDict, TypeGuard, TypeVar, cast, get_args
 
 import numpy as np
 import torch
@@ -31,10 +31,11 @@ from retroact.nets import sources, zoo
 from retroact.nets.arrays import IMAGE_WORDS, LABEL_WORDS, is_picture, plain, stack
 from retroact.nets.data import DataSlice, Images, Split, data
 from retroact.nets.hard_labels import HardLabels, gives_labels
+from retroact.nets.rejecting import NeverRejecting, with_flags
 from retroact.retrofitting.copying import copy_of
 from retroact.retrofitting.examples import Example, noise_for
 from retroact.retrofitting.surgery import Retrofit, retrofit
-from retroact.spec import is_spec, is_spec_class, parse, show, take
+from retroact.spec import CallError, is_spec, is_spec_class, parse, show, take
 
 T = TypeVar("T")
 
@@ -403,6 +404,64 @@ def as_network(what: Net) -> Network:
             f'expected a network or its name, such as "lenet-mnist", got {type(net).__name__}'
         )
     return net
+
+
+Rejected = Literal["wrong", "robust"]
+"""What an example counts as that a network rejects instead of deciding its class: wrong, or, where
+it is perturbed, robust."""
+
+
+def as_rejecting(
+    before: Network, after: Network, images: Images, rejected: Rejected | None
+) -> tuple[Network, Network]:
+    """Both networks with one more class, the last, "rejected": those that have it as they are,
+    those that flag what they reject (logits (n, k) and a bool (n,)) with the flag as that class,
+    those that never reject with a class that they never decide. As they are where nobody rejects.
+
+    Raises CallError where a network rejects and `rejected` does not say what that counts as, and
+    where it says so and neither rejects.
+    """
+    if rejected is not None and rejected not in get_args(Rejected):
+        raise CallError(f'rejected: expected "wrong" or "robust", got {rejected!r}')
+    asked = [_count_classes(net, images) for net in (before, after)]
+    classes, flags = [k for k, _ in asked], [flag for _, flag in asked]
+    if rejected is None:
+        _refuse_unsaid(classes, any(flags), images)
+        return before, after
+    most = max(classes)
+    if min(classes) == 0 or most - min(classes) > 1 or int(images.labels.max()) >= most - 1:
+        given = " and ".join(map(str, classes))
+        raise CallError(
+            f"rejected={rejected!r}: expected networks of {images.classes} classes and one more,"
+            f" the last, for what is rejected, or a flag (n,) of bool, got {given} classes"
+        )
+    old, new = (
+        with_flags(net) if flag else net if k == most else NeverRejecting(net)
+        for net, (k, flag) in zip((before, after), asked, strict=True)
+    )
+    return old, old if after is before else new
+
+
+def _count_classes(net: Network, images: Images) -> tuple[int, bool]:
+    """Of how many classes a network's answer is, "rejected" among them (0 where it does not say),
+    and whether it flags what it rejects."""
+    some = images.images[:2]
+    for network, flagged in ((with_flags(net), True), (net, False)):
+        answer = _ask_a_copy(network, some)
+        if isinstance(answer, Tensor) and answer.is_floating_point() and answer.dim() == 2:
+            return answer.shape[1], flagged
+    return 0, False
+
+
+def _refuse_unsaid(classes: Sequence[int], flags: bool, images: Images) -> None:
+    named = len(images.class_names)
+    one_more = max(classes) - min(classes) == 1 and min(classes) > 0
+    if flags or one_more or (named and max(classes) == named + 1):
+        how = "flags" if flags else f"has {max(classes)} classes, one more than there are, for"
+        raise CallError(
+            f'a network {how} what it rejects; say what that counts as: rejected="wrong", or'
+            ' rejected="robust" (only a wrong class that is not rejected breaks an example)'
+        )
 
 
 def as_scoring(net: Network, images: Images, beside: Network) -> Network:

@@ -46,7 +46,7 @@ def test_the_readmes_python_runs(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "verdicts", "report"),
-    [("your-network.md", 7, "verdict.html"), ("tables.md", 6, "rows.html")],
+    [("your-network.md", 9, "verdict.html"), ("tables.md", 6, "rows.html")],
 )
 def test_a_guide_runs_from_the_data_to_its_verdicts(page, verdicts, report, tmp_path):
     """Each named block is written, each command run in turn, in one folder; verdicts come out of
@@ -147,6 +147,9 @@ def _mistakes(folder):
         "one logit for two classes": lambda: attacked(wrapped(lambda z: z[:, :1])),
         "probabilities": lambda: attacked(wrapped(lambda z: z.softmax(1))),
         "decisions": lambda: attacked(wrapped(lambda z: z.argmax(1))),
+        'a class or a flag "rejected", in an audit': lambda: audited(
+            change=wrapped(lambda z: (z, z.amax(1) < 0))
+        ),
         "images of another size": lambda: attacked(images=torch.rand(40, 1, 28, 28)),
         "the same, where the Classifier says no shape": lambda: attacked(
             ra.Classifier(mine.Net()), torch.rand(40, 1, 28, 28)

@@ -16,6 +16,7 @@ from retroact.auditing.numbers import AttackResult, Role
 from retroact.auditing.subjects import Climb
 from retroact.crafting.attack import Attack
 from retroact.crafting.domain import domain_of
+from retroact.crafting.goals import Goal, PastRejection, Untargeted
 from retroact.crafting.oracle import AccessError, Network
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples, decide, decided
@@ -27,13 +28,19 @@ _APART = 1_000_003  # seeds of fresh starts, out of the way of a user's own
 
 @dataclass(frozen=True)
 class Conditions:
-    """What both networks of an audit are attacked under."""
+    """What both networks of an audit are attacked under; `past_rejection`: only a class of so many
+    breaks an example, not the last, "rejected", which is none of them."""
 
     data: Examples
     threat: ThreatModel
     classes: int
     seed: int = 0
     chunk: int | None = None
+    past_rejection: bool = False
+
+    @property
+    def goal(self) -> Goal:
+        return PastRejection() if self.past_rejection else Untargeted()
 
 
 @dataclass(frozen=True)
@@ -198,7 +205,7 @@ class AttackRun:
             "chunk": under.chunk,
         }
         examples = data.images[rows], data.labels[rows], data.index[rows]
-        (crafted,) = craft_on(climb.on, attack, *examples, [under.threat], **how)
+        (crafted,) = craft_on(climb.on, attack, *examples, [under.threat], under.goal, **how)
         return crafted
 
     def file(self, attempt: Attempt) -> int:

@@ -46,6 +46,7 @@ from retroact.crafting.oracle import Network, device_of, evaluating
 from retroact.crafting.threat import ThreatModel
 from retroact.doors import checked, whole
 from retroact.evaluation.evaluate import decide, describe, left_alone
+from retroact.evaluation.proof import logits_of
 from retroact.evaluation.surroundings import surroundings
 from retroact.executors import SERIAL, Executor, Here
 from retroact.ground import neutral
@@ -53,11 +54,13 @@ from retroact.nets.data import Images
 from retroact.reading import (
     Data,
     Net,
+    Rejected,
     Said,
     as_attack,
     as_changed,
     as_images,
     as_network,
+    as_rejecting,
     as_scoring,
     as_threat,
 )
@@ -71,9 +74,28 @@ _SETTLED = 0.02  # of verified accuracy
 _Z = 1.96
 
 
+@dataclass(frozen=True)
+class Rejection:
+    """What rejected examples counted as, and the share of clean ones that each network rejects,
+    which are wrong in either case."""
+
+    counted: Rejected
+    clean: Pair[float]
+
+    def __str__(self) -> str:
+        before, after = (f"{100 * share:.1f} %" for share in self.clean)
+        return (
+            f"Rejected counts as {self.counted}; clean ones that are rejected count as wrong:"
+            f" {before} before, {after} after"
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Audit:
-    """The outcome of an audit: `verdict`, the two `sides`, the `readings`, and what was run."""
+    """The outcome of an audit: `verdict`, the two `sides`, the `readings`, and what was run.
+
+    `rejection` says what rejected examples counted as, None where no network rejects.
+    """
 
     verdict: Verdict
     sides: Pair[Side]
@@ -87,6 +109,7 @@ class Audit:
     fingerprints: Fingerprints
     curves: Pair[Curves]
     domain: Domain
+    rejection: Rejection | None = None
 
     @property
     def before(self) -> Side:
@@ -104,7 +127,10 @@ class Audit:
         return tuple(r for r in self.readings if r.fired)
 
     def __str__(self) -> str:
-        return str(self.verdict)
+        return str(self.verdict) + self._say_rejected("; {}")
+
+    def _say_rejected(self, how: str) -> str:
+        return "" if self.rejection is None else how.format(self.rejection)
 
     def numbers(self) -> AuditNumbers:
         """The audit as plain numbers and texts, for JSON and the report."""
@@ -121,8 +147,8 @@ class Audit:
             names=self.names,
             data=self.data,
             threat=self.threat,
-            verdict=str(v),
-            plainly=v.plainly(self.domain.word),
+            verdict=str(self),
+            plainly=v.plainly(self.domain.word) + self._say_rejected(" {}."),
             gained=c.gained,
             lost=c.lost,
             interval=c.interval,
@@ -154,6 +180,7 @@ def audit(
     surrogate: Net | None = None,
     battery: Battery | Named | None = None,
     kernels: Sequence[Schedule] | None = None,
+    rejected: Rejected | None = None,
     draws: int = 0,
     margin: float = MARGIN,
     seed: int = 0,
@@ -168,6 +195,9 @@ def audit(
     derived from its spec, and an activation as `after` is put into `before`. All may be texts:
     audit("lenet-mnist", "JumpReLU(1.0)", "mnist[:300]", "Linf(0.1)"). `claimed` is the attack that
     the claim rests on; `surrogate` a network to climb in the place of `after`, if it has no spec.
+    `rejected` says what an example counts as that a network rejects, by one more class, the last,
+    or by a flag (n,) beside its logits: "wrong", or "robust" where it is perturbed, so that only a
+    wrong class breaks it; a clean one that is rejected is wrong in either case.
     `battery` "quick" runs the decisive attacks only, "thorough" begins anew until nothing more is
     broken. `draws` averages randomised networks over so many (0: as many as it takes).
     `margin` is the accuracy difference that matters. A `baseline` is a file in which the side of
@@ -178,7 +208,7 @@ def audit(
     remember what they were asked, or decide otherwise in another batch, for a threat without
     gradients, a radius at which nothing survives.
     """
-    spent, (nets, images) = battery_of(battery), _read(before, after, data)
+    spent, (nets, images) = battery_of(battery), _read(before, after, data, rejected)
     radius, attack = as_threat(threat), as_attack(claimed)
     own = None if surrogate is None else as_network(surrogate)
     (seed, chunk, _), draws = checked(seed, chunk), whole(draws, "draws")
@@ -202,19 +232,19 @@ def audit(
             for net, copy, name, random in zip(nets, fresh, NAMES, drawn, strict=True)
             if not random
         ]
-        under = Conditions(images, radius, check(asked, images, radius), seed, chunk)
+        classes, past = check(asked, images, radius), rejected == "robust"
+        under = Conditions(images, radius, classes - past, seed, chunk, past)
         given = KERNELS if kernels is None else kernels
         subjects = prepare(asked.before, asked.after, images, radius, own, given, seed)
         averaged = draws if drawn[0] else 0
-        stored = StoredSide.of(
-            baseline, prints, under, attack, spent, draws=averaged, kernels=kernels
-        )
+        about: dict[str, Any] = {"draws": averaged, "kernels": kernels, "counted": rejected}
+        stored = StoredSide.of(baseline, prints, under, attack, spent, **about)
         procedure = _Procedure(asked, subjects, under, spent, attack, where, stages, stored)
         outcome = procedure.run(margin, prints)
         for witness in witnesses:
             witness.check()
         stored.keep(outcome.before)  # of a network that was seen to be one that can be audited
-        return outcome
+        return replace(outcome, rejection=_find_rejected(asked, images, rejected))
 
     if draws or not any(drawn):
         return run(draws)
@@ -238,12 +268,26 @@ def _verified(outcome: Audit) -> tuple[float, float]:
     return outcome.verdict.counts.verified
 
 
+def _find_rejected(
+    nets: Pair[Network], images: Images, counted: Rejected | None
+) -> Rejection | None:
+    if counted is None:
+        return None
+    logits = (logits_of(net, images.images) for net in nets)
+    shares = (float((z.argmax(1) == z.shape[1] - 1).double().mean()) for z in logits)
+    return Rejection(counted, Pair(*shares))
+
+
 def _read(
-    before: Net, after: Net | Said[Activation] | Retrofit, data: Data
+    before: Net,
+    after: Net | Said[Activation] | Retrofit,
+    data: Data,
+    rejected: Rejected | None,
 ) -> tuple[Pair[Network], Images]:
     old = as_network(before)
     images = as_images(data, old)
     new = old if after is before else as_changed(after, old, images.images)
+    old, new = as_rejecting(old, new, images, rejected)
     one = as_scoring(old, images, beside=new)
     return Pair(one, one if new is old else as_scoring(new, images, beside=old)), images
 

@@ -60,6 +60,7 @@ class StoredSide:
         *,
         draws: int = 0,
         kernels: Sequence[Schedule] | None = None,
+        counted: str | None = None,
     ) -> StoredSide:
         """Raises StoredSideError for a network without weights, which nothing names, and where the
         file could not be written."""
@@ -81,6 +82,7 @@ class StoredSide:
             "draws": draws,
         }
         about |= {} if kernels is None else {"kernels": show(tuple(kernels))}
+        about |= {} if counted is None else {"rejected": counted}
         return cls(path, about)
 
     @property

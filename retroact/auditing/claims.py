@@ -18,7 +18,7 @@ from retroact.auditing.battery import Battery, Named, battery_of
 from retroact.crafting.attack import Attack
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.metrics import wilson
-from retroact.reading import Data, Net, Said, as_network
+from retroact.reading import Data, Net, Rejected, Said, as_network
 from retroact.spec import CallError, show
 
 Statement = Literal["STANDS", "TOO HIGH", "CANNOT BE TOLD", "NOT ASKED"]
@@ -112,6 +112,7 @@ class Check:
             ),
             "CANNOT BE TOLD": f"whether {self._told} is true cannot be told: {verified}",
         }[self.statement]
+        said += "" if self.audit.rejection is None else f"; {self.audit.rejection}"
         fired = f"; alarms: {', '.join(self.alarms)}" if self.alarms else ""
         return said + fired + "".join(f"; {doubt}" for doubt in self.doubts)
 
@@ -129,6 +130,7 @@ def check(
     claimed: Said[Attack] = CLAIMED,
     surrogate: Net | None = None,
     battery: Battery | Named | None = None,
+    rejected: Rejected | None = None,
     draws: int = 0,
     seed: int = 0,
     chunk: int | None = None,
@@ -151,6 +153,7 @@ def check(
     how: dict[str, Any] = {
         "claimed": claimed,
         "battery": spent,
+        "rejected": rejected,
         "draws": draws,
         "seed": seed,
         "chunk": chunk,

@@ -234,7 +234,9 @@ def find_telling(subject: Subject, side: Side, under: Conditions) -> str:
     how: dict[str, Any] = {"source": climb.source, "domain": domain_of(data), "seed": under.seed}
     examples = data.images[rows], data.labels[rows], data.index[rows]
     try:
-        (crafted,) = craft_on(climb.on, FMN(_FMN_STEPS), *examples, [under.threat], **how)
+        (crafted,) = craft_on(
+            climb.on, FMN(_FMN_STEPS), *examples, [under.threat], under.goal, **how
+        )
     except (AccessError, ValueError):
         return ""
     hit = decided(crafted.logits, attacked=True) != data.labels[rows]

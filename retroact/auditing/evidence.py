@@ -99,6 +99,11 @@ def keep(
     again, `commands` what was run. Raises ValueError for an audit that kept no images.
     """
     folder = Path(folder)
+    if audit.rejection is not None:
+        raise EvidenceError(
+            "evidence is not kept of networks that reject, as `verify` would not know the rejected:"
+            " keep audit.after.examples yourself"
+        )
     for who, side in zip(SIDES, audit.sides, strict=True):
         if not kept.is_whole(side):
             raise EvidenceError(

@@ -49,6 +49,13 @@ ThoroughOption = Annotated[
     bool,
     typer.Option("--thorough", help="begin anew, with ever more steps, until nothing more falls"),
 ]
+RejectedOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="wrong|robust",
+        help="what an example counts as that a network rejects (by one more class, or a flag)",
+    ),
+]
 DrawsOption = Annotated[
     int, typer.Option(min=0, help="average a randomised network over so many draws")
 ]
@@ -99,6 +106,7 @@ def audit(
     claimed: ClaimedOption = None,
     quick: QuickOption = False,
     thorough: ThoroughOption = False,
+    rejected: RejectedOption = None,
     draws: DrawsOption = 0,
     margin: MarginOption = 0.05,
     workers: WorkersOption = None,
@@ -117,6 +125,8 @@ def audit(
     """What a changed network is worth beside the one before: claimed, verified, and why they
     differ."""
     _check(activation, against, also, quick, thorough)
+    if evidence is not None and rejected is not None:
+        raise CallError("expected --evidence or --rejected, got both: nothing verifies rejection")
     asked = _Asked.read(fail_on, require, margin)
     pages = {"page": html, "markdown": md, "as_json": json}
     for path in pages.values():
@@ -133,7 +143,7 @@ def audit(
     say_left_alone(after)
     how: dict[str, Any] = {"draws": draws, "margin": margin, "seed": seed, "baseline": baseline}
     how |= {"battery": "quick" if quick else "thorough" if thorough else None}
-    how |= {} if claimed is None else {"claimed": claimed}
+    how |= {"rejected": rejected} | ({} if claimed is None else {"claimed": claimed})
     where = executor_of(executor, workers, "Threads")
     result = _run(before, after, images, radius, executor=where, **how)
     if baseline is not None:

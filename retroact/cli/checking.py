@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retroact.cli import options
-from retroact.cli.audits import ClaimedOption, DataOption, DrawsOption, QuickOption, ThoroughOption
+from retroact.cli.audits import (
+    ClaimedOption,
+    DataOption,
+    DrawsOption,
+    QuickOption,
+    RejectedOption,
+    ThoroughOption,
+)
 from retroact.cli.codes import FOUND, NOT_SETTLED
 from retroact.cli.console import note, print_rows, progress_bar, say
 from retroact.cli.named import load
@@ -40,6 +47,7 @@ def check(
     claimed: ClaimedOption = None,
     quick: QuickOption = False,
     thorough: ThoroughOption = False,
+    rejected: RejectedOption = None,
     draws: DrawsOption = 0,
     seed: options.Seed = 0,
     weights: options.Weights = "",
@@ -61,7 +69,7 @@ def check(
 
     images = read(data)
     network = load(net, weights, images)
-    how: dict[str, Any] = {"draws": draws, "seed": seed}
+    how: dict[str, Any] = {"rejected": rejected, "draws": draws, "seed": seed}
     how |= {"battery": "quick" if quick else "thorough" if thorough else None}
     how |= {} if claimed is None else {"claimed": claimed}
     with progress_bar("check") as progress, one_thread():

@@ -18,7 +18,7 @@ from torch import Tensor
 from retroact.crafting.attack import Attack
 from retroact.crafting.domain import Domain
 from retroact.crafting.geometry import each
-from retroact.crafting.goals import Goal, Targets, goal_of
+from retroact.crafting.goals import Goal, Targets, goal_of, view_of
 from retroact.crafting.oracle import (
     Network,
     Oracle,
@@ -222,7 +222,9 @@ def _craft_chunk(run: _Run, images: Tensor, labels: Tensor, index: Tensor) -> li
     # A float64 network is attacked in float64 throughout; half floats keep their images in float32.
     wide = torch.float64 if dtype_of(run.network) == torch.float64 else images.dtype
     x, y, index = images.to(device, wide), labels.to(device), index.to(device)
-    whole = Oracle(run.network, len(x), source=run.source, access=run.threats[0].access)
+    access, view = run.threats[0].access, view_of(run.goal)
+    seen = None if view is None else lambda z, rows: view(z, y[rows])
+    whole = Oracle(run.network, len(x), source=run.source, access=access, view=seen)
     clean = whole.look(x, for_gradient=run.attack.starts_clean)
     # a function may give wider logits than the weights behind it
     x = x.to(torch.promote_types(x.dtype, clean.dtype))

@@ -7,7 +7,7 @@ example of a chunk when it is reached.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Protocol, runtime_checkable
 
@@ -67,6 +67,31 @@ class Untargeted(Goal):
 
     def __call__(self, labels: Tensor, logits: Tensor, index: Tensor) -> Aim:
         return Aim(labels)
+
+
+@dataclass(frozen=True)
+class PastRejection:
+    """A wrong decision that is not the last class, "rejected": who rejects an example is as right
+    as who knows it.
+
+    Attacks see the k classes alone, of which the true one scores max(z_y, z_rejected), so they
+    climb max_{j ≠ y} z_j − max(z_y, z_rejected), also where an example is rejected (Tramèr 2022,
+    arXiv:2107.11630; Bryniarski et al. 2021, arXiv:2106.15023).
+    """
+
+    def __call__(self, labels: Tensor, logits: Tensor, index: Tensor) -> Aim:
+        return Aim(labels)
+
+    def view(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits (n, k + 1) as those of k classes, (n, k)."""
+        classes, at = logits[:, :-1], labels[:, None].to(logits.device)
+        right = torch.maximum(classes.gather(1, at), logits[:, -1:])
+        return classes.scatter(1, at, right)
+
+
+def view_of(goal: Goal) -> Callable[[Tensor, Tensor], Tensor] | None:
+    """What a goal makes of logits and labels before anybody looks at them; None for nothing."""
+    return goal.view if isinstance(goal, PastRejection) else None
 
 
 @spec

@@ -25,6 +25,8 @@ from retroact.crafting.threat import ACCESS, Access
 from retroact.doors import SeveralPlacesError, logits_in, places, spelled, switch_to_eval
 
 Network = Callable[[Tensor], Tensor]
+View = Callable[[Tensor, Tensor], Tensor]
+"""What an attacker sees of logits (m, k), given the rows (m,) of the examples that they are of."""
 
 _TIED = 2  # roundings of the largest logit that logits must spread over, or they are all alike
 _RESOLVED = 256  # and more of them, or an attack's small steps are lost between two numbers,
@@ -46,7 +48,8 @@ class Oracle:
     is asked for, several points of one example may stand in a call. Counters, all (n,):
     `queries` (points that the network under attack was shown), `gradients` (backward passes),
     `zero_gradients` (gradients that were exactly zero), `nonfinite` (bool: a NaN or infinite logit
-    or gradient was seen, or logits that are not `apart`).
+    or gradient was seen, or logits that are not `apart`). `view` is what is made of all logits
+    before anybody sees them.
     """
 
     def __init__(
@@ -56,8 +59,9 @@ class Oracle:
         *,
         source: Network | None = None,
         access: Access = "gradient",
+        view: View | None = None,
     ) -> None:
-        self._network = network
+        self._network, self._view = network, view
         self._source = network if source is None else source
         self.access: Access = access
         self.queries, self.gradients, self.zero_gradients = (
@@ -77,7 +81,7 @@ class Oracle:
         asked = for_gradient and self._source is self._network and self.access == "gradient"
         if not asked or self._source_is_quantised:
             return self._forward(x, rows)
-        leaf, logits = self._with_graph(x)
+        leaf, logits = self._with_graph(x, rows)
         self.queries[rows] += 1
         self._flag(rows, logits.detach())
         self._look = _Look(x, leaf, logits, rows)
@@ -85,7 +89,9 @@ class Oracle:
 
     def narrowed(self, rows: Tensor, x: Tensor) -> Oracle:
         """An oracle of its own counters for the examples `rows`, whose clean images are `x`."""
+        view, at = self._view, rows
         inner = Oracle(self._network, len(rows), source=self._source, access=self.access)
+        inner._view = None if view is None else lambda z, some: view(z, at[some.to(at.device)])
         if self._look is not None:
             inner._look, self._look = self._look._replace(x=x, rows=rows), None
         return inner
@@ -151,7 +157,7 @@ class Oracle:
             seen = look.logits.detach()
             seen = seen if look.rows is None else seen[look.rows]
             return Graph(self, x, rows, look, seen, seen)
-        leaf, traced = self._with_graph(x)
+        leaf, traced = self._with_graph(x, rows)
         seen = logits = traced.detach()
         if self._source is not self._network:
             logits = self._forward(x, rows)
@@ -160,9 +166,11 @@ class Oracle:
             self._flag(rows, logits)
         return Graph(self, x, rows, _Look(x, leaf, traced, None), logits, seen)
 
-    def _with_graph(self, x: Tensor) -> tuple[Tensor, Tensor]:
+    def _with_graph(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         company = len(x) == 1 and self._source_wants_company
-        return with_graph(self._source, x, company)
+        leaf, logits = with_graph(self._source, x, company)
+        with torch.enable_grad():
+            return leaf, logits if self._view is None else self._view(logits, rows)
 
     @cached_property
     def _source_wants_company(self) -> bool:
@@ -182,6 +190,7 @@ class Oracle:
     @torch.no_grad()
     def _forward(self, x: Tensor, rows: Tensor) -> Tensor:
         logits = in_float(self._network, x)
+        logits = logits if self._view is None else self._view(logits, rows)
         self.queries += rows.cpu().bincount(minlength=len(self.queries))  # a row may stand twice
         self._flag(rows, logits)
         return logits
@@ -236,7 +245,7 @@ class Graph:
         its own.
         """
         if self._spent:
-            self._look = self._look_again(self._x)
+            self._look = self._look_again(self._x, self._rows)
         look, rows = self._look, self._rows if some is None else self._rows[some]
         at = some if look.rows is None else look.rows if some is None else look.rows[some]
         with torch.enable_grad():
@@ -259,8 +268,8 @@ class Graph:
         gradient = gradient.to(self._x.dtype)
         return self._oracle._account(gradient if at is None else gradient[at], rows)
 
-    def _look_again(self, x: Tensor) -> _Look:
-        return _Look(x, *self._oracle._with_graph(x), None)
+    def _look_again(self, x: Tensor, rows: Tensor) -> _Look:
+        return _Look(x, *self._oracle._with_graph(x, rows), None)
 
     def narrowed(self, some: Tensor) -> Graph:
         """The graph of the points `some` alone: a forward pass, and cheaper backward passes from
@@ -269,7 +278,7 @@ class Graph:
         It tells the attacker nothing that `logits` has not told, so it is no query: counters do not
         depend on who shares a chunk.
         """
-        look = self._look_again(self._x[some])
+        look = self._look_again(self._x[some], self._rows[some])
         narrow = Graph(
             self._oracle, look.x, self._rows[some], look, self.logits[some], self.seen[some]
         )

@@ -27,7 +27,7 @@ from retroact.crafting import driver
 from retroact.crafting.attack import CHUNK, Attack
 from retroact.crafting.domain import Domain
 from retroact.crafting.driver import Outcome, chunks, in_halves
-from retroact.crafting.goals import Aim, Goal, Targets, goal_of
+from retroact.crafting.goals import Aim, Goal, Targets, goal_of, view_of
 from retroact.crafting.noise import normal, uniform
 from retroact.crafting.oracle import Network, device_of, dtype_of, evaluating, in_company, in_float
 from retroact.crafting.threat import ThreatModel
@@ -428,15 +428,22 @@ def craft_on(
         Crafted(outcome, logits_of(on.network, outcome.x_adv, chunk=chunk)) for outcome in outcomes
     ]
     if on.lean is on.network and lean is (None if source is None else source.network):
-        return crafted
+        return [_see(one, goal, labels) for one in crafted]
     rows = _find_differing(crafted, on, source, labels, chunk)
     if not len(rows):
-        return crafted
+        return [_see(one, goal, labels) for one in crafted]
     part = (attack, on.fallback, images[rows], labels[rows], index[rows], threats, goal)
     anew = driver.craft_all(*part, source=None if source is None else source.fallback, **how)
-    return [
+    mended = (
         _mend(one, outcome, on, rows, chunk) for one, outcome in zip(crafted, anew, strict=True)
-    ]
+    )
+    return [_see(one, goal, labels) for one in mended]
+
+
+def _see(one: Crafted, goal: Goal, labels: Tensor) -> Crafted:
+    """With the logits as the goal has them."""
+    view = view_of(goal)
+    return one if view is None else replace(one, logits=view(one.logits, labels))
 
 
 def _find_differing(
