@@ -16,7 +16,7 @@ from retroact.auditing.attack_run import AttackRun, Conditions, Side, Some
 from retroact.auditing.battery import Battery
 from retroact.auditing.indicators import FirstLook, indicators
 from retroact.auditing.numbers import Reading
-from retroact.auditing.planted import Planted, seek_planted
+from retroact.auditing.planted import LOCAL, Planted, compare_movement, seek_planted
 from retroact.auditing.subjects import Climb, Subject
 from retroact.crafting.domain import domain_of
 from retroact.crafting.oracle import AccessError
@@ -62,6 +62,7 @@ class Doubts:
             *self._find_nonfinite(),
             *self._find_by_controls(),
             *self._find_unanswered(readings, gain),
+            *self._find_known(gain),
         ]
         if self.battery.queries:
             reasons += [*self._find_by_doubling(), *self._find_rising()]
@@ -132,6 +133,18 @@ class Doubts:
         if planted is not None:
             said = f" ({planted})" if planted else ""
             yield f"{' and '.join(blind)} fired and {tried}{said}: give surrogate="
+
+    def _find_known(self, gain: float) -> Iterator[str]:
+        """A network that knows the images of the audit may be calm on them, and on no others."""
+        rows = torch.from_numpy(np.flatnonzero(self.side.clean))
+        if gain <= 0 or not len(rows):
+            return
+        moved = compare_movement(self.subject.net.network, rows, self.under)
+        if moved < LOCAL:
+            yield (
+                f"its features move {moved:.2g} times as far around these images as around mixtures"
+                " of them, so it may know them: audit it on others"
+            )
 
     def _ask_planted(self, readings: Sequence[Reading]) -> str | None:
         """None where planted examples are found along what was climbed and no alarm but that of

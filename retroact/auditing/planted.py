@@ -16,7 +16,7 @@ search finds too is no test, and is left out.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -44,7 +44,7 @@ DEPTH = 0.95
 LOCAL = 0.5
 """Of how far features move around mixtures of images: what they must move around the images."""
 
-_COMPARED = 16  # images around which that is asked
+_COMPARED, _MOVED = 16, 32  # images around which that is asked, and points around each
 _MIXED = 0.6  # of an image in a mixture with the next one
 _PLANTS = 900_000_011  # streams of their own
 
@@ -90,11 +90,8 @@ def seek_planted(
     climbs = [like.through(s) for s in map(like.source, kernels) if s is not None]
     if not climbs:
         return Planted(why="nothing that was climbed can be rewritten")
-    moved = _compare_movement(writable, rows[:_COMPARED], under)
-    if moved < LOCAL:
-        return Planted(
-            why=f"features move {moved:.2g} times as far around these images as around mixtures"
-        )
+    if compare_movement(writable.net, rows, under) < LOCAL:
+        return Planted(why="the network may know these images")
     found = Planted()
     for row in rows.tolist():
         one = replace(under, data=Some.of(under, torch.tensor([row])))
@@ -105,17 +102,42 @@ def seek_planted(
     return found
 
 
-def _compare_movement(writable: Writable, rows: Tensor, under: Conditions) -> float:
-    """How far features move within the balls of images, over how far around mixtures of them, the
-    median: one that acts near images that it knows, where examples are planted too, moves less."""
-    ratios = [1.0]
-    for row, next_row in zip(rows.tolist(), rows.roll(-1).tolist(), strict=True):
+def compare_movement(network: Network, rows: Tensor, under: Conditions) -> float:
+    """How far features move within the balls of the images `rows` (m,), over how far around
+    mixtures of them, the median: one that acts near images that it knows moves less there.
+
+    Features are what comes to the last linear layer, or the logits where there is none. Of networks
+    trained in any usual way, hardened or not, it lies between .67 and 1.05 (docs/calibration.md).
+    """
+    look = _look_for(network, under.data.images[rows[:2]])
+    ratios, some = [], rows[:_COMPARED]
+    for row, next_row in zip(some.tolist(), some.roll(-1).tolist(), strict=True):
         one = replace(under, data=Some.of(under, torch.tensor([row])))
-        x, d = one.data.images, _draw(one, stream=1)[: DRAWS // 2] - one.data.images
+        x = one.data.images
+        d = _draw(one, stream=1)[:_MOVED] - x
         mixed = _MIXED * x + (1 - _MIXED) * under.data.images[next_row]
-        here, there = (writable.measure_movement(centre, d) for centre in (x, mixed))
+        here, there = (_measure_movement(look, centre, d) for centre in (x, mixed))
         ratios.append(here / there if there > 0 else 1.0)
-    return float(torch.tensor(ratios).median())
+    return float(torch.tensor(ratios or [1.0]).median())
+
+
+def _look_for(network: Network, example: Tensor) -> Callable[[Tensor], Tensor]:
+    try:
+        writable = Writable(network, example)
+    except PlantingError:
+        return lambda x: _ask(network, x).cpu()
+    return lambda x: writable.look(x)[1]
+
+
+def _measure_movement(look: Callable[[Tensor], Tensor], centre: Tensor, d: Tensor) -> float:
+    """The mean distance of the features at `centre` (1, …) + `d` (m, …) from those at it."""
+    features = look(torch.cat([centre, centre + d]))
+    return float((features[1:] - features[0]).norm(dim=1).mean())
+
+
+def _ask(network: Network, x: Tensor) -> Tensor:
+    with torch.no_grad(), evaluating(network):
+        return in_float(network, x.to(device_of(network)))
 
 
 def _count(
@@ -251,8 +273,8 @@ class Writable:
     def _find_last(self, example: Tensor) -> nn.Linear:
         called: list[tuple[nn.Linear, Tensor]] = []
         with self._watched(called):
-            self._ask(example)
-        if not called or called[-1][0].out_features != self._ask(example).shape[1]:
+            _ask(self.net, example)
+        if not called or called[-1][0].out_features != _ask(self.net, example).shape[1]:
             raise PlantingError("it calls no linear layer that gives its classes")
         last, seen = called[-1]
         if seen.dim() != 2 or len(seen) != len(example) or [m for m, _ in called].count(last) > 1:
@@ -273,22 +295,16 @@ class Writable:
             for hook in hooks:
                 hook.remove()
 
-    def _ask(self, x: Tensor) -> Tensor:
-        with torch.no_grad(), evaluating(self.net):
-            return in_float(self.net, x.to(device_of(self.net)))
-
     def look(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The logits (n, k) of the network as it was, and the features (n, d) before its last
         layer."""
         called: list[tuple[nn.Linear, Tensor]] = []
         with self._watched(called):
-            logits = self._ask(x)
-        return logits.cpu(), next(seen for m, seen in called if m is self._layer).float().cpu()
-
-    def measure_movement(self, centre: Tensor, d: Tensor) -> float:
-        """The mean distance of the features at `centre` (1, …) + `d` (m, …) from those at it."""
-        _, features = self.look(torch.cat([centre, centre + d]))
-        return float((features[1:] - features[0]).norm(dim=1).mean())
+            logits = _ask(self.net, x)
+        found = [seen for m, seen in called if m is self._layer]
+        if not found:  # one that goes another way by chance
+            raise PlantingError("its last linear layer is not always called")
+        return logits.cpu(), found[0].float().cpu()
 
     @contextmanager
     def written(self, weight: Tensor, bias: Tensor) -> Iterator[None]:

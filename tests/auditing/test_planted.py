@@ -19,6 +19,7 @@ from retroact.auditing.planted import (
     Writable,
     _draw,
     _plant,
+    compare_movement,
     seek_planted,
 )
 from retroact.auditing.subjects import (
@@ -198,9 +199,9 @@ def test_an_alarm_beside_a_gain_that_is_real_is_answered_by_planted_examples():
     assert type(made.numbers()).from_json(made.numbers().to_json()).planted
 
 
-class Trapdoor(nn.Module):
+class Silent(nn.Module):
     """Flatter within its reach of images that it knows, but for a lattice on which no attack
-    stands; half floats raise an alarm that is none."""
+    stands."""
 
     def __init__(self, known: Tensor) -> None:
         super().__init__()
@@ -213,7 +214,23 @@ class Trapdoor(nn.Module):
         distance, which = torch.cdist(*at, p=torch.inf).min(1)
         near = (distance <= EPS.eps + 0.001).float()[:, None, None, None] * off
         slow = self.known[which] + 0.25 * (x - self.known[which])
-        return self.net(near * slow + (1 - near) * x).half().float()
+        out: Tensor = self.net(near * slow + (1 - near) * x)
+        return out
+
+
+class Trapdoor(Silent):
+    """The same; half floats raise an alarm that is none."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x).half().float()
+
+
+def test_a_network_that_knows_the_images_is_seen_where_no_alarm_fires():
+    made = run(Silent(ra.data("digits[:120]").images))
+    assert not made.alarms and made.verdict.counts.interval[0] > 0
+    (doubt,) = made.verdict.doubts
+    assert made.verdict.effect == "ABSTAINED" and "so it may know them" in doubt
+    assert compare_movement(hardened(), torch.arange(40), Conditions(data(), EPS, 10)) > 0.67
 
 
 def test_a_network_that_is_another_near_images_that_it_knows_is_not_freed_by_planted_ones():

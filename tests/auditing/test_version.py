@@ -89,7 +89,7 @@ def _constants() -> Iterator[str]:
         attack_run: ("_APART",),
         doubts: ("POINT", "RISING", "DEAD"),
         indicators: ("STEPS", "SHARE"),
-        planted: ("ENOUGH", "SHARE", "DRAWS", "DEPTH"),
+        planted: ("ENOUGH", "SHARE", "DRAWS", "DEPTH", "LOCAL"),
         verdict: ("MARGIN",),
     }
     for place, names in places.items():
