@@ -147,7 +147,7 @@ class Battery:
         more = [*climbs[1:], *([subject.through(trace)] if mismatched else [])]
         for climb in {c.kernel: c for c in more if c.kernel != climbs[0].kernel}.values():
             run.attack(f"targeted{_through(climb)}", "white box", targeted, climb, asked_by=asked)
-        if not any(a.kernel and a.broken > 1 for a in run.attacks):
+        if subject.derives and not any(a.kernel and a.broken > 1 for a in run.attacks):
             self.imitate(run, subject, under)
         blind = "no gradient" in subject.alarms
         if self.queries and blind and not any(a.kernel and a.broken for a in run.attacks):

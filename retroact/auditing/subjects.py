@@ -86,8 +86,9 @@ class Subject:
     fold); `other` is the network it is compared with; `sources` see a jump in their backward pass,
     or are a user's surrogate. `traced` is the network's own computation (None where it cannot be
     traced) and `derived` the sources that are made of it, for a network that nobody has described;
-    `stand_ins` give gradients alone, around what leaves torch. `alarms` are the titles of the
-    indicators that fired on it, by itself or beside the other.
+    `stand_ins` give gradients alone, around what leaves torch. None of these where nothing is to be
+    derived (`derives`). `alarms` are the titles of the indicators that fired on it, by itself or
+    beside the other.
     """
 
     net: Proved
@@ -98,6 +99,7 @@ class Subject:
     derived: tuple[Source, ...] = ()
     stand_ins: tuple[Source, ...] = ()
     alarms: tuple[str, ...] = ()
+    derives: bool = True
 
     @property
     def climbs(self) -> list[Climb]:
@@ -160,7 +162,9 @@ def prepare(
         Subject(old, folded[0], new, traced=derived[0][0], derived=derived[0][1]),
         Subject(new, folded[1], old, traced=derived[1][0], derived=derived[1][1]),
     )
-    pair = Pair(*(replace(s, stand_ins=a) for s, a in zip(pair, around, strict=True)))
+    pair = Pair(
+        *(replace(s, stand_ins=a, derives=bool(kernels)) for s, a in zip(pair, around, strict=True))
+    )
     if own:
         theirs = Source("your surrogate", partial(_give, own[0]), foreign=True)
         return Pair(pair.before, replace(pair.after, sources=(theirs,)))

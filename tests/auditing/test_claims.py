@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,18 @@ class Rounded(nn.Module):
         return torch.round(self.net(x), decimals=2)
 
 
-class OneHot(Rounded):
+class Nearest(nn.Module):
+    """The class whose mean image is nearest, in numpy: there is nothing inside to climb."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        train = ra.data("digits/train")
+        self.means = [train.images[train.labels == k].mean(0).numpy() for k in range(10)]
+
     def forward(self, x: Tensor) -> Tensor:
-        return nn.functional.one_hot(self.net(x).argmax(1), 10).float()
+        images = x.detach().numpy()[:, None]
+        distances = ((images - np.stack(self.means)) ** 2).sum((2, 3, 4))
+        return torch.from_numpy(np.eye(10, dtype=np.float32)[distances.argmin(1)])
 
 
 def check(net: object, reported: float | None, **how: object) -> object:
@@ -61,9 +71,9 @@ def test_a_claim_above_what_is_left_is_too_high_by_at_least_so_much():
 
 
 def test_where_the_attacks_are_blind_a_claim_below_them_cannot_be_told():
-    said = check(OneHot(), 50.0)
-    assert said.statement == "CANNOT BE TOLD" and said.doubts
-    assert check(OneHot(), None).statement == "NOT ASKED"
+    said = check(Nearest(), 20.0)
+    assert said.clean > 0.8 and said.statement == "CANNOT BE TOLD" and said.doubts
+    assert check(Nearest(), None).statement == "NOT ASKED"
 
 
 def test_json_holds_what_it_says(plain):

@@ -57,9 +57,9 @@ def _measure(x: Tensor, levels: int = 9) -> Tensor:
     return (x.unsqueeze(-1) > marks).to(x).mean(-1)
 
 
-DISCRETE = (
-    Mechanism("pixels looked up in a table", "inputs", partial(_front, change=_look_up)),
-    Mechanism("pixels on a thermometer", "inputs", partial(_front, change=_measure)),
+DISCRETE = tuple(
+    Mechanism(f"pixels {word}", "inputs", partial(_front, change=change), graph=False)
+    for word, change in (("looked up in a table", _look_up), ("on a thermometer", _measure))
 )
 
 
