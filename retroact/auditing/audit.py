@@ -334,8 +334,7 @@ class _Procedure:
             else:
                 how = self.executor, self._attack, alarmed, self.nets.before, self.under
                 sides = self.baseline.attack(*how)
-        if not self.battery.queries and _count(sides).interval[0] > 0:
-            # nothing is GENUINE that no control has seen
+        if not self.battery.queries and self._asks_controls(alarmed.after, sides):
             after = self.battery.add_controls(sides.after, alarmed.after, self.under)
             sides = Pair(sides.before, after)
         verdict = self._judge(alarmed, sides, readings, margin)
@@ -354,6 +353,12 @@ class _Procedure:
             curves=curves,
             domain=domain_of(self.under.data),
         )
+
+    def _asks_controls(self, after: Subject, sides: Pair[Side]) -> bool:
+        """Nothing is GENUINE that no control has seen; where what was climbed only stands in for
+        the network, they may find more."""
+        source = after.source(sides.after.kernel)
+        return _count(sides).interval[0] > 0 or (source is not None and source.foreign)
 
     def _judge(
         self,
@@ -378,7 +383,7 @@ class _Procedure:
         first = judged()
         honest = first.claim == "HONEST"  # which is said of both networks
         ask_after, ask_before = (honest or first.effect != e for e in ("HARMFUL", "GENUINE"))
-        reasons = after.find(readings, counts.verified_gain) if ask_after else []
+        reasons = after.find(readings, counts.verified_gain) if ask_after else after.find_lower()
         reasons_before = before.find_moving() if ask_before else []
         return judged(reasons, doubts_before=reasons_before, **_record(before, after))
 

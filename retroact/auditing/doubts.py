@@ -68,6 +68,11 @@ class Doubts:
             reasons += [*self._find_by_doubling(), *self._find_rising()]
         return [*reasons, *self._find_unbounded()]
 
+    def find_lower(self) -> list[str]:
+        """Signs that a network withstands even less than was verified, by what was run anyway: they
+        only add to a harm."""
+        return [*self._find_nonfinite(), *self._find_by_controls()]
+
     def find_moving(self) -> list[str]:
         """The reasons why this network may be less robust, by controls and doubling alone: of the
         one before a change nothing else is asked."""
