@@ -356,9 +356,11 @@ class _Procedure:
 
     def _asks_controls(self, after: Subject, sides: Pair[Side]) -> bool:
         """Nothing is GENUINE that no control has seen; where what was climbed only stands in for
-        the network, they may find more."""
-        source = after.source(sides.after.kernel)
-        return _count(sides).interval[0] > 0 or (source is not None and source.foreign)
+        the network, or it gains beside an alarm that is not its spec's, they may find more."""
+        source, counts = after.source(sides.after.kernel), _count(sides)
+        stands_in = source is not None and source.foreign
+        baffling = after.is_baffling and counts.verified_gain > 0
+        return counts.interval[0] > 0 or stands_in or baffling
 
     def _judge(
         self,

@@ -26,6 +26,7 @@ from torch import Tensor, fx, nn
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.overrides import TorchFunctionMode
 
+from retroact.crafting.choices import find_choices, soften_choice
 from retroact.crafting.drawing import drawing
 from retroact.crafting.oracle import Network, device_of, dtype_of, evaluating, modules_of
 from retroact.doors import logits_in
@@ -168,18 +169,25 @@ _PASSED_ON = {_ATEN.detach.default, _ATEN.alias.default, _ATEN.lift_fresh_copy.d
 def soften(traced: Traced, x: Tensor, width: float) -> Traced:
     """What was traced, with the derivative of each chain of elementwise calls that is not affine
     taken as differences over `width` times the spread of what the chain begins with, on the images
-    `x`.
+    `x`, and that of each choice at a temperature of `width` times the spread of its scores.
 
     The values that it computes are the same. Chains end where a call mixes entries.
     """
     soft = fx.GraphModule(traced.graph, _copy(traced.graph.graph))
-    chains = list(_find_chains(soft.graph))
+    known = _Chains.of(soft.graph)
+    chains, choices = list(_find_chains(known)), list(find_choices(soft.graph, known.moving))
     bases = [base for chain in chains for base in chain.bases]
-    spreads = _measure(soft, bases, traced.fill(x))
+    spreads = _measure(soft, [*bases, *(choice.scores for choice in choices)], traced.fill(x))
     for number, chain in enumerate(chains):
         steps = [width * spreads[base] for base in chain.bases]
         if all(step > 0 for step in steps):
             _replace(soft, chain, steps, f"chain_{number}")
+    for number, choice in enumerate(choices):
+        # a softmax that is soft enough keeps its own derivative
+        least = 1.0 if choice.table is None else 0.0
+        temperature = max(least, width * spreads[choice.scores])
+        if temperature > least:
+            soften_choice(soft, choice, temperature, f"choice_{number}")
     soft.graph.eliminate_dead_code()
     soft.graph.lint()
     soft.recompile()
@@ -211,6 +219,14 @@ class _Chains:
 
     bases: dict[fx.Node, tuple[fx.Node, ...]] = field(default_factory=dict)
     moving: set[fx.Node] = field(default_factory=set)
+
+    @classmethod
+    def of(cls, graph: fx.Graph) -> _Chains:
+        """All nodes of a graph, taken in order."""
+        known = cls()
+        for node in graph.nodes:
+            known.take(node)
+        return known
 
     def take(self, node: fx.Node) -> None:
         inputs = [n for n in node.all_input_nodes if n in self.moving]
@@ -244,10 +260,7 @@ class _Chains:
         return one and isinstance(table, fx.Node) and table not in self.moving
 
 
-def _find_chains(graph: fx.Graph) -> Iterator[_Chain]:
-    known = _Chains()
-    for node in graph.nodes:
-        known.take(node)
+def _find_chains(known: _Chains) -> Iterator[_Chain]:
     for node, bases in known.bases.items():
         leaves = any(known.bases.get(user) != bases for user in node.users)
         if leaves and _is_real(node):

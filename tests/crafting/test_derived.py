@@ -66,7 +66,30 @@ def by_classes(net: nn.Module, x: Tensor) -> Tensor:
     return net((levels * torch.linspace(0, 1, 16)).sum(-1))
 
 
+LEVELS = torch.linspace(0, 1, 16)
+
+
+def distances(x: Tensor) -> Tensor:
+    return (x.unsqueeze(-1) - LEVELS).square()
+
+
+def by_nearest(net: nn.Module, x: Tensor) -> Tensor:
+    return net(LEVELS[distances(x.detach()).argmin(-1)])
+
+
+def by_attention(net: nn.Module, x: Tensor) -> Tensor:
+    return net((-1e4 * distances(x)).softmax(-1) @ LEVELS)
+
+
+def by_the_best_of_a_table(net: nn.Module, x: Tensor) -> Tensor:
+    _, best = (-distances(x)).max(-1)
+    return net(LEVELS[best])
+
+
 FLAT = {
+    "nearest": by_nearest,
+    "sharp attention": by_attention,
+    "best of a table": by_the_best_of_a_table,
     "thermometer": lambda net, x: net((x.unsqueeze(-1) > EDGES).to(x).mean(-1)),
     "thermometer of channels": lambda net, x: net(
         (x > EDGES[:, None, None]).to(x).mean(1, keepdim=True)

@@ -10,6 +10,7 @@ from retroact.auditing.mechanisms import (
     backward,
     controls,
     inputs,
+    memory,
     numbers,
     outputs,
     random,
@@ -17,7 +18,7 @@ from retroact.auditing.mechanisms import (
 )
 from retroact.auditing.mechanisms.mechanism import Mechanism
 
-_ROOM = (controls, activations, inputs, backward, outputs, random, state, numbers)
+_ROOM = (controls, activations, memory, inputs, backward, outputs, random, state, numbers)
 
 
 def mechanisms(*, fast: bool = False) -> list[Mechanism]:

@@ -1,0 +1,77 @@
+"""Mechanisms that answer by what they have stored: memories of features, codebooks of patches."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from retroact.auditing.mechanisms.mechanism import Front, Given, Made, Mechanism, straight
+from retroact.nets.classifier import Classifier
+
+_STORED, _WORDS = 1000, 128
+
+
+class Memory(nn.Module):
+    """A network whose last features are replaced by those of training images: by attention of
+    sharpness `beta` over them, or by the nearest (None)."""
+
+    def __init__(self, net: Classifier, stored: Tensor, beta: float | None) -> None:
+        super().__init__()
+        *body, self.head = net.module.children()
+        self.net, self.body, self.beta = net, nn.Sequential(*body), beta
+        with torch.no_grad():
+            self.stored = self.look(stored)
+
+    def look(self, x: Tensor) -> Tensor:
+        out: Tensor = self.body((x - self.net.mean) / self.net.std)
+        return out
+
+    def forward(self, x: Tensor) -> Tensor:
+        near = self.look(x) @ self.stored.T - self.stored.square().sum(1) / 2
+        if self.beta is None:
+            out: Tensor = self.head(self.stored[near.argmax(1)])
+            return out
+        mixed: Tensor = self.head(F.softmax(self.beta * near, 1) @ self.stored)
+        return mixed
+
+
+def _remembering(given: Given, beta: float | None) -> Made:
+    stored = given.trained.images[:_STORED]
+    softer = tuple(Memory(given.net, stored, b).eval() for b in (0.1, 0.02))
+    return Made(Memory(given.net, stored, beta).eval(), (*softer, given.net))
+
+
+MEMORIES = tuple(
+    Mechanism(
+        name, "activations", partial(_remembering, beta=beta), graph=beta is not None, fast=fast
+    )
+    for name, beta, fast in (
+        ("features of the nearest training image", None, True),
+        ("sharp attention over training images", 20.0, False),
+        ("attention over training images", 3.0, False),
+    )
+)
+
+
+def _code(x: Tensor, words: Tensor, size: int) -> Tensor:
+    """Each patch as the nearest of the words."""
+    n, c, h, w = x.shape
+    patches = x.unfold(2, size, size).unfold(3, size, size).reshape(n, -1, size * size)
+    nearest = torch.cdist(patches.detach(), words.expand(n, -1, -1)).argmin(2)
+    whole = words[nearest].view(n, h // size, w // size, size, size)
+    return whole.permute(0, 1, 3, 2, 4).reshape(n, c, h, w)
+
+
+def _coded(given: Given) -> Made:
+    seen = given.trained.images[:_STORED]
+    patches = seen.unfold(2, 2, 2).unfold(3, 2, 2).reshape(-1, 4)
+    drawn = torch.randperm(len(patches), generator=torch.Generator().manual_seed(0))[:_WORDS]
+    change = partial(_code, words=patches[drawn].contiguous(), size=2)
+    net = Front(given.net, change)
+    return Made(net, (Front(given.net, straight(change)), given.net))
+
+
+CODED = Mechanism("patches from a codebook", "inputs", _coded, graph=False)
