@@ -135,8 +135,8 @@ class Battery:
     ) -> None:
         """What alarms ask for: the untargeted attack through what broke most, the targeted one
         through what came next, and through the trace where the backward pass is not its derivative;
-        where nothing that was derived broke two, along a student; and where it broke nothing,
-        attacks that ask for decisions and scores alone."""
+        where nothing that is its own computation broke two, along a student; and where nothing at
+        all was broken, attacks that ask for decisions and scores alone."""
         asked, targeted = subject.alarms, self.targeted(under.classes)
         title = f"APGD{_through(climbs[0])}"
         run.attack(title, "white box", self.untargeted(), climbs[0], asked_by=asked)
@@ -147,7 +147,8 @@ class Battery:
         more = [*climbs[1:], *([subject.through(trace)] if mismatched else [])]
         for climb in {c.kernel: c for c in more if c.kernel != climbs[0].kernel}.values():
             run.attack(f"targeted{_through(climb)}", "white box", targeted, climb, asked_by=asked)
-        if subject.derives and not any(a.kernel and a.broken > 1 for a in run.attacks):
+        own = {s.name for s in (*subject.sources, *subject.derived) if not s.foreign}
+        if subject.derives and not any(a.kernel in own and a.broken > 1 for a in run.attacks):
             self.imitate(run, subject, under)
         blind = "no gradient" in subject.alarms
         if self.queries and blind and not any(a.kernel and a.broken for a in run.attacks):

@@ -30,6 +30,8 @@ RISING = 0.10
 """Of the examples that are broken at eps: what may be robust at a larger one."""
 DEAD = 0.10
 """Of the points: what may be without a gradient."""
+ANSWERED = 0.05
+"""Of what the other attacks left: what an answer to an alarm must have broken."""
 
 _TOLD, _FMN_STEPS = 32, 40
 _TAMPERED = "gradient mismatch"  # an alarm that planted examples do not answer
@@ -131,7 +133,8 @@ class Doubts:
         if gain <= 0 or not blind:
             return
         answers = [a for a in self.side.attacks if a.kernel]
-        if sum(a.broken for a in answers) >= 2:
+        broken, left = sum(a.broken for a in answers), max((a.asked for a in answers), default=0)
+        if broken >= 2 and broken >= ANSWERED * left:
             return
         tried = "nothing that was derived answers it" if answers else "no kernel answers it"
         planted = "" if _TAMPERED in blind else self._ask_planted(readings)

@@ -117,7 +117,8 @@ def compare_movement(network: Network, rows: Tensor, under: Conditions) -> float
         d = _draw(one, stream=1)[:_MOVED] - x
         mixed = _MIXED * x + (1 - _MIXED) * under.data.images[next_row]
         here, there = (_measure_movement(look, centre, d) for centre in (x, mixed))
-        ratios.append(here / there if there > 0 else 1.0)
+        # answers in steps do not move at all, near known images or others
+        ratios.append(here / there if here > 0 and there > 0 else 1.0)
     return float(torch.tensor(ratios or [1.0]).median())
 
 

@@ -87,7 +87,7 @@ def _constants() -> Iterator[str]:
     places = {
         battery: ("_FIRST_ROUND", "_ALARMED", "_ALARMED_FINISH", "_QUERIES", "_SMALL"),
         attack_run: ("_APART",),
-        doubts: ("POINT", "RISING", "DEAD"),
+        doubts: ("POINT", "RISING", "DEAD", "ANSWERED"),
         indicators: ("STEPS", "SHARE"),
         planted: ("ENOUGH", "SHARE", "DRAWS", "DEPTH", "LOCAL"),
         verdict: ("MARGIN",),
