@@ -42,6 +42,7 @@ from retroact.auditing.mechanisms.collection import mechanisms
 from retroact.auditing.mechanisms.judging import Said, Stands, find_faults
 from retroact.auditing.mechanisms.mechanism import Given, Made, Mechanism
 from retroact.auditing.mechanisms.truth import truth
+from retroact.crafting import derived
 from retroact.training.anew import trained_anew
 
 EPS = {"digits-cnn": 0.1, "lenet-mnist": 0.1, "resnet20-cifar10": 2 / 255}
@@ -73,6 +74,11 @@ PARTS: dict[str, Any] = {
     "differences": lambda: patch.object(subjects, "WIDTHS", ()),
     "what alarms ask for": lambda: patch.object(Battery, "answer", _nothing),
     "attacks without gradients": lambda: patch.object(Battery, "search", _nothing),
+    "stand-ins": lambda: patch.object(subjects, "_stand_in", _nothing),
+    "twin in floats": lambda: patch.object(subjects, "float_twin", lambda *_: None),
+    "softened choices": lambda: patch.object(derived, "find_choices", _nothing),
+    "student": lambda: patch.object(Battery, "imitate", _nothing),
+    "known images": lambda: patch.object(Doubts, "_find_known", _nothing),
     "controls": lambda: patch.multiple(Battery, control=_nothing, add_controls=_as_it_is),
     "doubts": lambda: patch.multiple(Doubts, find=_nothing, find_moving=_nothing),
     **{
