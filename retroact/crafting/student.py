@@ -52,6 +52,23 @@ def train_student(
     rounds of 120 steps of 64. What it becomes depends on `seed`, `index` and the answers alone.
     """
     x, index = x.to(device_of(teacher)), index.to(device_of(teacher))
+    with drawing(seed, x.device):  # a copy of a network that draws does so, too
+        student = _teach(teacher, start, x, index, threat, domain, seed)
+    student.requires_grad_(False)
+    if isinstance(start, Expectation):
+        return Expectation(student, start.draws, start.seed)
+    return student
+
+
+def _teach(
+    teacher: Network,
+    start: Network | None,
+    x: Tensor,
+    index: Tensor,
+    threat: ThreatModel,
+    domain: Domain,
+    seed: int,
+) -> nn.Module:
     asked, answers = [x], [_ask(teacher, x)]
     student = _begin(start, x, answers[0].shape[1], domain, seed)
     drawn = torch.Generator().manual_seed(seed)
@@ -63,7 +80,7 @@ def train_student(
         asked += near
         answers += [_ask(teacher, points) for points in near]
         _learn(student, torch.cat(asked), torch.cat(answers), drawn)
-    return student.requires_grad_(False)
+    return student
 
 
 def _ask(teacher: Network, x: Tensor) -> Tensor:
@@ -84,8 +101,7 @@ def _begin(start: Network | None, x: Tensor, classes: int, domain: Domain, seed:
                 return student
         except Exception:  # whatever a stranger's network raises as a copy, or backwards
             pass
-    with drawing(seed, x.device):
-        return _small(domain, classes).to(x.device).eval()
+    return _small(domain, classes).to(x.device).eval()
 
 
 def _is_alive(net: nn.Module, x: Tensor) -> bool:
