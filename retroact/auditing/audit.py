@@ -239,16 +239,22 @@ def audit(
         averaged = draws if drawn[0] else 0
         about: dict[str, Any] = {"draws": averaged, "kernels": kernels, "counted": rejected}
         stored = StoredSide.of(baseline, prints, under, attack, spent, **about)
-        procedure = _Procedure(asked, subjects, under, spent, attack, where, stages, stored)
+        how = asked, subjects, under, spent, attack, where, stages, stored
+        procedure = _Procedure(*how, partial(_ask_again, witnesses))
         outcome = procedure.run(margin, prints)
-        for witness in witnesses:
-            witness.check()
+        _ask_again(witnesses)
         stored.keep(outcome.before)  # of a network that was seen to be one that can be audited
         return replace(outcome, rejection=_find_rejected(asked, images, rejected))
 
     if draws or not any(drawn):
         return run(draws)
     return _settle_draws(run)
+
+
+def _ask_again(witnesses: Sequence[Witness]) -> None:
+    """ValueError where a network answers otherwise by now."""
+    for witness in witnesses:
+        witness.check()
 
 
 def _settle_draws(run: Callable[[int], Audit]) -> Audit:
@@ -321,6 +327,7 @@ class _Procedure:
     executor: Executor
     stages: Here
     baseline: StoredSide
+    ask_again: Callable[[], None]
 
     def run(self, margin: float, fingerprints: Fingerprints) -> Audit:
         """All of them, in order."""
@@ -335,6 +342,7 @@ class _Procedure:
                 how = self.executor, self._attack, alarmed, self.nets.before, self.under
                 sides = self.baseline.attack(*how)
         if not self.battery.queries and self._asks_controls(alarmed.after, sides):
+            self.ask_again()  # one that remembers by now is not asked thousands of times more
             after = self.battery.add_controls(sides.after, alarmed.after, self.under)
             sides = Pair(sides.before, after)
         verdict = self._judge(alarmed, sides, readings, margin)
