@@ -15,7 +15,6 @@ search finds too is no test, and is left out.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +26,7 @@ from torch import Tensor, nn
 from retroact.auditing.attack_run import AttackRun, Conditions, Some
 from retroact.auditing.battery import Battery
 from retroact.auditing.subjects import Climb, Subject, prepare_writable
+from retroact.crafting.derived import copy_sharing
 from retroact.crafting.domain import domain_of
 from retroact.crafting.geometry import each
 from retroact.crafting.noise import normal, uniform
@@ -259,11 +259,10 @@ class Writable:
     """
 
     def __init__(self, network: Network, example: Tensor) -> None:
-        tensors = (t for m in modules_of(network) for t in (*m.parameters(), *m.buffers()))
-        try:
-            self.net = copy.deepcopy(network, {id(t): t for t in tensors})
-        except Exception as e:  # whatever a stranger's network raises as a copy
-            raise PlantingError("the network cannot be copied") from e
+        copied = copy_sharing(network)
+        if copied is None:
+            raise PlantingError("the network cannot be copied")
+        self.net = copied
         self._layer = self._find_last(example)
         width = self._layer.out_features
         own, bias = self._layer.weight.detach(), self._layer.bias

@@ -122,7 +122,9 @@ def _trace_one_batch(network: Network, sample: Tensor) -> Traced:
 
 
 def _trace(network: Network, sample: Tensor, mode: Literal["symbolic", "real"]) -> fx.GraphModule:
-    net, make = _share(network), partial(make_fx, tracing_mode=mode, _allow_non_fake_inputs=True)
+    copied = copy_sharing(network)
+    net = network if copied is None else copied
+    make = partial(make_fx, tracing_mode=mode, _allow_non_fake_inputs=True)
     with _OwnDraws():
         first = make(partial(_logits_of, net))(sample)
     # twice: functorch refuses a backward pass of somebody's own, which the first drops
@@ -152,14 +154,14 @@ class _OwnDraws(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _share(network: Network) -> Network:
-    """A copy with the same weights: what the network keeps of what it sees is not to be a tensor of
-    the trace. The network itself where there is no copy."""
+def copy_sharing(network: Network) -> Network | None:
+    """A copy with the same weights, so that what the network keeps of what it sees is its own; None
+    where there is no copy."""
     tensors = (t for m in modules_of(network) for t in (*m.parameters(), *m.buffers()))
     try:
         return copy.deepcopy(network, {id(t): t for t in tensors})
     except Exception:  # whatever a stranger's network raises as a copy
-        return network
+        return None
 
 
 _PASSED_ON = {_ATEN.detach.default, _ATEN.alias.default, _ATEN.lift_fresh_copy.default}

@@ -53,33 +53,20 @@ def train_student(
     """
     x, index = x.to(device_of(teacher)), index.to(device_of(teacher))
     with drawing(seed, x.device):  # a copy of a network that draws does so, too
-        student = _teach(teacher, start, x, index, threat, domain, seed)
+        asked, answers = [x], [_ask(teacher, x)]
+        student = _begin(start, x, answers[0].shape[1], domain, seed)
+        drawn = torch.Generator().manual_seed(seed)
+        decided = Aim(answers[0].argmax(1))
+        for turn in range(_ROUNDS):
+            near = [threat.start(x, domain, index, seed, _STREAM + turn)]
+            if turn:
+                near.append(_climb(student, x, near[0], decided, threat, domain))
+            asked += near
+            answers += [_ask(teacher, points) for points in near]
+            _learn(student, torch.cat(asked), torch.cat(answers), drawn)
     student.requires_grad_(False)
     if isinstance(start, Expectation):
         return Expectation(student, start.draws, start.seed)
-    return student
-
-
-def _teach(
-    teacher: Network,
-    start: Network | None,
-    x: Tensor,
-    index: Tensor,
-    threat: ThreatModel,
-    domain: Domain,
-    seed: int,
-) -> nn.Module:
-    asked, answers = [x], [_ask(teacher, x)]
-    student = _begin(start, x, answers[0].shape[1], domain, seed)
-    drawn = torch.Generator().manual_seed(seed)
-    decided = Aim(answers[0].argmax(1))
-    for turn in range(_ROUNDS):
-        near = [threat.start(x, domain, index, seed, _STREAM + turn)]
-        if turn:
-            near.append(_climb(student, x, near[0], decided, threat, domain))
-        asked += near
-        answers += [_ask(teacher, points) for points in near]
-        _learn(student, torch.cat(asked), torch.cat(answers), drawn)
     return student
 
 

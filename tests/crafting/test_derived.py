@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import retroact as ra
 from retroact.crafting.derived import TraceError, soften, trace_forward
 
 
@@ -103,16 +102,6 @@ FLAT = {
     "where": lambda net, x: net(torch.where(x > 0.1, x, torch.zeros_like(x))),
     "straight through": lambda net, x: net(x + ((x * 9).round() / 9 - x).detach()),
 }
-
-
-@pytest.fixture(scope="module")
-def plain() -> nn.Module:
-    return ra.load("digits-cnn").eval()
-
-
-@pytest.fixture(scope="module")
-def x() -> Tensor:
-    return ra.data("digits/validation[:40]").images
 
 
 def slope(net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:

@@ -66,16 +66,6 @@ def without_a_graph(net: nn.Module, x: Tensor) -> Tensor:
         return net(x)
 
 
-@pytest.fixture(scope="module")
-def plain() -> nn.Module:
-    return ra.load("digits-cnn").eval()
-
-
-@pytest.fixture(scope="module")
-def x() -> Tensor:
-    return ra.data("digits/validation[:40]").images
-
-
 def slope(net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     leaf = x.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(net(leaf)[:, 3].sum(), leaf)

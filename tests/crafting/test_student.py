@@ -29,11 +29,6 @@ class Hard(nn.Module):
 
 
 @pytest.fixture(scope="module")
-def plain() -> nn.Module:
-    return ra.load("digits-cnn").eval()
-
-
-@pytest.fixture(scope="module")
 def data() -> ra.Images:
     return ra.data("digits/validation[:100]")
 
