@@ -183,7 +183,7 @@ class _Run:
                     progress=progress,
                 )
             keys = plan(cells, store).cells
-            own = [line for line in lines(store) if line.key in keys]
+            own = lines(store, keys=keys)
         if self.as_json:
             return print_json([line.numbers() for line in own])
         print_lines(own)
