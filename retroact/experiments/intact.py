@@ -15,6 +15,8 @@ Row: TypeAlias = CellRow | FactsRow | LedgerRow
 
 ROWS: dict[str, type[Row]] = {"cells": CellRow, "facts": FactsRow, "ledger": LedgerRow}
 
+_KINDS = {"cells": "cell ", "facts": "facts "}  # how their keys begin in the ledger
+
 BATCH = 500
 """Rows that are read at once."""
 
@@ -22,10 +24,15 @@ _QUOTED = 200  # characters of a print in a message
 
 
 def find(file: StoreFile, table: str, key: str) -> Any:
-    """The row of a key; None where there is none. Raises StoreError where it is damaged."""
+    """The row of a key; None where there is none. Raises StoreError where it is damaged, or where
+    the ledger says that it was written."""
     query = f"SELECT {sealed.COLUMNS[table]} FROM {file.table(table)} WHERE key = ?"
     for values in file.ask(query, (key,)):
         return check(file, ROWS[table](*values))
+    if table != "ledger" and file.format >= FORMAT:
+        written = find(file, "ledger", f"{_KINDS[table]}{key}")
+        if written is not None and written.there:
+            raise _missing(file, [(key, written.what)])
     return None
 
 
@@ -33,15 +40,17 @@ def each(file: StoreFile, table: str, glob: str = "*") -> Iterator[Any]:
     """The rows whose key or print matches, in the order of writing, in batches, so that nobody
     waits for a slow reader; the table's tally is checked first."""
     check_tally(file, table)
-    named, last = "cell" if table == "cells" else "what", None
+    named, last = "cell" if table == "cells" else "what", -(2**63)
     while True:
         found = file.ask(
-            f"SELECT id, {sealed.COLUMNS[table]} FROM {file.table(table)} WHERE (? IS NULL OR"
-            f" id > ?) AND (key GLOB ? OR {named} GLOB ?) ORDER BY id LIMIT {BATCH}",
-            (last, last, glob, glob),
+            f"SELECT id, key GLOB ? OR {named} GLOB ?, {sealed.COLUMNS[table]}"
+            f" FROM {file.table(table)} WHERE id > ? ORDER BY id LIMIT {BATCH}",
+            (glob, glob, last),
         )
-        for last, *values in found:  # noqa: B007
-            yield check(file, ROWS[table](*values))
+        for last, matches, *values in found:  # noqa: B007
+            row = check(file, ROWS[table](*values))  # all: a flipped bit may also hide a row
+            if matches:
+                yield row
         if len(found) < BATCH:
             return
 
@@ -142,6 +151,10 @@ def missing(file: StoreFile, table: str) -> StoreError:
     lost = _lost(file, table)
     if not lost:
         return StoreError(f"{file.path} is damaged: its {table} are not those written; {CURE}")
+    return _missing(file, lost)
+
+
+def _missing(file: StoreFile, lost: Sequence[Sequence[str]]) -> StoreError:
     more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
     return StoreError(
         f"{_call(*lost[0])}{more} of {file.path} went missing or was damaged; {_anew(file)}"
@@ -150,7 +163,10 @@ def missing(file: StoreFile, table: str) -> StoreError:
 
 def _lost(file: StoreFile, table: str) -> list[Sequence[str]]:
     """Key and print of what the ledger names and the table, or its damaged index, does not have."""
-    kind, start = ("cell ", 6) if table == "cells" else ("facts ", 7)
+    if table == "ledger":
+        return []
+    kind = _KINDS[table]
+    start = len(kind) + 1
     places = ("cells", "records") if table == "cells" else ("facts",)
     lacks = " OR ".join(
         f"NOT EXISTS (SELECT 1 FROM {place} WHERE key = substr(l.key, {start}))" for place in places

@@ -34,14 +34,19 @@ from retroact.experiments.store_file import StoreError as StoreError
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One finished cell: its key, its print, its fields, when it was written, images kept."""
+    """One finished cell: its key, its print, its fields (`said`: as JSON, which a long listing does
+    not take apart), when it was written, images kept."""
 
     key: str
     cell: str
-    fields: CellFields
+    said: str
     n: int
     written: str
     kept: int
+
+    @property
+    def fields(self) -> CellFields:
+        return CellFields.from_json(json.loads(self.said))
 
 
 class Store:
@@ -68,13 +73,13 @@ class Store:
                 f"no store at {self.path}; run a sweep first, or give its file with --store"
             )
         how: dict[str, Any] = {"readonly": readonly, "patience": patience, "tell": tell}
-        self._file = StoreFile(self.path, create=create, **how)
+        self.file = StoreFile(self.path, create=create, **how)
         self._spool: spool.Spool | None = None
         try:
-            intact.check_counts(self._file)
-            spool.adopt(self._file, tell)
+            intact.check_counts(self.file)
+            spool.adopt(self.file, tell)
         except BaseException:
-            self._file.close()
+            self.file.close()
             raise
 
     def __enter__(self) -> Store:
@@ -91,7 +96,7 @@ class Store:
     def __len__(self) -> int:
         if not self._drain(patience=0.0):
             return sum(1 for _ in self._each("cells"))
-        return int(self._file.ask(f"SELECT count(*) FROM {self._file.table('cells')}")[0][0])
+        return int(self.file.ask(f"SELECT count(*) FROM {self.file.table('cells')}")[0][0])
 
     def __contains__(self, key: str) -> bool:
         return self.has(key)
@@ -114,11 +119,11 @@ class Store:
             )
             self._spool.close()
             self._spool = None
-        self._file.close()
+        self.file.close()
 
     def check_writable(self) -> None:
         """Raises StoreError where results could not be written; ask before the work."""
-        self._file.check_writable()
+        self.file.check_writable()
 
     def put(self, key: str, cell: str, fields: CellFields, record: Record) -> None:
         """Writes a finished cell, whole; a cell that is there already is replaced."""
@@ -164,8 +169,7 @@ class Store:
     def each(self, glob: str = "*") -> Iterator[Row]:
         """The same cells one by one, in the order of writing: for more than fit into memory."""
         for _, r in self._each("cells", glob):
-            fields = CellFields.from_json(json.loads(r.fields))
-            yield Row(r.key, r.cell, fields, r.n, r.written, r.kept)
+            yield Row(r.key, r.cell, r.fields, r.n, r.written, r.kept)
 
     def runs(self) -> dict[str, int]:
         """How often each cell was written, ever: 1 for each unless it was run again on purpose."""
@@ -176,7 +180,7 @@ class Store:
         """Removes the cells and facts whose key or print matches `glob`, gives the space back;
         returns how many."""
         self._drain()
-        with self._file.writing() as db:
+        with self.file.writing() as db:
             gone = [
                 (table, key, what)
                 for table, named in (("cells", "cell"), ("facts", "what"))
@@ -187,18 +191,18 @@ class Store:
             ]
             for table, key, what in gone:
                 sealed.delete(db, table, key, what)
-        self._file.shrink()
+        self.file.shrink()
         return len(gone)
 
     def _files(self) -> list[StoreFile]:
         """Where rows stand: first those that wait, then the file itself."""
-        return [*([] if self._spool is None else [self._spool.file]), self._file]
+        return [*([] if self._spool is None else [self._spool.file]), self.file]
 
     def _write(self, write: Callable[[sqlite3.Connection], None]) -> None:
         """Writes to the file, or beside it where that is busy or gone."""
         try:
             if self._spool is None or self._drain(patience=0.0):
-                with self._file.writing() as db:
+                with self.file.writing() as db:
                     return write(db)
         except StoreBusyError:
             self._tell(f"{self.path} is busy: results are kept beside it until it is free")
@@ -216,7 +220,7 @@ class Store:
 
     def _drain(self, patience: float | None = None) -> bool:
         """Files what waits beside the store; whether nothing waits any more."""
-        if self._spool is not None and self._spool.drain(self._file, patience):
+        if self._spool is not None and self._spool.drain(self.file, patience):
             self._spool = None
         return self._spool is None
 
@@ -235,7 +239,7 @@ class Store:
             for row in intact.each(file, table, glob):
                 if row.key not in waiting:
                     yield file, row
-                if file is not self._file:
+                if file is not self.file:
                     waiting.add(row.key)
 
 

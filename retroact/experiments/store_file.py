@@ -58,7 +58,8 @@ class StoreFile:
     """An open file of a store; made if it is not there and `create`.
 
     What cannot be written (the file, its folder, a mount) is opened for reading. `alone` keeps all
-    others out until it is closed, and waits for nobody. Raises StoreError.
+    others out until it is closed, and waits for nobody; `rescue` opens also what no longer says
+    its format. Raises StoreError.
     """
 
     def __init__(
@@ -68,10 +69,12 @@ class StoreFile:
         create: bool = True,
         readonly: bool = False,
         alone: bool = False,
+        rescue: bool = False,
         patience: float = 30.0,
         tell: Callable[[str], None] = warn,
     ) -> None:
         self.path, self._patience, self._tell = path, 0.0 if alone else patience, tell
+        self._rescue = rescue
         self.writable = not readonly and _can_write(path)
         mode = "ro" if not self.writable else "rwc" if create else "rw"
         with self._saying("open"):
@@ -96,7 +99,19 @@ class StoreFile:
     def ask(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """All answers to a query, at once, so that nobody waits for a slow reader."""
         with self._saying("read"):
+            try:
+                return self._patiently(lambda: self._db.execute(query, values).fetchall())
+            except sqlite3.OperationalError as e:
+                if "decode" not in str(e):
+                    raise
+            # a flipped bit is no exception here: the row's checksum names it
+            self._db.text_factory = partial(str, encoding="utf-8", errors="replace")
             return self._patiently(lambda: self._db.execute(query, values).fetchall())
+
+    def stream(self, query: str) -> Iterator[tuple[Any, ...]]:
+        """The answers to a query one by one, up to where the file is damaged (StoreError)."""
+        with self._saying("read"):
+            yield from self._db.execute(query)
 
     def check_there(self) -> None:
         """Raises StoreGoneError where the path no longer leads to the file that was opened."""
@@ -135,6 +150,18 @@ class StoreFile:
                 with suppress(sqlite3.Error):
                     self._db.execute("ROLLBACK")
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keeps all others from the file for a while."""
+        self.check_writable()
+        with self._saying("hold"):
+            self._patiently(lambda: self._db.execute("BEGIN EXCLUSIVE"))
+        try:
+            yield
+        finally:
+            with suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+
     def shrink(self) -> None:
         """Gives free space back to the disk; left for another time where the file is busy."""
         with suppress(StoreBusyError), self._saying("write to"):
@@ -171,6 +198,8 @@ class StoreFile:
             raise StoreError(
                 f"{self.path} is a database but no store; give another file with --store"
             )
+        if self._rescue:
+            return FORMAT if "records" in names else 1
         found = self._db.execute("SELECT value FROM about WHERE name = 'format'").fetchone()
         if found is None or not re.fullmatch("[1-9][0-9]*", str(found[0])):
             raise StoreError(f"{self.path} is damaged: it has no number of its format; {CURE}")
@@ -248,8 +277,6 @@ def _connect(path: Path, how: str) -> sqlite3.Connection:
     name = ":memory:" if str(path) == ":memory:" else f"{path.absolute().as_uri()}?{how}"
     # we wait ourselves, to say so
     db = sqlite3.connect(name, timeout=0.0, isolation_level=None, uri=True)
-    # a flipped bit is no exception here: the row's checksum names it
-    db.text_factory = partial(str, encoding="utf-8", errors="replace")
     db.execute("PRAGMA cell_size_check = ON")
     return db
 
