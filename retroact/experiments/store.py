@@ -234,13 +234,14 @@ class Store:
     def _each(self, table: str, glob: str = "*") -> Iterator[tuple[StoreFile, Any]]:
         """The rows of a table, those that wait beside the file among them."""
         self._drain(patience=0.0)
-        waiting: set[str] = set()
-        for file in self._files():
-            for row in intact.each(file, table, glob):
-                if row.key not in waiting:
-                    yield file, row
-                if file is not self.file:
-                    waiting.add(row.key)
+        beside = self._spool
+        waiting = [] if beside is None else list(intact.each(beside.file, table, glob))
+        names = {row.key for row in waiting}
+        yield from (
+            (self.file, row) for row in intact.each(self.file, table, glob) if row.key not in names
+        )
+        if beside is not None:
+            yield from ((beside.file, row) for row in waiting)
 
 
 def _now() -> str:
