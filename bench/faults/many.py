@@ -2,8 +2,8 @@
 
     python bench/faults/many.py --cells 100000
 
-Each command runs in a process of its own; seconds are wall clock, with the start of Python, and
-megabytes its largest resident set.
+Each command runs in a process of its own; seconds are wall clock and CPU, with the start of Python,
+and megabytes its largest resident set.
 """
 
 from __future__ import annotations
@@ -44,8 +44,9 @@ def main() -> None:
         make(path, args.cells, args.n)
         print(f"{args.cells:,} cells of {args.n} examples, {path.stat().st_size / 1e6:.0f} MB")
         for words in COMMANDS:
-            seconds, size, lines = run([*words, str(path)])
-            print(f"retroact {' '.join(words)}: {seconds:.2f} s, {size:.0f} MB, {lines:,} lines")
+            wall, cpu, size, lines = run([*words, str(path)])
+            told = f"{wall:.1f} s, {cpu:.1f} CPU s, {size:.0f} MB, {lines:,} lines"
+            print(f"retroact {' '.join(words)}: {told}")
 
 
 def make(path: Path, cells: int, n: int) -> None:
@@ -85,8 +86,8 @@ def fact(n: int) -> Record:
     return Record(*facts, zeros, np.zeros(n, np.bool_), pedigree={"seconds": 0.5})
 
 
-def run(words: list[str]) -> tuple[float, float, int]:
-    """Seconds, megabytes and lines of output of a command."""
+def run(words: list[str]) -> tuple[float, float, float, int]:
+    """Seconds, CPU seconds, megabytes and lines of output of a command."""
     began = time.perf_counter()
     with tempfile.TemporaryFile() as out:
         child = subprocess.Popen([sys.executable, "-m", "retroact.cli", *words], stdout=out)
@@ -97,7 +98,7 @@ def run(words: list[str]) -> tuple[float, float, int]:
         lines = sum(1 for _ in out)
     if child.returncode:
         print(f"exit code {child.returncode}")
-    return seconds, used.ru_maxrss / 1024, lines
+    return seconds, used.ru_utime + used.ru_stime, used.ru_maxrss / 1024, lines
 
 
 if __name__ == "__main__":

@@ -75,7 +75,8 @@ def merge(into: str | Path, source: str | Path) -> Merged:
     A cell that both have stays as it is, unless the other has kept more of its images. Raises
     StoreError where one of them is damaged.
     """
-    if Path(into).exists() and os.path.samefile(into, source):
+    into, source = Path(into), Path(source)
+    if into.exists() and source.exists() and into.samefile(source):
         raise StoreError(f"expected two stores, got {into} twice")
     merged = Merged()
     with (
