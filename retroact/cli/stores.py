@@ -100,7 +100,7 @@ def export(out: OutOption, path: PathArgument = None, store: options.Store = opt
 @app.command(epilog=EPILOG)
 def merge(into: IntoArgument, source: FromArgument) -> None:
     """Put into a store what another has and it lacks; what both have stays as it is."""
-    from retroact.experiments.care import merge
+    from retroact.experiments.merging import merge
 
     merged = merge(into, source)
     _say_some(merged.differ)
@@ -120,7 +120,7 @@ def prune(
     dry_run: DryOption = False,
 ) -> None:
     """Remove old cells and facts, or the images that they keep, and give the space back."""
-    from retroact.experiments.care import prune
+    from retroact.experiments.merging import prune
 
     if cells is None and before is None and not images:
         raise CallError("expected what to remove: --cells GLOB, --before DATE, or --images")

@@ -115,6 +115,10 @@ class Packed:
         values = (*said, checksum(record), checksum(images))
         return cls(CellRow(*values, seal(values)), record, images)
 
+    def without_images(self) -> Packed:
+        """The same cell with its record alone."""
+        return Packed.of((*self.row[:5], 0), self.record, None)
+
 
 def seal(values: Iterable[Any]) -> str:
     """The checksum of what a row says, 32 hex digits."""

@@ -16,23 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from retroact.experiments import sealed
-from retroact.experiments.sealed import FORMAT, Packed, Tally, pack
+from retroact.experiments import formats
+from retroact.experiments.sealed import FORMAT
 
 SOON = 2.0
 """Seconds that a busy store is waited for before a message says so."""
 
 CURE = "`retroact store check` says what is damaged, `retroact store repair` keeps the rest"
-
-# Where format 1 has the same: it knows no checksums, and its records stand in the cells' table.
-_FIRST = {
-    "cells": "(SELECT rowid AS id, key, cell, fields, n, written, kept, '' AS record_sum,"
-    " '' AS images_sum, '' AS seal FROM cells)",
-    "records": "(SELECT key, record, images FROM cells)",
-    "facts": "(SELECT rowid AS id, key, what, written, seconds, facts, '' AS seal FROM facts)",
-    "ledger": "(SELECT min(id) AS id, 'cell ' || key AS key, '' AS what, count(*) AS times,"
-    " 1 AS there, '' AS seal FROM runs GROUP BY key)",
-}
 
 Answer = TypeVar("Answer")
 
@@ -94,7 +84,7 @@ class StoreFile:
         """What to select from, in the format that the file has."""
         if self.format < FORMAT:  # another process may have brought it up to date
             self.format = self._read_format()
-        return name if self.format >= FORMAT else _FIRST[name]
+        return name if self.format >= FORMAT else formats.FIRST[name]
 
     def ask(self, query: str, values: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
         """All answers to a query, at once, so that nobody waits for a slow reader."""
@@ -141,7 +131,7 @@ class StoreFile:
             with self._saying("write to"):
                 self._patiently(lambda: self._db.execute("BEGIN EXCLUSIVE"), patience)
                 if self._read_format() < FORMAT:
-                    _upgrade(self._db)
+                    formats.upgrade(self._db)
                 yield self._db
                 self._db.execute("COMMIT")
                 self.format = FORMAT
@@ -215,7 +205,7 @@ class StoreFile:
         self.check_writable()
         self._patiently(lambda: self._db.execute("BEGIN EXCLUSIVE"))
         if self._read_format() == 0:
-            _create(self._db)
+            formats.create(self._db)
         self._db.execute("COMMIT")
         self.format = self._read_format()
 
@@ -295,32 +285,3 @@ def _identity(path: Path) -> tuple[int, int] | None:
     except OSError:
         return None
     return found.st_dev, found.st_ino
-
-
-def _create(db: sqlite3.Connection) -> None:
-    for table in sealed.TABLES:
-        db.execute(table)
-    for name in sealed.COLUMNS:
-        db.execute("INSERT OR REPLACE INTO about VALUES (?, ?)", (name, str(Tally(0, 0))))
-    db.execute("INSERT OR REPLACE INTO about VALUES ('format', ?)", (str(FORMAT),))
-
-
-def _upgrade(db: sqlite3.Connection) -> None:
-    """Format 1 as format 2, in the open transaction."""
-    for table in ("cells", "facts", "runs"):
-        db.execute(f"ALTER TABLE {table} RENAME TO old_{table}")
-    _create(db)
-    times = dict(db.execute("SELECT key, count(*) FROM old_runs GROUP BY key"))
-    query = (
-        "SELECT key, cell, fields, n, written, kept, record, images FROM old_cells ORDER BY rowid"
-    )
-    for *said, record, images in db.execute(query):
-        packed = Packed.of((*said,), pack(record), pack(images))  # type: ignore[arg-type]
-        sealed.insert_cell(db, packed, times.pop(packed.row.key, 1))
-    for key, n in times.items():  # removed since
-        sealed.note(db, f"cell {key}", "", n, there=0)
-    query = "SELECT key, what, written, seconds, facts FROM old_facts ORDER BY rowid"
-    for row in db.execute(query):
-        sealed.insert_facts(db, tuple(row))
-    for table in ("cells", "facts", "runs"):
-        db.execute(f"DROP TABLE old_{table}")

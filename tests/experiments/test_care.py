@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 from test_store_faults import OLD, bits, record
 
-from retroact.experiments.care import check, merge, prune, repair
+from retroact.experiments.care import check, repair
 from retroact.experiments.carried import as_json
 from retroact.experiments.exported import export
 from retroact.experiments.fields import CellFields
+from retroact.experiments.merging import merge, prune
 from retroact.experiments.store import Store, StoreError
 
 
