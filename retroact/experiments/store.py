@@ -75,6 +75,7 @@ class Store:
         how: dict[str, Any] = {"readonly": readonly, "patience": patience, "tell": tell}
         self.file = StoreFile(self.path, create=create, **how)
         self._spool: spool.Spool | None = None
+        self._wrote = False
         try:
             intact.check_counts(self.file)
             spool.adopt(self.file, tell)
@@ -110,6 +111,8 @@ class Store:
         """Closes the file; the store may be opened again at any time."""
         try:
             self._drain()
+            if self._wrote:
+                self.file.check_there()
         except StoreError as e:
             self._tell(str(e))
         if self._spool is not None:
@@ -203,7 +206,9 @@ class Store:
         try:
             if self._spool is None or self._drain(patience=0.0):
                 with self.file.writing() as db:
-                    return write(db)
+                    write(db)
+                self._wrote = True
+                return
         except StoreBusyError:
             self._tell(f"{self.path} is busy: results are kept beside it until it is free")
         except StoreGoneError as e:

@@ -195,6 +195,15 @@ def test_a_file_that_is_moved_or_deleted_under_a_run_is_noticed(path, how):
         assert store.read("new") == record(20, 5) and len(store) == (41 if how == "moved" else 1)
 
 
+def test_a_file_that_is_deleted_after_the_last_write_is_noticed_at_the_end(path):
+    told: list[str] = []
+    with Store(path, tell=told.append) as store:
+        store.put("new", "Cell(new)", CellFields(), record(20, 5))
+        path.unlink()
+        assert store.read("new") == record(20, 5)  # the file is still open
+    assert len(told) == 1 and "was moved, deleted or replaced" in told[0]
+
+
 def _read_as_nobody(path, answer):
     os.setgid(65534)
     os.setuid(65534)
