@@ -102,12 +102,12 @@ def test_a_bomb_is_not_unpacked(monkeypatch):
         sealed.pack(bytes(1001))
 
 
-def test_a_record_takes_less_than_two_fifths_of_its_arrays(tmp_path):
+def test_a_record_takes_less_than_half_of_its_arrays(tmp_path):
     put(tmp_path / "empty.sqlite")
     with Store(tmp_path / "s.sqlite") as store:
         store.put("k", "Cell()", CellFields(), record(10_000, 1))
         assert store.read("k") == record(10_000, 1)
-    # random floats: what attacks give takes a third of that (217 kB)
+    # of random floats; what FGSM gives on 10,000 images of MNIST takes 217 kB
     assert (tmp_path / "s.sqlite").stat().st_size < 0.5 * 971_000
 
 
