@@ -25,12 +25,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+CHECKSUMS = frozenset(("id", "record_sum", "images_sum", "seal"))  # of seconds and versions, too
 LEFT_OUT = frozenset(
     (
         "seconds",
@@ -353,12 +355,18 @@ def _is_plain(value: Any) -> bool:
 def _read_store(path: Path, place: str) -> Iterator[Entry]:
     with closing(sqlite3.connect(path)) as db:
         db.row_factory = sqlite3.Row
-        for table, name in (("cells", "cell"), ("facts", "what")):
+        about = dict(db.execute("SELECT name, value FROM about WHERE name = 'format'").fetchall())
+        packed = about["format"] != "1"  # before, a record stood in its cell's row, as it is
+        cells = "cells JOIN records USING (key)" if packed else "cells"
+        for table, name in ((cells, "cell"), ("facts", "what")):
             for row in db.execute(f"SELECT * FROM {table} ORDER BY {name}, key"):
-                columns = {c: v for c, v in dict(row).items() if c not in {"key", name, *LEFT_OUT}}
+                columns = {
+                    c: zlib.decompress(v) if packed and isinstance(v, bytes) else v
+                    for c, v in dict(row).items()
+                    if c not in {"key", name, *CHECKSUMS, *LEFT_OUT}
+                }
                 facts = {f: v for c, value in columns.items() for f, v in _read_column(c, value)}
                 yield Entry(place, row[name], row["key"], facts)
-        about = dict(db.execute("SELECT name, value FROM about").fetchall())
         yield Entry(f"{place}, about", "", "", about)
 
 

@@ -99,7 +99,7 @@ def run(
             progress=lambda done, total: tell(values + done, total),
         )
         mine = plan(cells, opened, keep=KEPT).cells
-        found = [line for line in lines(opened, images=True) if line.key in mine]
+        found = lines(opened, keys=mine, images=True)
     found.sort(key=lambda line: list(mine).index(line.key))
     with one_thread():
         audits = _audits(scene, jump, lambda done: tell(values + len(cells) + done, len(cells)))

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from retroact.cli import attacks, audits, checking, console, listing, networks, reports
+from retroact.cli import attacks, audits, checking, console, listing, networks, reports, stores
 from retroact.cli.codes import COULD_NOT_RUN, EPILOG, STOPPED, WRONG_CALL
 from retroact.cli.named import import_own
 from retroact.spec import CallError
@@ -101,6 +101,9 @@ for command in (
         else None
     )
     app.command(command.__name__.rstrip("_"), epilog=codes)(command)
+
+
+app.add_typer(stores.app, name="store")
 
 
 @app.callback()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retroact.cli import options
-from retroact.cli.console import print_json, print_lines, print_result, progress_bar
+from retroact.cli.console import note, print_json, print_lines, print_result, progress_bar
 from retroact.cli.named import activation_of, executor_of, files_of, model_of, say_of_cells
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class _Run:
 
         say_of_cells(cells)
         what = f"{len(cells)} cells" if len(cells) > 1 else "attack"
-        with Store(self.path) as store:
+        with Store(self.path, tell=note) as store:
             with progress_bar(what) as progress:
                 sweep(
                     cells,
@@ -183,7 +183,7 @@ class _Run:
                     progress=progress,
                 )
             keys = plan(cells, store).cells
-            own = [line for line in lines(store) if line.key in keys]
+            own = lines(store, keys=keys)
         if self.as_json:
             return print_json([line.numbers() for line in own])
         print_lines(own)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -69,6 +70,23 @@ def _bar() -> Any:
 
 def print_json(value: object) -> None:
     print(json.dumps(value, indent=2, default=str))
+
+
+def print_json_lines(rows: Iterable[Row]) -> None:
+    """A JSON list with one row a line, printed as they come: for more than fit into memory."""
+    mark = "["
+    for row in rows:
+        sys.stdout.write(f"{mark}\n{json.dumps(row, default=str)}")
+        mark = ","
+    sys.stdout.write("[]\n" if mark == "[" else "\n]\n")
+
+
+def print_plain(rows: Iterable[Row]) -> None:
+    """Rows with tabs between their entries, printed as they come; the first line has the names."""
+    for i, row in enumerate(rows):
+        if i == 0:
+            sys.stdout.write("\t".join(row) + "\n")
+        sys.stdout.write("\t".join("" if v is None else str(v) for v in row.values()) + "\n")
 
 
 def print_result(result: Row, as_json: bool) -> None:

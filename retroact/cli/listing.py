@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -9,11 +10,22 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retroact.cli import options
-from retroact.cli.console import Row, note, print_json, print_rows, say
+from retroact.cli.console import (
+    Row,
+    note,
+    print_json,
+    print_json_lines,
+    print_plain,
+    print_rows,
+    say,
+)
 from retroact.spec import CallError
 
 if TYPE_CHECKING:
+    from retroact.experiments.store import Row as Cell
     from retroact.nets.zoo import Entry
+
+MANY = 500  # cells: a table of more takes longer to lay out than anybody looks at it
 
 WhatArgument = Annotated[
     str,
@@ -40,10 +52,11 @@ def list_(
         "threats": _threats,
         "goals": _goals,
         "data": _data,
-        "store": lambda: _store(store, remove, detail),
     }
+    if what == "store":
+        return _list_store(store, remove, detail, as_json)
     if what not in lists:
-        raise CallError(f"cannot list {what!r}; expected one of: {', '.join(lists)}")
+        raise CallError(f"cannot list {what!r}; expected one of: {', '.join([*lists, 'store'])}")
     rows = lists[what]()
     if as_json:
         return print_json(rows)
@@ -144,20 +157,24 @@ def _data() -> list[Row]:
     return rows
 
 
-def _store(path: Path, remove: str | None, detail: bool) -> list[Row]:
+def _list_store(path: Path, remove: str | None, detail: bool, as_json: bool) -> None:
+    """A table; lines as they are read where there are more than anybody would look at."""
     from retroact.experiments.store import Store
 
-    with Store(path, create=False) as store:
+    with Store(path, create=False, tell=note) as store:
         if remove is not None:
             note(f"removed {store.remove(remove)} results from {path}")
-        rows = store.rows()
+        many = len(store) > MANY
+        found = (_cell(row, detail) for row in (store.each() if many else store.rows()))
+        if as_json:
+            return print_json_lines(found)
+        if many:
+            return print_plain(found)
+        print_rows(list(found), empty="no store here")
+
+
+def _cell(row: Cell, detail: bool) -> Row:
+    said = row.fields.to_json() if detail else json.loads(row.said)
     short = ("net", "activation", "attack", "threat", "data")
-    return [
-        {
-            "key": r.key,
-            "written": r.written,
-            "n": r.n,
-            **{k: v for k, v in r.fields.to_json().items() if detail or k in short},
-        }
-        for r in rows
-    ]
+    shown = said if detail else {name: said.get(name) for name in short}
+    return {"key": row.key, "written": row.written, "n": row.n, **shown}

@@ -61,7 +61,7 @@ def report(
     from retroact.reports import html as pages
     from retroact.reports.tables import as_csv, lines, markdown
 
-    with Store(store, create=False) as opened:
+    with Store(store, create=False, tell=note) as opened:
         chosen = lines(opened, cells, images=html is not None)
     if not chosen:
         raise ValueError(
@@ -129,7 +129,7 @@ def study(
 
     where = executor_of(executor, workers)
     how: dict[str, Any] = {"only": only or (), "quick": quick, "large": large, "full": full or ()}
-    with Store(store) as opened:
+    with Store(store, tell=note) as opened:
         made = _make_study(paper, opened, facts, executor=where, **how)
     if as_json:
         return print_json(

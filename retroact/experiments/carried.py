@@ -20,11 +20,24 @@ from retroact.experiments.store import Store
 
 def as_json(store: Store) -> str:
     """All facts and records of the store as a JSON list, in the order of their prints."""
-    return (
-        "[\n"
-        + ",\n".join(json.dumps(line) for line in (*_facts(store), *_records(store)))
-        + "\n]\n"
-    )
+    return "[\n" + ",\n".join(map(json.dumps, _lines(store))) + "\n]\n"
+
+
+def write_json(store: Store, path: Path) -> int:
+    """The same, line by line into a file, for more than fits into memory; returns how many cells
+    that were."""
+    cells = 0
+    with open(path, "w", encoding="utf-8") as file:
+        for i, line in enumerate(_lines(store)):
+            cells += "record" in line
+            file.write(f"{',' if i else '['}\n{json.dumps(line)}")
+        file.write("\n]\n" if file.tell() else "[\n\n]\n")
+    return cells
+
+
+def _lines(store: Store) -> Iterator[dict[str, Any]]:
+    yield from _facts(store)
+    yield from _records(store)
 
 
 def read_json(path: str | Path, store: Store) -> int:

@@ -35,7 +35,8 @@ def estimate(
     An upper bound: attacks drop examples as they fall. Opens the store, if there is one, and writes
     nothing.
     """
-    with Store(path if path.exists() else ":memory:") as store:
+    there = path.exists()
+    with Store(path if there else ":memory:", readonly=there) as store:
         planned = plan(cells, store, keep=keep)
     todo = [planned.cells[k] for k in planned.todo]
     passes = {group[0]: group[0].attack.passes * len(data(group[0].data)) for group in alike(todo)}

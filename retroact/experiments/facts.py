@@ -68,6 +68,8 @@ def measured_all(
         for name, what in zip(names, asked, strict=True)
         if store.read_facts(name) is None
     }
+    if missing:
+        store.check_writable()
     done = len(set(names)) - len(missing)
     progress(done, done + len(missing))
     for i, ((name, what), made) in enumerate(executor(_measure, missing.items()), start=1):

@@ -4,7 +4,7 @@ here."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from retroact import __version__
@@ -62,15 +62,17 @@ class CellFields:
 
     def to_json(self) -> dict[str, Any]:
         """The fields by name; those that its schema does not know are left out."""
-        return {k: v for k, v in asdict(self).items() if self.schema > 1 or k not in _SINCE_2}
+        return {k: v for k, v in vars(self).items() if self.schema > 1 or k not in _SINCE_2}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> CellFields:
         """What `to_json` wrote, by this or an older version; names that it does not know are left
         out."""
-        old: dict[str, Any] = {"schema": 1, "retroact": ""}
-        known = {f.name for f in fields(cls)}
-        return cls(**old | {name: v for name, v in stored.items() if name in known})
+        if stored.keys() != _NAMES:
+            old: dict[str, Any] = {"schema": 1, "retroact": ""}
+            stored = old | {name: v for name, v in stored.items() if name in _NAMES}
+        return cls(**stored)
 
 
 _SINCE_2 = ("schema", "retroact", "weights", "pixels")
+_NAMES = {f.name for f in fields(CellFields)}

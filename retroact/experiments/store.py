@@ -1,81 +1,87 @@
-"""The store: one SQLite file in which a cell is there whole or not at all.
+"""The store: one SQLite file in which a cell is there whole or not at all, and says when it is
+wrong.
 
 Facts are stored, numbers are computed late. A record is written in one transaction, so a killed
-process or a full disk loses the cell that was being written and nothing else. No torch here:
-reports open a store in an instant.
+process or a full disk loses the cell that was being written and nothing else. Each row has a
+checksum (`sealed`); a busy file is waited for, and what it cannot take yet waits beside it
+(`spool`). No torch here: reports open a store in an instant.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from retroact.evaluation.record import Record, from_bytes, images_to_bytes, to_bytes
+from retroact.evaluation.record import Record, images_to_bytes, to_bytes
+from retroact.experiments import intact, sealed, spool
 from retroact.experiments.fields import CellFields
-
-FORMAT = 1
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS cells (
-  key TEXT PRIMARY KEY, cell TEXT NOT NULL, fields TEXT NOT NULL, n INTEGER NOT NULL,
-  written TEXT NOT NULL, record BLOB NOT NULL,
-  kept INTEGER NOT NULL, images BLOB
-);
-CREATE TABLE IF NOT EXISTS facts (
-  key TEXT PRIMARY KEY, what TEXT NOT NULL, written TEXT NOT NULL,
-  seconds REAL NOT NULL, facts TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS runs (id INTEGER PRIMARY KEY, key TEXT NOT NULL, written TEXT NOT NULL);
-"""
+from retroact.experiments.sealed import FORMAT as FORMAT
+from retroact.experiments.sealed import Packed
+from retroact.experiments.store_file import (
+    StoreBusyError,
+    StoreFile,
+    StoreGoneError,
+    warn,
+)
+from retroact.experiments.store_file import StoreError as StoreError
 
 
-class StoreError(RuntimeError):
-    """A store that cannot be opened, read or written; the message says what to do."""
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Row:
-    """One finished cell: its key, its print, its fields, when it was written, images kept."""
+    """One finished cell: its key, its print, its fields (`said`: as JSON, which a long listing does
+    not take apart), when it was written, images kept."""
 
     key: str
     cell: str
-    fields: CellFields
+    said: str
     n: int
     written: str
     kept: int
+
+    @property
+    def fields(self) -> CellFields:
+        return CellFields.from_json(json.loads(self.said))
 
 
 class Store:
     """A store at `path`, made if it is not there (`create=False`: refused instead).
 
-    Raises StoreError for a file that is no store or that a newer version has written.
+    What cannot be written is opened for reading. `patience`: seconds that a file is waited for that
+    another process holds; what cannot be written then is kept in a file beside it until it can.
+    `tell` takes what there is to say about that (a warning, unless told). Raises StoreError for a
+    file that is no store, that a newer version has written, or that lacks rows.
     """
 
-    def __init__(self, path: str | Path, *, create: bool = True) -> None:
-        self.path = Path(path)
+    def __init__(
+        self,
+        path: str | Path,
+        *,
+        create: bool = True,
+        readonly: bool = False,
+        patience: float = 30.0,
+        tell: Callable[[str], None] = warn,
+    ) -> None:
+        self.path, self._tell = Path(path), tell
         if not create and not self.path.exists():
             raise StoreError(
                 f"no store at {self.path}; run a sweep first, or give its file with --store"
             )
+        how: dict[str, Any] = {"readonly": readonly, "patience": patience, "tell": tell}
+        self.file = StoreFile(self.path, create=create, **how)
+        self._spool: spool.Spool | None = None
+        self._wrote = False
         try:
-            self._db = sqlite3.connect(self.path, timeout=30.0, isolation_level=None)
-            self._db.execute("PRAGMA foreign_keys = ON")
-            self._check_format()
-            self._db.executescript(_SCHEMA)
-            self._db.execute("INSERT OR IGNORE INTO about VALUES ('format', ?)", (str(FORMAT),))
-        except sqlite3.Error as e:
-            raise StoreError(
-                f"cannot open {self.path} as a store: {e}; if it is no store, give another file"
-                " with --store"
-            ) from None
+            intact.check_counts(self.file)
+            spool.adopt(self.file, tell)
+        except BaseException:
+            self.file.close()
+            raise
 
     def __enter__(self) -> Store:
         return self
@@ -89,121 +95,159 @@ class Store:
         self.close()
 
     def __len__(self) -> int:
-        return int(self._one("SELECT count(*) FROM cells")[0])
+        if not self._drain(patience=0.0):
+            return sum(1 for _ in self._each("cells"))
+        return int(self.file.ask(f"SELECT count(*) FROM {self.file.table('cells')}")[0][0])
 
     def __contains__(self, key: str) -> bool:
         return self.has(key)
 
     def has(self, key: str, *, keep: int = 0) -> bool:
         """Whether the cell is there, with `keep` of its images or all of them."""
-        query = "SELECT 1 FROM cells WHERE key = ? AND kept >= min(?, n)"
-        return self._db.execute(query, (key, keep)).fetchone() is not None
+        found = self._find("cells", key)
+        return found is not None and bool(found[1].kept >= min(keep, found[1].n))
 
     def close(self) -> None:
         """Closes the file; the store may be opened again at any time."""
-        self._db.close()
+        try:
+            self._drain()
+            if self._wrote:
+                self.file.check_there()
+        except StoreError as e:
+            self._tell(str(e))
+        if self._spool is not None:
+            self._tell(
+                f"{self.path} could not be written to: results are kept in {self._spool.path};"
+                " they are filed when the store is next opened"
+            )
+            self._spool.close()
+            self._spool = None
+        self.file.close()
+
+    def check_writable(self) -> None:
+        """Raises StoreError where results could not be written; ask before the work."""
+        self.file.check_writable()
 
     def put(self, key: str, cell: str, fields: CellFields, record: Record) -> None:
         """Writes a finished cell, whole; a cell that is there already is replaced."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
         kept = 0 if record.examples is None else len(record.examples)
-        what = (key, cell, json.dumps(fields.to_json()), len(record), now)
-        row = (*what, to_bytes(record), kept, images_to_bytes(record))
-        with self._transaction():
-            self._db.execute("INSERT OR REPLACE INTO cells VALUES (?, ?, ?, ?, ?, ?, ?, ?)", row)
-            self._db.execute("INSERT INTO runs (key, written) VALUES (?, ?)", (key, now))
+        said = (key, cell, json.dumps(fields.to_json()), len(record), _now(), kept)
+        try:
+            parts = sealed.pack(to_bytes(record)), sealed.pack(images_to_bytes(record))
+        except ValueError as e:
+            raise StoreError(f"could not write {key} to {self.path}: {e}") from None
+        packed = Packed.of(said, *parts)
+        self._write(lambda db: sealed.insert_cell(db, packed))
 
     def read(self, key: str, *, images: bool = False) -> Record:
         """The record of a cell, with its kept `images` if asked. Raises KeyError where there is
-        none."""
-        columns = "record, images" if images else "record, NULL"
-        found = self._db.execute(f"SELECT {columns} FROM cells WHERE key = ?", (key,)).fetchone()
+        none, StoreError where its checksum says that it is damaged."""
+        found = self._find("cells", key)
         if found is None:
             raise KeyError(
                 f"no cell {key} in {self.path}; `retroact list store` shows those that are there"
             )
-        return from_bytes(*found)
+        return intact.record(*found, images=images)
 
     def put_facts(self, key: str, what: str, facts: Mapping[str, Any], seconds: float) -> None:
         """Writes plain numbers that are no record (see `facts`), and how long they took."""
-        now = datetime.now(UTC).isoformat(timespec="seconds")
-        with self._transaction():
-            row = (key, what, now, seconds, json.dumps(dict(facts)))
-            self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?, ?, ?, ?)", row)
+        said = (key, what, _now(), float(seconds), json.dumps(dict(facts)))
+        self._write(lambda db: sealed.insert_facts(db, said))
 
     def read_facts(self, key: str) -> tuple[dict[str, Any], float] | None:
         """Stored plain numbers and their seconds; None where there are none."""
-        found = self._db.execute(
-            "SELECT facts, seconds FROM facts WHERE key = ?", (key,)
-        ).fetchone()
-        return None if found is None else (json.loads(found[0]), float(found[1]))
+        found = self._find("facts", key)
+        return None if found is None else (intact.numbers(*found), float(found[1].seconds))
 
     def facts(self) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
         """All plain numbers: key, print, seconds and the numbers, in the order of their prints."""
-        for name, what, seconds, facts in self._db.execute(
-            "SELECT key, what, seconds, facts FROM facts ORDER BY what, key"
-        ):
-            yield name, what, float(seconds), json.loads(facts)
+        found = list(self._each("facts"))
+        for file, row in sorted(found, key=lambda pair: (pair[1].what, pair[1].key)):
+            yield row.key, row.what, float(row.seconds), intact.numbers(file, row)
 
     def rows(self, glob: str = "*") -> list[Row]:
         """The finished cells whose key or print matches `glob`, oldest first."""
-        found = self._db.execute(
-            "SELECT key, cell, fields, n, written, kept FROM cells "
-            "WHERE key GLOB ? OR cell GLOB ? ORDER BY written, rowid",
-            (glob, glob),
-        )
-        return [
-            Row(k, c, CellFields.from_json(json.loads(f)), n, w, e) for k, c, f, n, w, e in found
-        ]
+        return sorted(self.each(glob), key=lambda row: row.written)
+
+    def each(self, glob: str = "*") -> Iterator[Row]:
+        """The same cells one by one, in the order of writing: for more than fit into memory."""
+        for _, r in self._each("cells", glob):
+            yield Row(r.key, r.cell, r.fields, r.n, r.written, r.kept)
 
     def runs(self) -> dict[str, int]:
         """How often each cell was written, ever: 1 for each unless it was run again on purpose."""
-        return dict(self._db.execute("SELECT key, count(*) FROM runs GROUP BY key"))
+        found = (row for _, row in self._each("ledger", "cell *"))
+        return {row.key.removeprefix("cell "): row.times for row in found}
 
     def remove(self, glob: str) -> int:
         """Removes the cells and facts whose key or print matches `glob`, gives the space back;
         returns how many."""
-        with self._transaction():
-            gone = self._db.execute(
-                "DELETE FROM cells WHERE key GLOB ? OR cell GLOB ?", (glob, glob)
-            ).rowcount
-            gone += self._db.execute(
-                "DELETE FROM facts WHERE key GLOB ? OR what GLOB ?", (glob, glob)
-            ).rowcount
-        self._db.execute("VACUUM")
-        return int(gone)
+        self._drain()
+        with self.file.writing() as db:
+            gone = [
+                (table, key, what)
+                for table, named in (("cells", "cell"), ("facts", "what"))
+                for key, what in db.execute(
+                    f"SELECT key, {named} FROM {table} WHERE key GLOB ? OR {named} GLOB ?",
+                    (glob, glob),
+                ).fetchall()
+            ]
+            for table, key, what in gone:
+                sealed.delete(db, table, key, what)
+        self.file.shrink()
+        return len(gone)
 
-    def _check_format(self) -> None:
-        if not self._one("SELECT count(*) FROM sqlite_master WHERE name = 'about'")[0]:
-            if self._one("SELECT count(*) FROM sqlite_master")[0]:
-                raise StoreError(
-                    f"{self.path} is a database but no store; give another file with --store"
-                )
-            return
-        found = int(self._one("SELECT value FROM about WHERE name = 'format'")[0])
-        if found > FORMAT:
-            raise StoreError(
-                f"{self.path} has format {found}, this retroact reads up to {FORMAT}; "
-                "upgrade retroact, or give another file with --store"
-            )
+    def _files(self) -> list[StoreFile]:
+        """Where rows stand: first those that wait, then the file itself."""
+        return [*([] if self._spool is None else [self._spool.file]), self.file]
 
-    def _one(self, query: str) -> tuple[Any, ...]:
-        return tuple(self._db.execute(query).fetchone() or ("0",))
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
+    def _write(self, write: Callable[[sqlite3.Connection], None]) -> None:
+        """Writes to the file, or beside it where that is busy or gone."""
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            yield
-            self._db.execute("COMMIT")
-        except sqlite3.Error as e:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise StoreError(
-                f"could not write to {self.path}: {e}; every finished cell is still there, so make"
-                " room (or permissions) and run the same command again"
-            ) from None
-        except BaseException:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
-            raise
+            if self._spool is None or self._drain(patience=0.0):
+                with self.file.writing() as db:
+                    write(db)
+                self._wrote = True
+                return
+        except StoreBusyError:
+            self._tell(f"{self.path} is busy: results are kept beside it until it is free")
+        except StoreGoneError as e:
+            self._keep(write)
+            assert self._spool is not None
+            raise StoreGoneError(f"{e}; this result is kept in {self._spool.path}") from None
+        self._keep(write)
+
+    def _keep(self, write: Callable[[sqlite3.Connection], None]) -> None:
+        if self._spool is None:
+            self._spool = spool.Spool(self.path)
+        with self._spool.file.writing() as db:
+            write(db)
+
+    def _drain(self, patience: float | None = None) -> bool:
+        """Files what waits beside the store; whether nothing waits any more."""
+        if self._spool is not None and self._spool.drain(self.file, patience):
+            self._spool = None
+        return self._spool is None
+
+    def _find(self, table: str, key: str) -> tuple[StoreFile, Any] | None:
+        for file in self._files():
+            row = intact.find(file, table, key)
+            if row is not None:
+                return file, row
+        return None
+
+    def _each(self, table: str, glob: str = "*") -> Iterator[tuple[StoreFile, Any]]:
+        """The rows of a table, those that wait beside the file among them."""
+        self._drain(patience=0.0)
+        beside = self._spool
+        waiting = [] if beside is None else list(intact.each(beside.file, table, glob))
+        names = {row.key for row in waiting}
+        yield from (
+            (self.file, row) for row in intact.each(self.file, table, glob) if row.key not in names
+        )
+        if beside is not None:
+            yield from ((beside.file, row) for row in waiting)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

@@ -60,6 +60,8 @@ def sweep(
     (_, chunk, keep), executor = checked(0, chunk, keep), take(executor, Executor)
     check_device(device)
     planned = plan(cells, store, keep=keep)
+    if planned.todo:
+        store.check_writable()
     watch = _Watch(progress, len(planned.cells) - len(planned.todo), len(planned.cells))
     run = _Run(keep, chunk, device, Here(watch.look))
     for group, records in executor(run, alike(planned.cells[k] for k in planned.todo)):

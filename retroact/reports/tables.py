@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any, NamedTuple
@@ -129,10 +129,20 @@ def left_alone(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{n} {kind}" for kind, n in counts.items())
 
 
-def lines(store: Store, glob: str = "*", *, images: bool = False) -> list[Line]:
-    """The finished cells of a store whose key or print matches `glob`, oldest first."""
+def lines(
+    store: Store,
+    glob: str = "*",
+    *,
+    keys: Container[str] | None = None,
+    images: bool = False,
+) -> list[Line]:
+    """The finished cells of a store whose key or print matches `glob`, oldest first; with `keys`
+    those alone, and no other record is read."""
     return [
-        Line(row.key, row.fields, store.read(row.key, images=images)) for row in store.rows(glob)
+        Line(row.key, row.fields, store.read(row.key, images=images))
+        for row in store.rows(glob)
+        if keys is None or row.key in keys
+        if keys is None or row.key in keys
     ]
 
 

@@ -106,12 +106,12 @@ def test_a_newer_store_a_foreign_database_and_a_text_file_are_refused(tmp_path):
 def test_a_full_disk_loses_the_cell_at_hand_and_nothing_else(tmp_path):
     with Store(tmp_path / "s.sqlite") as store:
         store.put("k0", "Cell(0)", CellFields(), record())
-        pages = store._db.execute("PRAGMA page_count").fetchone()[0]
-        store._db.execute(f"PRAGMA max_page_count = {pages}")
+        pages = store.file._db.execute("PRAGMA page_count").fetchone()[0]
+        store.file._db.execute(f"PRAGMA max_page_count = {pages}")
         with pytest.raises(StoreError, match="every finished cell is still there"):
             store.put("big", "Cell(big)", CellFields(), record(20_000))
         assert store.read("k0") == record() and "big" not in store
-        store._db.execute("PRAGMA max_page_count = 100000")
+        store.file._db.execute("PRAGMA max_page_count = 100000")
         store.put("big", "Cell(big)", CellFields(), record(20_000))
     with Store(tmp_path / "s.sqlite") as again:
         assert len(again) == 2 and again.read("big") == record(20_000)
