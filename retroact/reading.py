@@ -409,6 +409,8 @@ def as_network(what: Net) -> Network:
 Rejected = Literal["wrong", "robust"]
 """What an example counts as that a network rejects instead of deciding its class: wrong, or, where
 it is perturbed, robust."""
+Counting = Literal[Rejected, "both"]
+"""The same, or one after the other."""
 
 
 def as_rejecting(
@@ -422,7 +424,7 @@ def as_rejecting(
     where it says so and neither rejects.
     """
     if rejected is not None and rejected not in get_args(Rejected):
-        raise CallError(f'rejected: expected "wrong" or "robust", got {rejected!r}')
+        raise CallError(f'rejected: expected "wrong", "robust" or "both", got {rejected!r}')
     asked = [_count_classes(net, images) for net in (before, after)]
     classes, flags = [k for k, _ in asked], [flag for _, flag in asked]
     if rejected is None:
@@ -460,7 +462,8 @@ def _refuse_unsaid(classes: Sequence[int], flags: bool, images: Images) -> None:
         how = "flags" if flags else f"has {max(classes)} classes, one more than there are, for"
         raise CallError(
             f'a network {how} what it rejects; say what that counts as: rejected="wrong", or'
-            ' rejected="robust" (only a wrong class that is not rejected breaks an example)'
+            ' rejected="robust" (only a wrong class that is not rejected breaks an example), or'
+            ' rejected="both"'
         )
 
 

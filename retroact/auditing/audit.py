@@ -52,6 +52,7 @@ from retroact.executors import SERIAL, Executor, Here
 from retroact.ground import neutral
 from retroact.nets.data import Images
 from retroact.reading import (
+    Counting,
     Data,
     Net,
     Rejected,
@@ -94,7 +95,8 @@ class Rejection:
 class Audit:
     """The outcome of an audit: `verdict`, the two `sides`, the `readings`, and what was run.
 
-    `rejection` says what rejected examples counted as, None where no network rejects.
+    `rejection` says what rejected examples counted as, None where no network rejects, and `also`
+    is the same audit where they count as robust, if both were asked for.
     """
 
     verdict: Verdict
@@ -110,6 +112,7 @@ class Audit:
     curves: Pair[Curves]
     domain: Domain
     rejection: Rejection | None = None
+    also: Audit | None = None
 
     @property
     def before(self) -> Side:
@@ -127,7 +130,8 @@ class Audit:
         return tuple(r for r in self.readings if r.fired)
 
     def __str__(self) -> str:
-        return str(self.verdict) + self._say_rejected("; {}")
+        also = "" if self.also is None else f"; {self.also}"
+        return str(self.verdict) + self._say_rejected("; {}") + also
 
     def _say_rejected(self, how: str) -> str:
         return "" if self.rejection is None else how.format(self.rejection)
@@ -166,6 +170,7 @@ class Audit:
             kernels=Pair(self.before.kernel, self.after.kernel),
             fingerprints=self.fingerprints,
             example=self.domain.word,
+            also=None if self.also is None else self.also.numbers(),
         )
 
 
@@ -180,7 +185,7 @@ def audit(
     surrogate: Net | None = None,
     battery: Battery | Named | None = None,
     kernels: Sequence[Schedule] | None = None,
-    rejected: Rejected | None = None,
+    rejected: Counting | None = None,
     draws: int = 0,
     margin: float = MARGIN,
     seed: int = 0,
@@ -197,7 +202,8 @@ def audit(
     the claim rests on; `surrogate` a network to climb in the place of `after`, if it has no spec.
     `rejected` says what an example counts as that a network rejects, by one more class, the last,
     or by a flag (n,) beside its logits: "wrong", or "robust" where it is perturbed, so that only a
-    wrong class breaks it; a clean one that is rejected is wrong in either case.
+    wrong class breaks it; a clean one that is rejected is wrong in either case. "both" asks one
+    after the other: what is returned counts it as wrong, its `also` as robust.
     `battery` "quick" runs the decisive attacks only, "thorough" begins anew until nothing more is
     broken. `draws` averages randomised networks over so many (0: as many as it takes).
     `margin` is the accuracy difference that matters. A `baseline` is a file in which the side of
@@ -208,6 +214,11 @@ def audit(
     remember what they were asked, or decide otherwise in another batch, for a threat without
     gradients, a radius at which nothing survives.
     """
+    if rejected == "both":
+        how: dict[str, Any] = {"claimed": claimed, "surrogate": surrogate, "battery": battery}
+        how |= {"kernels": kernels, "draws": draws, "margin": margin, "seed": seed, "chunk": chunk}
+        how |= {"baseline": baseline, "executor": executor}
+        return _ask_both(partial(audit, before, after, data, threat, **how), progress)
     spent, (nets, images) = battery_of(battery), _read(before, after, data, rejected)
     radius, attack = as_threat(threat), as_attack(claimed)
     own = None if surrogate is None else as_network(surrogate)
@@ -249,6 +260,17 @@ def audit(
     if draws or not any(drawn):
         return run(draws)
     return _settle_draws(run)
+
+
+def _ask_both(ask: Callable[..., Audit], progress: Callable[[int, int], None] | None) -> Audit:
+    """The audit where rejected counts as wrong, with the one where it counts as robust."""
+
+    def follow(part: int) -> Callable[[int, int], None] | None:
+        tell = progress
+        return None if tell is None else lambda done, all: tell(done + part * all, 2 * all)
+
+    wrong = ask(rejected="wrong", progress=follow(0))
+    return replace(wrong, also=ask(rejected="robust", progress=follow(1)))
 
 
 def _ask_again(witnesses: Sequence[Witness]) -> None:

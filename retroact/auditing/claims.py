@@ -18,7 +18,7 @@ from retroact.auditing.battery import Battery, Named, battery_of
 from retroact.crafting.attack import Attack
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.metrics import wilson
-from retroact.reading import Data, Net, Rejected, Said, as_network
+from retroact.reading import Counting, Data, Net, Said, as_network
 from retroact.spec import CallError, show
 
 Statement = Literal["STANDS", "TOO HIGH", "CANNOT BE TOLD", "NOT ASKED"]
@@ -31,6 +31,11 @@ class Check:
 
     reported: float | None
     audit: Audit
+
+    @property
+    def also(self) -> Check | None:
+        """The same where rejected counts as robust, if both were asked for."""
+        return None if self.audit.also is None else Check(self.reported, self.audit.also)
 
     @property
     def n(self) -> int:
@@ -98,7 +103,7 @@ class Check:
             "threat": self.audit.threat,
             "data": self.audit.data,
             "fingerprints": self.audit.fingerprints.to_json(),
-        }
+        } | ({} if self.also is None else {"also": self.also.to_json()})
 
     def __str__(self) -> str:
         low, high = (100 * v for v in self.interval)
@@ -114,7 +119,8 @@ class Check:
         }[self.statement]
         said += "" if self.audit.rejection is None else f"; {self.audit.rejection}"
         fired = f"; alarms: {', '.join(self.alarms)}" if self.alarms else ""
-        return said + fired + "".join(f"; {doubt}" for doubt in self.doubts)
+        also = "" if self.also is None else f"; {self.also}"
+        return said + fired + "".join(f"; {doubt}" for doubt in self.doubts) + also
 
     @property
     def _told(self) -> str:
@@ -130,7 +136,7 @@ def check(
     claimed: Said[Attack] = CLAIMED,
     surrogate: Net | None = None,
     battery: Battery | Named | None = None,
-    rejected: Rejected | None = None,
+    rejected: Counting | None = None,
     draws: int = 0,
     seed: int = 0,
     chunk: int | None = None,

@@ -197,6 +197,7 @@ class AuditNumbers:
     is what was spent, `battery_version` counts the changes of what that means (0: not said).
     `example` is what an example is called. `planted` says how many planted examples the attacks
     found, empty where nobody asked, `moved` what accuracy twice the steps took (None: not asked).
+    `also` is the same audit where rejected counts as robust, where both were asked for.
     """
 
     n: int
@@ -231,6 +232,7 @@ class AuditNumbers:
     example: str = "image"
     planted: str = ""
     moved: Pair[float | None] = UNMOVED
+    also: AuditNumbers | None = None
 
     @property
     def gain(self) -> float:
@@ -250,7 +252,8 @@ class AuditNumbers:
 
     def summary(self) -> AuditNumbers:
         """The same without the indicators, the single attacks and the curves."""
-        return replace(self, indicators=(), attacks=None, curves=None)
+        also = None if self.also is None else self.also.summary()
+        return replace(self, indicators=(), attacks=None, curves=None, also=also)
 
     def to_json(self) -> Json:
         """The fields by the names that they are stored under; what is not kept is left out."""
@@ -298,6 +301,7 @@ class AuditNumbers:
         if self.curves:
             before, after = self.curves
             said["curves"] = {"network": after.to_json(), "twin": before.to_json()}
+        said |= {"also": self.also.to_json()} if self.also else {}
         return said | ({"pedigree": self.pedigree.to_json()} if self.pedigree else {})
 
     def _origin(self) -> Json:
@@ -343,6 +347,7 @@ class AuditNumbers:
         said |= _read(stored, "pedigree", AuditPedigree.from_json)
         said |= _read(stored, "kernels", _of_both(str))
         said |= _read(stored, "fingerprints", Fingerprints.from_json)
+        said |= _read(stored, "also", AuditNumbers.from_json)
         return cls(**said)
 
 

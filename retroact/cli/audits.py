@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retroact.cli import options
-from retroact.cli.codes import FOUND, NOT_SETTLED
+from retroact.cli.codes import FOUND, NOT_SETTLED, worst
 from retroact.cli.console import note, print_json, print_rows, progress_bar, say
 from retroact.cli.named import executor_of, load, say_left_alone
 from retroact.spec import CallError
@@ -52,7 +52,7 @@ ThoroughOption = Annotated[
 RejectedOption = Annotated[
     str | None,
     typer.Option(
-        metavar="wrong|robust",
+        metavar="wrong|robust|both",
         help="what an example counts as that a network rejects (by one more class, or a flag)",
     ),
 ]
@@ -152,8 +152,10 @@ def audit(
     if evidence is not None:
         origins = _origins(net, weights, activation, sites, also, against, against_weights)
         _write_evidence(result, evidence, origins)
-    _print_audit(result.numbers())
-    raise typer.Exit(asked.answer(result.verdict))
+    every = [result] if result.also is None else [result, result.also]
+    for one in every:
+        _print_audit(one.numbers())
+    raise typer.Exit(worst([asked.answer(one.verdict) for one in every]))
 
 
 def selftest() -> None:

@@ -17,7 +17,7 @@ from retroact.cli.audits import (
     RejectedOption,
     ThoroughOption,
 )
-from retroact.cli.codes import FOUND, NOT_SETTLED
+from retroact.cli.codes import FOUND, NOT_SETTLED, worst
 from retroact.cli.console import note, print_rows, progress_bar, say
 from retroact.cli.named import load
 from retroact.spec import CallError
@@ -77,8 +77,10 @@ def check(
     if json is not None:
         text = dumps(result.to_json(), indent=2, allow_nan=False)
         note(f"wrote {write(text, json)}")
-    _print(result, f"{threat} on {data}", net)
-    raise typer.Exit(_answer(result) if require_stands else 0)
+    every = [result] if result.also is None else [result, result.also]
+    for one in every:
+        _print(one, f"{threat} on {data}", net)
+    raise typer.Exit(worst(map(_answer, every)) if require_stands else 0)
 
 
 def _print(result: Check, where: str, net: str) -> None:

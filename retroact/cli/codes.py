@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 FOUND = 1
 WRONG_CALL = 2
 COULD_NOT_RUN = 3
 NOT_SETTLED = 4
 STOPPED = 130  # what a shell expects of a program that Ctrl-C ended
+
+
+def worst(codes: Iterable[int]) -> int:
+    """The answer to several questions: what was found comes before what is not settled."""
+    asked = set(codes)
+    return FOUND if FOUND in asked else max(asked)
+
 
 EPILOG = """\b
 Exit codes:

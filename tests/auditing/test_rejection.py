@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import retroact as ra
 from retroact.attacks.square import Square
+from retroact.cli.codes import FOUND, NOT_SETTLED, worst
 from retroact.crafting.goals import PastRejection
 from retroact.evaluation.evaluate import decided
 from retroact.evaluation.proof import craft_on, leave_as_is
@@ -173,3 +174,43 @@ def test_no_evidence_is_kept_that_cannot_be_verified(tmp_path):
     )
     with pytest.raises(ValueError, match="not kept of networks that reject"):
         ra.write_evidence(made, tmp_path)
+
+
+def test_both_is_one_audit_after_the_other(tmp_path):
+    data, net = draw(40, 2), DETECTORS["noise as the last class"]()
+    how = {"battery": "quick", "baseline": tmp_path / "before.json"}
+    heard = []
+    both = ra.audit(
+        trained(3),
+        net,
+        data,
+        ra.Linf(EPS),
+        rejected="both",
+        **how,
+        progress=lambda done, all: heard.append(done / all),
+    )
+    for word, made in (("wrong", both), ("robust", both.also)):
+        one = ra.audit(trained(3), net, data, ra.Linf(EPS), rejected=word, **how)
+        assert made.verdict == one.verdict and made.rejection == one.rejection
+        assert made.before.verified.tolist() == one.before.verified.tolist()
+    assert heard == sorted(heard) and heard[-1] == 1
+    assert str(both.also) in str(both)
+    numbers = both.numbers()
+    assert numbers.also == both.also.numbers() and numbers.also.also is None
+    assert type(numbers).from_json(numbers.to_json()).also.verified == numbers.also.verified
+
+
+def test_a_check_of_both_holds_where_both_hold():
+    data, net = draw(40, 2), DETECTORS["noise as the last class"]()
+    robust = ra.check(net, data, ra.Linf(EPS), rejected="robust", battery="quick")
+    made = ra.check(
+        net, data, ra.Linf(EPS), 100 * robust.verified, rejected="both", battery="quick"
+    )
+    assert made.also.verified == robust.verified and made.also.statement != "TOO HIGH"
+    assert made.statement == "TOO HIGH" and made.to_json()["also"] == made.also.to_json()
+
+
+def test_of_two_answers_what_was_found_is_the_exit_code():
+    assert worst([0, 0]) == 0
+    assert worst([0, NOT_SETTLED]) == NOT_SETTLED
+    assert worst([NOT_SETTLED, FOUND]) == worst([FOUND, 0]) == FOUND
