@@ -158,7 +158,12 @@ def audit(
     raise typer.Exit(worst([asked.answer(one.verdict) for one in every]))
 
 
-def selftest() -> None:
+SelfWorkersOption = Annotated[
+    int | None, typer.Option(min=0, help="fakes at once, each in its process; 0: one per core")
+]
+
+
+def selftest(workers: SelfWorkersOption = None) -> None:
     """Audit fakes with known answers, on a network and data that come with the package."""
     from retroact.auditing.battery import QUICK
     from retroact.auditing.mechanisms.mechanism import Given
@@ -179,6 +184,7 @@ def selftest() -> None:
         pair = net, trained_anew("digits-cnn", seed=1)
         fakes = [Given(n, tuple(o for o in pair if o is not n), train, threat.eps) for n in pair]
         how: dict[str, Any] = {"robust": robust, "kappa": 0.5, "battery": QUICK, "fakes": fakes}
+        how |= {"executor": executor_of(None, workers)}
         checks = run(net, data("digits[:120]"), threat, progress=progress, **how)
     _tell(checks)
 

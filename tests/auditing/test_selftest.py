@@ -1,6 +1,7 @@
 """The audit's own test passes on the digits net, and fails for an audit that is blind, damns
 everything or nothing."""
 
+import pickle
 from dataclasses import replace
 from functools import cache
 
@@ -206,3 +207,15 @@ def test_a_crash_fails_and_a_refusal_passes_where_answers_depend_on_the_past(mon
         raise ValueError("it remembers")
 
     assert failed(run_fakes(monkeypatch, refuse)) == set(NAMES) - {"answers remembered"}
+
+
+def test_what_is_tried_in_another_process_says_the_same(tmp_path):
+    net = ra.load("digits-cnn")
+    fakes = (Given(net, (), ra.data("digits/train[:200]"), EPS.eps),)
+    trial = selftesting._Trial(net, data()[:20], EPS, SMALL, 0, tmp_path / "b.json", fakes)
+    names = [m.name for m in mechanisms(fast=True)]
+    fake = selftesting._Fake(names.index("off-grid images get constant logits"), 0)
+    here, there = trial(fake), pickle.loads(pickle.dumps(trial))(fake)
+    assert pickle.loads(pickle.dumps(here)).title == there.title == here.title
+    assert str(there) == str(here) and there.passed
+    assert there.audit.after.verified.tolist() == here.audit.after.verified.tolist()
