@@ -10,10 +10,11 @@ import pytest
 import retroact
 
 HOUSE = Path(retroact.__file__).parent
-EVERYONES = {"spec", "files", "doors", "ground"}
+EVERYONES = {"spec", "files", "parts", "doors", "ground"}
 MAY_IMPORT: dict[str, set[str]] = {
     "spec": set(),
     "files": set(),
+    "parts": set(),
     "doors": set(),
     "ground": set(),
     "nets": set(),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from retroact.cli.console import note
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
     from retroact.activations.activation import Activation
     from retroact.executors import Executor
     from retroact.experiments.cell import Cell, Model
+    from retroact.experiments.store import Store
     from retroact.nets.data import Images
 
 
@@ -51,6 +54,18 @@ def load(
     network = checkpoint.load(name, weights=file or None, shape=shape)
     _say_notes(network)
     return network
+
+
+@contextmanager
+def opened(path: Path | None) -> Iterator[Store | None]:
+    """The store in which a long run keeps its parts, where one is named."""
+    if path is None:
+        yield None
+        return
+    from retroact.experiments.store import Store
+
+    with Store(path, tell=note) as store:
+        yield store
 
 
 def model_of(

@@ -56,6 +56,18 @@ Dry = Annotated[
     bool, typer.Option("--dry-run", help="say what would run and what it would cost, and stop")
 ]
 
+Parts = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        envvar="RETROACT_STORE",
+        help="SQLite file for each attack as it is done: run again after a stop, it goes on there",
+    ),
+]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="start anew, whatever is there from an earlier run")
+]
+
 STORE = Path("retroact.sqlite")
 
 
@@ -71,6 +83,12 @@ def check_also(also: Sequence[str] | None, *activations: str | None) -> None:
             f"--also {also[0]} says what an activation replaces, and none is given; give one, or"
             " drop it"
         )
+
+
+def check_fresh(fresh: bool, kept: Path | None, word: str = "--store") -> None:
+    """Refuses --fresh where nothing is kept that could be started anew."""
+    if fresh and kept is None:
+        raise CallError(f"--fresh starts anew what {word} keeps, and none is given; drop one")
 
 
 def check_folder(path: Path | None, *, is_dir: bool = False) -> None:

@@ -30,6 +30,7 @@ from retroact.experiments.store_file import (
     warn,
 )
 from retroact.experiments.store_file import StoreError as StoreError
+from retroact.experiments.stored_parts import StoredParts
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +165,17 @@ class Store:
         found = list(self._each("facts"))
         for file, row in sorted(found, key=lambda pair: (pair[1].what, pair[1].key)):
             yield row.key, row.what, float(row.seconds), intact.numbers(file, row)
+
+    @property
+    def parts(self) -> StoredParts:
+        """The parts of long runs that are kept here, such as an audit's attacks.
+
+        Raises StoreError where none could be written.
+        """
+        self.check_writable()
+        if str(self.path) == ":memory:":
+            raise StoreError("parts of a run are to outlive it; give a store that is a file")
+        return StoredParts(self.path.absolute(), Store)
 
     def rows(self, glob: str = "*") -> list[Row]:
         """The finished cells whose key or print matches `glob`, oldest first."""
