@@ -32,6 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "retrofitting",
         "crafting",
         "attacks",
+        "checkpoint",
         "reading",
         "evaluation",
     },

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -306,11 +307,13 @@ def harden(
     seed: options.Seed = 0,
     out: HardenedOption = None,
     weights: options.Weights = "",
+    fresh: options.Fresh = False,
     as_json: options.Json = False,
 ) -> None:
     """Learn very little of a trained network, such as its activations' shifts, so that it is harder
-    to fool."""
+    to fool; with --out it goes on where it was stopped."""
     _check_file(out)
+    options.check_fresh(fresh, out, "--out")
     from retroact.nets.data import data as read
     from retroact.training.hardening import harden as run
 
@@ -321,10 +324,14 @@ def harden(
     images, kept = read(data), None if held is None else read(held)
     plain = load(net, weights, images)
     how: dict[str, Any] = {"keep": share, "held": kept, "also": also or (), "seed": seed}
+    folder = None if out is None else out.parent / "checkpoints" / out.stem
+    how |= {"checkpoint_dir": folder, "fresh": fresh}
     with progress_bar(f"harden {net}") as progress:
         hard = run(plain, images, threat, recipe, **how, progress=progress)
     say_left_alone(hard.net)
     _print_hardened(hard, out, with_curve=held is not None, as_json=as_json)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_file(path: Path | None) -> None:
