@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias
 
 from numpy.typing import NDArray
@@ -72,3 +72,36 @@ class Anew:
 def name_part(said: Any) -> str:
     """The key of what is said, as JSON has it: 16 hex digits of a SHA-256."""
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Filed:
+    """What is known of one run, in `parts`, under keys that begin with what the run depends on
+    (`about`; empty: nothing is filed)."""
+
+    parts: Parts = NOWHERE
+    about: str = ""
+
+    def named(self, about: str) -> Filed:
+        """The parts of the run that a text names; of none where it is empty."""
+        return replace(self, about=about and name_part([about]))
+
+    def of(self, *said: Any) -> Filed:
+        """The parts of a run within this one."""
+        return replace(self, about=self.about and self.name(*said))
+
+    def name(self, *said: Any) -> str:
+        """The key of what is said of this run."""
+        return name_part([self.about, *said])
+
+    def find(self, name: str) -> Arrays | None:
+        """What was filed under this key; None where nothing was."""
+        return self.parts.find(name) if self.about else None
+
+    def keep(self, name: str, what: str, arrays: Arrays) -> None:
+        """Files it, where anything is filed."""
+        if self.about:
+            self.parts.keep(name, what, arrays)
+
+
+UNFILED = Filed()

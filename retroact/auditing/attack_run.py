@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from retroact.auditing.filed import Filed, fingerprint
+from retroact.auditing.filed import fingerprint
 from retroact.auditing.numbers import AttackResult, Role
 from retroact.auditing.subjects import Climb
 from retroact.crafting.attack import Attack
@@ -22,7 +22,7 @@ from retroact.crafting.oracle import AccessError, Network
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples, decide, decided
 from retroact.evaluation.proof import Crafted, craft_on
-from retroact.parts import Arrays
+from retroact.parts import UNFILED, Arrays, Filed
 from retroact.spec import key, show
 
 _APART = 1_000_003  # seeds of fresh starts, out of the way of a user's own
@@ -40,7 +40,7 @@ class Conditions:
     seed: int = 0
     chunk: int | None = None
     past_rejection: bool = False
-    filed: Filed = Filed()  # noqa: RUF009  # frozen
+    filed: Filed = UNFILED
 
     @property
     def goal(self) -> Goal:

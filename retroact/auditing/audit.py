@@ -26,7 +26,7 @@ from retroact.auditing.baseline import StoredSide
 from retroact.auditing.battery import STAGES, VERSION, Battery, Named, battery_of
 from retroact.auditing.checks import NAMES, Witness, check, check_chance, is_random
 from retroact.auditing.doubts import Doubts, find_telling
-from retroact.auditing.filed import Filed, Looked, pack_looked, unpack_looked
+from retroact.auditing.filed import Looked, pack_looked, unpack_looked
 from retroact.auditing.indicators import FirstLook, indicators
 from retroact.auditing.numbers import (
     AuditNumbers,
@@ -53,7 +53,7 @@ from retroact.evaluation.surroundings import surroundings
 from retroact.executors import SERIAL, Executor, Here
 from retroact.ground import neutral
 from retroact.nets.data import Images
-from retroact.parts import HasParts
+from retroact.parts import Filed, HasParts
 from retroact.reading import (
     Data,
     Net,
@@ -417,7 +417,7 @@ class _Procedure:
 
     def _under(self, subject: Subject) -> Conditions:
         """The conditions, with what was filed of this subject."""
-        return replace(self.under, filed=self.under.filed.of(subject.about))
+        return replace(self.under, filed=self.under.filed.named(subject.about))
 
     def _recall_looked(self) -> Looked:
         """What is seen before the attacks, which is filed too."""

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +18,7 @@ from torch import Tensor
 
 from retroact.auditing.numbers import Curves, Pair, Reading
 from retroact.crafting.domain import domain_of
-from retroact.parts import NOWHERE, Arrays, PartError, Parts, name_part
+from retroact.parts import Arrays, Filed, PartError
 from retroact.reading import Examples
 
 OTHERWISE = 0.1
@@ -31,45 +29,20 @@ _FAR, _PARALLEL = 1e-2, 0.99
 Looked = tuple[tuple[Reading, ...], Pair[Curves]]
 
 
-@dataclass(frozen=True)
-class Filed:
-    """What is known of one network of an audit, in `parts`, under keys that begin with what it
-    depends on (`about`; empty: nothing is filed)."""
-
-    parts: Parts = NOWHERE
-    about: str = ""
-
-    def of(self, about: str) -> Filed:
-        """The same of another network."""
-        return replace(self, about=about and name_part([about]))
-
-    def name(self, *said: Any) -> str:
-        """The key of what is said of this network."""
-        return name_part([self.about, *said])
-
-    def find(self, name: str) -> Arrays | None:
-        """What was filed under this key; None where nothing was."""
-        return self.parts.find(name) if self.about else None
-
-    def keep(self, name: str, what: str, arrays: Arrays) -> None:
-        """Files it, where anything is filed."""
-        if self.about:
-            self.parts.keep(name, what, arrays)
-
-    def check(self, who: str, losses: Tensor, gradients: Tensor) -> None:
-        """PartError where the network that is called `who` had other losses (m,) or gradients
-        (m, …) at a few points when it was last asked."""
-        name, given = self.name("answers"), (losses.cpu(), gradients.cpu())
-        found = self.find(name)
-        if found is None:
-            arrays = dict(zip(("losses", "gradients"), (g.numpy() for g in given), strict=True))
-            return self.keep(name, f"{who}: answers at a few points", arrays)
-        losses, gradients = (torch.from_numpy(found[k].copy()) for k in ("losses", "gradients"))
-        if _differ(losses, gradients, *given):
-            raise PartError(
-                f"{who} computes otherwise than when its attacks were filed, with the same weights"
-                " and data: its code has changed; start anew with fresh=True, or --fresh"
-            )
+def check_answers(filed: Filed, who: str, losses: Tensor, gradients: Tensor) -> None:
+    """PartError where the network that is called `who` had other losses (m,) or gradients (m, …)
+    at a few points when it was last asked."""
+    name, given = filed.name("answers"), (losses.cpu(), gradients.cpu())
+    found = filed.find(name)
+    if found is None:
+        arrays = dict(zip(("losses", "gradients"), (g.numpy() for g in given), strict=True))
+        return filed.keep(name, f"{who}: answers at a few points", arrays)
+    losses, gradients = (torch.from_numpy(found[k].copy()) for k in ("losses", "gradients"))
+    if _differ(losses, gradients, *given):
+        raise PartError(
+            f"{who} computes otherwise than when its attacks were filed, with the same weights"
+            " and data: its code has changed; start anew with fresh=True, or --fresh"
+        )
 
 
 def _differ(losses: Tensor, gradients: Tensor, now: Tensor, uphill: Tensor) -> bool:

@@ -12,7 +12,7 @@ from torch import nn
 
 from retroact.auditing.attack_run import Conditions
 from retroact.auditing.battery import VERSION
-from retroact.auditing.filed import fingerprint
+from retroact.auditing.filed import check_answers, fingerprint
 from retroact.auditing.indicators import FirstLook
 from retroact.auditing.numbers import Fingerprints, Pair
 from retroact.auditing.subjects import Schedule, Subject
@@ -80,4 +80,4 @@ def check_same(subject: Subject, under: Conditions, who: str) -> None:
     around = threat.start(x, domain, index, under.seed)
     with drawing(0, device_of(subject.net.network)):  # some draw in their backward pass
         look = FirstLook(subject.net, around, y, index, threat, under.seed, domain)
-        under.filed.check(who, look.uphill.loss, look.uphill.gradient)
+        check_answers(under.filed, who, look.uphill.loss, look.uphill.gradient)

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from retroact.doors import check_device, checked
 from retroact.evaluation.record import Record
 from retroact.executors import SERIAL, Executor, Here, one_thread
 from retroact.experiments.cell import Cell, Model, alike, all_locked, run_together
+from retroact.experiments.part_files import PartFiles
 from retroact.experiments.store import Store
+from retroact.parts import NOWHERE, Parts, name_part
 from retroact.reading import Data, Said
 from retroact.spec import SpecError, key, parse, show, take
 
@@ -48,6 +51,7 @@ def sweep(
     keep: int = 0,
     chunk: int | None = None,
     device: str = "cpu",
+    fresh: bool = False,
     progress: Callable[[float, int], None] | None = None,
 ) -> list[Record]:
     """Runs what is missing, writes each cell as it is done, and returns all records in the order
@@ -55,18 +59,26 @@ def sweep(
 
     `executor` says where cells run, such as Processes(4); their records are the same anywhere.
     `progress` is called with (cells done, a fraction for those that run here, and cells in all).
-    Any stop, a kill among them, loses at most the cells that were running.
+    Any stop, a kill among them, loses at most the chunks that were running, or some seconds of
+    shorter ones: of cells that are not finished they lie in files beside the store. `fresh` runs
+    all cells anew.
     """
     (_, chunk, keep), executor = checked(0, chunk, keep), take(executor, Executor)
     check_device(device)
     planned = plan(cells, store, keep=keep)
+    planned = replace(planned, todo=tuple(planned.cells)) if fresh else planned
     if planned.todo:
         store.check_writable()
     watch = _Watch(progress, len(planned.cells) - len(planned.todo), len(planned.cells))
-    run = _Run(keep, chunk, device, Here(watch.look))
-    for group, records in executor(run, alike(planned.cells[k] for k in planned.todo)):
+    unfinished = _Unfinished.of(store)
+    run = _Run(keep, chunk, device, Here(watch.look), unfinished)
+    groups = alike(planned.cells[k] for k in planned.todo)
+    for group in groups if fresh else []:
+        unfinished.drop(group)
+    for group, records in executor(run, groups):
         for cell, record in zip(group, records, strict=True):
             store.put(key(cell), show(cell), cell.fields(), record)
+        unfinished.drop(group)
         watch.add(group)
     return [store.read(k, images=keep > 0) for k in planned.cells]
 
@@ -79,11 +91,39 @@ class _Run:
     chunk: int | None
     device: str
     look: Callable[..., None]
+    unfinished: _Unfinished
 
     def __call__(self, group: Sequence[Cell]) -> list[Record]:
         how: dict[str, Any] = {"keep": self.keep, "chunk": self.chunk, "device": self.device}
+        how |= {"parts": self.unfinished.parts(group)}
         with one_thread():
             return run_together(group, **how, progress=lambda *at: self.look(group, *at))
+
+
+@dataclass(frozen=True)
+class _Unfinished:
+    """Where the chunks of cells lie until these are finished; nowhere for a store in memory."""
+
+    folder: Path | None
+
+    @classmethod
+    def of(cls, store: Store) -> _Unfinished:
+        if str(store.path) == ":memory:":
+            return cls(None)
+        return cls(store.path.absolute().with_name(f"{store.path.name}.parts"))
+
+    def parts(self, group: Sequence[Cell]) -> Parts:
+        """Those of cells that run together."""
+        return NOWHERE if self.folder is None else PartFiles(self.folder / _name(group))
+
+    def drop(self, group: Sequence[Cell]) -> None:
+        """Removes those of cells that are finished, or begin anew."""
+        if self.folder is not None:
+            PartFiles(self.folder / _name(group)).drop()
+
+
+def _name(group: Sequence[Cell]) -> str:
+    return name_part([key(cell) for cell in group])
 
 
 class _Watch:

@@ -13,12 +13,11 @@ from retroact.attacks.momentum import Momentum
 from retroact.auditing import battery
 from retroact.auditing.attack_run import AttackRun, Conditions
 from retroact.auditing.battery import Battery
-from retroact.auditing.filed import Filed
 from retroact.auditing.subjects import Climb
 from retroact.crafting.annealed import Annealed
 from retroact.evaluation.proof import leave_as_is
 from retroact.experiments.store import StoreError
-from retroact.parts import PartError
+from retroact.parts import Filed, PartError
 
 EPS = ra.Linf(0.1)
 WHOLE = Battery(
