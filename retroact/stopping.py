@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from types import FrameType
 
 
 class NotWanted(BaseException):  # as KeyboardInterrupt: nothing that may be swallowed
@@ -57,28 +58,40 @@ def check_wanted() -> None:
         wanted.check()
 
 
+class _Hold:
+    """Whether Ctrl-C is held back, and how often it came; the main thread alone hears it."""
+
+    active, came = False, 0
+
+
 @contextmanager
-def uninterrupted() -> Iterator[Callable[[], bool]]:
+def uninterrupted() -> Iterator[None]:
     """Holds Ctrl-C back until the block ends, so that finished work is filed; a second one is not.
 
-    Gives a question: whether one is held back. Outside the main thread, which alone hears Ctrl-C,
-    there is nothing to hold back.
+    Outside the main thread, and within another such block, there is nothing more to hold back.
     """
     heard = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(heard):
-        yield lambda: False
+    outside = threading.current_thread() is not threading.main_thread()
+    if outside or _Hold.active or not callable(heard):
+        yield
         return
-    held: list[int] = []
 
-    def hold(number: int, frame: object) -> None:
-        held.append(number)
-        if len(held) > 1:
-            heard(number, None)
+    def hold(number: int, frame: FrameType | None) -> None:
+        _Hold.came += 1
+        if _Hold.came > 1:
+            heard(number, frame)
 
     signal.signal(signal.SIGINT, hold)
+    _Hold.active, _Hold.came = True, 0
     try:
-        yield lambda: bool(held)
+        yield
     finally:
         signal.signal(signal.SIGINT, heard)
-        if len(held) == 1:
-            heard(held[0], None)
+        waiting, _Hold.active, _Hold.came = _Hold.came == 1, False, 0
+        if waiting:
+            heard(signal.SIGINT, None)
+
+
+def is_interrupt_held() -> bool:
+    """Whether a Ctrl-C waits for the end of such a block, which should then be near."""
+    return _Hold.came > 0

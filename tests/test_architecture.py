@@ -10,14 +10,16 @@ import pytest
 import retroact
 
 HOUSE = Path(retroact.__file__).parent
-EVERYONES = {"spec", "files", "doors", "ground"}
+EVERYONES = {"spec", "files", "doors", "ground", "stopping"}
 MAY_IMPORT: dict[str, set[str]] = {
     "spec": set(),
     "files": set(),
     "doors": set(),
     "ground": set(),
+    "stopping": set(),
     "nets": set(),
-    "executors": {"nets"},
+    "workers": set(),
+    "executors": {"nets", "workers"},
     "activations": set(),
     "retrofitting": {"activations"},
     "crafting": set(),
@@ -85,7 +87,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
 }
 MAY_IMPORT["studies"] = MAY_IMPORT["demo"]
-MAY_IMPORT["cli"] = MAY_IMPORT["demo"] | {"demo", "studies"}
+MAY_IMPORT["cli"] = MAY_IMPORT["demo"] | {"demo", "studies", "workers"}
 FILES = sorted(p for p in HOUSE.rglob("*.py") if p != HOUSE / "__init__.py")
 
 
