@@ -5,9 +5,11 @@ import json
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -669,9 +671,9 @@ def test_control_c_says_how_to_go_on(tmp_path, workers):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     store = tmp_path / "retroact.sqlite"
-    for _ in range(600):
+    for _ in range(1200):
         time.sleep(0.1)
-        if store.exists() and store.stat().st_size > 60_000:
+        if store.exists() and _has_cells(store):
             break
     began = time.monotonic()
     os.kill(child.pid, signal.SIGINT)
@@ -683,6 +685,14 @@ def test_control_c_says_how_to_go_on(tmp_path, workers):
         f"{len(rows)} of 39 cells are in retroact.sqlite; the same command goes on with the rest"
     )
     assert f"stopped; {truth}" in err.replace("\n", " ")
+
+
+def _has_cells(store):
+    with closing(sqlite3.connect(f"{store.as_uri()}?mode=ro", uri=True)) as db:
+        try:
+            return db.execute("SELECT count(*) FROM cells").fetchone()[0] > 0
+        except sqlite3.OperationalError:  # it is just being made
+            return False
 
 
 @pytest.mark.parametrize("what", ["nets", "attacks", "activations", "threats", "goals", "data"])
