@@ -13,6 +13,7 @@ import typer
 from retroact.cli import options
 from retroact.cli.console import print_json, print_result, print_rows, progress_bar, say
 from retroact.cli.named import activation_of, executor_of, load, say_left_alone
+from retroact.cli.stopping import if_stopped
 from retroact.spec import CallError
 
 if TYPE_CHECKING:
@@ -54,7 +55,9 @@ def train(
         if name not in RECIPES:
             raise CallError(f"no recipe for {name!r}; expected one of: {', '.join(RECIPES)}")
         return print_result({"name": name, "recipe": RECIPES[name], "epochs": epochs}, as_json)
-    with progress_bar(f"train {name}") as progress:
+    how = "the same command" if resume else "the command without --no-resume"
+    truth = f"finished epochs are kept; {how} goes on after the last of them"
+    with progress_bar(f"train {name}") as progress, if_stopped(truth):
         page = run(
             name,
             epochs=epochs,

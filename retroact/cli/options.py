@@ -38,6 +38,9 @@ Weights = Annotated[
     ),
 ]
 Store = Annotated[Path, typer.Option(envvar="RETROACT_STORE", help="SQLite file of finished cells")]
+Wait = Annotated[
+    bool, typer.Option("--wait", help="wait for another process that is filling the store")
+]
 Keep = Annotated[int, typer.Option(min=0, help="keep the images of the first so many examples")]
 Seed = Annotated[int, typer.Option(help="fixes all noise")]
 Chunk = Annotated[

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -60,22 +60,37 @@ def measured_all(
     """The facts of several measurements, in order; what the store lacks is measured where the
     `executor` runs it.
 
-    Each is stored as it is done, so a stop loses those that were running.
+    Each is stored as it is done, so a stop loses those that were running. Raises StoreInUseError
+    where another process fills the store, or waits (Store(…, wait=True)).
     """
     names = [locked_key(what) for what in asked]
-    missing = {
-        name: what
-        for name, what in zip(names, asked, strict=True)
-        if store.read_facts(name) is None
-    }
-    if missing:
-        store.check_writable()
-    done = len(set(names)) - len(missing)
-    progress(done, done + len(missing))
+    by_name = dict(zip(names, asked, strict=True))
+    first = _missing(by_name, store)
+    if first:
+        with store.claimed():
+            _measure_missing(by_name, store, executor, progress)
+    else:
+        progress(len(by_name), len(by_name))
+    return [_read(store, name, name not in first) for name in names]
+
+
+def _missing(names: Iterable[str], store: Store) -> list[str]:
+    return [name for name in names if store.read_facts(name) is None]
+
+
+def _measure_missing(
+    by_name: Mapping[str, Measurement],
+    store: Store,
+    executor: Executor,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Measures what the store lacks by now, and stores it."""
+    missing = {name: by_name[name] for name in _missing(by_name, store)}
+    done = len(by_name) - len(missing)
+    progress(done, len(by_name))
     for i, ((name, what), made) in enumerate(executor(_measure, missing.items()), start=1):
         store.put_facts(name, show(what), *made)
-        progress(done + i, done + len(missing))
-    return [_read(store, name, name not in missing) for name in names]
+        progress(done + i, len(by_name))
 
 
 def _measure(named: tuple[str, Measurement]) -> tuple[dict[str, Any], float]:

@@ -10,13 +10,14 @@ from typing import Any
 
 from retroact.doors import check_device, checked
 from retroact.evaluation.record import Record
-from retroact.executors import SERIAL, Executor, Here, one_thread
+from retroact.executors import SERIAL, Executor, Here, LostTaskError, one_thread
 from retroact.experiments.cell import Cell, Model, alike, all_locked, run_together
 from retroact.experiments.part_files import PartFiles
 from retroact.experiments.store import Store
 from retroact.parts import NOWHERE, Parts, name_part
 from retroact.reading import Data, Said
 from retroact.spec import SpecError, key, parse, show, take
+from retroact.stopping import uninterrupted
 
 
 @dataclass(frozen=True)
@@ -26,11 +27,19 @@ class Plan:
     cells: dict[str, Cell]
     todo: tuple[str, ...]
 
+    def again(self, store: Store, keep: int) -> Plan:
+        """The same by what the store has now."""
+        return replace(self, todo=_missing(self.cells, store, keep))
+
 
 def plan(cells: Iterable[Cell | str], store: Store, *, keep: int = 0) -> Plan:
     """Locks the cells, drops doubles, and looks up which the store has (with `keep` images)."""
     locked = {key(cell): cell for cell in all_locked(_read(cell) for cell in cells)}
-    return Plan(locked, tuple(k for k in locked if not store.has(k, keep=keep)))
+    return Plan(locked, _missing(locked, store, keep))
+
+
+def _missing(cells: Iterable[str], store: Store, keep: int) -> tuple[str, ...]:
+    return tuple(k for k in cells if not store.has(k, keep=keep))
 
 
 def _read(said: Cell | str) -> Cell:
@@ -62,25 +71,63 @@ def sweep(
     Any stop, a kill among them, loses at most the chunks that were running, or some seconds of
     shorter ones: of cells that are not finished they lie in files beside the store. `fresh` runs
     all cells anew.
+    While another process fills the store, this raises StoreInUseError, or waits
+    (Store(…, wait=True)). A cell that ends each process that runs it is named by a RuntimeError
+    once all others are done.
     """
     (_, chunk, keep), executor = checked(0, chunk, keep), take(executor, Executor)
     check_device(device)
     planned = plan(cells, store, keep=keep)
     planned = replace(planned, todo=tuple(planned.cells)) if fresh else planned
     if planned.todo:
-        store.check_writable()
-    watch = _Watch(progress, len(planned.cells) - len(planned.todo), len(planned.cells))
-    unfinished = _Unfinished.of(store)
-    run = _Run(keep, chunk, device, Here(watch.look), unfinished)
+        run = _Run(keep, chunk, device, _Unfinished.of(store))
+        with store.claimed():
+            if not fresh:  # again, as another process may have filled it meanwhile
+                planned = planned.again(store, keep)
+            _run_missing(planned, store, executor, run, progress, fresh)
+    return [store.read(k, images=keep > 0) for k in planned.cells]
+
+
+def _run_missing(
+    planned: Plan,
+    store: Store,
+    executor: Executor,
+    run: _Run,
+    progress: Callable[[float, int], None] | None,
+    fresh: bool,
+) -> None:
+    """Runs what the plan has to do, and files it; a stop says how far it came."""
     groups = alike(planned.cells[k] for k in planned.todo)
     for group in groups if fresh else []:
-        unfinished.drop(group)
-    for group, records in executor(run, groups):
-        for cell, record in zip(group, records, strict=True):
-            store.put(key(cell), show(cell), cell.fields(), record)
-        unfinished.drop(group)
-        watch.add(group)
-    return [store.read(k, images=keep > 0) for k in planned.cells]
+        run.unfinished.drop(group)
+    watch = _Watch(progress, len(planned.cells) - len(planned.todo), len(planned.cells))
+    run = replace(run, look=Here(watch.look))
+    try:
+        for group, records in executor(run, groups):
+            with uninterrupted():
+                for cell, record in zip(group, records, strict=True):
+                    store.put(key(cell), show(cell), cell.fields(), record)
+                run.unfinished.drop(group)
+                watch.add(group)
+    except LostTaskError as e:
+        raise RuntimeError(_name_lost(e, store)) from None
+    except KeyboardInterrupt as stop:
+        stop.add_note(
+            f"{watch.done} of {len(planned.cells)} cells are in {store.path}; the same command goes"
+            " on with the rest"
+        )
+        raise
+
+
+def _name_lost(error: LostTaskError, store: Store) -> str:
+    """The cells that nobody could finish."""
+    lost = [cell for group in error.tasks for cell in group]  # type: ignore[attr-defined]
+    more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+    return (
+        f"{key(lost[0])} ({show(lost[0])[:200]}){more} ended each process that ran it"
+        f" ({error.why}); all others are in {store.path}; give it more memory, fewer workers or a"
+        " smaller chunk, and run the same command again"
+    )
 
 
 @dataclass(frozen=True)
@@ -90,8 +137,8 @@ class _Run:
     keep: int
     chunk: int | None
     device: str
-    look: Callable[..., None]
     unfinished: _Unfinished
+    look: Callable[..., None] = lambda *at: None
 
     def __call__(self, group: Sequence[Cell]) -> list[Record]:
         how: dict[str, Any] = {"keep": self.keep, "chunk": self.chunk, "device": self.device}
@@ -132,7 +179,7 @@ class _Watch:
     def __init__(
         self, progress: Callable[[float, int], None] | None, done: int, total: int
     ) -> None:
-        self._progress, self._done, self._total = progress, done, total
+        self._progress, self.done, self._total = progress, done, total
         self._parts: dict[Cell, float] = {}
 
     def look(self, group: Sequence[Cell], examples: int, of: int) -> None:
@@ -143,12 +190,12 @@ class _Watch:
     def add(self, group: Sequence[Cell]) -> None:
         """A group is done."""
         self._parts.pop(group[0], None)
-        self._done += len(group)
+        self.done += len(group)
         self._tell()
 
     def _tell(self) -> None:
         if self._progress is not None:
-            self._progress(self._done + sum(self._parts.values()), self._total)
+            self._progress(self.done + sum(self._parts.values()), self._total)
 
 
 def grid(

@@ -63,7 +63,9 @@ def study(
 
     A `quick` study uses a few hundred images, and leaves out networks that take hours on a CPU
     unless it is to measure the `large` ones too; the items `full` have all images and all networks.
-    Raises ValueError for an item that is not there, and for `full` and `large` where all are.
+    Raises ValueError for an item that is not there, and for `full` and `large` where all are,
+    StoreInUseError where something is to be measured and another process fills the store, unless
+    that was opened to wait.
     """
     _check(paper, only, quick, large, full)
     finished: list[Item] = []
@@ -72,13 +74,14 @@ def study(
     def within(part: float) -> None:
         progress(len(finished) + part, len(names))
 
-    for name in names:
-        small = quick and name not in full
-        how = {"quick": small, "large": large or not small}
-        where = take(executor, Executor)
-        desk = _set_up(paper, store, executor=where, progress=within, **how)
-        finished.append(_make(paper, name, desk))
-        within(0.0)
+    with store.claim_kept():  # from the first item on that measures something
+        for name in names:
+            small = quick and name not in full
+            how = {"quick": small, "large": large or not small}
+            where = take(executor, Executor)
+            desk = _set_up(paper, store, executor=where, progress=within, **how)
+            finished.append(_make(paper, name, desk))
+            within(0.0)
     source = f"{published(paper, 'source')}. {PUBLISHED}"
     notes = (_scale(quick, [item.title for item in finished if item.name in full]),)
     return Study(paper, PAPERS[paper], source, tuple(finished), claims(paper), notes)
