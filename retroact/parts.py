@@ -60,13 +60,17 @@ NOWHERE = Nowhere()
 class Anew:
     """Finds nothing that was kept before, and keeps what is made."""
 
-    parts: Parts
+    kept: Parts
+
+    @property
+    def parts(self) -> Parts:
+        return self
 
     def find(self, key: str) -> Arrays | None:
         return None
 
     def keep(self, key: str, what: str, arrays: Arrays) -> None:
-        self.parts.keep(key, what, arrays)
+        self.kept.keep(key, what, arrays)
 
 
 def name_part(said: Any) -> str:

@@ -78,6 +78,7 @@ def attack(
     device: options.Device = "cpu",
     store: options.Store = options.STORE,
     wait: options.Wait = False,
+    fresh: options.Fresh = False,
     keep: options.Keep = 0,
     weights: options.Weights = "",
     as_json: options.Json = False,
@@ -108,7 +109,7 @@ def attack(
         dtype=dtype,  # type: ignore[arg-type]
     )
     where = executor_of("Serial", None)
-    _Run(store, wait, where, keep, chunk, device, as_json, dry_run)([cell])
+    _Run(store, wait, fresh, where, keep, chunk, device, as_json, dry_run)([cell])
 
 
 def sweep(
@@ -128,6 +129,7 @@ def sweep(
     executor: options.Executor = None,
     store: options.Store = options.STORE,
     wait: options.Wait = False,
+    fresh: options.Fresh = False,
     keep: options.Keep = 0,
     as_json: options.Json = False,
     dry_run: options.Dry = False,
@@ -150,7 +152,7 @@ def sweep(
         also=also or (),
     )
     where = executor_of(executor, workers)
-    _Run(store, wait, where, keep, chunk, device, as_json, dry_run)(cells)
+    _Run(store, wait, fresh, where, keep, chunk, device, as_json, dry_run)(cells)
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,7 @@ class _Run:
 
     path: Path
     wait: bool
+    fresh: bool
     executor: Executor
     keep: int
     chunk: int | None
@@ -184,6 +187,7 @@ class _Run:
                     keep=self.keep,
                     chunk=self.chunk,
                     device=self.device,
+                    fresh=self.fresh,
                     progress=progress,
                 )
             keys = plan(cells, store).cells

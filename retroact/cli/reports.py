@@ -122,6 +122,7 @@ def study(
     out: OutOption = Path("studies"),
     store: options.Store = Path("retroact-studies.sqlite"),
     wait: options.Wait = False,
+    fresh: options.Fresh = False,
     facts: FactsOption = None,
     workers: options.Workers = None,
     executor: options.Executor = None,
@@ -134,6 +135,7 @@ def study(
 
     where = executor_of(executor, workers)
     how: dict[str, Any] = {"only": only or (), "quick": quick, "large": large, "full": full or ()}
+    how |= {"fresh": fresh}
     truth = f"what was measured is in {store}; the same command goes on with the rest"
     with Store(store, wait=wait, tell=note) as opened, if_stopped(truth):
         made = _make_study(paper, opened, facts, executor=where, **how)

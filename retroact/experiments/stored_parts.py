@@ -21,7 +21,7 @@ from safetensors.numpy import load, save
 
 from retroact.experiments import sealed
 from retroact.experiments.store_file import StoreError
-from retroact.parts import Arrays
+from retroact.parts import Arrays, Parts
 
 BEGINS = "part: "
 """How the prints of parts begin, which no spec's does."""
@@ -41,6 +41,10 @@ class StoredParts:
 
     path: Path
     reopen: Callable[[Path], AbstractContextManager[Facts]]
+
+    @property
+    def parts(self) -> Parts:
+        return self
 
     def find(self, key: str) -> Arrays | None:
         """Raises StoreError for a part that is damaged."""
