@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from retroact.cli.console import note
 from retroact.cli.options import cores
+from retroact.cli.stopping import NOTHING, if_stopped
 from retroact.spec import CallError
 
 if TYPE_CHECKING:
@@ -58,13 +59,16 @@ def load(
 
 @contextmanager
 def opened(path: Path | None) -> Iterator[Store | None]:
-    """The store in which a long run keeps its parts, where one is named."""
+    """The store in which a long run keeps its parts, where one is named; says what is kept where
+    it is stopped."""
     if path is None:
-        yield None
+        with if_stopped(f"{NOTHING}; with --store FILE each attack is kept as it is done"):
+            yield None
         return
     from retroact.experiments.store import Store
 
-    with Store(path, tell=note) as store:
+    truth = f"the attacks that were done are in {path}; the same command goes on with the rest"
+    with Store(path, tell=note) as store, if_stopped(truth):
         yield store
 
 

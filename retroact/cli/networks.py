@@ -13,7 +13,7 @@ import typer
 from retroact.cli import options
 from retroact.cli.console import print_json, print_result, print_rows, progress_bar, say
 from retroact.cli.named import activation_of, executor_of, load, say_left_alone
-from retroact.cli.stopping import if_stopped
+from retroact.cli.stopping import NOTHING, if_stopped
 from retroact.spec import CallError
 
 if TYPE_CHECKING:
@@ -329,7 +329,10 @@ def harden(
     how: dict[str, Any] = {"keep": share, "held": kept, "also": also or (), "seed": seed}
     folder = None if out is None else out.parent / "checkpoints" / out.stem
     how |= {"checkpoint_dir": folder, "fresh": fresh}
-    with progress_bar(f"harden {net}") as progress:
+    truth = NOTHING
+    if folder is not None:
+        truth = f"all but its last 10 steps are in {folder}; the same command goes on from there"
+    with if_stopped(truth), progress_bar(f"harden {net}") as progress:
         hard = run(plain, images, threat, recipe, **how, progress=progress)
     say_left_alone(hard.net)
     _print_hardened(hard, out, with_curve=held is not None, as_json=as_json)
