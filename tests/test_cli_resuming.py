@@ -39,7 +39,7 @@ def stop(monkeypatch):
 
 def test_an_audit_goes_on_where_it_was_interrupted(call, stop, tmp_path):
     ran, at = stop
-    words = ("audit", AUDIT[0], "SReLU(2.0)", *AUDIT[1:])
+    words = ("audit", AUDIT[0], "SReLU(2.0)", *AUDIT[1:], "--executor", "Serial()")
     _, whole, _ = call(*words)
     count = len(ran)
     ran.clear()

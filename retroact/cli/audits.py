@@ -122,6 +122,7 @@ def audit(
     evidence: EvidenceOption = None,
     baseline: BaselineOption = None,
     store: options.Parts = None,
+    wait: options.Wait = False,
     fresh: options.Fresh = False,
 ) -> None:
     """What a changed network is worth beside the one before: claimed, verified, and why they
@@ -148,7 +149,7 @@ def audit(
     how |= {"battery": "quick" if quick else "thorough" if thorough else None}
     how |= {"rejected": rejected} | ({} if claimed is None else {"claimed": claimed})
     where = executor_of(executor, workers, "Threads")
-    with opened(store) as parts:
+    with opened(store, wait) as parts:
         how |= {"executor": where, "store": parts, "fresh": fresh}
         result = _run(before, after, images, radius, **how)
     if baseline is not None:

@@ -54,6 +54,7 @@ def check(
     json: JsonOption = None,
     require_stands: RequireOption = False,
     store: options.Parts = None,
+    wait: options.Wait = False,
     fresh: options.Fresh = False,
 ) -> None:
     """Whether a reported robust accuracy stands, where there is no network before to compare
@@ -75,7 +76,7 @@ def check(
     how: dict[str, Any] = {"rejected": rejected, "draws": draws, "seed": seed}
     how |= {"battery": "quick" if quick else "thorough" if thorough else None}
     how |= {} if claimed is None else {"claimed": claimed}
-    with opened(store) as parts, progress_bar("check") as progress, one_thread():
+    with opened(store, wait) as parts, progress_bar("check") as progress, one_thread():
         how |= {"store": parts, "fresh": fresh}
         result = run(network, images, threat, reported, progress=progress, **how)
     if json is not None:

@@ -58,9 +58,9 @@ def load(
 
 
 @contextmanager
-def opened(path: Path | None) -> Iterator[Store | None]:
-    """The store in which a long run keeps its parts, where one is named; says what is kept where
-    it is stopped."""
+def opened(path: Path | None, wait: bool) -> Iterator[Store | None]:
+    """The store in which a long run keeps its parts, where one is named, for this process alone;
+    says what is kept where it is stopped."""
     if path is None:
         with if_stopped(f"{NOTHING}; with --store FILE each attack is kept as it is done"):
             yield None
@@ -68,7 +68,7 @@ def opened(path: Path | None) -> Iterator[Store | None]:
     from retroact.experiments.store import Store
 
     truth = f"the attacks that were done are in {path}; the same command goes on with the rest"
-    with Store(path, tell=note) as store, if_stopped(truth):
+    with Store(path, wait=wait, tell=note) as store, store.claimed(), if_stopped(truth):
         yield store
 
 
