@@ -37,9 +37,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    ra.audit(
-        *AUDIT, f"digits[:{args.n}]", "Linf(0.1)", battery="quick"
-    )  # all is loaded from here on
+    # all is loaded from here on, in every process that parts from this one
+    ra.audit(*AUDIT, f"digits[:{args.n}]", "Linf(0.1)", battery="quick")
     chance, twice, same = random.Random(args.seed), [], 0
     with tempfile.TemporaryDirectory() as folder:
         whole = run(Path(folder, "whole"), args.n)
