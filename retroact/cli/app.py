@@ -14,7 +14,17 @@ import typer
 from typer.core import TyperGroup
 
 from retroact import workers
-from retroact.cli import attacks, audits, checking, console, listing, networks, reports, stores
+from retroact.cli import (
+    attacks,
+    audits,
+    checking,
+    console,
+    listing,
+    networks,
+    reports,
+    stopping,
+    stores,
+)
 from retroact.cli.codes import COULD_NOT_RUN, EPILOG, STOPPED, WRONG_CALL
 from retroact.cli.named import import_own
 from retroact.cli.stopping import NOTHING, StoppedError, ended_by_two
@@ -128,6 +138,8 @@ def main() -> None:
     with ended_by_two(), warnings.catch_warnings():
         warnings.showwarning = partial(_show_warning, warnings.showwarning)
         code = _run()
+    if code == STOPPED:
+        stopping.leave()
     sys.exit(code if isinstance(code, int) else 0)
 
 

@@ -3,13 +3,15 @@ whatever it is doing."""
 
 from __future__ import annotations
 
+import atexit
 import os
 import signal
 import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import NoReturn
 
 from retroact.cli.codes import STOPPED
 
@@ -33,6 +35,15 @@ def if_stopped(truth: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt as stop:
         raise StoppedError(truth) from stop
+
+
+def leave() -> NoReturn:
+    """Ends a program that was stopped, without the seconds that taking torch apart can last."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # nobody may read any more
+            stream.flush()
+    os._exit(STOPPED)
 
 
 @contextmanager
