@@ -64,6 +64,7 @@ def run(
     page: Path,
     *,
     executor: Executor = SERIAL,
+    wait: bool = False,
     progress: Callable[[float, int], None] | None = None,
 ) -> tuple[list[Line], list[str], Path]:
     """Runs the demo on `name` (digits or mnist); returns the table's lines, what they say, and the
@@ -90,7 +91,7 @@ def run(
     cells = [
         cell for activation in (None, SReLU(100.0), jump) for cell in _cells(scene, activation)
     ]
-    with Store(store) as opened:
+    with Store(store, wait=wait) as opened:
         sweep(
             cells,
             opened,

@@ -11,13 +11,12 @@ seed and example, and its sums are added on as many threads here as there.
 from __future__ import annotations
 
 import importlib
-import multiprocessing
-import pickle
 import sys
+import time
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +29,9 @@ import torch
 from retroact.ground import Held
 from retroact.nets.data import Images, embed, embedded
 from retroact.spec import Count, homes, spec
+from retroact.stopping import Wanted
+from retroact.workers import LostTaskError as LostTaskError
+from retroact.workers import pack, run_beside
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -72,28 +74,52 @@ SERIAL = Serial()
 class Threads(Executor):
     """So many tasks at once in threads of this process: no start to pay, and nothing need travel.
 
-    The threads are daemons, so that an interrupt ends the program at once.
+    Once one has failed, or nobody asks for more, the others stop at the next call of a network. The
+    threads are daemons, so that an interrupt ends the program at once.
     """
 
     workers: Count = 2
 
     def __call__(self, work: Callable[[A], B], tasks: Iterable[A], /) -> Iterator[tuple[A, B]]:
-        waiting, done = deque(tasks), SimpleQueue[tuple[A, Future[B]]]()
-        count = len(waiting)
-        for _ in range(min(self.workers, count)):
-            Thread(target=_serve, args=(work, waiting, done), daemon=True).start()
+        waiting, done, wanted = deque(tasks), SimpleQueue[tuple[A, Future[B]]](), Wanted()
+        count, how = len(waiting), (work, waiting, done, wanted)
+        threads = [Thread(target=_serve, args=how, daemon=True) for _ in range(self.workers)][
+            :count
+        ]
+        for thread in threads:
+            thread.start()
+        patience: float | None = PATIENCE
         try:
             for _ in range(count):
                 task, outcome = done.get()
                 yield task, outcome.result()
+        except Exception:
+            patience = None  # they may use what is given back with the error, such as a network
+            raise
         finally:
             waiting.clear()
+            wanted.end()
+            _join(threads, patience)
+
+
+PATIENCE = 2.0
+"""Seconds that threads are waited for whose results nobody wants."""
+
+
+def _join(threads: Sequence[Thread], patience: float | None) -> None:
+    """Waits for threads, so many seconds at most for all of them."""
+    until = None if patience is None else time.monotonic() + patience
+    for thread in threads:
+        thread.join(None if until is None else max(0.0, until - time.monotonic()))
 
 
 def _serve(
-    work: Callable[[A], B], waiting: deque[A], done: SimpleQueue[tuple[A, Future[B]]]
+    work: Callable[[A], B],
+    waiting: deque[A],
+    done: SimpleQueue[tuple[A, Future[B]]],
+    wanted: Wanted,
 ) -> None:
-    """Does what is waiting until nothing is."""
+    """Does what is waiting until nothing is, or nobody wants it any more."""
     while True:
         try:
             task = waiting.popleft()
@@ -101,7 +127,8 @@ def _serve(
             return
         outcome: Future[B] = Future()
         try:
-            outcome.set_result(work(task))
+            with wanted.working():
+                outcome.set_result(work(task))
         except BaseException as error:
             outcome.set_exception(error)
         done.put((task, outcome))
@@ -111,7 +138,9 @@ def _serve(
 class Processes(Executor):
     """So many tasks at once in processes beside this one; work and tasks travel there by pickle.
 
-    A single task runs here. Raises TypeError for what cannot travel.
+    A single task runs here. The processes end with this one, however it ends. The task of one that
+    is killed is done again by another. Raises TypeError for what cannot travel, LostTaskError for
+    tasks that end two processes each, once all others are done.
     """
 
     workers: Count = 2
@@ -121,27 +150,8 @@ class Processes(Executor):
         if self.workers < 2 or len(waiting) < 2:
             yield from SERIAL(work, waiting)
             return
-        _check_travels(work, waiting[0])
-        pool = ProcessPoolExecutor(
-            min(self.workers, len(waiting)),
-            multiprocessing.get_context("spawn"),  # fork and torch's threads do not go together
-            initializer=partial(_arrive, luggage()),
-        )
-        try:
-            running = {pool.submit(_work_there, work, task): task for task in waiting}
-            for future in as_completed(running):
-                yield running[future], future.result()
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _check_travels(*things: object) -> None:
-    try:
-        pickle.dumps(things)
-    except (TypeError, AttributeError, pickle.PicklingError) as e:
-        raise TypeError(
-            f"this work cannot be sent to another process ({e}); give Threads(2) or Serial()"
-        ) from e
+        pack((work, waiting[0]))  # what cannot travel is refused before a process begins
+        yield from run_beside(min(self.workers, len(waiting)), luggage(), work, waiting)
 
 
 @dataclass(frozen=True)
@@ -172,23 +182,6 @@ def luggage() -> Luggage:
 def _can_be_found(module: str) -> bool:
     package = module.split(".")[0]
     return any(finder.find_spec(package, None) is not None for finder in sys.meta_path)
-
-
-_REFUSALS: list[Exception] = []  # what this process could not import when it began
-
-
-def _arrive(things: Luggage) -> None:
-    """An error here would break the pool without a word, so it waits for the first task."""
-    try:
-        things()
-    except Exception as error:
-        _REFUSALS.append(error)
-
-
-def _work_there(work: Callable[[A], B], task: A) -> B:
-    if _REFUSALS:
-        raise _REFUSALS[0]
-    return work(task)
 
 
 def in_order(

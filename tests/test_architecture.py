@@ -10,14 +10,17 @@ import pytest
 import retroact
 
 HOUSE = Path(retroact.__file__).parent
-EVERYONES = {"spec", "files", "doors", "ground"}
+EVERYONES = {"spec", "files", "parts", "doors", "ground", "stopping"}
 MAY_IMPORT: dict[str, set[str]] = {
     "spec": set(),
     "files": set(),
+    "parts": set(),
     "doors": set(),
     "ground": set(),
+    "stopping": set(),
     "nets": set(),
-    "executors": {"nets"},
+    "workers": set(),
+    "executors": {"nets", "workers"},
     "activations": set(),
     "retrofitting": {"activations"},
     "crafting": set(),
@@ -31,6 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "retrofitting",
         "crafting",
         "attacks",
+        "checkpoint",
         "reading",
         "evaluation",
     },
@@ -85,7 +89,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
 }
 MAY_IMPORT["studies"] = MAY_IMPORT["demo"]
-MAY_IMPORT["cli"] = MAY_IMPORT["demo"] | {"demo", "studies"}
+MAY_IMPORT["cli"] = MAY_IMPORT["demo"] | {"demo", "studies", "workers"}
 FILES = sorted(p for p in HOUSE.rglob("*.py") if p != HOUSE / "__init__.py")
 
 

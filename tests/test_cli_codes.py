@@ -2,6 +2,9 @@
 
 import itertools
 import re
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import get_args
 
@@ -11,6 +14,7 @@ import typer
 from retroact.auditing.verdict import Counts, Effect, Verdict
 from retroact.cli import audits, codes
 from retroact.cli.app import app
+from retroact.experiments.store import Store
 
 QUESTION = ("--threat", "Linf(0.1)", "--data", "digits[:60]", "--quick")
 AUDIT = ("audit", "digits-cnn", "SReLU(100)", *QUESTION)
@@ -140,6 +144,10 @@ def test_whatever_ends_a_command_is_told_by_its_code(call, monkeypatch):
         code, _, err = end(left)
         assert code == 3 and "ended the program" in err
     assert end(KeyboardInterrupt())[0] == 130 == end(typer.Abort())[0]
+    assert (
+        "stopped; nothing of it is kept: the same command begins anew"
+        in end(KeyboardInterrupt())[2]
+    )
     monkeypatch.setenv("RETROACT_DEBUG", "1")
     code, _, err = end(ValueError("v"))
     assert code == 3 and "Traceback" in err and "error: v" in err
@@ -191,3 +199,77 @@ CHECK = ("check", "digits-cnn", *QUESTION)
 def test_what_check_says_and_answers(call, more, code, said):
     exit_code, out, err = call(*CHECK, *more)
     assert exit_code == code and said in " ".join((out + err).split())
+
+
+SWEEP = ("--net", "digits-cnn", "--data", "digits[:8]", "--threat", "Linf(0.1)", "--attack", "FGSM")
+
+
+@pytest.mark.parametrize(
+    ("words", "target", "truth"),
+    [
+        (("sweep", *SWEEP, "--workers", "1"), "experiments.sweep.run_together", "0 of 1 cells are"),
+        (("study", "srelu", "--quick"), "studies.study._make", "what was measured is in"),
+        (
+            ("demo",),
+            "demo.tune",
+            "finished cells are in retroact-demo.sqlite; the same command goes",
+        ),
+        (
+            ("train", "digits-cnn"),
+            "training.train.fit",
+            "finished epochs are kept; the same command",
+        ),
+        (
+            ("store", "prune", "--images"),
+            "experiments.merging.prune",
+            "it was done wholly or not at all",
+        ),
+    ],
+    ids=lambda words: words[0] if isinstance(words, tuple) else "",
+)
+def test_a_stop_says_what_is_true_of_this_command(call, monkeypatch, words, target, truth):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(f"retroact.{target}", stopped)
+    code, _, err = call(*words)
+    assert code == 130 and f"stopped; {truth}" in err
+
+
+def test_a_store_in_use_could_not_be_filled(call, tmp_path):
+    with Store(tmp_path / "retroact.sqlite") as store, store.claimed():
+        code, _, err = call("sweep", *SWEEP, "--workers", "1")
+    assert code == 3 and "is being filled by process" in err and "--wait" in err
+    assert call("sweep", *SWEEP, "--workers", "1")[0] == 0
+
+
+STUCK = """
+import ctypes, sys
+from retroact import cli
+from retroact.experiments import care
+def stuck(path):
+    print("stuck", flush=True)
+    lock = ctypes.create_string_buffer(64)
+    ctypes.CDLL(None).pthread_mutex_lock(lock)
+    ctypes.CDLL(None).pthread_mutex_lock(lock)  # which no signal ends
+care.check = stuck
+sys.argv = ["retroact", "store", "check"]
+cli.main()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="deadlocks on glibc's own mutex")
+def test_a_second_control_c_ends_a_program_that_is_stuck_in_native_code():
+    child = subprocess.Popen(
+        [sys.executable, "-c", STUCK],
+        stdout=subprocess.PIPE,
+        text=True,
+        # a shell starts its background jobs deaf to Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert child.stdout.readline() == "stuck\n"
+    child.send_signal(signal.SIGINT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        child.wait(0.3)
+    child.send_signal(signal.SIGINT)
+    assert child.wait(10) == 130

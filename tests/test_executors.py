@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import threading
 import time
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from retroact.executors import (
 )
 from retroact.experiments.tuning import tune
 from retroact.spec import SpecError, known, parse, spec
+from retroact.stopping import NotWanted, Wanted, check_wanted, is_interrupt_held, uninterrupted
 
 PROCESSES = pytest.param(Processes(2), marks=pytest.mark.slow)
 each = pytest.mark.parametrize("executor", [Serial(), Threads(2), Threads(3), PROCESSES], ids=str)
@@ -118,6 +120,66 @@ def test_nothing_new_begins_once_nobody_asks_for_more():
     go.set()
     time.sleep(0.1)
     assert begun == [0, 1, 2]
+
+
+def test_a_task_that_fails_stops_the_others_at_their_next_step():
+    net, steps, ended = ra.load("digits-cnn"), [], threading.Event()
+    images, both = ra.data("digits[:8]"), threading.Barrier(2)
+
+    def counted(x):
+        steps.append(len(x))
+        if len(steps) == 3:
+            both.wait(5)  # now the other fails
+        return net(x)
+
+    def work(task):
+        if task:
+            both.wait(5)
+            raise ArithmeticError("one of two")
+        try:
+            ra.craft(ra.PGD(steps=10**6), counted, *vars_of(images), ra.Linf(0.001))
+        finally:
+            ended.set()
+
+    with pytest.raises(ArithmeticError, match="one of two"):
+        list(Threads(2)(work, [0, 1]))
+    assert ended.is_set() and len(steps) < 10**5
+
+
+def vars_of(images):
+    return images.images, images.labels, images.index
+
+
+def test_work_within_work_stops_with_either():
+    outer = Wanted()
+    with outer.working():
+        inner = Wanted()
+        with inner.working():
+            check_wanted()
+            outer.end()
+            with pytest.raises(NotWanted):
+                check_wanted()
+    check_wanted()
+
+
+def interrupt(done, times):
+    """Is interrupted so often within a block and one around it."""
+    with uninterrupted():
+        with uninterrupted():
+            for _ in range(times):
+                signal.raise_signal(signal.SIGINT)
+            done.append("inner")
+        assert is_interrupt_held()
+        done.append("outer")
+
+
+@pytest.mark.parametrize(("times", "ends"), [(1, ["inner", "outer"]), (2, [])])
+def test_an_interrupt_waits_for_the_end_of_a_block_and_a_second_does_not(times, ends):
+    done = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupt(done, times)
+    assert done == ends and not is_interrupt_held()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_what_cannot_travel_is_refused_with_a_cure():

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from retroact.auditing.filed import fingerprint
 from retroact.auditing.numbers import AttackResult, Role
 from retroact.auditing.subjects import Climb
 from retroact.crafting.attack import Attack
@@ -21,7 +22,8 @@ from retroact.crafting.oracle import AccessError, Network
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples, decide, decided
 from retroact.evaluation.proof import Crafted, craft_on
-from retroact.spec import show
+from retroact.parts import UNFILED, Arrays, Filed
+from retroact.spec import key, show
 
 _APART = 1_000_003  # seeds of fresh starts, out of the way of a user's own
 
@@ -29,7 +31,8 @@ _APART = 1_000_003  # seeds of fresh starts, out of the way of a user's own
 @dataclass(frozen=True)
 class Conditions:
     """What both networks of an audit are attacked under; `past_rejection`: only a class of so many
-    breaks an example, not the last, "rejected", which is none of them."""
+    breaks an example, not the last, "rejected", which is none of them. What was `filed` is not run
+    again."""
 
     data: Examples
     threat: ThreatModel
@@ -37,6 +40,7 @@ class Conditions:
     seed: int = 0
     chunk: int | None = None
     past_rejection: bool = False
+    filed: Filed = UNFILED
 
     @property
     def goal(self) -> Goal:
@@ -169,11 +173,31 @@ class AttackRun:
         fresh: int = 0,
     ) -> Attempt:
         """What the attack would break, nothing where there is no gradient to follow; nothing is
-        filed yet."""
-        rows, began = torch.from_numpy(np.flatnonzero(self.robust)[:among]), time.perf_counter()
+        counted yet."""
+        rows = torch.from_numpy(np.flatnonzero(self.robust)[:among])
         result = AttackResult(title, show(attack), role, len(rows), 0, 0, 0, 0, 0.0, climb.kernel)
         if not len(rows):
             return Attempt(result, rows, rows, None)
+        filed = self._under.filed
+        name = self._name(result, attack, rows, fresh) if filed.about else ""
+        found = filed.find(name)
+        if found is not None:
+            return _recall(found, result, rows, climb)
+        made = self._make(result, attack, climb, rows, fresh)
+        if made.x_adv is not None:
+            filed.keep(name, f"{title} on {self._under.data.name}", _pack(made, rows, climb))
+        return made
+
+    def _name(self, asked: AttackResult, attack: Attack, rows: Tensor, fresh: int) -> str:
+        """The key of an attack on some rows: all that its outcome depends on beside the network."""
+        under, what = self._under, (asked.title, asked.attack, key(attack), asked.kernel, fresh)
+        how = show(under.threat), under.seed, under.chunk, under.classes, under.past_rejection
+        return under.filed.name(*what, *how, fingerprint(under.data, rows))
+
+    def _make(
+        self, result: AttackResult, attack: Attack, climb: Climb, rows: Tensor, fresh: int
+    ) -> Attempt:
+        began = time.perf_counter()
         try:
             crafted = self._craft(attack, climb, rows, fresh)
         except AccessError:
@@ -199,7 +223,7 @@ class AttackRun:
     def _craft(self, attack: Attack, climb: Climb, rows: Tensor, fresh: int) -> Crafted:
         data, under = self._under.data, self._under
         how: dict[str, Any] = {
-            "source": climb.source,
+            "source": climb.guide(),
             "domain": domain_of(data),
             "seed": under.seed + _APART * fresh,
             "chunk": under.chunk,
@@ -243,3 +267,30 @@ class AttackRun:
         robust, broken_by = self.robust.copy(), self.broken_by.copy()
         facts = self.clean, claimed, robust, broken_by
         return Side(*facts, tuple(self.attacks), examples, kernel, self._under.data)
+
+
+_COUNTED = ("broken", "gradients", "zero_gradients", "queries", "nonfinite")
+
+
+def _pack(attempt: Attempt, rows: Tensor, climb: Climb) -> Arrays:
+    """An attempt on these rows as arrays."""
+    assert attempt.x_adv is not None
+    at = torch.searchsorted(rows, attempt.rows)  # among those that were asked
+    counts = [getattr(attempt.result, name) for name in _COUNTED]
+    return {
+        "at": at.numpy(),
+        "decided": attempt.decided.numpy(),
+        "x_adv": attempt.x_adv.numpy(),
+        "counts": np.array([*counts, *climb.turns], dtype=np.int64),
+        "seconds": np.array([attempt.result.seconds]),
+    }
+
+
+def _recall(found: Arrays, asked: AttackResult, rows: Tensor, climb: Climb) -> Attempt:
+    """The attempt that `_pack` was given; what was climbed is left as it left it."""
+    *counts, on, source = (int(n) for n in found["counts"])
+    climb.take_turns(on, source)
+    told: dict[str, Any] = dict(zip(_COUNTED, counts, strict=True))
+    result = replace(asked, **told, seconds=float(found["seconds"][0]))
+    at, decided, x_adv = (torch.from_numpy(found[k].copy()) for k in ("at", "decided", "x_adv"))
+    return Attempt(result, rows[at], decided, x_adv)

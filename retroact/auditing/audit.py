@@ -26,6 +26,7 @@ from retroact.auditing.baseline import StoredSide
 from retroact.auditing.battery import STAGES, VERSION, Battery, Named, battery_of
 from retroact.auditing.checks import NAMES, Witness, check, check_chance, is_random
 from retroact.auditing.doubts import Doubts, find_telling
+from retroact.auditing.filed import Looked, pack_looked, unpack_looked
 from retroact.auditing.indicators import FirstLook, indicators
 from retroact.auditing.numbers import (
     AuditNumbers,
@@ -35,6 +36,7 @@ from retroact.auditing.numbers import (
     Pair,
     Reading,
 )
+from retroact.auditing.resuming import check_same, name_sides, parts_of
 from retroact.auditing.subjects import KERNELS, Schedule, Subject, prepare
 from retroact.auditing.verdict import MARGIN, Counts, Verdict, count, judge
 from retroact.checkpoint import digest
@@ -51,6 +53,7 @@ from retroact.evaluation.surroundings import surroundings
 from retroact.executors import SERIAL, Executor, Here
 from retroact.ground import neutral
 from retroact.nets.data import Images
+from retroact.parts import Filed, HasParts
 from retroact.reading import (
     Counting,
     Data,
@@ -191,6 +194,8 @@ def audit(
     seed: int = 0,
     chunk: int | None = None,
     baseline: str | Path | None = None,
+    store: HasParts | None = None,
+    fresh: bool = False,
     executor: Said[Executor] = SERIAL,
     progress: Callable[[int, int], None] | None = None,
 ) -> Audit:
@@ -207,8 +212,10 @@ def audit(
     `battery` "quick" runs the decisive attacks only, "thorough" begins anew until nothing more is
     broken. `draws` averages randomised networks over so many (0: as many as it takes).
     `margin` is the accuracy difference that matters. A `baseline` is a file in which the side of
-    `before` is looked up, and stored where it is not there yet. The `executor` attacks the two,
-    Threads(2) both at once, with the same outcome.
+    `before` is looked up, and stored where it is not there yet. Each attack's outcome is filed in
+    the `store`, where one is given, so that the same audit goes on after a stop, with the same
+    bits; `fresh` starts it anew. The `executor` attacks the two, Threads(2) both at once, with the
+    same outcome.
 
     Raises ValueError for networks that do not fit each other or the data, decide at chance, that
     remember what they were asked, or decide otherwise in another batch, for a threat without
@@ -217,15 +224,16 @@ def audit(
     if rejected == "both":
         how: dict[str, Any] = {"claimed": claimed, "surrogate": surrogate, "battery": battery}
         how |= {"kernels": kernels, "draws": draws, "margin": margin, "seed": seed, "chunk": chunk}
-        how |= {"baseline": baseline, "executor": executor}
+        how |= {"baseline": baseline, "store": store, "fresh": fresh, "executor": executor}
         return _ask_both(partial(audit, before, after, data, threat, **how), progress)
     spent, (nets, images) = battery_of(battery), _read(before, after, data, rejected)
     radius, attack = as_threat(threat), as_attack(claimed)
     own = None if surrogate is None else as_network(surrogate)
     (seed, chunk, _), draws = checked(seed, chunk), whole(draws, "draws")
     where, prints = take(executor, Executor), _fingerprint(images, nets)
+    parts = parts_of(store, fresh, (*nets, own))
 
-    fresh = Pair(*map(copy_of, nets))  # before anybody asks them anything
+    untouched = Pair(*map(copy_of, nets))  # before anybody asks them anything
     drawn = [is_random(n, images, radius, w, seed) for n, w in zip(nets, NAMES, strict=True)]
 
     def run(draws: int) -> Audit:
@@ -240,7 +248,7 @@ def audit(
         stages = Here(_Stages(progress, sides * STAGES + 2))
         witnesses = [
             Witness(net, copy, images, radius, name, seed)
-            for net, copy, name, random in zip(nets, fresh, NAMES, drawn, strict=True)
+            for net, copy, name, random in zip(nets, untouched, NAMES, drawn, strict=True)
             if not random
         ]
         classes, past = check(asked, images, radius), rejected == "robust"
@@ -250,6 +258,10 @@ def audit(
         averaged = draws if drawn[0] else 0
         about: dict[str, Any] = {"draws": averaged, "kernels": kernels, "counted": rejected}
         stored = StoredSide.of(baseline, prints, under, attack, spent, **about)
+        if store is not None:
+            under = replace(under, filed=Filed(parts))
+            over = [draws if r else 0 for r in drawn]
+            subjects = name_sides(subjects, under, prints, own, over, given)
         how = asked, subjects, under, spent, attack, where, stages, stored
         procedure = _Procedure(*how, partial(_ask_again, witnesses))
         outcome = procedure.run(margin, prints)
@@ -353,7 +365,7 @@ class _Procedure:
 
     def run(self, margin: float, fingerprints: Fingerprints) -> Audit:
         """All of them, in order."""
-        readings, curves = self._look()
+        readings, curves = self._recall_looked()
         alarmed = Pair(*(_alarm(s, readings, i) for i, s in enumerate(self.subjects)))
         self.stages()
         with evaluating(*self.nets):  # here, so that neither side switches the other's network back
@@ -365,7 +377,8 @@ class _Procedure:
                 sides = self.baseline.attack(*how)
         if not self.battery.queries and self._asks_controls(alarmed.after, sides):
             self.ask_again()  # one that remembers by now is not asked thousands of times more
-            after = self.battery.add_controls(sides.after, alarmed.after, self.under)
+            under = self._under(alarmed.after)
+            after = self.battery.add_controls(sides.after, alarmed.after, under)
             sides = Pair(sides.before, after)
         verdict = self._judge(alarmed, sides, readings, margin)
         self.stages()
@@ -403,7 +416,7 @@ class _Procedure:
         overturn it."""
         counts, alarms = _count(sides), [r.mechanism for r in readings if r.fired]
         before, after = (
-            Doubts(s, side, self.under, self.battery)
+            Doubts(s, side, self._under(s), self.battery)
             for s, side in zip(subjects, sides, strict=True)
         )
         judged = partial(judge, counts, alarms, margin=margin, first_look=not self.battery.queries)
@@ -424,7 +437,24 @@ class _Procedure:
         """Whether the network is audited against itself, so that one side says all."""
         return self.nets.before is self.nets.after
 
-    def _look(self) -> tuple[tuple[Reading, ...], Pair[Curves]]:
+    def _under(self, subject: Subject) -> Conditions:
+        """The conditions, with what was filed of this subject."""
+        return replace(self.under, filed=self.under.filed.named(subject.about))
+
+    def _recall_looked(self) -> Looked:
+        """What is seen before the attacks, which is filed too."""
+        filed = self._under(self.subjects.after).filed
+        for subject, name in zip(self.subjects, NAMES, strict=True):
+            check_same(subject, self._under(subject), name)
+        name = filed.name("readings", self.battery.points)
+        found = filed.find(name)
+        if found is not None:
+            return unpack_looked(found)
+        looked = self._look()
+        filed.keep(name, f"readings on {self.under.data.name}", pack_looked(looked))
+        return looked
+
+    def _look(self) -> Looked:
         """The readings on the first points that both networks decide rightly, and the curves behind
         them for a picture."""
         data, domain = self.under.data, domain_of(self.under.data)
@@ -441,7 +471,8 @@ class _Procedure:
         return readings, Pair(before.curves(), after.curves())
 
     def _attack(self, subject: Subject) -> Side:
-        return self.battery(subject, self.under, self.claimed, progress=self.stages)
+        under = self._under(subject)
+        return self.battery(subject, under, self.claimed, progress=self.stages)
 
     def _describe(self, sides: Pair[Side]) -> AuditPedigree:
         where = surroundings(self.subjects.before.net.network)

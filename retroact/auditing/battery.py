@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache, partial
 from typing import Annotated, Literal
 
 from retroact.attacks.apgd import APGD
@@ -162,8 +163,8 @@ class Battery:
             return
         data, net = under.data, subject.net.network
         points = data.images, data.index, under.threat, domain_of(data)
-        student = train_student(net, subject.other.network, *points, under.seed)
-        climb = Climb(subject.net, leave_as_is(student))
+        teach = partial(train_student, net, subject.other.network, *points, under.seed)
+        climb = Climb(subject.net, make=cache(lambda: leave_as_is(teach())))
         for attack in (self.untargeted(), self.targeted(under.classes)):
             title = f"{type(attack).__name__} along a student"
             run.attack(title, "white box", attack, climb, asked_by=asked)

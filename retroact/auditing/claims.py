@@ -18,6 +18,7 @@ from retroact.auditing.battery import Battery, Named, battery_of
 from retroact.crafting.attack import Attack
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.metrics import wilson
+from retroact.parts import HasParts
 from retroact.reading import Counting, Data, Net, Said, as_network
 from retroact.spec import CallError, show
 
@@ -140,6 +141,8 @@ def check(
     draws: int = 0,
     seed: int = 0,
     chunk: int | None = None,
+    store: HasParts | None = None,
+    fresh: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Check:
     """Whether a `reported` robust accuracy of one network, in per cent as papers print it, is true.
@@ -147,7 +150,8 @@ def check(
         ra.check("lenet-mnist", "mnist[:200]", "Linf(0.1)", reported=53.1)
 
     The battery, the alarms and the refusals are those of `audit`, but that controls and doubling
-    are run with any battery, as no claim stands without them. Raises as `audit` does, and CallError
+    are run with any battery, as no claim stands without them; so is what `store` and `fresh` mean.
+    Raises as `audit` does, and CallError
     for a number that is no percentage.
     """
     if reported is not None and not 1 < reported <= 100:
@@ -163,6 +167,8 @@ def check(
         "draws": draws,
         "seed": seed,
         "chunk": chunk,
+        "store": store,
+        "fresh": fresh,
     }
     outcome = audit(one, one, data, threat, surrogate=surrogate, progress=progress, **how)
     return Check(None if reported is None else reported / 100, outcome)

@@ -61,11 +61,34 @@ _MANY = 1000  # what an audit asks of an image: always more than a proof costs
 @dataclass(frozen=True)
 class Climb:
     """What an attack runs `on`, whose gradients it takes where those are another network's
-    (`source`), and the name of the kernel that they go through, if one."""
+    (`source`, or what `make` gives, once it is needed), and the name of the kernel that they go
+    through, if one."""
 
     on: Proved
     source: Proved | None = None
     kernel: str = ""
+    make: Callable[[], Proved] | None = None
+
+    def guide(self) -> Proved | None:
+        """Whose gradients are taken; None: those of what it runs on."""
+        return self.source if self.make is None else self.make()
+
+    @property
+    def turns(self) -> tuple[int, int]:
+        """Whose turn it is among the forms of either network, which one attack leaves to the
+        next."""
+        on, source = (0 if n is None else getattr(n.lean, "turn", 0) for n in self._two)
+        return on, source
+
+    def take_turns(self, on: int, source: int) -> None:
+        """Leaves both as an attack has that was not run again."""
+        for net, turn in zip(self._two, (on, source), strict=True):
+            if net is not None and isinstance(net.lean, Annealed):
+                net.lean.turn = turn
+
+    @property
+    def _two(self) -> tuple[Proved, Proved | None]:
+        return self.on, self.source
 
 
 @dataclass(frozen=True)
@@ -88,7 +111,7 @@ class Subject:
     traced) and `derived` the sources that are made of it, for a network that nobody has described;
     `stand_ins` give gradients alone, around what leaves torch. None of these where nothing is to be
     derived (`derives`). `alarms` are the titles of the indicators that fired on it, by itself or
-    beside the other.
+    beside the other; `about` names what its attacks depend on, where they are filed.
     """
 
     net: Proved
@@ -100,6 +123,7 @@ class Subject:
     stand_ins: tuple[Source, ...] = ()
     alarms: tuple[str, ...] = ()
     derives: bool = True
+    about: str = ""
 
     @property
     def climbs(self) -> list[Climb]:

@@ -5,15 +5,29 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from retroact.cli import attacks, audits, checking, console, listing, networks, reports, stores
+from retroact import workers
+from retroact.cli import (
+    attacks,
+    audits,
+    checking,
+    console,
+    listing,
+    networks,
+    reports,
+    stopping,
+    stores,
+)
 from retroact.cli.codes import COULD_NOT_RUN, EPILOG, STOPPED, WRONG_CALL
 from retroact.cli.named import import_own
+from retroact.cli.stopping import NOTHING, StoppedError, ended_by_two
 from retroact.spec import CallError
 
 FORESEEN = (
@@ -28,10 +42,16 @@ FORESEEN = (
 
 
 class ImportsAnywhere(TyperGroup):
-    """`--import` is understood before the command and after it."""
+    """`--import` is understood before the command and after it; a stop says what is kept."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, _imports_first(args))
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as stop:  # typer would forget what it says
+            raise StoppedError.of(stop) from stop
 
 
 def _imports_first(words: Sequence[str]) -> list[str]:
@@ -115,8 +135,19 @@ def application(imports: ImportOption = None) -> None:
 def main() -> None:
     """Runs the command line; every foreseen error is one message with its cure, and `codes` says
     what the exit code means."""
+    with ended_by_two(), warnings.catch_warnings():
+        warnings.showwarning = partial(_show_warning, warnings.showwarning)
+        code = _run()
+    if code == STOPPED:
+        stopping.leave()
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _run() -> object:
     try:
         code = app(standalone_mode=False)  # typer turns Ctrl-C and Exit into what it returns
+    except StoppedError as stopped:
+        return _say_stopped(str(stopped))
     except (KeyboardInterrupt, typer.Abort):
         code = STOPPED
     except SystemExit as left:
@@ -126,11 +157,21 @@ def main() -> None:
             console.note(text, style="red")
     except Exception as error:
         code = _explain(error)
-    if code == STOPPED:
-        console.note(
-            "\nstopped; finished work is kept: run the same command again to go on", style="yellow"
-        )
-    sys.exit(code if isinstance(code, int) else 0)
+    return _say_stopped(NOTHING) if code == STOPPED else code
+
+
+def _say_stopped(truth: str) -> int:
+    console.note(f"\nstopped; {truth}", style="yellow")
+    return STOPPED
+
+
+def _show_warning(
+    others: Callable[..., None], message: object, category: Any, filename: str, *more: Any
+) -> None:
+    """What happens to worker processes is a line for people; other warnings are as they were."""
+    if filename == workers.__file__:
+        return console.note(str(message), style="yellow")
+    others(message, category, filename, *more)
 
 
 def _explain(error: Exception) -> int:

@@ -77,6 +77,8 @@ def attack(
     chunk: options.Chunk = None,
     device: options.Device = "cpu",
     store: options.Store = options.STORE,
+    wait: options.Wait = False,
+    fresh: options.Fresh = False,
     keep: options.Keep = 0,
     weights: options.Weights = "",
     as_json: options.Json = False,
@@ -106,7 +108,8 @@ def attack(
         seed=seed,
         dtype=dtype,  # type: ignore[arg-type]
     )
-    _Run(store, executor_of("Serial", None), keep, chunk, device, as_json, dry_run)([cell])
+    where = executor_of("Serial", None)
+    _Run(store, wait, fresh, where, keep, chunk, device, as_json, dry_run)([cell])
 
 
 def sweep(
@@ -125,6 +128,8 @@ def sweep(
     workers: options.Workers = None,
     executor: options.Executor = None,
     store: options.Store = options.STORE,
+    wait: options.Wait = False,
+    fresh: options.Fresh = False,
     keep: options.Keep = 0,
     as_json: options.Json = False,
     dry_run: options.Dry = False,
@@ -147,7 +152,7 @@ def sweep(
         also=also or (),
     )
     where = executor_of(executor, workers)
-    _Run(store, where, keep, chunk, device, as_json, dry_run)(cells)
+    _Run(store, wait, fresh, where, keep, chunk, device, as_json, dry_run)(cells)
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,8 @@ class _Run:
     """How cells are run, and where their records go."""
 
     path: Path
+    wait: bool
+    fresh: bool
     executor: Executor
     keep: int
     chunk: int | None
@@ -171,7 +178,7 @@ class _Run:
 
         say_of_cells(cells)
         what = f"{len(cells)} cells" if len(cells) > 1 else "attack"
-        with Store(self.path, tell=note) as store:
+        with Store(self.path, wait=self.wait, tell=note) as store:
             with progress_bar(what) as progress:
                 sweep(
                     cells,
@@ -180,6 +187,7 @@ class _Run:
                     keep=self.keep,
                     chunk=self.chunk,
                     device=self.device,
+                    fresh=self.fresh,
                     progress=progress,
                 )
             keys = plan(cells, store).cells

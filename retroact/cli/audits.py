@@ -14,7 +14,7 @@ import typer
 from retroact.cli import options
 from retroact.cli.codes import FOUND, NOT_SETTLED, worst
 from retroact.cli.console import note, print_json, print_rows, progress_bar, say
-from retroact.cli.named import executor_of, load, say_left_alone
+from retroact.cli.named import executor_of, load, opened, say_left_alone
 from retroact.spec import CallError
 
 if TYPE_CHECKING:
@@ -121,6 +121,9 @@ def audit(
     require: RequireOption = None,
     evidence: EvidenceOption = None,
     baseline: BaselineOption = None,
+    store: options.Parts = None,
+    wait: options.Wait = False,
+    fresh: options.Fresh = False,
 ) -> None:
     """What a changed network is worth beside the one before: claimed, verified, and why they
     differ."""
@@ -133,6 +136,7 @@ def audit(
         options.check_folder(path)
     options.check_folder(evidence, is_dir=True)
     options.check_folder(baseline)
+    options.check_fresh(fresh, store)
 
     from retroact.nets.data import data as read
     from retroact.reading import as_threat
@@ -145,7 +149,9 @@ def audit(
     how |= {"battery": "quick" if quick else "thorough" if thorough else None}
     how |= {"rejected": rejected} | ({} if claimed is None else {"claimed": claimed})
     where = executor_of(executor, workers, "Threads")
-    result = _run(before, after, images, radius, executor=where, **how)
+    with opened(store, wait) as parts:
+        how |= {"executor": where, "store": parts, "fresh": fresh}
+        result = _run(before, after, images, radius, **how)
     if baseline is not None:
         note(f"the network before: {'read from' if result.before.stored else 'kept in'} {baseline}")
     _write(result, pages)  # before anything is printed, so that `| head` does not cost them

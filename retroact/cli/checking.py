@@ -19,7 +19,7 @@ from retroact.cli.audits import (
 )
 from retroact.cli.codes import FOUND, NOT_SETTLED, worst
 from retroact.cli.console import note, print_rows, progress_bar, say
-from retroact.cli.named import load
+from retroact.cli.named import load, opened
 from retroact.spec import CallError
 
 if TYPE_CHECKING:
@@ -53,6 +53,9 @@ def check(
     weights: options.Weights = "",
     json: JsonOption = None,
     require_stands: RequireOption = False,
+    store: options.Parts = None,
+    wait: options.Wait = False,
+    fresh: options.Fresh = False,
 ) -> None:
     """Whether a reported robust accuracy stands, where there is no network before to compare
     with."""
@@ -61,6 +64,7 @@ def check(
     if require_stands and reported is None:
         raise CallError("--require-stands asks about a claim: give --reported, such as 53.1")
     options.check_folder(json)
+    options.check_fresh(fresh, store)
 
     from retroact.auditing.claims import check as run
     from retroact.executors import one_thread
@@ -72,7 +76,8 @@ def check(
     how: dict[str, Any] = {"rejected": rejected, "draws": draws, "seed": seed}
     how |= {"battery": "quick" if quick else "thorough" if thorough else None}
     how |= {} if claimed is None else {"claimed": claimed}
-    with progress_bar("check") as progress, one_thread():
+    with opened(store, wait) as parts, progress_bar("check") as progress, one_thread():
+        how |= {"store": parts, "fresh": fresh}
         result = run(network, images, threat, reported, progress=progress, **how)
     if json is not None:
         text = dumps(result.to_json(), indent=2, allow_nan=False)

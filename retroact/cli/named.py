@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from retroact.cli.console import note
 from retroact.cli.options import cores
+from retroact.cli.stopping import NOTHING, if_stopped
 from retroact.spec import CallError
 
 if TYPE_CHECKING:
@@ -16,6 +19,7 @@ if TYPE_CHECKING:
     from retroact.activations.activation import Activation
     from retroact.executors import Executor
     from retroact.experiments.cell import Cell, Model
+    from retroact.experiments.store import Store
     from retroact.nets.data import Images
 
 
@@ -51,6 +55,21 @@ def load(
     network = checkpoint.load(name, weights=file or None, shape=shape)
     _say_notes(network)
     return network
+
+
+@contextmanager
+def opened(path: Path | None, wait: bool) -> Iterator[Store | None]:
+    """The store in which a long run keeps its parts, where one is named, for this process alone;
+    says what is kept where it is stopped."""
+    if path is None:
+        with if_stopped(f"{NOTHING}; with --store FILE each attack is kept as it is done"):
+            yield None
+        return
+    from retroact.experiments.store import Store
+
+    truth = f"the attacks that were done are in {path}; the same command goes on with the rest"
+    with Store(path, wait=wait, tell=note) as store, store.claimed(), if_stopped(truth):
+        yield store
 
 
 def model_of(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,6 +13,7 @@ import typer
 from retroact.cli import options
 from retroact.cli.console import print_json, print_result, print_rows, progress_bar, say
 from retroact.cli.named import activation_of, executor_of, load, say_left_alone
+from retroact.cli.stopping import NOTHING, if_stopped
 from retroact.spec import CallError
 
 if TYPE_CHECKING:
@@ -53,7 +55,9 @@ def train(
         if name not in RECIPES:
             raise CallError(f"no recipe for {name!r}; expected one of: {', '.join(RECIPES)}")
         return print_result({"name": name, "recipe": RECIPES[name], "epochs": epochs}, as_json)
-    with progress_bar(f"train {name}") as progress:
+    how = "the same command" if resume else "the command without --no-resume"
+    truth = f"finished epochs are kept; {how} goes on after the last of them"
+    with progress_bar(f"train {name}") as progress, if_stopped(truth):
         page = run(
             name,
             epochs=epochs,
@@ -306,11 +310,13 @@ def harden(
     seed: options.Seed = 0,
     out: HardenedOption = None,
     weights: options.Weights = "",
+    fresh: options.Fresh = False,
     as_json: options.Json = False,
 ) -> None:
     """Learn very little of a trained network, such as its activations' shifts, so that it is harder
-    to fool."""
+    to fool; with --out it goes on where it was stopped."""
     _check_file(out)
+    options.check_fresh(fresh, out, "--out")
     from retroact.nets.data import data as read
     from retroact.training.hardening import harden as run
 
@@ -321,10 +327,17 @@ def harden(
     images, kept = read(data), None if held is None else read(held)
     plain = load(net, weights, images)
     how: dict[str, Any] = {"keep": share, "held": kept, "also": also or (), "seed": seed}
-    with progress_bar(f"harden {net}") as progress:
+    folder = None if out is None else out.parent / "checkpoints" / out.stem
+    how |= {"checkpoint_dir": folder, "fresh": fresh}
+    truth = NOTHING
+    if folder is not None:
+        truth = f"all but its last 10 steps are in {folder}; the same command goes on from there"
+    with if_stopped(truth), progress_bar(f"harden {net}") as progress:
         hard = run(plain, images, threat, recipe, **how, progress=progress)
     say_left_alone(hard.net)
     _print_hardened(hard, out, with_curve=held is not None, as_json=as_json)
+    if folder is not None:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _check_file(path: Path | None) -> None:

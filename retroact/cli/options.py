@@ -38,6 +38,9 @@ Weights = Annotated[
     ),
 ]
 Store = Annotated[Path, typer.Option(envvar="RETROACT_STORE", help="SQLite file of finished cells")]
+Wait = Annotated[
+    bool, typer.Option("--wait", help="wait for another process that is filling the store")
+]
 Keep = Annotated[int, typer.Option(min=0, help="keep the images of the first so many examples")]
 Seed = Annotated[int, typer.Option(help="fixes all noise")]
 Chunk = Annotated[
@@ -56,6 +59,18 @@ Dry = Annotated[
     bool, typer.Option("--dry-run", help="say what would run and what it would cost, and stop")
 ]
 
+Parts = Annotated[
+    Path | None,
+    typer.Option(
+        "--store",
+        envvar="RETROACT_STORE",
+        help="SQLite file for each attack as it is done: run again after a stop, it goes on there",
+    ),
+]
+Fresh = Annotated[
+    bool, typer.Option("--fresh", help="start anew, whatever is there from an earlier run")
+]
+
 STORE = Path("retroact.sqlite")
 
 
@@ -71,6 +86,12 @@ def check_also(also: Sequence[str] | None, *activations: str | None) -> None:
             f"--also {also[0]} says what an activation replaces, and none is given; give one, or"
             " drop it"
         )
+
+
+def check_fresh(fresh: bool, kept: Path | None, word: str = "--store") -> None:
+    """Refuses --fresh where nothing is kept that could be started anew."""
+    if fresh and kept is None:
+        raise CallError(f"--fresh starts anew what {word} keeps, and none is given; drop one")
 
 
 def check_folder(path: Path | None, *, is_dir: bool = False) -> None:

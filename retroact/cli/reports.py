@@ -10,6 +10,7 @@ import typer
 from retroact.cli import options
 from retroact.cli.console import note, print_json, print_lines, progress_bar, say
 from retroact.cli.named import executor_of
+from retroact.cli.stopping import if_stopped
 
 if TYPE_CHECKING:
     from retroact.experiments.store import Store
@@ -23,6 +24,7 @@ def demo(
     data: DemoDataOption = "digits",
     report: PageOption = Path("retroact-demo.html"),
     store: options.Store = Path("retroact-demo.sqlite"),
+    wait: options.Wait = False,
     workers: options.Workers = None,
     executor: options.Executor = None,
     as_json: options.Json = False,
@@ -31,8 +33,10 @@ def demo(
     from retroact.demo import run
 
     where = executor_of(executor, workers)
-    with progress_bar("demo") as progress:
-        lines, notes, page = run(data, store, report, executor=where, progress=progress)
+    truth = f"finished cells are in {store}; the same command goes on with the rest"
+    with progress_bar("demo") as progress, if_stopped(truth):
+        how: dict[str, Any] = {"executor": where, "wait": wait, "progress": progress}
+        lines, notes, page = run(data, store, report, **how)
     if as_json:
         return print_json([line.numbers() for line in lines])
     print_lines(lines)
@@ -117,6 +121,8 @@ def study(
     full: FullOption = None,
     out: OutOption = Path("studies"),
     store: options.Store = Path("retroact-studies.sqlite"),
+    wait: options.Wait = False,
+    fresh: options.Fresh = False,
     facts: FactsOption = None,
     workers: options.Workers = None,
     executor: options.Executor = None,
@@ -129,7 +135,9 @@ def study(
 
     where = executor_of(executor, workers)
     how: dict[str, Any] = {"only": only or (), "quick": quick, "large": large, "full": full or ()}
-    with Store(store, tell=note) as opened:
+    how |= {"fresh": fresh}
+    truth = f"what was measured is in {store}; the same command goes on with the rest"
+    with Store(store, wait=wait, tell=note) as opened, if_stopped(truth):
         made = _make_study(paper, opened, facts, executor=where, **how)
     if as_json:
         return print_json(

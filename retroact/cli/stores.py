@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from retroact.cli import options
 from retroact.cli.codes import EPILOG, FOUND
 from retroact.cli.console import note, print_json, say
+from retroact.cli.stopping import if_stopped
 from retroact.spec import CallError
 
 PathArgument = Annotated[
@@ -28,6 +29,7 @@ BeforeOption = Annotated[
 ImagesOption = Annotated[bool, typer.Option("--images", help="kept images alone; records stay")]
 DryOption = Annotated[bool, typer.Option("--dry-run", help="say what would go, and stop")]
 
+ALL_OR_NOTHING = "it was done wholly or not at all; the same command finishes it"
 MOST = 20  # lines of one kind on a screen
 
 app = typer.Typer(
@@ -77,7 +79,8 @@ def repair(path: PathArgument = None, store: options.Store = options.STORE) -> N
     """Drop what is damaged and keep the rest; the file as it was stays beside it."""
     from retroact.experiments.care import repair
 
-    found = repair(path or store)
+    with if_stopped(ALL_OR_NOTHING):
+        found = repair(path or store)
     _say_some(found.damaged)
     held = f"{found.cells} cells and {found.facts} facts hold"
     if found.aside is None:
@@ -102,7 +105,8 @@ def merge(into: IntoArgument, source: FromArgument) -> None:
     """Put into a store what another has and it lacks; what both have stays as it is."""
     from retroact.experiments.merging import merge
 
-    merged = merge(into, source)
+    with if_stopped(ALL_OR_NOTHING):
+        merged = merge(into, source)
     _say_some(merged.differ)
     say(f"{into}: {merged.added} added from {source}, {merged.there} were there already")
     if merged.differ:
@@ -124,7 +128,9 @@ def prune(
 
     if cells is None and before is None and not images:
         raise CallError("expected what to remove: --cells GLOB, --before DATE, or --images")
-    gone = prune(path or store, glob=cells or "*", before=_date(before), images=images, dry=dry_run)
+    how: dict[str, Any] = {"before": _date(before), "images": images, "dry": dry_run}
+    with if_stopped(ALL_OR_NOTHING):
+        gone = prune(path or store, glob=cells or "*", **how)
     if dry_run:
         _say_some(gone)
     what = "images of cells" if images else "cells and facts"

@@ -18,7 +18,8 @@ class Annealed(nn.Module):
     """Computes with the form whose turn it is; all forms must decide alike and differ in their
     backward pass only.
 
-    `progress(share)` says how much of a run is behind, from 0 to 1. Raises ValueError for no form.
+    `progress(share)` says how much of a run is behind, from 0 to 1; `turn` is the form's number.
+    Raises ValueError for no form.
     """
 
     def __init__(self, forms: Sequence[nn.Module]) -> None:
@@ -26,12 +27,12 @@ class Annealed(nn.Module):
         if not forms:
             raise ValueError("expected at least one form of the network, got none")
         self.forms = nn.ModuleList(forms)
-        self._turn = 0
+        self.turn = 0
 
     def progress(self, share: float) -> None:
         """Takes the form whose part of the run it is."""
-        self._turn = min(int(share * len(self.forms)), len(self.forms) - 1)
+        self.turn = min(int(share * len(self.forms)), len(self.forms) - 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.forms[self._turn](x)
+        out: Tensor = self.forms[self.turn](x)
         return out

@@ -9,7 +9,7 @@ order, anywhere, and again after a stop.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
@@ -19,6 +19,7 @@ from retroact.crafting.attack import Attack
 from retroact.crafting.domain import Domain
 from retroact.crafting.geometry import each
 from retroact.crafting.goals import Goal, Targets, goal_of, view_of
+from retroact.crafting.kept_chunks import KeptChunks
 from retroact.crafting.oracle import (
     Network,
     Oracle,
@@ -28,29 +29,15 @@ from retroact.crafting.oracle import (
     is_out_of_memory,
     settled,
 )
+from retroact.crafting.outcome import Outcome as Outcome
+from retroact.crafting.outcome import join
 from retroact.crafting.scene import Scene
 from retroact.crafting.threat import ThreatModel, allows
 from retroact.doors import checked
 from retroact.ground import neutral
+from retroact.parts import UNFILED, Filed
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What crafting left behind, per example: the images and the oracle's counters. All on the CPU.
-
-    `last` is where the attack ended: `x_adv`, but for a minimum-norm attack what it found beyond
-    eps, too.
-    """
-
-    x_adv: Tensor
-    last: Tensor
-    targets: Tensor  # −1 where the goal has none
-    queries: Tensor
-    gradients: Tensor
-    zero_gradients: Tensor
-    nonfinite: Tensor
 
 
 class Unbroken:
@@ -145,11 +132,13 @@ def craft_all(
     seed: int = 0,
     chunk: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    filed: Filed = UNFILED,
 ) -> list[Outcome]:
     """`craft` for several threat models of one norm and access: one Outcome each.
 
     An attack that `serves_several` runs once for all of them (FGSM: one gradient serves every eps;
     every minimum-norm attack); their counters are those of that one run. Others run once for each.
+    Chunks that were `filed` are not run again.
     """
     seed, chunk, _ = checked(seed, attack.chunk if chunk is None else chunk)
     assert chunk is not None
@@ -163,7 +152,8 @@ def craft_all(
         for turn, together in enumerate(runs):
             run = _Run(attack, network, source, domain, together, goal, seed)
             seen = count_on(progress, turn, len(runs))
-            outcomes += _craft_chunks(run, images, labels, index, chunk, seen)
+            kept = KeptChunks(filed.of("run", turn), chunk)
+            outcomes += _craft_chunks(run, images, labels, index, chunk, seen, kept)
     return outcomes
 
 
@@ -201,20 +191,28 @@ def _craft_chunks(
     index: Tensor,
     chunk: int,
     progress: Progress | None,
+    kept: KeptChunks,
 ) -> list[Outcome]:
     """One run over all examples: an outcome for each of its threats."""
 
     def craft_rows(rows: slice) -> list[Outcome]:
         return _craft_chunk(run, images[rows], labels[rows], index[rows])
 
-    parts: list[list[Outcome]] = [[] for _ in run.threats]
+    parts: list[Sequence[Outcome]] = []
+    behind = 0
     for rows in chunks(len(images), chunk):
-        for halves in in_halves(craft_rows, rows):
-            for part, outcome in zip(parts, halves, strict=True):
-                part.append(outcome)
+        if rows.start < behind:
+            continue
+        found = kept.find(rows.start)
+        if found is None:
+            halves = zip(*in_halves(craft_rows, rows), strict=True)
+            found = [join(part) for part in halves], rows.stop
+            kept.add(*found)
+        done, behind = found
+        parts.append(done)
         if progress is not None:
-            progress(rows.stop, len(images))
-    return [_join(part) for part in parts]
+            progress(behind, len(images))
+    return [join(part) for part in zip(*parts, strict=True)]
 
 
 def _craft_chunk(run: _Run, images: Tensor, labels: Tensor, index: Tensor) -> list[Outcome]:
@@ -288,16 +286,6 @@ def _heal(x_adv: Tensor, x: Tensor) -> Tensor:
     # image.
     finite = x_adv.flatten(1).isfinite().all(1)
     return x_adv if finite.all() else x_adv.where(each(finite, x), x)
-
-
-def _join(parts: Sequence[Outcome]) -> Outcome:
-    columns = {
-        f.name: torch.cat([getattr(p, f.name) for p in parts])
-        for f in fields(Outcome)
-        if f.name != "last"
-    }
-    one = all(p.last is p.x_adv for p in parts)
-    return Outcome(**columns, last=columns["x_adv"] if one else torch.cat([p.last for p in parts]))
 
 
 def chunks(n: int, size: int) -> Iterator[slice]:

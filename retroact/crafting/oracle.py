@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from retroact.crafting.float_twin import FloatTwin
 from retroact.crafting.threat import ACCESS, Access
 from retroact.doors import SeveralPlacesError, logits_in, places, spelled, switch_to_eval
+from retroact.stopping import check_wanted
 
 Network = Callable[[Tensor], Tensor]
 View = Callable[[Tensor, Tensor], Tensor]
@@ -378,7 +379,8 @@ def in_float(network: Network, x: Tensor) -> Tensor:
     its weights have and wherever in its output they are: see `logits_in`.
 
     The network gets its own copy of `x` in the dtype of its weights, so that it may write to it,
-    and what it returns is copied, so that it may keep it. Raises as `logits_in` does.
+    and what it returns is copied, so that it may keep it. Raises as `logits_in` does, and NotWanted
+    where nobody wants the answer any more: every step of an attack comes by here.
     """
     try:
         return _ask(network, x)
@@ -391,6 +393,7 @@ def in_float(network: Network, x: Tensor) -> Tensor:
 
 
 def _ask(network: Network, x: Tensor) -> Tensor:
+    check_wanted()
     wanted = dtype_of(network) or x.dtype
     try:
         out = network(x.to(wanted, copy=True))

@@ -34,6 +34,7 @@ from retroact.evaluation.proof import Crafted, Proved, craft_on, prove_for
 from retroact.evaluation.record import Record
 from retroact.evaluation.surroundings import surroundings
 from retroact.ground import neutral
+from retroact.parts import UNFILED, Filed
 from retroact.reading import (
     Data,
     Examples,
@@ -99,9 +100,11 @@ def evaluate_all(
     keep: int = 0,
     chunk: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    filed: Filed = UNFILED,
 ) -> list[Record]:
     """`evaluate` for several threat models of one norm: one Record each, at the cost of one where
-    one run of the attack serves several eps (FGSM, every minimum-norm attack)."""
+    one run of the attack serves several eps (FGSM, every minimum-norm attack). Chunks that were
+    `filed` are not run again."""
     network, source = as_network(network), None if source is None else as_network(source)
     data, attack, threats = as_images(data, network), as_attack(attack), as_threats(threats)
     goal = as_goal(goal, data.index)
@@ -117,7 +120,8 @@ def evaluate_all(
         shown = None if source is None else prove_for(attack, source, x, index, together, **how)
         run = (attack, x, data.labels, index, together, goal)
         seen = count_on(progress, turn, len(runs))
-        crafted = craft_on(on, *run, source=shown, chunk=chunk, progress=seen, **how)
+        more: dict[str, Any] = {"source": shown, "progress": seen, "filed": filed.of("turn", turn)}
+        crafted = craft_on(on, *run, chunk=chunk, **more, **how)
         seconds = (time.perf_counter() - started) / len(together)
         for one, threat in zip(crafted, together, strict=True):
             pedigree = _pedigree(on, data, attack, threat, goal, shown, seed, seconds, one.again)

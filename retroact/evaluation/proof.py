@@ -32,6 +32,7 @@ from retroact.crafting.noise import normal, uniform
 from retroact.crafting.oracle import Network, device_of, dtype_of, evaluating, in_company, in_float
 from retroact.crafting.threat import ThreatModel
 from retroact.ground import neutral
+from retroact.parts import UNFILED, Filed
 from retroact.retrofitting.lean import Folds, Form, folds_of, forms_with, same_layers
 from retroact.spec import is_spec, show
 
@@ -416,6 +417,7 @@ def craft_on(
     seed: int = 0,
     chunk: int | None = None,
     progress: Callable[[int, int], None] | None = None,
+    filed: Filed = UNFILED,
 ) -> list[Crafted]:
     """`driver.craft_all` on lean forms; images where one turns out to differ are attacked on the
     network itself."""
@@ -423,7 +425,9 @@ def craft_on(
     goal = goal_of(goal, index)
     lean = None if source is None else source.lean
     run = (attack, on.lean, images, labels, index, threats, goal)
-    outcomes = driver.craft_all(*run, source=lean, progress=progress, **how)
+    filed = filed.of(str(on), str(source))  # another form is another rounding
+    ours = how | {"progress": progress, "filed": filed.of("lean")}
+    outcomes = driver.craft_all(*run, source=lean, **ours)
     crafted = [
         Crafted(outcome, logits_of(on.network, outcome.x_adv, chunk=chunk)) for outcome in outcomes
     ]
@@ -433,7 +437,8 @@ def craft_on(
     if not len(rows):
         return [_see(one, goal, labels) for one in crafted]
     part = (attack, on.fallback, images[rows], labels[rows], index[rows], threats, goal)
-    anew = driver.craft_all(*part, source=None if source is None else source.fallback, **how)
+    own = None if source is None else source.fallback
+    anew = driver.craft_all(*part, source=own, filed=filed.of("again", rows.tolist()), **how)
     mended = (
         _mend(one, outcome, on, rows, chunk) for one, outcome in zip(crafted, anew, strict=True)
     )

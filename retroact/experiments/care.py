@@ -12,8 +12,9 @@ from typing import Any
 
 from retroact.evaluation.record import from_bytes
 from retroact.experiments import intact, sealed
+from retroact.experiments.claim import Claim
 from retroact.experiments.sealed import FORMAT, CellRow, FactsRow, LedgerRow, Packed
-from retroact.experiments.store_file import StoreError, StoreFile
+from retroact.experiments.store_file import StoreError, StoreFile, warn
 from retroact.files import replacing
 
 _MANY = 200  # rows that are asked for at once, as long as none is damaged
@@ -44,10 +45,18 @@ def check(path: str | Path) -> Found:
 def repair(path: str | Path) -> Found:
     """Drops what is damaged and keeps the rest, in a new file that takes the old one's place.
 
-    The old one is kept beside it (`aside`). Where nothing is damaged, nothing is done.
+    The old one is kept beside it (`aside`). Where nothing is damaged, nothing is done. Raises
+    StoreInUseError while a process fills the store.
     """
     path = Path(path)
-    with closing(_open(path, readonly=False)) as file, file.held():
+    claim = Claim(path, wait=False, tell=warn)
+    with closing(_open(path, readonly=False)) as file, claim.block():
+        claim.take()
+        return _repair(path, file)
+
+
+def _repair(path: Path, file: StoreFile) -> Found:
+    with file.held():
         found = Found(path, file.format)
         for _ in _salvage(file, found):
             pass

@@ -16,6 +16,7 @@ from typing import Any
 from retroact.evaluation.record import from_bytes, to_bytes
 from retroact.experiments.fields import CellFields
 from retroact.experiments.store import Store
+from retroact.experiments.stored_parts import BEGINS
 
 
 def as_json(store: Store) -> str:
@@ -62,6 +63,8 @@ def read_json(path: str | Path, store: Store) -> int:
 
 def _facts(store: Store) -> Iterator[dict[str, Any]]:
     for name, what, seconds, facts in store.facts():
+        if what.startswith(BEGINS):
+            continue  # of a run, not of a study
         yield {"key": name, "what": what, "seconds": seconds, "facts": facts}
 
 

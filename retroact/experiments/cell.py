@@ -30,9 +30,10 @@ from retroact.experiments.fields import CellFields, Knowledge
 from retroact.nets.classifier import sized
 from retroact.nets.data import DataSlice, Images, data, embed
 from retroact.nets.sources import DataError
+from retroact.parts import NOWHERE, Filed, Parts
 from retroact.reading import Data, as_images
 from retroact.retrofitting.surgery import retrofit
-from retroact.spec import AtLeast0, Seed, SpecError, parse, show, spec
+from retroact.spec import AtLeast0, Seed, SpecError, key, parse, show, spec
 
 Dtype = Literal["own", "float32", "float64", "bfloat16", "float16"]
 
@@ -173,8 +174,10 @@ def run_together(
     chunk: int | None = None,
     device: str = "cpu",
     progress: Callable[[int, int], None] | None = None,
+    parts: Parts = NOWHERE,
 ) -> list[Record]:
     """Runs cells that differ in their threat alone (as `alike` groups them): one Record each.
+    Chunks that `parts` has are not run again.
 
     Raises ValueError where the weights or the pixels are not those that a cell was locked to.
     """
@@ -198,6 +201,7 @@ def run_together(
         keep=keep,
         chunk=chunk,
         progress=progress,
+        filed=Filed(parts).named(" ".join(key(c) for c in cells)),
     )
 
 

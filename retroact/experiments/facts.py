@@ -18,15 +18,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from retroact.executors import SERIAL, Executor, one_thread
 from retroact.experiments.cell import Model, pixels
 from retroact.experiments.store import Store
 from retroact.nets.data import DataSlice, data
 from retroact.nets.sources import HUB
+from retroact.parts import Anew, HasParts
 from retroact.spec import key, show
 
 
@@ -34,6 +35,15 @@ class Measurement(Protocol):
     """A spec that measures: plain numbers when called."""
 
     def __call__(self) -> dict[str, Any]: ...
+
+
+class LongMeasurement(Protocol):
+    """One that files its parts as they are done, and goes on from them after a stop; it says so
+    (`resumes`)."""
+
+    resumes: ClassVar[bool]
+
+    def __call__(self, store: HasParts | None = None) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -55,35 +65,66 @@ def measured_all(
     store: Store,
     *,
     executor: Executor = SERIAL,
+    fresh: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Measured]:
     """The facts of several measurements, in order; what the store lacks is measured where the
     `executor` runs it.
 
-    Each is stored as it is done, so a stop loses those that were running.
+    Each is stored as it is done, so a stop loses those that were running, and of those that file
+    their parts (audits) one part. `fresh` measures all anew. Raises StoreInUseError
+    where another process fills the store, or waits (Store(…, wait=True)).
     """
     names = [locked_key(what) for what in asked]
-    missing = {
-        name: what
-        for name, what in zip(names, asked, strict=True)
-        if store.read_facts(name) is None
-    }
-    if missing:
-        store.check_writable()
-    done = len(set(names)) - len(missing)
-    progress(done, done + len(missing))
-    for i, ((name, what), made) in enumerate(executor(_measure, missing.items()), start=1):
+    by_name = dict(zip(names, asked, strict=True))
+    first = list(by_name) if fresh else _missing(by_name, store)
+    if first:
+        with store.claimed():
+            _measure_missing(by_name, store, executor, fresh, progress)
+    else:
+        progress(len(by_name), len(by_name))
+    return [_read(store, name, name not in first) for name in names]
+
+
+def _missing(names: Iterable[str], store: Store) -> list[str]:
+    return [name for name in names if store.read_facts(name) is None]
+
+
+def _measure_missing(
+    by_name: Mapping[str, Measurement],
+    store: Store,
+    executor: Executor,
+    fresh: bool,
+    progress: Callable[[int, int], None],
+) -> None:
+    """Measures what the store lacks by now (`fresh`: all), and stores it."""
+    missing = {name: by_name[name] for name in (by_name if fresh else _missing(by_name, store))}
+    work = _Work(_parts_of(store, fresh))
+    done = len(by_name) - len(missing)
+    progress(done, len(by_name))
+    for i, ((name, what), made) in enumerate(executor(work, missing.items()), start=1):
         store.put_facts(name, show(what), *made)
-        progress(done + i, done + len(missing))
-    return [_read(store, name, name not in missing) for name in names]
+        progress(done + i, len(by_name))
 
 
-def _measure(named: tuple[str, Measurement]) -> tuple[dict[str, Any], float]:
-    """The facts, and the CPU seconds that they took."""
-    began = time.process_time()
-    with one_thread():
-        facts = named[1]()
-    return facts, time.process_time() - began
+def _parts_of(store: Store, fresh: bool) -> HasParts | None:
+    """Where long measurements file their parts; nowhere for a store in memory."""
+    if str(store.path) == ":memory:":
+        return None
+    return Anew(store.parts) if fresh else store.parts
+
+
+@dataclass(frozen=True)
+class _Work:
+    """Gives the facts, and the CPU seconds that they took."""
+
+    parts: HasParts | None
+
+    def __call__(self, named: tuple[str, Measurement]) -> tuple[dict[str, Any], float]:
+        what, began = named[1], time.process_time()
+        with one_thread():
+            facts = what(self.parts) if getattr(what, "resumes", False) else what()  # type: ignore[call-arg]
+        return facts, time.process_time() - began
 
 
 def _read(store: Store, name: str, stored: bool) -> Measured:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,7 +26,7 @@ def merge(into: str | Path, source: str | Path) -> Merged:
     """Puts into one store what another has and it lacks, all of it or nothing.
 
     A cell that both have stays as it is, unless the other has kept more of its images. Raises
-    StoreError where one of them is damaged.
+    StoreError where one of them is damaged, StoreInUseError while a process fills `into`.
     """
     into, source = Path(into), Path(source)
     if into.exists() and source.exists() and into.samefile(source):
@@ -34,6 +35,7 @@ def merge(into: str | Path, source: str | Path) -> Merged:
     with (
         Store(source, create=False, readonly=True) as other,
         Store(into) as store,
+        store.claimed(),
         store.file.writing() as db,
     ):
         for row in intact.each(other.file, "cells"):
@@ -60,7 +62,10 @@ def prune(
 
     `dry` only says which these are.
     """
-    with Store(path, create=False, readonly=dry) as store:
+    with (
+        Store(path, create=False, readonly=dry) as store,
+        nullcontext() if dry else store.claimed(),
+    ):
         chosen = [
             (table, row)
             for table in (("cells",) if images else ("cells", "facts"))

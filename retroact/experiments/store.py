@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,8 @@ from typing import Any
 
 from retroact.evaluation.record import Record, images_to_bytes, to_bytes
 from retroact.experiments import intact, sealed, spool
+from retroact.experiments.claim import Claim
+from retroact.experiments.claim import StoreInUseError as StoreInUseError
 from retroact.experiments.fields import CellFields
 from retroact.experiments.sealed import FORMAT as FORMAT
 from retroact.experiments.sealed import Packed
@@ -30,6 +33,8 @@ from retroact.experiments.store_file import (
     warn,
 )
 from retroact.experiments.store_file import StoreError as StoreError
+from retroact.experiments.stored_parts import StoredParts
+from retroact.stopping import uninterrupted
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,9 +70,11 @@ class Store:
         create: bool = True,
         readonly: bool = False,
         patience: float = 30.0,
+        wait: bool = False,
         tell: Callable[[str], None] = warn,
     ) -> None:
         self.path, self._tell = Path(path), tell
+        self._claim = Claim(self.path, wait=wait, tell=tell)
         if not create and not self.path.exists():
             raise StoreError(
                 f"no store at {self.path}; run a sweep first, or give its file with --store"
@@ -92,7 +99,8 @@ class Store:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        # who has pressed Ctrl-C waits for nobody
+        self._close(0.0 if isinstance(error, KeyboardInterrupt) else None)
 
     def __len__(self) -> int:
         if not self._drain(patience=0.0):
@@ -109,8 +117,11 @@ class Store:
 
     def close(self) -> None:
         """Closes the file; the store may be opened again at any time."""
+        self._close(None)
+
+    def _close(self, patience: float | None) -> None:
         try:
-            self._drain()
+            self._drain(patience)
             if self._wrote:
                 self.file.check_there()
         except StoreError as e:
@@ -127,6 +138,24 @@ class Store:
     def check_writable(self) -> None:
         """Raises StoreError where results could not be written; ask before the work."""
         self.file.check_writable()
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Within the block no other process fills the store: plan what is to run here, not before.
+
+        Raises StoreInUseError where one does that already, unless the store was opened to `wait`.
+        """
+        self.check_writable()
+        with self._claim.block():
+            if self._claim.take():
+                spool.adopt(self.file, self._tell)  # what another may have left
+            yield
+
+    @contextmanager
+    def claim_kept(self) -> Iterator[None]:
+        """What is `claimed` within the block is given back at its end only."""
+        with self._claim.block():
+            yield
 
     def put(self, key: str, cell: str, fields: CellFields, record: Record) -> None:
         """Writes a finished cell, whole; a cell that is there already is replaced."""
@@ -165,6 +194,17 @@ class Store:
         for file, row in sorted(found, key=lambda pair: (pair[1].what, pair[1].key)):
             yield row.key, row.what, float(row.seconds), intact.numbers(file, row)
 
+    @property
+    def parts(self) -> StoredParts:
+        """The parts of long runs that are kept here, such as an audit's attacks.
+
+        Raises StoreError where none could be written.
+        """
+        self.check_writable()
+        if str(self.path) == ":memory:":
+            raise StoreError("parts of a run are to outlive it; give a store that is a file")
+        return StoredParts(self.path.absolute(), Store)
+
     def rows(self, glob: str = "*") -> list[Row]:
         """The finished cells whose key or print matches `glob`, oldest first."""
         return sorted(self.each(glob), key=lambda row: row.written)
@@ -202,7 +242,11 @@ class Store:
         return [*([] if self._spool is None else [self._spool.file]), self.file]
 
     def _write(self, write: Callable[[sqlite3.Connection], None]) -> None:
-        """Writes to the file, or beside it where that is busy or gone."""
+        """Writes to the file, or beside it where that is busy or gone; Ctrl-C waits for it."""
+        with uninterrupted():
+            self._write_somewhere(write)
+
+    def _write_somewhere(self, write: Callable[[sqlite3.Connection], None]) -> None:
         try:
             if self._spool is None or self._drain(patience=0.0):
                 with self.file.writing() as db:

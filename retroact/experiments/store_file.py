@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 from retroact.experiments import formats
 from retroact.experiments.sealed import FORMAT
+from retroact.stopping import is_interrupt_held
 
 SOON = 2.0
 """Seconds that a busy store is waited for before a message says so."""
@@ -218,7 +219,7 @@ class StoreFile:
                 return do()
             except sqlite3.OperationalError as e:
                 waited = time.monotonic() - began
-                if not _is_busy(e) or waited >= patience:
+                if not _is_busy(e) or waited >= patience or is_interrupt_held():
                     raise
                 if waited > SOON and not told:
                     self._tell(f"waiting for {self.path}: another process holds it")

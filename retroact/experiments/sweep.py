@@ -5,15 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from retroact.doors import check_device, checked
 from retroact.evaluation.record import Record
-from retroact.executors import SERIAL, Executor, Here, one_thread
+from retroact.executors import SERIAL, Executor, Here, LostTaskError, one_thread
 from retroact.experiments.cell import Cell, Model, alike, all_locked, run_together
+from retroact.experiments.part_files import PartFiles
 from retroact.experiments.store import Store
+from retroact.parts import NOWHERE, Parts, name_part
 from retroact.reading import Data, Said
 from retroact.spec import SpecError, key, parse, show, take
+from retroact.stopping import uninterrupted
 
 
 @dataclass(frozen=True)
@@ -23,11 +27,19 @@ class Plan:
     cells: dict[str, Cell]
     todo: tuple[str, ...]
 
+    def again(self, store: Store, keep: int) -> Plan:
+        """The same by what the store has now."""
+        return replace(self, todo=_missing(self.cells, store, keep))
+
 
 def plan(cells: Iterable[Cell | str], store: Store, *, keep: int = 0) -> Plan:
     """Locks the cells, drops doubles, and looks up which the store has (with `keep` images)."""
     locked = {key(cell): cell for cell in all_locked(_read(cell) for cell in cells)}
-    return Plan(locked, tuple(k for k in locked if not store.has(k, keep=keep)))
+    return Plan(locked, _missing(locked, store, keep))
+
+
+def _missing(cells: Iterable[str], store: Store, keep: int) -> tuple[str, ...]:
+    return tuple(k for k in cells if not store.has(k, keep=keep))
 
 
 def _read(said: Cell | str) -> Cell:
@@ -48,6 +60,7 @@ def sweep(
     keep: int = 0,
     chunk: int | None = None,
     device: str = "cpu",
+    fresh: bool = False,
     progress: Callable[[float, int], None] | None = None,
 ) -> list[Record]:
     """Runs what is missing, writes each cell as it is done, and returns all records in the order
@@ -55,20 +68,66 @@ def sweep(
 
     `executor` says where cells run, such as Processes(4); their records are the same anywhere.
     `progress` is called with (cells done, a fraction for those that run here, and cells in all).
-    Any stop, a kill among them, loses at most the cells that were running.
+    Any stop, a kill among them, loses at most the chunks that were running, or some seconds of
+    shorter ones: of cells that are not finished they lie in files beside the store. `fresh` runs
+    all cells anew.
+    While another process fills the store, this raises StoreInUseError, or waits
+    (Store(…, wait=True)). A cell that ends each process that runs it is named by a RuntimeError
+    once all others are done.
     """
     (_, chunk, keep), executor = checked(0, chunk, keep), take(executor, Executor)
     check_device(device)
     planned = plan(cells, store, keep=keep)
+    planned = replace(planned, todo=tuple(planned.cells)) if fresh else planned
     if planned.todo:
-        store.check_writable()
-    watch = _Watch(progress, len(planned.cells) - len(planned.todo), len(planned.cells))
-    run = _Run(keep, chunk, device, Here(watch.look))
-    for group, records in executor(run, alike(planned.cells[k] for k in planned.todo)):
-        for cell, record in zip(group, records, strict=True):
-            store.put(key(cell), show(cell), cell.fields(), record)
-        watch.add(group)
+        run = _Run(keep, chunk, device, _Unfinished.of(store))
+        with store.claimed():
+            if not fresh:  # again, as another process may have filled it meanwhile
+                planned = planned.again(store, keep)
+            _run_missing(planned, store, executor, run, progress, fresh)
     return [store.read(k, images=keep > 0) for k in planned.cells]
+
+
+def _run_missing(
+    planned: Plan,
+    store: Store,
+    executor: Executor,
+    run: _Run,
+    progress: Callable[[float, int], None] | None,
+    fresh: bool,
+) -> None:
+    """Runs what the plan has to do, and files it; a stop says how far it came."""
+    groups = alike(planned.cells[k] for k in planned.todo)
+    for group in groups if fresh else []:
+        run.unfinished.drop(group)
+    watch = _Watch(progress, len(planned.cells) - len(planned.todo), len(planned.cells))
+    run = replace(run, look=Here(watch.look))
+    try:
+        for group, records in executor(run, groups):
+            with uninterrupted():
+                for cell, record in zip(group, records, strict=True):
+                    store.put(key(cell), show(cell), cell.fields(), record)
+                run.unfinished.drop(group)
+                watch.add(group)
+    except LostTaskError as e:
+        raise RuntimeError(_name_lost(e, store)) from None
+    except KeyboardInterrupt as stop:
+        stop.add_note(
+            f"{watch.done} of {len(planned.cells)} cells are in {store.path}; the same command goes"
+            " on with the rest"
+        )
+        raise
+
+
+def _name_lost(error: LostTaskError, store: Store) -> str:
+    """The cells that nobody could finish."""
+    lost = [cell for group in error.tasks for cell in group]  # type: ignore[attr-defined]
+    more = f" and {len(lost) - 1} more" if len(lost) > 1 else ""
+    return (
+        f"{key(lost[0])} ({show(lost[0])[:200]}){more} ended each process that ran it"
+        f" ({error.why}); all others are in {store.path}; give it more memory, fewer workers or a"
+        " smaller chunk, and run the same command again"
+    )
 
 
 @dataclass(frozen=True)
@@ -78,12 +137,40 @@ class _Run:
     keep: int
     chunk: int | None
     device: str
-    look: Callable[..., None]
+    unfinished: _Unfinished
+    look: Callable[..., None] = lambda *at: None
 
     def __call__(self, group: Sequence[Cell]) -> list[Record]:
         how: dict[str, Any] = {"keep": self.keep, "chunk": self.chunk, "device": self.device}
+        how |= {"parts": self.unfinished.parts(group)}
         with one_thread():
             return run_together(group, **how, progress=lambda *at: self.look(group, *at))
+
+
+@dataclass(frozen=True)
+class _Unfinished:
+    """Where the chunks of cells lie until these are finished; nowhere for a store in memory."""
+
+    folder: Path | None
+
+    @classmethod
+    def of(cls, store: Store) -> _Unfinished:
+        if str(store.path) == ":memory:":
+            return cls(None)
+        return cls(store.path.absolute().with_name(f"{store.path.name}.parts"))
+
+    def parts(self, group: Sequence[Cell]) -> Parts:
+        """Those of cells that run together."""
+        return NOWHERE if self.folder is None else PartFiles(self.folder / _name(group))
+
+    def drop(self, group: Sequence[Cell]) -> None:
+        """Removes those of cells that are finished, or begin anew."""
+        if self.folder is not None:
+            PartFiles(self.folder / _name(group)).drop()
+
+
+def _name(group: Sequence[Cell]) -> str:
+    return name_part([key(cell) for cell in group])
 
 
 class _Watch:
@@ -92,7 +179,7 @@ class _Watch:
     def __init__(
         self, progress: Callable[[float, int], None] | None, done: int, total: int
     ) -> None:
-        self._progress, self._done, self._total = progress, done, total
+        self._progress, self.done, self._total = progress, done, total
         self._parts: dict[Cell, float] = {}
 
     def look(self, group: Sequence[Cell], examples: int, of: int) -> None:
@@ -103,12 +190,12 @@ class _Watch:
     def add(self, group: Sequence[Cell]) -> None:
         """A group is done."""
         self._parts.pop(group[0], None)
-        self._done += len(group)
+        self.done += len(group)
         self._tell()
 
     def _tell(self) -> None:
         if self._progress is not None:
-            self._progress(self._done + sum(self._parts.values()), self._total)
+            self._progress(self.done + sum(self._parts.values()), self._total)
 
 
 def grid(

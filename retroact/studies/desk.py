@@ -15,6 +15,7 @@ from retroact.experiments.sweep import sweep
 from retroact.studies.earlier import Earlier
 
 T = TypeVar("T")
+S = TypeVar("S")
 Facts = dict[str, Any]
 """Plain numbers of a measurement, by name, as a store has them."""
 
@@ -24,7 +25,8 @@ class Desk:
 
     `large` says whether networks are measured that take minutes for each cell; a quick desk leaves
     them out. What the store has by today's key, or by the one that the page's own measurement had
-    (`earlier`), is not made again. `used` and `seconds` grow with what an item asks for, whether it
+    (`earlier`), is not made again; but with a set `anew` all that is not in it is, once, and put
+    into it. `used` and `seconds` grow with what an item asks for, whether it
     was stored or made now, and each thing counts once: they are its footnote.
     """
 
@@ -37,11 +39,12 @@ class Desk:
         executor: Executor = SERIAL,
         chunk: int | None = None,
         earlier: Earlier = Earlier(),  # noqa: B008  # frozen
+        anew: set[Cell | Measurement] | None = None,
         progress: Callable[[float], None] = lambda part: None,
     ) -> None:
         self.store, self.quick, self._earlier = store, quick, earlier
         self._executor, self._chunk, self._progress = executor, chunk, progress
-        self.large = not quick if large is None else large
+        self.large, self._anew = not quick if large is None else large, anew
         self.used: dict[str, None] = {}
         self._took: dict[Cell | Measurement, float] = {}
 
@@ -58,16 +61,13 @@ class Desk:
         """The record of each cell, in order: missing ones are run where the executor
         runs them."""
         asked = list(cells)
+        how: dict[str, Any] = {"executor": self._executor, "keep": keep, "chunk": self._chunk}
+        how |= {"progress": lambda done, total: self._progress(done / max(1, total))}
+        if anew := self._pick_anew(asked):
+            sweep(anew, self.store, **how, fresh=True)
         by_cell = {cell: self._earlier.record(cell, self.store, keep=keep) for cell in asked}
         todo = [cell for cell, record in by_cell.items() if record is None]
-        swept = sweep(
-            todo,
-            self.store,
-            executor=self._executor,
-            keep=keep,
-            chunk=self._chunk,
-            progress=lambda done, total: self._progress(done / max(1, total)),
-        )
+        swept = sweep(todo, self.store, **how)
         records = {c: r for c, r in by_cell.items() if r is not None}
         records |= zip(todo, swept, strict=True)
         for cell in by_cell:
@@ -81,14 +81,13 @@ class Desk:
 
     def all_facts(self, asked: Sequence[Measurement]) -> list[Facts]:
         """`facts` of several measurements, made where the executor runs them."""
+        how: dict[str, Any] = {"executor": self._executor}
+        how |= {"progress": lambda done, total: self._progress(done / max(1, total))}
+        if anew := self._pick_anew(asked):
+            measured_all(anew, self.store, **how, fresh=True)
         by_what = {what: self._earlier.facts(what, self.store) for what in asked}
         todo = [what for what, then in by_what.items() if then is None]
-        new = measured_all(
-            todo,
-            self.store,
-            executor=self._executor,
-            progress=lambda done, total: self._progress(done / max(1, total)),
-        )
+        new = measured_all(todo, self.store, **how)
         results = {what: then for what, then in by_what.items() if then is not None}
         results |= zip(todo, new, strict=True)
         for what in by_what:
@@ -101,6 +100,14 @@ class Desk:
         """Facts that another item counts already, so that the footnote does not count their minutes
         twice."""
         return (self._earlier.facts(what, self.store) or measured(what, self.store)).facts
+
+    def _pick_anew(self, asked: Sequence[S]) -> list[S]:
+        """What is to be made although the store may have it, and has not been made yet."""
+        if self._anew is None:
+            return []
+        fresh = [what for what in dict.fromkeys(asked) if what not in self._anew]
+        self._anew.update(fresh)  # type: ignore[arg-type]  # cells or measurements
+        return fresh
 
     def _note(self, data: str, seed: int, then: Iterable[str] = ()) -> None:
         self.used |= dict.fromkeys([part for part in (data, f"seed {seed}", *then) if part])

@@ -14,8 +14,11 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from retroact.executors import SERIAL, Executor
+from retroact.experiments.cell import Cell
+from retroact.experiments.facts import Measurement
 from retroact.experiments.store import Store
 from retroact.reading import Said
 from retroact.reports import studied
@@ -56,29 +59,34 @@ def study(
     large: bool = False,
     full: Sequence[str] = (),
     executor: Said[Executor] = SERIAL,
+    fresh: bool = False,
     progress: Callable[[float, int], None] = lambda done, total: None,
 ) -> Study:
     """Makes the items `only` (all where it is empty) of `paper`; what the store has is not run
-    again.
+    again, unless all is to be made `fresh`.
 
     A `quick` study uses a few hundred images, and leaves out networks that take hours on a CPU
     unless it is to measure the `large` ones too; the items `full` have all images and all networks.
-    Raises ValueError for an item that is not there, and for `full` and `large` where all are.
+    Raises ValueError for an item that is not there, and for `full` and `large` where all are,
+    StoreInUseError where something is to be measured and another process fills the store, unless
+    that was opened to wait.
     """
     _check(paper, only, quick, large, full)
     finished: list[Item] = []
     names = [name for name in items(paper) if not only or name in only]
+    anew: set[Cell | Measurement] | None = set() if fresh else None
 
     def within(part: float) -> None:
         progress(len(finished) + part, len(names))
 
-    for name in names:
-        small = quick and name not in full
-        how = {"quick": small, "large": large or not small}
-        where = take(executor, Executor)
-        desk = _set_up(paper, store, executor=where, progress=within, **how)
-        finished.append(_make(paper, name, desk))
-        within(0.0)
+    with store.claim_kept():  # from the first item on that measures something
+        for name in names:
+            small = quick and name not in full
+            how: dict[str, Any] = {"quick": small, "large": large or not small, "anew": anew}
+            where = take(executor, Executor)
+            desk = _set_up(paper, store, executor=where, progress=within, **how)
+            finished.append(_make(paper, name, desk))
+            within(0.0)
     source = f"{published(paper, 'source')}. {PUBLISHED}"
     notes = (_scale(quick, [item.title for item in finished if item.name in full]),)
     return Study(paper, PAPERS[paper], source, tuple(finished), claims(paper), notes)
@@ -108,6 +116,7 @@ def _set_up(
     quick: bool,
     large: bool,
     executor: Executor,
+    anew: set[Cell | Measurement] | None,
     progress: Callable[[float], None],
 ) -> Desk:
     """A desk with the paper's own chunk, and with what its page was measured with."""
@@ -120,6 +129,7 @@ def _set_up(
         executor=executor,
         chunk=chunk,
         earlier=earlier,
+        anew=anew,
         progress=progress,
     )
 

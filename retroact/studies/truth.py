@@ -4,7 +4,7 @@ from numbers."""
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from torch import nn
 
@@ -15,6 +15,7 @@ from retroact.crafting.threat import ThreatModel
 from retroact.experiments.cell import Model
 from retroact.experiments.facts import Measurement
 from retroact.nets.data import data
+from retroact.parts import HasParts
 from retroact.reports.studied import Answer, Table
 from retroact.spec import spec
 from retroact.studies.desk import Desk
@@ -36,10 +37,11 @@ class Audited:
     battery: BatteryName = "whole"
     seed: int = 0
     version: ClassVar[int] = VERSION
+    resumes: ClassVar[bool] = True
 
-    def __call__(self) -> Json:
+    def __call__(self, store: HasParts | None = None) -> Json:
         nets = self.twin(), self.defended()
-        return audited_facts(*nets, self.data, self.threat, self.battery, self.seed)
+        return audited_facts(*nets, self.data, self.threat, self.battery, self.seed, store=store)
 
 
 def audited_facts(
@@ -49,10 +51,14 @@ def audited_facts(
     threat: ThreatModel,
     battery: BatteryName = "whole",
     seed: int = 0,
+    *,
+    store: HasParts | None = None,
 ) -> Json:
-    """What a study stores of an audit: its numbers without the single attacks."""
+    """What a study stores of an audit: its numbers without the single attacks, which are filed in
+    the `store` as they are done."""
     spent: Literal["quick"] | None = "quick" if battery == "quick" else None
-    outcome = audit(before, after, data(images), threat, battery=spent, seed=seed)
+    how: dict[str, Any] = {"battery": spent, "seed": seed, "store": store}
+    outcome = audit(before, after, data(images), threat, **how)
     return outcome.numbers().summary().to_json()
 
 

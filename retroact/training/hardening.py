@@ -9,12 +9,15 @@ neurons" may do what his slopes were meant to do; this is where that leads.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from os import PathLike
+from pathlib import Path
 from typing import TypedDict, Unpack
 
 import torch
@@ -22,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from retroact.activations.piecewise import ReLU
+from retroact.checkpoint import digest
 from retroact.crafting.ascent import climb
 from retroact.crafting.domain import domain_of
 from retroact.crafting.goals import Aim
@@ -57,9 +61,13 @@ from retroact.training.learnable import (
     LearnedActivation,
     install_numbers,
 )
+from retroact.training.resuming import FILE, resume, write_checkpoint
 
 DOSES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25)
 """The shares of what was learned that are tried where some clean accuracy is to be kept."""
+
+EVERY = 10
+"""Steps from one checkpoint to the next: what a kill loses at most."""
 
 
 class How(TypedDict, total=False):
@@ -70,6 +78,8 @@ class How(TypedDict, total=False):
     doses: Sequence[float]
     also: Iterable[str]
     seed: int
+    checkpoint_dir: str | PathLike[str] | None
+    fresh: bool
     progress: Callable[[float, int], None] | None
 
 
@@ -170,6 +180,8 @@ def harden(
     doses: Sequence[float] = DOSES,
     also: Iterable[str] = (),
     seed: int = 0,
+    checkpoint_dir: str | PathLike[str] | None = None,
+    fresh: bool = False,
     progress: Callable[[float, int], None] | None = None,
 ) -> Hardened:
     """A copy of `net` with a small part of it learned on `train` so that it withstands `threat`;
@@ -179,8 +191,11 @@ def harden(
     network's accuracy on `held`, examples that are neither trained on nor test data: the largest of
     `doses` that does. `also`: kinds beyond ReLU, such as "gelu", in whose place a ReLU is learned
     too, so that dose 0 is no longer the plain network. A half-precision network is learned in
-    float32 and given back in its own dtype. Texts do for all four; data are as `as_images` has it.
-    Raises ValueError for test data, a retrofitted net, nothing to learn, no dose that keeps enough.
+    float32 and given back in its own dtype. With `checkpoint_dir` it goes on from the checkpoint
+    there, with the same bits, unless it is to start `fresh`, and writes one after every `EVERY`
+    steps. Texts do for all four; data are as `as_images` has it.
+    Raises ValueError for test data, a retrofitted net, nothing to learn, no dose that keeps enough,
+    and CheckpointError for a checkpoint of another run.
     """
     net, threat, recipe = as_module(net), as_threat(threat), _as_recipe(recipe)
     train, held = as_images(train, net), None if held is None else as_images(held, net)
@@ -188,7 +203,8 @@ def harden(
     _check(net, train, held, keep)
     net, began = sized(net, train.images.shape[1:]), time.monotonic()
     learner = _Learner(net, recipe, train, threat, tuple(also))
-    learner.learn(seed, progress)
+    run = _describe_run(net, train, threat, recipe, tuple(also), seed)
+    learner.learn(seed, _Checkpoints.of(checkpoint_dir, run, fresh), progress)
     curve: list[Dose] = []
     hardened = learner.build(1.0)
     if held is not None:
@@ -198,6 +214,21 @@ def harden(
     return Hardened(
         hardened, recipe, learner.count, parameters, dose, tuple(curve), took, train.name
     )
+
+
+def _describe_run(
+    net: nn.Module,
+    train: Images,
+    threat: ThreatModel,
+    recipe: Hardening,
+    also: tuple[str, ...],
+    seed: int,
+) -> dict[str, str]:
+    """All that what is learned depends on, for a checkpoint to say."""
+    index = hashlib.sha256(train.index.contiguous().numpy().tobytes()).hexdigest()[:16]
+    data = f"{train.fingerprint[:16]}-{index}"
+    said = {"net": digest(net), "data": data, "threat": show(threat), "recipe": show(recipe)}
+    return said | {"also": ", ".join(also), "seed": str(seed)}
 
 
 def _choose_dose(
@@ -244,6 +275,60 @@ def _check(net: nn.Module, train: Images, held: Images | None, keep: float) -> N
             f"the net already carries {show(getattr(net, 'retrofit', None))}; harden the net"
             " before it"
         )
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What a step changes: the tensors that are learned, by name, and Adam's state of each."""
+
+    named: Mapping[str, nn.Parameter]
+    adam: torch.optim.Adam
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name, on the CPU."""
+        found = {f"learned.{name}": p for name, p in self.named.items()}
+        for name, p in self.named.items():
+            found |= {f"adam.{part}.{name}": v for part, v in self.adam.state[p].items()}
+        return {name: v.detach().cpu().contiguous() for name, v in found.items()}
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes all of it from `tensors`; raises RuntimeError or KeyError where they do not fit."""
+        with torch.no_grad():
+            for name, p in self.named.items():
+                p.copy_(tensors[f"learned.{name}"])
+                parts = {part: tensors[f"adam.{part}.{name}"] for part in _ADAM}
+                moved = {part: torch.empty_like(p).copy_(parts[part]) for part in _ADAM[1:]}
+                self.adam.state[p] = {_ADAM[0]: parts[_ADAM[0]].clone(), **moved}
+
+
+_ADAM = ("step", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class _Checkpoints:
+    """Where checkpoints of a run lie, and what they say of it; nowhere without a folder."""
+
+    folder: Path | None
+    run: Mapping[str, str]
+
+    @classmethod
+    def of(
+        cls, folder: str | PathLike[str] | None, run: Mapping[str, str], fresh: bool
+    ) -> _Checkpoints:
+        """Those in the folder; none of an earlier run where this one is `fresh`."""
+        path = None if folder is None else Path(folder)
+        if path is not None and fresh:
+            (path / FILE).unlink(missing_ok=True)
+        return cls(path, run)
+
+    def resume(self, state: _Learned) -> int:
+        """How many steps are behind; `state` is as it was after them."""
+        return 0 if self.folder is None else resume(self.folder, state, self.run)
+
+    def write(self, state: _Learned, done: int, steps: int) -> None:
+        """Writes what is there after every so many steps, and after the last."""
+        if self.folder is not None and (done % EVERY == 0 or done == steps):
+            write_checkpoint(self.folder, state, self.run, done)
 
 
 class _Learner:
@@ -306,6 +391,11 @@ class _Learner:
         return [a.value for a in self.activations.values()] + list(self.weights.values())
 
     @property
+    def _named(self) -> dict[str, nn.Parameter]:
+        numbers = {f"{site}.number": a.value for site, a in self.activations.items()}
+        return numbers | self.weights
+
+    @property
     def count(self) -> int:
         """How many numbers are learned."""
         return sum(p.numel() for p in self.tensors)
@@ -324,19 +414,26 @@ class _Learner:
         values = {site: a.dose(dose) for site, a in self.activations.items()}
         return retrofit(built, number.activation(values), also=self._also)
 
-    def learn(self, seed: int, progress: Callable[[float, int], None] | None) -> None:
-        """All steps of the recipe."""
+    def learn(
+        self,
+        seed: int,
+        checkpoints: _Checkpoints,
+        progress: Callable[[float, int], None] | None,
+    ) -> None:
+        """All steps of the recipe that no checkpoint has behind."""
         recipe, shares = self._recipe, self._shares()
         adam = torch.optim.Adam([{"params": ps} for ps in shares.values()])
-        generator = torch.Generator().manual_seed(seed)
-        batches = _batches(len(self._train), recipe.batch, generator)
-        for step in range(recipe.steps):
+        state = _Learned(self._named, adam)
+        done, generator = checkpoints.resume(state), torch.Generator().manual_seed(seed)
+        batches = islice(_batches(len(self._train), recipe.batch, generator), done, None)
+        for step in range(done, recipe.steps):
             for group, share in zip(adam.param_groups, shares, strict=True):
                 group["lr"] = share * recipe.rate_at(step)
             loss = self._loss(next(batches), seed + step)
             adam.zero_grad()
             loss.backward()
             adam.step()
+            checkpoints.write(state, step + 1, recipe.steps)
             if progress is not None:
                 progress(float(step + 1), recipe.steps)
 

@@ -1,4 +1,5 @@
-"""Checkpoints of training: one file after every epoch, from which a run that was killed goes on."""
+"""Checkpoints of training: one file after every epoch, or so many steps, from which a run that was
+killed goes on."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import safetensors
 import safetensors.torch
@@ -17,6 +19,18 @@ from retroact.files import CheckpointError, replacing
 
 FILE = "checkpoint.safetensors"
 _BUFFER = "momentum_buffer"
+
+
+class Changing(Protocol):
+    """What a run changes: tensors by name, and how it takes them back."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it by name, on the CPU."""
+        ...
+
+    def fill(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes all of it from `tensors`; raises RuntimeError or KeyError where they do not fit."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -55,16 +69,18 @@ def _below(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
 
 
-def write_checkpoint(folder: Path, state: State, run: Mapping[str, str], epochs: int) -> None:
-    """Writes what is there after `epochs` epochs of the run that the texts of `run` name."""
+def write_checkpoint(folder: Path, state: Changing, run: Mapping[str, str], epochs: int) -> None:
+    """Writes what is there after `epochs` epochs (or steps) of the run that the texts of `run`
+    name."""
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"run": json.dumps({**run, "epochs": str(epochs)})}
     with replacing(folder / FILE) as draft:
         draft.write_bytes(safetensors.torch.save(state.tensors(), metadata=facts))
 
 
-def resume(folder: Path, state: State, run: Mapping[str, str]) -> int:
-    """Fills `state` from the checkpoint in `folder`; gives the number of epochs that are behind.
+def resume(folder: Path, state: Changing, run: Mapping[str, str]) -> int:
+    """Fills `state` from the checkpoint in `folder`; gives the number of epochs (or steps) that are
+    behind.
 
     It is 0 where there is no checkpoint. Raises CheckpointError where it is damaged, of another
     run, or of another net.

@@ -2,14 +2,18 @@
 
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 
 from retroact.activations.piecewise import JumpReLU
 from retroact.executors import Processes
-from retroact.experiments.cell import Model
+from retroact.experiments.carried import as_json
+from retroact.experiments.cell import Cell, Model
 from retroact.experiments.facts import locked_key, measured, measured_all
 from retroact.experiments.store import Store
+from retroact.parts import NOWHERE, HasParts
 from retroact.spec import spec
+from retroact.studies.desk import Desk
 from retroact.studies.jumprelu.question_training import Zeros
 
 calls: list[str] = []
@@ -74,3 +78,61 @@ def test_two_workers_measure_the_same_and_progress_counts_each(tmp_path):
         ]
     assert one == two and one[0] == one[2] != one[1]
     assert seen == [(0, 2), (1, 2), (2, 2)]
+
+
+# ----------------------------------------------------------------------- after a stop, and anew
+
+
+@spec
+class InPartsForATest:
+    """Files three parts, one after the other, and says how many it made."""
+
+    data: str = "digits[:5]"
+    resumes: ClassVar[bool] = True
+
+    def __call__(self, store: HasParts | None = None) -> dict[str, Any]:
+        parts: Any = NOWHERE if store is None else store.parts
+        for i in range(3):
+            if parts.find(f"a part {i}") is None:
+                if len(calls) == stop[0]:
+                    raise KeyboardInterrupt
+                calls.append(str(i))
+                parts.keep(f"a part {i}", "of a test", {"i": np.array([i])})
+        return {"parts": 3}
+
+
+stop = [-1]
+
+
+def test_a_long_measurement_goes_on_behind_its_last_part(tmp_path):
+    calls.clear()
+    with Store(tmp_path / "s.sqlite") as store:
+        stop[0] = 2
+        with pytest.raises(KeyboardInterrupt):
+            measured(InPartsForATest(), store)
+        stop[0] = -1
+        assert measured(InPartsForATest(), store).facts == {"parts": 3}
+        assert calls == ["0", "1", "2"]
+        assert "part" not in as_json(store).replace("parts", "").replace("InPartsForATest", "")
+        measured_all([InPartsForATest()], store, fresh=True)
+        assert calls == ["0", "1", "2"] * 2
+    with Store(":memory:") as store:
+        assert measured(InPartsForATest(), store).facts == {"parts": 3}
+
+
+def test_a_fresh_desk_makes_everything_once_more(tmp_path):
+    calls.clear()
+    with Store(tmp_path / "s.sqlite") as store:
+        Desk(store).facts(CountedForATest())
+        Desk(store).facts(CountedForATest())
+        assert len(calls) == 1
+        anew: set[Any] = set()
+        cell = Cell("digits-cnn", "digits[:5]", "FGSM", "Linf(0.1)")  # type: ignore[arg-type]
+        for _ in range(2):  # two items of a study
+            desk = Desk(store, anew=anew)
+            desk.facts(CountedForATest())
+            desk.again(CountedForATest())
+            desk.records([cell])
+        assert len(calls) == 2 and list(store.runs().values()) == [1]
+        Desk(store, anew=set()).records([cell])
+        assert list(store.runs().values()) == [2]

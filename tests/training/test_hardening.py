@@ -14,6 +14,7 @@ from retroact.activations.piecewise import JumpReLU, ReLU, SReLU
 from retroact.crafting.driver import craft
 from retroact.crafting.oracle import AccessError
 from retroact.evaluation.evaluate import decide
+from retroact.files import CheckpointError
 from retroact.training.hardening import Hardening, harden
 from retroact.training.learnable import LEARNABLE, Kappa, Learn
 
@@ -213,3 +214,70 @@ def test_other_kinds_are_learned_where_they_are_named_only(train):
     assert not any(isinstance(m, nn.GELU) for m in more.net.modules())
     with pytest.raises(ValueError, match="learns none; drop one"):
         harden(net, train, THREAT, Hardening(learn="all"), also=("gelu",))
+
+
+# ------------------------------------------------------------------------------ after a kill
+
+
+class Killed(BaseException):
+    pass
+
+
+def kill_at(step):
+    def progress(done, total):
+        if done == step:
+            raise Killed
+
+    return progress
+
+
+def weights(made):
+    learned = made.net.retrofit.activation if hasattr(made.net, "retrofit") else None
+    return {k: v.clone() for k, v in made.net.state_dict().items()}, ra.show(learned)
+
+
+@pytest.mark.parametrize("learn", ["shifts", "ends"])
+def test_a_run_that_was_killed_goes_on_with_the_same_bits(learn, net, train, tmp_path):
+    recipe = Hardening(learn=learn, steps=25, batch=700, attack_steps=1)  # an epoch: two batches
+    whole, number = weights(harden(net, train, THREAT, recipe, seed=3))
+    told = []
+    for step in (14, 22):
+        with pytest.raises(Killed):
+            harden(
+                net,
+                train,
+                THREAT,
+                recipe,
+                seed=3,
+                checkpoint_dir=tmp_path,
+                progress=kill_at(step),
+            )
+    how = {"seed": 3, "checkpoint_dir": tmp_path}
+    made = harden(net, train, THREAT, recipe, **how, progress=lambda done, _: told.append(done))
+    assert told == [21, 22, 23, 24, 25]
+    resumed, other = weights(made)
+    assert number == other and resumed.keys() == whole.keys()
+    assert all(torch.equal(resumed[k], whole[k]) for k in whole)
+    # done: nothing is learned again, unless it is to be
+    told.clear()
+    harden(net, train, THREAT, recipe, **how, progress=lambda done, _: told.append(done))
+    assert not told
+    harden(net, train, THREAT, recipe, **how, fresh=True, progress=lambda d, _: told.append(d))
+    assert len(told) == 25
+
+
+def test_the_checkpoint_of_another_run_is_refused(net, train, tmp_path):
+    harden(net, train, THREAT, BRIEF, checkpoint_dir=tmp_path)
+    other = copy.deepcopy(net)
+    with torch.no_grad():
+        next(other.parameters()).mul_(1.01)
+    runs = [
+        ((other, train, THREAT, BRIEF), {}, "its net is"),
+        ((net, train[1:], THREAT, BRIEF), {}, "its data is"),
+        ((net, train, ra.Linf(0.05), BRIEF), {}, "its threat is"),
+        ((net, train, THREAT, Hardening(steps=7, batch=64, attack_steps=2)), {}, "its recipe is"),
+        ((net, train, THREAT, BRIEF), {"seed": 1}, "its seed is"),
+    ]
+    for what, how, said in runs:
+        with pytest.raises(CheckpointError, match=said):
+            harden(*what, **how, checkpoint_dir=tmp_path)

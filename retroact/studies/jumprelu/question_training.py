@@ -25,6 +25,7 @@ from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.experiments.cell import Model
 from retroact.nets.data import data
 from retroact.nets.zoo import NETWORKS
+from retroact.parts import HasParts
 from retroact.reports.plots import Panel, Series, panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text
 from retroact.retrofitting.installed import installed
@@ -76,12 +77,13 @@ class TrainedWithKappa:
     eps: Positive = EPS
     seed: int = 0
     version: ClassVar[int] = VERSION
+    resumes: ClassVar[bool] = True
 
-    def __call__(self) -> Facts:
+    def __call__(self, store: HasParts | None = None) -> Facts:
         plain = _train(_initialise(self.seed), 0.0, self.train, self.epochs, self.seed)
         jumped = retrofit(_initialise(self.seed), JumpReLU(self.kappa))
         trained = _train(jumped, 0.0, self.train, self.epochs, self.seed)
-        return audited_facts(plain, trained, self.data, Linf(self.eps))
+        return audited_facts(plain, trained, self.data, Linf(self.eps), store=store)
 
 
 @spec

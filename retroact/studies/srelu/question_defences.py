@@ -41,6 +41,7 @@ from retroact.experiments.cell import Model
 from retroact.experiments.facts import Measurement
 from retroact.nets.data import data
 from retroact.nets.zoo import NETWORKS
+from retroact.parts import HasParts
 from retroact.reports.studied import Claim, Part, Table, Text
 from retroact.retrofitting.folding import fold
 from retroact.retrofitting.installed import installed
@@ -119,14 +120,16 @@ class HardenedAudit:
     battery: BatteryName = "whole"
     seed: int = 0
     version: ClassVar[int] = VERSION
+    resumes: ClassVar[bool] = True
 
-    def __call__(self) -> Facts:
+    def __call__(self, store: HasParts | None = None) -> Facts:
         plain, (hard, shifts) = self.model(), _harden(self)
         folded = fold(hard)
         pair = (
             (plain, hard) if self.part == "shifts" else (folded, refit(folded, SReLU(self.alpha)))
         )
-        facts = audited_facts(*pair, self.data, self.threat, self.battery, self.seed)
+        how: dict[str, Any] = {"battery": self.battery, "seed": self.seed, "store": store}
+        facts = audited_facts(*pair, self.data, self.threat, **how)
         return facts | {"upward": float((shifts > 0).float().mean()), "mean": float(shifts.mean())}
 
 
@@ -283,11 +286,13 @@ class RaisedBias:
     battery: BatteryName = "whole"
     seed: int = 0
     version: ClassVar[int] = VERSION
+    resumes: ClassVar[bool] = True
 
-    def __call__(self) -> Facts:
+    def __call__(self, store: HasParts | None = None) -> Facts:
         plain = self.model()
         pair = plain, raise_biases(plain, self.shift)
-        return audited_facts(*pair, self.data, self.threat, self.battery, self.seed)
+        how: dict[str, Any] = {"battery": self.battery, "seed": self.seed, "store": store}
+        return audited_facts(*pair, self.data, self.threat, **how)
 
 
 def raise_biases(net: nn.Module, shift: float) -> nn.Module:

@@ -1,0 +1,132 @@
+"""Processes that end with the one that began them, and tasks that survive their process."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from retroact.workers import LostTaskError, run_beside
+
+HERE = Path(__file__).parent
+
+
+def nothing():
+    pass
+
+
+def twice(task):
+    return 2 * task
+
+
+def end_once(task):
+    """Ends its process, but only the first that does it."""
+    mark, n = task
+    if n == 1 and not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return n
+
+
+def end_always(n):
+    if n == 1:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    return n
+
+
+def end_at_once():
+    os._exit(7)
+
+
+class OddError(Exception):
+    """An error that does not travel: it wants two arguments."""
+
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+def raise_odd(task):
+    raise OddError(1, task)
+
+
+def test_every_task_is_done_once():
+    assert sorted(run_beside(2, nothing, twice, range(5))) == [(n, 2 * n) for n in range(5)]
+
+
+def test_the_task_of_a_killed_process_is_done_by_another(tmp_path):
+    tasks = [(tmp_path / "mark", n) for n in range(6)]
+    with pytest.warns(UserWarning, match=r"killed, as by .* memory\), .* 1 at once go on"):
+        found = [result for _, result in run_beside(2, nothing, end_once, tasks)]
+    assert sorted(found) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_task_that_ends_two_processes_is_named_once_all_others_are_done():
+    found = []
+    with (
+        pytest.warns(UserWarning, match=r"signal 11\), which is done again; 2 at once"),
+        pytest.raises(LostTaskError, match=r"1 of the tasks ended 2 .*signal 11.* first: 1;") as e,
+    ):
+        found.extend(n for n, _ in run_beside(2, nothing, end_always, range(4)))
+    assert sorted(found) == [0, 2, 3] and e.value.tasks == [1]
+
+
+def test_processes_that_cannot_begin_are_said():
+    with pytest.raises(RuntimeError, match=r"ended as they began \(exit code 7\)"):
+        list(run_beside(2, end_at_once, twice, range(4)))
+
+
+def test_an_error_that_does_not_travel_is_told():
+    with pytest.raises(RuntimeError, match="OddError: 1 and 5") as e:
+        list(run_beside(1, nothing, raise_odd, [5]))
+    assert "in raise_odd" in str(e.value.__cause__)
+
+
+BUSY = f"""
+import os, sys, time
+sys.path.insert(0, {str(HERE)!r})
+from test_workers import busy
+from retroact.workers import run_beside
+if __name__ == "__main__":
+    list(run_beside(2, busy, busy, range(4)))
+"""
+
+
+def busy(*task):
+    """Says who works, then works on and on."""
+    print(os.getpid(), flush=True)
+    until = time.monotonic() + (60 if task else 0)
+    while time.monotonic() < until:
+        pass
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGHUP", "SIGINT"])
+def test_processes_end_with_their_parent(how, tmp_path):
+    program = tmp_path / "busy.py"
+    program.write_text(BUSY)
+    parent = subprocess.Popen(
+        [sys.executable, program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        # a shell starts its background jobs, and all they start, deaf to Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    workers = {int(parent.stdout.readline()) for _ in range(4)}
+    assert len(workers) == 2 and all(map(_lives, workers))
+    os.kill(parent.pid, getattr(signal, how))
+    until = time.monotonic() + 2
+    while any(map(_lives, workers)) and time.monotonic() < until:
+        time.sleep(0.01)
+    assert not any(map(_lives, workers))
+    assert parent.wait(2) == -getattr(signal, how)
+
+
+def _lives(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
