@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ground": set(),
     "nets": set(),
     "executors": {"nets"},
+    "clusters": {"executors"},
     "activations": set(),
     "retrofitting": {"activations"},
     "crafting": set(),
@@ -70,6 +71,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo": {
         "nets",
         "executors",
+        "clusters",
         "activations",
         "retrofitting",
         "crafting",
