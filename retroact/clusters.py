@@ -10,12 +10,14 @@ a task is a few references. The program that calls is the only one that files re
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import pickle
 import signal
 import socket
 import sys
 import threading
+import time
 import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
@@ -36,6 +38,7 @@ from retroact.spec import AtLeast0, CallError, Positive, Within, show, spec
 A = TypeVar("A")
 B = TypeVar("B")
 ENOUGH = 16  # tasks in flight at least, so that an autoscaler sees that there is work
+LOOK = 5.0  # seconds between two looks at which nodes there are
 KEPT = 8  # parcels that a process of a node keeps unpacked
 
 
@@ -118,9 +121,11 @@ class Ray(Executor):
     ) -> Iterator[tuple[A, B]]:
         ray, running = self._connect(), dict[Any, A]()
         send = _Sender(ray, self._options(ray), work, shelf.folder)
+        most, looked = 0, -math.inf
         try:
             while waiting or running:
-                most = self.in_flight or max(ENOUGH, 2 * self._slots())
+                if time.monotonic() > looked + LOOK:  # nodes come and go
+                    most, looked = self._most(), time.monotonic()
                 while waiting and len(running) < most:
                     task = waiting.popleft()
                     running[send(task)] = task
@@ -129,7 +134,7 @@ class Ray(Executor):
                     yield task, self._result(ray, ref)
                     shelf.clear(task)
         finally:
-            for ref in running:
+            for ref in running if ray.is_initialized() else ():  # else this would start a cluster
                 ray.cancel(ref, force=True)
 
     def _options(self, ray: Any) -> Callable[..., Any]:
@@ -157,6 +162,10 @@ class Ray(Executor):
                 f" for good: {type(e).__name__}: {first}; run the command again, and give each task"
                 " more memory= or retries= if it is lost again"
             ) from e
+
+    def _most(self) -> int:
+        """How many tasks are handed to Ray at once."""
+        return self.in_flight or max(ENOUGH, 2 * self._slots())
 
     def _slots(self) -> int:
         """How many tasks fit into the nodes that are alive."""

@@ -172,6 +172,8 @@ def test_no_cluster_is_one_sentence(monkeypatch):
 def cluster():
     """Two nodes of one cpu on this machine, and a place for a third."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # else 15, and a busy machine lets them wait
+    os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
