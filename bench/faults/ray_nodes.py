@@ -150,29 +150,21 @@ class Bench:
     def kill_nodes(self, kills: int) -> None:
         """A node killed in each of so many sweeps."""
         lost = twice = same = 0
-        when = []
+        when: list[int] = []
         for _ in range(kills):
             self.nodes.fill()
-            done: list[float] = []
-            delay, place = self.chance.uniform(0, 0.9 * self.usual), self.chance.randrange(2)
-            timer = threading.Timer(delay, self._kill, (place, done, when))
-            timer.start()
-            told: Callable[[float, int], None] = lambda at, total, done=done: done.append(at)  # noqa: E731
-            found, _, runs = self.run(executor=self.executor, progress=told)
-            timer.join()
+            killer = Killer(self.nodes, self.chance, self.usual / len(cells()))
+            found, _, runs = self.run(executor=self.executor, progress=killer)
+            when.append(killer.wait())
             lost += len(cells()) - len(runs)
             twice += sum(n > 1 for n in runs)
             same += found == self.serial
             print(f"killed after {when[-1]} cells", file=sys.stderr, flush=True)
         print(
-            f"nodes killed: {kills}, after {sorted(when)} cells; cells lost: {lost}, filed twice:"
-            f" {twice}, sweeps as serial: {same}",
+            f"nodes killed: {kills}, after {sorted(when)} of {len(cells())} cells;"
+            f" cells lost: {lost}, filed twice: {twice}, sweeps as serial: {same}",
             flush=True,
         )
-
-    def _kill(self, place: int, done: list[float], when: list[int]) -> None:
-        when.append(int(done[-1]) if done else 0)
-        self.nodes.kill(place)
 
     def kill_drivers(self, drivers: int) -> None:
         """So many drivers killed one after the other in one sweep; a last one ends it."""
@@ -198,6 +190,32 @@ class Bench:
             f" cells lost: {len(cells()) - len(runs)}, filed twice: {sum(n > 1 for n in runs)},"
             f" as serial: {found == self.serial}, results left: {len(list(results.iterdir()))}"
         )
+
+
+class Killer:
+    """Kills a node at a random moment before the last cell: hears of the cells that are done."""
+
+    def __init__(self, nodes: Nodes, chance: random.Random, seconds: float) -> None:
+        self._nodes, self._place, self._done = nodes, chance.randrange(2), 0
+        self._after = chance.randrange(len(cells()) - 1)
+        self._timer = threading.Timer(chance.uniform(0, seconds), self._kill)
+        self._started, self.when = False, -1
+        self(0.0, len(cells()))
+
+    def __call__(self, at: float, total: int) -> None:
+        self._done = int(at)
+        if self._done >= self._after and not self._started:
+            self._started = True
+            self._timer.start()
+
+    def wait(self) -> int:
+        """After how many cells it was."""
+        self._timer.join()
+        return self.when
+
+    def _kill(self) -> None:
+        self.when = self._done
+        self._nodes.kill(self._place)
 
 
 def count(path: Path) -> int:
