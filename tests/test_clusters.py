@@ -174,7 +174,7 @@ def cluster():
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     # else 15, and a busy machine lets them wait
     os.environ["RAY_worker_niceness"] = "0"  # noqa: SIM112
-    ray = pytest.importorskip("ray")
+    import ray
     from ray.cluster_utils import Cluster
 
     small = {"num_cpus": 1, "object_store_memory": 200 * 2**20, "include_dashboard": False}
