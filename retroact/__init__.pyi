@@ -59,6 +59,7 @@ from retroact.auditing.claims import check as check
 from retroact.auditing.verification import verify as verify
 from retroact.checkpoint import load as load
 from retroact.checkpoint import save as save
+from retroact.clusters import Ray as Ray
 from retroact.crafting.attack import Attack as Attack
 from retroact.crafting.domain import Domain as Domain
 from retroact.crafting.expectation import Expectation as Expectation

@@ -38,10 +38,10 @@ _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 class LostTaskError(RuntimeError):
     """Tasks that ended each process that did them; `tasks` has them. All others are done."""
 
-    def __init__(self, tasks: Sequence[object], why: str) -> None:
+    def __init__(self, tasks: Sequence[object], why: str, times: int = TRIES) -> None:
         self.tasks, self.why = tasks, why
         super().__init__(
-            f"{len(tasks)} of the tasks ended {TRIES} processes each ({why}), the first:"
+            f"{len(tasks)} of the tasks ended {times} processes each ({why}), the first:"
             f" {str(tasks[0])[:200]}; give it more memory or a smaller chunk"
         )
 

@@ -21,6 +21,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nets": set(),
     "workers": set(),
     "executors": {"nets", "workers"},
+    "clusters": {"executors"},
     "activations": set(),
     "retrofitting": {"activations"},
     "crafting": set(),
@@ -74,6 +75,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "demo": {
         "nets",
         "executors",
+        "clusters",
         "activations",
         "retrofitting",
         "crafting",

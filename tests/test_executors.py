@@ -185,7 +185,7 @@ def test_an_interrupt_waits_for_the_end_of_a_block_and_a_second_does_not(times, 
 def test_what_cannot_travel_is_refused_with_a_cure():
     with pytest.raises(TypeError, match=r"cannot be sent .*; give Threads\(2\) or Serial\(\)"):
         list(Processes(2)(lambda task: task, [1, 2]))
-    with pytest.raises(SpecError, match="expected an executor, one of: .*Processes, Serial, Th"):
+    with pytest.raises(SpecError, match="expected an executor, one of: .*Processes, Ray, Serial"):
         ra.sweep([], None, executor="PGD")
 
 

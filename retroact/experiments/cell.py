@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
@@ -261,9 +261,37 @@ def _bring(
     return copy.deepcopy(model(shape)).to(device, dtype)
 
 
-@lru_cache(maxsize=16)
 def _bare(net: str, file: str) -> nn.Module:
+    return _brought[net, file] if (net, file) in _brought else _loaded(net, file)
+
+
+@lru_cache(maxsize=16)
+def _loaded(net: str, file: str) -> nn.Module:
     return checkpoint.load(net, weights=file or None)
+
+
+_brought: dict[tuple[str, str], nn.Module] = {}
+
+
+@dataclass(frozen=True)
+class Brought:
+    """A network, as it is before a retrofit, for a process that may lack the file of its name."""
+
+    net: str
+    file: str
+    network: nn.Module
+
+    @classmethod
+    def of(cls, model: Model) -> Brought:
+        """That of a model."""
+        return cls(model.net, model.file, _bare(model.net, model.file))
+
+    def __call__(self) -> None:
+        """Makes it known in this process."""
+        _brought.pop((self.net, self.file), None)
+        _brought[self.net, self.file] = self.network
+        while len(_brought) > 16:
+            del _brought[next(iter(_brought))]
 
 
 def _notation(what: Data) -> str:

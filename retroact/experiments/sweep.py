@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -11,9 +11,11 @@ from typing import Any
 from retroact.doors import check_device, checked
 from retroact.evaluation.record import Record
 from retroact.executors import SERIAL, Executor, Here, LostTaskError, one_thread
-from retroact.experiments.cell import Cell, Model, alike, all_locked, run_together
+from retroact.experiments import travelling
+from retroact.experiments.cell import Brought, Cell, Model, alike, all_locked, run_together
 from retroact.experiments.part_files import PartFiles
 from retroact.experiments.store import Store
+from retroact.nets.data import Images
 from retroact.parts import NOWHERE, Parts, name_part
 from retroact.reading import Data, Said
 from retroact.spec import SpecError, key, parse, show, take
@@ -145,6 +147,23 @@ class _Run:
         how |= {"parts": self.unfinished.parts(group)}
         with one_thread():
             return run_together(group, **how, progress=lambda *at: self.look(group, *at))
+
+    def name(self, group: Sequence[Cell]) -> str:
+        """The name of the file in which the records wait; with the following, for other machines
+        (`clusters`)."""
+        return travelling.name_of(group, self.keep, self.chunk, self.device)
+
+    def to_bytes(self, records: Sequence[Record]) -> bytes:
+        return travelling.pack(records)
+
+    def from_bytes(self, data: bytes) -> list[Record]:
+        return travelling.unpack(data)
+
+    def brings(self, group: Sequence[Cell]) -> Iterator[tuple[str, Callable[[], object]]]:
+        return travelling.brought_for(group)
+
+    def receive(self, thing: Images | Brought) -> None:
+        travelling.receive(thing)
 
 
 @dataclass(frozen=True)

@@ -93,6 +93,8 @@ class DataSlice:
 
     def __call__(self) -> Images:
         """Loads the slice; raises DataError where it is not there, too short, or no images."""
+        if str(self) in _brought:
+            return _brought[str(self)]
         if self.name.startswith(_OWN):
             return self._of_ones_own()
         source = sources.find(self.name)
@@ -317,6 +319,18 @@ def embed(images: Images) -> str:
 def embedded() -> list[Images]:
     """What was embedded, for a process that is to know it too."""
     return list(_own.values())
+
+
+_brought: dict[str, Images] = {}
+
+
+def bring(images: Images) -> None:
+    """Makes images known under the notation that they have elsewhere, for a process that may lack
+    their files."""
+    _brought.pop(images.name, None)
+    _brought[images.name] = images
+    while len(_brought) > 8:
+        del _brought[next(iter(_brought))]
 
 
 def _narrow(name: str, start: int, stop: int) -> str:
