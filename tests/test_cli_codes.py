@@ -208,6 +208,11 @@ SWEEP = ("--net", "digits-cnn", "--data", "digits[:8]", "--threat", "Linf(0.1)",
     ("words", "target", "truth"),
     [
         (("sweep", *SWEEP, "--workers", "1"), "experiments.sweep.run_together", "0 of 1 cells are"),
+        (
+            ("sweep", *SWEEP),
+            "experiments.sweep.plan",
+            "what was finished is in retroact.sqlite; the",
+        ),
         (("study", "srelu", "--quick"), "studies.study._make", "what was measured is in"),
         (
             ("demo",),

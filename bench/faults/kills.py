@@ -43,11 +43,14 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument(
+        "--reach", type=float, default=1.0, help="kill within so many times a sweep's duration"
+    )
     args = parser.parse_args()
     chance, counted = random.Random(args.seed), Counter[str]()
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder, "whole.sqlite")
-        took = run(whole, args.workers)
+        took = args.reach * run(whole, args.workers)
         while counted["kills"] < args.kills:
             path = Path(folder, f"{counted['sweeps']}.sqlite")
             fill(path, args.workers, took, chance, counted, args.kills)

@@ -55,12 +55,13 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ways", default="", help="ways of ending whose name begins so")
     parser.add_argument("--only", default="", help="commands whose name begins so")
     args = parser.parse_args()
     chance = random.Random(args.seed)
     for name, words in COMMANDS.items():
         if name.startswith(args.only):
-            for how, end in WAYS.items():
+            for how, end in ((h, e) for h, e in WAYS.items() if h.startswith(args.ways)):
                 found = [try_once(words, end, chance) for _ in range(args.times)]
                 took = ", ".join(f"{seconds:.2f}" for seconds, _, _ in found)
                 codes = sorted({code for _, code, _ in found})

@@ -12,6 +12,7 @@ import typer
 from retroact.cli import options
 from retroact.cli.console import note, print_json, print_lines, print_result, progress_bar
 from retroact.cli.named import activation_of, executor_of, files_of, model_of, say_of_cells
+from retroact.cli.stopping import if_stopped
 
 if TYPE_CHECKING:
     from retroact.executors import Executor
@@ -178,7 +179,9 @@ class _Run:
 
         say_of_cells(cells)
         what = f"{len(cells)} cells" if len(cells) > 1 else "attack"
-        with Store(self.path, wait=self.wait, tell=note) as store:
+        truth = f"what was finished is in {self.path}; the same command goes on with the rest"
+        stop = if_stopped(truth, unless_noted=True)
+        with Store(self.path, wait=self.wait, tell=note) as store, stop:
             with progress_bar(what) as progress:
                 sweep(
                     cells,

@@ -29,11 +29,14 @@ class StoppedError(Exception):
 
 
 @contextmanager
-def if_stopped(truth: str) -> Iterator[None]:
-    """What is true where the block is stopped: what is kept, and how to go on."""
+def if_stopped(truth: str, *, unless_noted: bool = False) -> Iterator[None]:
+    """What is true where the block is stopped: what is kept, and how to go on; `unless_noted`:
+    where the work itself has not noted more."""
     try:
         yield
     except KeyboardInterrupt as stop:
+        if unless_noted and hasattr(stop, "__notes__"):
+            raise
         raise StoppedError(truth) from stop
 
 

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from retroact.executors import Executor, LostTaskError
 from retroact.experiments import care, merging
 from retroact.experiments.cell import Cell
 from retroact.experiments.facts import measured
@@ -156,3 +157,23 @@ def _then_interrupt(write):
         write(do)
 
     return written
+
+
+@spec
+class Losing(Executor):
+    """Every process that does another than the first task ends."""
+
+    def __call__(self, work, tasks, /):
+        first, *others = tasks
+        yield first, work(first)
+        raise LostTaskError(others, "signal 11")
+
+
+def test_a_cell_that_ends_each_process_that_runs_it_is_named(path):
+    cells = [Cell("digits-cnn", "digits[:8]", f"PGD(steps={n})", "Linf(0.1)") for n in (1, 2, 3)]
+    lost = key(cells[1].locked())
+    with Store(path) as store:
+        match = rf"{lost} \(Cell\(.*\) and 1 more ended each process that ran it \(signal 11\)"
+        with pytest.raises(RuntimeError, match=match):
+            sweep(cells, store, executor=Losing())
+        assert len(store) == 1
