@@ -5,11 +5,13 @@
 
 Examples may have any shape of rank 1 or more. Images need no box; pixels of 8 bits are divided by
 255, and grey ones of 8 bits, (n, h, w), receive their channel; where the channels of images leave a
-doubt, they are (n, c, h, w). All else is taken as it stands.
+doubt, they are (n, c, h, w). All else is taken as it stands. Arrays of other names are not read.
 """
 
 from __future__ import annotations
 
+import math
+import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -20,9 +22,19 @@ from torch import Tensor
 
 from retroact.doors import check_box
 from retroact.nets import arrays
+from retroact.spec import shorten
 
 SUFFIXES = ("", "_train", "_validation", "_val", "_test")
 """What may follow the names of a part's two arrays; those without belong to one part, train."""
+
+ROOM, RATIO = 2**28, 20
+"""Bytes that a file may always unpack to, and how many times its own size it may beyond that: data
+do not shrink to a twentieth, and a megabyte of zeros that were packed is a gigabyte."""
+
+NAMES = frozenset(
+    f"{word}{suffix}" for suffix in SUFFIXES for word in (*arrays.IMAGE_WORDS, *arrays.LABEL_WORDS)
+) | {"low", "high", "class_names"}
+"""The arrays that are read."""
 
 
 class Parts(NamedTuple):
@@ -36,9 +48,8 @@ class Parts(NamedTuple):
 
 def read(path: Path) -> Parts:
     """The arrays of a file; raises ValueError or TypeError, as `pixels` does, where they are no
-    examples with labels."""
-    with np.load(path, allow_pickle=False) as file:
-        held = {name: file[name] for name in file.files}
+    examples with labels, and ValueError where it would unpack to far more than it is."""
+    held = _arrays(path)
     box = check_box(held.get("low", 0.0), held.get("high", 1.0))
     splits = dict(_splits(held, box))
     if not splits:
@@ -47,8 +58,58 @@ def read(path: Path) -> Parts:
             f" {', '.join(held) or 'none'}"
         )
     most = max(int(labels.max()) for _, labels in splits.values())
-    said = [str(name) for name in held.get("class_names", ())]
+    said = [str(name) for name in np.atleast_1d(held.get("class_names", np.array([])))]
     return Parts(splits, box, tuple(said or map(str, range(most + 1))))
+
+
+def _arrays(path: Path) -> dict[str, NDArray[np.generic]]:
+    """The arrays of a file that have one of the `NAMES`, each first held against its size."""
+    try:
+        with zipfile.ZipFile(path) as packed:
+            members = [info for info in packed.infolist() if _is_read(info.filename)]
+            _check_size(sum(info.file_size for info in members), path.stat().st_size)
+            for info in members:
+                _check_array(packed, info)
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files if name in NAMES}
+    except (zipfile.BadZipFile, OSError, EOFError, NotImplementedError, RuntimeError) as e:
+        raise ValueError(f"expected a file that np.savez wrote, got something else: {e}") from None
+    except Exception as e:
+        if isinstance(e, ValueError) and not isinstance(e, UnicodeError):
+            raise
+        # what a damaged header, or one of its numbers, makes of numpy and zlib
+        kind = type(e).__name__
+        raise ValueError(f"its arrays are damaged: {kind}: {shorten(str(e))}") from None
+
+
+def _is_read(member: str) -> bool:
+    return member.removesuffix(".npy") in NAMES
+
+
+def _check_size(unpacked: int, packed: int) -> None:
+    most = max(ROOM, RATIO * packed)
+    if unpacked > most:
+        raise ValueError(
+            f"expected arrays of at most {most:,} bytes in a file of {packed:,}, got {unpacked:,};"
+            " np.savez keeps them as they are"
+        )
+
+
+def _check_array(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
+    """Raises ValueError where an array says that it holds other than what lies there: numpy makes
+    room for what it says."""
+    with packed.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        read = getattr(np.lib.format, f"read_array_header_{version[0]}_0", None)
+        if read is None:
+            raise ValueError(f"its array {info.filename} has format {version}; np.savez it again")
+        shape, _, dtype = read(file)
+        held = info.file_size - file.tell()
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != held:
+        raise ValueError(
+            f"its array {shorten(info.filename)} says that it is {shorten(str(shape))} of {dtype},"
+            f" and has {held:,} bytes; np.savez it again"
+        )
 
 
 def _splits(
