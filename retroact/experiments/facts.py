@@ -66,7 +66,7 @@ def measured_all(
     missing = {
         name: what
         for name, what in zip(names, asked, strict=True)
-        if store.read_facts(name) is None
+        if store.read_facts(name, show(what)) is None
     }
     if missing:
         store.check_writable()

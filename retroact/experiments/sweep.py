@@ -27,7 +27,8 @@ class Plan:
 def plan(cells: Iterable[Cell | str], store: Store, *, keep: int = 0) -> Plan:
     """Locks the cells, drops doubles, and looks up which the store has (with `keep` images)."""
     locked = {key(cell): cell for cell in all_locked(_read(cell) for cell in cells)}
-    return Plan(locked, tuple(k for k in locked if not store.has(k, keep=keep)))
+    missing = (k for k, cell in locked.items() if not store.has(k, keep=keep, cell=show(cell)))
+    return Plan(locked, tuple(missing))
 
 
 def _read(said: Cell | str) -> Cell:
