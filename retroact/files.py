@@ -1,5 +1,5 @@
-"""Files that are written whole or not at all, and JSON that others wrote, read within limits;
-everyone may use this, and it needs no torch.
+"""Files that are written whole or not at all, and what others wrote, JSON and packed files, read
+within limits; everyone may use this, and it needs no torch.
 
 with replacing("net.json") as draft:
     draft.write_text(page)
@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,10 @@ LARGEST = 2**25
 
 DEEPEST = 50
 """How many lists and objects may stand in one another there."""
+
+ROOM, RATIO = 2**28, 20
+"""Bytes that a packed file may always unpack to, and how many times its own size it may beyond
+that: data do not shrink to a twentieth, and a megabyte of zeros that were packed is a gigabyte."""
 
 
 class CheckpointError(ValueError):
@@ -58,6 +63,21 @@ def read_limited(path: Path, most: int = LARGEST) -> bytes:
     if size > most:
         raise ValueError(f"expected at most {most:,} bytes, got {size:,}")
     return path.read_bytes()
+
+
+def check_unpacked(path: Path) -> None:
+    """Raises ValueError where a zip file would unpack to far more than it is; others pass."""
+    try:
+        with zipfile.ZipFile(path) as packed:
+            unpacked = sum(info.file_size for info in packed.infolist())
+    except (zipfile.BadZipFile, NotImplementedError):
+        return
+    most = max(ROOM, RATIO * path.stat().st_size)
+    if unpacked > most:
+        raise ValueError(
+            f"expected at most {most:,} bytes in a file of {path.stat().st_size:,}, got"
+            f" {unpacked:,}, packed; save it without"
+        )
 
 
 def parse_object(text: str | bytes) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from retroact.attacks.fgsm import FGSM
 from retroact.auditing.evidence import Evidence, EvidenceError
 from retroact.crafting.oracle import is_out_of_memory
 from retroact.crafting.threat import Linf, ThreatModel
+from retroact.experiments import sealed
 from retroact.experiments.carried import as_json, read_json
 from retroact.experiments.cell import Cell, Model
 from retroact.experiments.facts import measured
@@ -316,7 +317,7 @@ def test_arrays_are_unpacked_within_their_size_and_as_they_say(tmp_path):
         for _ in range(2**9):
             file.write(bytes(2**20))
     before = peak()
-    with pytest.raises(DataError, match=r"expected arrays of at most .* got 536,"):
+    with pytest.raises(DataError, match=r"expected at most 268,435,456 bytes .* got 536,"):
         data(f"npz:{path}")
     for shape, says in (((2**50,), "says that it is"), ((-1,), "says that it is")):
         with zipfile.ZipFile(path, "w") as packed, packed.open("x.npy", "w") as file:
@@ -400,11 +401,16 @@ def test_a_row_under_another_ones_key_is_refused_when_it_is_asked_for(tmp_path):
             measured(UntrustedForATest(), store)
 
 
-def test_numbers_of_a_store_that_are_too_deep_are_damage(tmp_path):
+def test_numbers_that_are_too_deep_are_neither_written_nor_read(tmp_path):
+    deep = {"a": DEEP}
     with Store(tmp_path / "s.sqlite") as store:
-        store.put_facts("0" * 16, "Facts()", {"a": DEEP}, 1.0)
+        with pytest.raises(StoreError, match="could not write .* at most 50 levels"):
+            store.put_facts("0" * 16, "Facts()", deep, 1.0)
+        with store.file.writing() as db:
+            said = ("1" * 16, "Facts()", "2026-01-01", 1.0, json.dumps(deep))
+            sealed.insert_facts(db, said)
         with pytest.raises(StoreError, match="at most 50 levels"):
-            store.read_facts("0" * 16)
+            store.read_facts("1" * 16)
 
 
 def test_every_key_that_a_spec_has_had_is_among_its_keys():

@@ -14,7 +14,7 @@ import json
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias
 
@@ -30,33 +30,35 @@ PATCHED = ("__call__", "__getattr__", "__setattr__", "_call_impl", "_wrapped_cal
 
 
 def main() -> None:
-    """Prints a line for each kind of call."""
+    """Prints the counts after each round."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    began, found = time.monotonic(), compare(args.rounds, args.seed)
-    for name in CALLS:
-        same, differs = (found[name, end] for end in ("same", "differs"))
-        print(f"{name}: {same + differs} rounds of two at once, {differs} differ")
-    print(f"nn.Module changed afterwards: {found['nn.Module', 'differs']}")
-    print(f"{time.monotonic() - began:.0f} s, seed {args.seed}")
+    began = time.monotonic()
+    for found in compare(args.rounds, args.seed):
+        counts = (f"{what}: {end} {found[what, end]}" for what, end in sorted(found))
+        print(", ".join(counts), f"({time.monotonic() - began:.0f} s)", flush=True)
 
 
-def compare(rounds: int, seed: int = 0, kinds: Kinds | None = None) -> Counter[tuple[str, str]]:
-    """How many rounds of each kind gave the "same" as alone, and how many "differs"."""
+def compare(
+    rounds: int, seed: int = 0, kinds: Kinds | None = None
+) -> Iterator[Counter[tuple[str, str]]]:
+    """After each round how many of each kind gave the "same" as alone, and how many "differ"."""
     found: Counter[tuple[str, str]] = Counter()
     kinds = kinds or KINDS
     pairs = [make_pair(seed + i, kinds) for i in range(min(rounds, len(kinds)))]
-    alone = {name: [[call(*one) for one in pair] for pair in pairs] for name, call in CALLS.items()}
+    alone: dict[tuple[str, int], list[str]] = {}
     for turn in range(rounds):
         at = turn % len(pairs)
         for name, call in CALLS.items():
+            if (name, at) not in alone:
+                alone[name, at] = [call(*one) for one in pairs[at]]
             before = patched()
             beside = at_once(call, pairs[at])
-            found[name, "same" if beside == alone[name][at] else "differs"] += 1
-            found["nn.Module", "same" if patched() == before else "differs"] += 1
-    return found
+            found[name, "same" if beside == alone[name, at] else "differ"] += 1
+            found["nn.Module", "same" if patched() == before else "differ"] += 1
+        yield found
 
 
 def patched() -> dict[str, object]:

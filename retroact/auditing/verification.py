@@ -25,6 +25,7 @@ from retroact.crafting.expectation import Expectation
 from retroact.crafting.oracle import Network
 from retroact.doors import SLACK
 from retroact.evaluation.evaluate import decide
+from retroact.files import check_unpacked
 from retroact.ground import neutral
 from retroact.nets.data import Images
 from retroact.reading import Data, Net, as_network
@@ -199,6 +200,7 @@ def _find_differences(path: Path, fallen: Fallen, images: Tensor) -> Iterator[st
     if not path.is_file():
         raise EvidenceError(f"there is no file {path}")
     try:
+        check_unpacked(path)
         whole = torch.load(path, map_location="cpu", weights_only=True)  # refuses to run code
     except Exception as e:  # bytes that are no tensor end in any error
         raise EvidenceError(f"{path} is no tensor: {shorten(str(e))}") from e

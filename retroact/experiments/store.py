@@ -158,7 +158,12 @@ class Store:
 
     def put_facts(self, key: str, what: str, facts: Mapping[str, Any], seconds: float) -> None:
         """Writes plain numbers that are no record (see `facts`), and how long they took."""
-        said = (key, what, _now(), float(seconds), json.dumps(dict(facts)))
+        text = json.dumps(dict(facts))
+        try:
+            parse_object(text)  # as it will be when it is read
+        except ValueError as e:
+            raise StoreError(f"could not write {key} to {self.path}: {e}") from None
+        said = (key, what, _now(), float(seconds), text)
         self._write(lambda db: sealed.insert_facts(db, said))
 
     def read_facts(self, key: str, what: str = "") -> tuple[dict[str, Any], float] | None:

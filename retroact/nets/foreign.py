@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from retroact.files import check_unpacked
 from retroact.ground import neutral
 from retroact.nets.tensors import find_faults, overlaps_itself, state_of, ties
 from retroact.spec import shorten
@@ -148,6 +149,10 @@ def _read(path: Path) -> tuple[object, list[str]]:
     _check_there(path)
     if path.suffix == ".safetensors":
         return tensors_in(path.read_bytes(), str(path)), []
+    try:
+        check_unpacked(path)
+    except ValueError as e:
+        raise WeightsError(f"{path}: {e}") from None
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         strange = sorted(names, key=lambda name: (name.startswith("torch."), name))

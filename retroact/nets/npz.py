@@ -21,15 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from retroact.doors import check_box
+from retroact.files import check_unpacked
 from retroact.nets import arrays
 from retroact.spec import shorten
 
 SUFFIXES = ("", "_train", "_validation", "_val", "_test")
 """What may follow the names of a part's two arrays; those without belong to one part, train."""
-
-ROOM, RATIO = 2**28, 20
-"""Bytes that a file may always unpack to, and how many times its own size it may beyond that: data
-do not shrink to a twentieth, and a megabyte of zeros that were packed is a gigabyte."""
 
 NAMES = frozenset(
     f"{word}{suffix}" for suffix in SUFFIXES for word in (*arrays.IMAGE_WORDS, *arrays.LABEL_WORDS)
@@ -55,7 +52,7 @@ def read(path: Path) -> Parts:
     if not splits:
         raise ValueError(
             "expected arrays under names such as x and y, or x_train and y_train, got"
-            f" {', '.join(held) or 'none'}"
+            f" {shorten(', '.join(_names(path)) or 'none')}"
         )
     most = max(int(labels.max()) for _, labels in splits.values())
     said = [str(name) for name in np.atleast_1d(held.get("class_names", np.array([])))]
@@ -65,9 +62,9 @@ def read(path: Path) -> Parts:
 def _arrays(path: Path) -> dict[str, NDArray[np.generic]]:
     """The arrays of a file that have one of the `NAMES`, each first held against its size."""
     try:
+        check_unpacked(path)
         with zipfile.ZipFile(path) as packed:
             members = [info for info in packed.infolist() if _is_read(info.filename)]
-            _check_size(sum(info.file_size for info in members), path.stat().st_size)
             for info in members:
                 _check_array(packed, info)
         with np.load(path, allow_pickle=False) as file:
@@ -82,17 +79,13 @@ def _arrays(path: Path) -> dict[str, NDArray[np.generic]]:
         raise ValueError(f"its arrays are damaged: {kind}: {shorten(str(e))}") from None
 
 
+def _names(path: Path) -> list[str]:
+    with zipfile.ZipFile(path) as packed:
+        return [name.removesuffix(".npy") for name in packed.namelist()]
+
+
 def _is_read(member: str) -> bool:
     return member.removesuffix(".npy") in NAMES
-
-
-def _check_size(unpacked: int, packed: int) -> None:
-    most = max(ROOM, RATIO * packed)
-    if unpacked > most:
-        raise ValueError(
-            f"expected arrays of at most {most:,} bytes in a file of {packed:,}, got {unpacked:,};"
-            " np.savez keeps them as they are"
-        )
 
 
 def _check_array(packed: zipfile.ZipFile, info: zipfile.ZipInfo) -> None:
