@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypedDict, cast
 
@@ -27,14 +28,14 @@ from torch import Tensor, nn
 
 from retroact.activations.files import embed
 from retroact.doors import Shape, named
-from retroact.files import CheckpointError, replacing
+from retroact.files import CheckpointError, parse_object, replacing
 from retroact.ground import neutral
-from retroact.nets import zoo
+from retroact.nets import foreign, zoo
 from retroact.nets.classifier import Classifier, Output, sized
-from retroact.nets.tensors import Layout, bare, pack, unpack
+from retroact.nets.tensors import Layout, bare, find_faults, pack, unpack
 from retroact.retrofitting.installed import Installed
 from retroact.retrofitting.surgery import Retrofit
-from retroact.spec import CallError, SpecError, parse, show
+from retroact.spec import LONGEST, CallError, SpecError, parse, quote, shorten, show
 
 FORMAT = "1"
 _SHIFTS = "retrofit.shifts."
@@ -67,6 +68,11 @@ def save(net: str | os.PathLike[str] | nn.Module, path: str | Path) -> Path:
     """
     net = _check_can_be_saved(named(net), Path(path))
     retrofit: Retrofit | None = getattr(net, "retrofit", None)
+    if len(show(retrofit)) > LONGEST:
+        raise ValueError(
+            f"the retrofit's print has {len(show(retrofit)):,} characters, and at most {LONGEST:,}"
+            " are read back; keep its numbers in a file, as calibrate does"
+        )
     tensors, held = pack(net.module, leave=lambda module: isinstance(module, Installed))
     tensors |= {name: getattr(net, name).detach().cpu() for name in ("mean", "std")}
     if retrofit is not None:
@@ -176,14 +182,18 @@ def digest(net: nn.Module) -> str:
 @neutral()
 def _read(path: Path, into: nn.Module | None) -> nn.Module:
     page, tensors = _open(path)
+    told = foreign.hash_of(path)
     try:
-        net = _build(page, into, path)
-        unpack(net.module, tensors, page.get("held", Layout()))
-        for name in {"mean", "std"} & tensors.keys():
-            setattr(net, name, tensors[name])
-    except (RuntimeError, SpecError, KeyError, TypeError) as e:
-        raise CheckpointError(f"{path} does not fit the network it names: {e}") from None
+        net = _build(page, tensors, into, path)
+        _fill(net, tensors, page, path)
+    except CheckpointError:
+        raise
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as e:
+        raise CheckpointError(
+            f"{path} does not fit the network it names: {_shorten_lines(e)}"
+        ) from None
     net.name = page["name"] or path.stem
+    net.notes += told
     for name, tensor in tensors.items():
         if name.startswith(_SHIFTS):
             embed(tensor.numpy().tobytes(), sha256=name.removeprefix(_SHIFTS))
@@ -193,24 +203,61 @@ def _read(path: Path, into: nn.Module | None) -> nn.Module:
         retrofit = parse(page["retrofit"])
     except SpecError as e:
         raise CheckpointError(
-            f"{path} was retrofitted with {page['retrofit']}: {e}; where that is an activation of"
-            " your own, import its module first (on the command line: --import)"
+            f"{path} was retrofitted with {shorten(page['retrofit'])}: {e}; where that is an"
+            " activation of your own, import its module first (on the command line: --import)"
         ) from None
     if not isinstance(retrofit, Retrofit):
         raise CheckpointError(
-            f"{path} should name a Retrofit, got {page['retrofit']}; save the network again"
+            f"{path} should name a Retrofit, got {shorten(page['retrofit'])}; save the network"
+            " again"
         )
-    return retrofit(net)
+    try:
+        return retrofit(net)
+    except (RuntimeError, LookupError, TypeError, AttributeError) as e:
+        raise CheckpointError(
+            f"{path}: {shorten(show(retrofit))} cannot be put into its network again:"
+            f" {_shorten_lines(e)}"
+        ) from e
 
 
-def _build(page: Page, into: nn.Module | None, path: Path) -> Classifier:
+def _fill(net: Classifier, tensors: Mapping[str, Tensor], page: Page, path: Path) -> None:
+    """Puts the numbers of a file into the network that it names. CheckpointError for NaN, infinity,
+    and whole numbers where floats belong."""
+    named = {bare(name): value for name, value in net.module.state_dict(keep_vars=True).items()}
+    own = {f"module.{name}": value for name, value in named.items()} | dict(net.named_buffers())
+    if wrong := list(find_faults(tensors, own)):
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise CheckpointError(
+            f"{path} is no network that can be used: {', '.join(map(shorten, wrong[:5]))}{more};"
+            " its training diverged, or the file is damaged: save an earlier one"
+        )
+    unpack(net.module, tensors, page.get("held", Layout()))
+    for name in {"mean", "std"} & tensors.keys():
+        was, now = getattr(net, name), tensors[name]
+        if now.shape != was.shape:
+            raise ValueError(f"{name} is {tuple(now.shape)}, expected {tuple(was.shape)}")
+        setattr(net, name, now)
+
+
+def _shorten_lines(error: Exception) -> str:
+    """What an error of torch says, in lines of a length that can be read."""
+    lines = str(error).splitlines()[:_LINES]
+    return "\n".join(map(shorten, lines)) or type(error).__name__
+
+
+_LINES = 20  # of torch's list of what differs
+
+
+def _build(
+    page: Page, tensors: Mapping[str, Tensor], into: nn.Module | None, path: Path
+) -> Classifier:
     if into is None and not page["network"]:
         raise CheckpointError(_cure_of(path, str(page.get("code", ""))))
     if into is None:
         network = parse(page["network"])
         if not isinstance(network, zoo.Network):
-            raise SpecError(f"it should name a Network, got {page['network']}")
-        return network()
+            raise SpecError(f"it should name a Network, got {quote(page['network'])}")
+        return zoo.build(network, tensors, str(path))
     inner = into.module if isinstance(into, Classifier) else into
     shape = getattr(into, "shape", None) if page["shape"] is None else tuple(page["shape"])
     net = Classifier(
@@ -251,10 +298,49 @@ def _page_of(path: Path) -> Page | None:
         return None
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            page = json.loads((file.metadata() or {})["retroact"])
+            return _page(file.metadata() or {})
     except (KeyError, ValueError, OSError, safetensors.SafetensorError):
         return None
-    return cast(Page, page) if isinstance(page, dict) else None
+
+
+def _page(metadata: Mapping[str, str]) -> Page:
+    """The page in a file's metadata. KeyError where there is none, ValueError where it is none."""
+    page = parse_object(metadata["retroact"])
+    for name, kinds in _KINDS.items():
+        if not isinstance(page.get(name, _MISSING.get(name)), kinds):
+            expected = " or ".join(kind.__name__ for kind in kinds)
+            raise ValueError(f"expected its {name} as {expected}, got {quote(page.get(name))}")
+    for name in ("mean", "std", "shape"):
+        if not all(isinstance(v, int | float) and abs(v) < _BEYOND for v in page.get(name) or ()):
+            raise ValueError(f"expected its {name} as numbers, got {quote(page[name])}")
+    if math.prod(page.get("shape") or ()) > LARGEST:
+        raise ValueError(
+            f"expected examples of at most {LARGEST:,} entries, got shape {quote(page['shape'])}"
+        )
+    return cast(Page, page)
+
+
+LARGEST = 2**26
+"""Entries of an example, by the shape that a file says: one is made to find the sites on."""
+
+_BEYOND = 1e30
+
+
+_NONE = type(None)
+_KINDS: dict[str, tuple[type, ...]] = {
+    "format": (str,),
+    "name": (str,),
+    "network": (str,),
+    "code": (str,),
+    "mean": (list,),
+    "std": (list,),
+    "shape": (list, _NONE),
+    "output": (str, int, list, _NONE),
+    "adapted": (bool,),
+    "retrofit": (str, _NONE),
+    "held": (dict,),
+}
+_MISSING: dict[str, object] = {"code": "", "adapted": False, "held": {}}  # where none is said
 
 
 def _open(path: Path) -> tuple[Page, dict[str, Tensor]]:
@@ -270,23 +356,30 @@ def _open(path: Path) -> tuple[Page, dict[str, Tensor]]:
         )
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            page = json.loads((file.metadata() or {})["retroact"])
-            names = file.keys()  # a method of its own: the file is no mapping
-            tensors = {name: file.get_tensor(name) for name in names}
-    except KeyError:
+            metadata = file.metadata() or {}
+            if "retroact" in metadata:
+                names = file.keys()  # a method of its own: the file is no mapping
+                page = _check_format(_page(metadata), path)
+                return page, {name: file.get_tensor(name) for name in names}
+    except CheckpointError:
+        raise
+    except Exception as e:
         raise CheckpointError(
-            f"{path} has tensors but does not say of which network; bring it as "
-            f"`package.module:function --weights {path.name}`"
+            f"{path} is truncated or no safetensors file: {shorten(str(e))}; make or fetch it again"
         ) from None
-    except (safetensors.SafetensorError, OSError, ValueError) as e:
-        raise CheckpointError(
-            f"{path} is truncated or no safetensors file: {e}; make or fetch it again"
-        ) from None
+    raise CheckpointError(
+        f"{path} has tensors but does not say of which network; bring it as "
+        f"`package.module:function --weights {path.name}`"
+    )
+
+
+def _check_format(page: Page, path: Path) -> Page:
     if page.get("format") != FORMAT:
         raise CheckpointError(
-            f"{path} has format {page.get('format')}, expected {FORMAT}; upgrade retroact"
+            f"{path} has format {shorten(str(page.get('format')))}, expected {FORMAT}; upgrade"
+            " retroact"
         )
-    return page, tensors
+    return page
 
 
 def _write(tensors: dict[str, Tensor], metadata: dict[str, str], path: Path) -> Path:

@@ -37,6 +37,10 @@ row."""
 
 IMAGE = 3
 """The rank of the shape of an image."""
+
+MOST_CLASSES = 2**20
+"""Labels lie below where the data do not say how many classes there are: for a larger one names and
+tables would be made of all that lie between."""
 Steps: TypeAlias = tuple[str | int, ...]
 Place: TypeAlias = str | int | Steps
 """Where in a network's output something is: a key or attribute, a position, or several of these,
@@ -189,8 +193,12 @@ def check_labels(labels: Tensor, classes: int | None = None, n: int | None = Non
     if not len(labels):
         return
     low, high = int(labels.min()), int(labels.max())
+    below = "" if classes is None else f" and below {classes}"
+    if classes is None and high >= MOST_CLASSES:
+        below = f" and below {MOST_CLASSES:,}"
+        cure = "number the classes anew: np.unique(labels, return_inverse=True)[1]"
+        raise ValueError(f"expected labels at least 0{below}, got {low} to {high}; {cure}")
     if low < 0 or (classes is not None and high >= classes):
-        below = "" if classes is None else f" and below {classes}"
         cure = "check the order of classes"
         if low >= 1 and high == classes:
             cure = "they count from 1: use labels - 1"

@@ -27,6 +27,7 @@ import difflib
 import hashlib
 import importlib
 import inspect
+import itertools
 import math
 import re
 import types
@@ -58,6 +59,17 @@ class CallError(ValueError):
 
 class SpecError(CallError):
     """A spec that cannot be: unknown name, unknown field, or a value that its field refuses."""
+
+
+def quote(value: object) -> str:
+    """What came, as an error quotes it: its `repr`, at most `QUOTED` characters of it."""
+    return shorten(repr(value))
+
+
+def shorten(text: str) -> str:
+    """A text on one line, at most `QUOTED` characters of it."""
+    line = " ".join(text.split()) if "\n" in text else text
+    return line if len(line) <= QUOTED else f"{line[: QUOTED - 1]}…"
 
 
 @dataclass(frozen=True)
@@ -92,6 +104,13 @@ Seed = Annotated[int, Within(0, 2**62)]
 
 MANY = 16
 """Beyond so many names an error that can say which was meant does not list them."""
+
+LONGEST, DEEPEST = 10_000, 50
+"""Characters of a text that is read as a spec, and how many specs, lists or quotients stand in one
+another: more is refused before it is taken apart."""
+
+QUOTED = 200
+"""Characters of what came that an error quotes."""
 
 _known: dict[str, type] = {}
 
@@ -220,7 +239,7 @@ def _is_kind(cls: type) -> bool:
 def _misplaced(value: object, kind: type, where: str = "") -> SpecError:
     """The error for a value of another kind: what it is, and what belongs there."""
     kinds = [base for base in type(value).__mro__ if _is_protocol(base) or inspect.isabstract(base)]
-    name = show(value) if is_spec(value) else repr(value)[:60]
+    name = shorten(show(value)) if is_spec(value) else repr(value)[:60]
     which = f", {_a(kinds[-1])}," if kinds else ""
     names = ", ".join(cls.__name__ for cls in known(kind) if cls is not kind)
     own = callable(value) and not type(value).__module__.startswith(f"{__package__}.")
@@ -304,25 +323,60 @@ def parse(text: str, kind: type = object) -> object:
 
 
 def _parsed(text: str, kind: type, where: str = "") -> object:
-    try:
-        tree = ast.parse(text.strip(), mode="eval").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError) as e:
-        raise SpecError(
-            f"cannot read {text!r} as a spec, expected Name(field=value, …): {e}"
-        ) from None
+    tree = _tree(text)
     tree = ast.Call(tree, [], []) if isinstance(tree, ast.Name) else tree
     if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name):
         _check_known(tree.func.id, kind)
     value = _read(tree, text)
     if not is_spec(value) and kind is object:
-        raise SpecError(f"expected a spec such as PGD(steps=40), got {text!r}")
+        raise SpecError(f"expected a spec such as PGD(steps=40), got {quote(text)}")
     if not belongs(value, kind):
         raise _misplaced(value if is_spec(value) else text, kind, where)
     return value
 
 
+def _tree(text: str) -> ast.expr:
+    """The text taken apart, none of it looked up yet. SpecError for what is too long or deep."""
+    if not isinstance(text, str):
+        raise SpecError(f"expected a text such as PGD(steps=40), got {quote(text)}")
+    if len(text) > LONGEST:
+        raise SpecError(
+            f"expected a spec of at most {LONGEST:,} characters, got {len(text):,} that begin"
+            f" {quote(text)}; make it in Python, or from parts"
+        )
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as e:
+        raise SpecError(
+            f"cannot read {quote(text)} as a spec, expected Name(field=value, …):"
+            f" {shorten(str(e)) or type(e).__name__}"
+        ) from None
+    if _is_deeper(tree, DEEPEST):
+        raise SpecError(
+            f"expected a spec of at most {DEEPEST} levels, got a deeper one: {quote(text)}; make it"
+            " in Python, or from parts"
+        )
+    return tree
+
+
+def _is_deeper(tree: ast.expr, most: int) -> bool:
+    left: list[tuple[ast.AST, int]] = [(tree, 0)]
+    while left:
+        node, depth = left.pop()
+        depth += isinstance(node, ast.expr) and not isinstance(node, ast.Name | ast.Constant)
+        if depth > most:
+            return True
+        left += [(inner, depth) for inner in ast.iter_child_nodes(node)]
+    return False
+
+
 def _read(node: ast.AST, text: str) -> Any:
     match node:
+        case ast.Constant(value=int() as value) if abs(value) >= 2**64:
+            raise SpecError(
+                f"expected whole numbers below 2^64, got one of {value.bit_length()} bits in"
+                f" {quote(text)}"
+            )
         case ast.Constant(value=bool() | int() | float() | str() | None as value):
             return value
         case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() | float() as value)):
@@ -339,7 +393,8 @@ def _read(node: ast.AST, text: str) -> Any:
             values = {str(k.arg): _read(k.value, text) for k in words}
             return _make(name, [_read(a, text) for a in args], values)
     raise SpecError(
-        f"{ast.unparse(node)!r} in {text!r} is no literal; write numbers, strings or specs"
+        f"{quote(ast.unparse(node))} in {quote(text)} is no literal; write numbers, strings or"
+        " specs"
     )
 
 
@@ -390,7 +445,7 @@ def _unknown(what: str, name: str, names: list[str]) -> str:
     folded = {n.lower(): n for n in names}
     near = difflib.get_close_matches(name.lower(), list(folded), n=1, cutoff=0.5)
     hint = f"; did you mean {folded[near[0]]}?" if near else ""
-    return f"unknown {what} {name!r}{hint}" + (
+    return f"unknown {what} {quote(name)}{hint}" + (
         "" if near and len(names) > MANY else f" (known: {', '.join(sorted(names))})"
     )
 
@@ -407,6 +462,25 @@ def key(value: Any, versions: Mapping[type, int] | None = None) -> str:
     """
     said = f"{show(value)}|{','.join(sorted(set(_versions(value, versions or {}))))}"
     return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def keys(value: Any) -> Iterator[str]:
+    """Every key that a spec has had: with each version, until today's, of the classes in it."""
+    classes = {cls for cls in _classes(value) if getattr(cls, "version", 1) > 1}
+    ordered = sorted(classes, key=lambda cls: cls.__name__)
+    counts = (range(getattr(cls, "version", 1), 0, -1) for cls in ordered)
+    for versions in itertools.product(*counts):
+        yield key(value, dict(zip(ordered, versions, strict=True)))
+
+
+def _classes(value: Any) -> Iterator[type]:
+    if is_spec(value):
+        yield type(value)
+        for _, inner in _said(value):
+            yield from _classes(inner)
+    elif isinstance(value, tuple):
+        for inner in value:
+            yield from _classes(inner)
 
 
 def _versions(value: Any, versions: Mapping[type, int]) -> Iterator[str]:
@@ -453,7 +527,7 @@ def _settle(value: Any, hint: Any, where: str) -> Any:
         return _settle_float(value, where)
     if hint is int:
         if isinstance(value, bool) or not isinstance(value, int):
-            raise SpecError(f"{where}: expected a whole number, got {value!r}")
+            raise SpecError(f"{where}: expected a whole number, got {quote(value)}")
         return value
     if hint is Any:
         if not isinstance(value, tuple):
@@ -462,7 +536,7 @@ def _settle(value: Any, hint: Any, where: str) -> Any:
     if isinstance(hint, type) and hint.__module__ != "builtins":
         return take(value, hint, where)
     if isinstance(hint, type) and not isinstance(value, hint):
-        raise SpecError(f"{where}: expected {hint.__name__}, got {value!r}")
+        raise SpecError(f"{where}: expected {hint.__name__}, got {quote(value)}")
     return value
 
 
@@ -507,10 +581,17 @@ def _settle_float(value: Any, where: str) -> float:
     if isinstance(value, str):
         value = _fraction(value, where)
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise SpecError(f'{where}: expected a number or a fraction such as "8/255", got {value!r}')
+        raise SpecError(
+            f'{where}: expected a number or a fraction such as "8/255", got {quote(value)}'
+        )
     if math.isnan(value):
         raise SpecError(f"{where}: expected a number, got NaN; give a finite value")
-    return float(value) + 0.0  # -0.0 and 0.0 are one value and must be one key
+    try:
+        return float(value) + 0.0  # -0.0 and 0.0 are one value and must be one key
+    except OverflowError:
+        raise SpecError(
+            f"{where}: expected a number, got {quote(value)}; it is too large"
+        ) from None
 
 
 def _fraction(text: str, where: str) -> float:
@@ -519,12 +600,13 @@ def _fraction(text: str, where: str) -> float:
         return float(over) / float(under) if under else float(over)
     except (ValueError, ZeroDivisionError):
         raise SpecError(
-            f'{where}: expected a number or a fraction such as "8/255", got {text!r}'
+            f'{where}: expected a number or a fraction such as "8/255", got {quote(text)}'
         ) from None
 
 
 def _check_within(value: Any, bound: Any, where: str) -> None:
     if isinstance(bound, Within) and value is not None and value not in bound:
         raise SpecError(
-            f"{where}: expected a number {bound}, got {value!r}{bound.cure and '; '}{bound.cure}"
+            f"{where}: expected a number {bound}, got {quote(value)}"
+            f"{bound.cure and '; '}{bound.cure}"
         )

@@ -126,6 +126,12 @@ def _mistakes(folder):
         'the file in the place of the network, `ra.load("mine.pth")`': lambda: ra.load(
             file("mine.pth", state)
         ),
+        "weights of a training that diverged": of_file(
+            file("nan.pth", state | {"fc.bias": torch.full((10,), torch.nan)})
+        ),
+        "whole numbers where floats belong": of_file(
+            file("whole-numbers.pth", state | {"fc.bias": torch.ones(10, dtype=torch.int64)})
+        ),
         "no weights at all": lambda: audited(ra.load("mine:build")),
         "a name misspelt": lambda: ra.load("lenet-mnits"),
         "a module that cannot be imported": lambda: ra.load("nowhere:build"),

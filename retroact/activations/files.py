@@ -9,8 +9,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from retroact.files import replacing
-from retroact.spec import SpecError
+from retroact.files import read_limited, replacing
+from retroact.spec import SpecError, shorten
+
+LARGEST = 2**28
+"""Bytes of a file of numbers: one for each channel of each site, or for each entry."""
 
 _EMBEDDED: dict[str, bytes] = {}
 """Contents by their SHA-256: content is its own address."""
@@ -51,7 +54,7 @@ class Kept:
         if embedded(self.sha256) is not None:
             return self.sha256
         if self.file and Path(self.file).is_file():
-            return self._check(Path(self.file).read_bytes())
+            return self._check(self._read())
         if self.file and not self.sha256:
             raise SpecError(f"{self.owner}.file: no file {self.file!r}; {self.maker} makes one")
         return self.sha256
@@ -68,7 +71,7 @@ class Kept:
                 f"{self.owner}: the file {self.file!r} is not there; put it back or run from its"
                 " folder (numbers that were kept in memory are known in that process alone)"
             )
-        found = path.read_bytes()
+        found = self._read()
         self._check(found)
         return found
 
@@ -76,13 +79,33 @@ class Kept:
         """The tensor of a site. KeyError where it has none."""
         from safetensors.torch import load
 
-        tensors = load(self.content())
+        content = self.content()
+        try:
+            tensors = load(content)
+        except Exception as e:  # a type that torch has not, a shape that it refuses
+            raise SpecError(
+                f"{self.owner}: {self.file} is truncated or no safetensors file:"
+                f" {shorten(str(e))}; {self.maker} makes one"
+            ) from e
         if site not in tensors:
             raise KeyError(
                 f"{self.file} has no {self.what} for site {site!r}, only for"
-                f" {', '.join(sorted(tensors))}"
+                f" {shorten(', '.join(sorted(tensors)))}"
             )
-        return tensors[site]
+        found = tensors[site]
+        if not found.is_floating_point() or not bool(found.float().isfinite().all()):
+            raise SpecError(
+                f"{self.owner}: the {self.what} of site {site!r} in {self.file} are no finite"
+                f" floats ({found.dtype}); {self.maker} makes others"
+            )
+        return found
+
+    def _read(self) -> bytes:
+        """What the file holds. SpecError for a larger one than an activation has."""
+        try:
+            return read_limited(Path(self.file), LARGEST)
+        except ValueError as e:
+            raise SpecError(f"{self.owner}: {shorten(self.file)}: {e}; give its own file") from e
 
     def _check(self, content: bytes) -> str:
         """The hash of a content. SpecError where it is not that of the spec."""

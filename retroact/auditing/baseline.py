@@ -27,8 +27,8 @@ from retroact.crafting.attack import Attack
 from retroact.crafting.oracle import Network
 from retroact.evaluation.evaluate import decide
 from retroact.executors import Executor, in_order
-from retroact.files import replacing
-from retroact.spec import show
+from retroact.files import read_object, replacing
+from retroact.spec import quote, shorten, show
 
 FORMAT = 1
 OTHERWISE = 0.01
@@ -117,7 +117,7 @@ class StoredSide:
             side = kept.side_of(*kept.read(self._images), under.data)
         except kept.UNREADABLE as e:
             raise StoredSideError(
-                f"{self._images} holds no side of an audit: {e}; delete it"
+                f"{self._images} holds no side of an audit: {shorten(str(e))}; delete it"
             ) from e
         if not _is_of(side, net, under):
             raise StoredSideError(
@@ -148,12 +148,14 @@ def _read(path: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        said = json.loads(path.read_text("utf-8"))
+        said = read_object(path)
         if said["format"] != FORMAT:
-            raise ValueError(f"its format is {said['format']}, expected {FORMAT}")
+            raise ValueError(f"its format is {quote(said['format'])}, expected {FORMAT}")
         return dict(said["baselines"])
     except (OSError, ValueError, KeyError, TypeError) as e:
-        raise StoredSideError(f"{path} holds no baselines: {e!r}; give another file") from e
+        raise StoredSideError(
+            f"{path} holds no baselines: {shorten(repr(e))}; give another file"
+        ) from e
 
 
 def _is_of(side: Side, net: Network, under: Conditions) -> bool:

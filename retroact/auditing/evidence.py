@@ -25,13 +25,13 @@ from retroact.auditing.numbers import AuditNumbers, Fingerprints, Pair
 from retroact.crafting.expectation import Expectation
 from retroact.crafting.oracle import Network
 from retroact.crafting.threat import ThreatModel
-from retroact.files import replacing
+from retroact.files import read_object, replacing
 from retroact.nets.data import Images
 from retroact.nets.data import data as read_data
 from retroact.nets.sources import DataError
 from retroact.reading import Data, as_activation, as_images, as_threat
 from retroact.retrofitting.surgery import Retrofit, retrofit
-from retroact.spec import SpecError, parse
+from retroact.spec import parse, quote, shorten
 
 if TYPE_CHECKING:
     from retroact.auditing.audit import Audit
@@ -152,21 +152,26 @@ class Evidence:
         """Raises EvidenceError for a folder that is none."""
         folder = Path(folder)
         try:
-            said, claims = (json.loads((folder / f).read_text("utf-8")) for f in (ABOUT, NUMBERS))
+            said, claims = (read_object(folder / f) for f in (ABOUT, NUMBERS))
             if said["format"] != FORMAT:
                 raise EvidenceError(
-                    f"{folder} has format {said['format']}, expected {FORMAT}; upgrade retroact"
+                    f"{folder} has format {shorten(str(said['format']))}, expected {FORMAT};"
+                    " upgrade retroact"
                 )
+            numbers = AuditNumbers.from_json(claims)
+            _check_numbers(numbers)
             return cls(
                 folder,
-                AuditNumbers.from_json(claims),
+                numbers,
                 Pair(*(_named(said["networks"][who]) for who in SIDES)),
                 as_threat(claims["threat"]),
             )
-        except (OSError, json.JSONDecodeError, KeyError, TypeError, SpecError) as e:
+        except EvidenceError:
+            raise
+        except (OSError, ValueError, LookupError, TypeError, AttributeError) as e:
             raise EvidenceError(
-                f"{folder} is no evidence of an audit: {e}; `retroact audit … --evidence FOLDER`"
-                " writes one"
+                f"{folder} is no evidence of an audit: {shorten(str(e))}; `retroact audit …"
+                " --evidence FOLDER` writes one"
             ) from e
 
     @property
@@ -230,4 +235,25 @@ def _load(net: str, weights: str) -> nn.Module:
 
 
 def _named(said: Mapping[str, Any]) -> Origin:
-    return Origin(**{**said, "also": tuple(said["also"])})
+    origin = Origin(**{**said, "also": tuple(said["also"])})
+    texts = (origin.net, origin.weights, origin.change, origin.sites, *origin.also)
+    if not all(isinstance(text, str) for text in texts) or origin.draws not in range(_MOST_DRAWS):
+        raise ValueError(f"expected texts for a network, got {quote(said)}")
+    return origin
+
+
+_MOST_DRAWS = 2**16  # of a randomised network: each is a forward pass
+
+
+def _check_numbers(numbers: AuditNumbers) -> None:
+    """ValueError for numbers that no audit gives."""
+    counts = {name: getattr(numbers, name) for name in ("n", "gained", "lost")}
+    shares = [share for what in COUNTED for share in getattr(numbers, what)]
+    if not all(map(_is_count, counts.values())) or not isinstance(numbers.data, str):
+        raise ValueError(f"expected how many examples of which data, got {quote(counts)}")
+    if not all(0 <= share <= 1 for share in shares):
+        raise ValueError(f"expected accuracies from 0 to 1, got {quote(shares)}")
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**40

@@ -17,10 +17,22 @@ from torch import Tensor
 from retroact.auditing.attack_run import Broken, Side
 from retroact.auditing.numbers import AttackResult
 from retroact.evaluation.evaluate import Examples
-from retroact.files import replacing
+from retroact.files import parse_json, replacing
 
-UNREADABLE = (safetensors.SafetensorError, OSError, LookupError, TypeError, ValueError)
-"""What `read` raises for a file that is none of these."""
+UNREADABLE = (
+    safetensors.SafetensorError,
+    OSError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+)
+"""What `read` raises, and what making a side of it does, for a file that is none of these."""
+
+NAMES = ("x_adv", "row", "label", "decided", "turn", "clean", "claimed", "verified")
+"""The tensors of a side."""
 
 
 def is_whole(side: Side) -> bool:
@@ -52,14 +64,34 @@ def write(side: Side, path: Path) -> None:
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors and the metadata; raises one of `UNREADABLE`."""
     with safetensors.safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        tensors, metadata = {name: file.get_tensor(name) for name in NAMES}, file.metadata() or {}
+    _check(tensors)
+    return tensors, metadata
+
+
+def attacks_in(metadata: Mapping[str, str]) -> tuple[AttackResult, ...]:
+    """The attacks that the metadata tell; raises one of `UNREADABLE`."""
+    return tuple(map(AttackResult.from_json, parse_json(metadata["attacks"])))
+
+
+def _check(tensors: Mapping[str, Tensor]) -> None:
+    """ValueError for numbers of another kind or count than `write` writes."""
+    x_adv, k = tensors["x_adv"], len(tensors["row"])
+    if not x_adv.is_floating_point() or not bool(torch.isfinite(x_adv.float()).all()):
+        raise ValueError("expected images of finite floats")
+    for name in ("row", "label", "decided", "turn"):
+        if tensors[name].dtype != torch.int64 or tensors[name].shape != (k,) or len(x_adv) != k:
+            raise ValueError(f"expected {k} images and as many whole numbers in {name}")
 
 
 def side_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], data: Examples) -> Side:
     """The side that was written; raises one of `UNREADABLE` for what is none on this `data`."""
-    attacks = tuple(map(AttackResult.from_json, json.loads(metadata["attacks"])))
+    attacks = attacks_in(metadata)
     clean, claimed, verified = (_flags(tensors[k], data) for k in ("clean", "claimed", "verified"))
     broken_by = np.full(len(clean), -1, dtype=np.int64)
+    for name, below in (("row", len(clean)), ("turn", len(attacks))):
+        if any(not 0 <= i < below for i in tensors[name].tolist()):
+            raise ValueError(f"expected its {name}s from 0, below {below}")
     broken_by[tensors["row"].numpy()] = tensors["turn"].numpy()
     if not np.array_equal(verified, clean & (broken_by < 0)):
         raise ValueError("its images are not those that it says fell")

@@ -6,8 +6,6 @@ in ball and box, and the networks decide.
 
 from __future__ import annotations
 
-import json
-import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,9 +25,11 @@ from retroact.crafting.expectation import Expectation
 from retroact.crafting.oracle import Network
 from retroact.doors import SLACK
 from retroact.evaluation.evaluate import decide
+from retroact.files import check_unpacked
 from retroact.ground import neutral
 from retroact.nets.data import Images
 from retroact.reading import Data, Net, as_network
+from retroact.spec import shorten
 
 COUNTED = ("clean", "claimed", "verified")
 NEITHER = Pair(False, False)
@@ -48,11 +48,11 @@ class Fallen:
         """Raises EvidenceError for a file that is not what `keep` writes about these images."""
         try:
             tensors, metadata = kept.read(path)
-            attacks = json.loads(metadata["attacks"])
+            attacks = kept.attacks_in(metadata)
             rows, turns = tensors["row"].numpy(), tensors["turn"].numpy()
-            claimed = np.array([attacks[turn]["role"] == "claimed" for turn in turns], dtype=bool)
+            claimed = np.array([attacks[turn].role == "claimed" for turn in turns], dtype=bool)
         except kept.UNREADABLE as e:
-            raise EvidenceError(f"{path} holds no images of an audit: {e}") from e
+            raise EvidenceError(f"{path} holds no images of an audit: {shorten(str(e))}") from e
         x_adv, n = tensors["x_adv"].float(), len(images)
         if len(set(rows.tolist())) != len(rows) or x_adv.shape != (len(rows), *images.shape[1:]):
             raise EvidenceError(
@@ -197,12 +197,21 @@ def _find_differences(path: Path, fallen: Fallen, images: Tensor) -> Iterator[st
     """Whether the tensor that RobustBench takes holds the same images, and clean ones elsewhere."""
     expected = images.clone()
     expected[fallen.rows] = fallen.x_adv
+    if not path.is_file():
+        raise EvidenceError(f"there is no file {path}")
     try:
-        whole = torch.load(path, weights_only=True)  # refuses whatever would run code
-    except (pickle.UnpicklingError, OSError, RuntimeError) as e:
-        raise EvidenceError(f"{path} is no tensor: {e}") from e
-    if not isinstance(whole, Tensor) or not torch.equal(whole, expected):
+        check_unpacked(path)
+        whole = torch.load(path, map_location="cpu", weights_only=True)  # refuses to run code
+    except Exception as e:  # bytes that are no tensor end in any error
+        raise EvidenceError(f"{path} is no tensor: {shorten(str(e))}") from e
+    if not _is_equal(whole, expected):
         yield f"{path.name} holds other images than {path.stem}.safetensors and the data"
+
+
+def _is_equal(whole: object, expected: Tensor) -> bool:
+    if not isinstance(whole, Tensor) or whole.layout is not torch.strided:
+        return False
+    return whole.dtype == expected.dtype and torch.equal(whole, expected)
 
 
 def _compare(made: Verification) -> Iterator[str]:

@@ -68,6 +68,9 @@ def list_(
 def _nets(detail: bool) -> list[Row]:
     from retroact.nets import zoo
 
+    for name in zoo.names():
+        for text in zoo.describe_shadow(name):
+            note(text)
     return [_net(name, zoo.entry(name), detail) for name in zoo.names()]
 
 

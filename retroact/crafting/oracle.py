@@ -366,9 +366,13 @@ def _no_gradient(why: object = "it detaches, rounds, is quantised or leaves torc
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory did not suffice; torch has a type for accelerators only, its CPU allocator
-    raises RuntimeError."""
+    raises RuntimeError, and so does oneDNN, which says no more than that it made nothing."""
     named = isinstance(error, MemoryError | torch.OutOfMemoryError)
-    return named or "not enough memory" in str(error) or "can't allocate memory" in str(error)
+    said = str(error) if isinstance(error, RuntimeError) else ""
+    return named or any(word in said for word in _NO_ROOM)
+
+
+_NO_ROOM = ("not enough memory", "can't allocate memory", "could not create a primitive")
 
 
 # ------------------------------------------------------------------------------- one network, asked

@@ -18,7 +18,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -86,8 +86,8 @@ def measured_all(
     return [_read(store, name, name not in first) for name in names]
 
 
-def _missing(names: Iterable[str], store: Store) -> list[str]:
-    return [name for name in names if store.read_facts(name) is None]
+def _missing(asked: Mapping[str, Measurement], store: Store) -> list[str]:
+    return [name for name, what in asked.items() if store.read_facts(name, show(what)) is None]
 
 
 def _measure_missing(

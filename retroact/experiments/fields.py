@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from retroact import __version__
+from retroact.spec import quote
 
 SCHEMA = 2
 """1: without the schema's number, the package's version and the fingerprints."""
@@ -67,12 +68,26 @@ class CellFields:
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> CellFields:
         """What `to_json` wrote, by this or an older version; names that it does not know are left
-        out."""
+        out. Raises ValueError for what is no text or number where one belongs."""
         if stored.keys() != _NAMES:
             old: dict[str, Any] = {"schema": 1, "retroact": ""}
             stored = old | {name: v for name, v in stored.items() if name in _NAMES}
+        for name, value in stored.items():
+            if not isinstance(value, _KINDS[name]):
+                raise ValueError(
+                    f"expected the field {name} of a cell otherwise than as {quote(value)}"
+                )
         return cls(**stored)
 
 
 _SINCE_2 = ("schema", "retroact", "weights", "pixels")
 _NAMES = {f.name for f in fields(CellFields)}
+_OPTIONAL = ("activation", "source")
+_KINDS: dict[str, tuple[type, ...]] = {
+    f.name: (str, type(None))
+    if f.name in _OPTIONAL
+    else (int, float)
+    if isinstance(f.default, float)
+    else (type(f.default),)
+    for f in fields(CellFields)
+}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -10,6 +9,7 @@ from retroact.evaluation.record import Record, from_bytes
 from retroact.experiments import sealed
 from retroact.experiments.sealed import FORMAT, CellRow, FactsRow, LedgerRow, Packed, Tally
 from retroact.experiments.store_file import CURE, StoreError, StoreFile
+from retroact.files import parse_object
 
 Row: TypeAlias = CellRow | FactsRow | LedgerRow
 
@@ -62,6 +62,17 @@ def check(file: StoreFile, row: Any) -> Any:
     return row
 
 
+def check_print(file: StoreFile, row: Any, said: str) -> None:
+    """Raises StoreError where a row is filed under the key of another print than its own; any will
+    do where `said` is empty."""
+    if said and row[1] != said:
+        raise StoreError(
+            f"{_call(row[0], row[1])} in {file.path} is filed under the key of {_call('', said)}:"
+            f" whoever wrote it is not to be trusted; `retroact store prune {file.path} --cells"
+            f" {row[0]}` removes it"
+        )
+
+
 def record(file: StoreFile, row: CellRow, *, images: bool = False) -> Record:
     """The record of a cell. Raises StoreError where it is damaged or missing."""
     what = f"record, {'images' if images else 'NULL'}"
@@ -73,7 +84,7 @@ def record(file: StoreFile, row: CellRow, *, images: bool = False) -> Record:
         if file.format < FORMAT:
             return from_bytes(*parts[0])
         pictures = parts[0][1]
-        opened = _open(parts[0][0], row.record_sum, "record")
+        opened = _open(parts[0][0], row.record_sum, "record", sealed.RECORD_LIMIT)
         return from_bytes(
             opened, _open(pictures, row.images_sum, "images") if images and row.kept else None
         )
@@ -101,12 +112,9 @@ def packed(source: StoreFile, row: CellRow) -> Packed:
 def numbers(file: StoreFile, row: FactsRow) -> dict[str, Any]:
     """The plain numbers of a row. Raises StoreError where they are none."""
     try:
-        found = json.loads(row.facts)
-    except (TypeError, ValueError, RecursionError) as e:
-        raise damaged(file, row, f"its numbers cannot be read ({type(e).__name__})") from None
-    if not isinstance(found, dict):
-        raise damaged(file, row, "it holds no numbers by name")
-    return found
+        return parse_object(row.facts)
+    except (TypeError, ValueError) as e:
+        raise damaged(file, row, f"its numbers cannot be read: {e}") from None
 
 
 def check_counts(file: StoreFile) -> None:
@@ -190,10 +198,10 @@ def _call(key: Any, what: Any) -> str:
     return f"{key} ({text if len(text) <= _QUOTED else text[: _QUOTED - 1] + '…'})"
 
 
-def _open(data: Any, told: str, what: str) -> bytes:
+def _open(data: Any, told: str, what: str, limit: int | None = None) -> bytes:
     if not isinstance(data, bytes) or sealed.checksum(data) != told:
         raise ValueError(f"its {what} does not match the checksum")
-    return sealed.unpack(data)
+    return sealed.unpack(data, limit)
 
 
 def _tally(file: StoreFile, text: Any) -> Tally:

@@ -17,7 +17,10 @@ from typing import Any, NamedTuple
 FORMAT = 2
 
 LIMIT = 2**30
-"""Bytes of a record, or of the images of a cell: more are neither written nor unpacked."""
+"""Bytes of the images of a cell: more are neither written nor unpacked."""
+
+RECORD_LIMIT = 2**28
+"""Bytes of a record, two million examples: more are neither written nor unpacked."""
 
 TABLES = (
     "CREATE TABLE IF NOT EXISTS about (name TEXT PRIMARY KEY, value TEXT NOT NULL)",
@@ -136,27 +139,30 @@ def holds(row: tuple[Any, ...]) -> bool:
     return bool(seal(row[:-1]) == row[-1])
 
 
-def pack(data: bytes | None) -> bytes | None:
-    """Compressed, without loss. Raises ValueError beyond `LIMIT`."""
+def pack(data: bytes | None, limit: int | None = None) -> bytes | None:
+    """Compressed, without loss. Raises ValueError beyond `limit`, or `LIMIT`."""
+    limit = LIMIT if limit is None else limit
     if data is None:
         return None
-    if len(data) > LIMIT:
+    if len(data) > limit:
         raise ValueError(
-            f"expected at most {LIMIT:,} bytes for a cell, got {len(data):,}; keep fewer of its"
+            f"expected at most {limit:,} bytes for a cell, got {len(data):,}; keep fewer of its"
             " images, or split its data into several slices"
         )
     return zlib.compress(data, 6)
 
 
-def unpack(data: bytes) -> bytes:
-    """What `pack` was given. Raises ValueError for anything else, and beyond `LIMIT`."""
+def unpack(data: bytes, limit: int | None = None) -> bytes:
+    """What `pack` was given. Raises ValueError for anything else, and beyond `limit`, or
+    `LIMIT`."""
+    limit = LIMIT if limit is None else limit
     stream = zlib.decompressobj()
     try:
-        found = stream.decompress(data, LIMIT)
+        found = stream.decompress(data, limit)
     except zlib.error as e:
         raise ValueError(f"expected compressed bytes, got something else: {e}") from None
     if not stream.eof or stream.unused_data:
-        raise ValueError(f"expected compressed bytes of at most {LIMIT:,}, got more, or a part")
+        raise ValueError(f"expected compressed bytes of at most {limit:,}, got more, or a part")
     return found
 
 

@@ -25,7 +25,7 @@ from retroact.experiments.claim import Claim
 from retroact.experiments.claim import StoreInUseError as StoreInUseError
 from retroact.experiments.fields import CellFields
 from retroact.experiments.sealed import FORMAT as FORMAT
-from retroact.experiments.sealed import Packed
+from retroact.experiments.sealed import RECORD_LIMIT, Packed
 from retroact.experiments.store_file import (
     StoreBusyError,
     StoreFile,
@@ -34,6 +34,7 @@ from retroact.experiments.store_file import (
 )
 from retroact.experiments.store_file import StoreError as StoreError
 from retroact.experiments.stored_parts import StoredParts
+from retroact.files import parse_object
 from retroact.stopping import uninterrupted
 
 
@@ -51,7 +52,7 @@ class Row:
 
     @property
     def fields(self) -> CellFields:
-        return CellFields.from_json(json.loads(self.said))
+        return CellFields.from_json(parse_object(self.said))
 
 
 class Store:
@@ -110,9 +111,12 @@ class Store:
     def __contains__(self, key: str) -> bool:
         return self.has(key)
 
-    def has(self, key: str, *, keep: int = 0) -> bool:
-        """Whether the cell is there, with `keep` of its images or all of them."""
+    def has(self, key: str, *, keep: int = 0, cell: str = "") -> bool:
+        """Whether the cell is there, with `keep` of its images or all of them. `cell`: the print
+        that it must have, for a key names what it is a hash of; StoreError where it has another."""
         found = self._find("cells", key)
+        if found is not None:
+            intact.check_print(*found, cell)
         return found is not None and bool(found[1].kept >= min(keep, found[1].n))
 
     def close(self) -> None:
@@ -162,7 +166,10 @@ class Store:
         kept = 0 if record.examples is None else len(record.examples)
         said = (key, cell, json.dumps(fields.to_json()), len(record), _now(), kept)
         try:
-            parts = sealed.pack(to_bytes(record)), sealed.pack(images_to_bytes(record))
+            parts = (
+                sealed.pack(to_bytes(record), RECORD_LIMIT),
+                sealed.pack(images_to_bytes(record)),
+            )
         except ValueError as e:
             raise StoreError(f"could not write {key} to {self.path}: {e}") from None
         packed = Packed.of(said, *parts)
@@ -180,13 +187,22 @@ class Store:
 
     def put_facts(self, key: str, what: str, facts: Mapping[str, Any], seconds: float) -> None:
         """Writes plain numbers that are no record (see `facts`), and how long they took."""
-        said = (key, what, _now(), float(seconds), json.dumps(dict(facts)))
+        text = json.dumps(dict(facts))
+        try:
+            parse_object(text)  # as it will be when it is read
+        except ValueError as e:
+            raise StoreError(f"could not write {key} to {self.path}: {e}") from None
+        said = (key, what, _now(), float(seconds), text)
         self._write(lambda db: sealed.insert_facts(db, said))
 
-    def read_facts(self, key: str) -> tuple[dict[str, Any], float] | None:
-        """Stored plain numbers and their seconds; None where there are none."""
+    def read_facts(self, key: str, what: str = "") -> tuple[dict[str, Any], float] | None:
+        """Stored plain numbers and their seconds; None where there are none. `what`: the print that
+        they must have; StoreError where they have another."""
         found = self._find("facts", key)
-        return None if found is None else (intact.numbers(*found), float(found[1].seconds))
+        if found is None:
+            return None
+        intact.check_print(*found, what)
+        return intact.numbers(*found), float(found[1].seconds)
 
     def facts(self) -> Iterator[tuple[str, str, float, dict[str, Any]]]:
         """All plain numbers: key, print, seconds and the numbers, in the order of their prints."""

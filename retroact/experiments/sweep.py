@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -40,8 +40,8 @@ def plan(cells: Iterable[Cell | str], store: Store, *, keep: int = 0) -> Plan:
     return Plan(locked, _missing(locked, store, keep))
 
 
-def _missing(cells: Iterable[str], store: Store, keep: int) -> tuple[str, ...]:
-    return tuple(k for k in cells if not store.has(k, keep=keep))
+def _missing(cells: Mapping[str, Cell], store: Store, keep: int) -> tuple[str, ...]:
+    return tuple(k for k, c in cells.items() if not store.has(k, keep=keep, cell=show(c)))
 
 
 def _read(said: Cell | str) -> Cell:

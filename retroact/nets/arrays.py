@@ -179,8 +179,20 @@ def _read_picture(picture: Picture) -> Tensor:
             f"expected pictures in grey (L) or RGB of 8 bits, got mode {picture.mode};"
             " convert('RGB') first"
         )
-    array = torch.from_numpy(np.array(picture))
+    array = torch.from_numpy(np.array(upright(picture)))
     return array[None] if array.ndim == 2 else array.permute(2, 0, 1)
+
+
+def upright(picture: Picture) -> Picture:
+    """A picture turned and mirrored as its EXIF data say, as viewers show it."""
+    from PIL import Image, ImageOps
+
+    if isinstance(picture, Image.Image) and picture.getexif().get(_ORIENTATION, 1) != 1:
+        return ImageOps.exif_transpose(picture)
+    return picture
+
+
+_ORIENTATION = 0x0112
 
 
 def _describe(array: Tensor | Array) -> str:

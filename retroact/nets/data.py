@@ -18,10 +18,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import os
 import re
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Literal, cast
 
 import numpy as np
@@ -31,7 +31,7 @@ from torch import Tensor
 from retroact.doors import IMAGE, Shape, check_batch, check_box, check_labels
 from retroact.nets import arrays, sources
 from retroact.nets.sources import DataError, NotationError
-from retroact.spec import Within, spec
+from retroact.spec import Within, quote, spec
 
 Split = Literal["test", "validation", "train"]
 
@@ -44,8 +44,9 @@ def data(text: str) -> Images:
 # ------------------------------------------------------------------------------------------- slice
 
 _NOTATION = re.compile(
-    r"(?P<name>.+?)(/(?P<split>train|validation|test))?(\[(?P<a>\d*):(?P<b>\d*)\])?"
+    r"(?P<name>.+?)(/(?P<split>train|validation|test))?(\[(?P<a>\d{,15}):(?P<b>\d{,15})\])?"
 )
+_LONGEST = 5000  # characters of a text: the path of a file has fewer
 
 
 @spec
@@ -76,10 +77,11 @@ class DataSlice:
                 f'expected a text such as "mnist[:1000]", got {type(text).__name__}; '
                 "Images.of(images, labels) takes your own"
             )
-        match = _NOTATION.fullmatch(text.strip())
+        match = _NOTATION.fullmatch(text.strip()) if len(text) <= _LONGEST else None
         if match is None or ("[" in match["name"] and not match["name"].startswith(sources.FILES)):
             raise NotationError(
-                f'cannot read {text!r} as data; write "mnist", "mnist/train", or "mnist[100:200]"'
+                f'cannot read {quote(text)} as data; write "mnist", "mnist/train", or'
+                ' "mnist[100:200]"'
             )
         stop = int(match["b"]) if match["b"] else None
         split = cast(Split, match["split"] or "test")
@@ -143,12 +145,19 @@ def _check_name(name: str) -> None:
         return
     near = difflib.get_close_matches(name.lower(), ["digits", *sources.HUB], n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    if Path(name).expanduser().is_dir():
+    if _is_folder(name):
         hint = f'; did you mean the folder "folder:{name}"?'
     raise NotationError(
-        f"unknown data set {name!r}{hint} Known: digits, {', '.join(sources.HUB)}, "
+        f"unknown data set {quote(name)}{hint} Known: digits, {', '.join(sources.HUB)}, "
         'any hub id "owner/name", any folder of images "folder:PATH", any file of arrays "npz:PATH"'
     )
+
+
+def _is_folder(name: str) -> bool:
+    try:
+        return os.path.isdir(os.path.expanduser(name))
+    except ValueError:  # with a NUL in it
+        return False
 
 
 # ------------------------------------------------------------------------------------------ images

@@ -11,6 +11,8 @@ is said.
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -22,8 +24,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from retroact.files import check_unpacked
 from retroact.ground import neutral
-from retroact.nets.tensors import overlaps_itself, state_of, ties
+from retroact.nets.tensors import find_faults, overlaps_itself, state_of, ties
+from retroact.spec import shorten
 
 WRAPPERS = frozenset(
     (
@@ -59,6 +63,11 @@ _AVERAGES = ("ema", "swa", "teacher", "average")
 _COUNTER = "num_batches_tracked"  # of batches seen in training: eval mode does not read it
 
 
+LONGEST, MOST = 1000, 1000
+"""Characters of a weight's name, and dictionaries in a file: no net has more, and each is compared
+with the net's own."""
+
+
 class WeightsError(ValueError):
     """A file that holds no weights, or not those of the net."""
 
@@ -68,7 +77,7 @@ def fill(module: nn.Module, path: Path) -> tuple[str, ...]:
     """Loads a checkpoint into a module, in the module's own dtypes; returns what there is to say of
     it.
 
-    Raises WeightsError, saying what is missing, unknown, or of another shape.
+    Raises WeightsError, saying what is missing, unknown, of another shape, or no finite number.
     """
     state, notes = weights_for(module, path)
     own = state_of(module)
@@ -111,13 +120,39 @@ def _describe_others(where: list[str]) -> Iterator[str]:
 # ----------------------------------------------------------------------------------------- the file
 
 
+def hash_of(path: Path) -> tuple[str, ...]:
+    """A sentence with a file's SHA-256; none where it is known, which it is by a file
+    PATH.sha256, as sha256sum writes it. WeightsError where it is another one."""
+    _check_there(path)
+    with open(path, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    known = path.with_name(f"{path.name}.sha256")
+    if not known.is_file():
+        return (f"{path.name}: SHA-256 {found}; sha256sum {path.name} > {known.name} keeps it",)
+    said = re.match(r"[0-9a-fA-F]{64}(?![0-9a-fA-F])", known.read_bytes()[:65].decode("latin1"))
+    if said is None or said[0].lower() != found:
+        raise WeightsError(
+            f"{path} has SHA-256 {found}, {known.name} says {said[0] if said else 'none'}: it is"
+            " another file, or damaged; fetch it again"
+        )
+    return ()
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise WeightsError(f"{path}: there is no such file of weights")
+
+
 def _read(path: Path) -> tuple[object, list[str]]:
     """What a file of weights holds, read without running any of its code, and the objects that were
     not made."""
-    if not path.is_file():
-        raise WeightsError(f"{path}: there is no such file of weights")
+    _check_there(path)
     if path.suffix == ".safetensors":
         return tensors_in(path.read_bytes(), str(path)), []
+    try:
+        check_unpacked(path)
+    except ValueError as e:
+        raise WeightsError(f"{path}: {e}") from None
     try:
         names = torch.serialization.get_unsafe_globals_in_checkpoint(path)
         strange = sorted(names, key=lambda name: (name.startswith("torch."), name))
@@ -135,9 +170,10 @@ def tensors_in(raw: bytes, where: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file."""
     try:
         return safetensors.torch.load(raw)
-    except (safetensors.SafetensorError, ValueError, KeyError) as e:
+    except Exception as e:  # a type that torch has not, a shape that it refuses
         raise WeightsError(
-            f"{where} is truncated or no safetensors file: {e}; fetch or train it again"
+            f"{where} is truncated or no safetensors file: {shorten(str(e))}; fetch or train it"
+            " again"
         ) from e
 
 
@@ -159,7 +195,7 @@ class _Nothing:
 
 def _refusal(path: Path, strange: list[str]) -> WeightsError:
     holds = (
-        f" (it asks for {', '.join(strange[:3])}{', …' if len(strange) > 3 else ''})"
+        f" (it asks for {shorten(', '.join(strange[:3]))}{', …' if len(strange) > 3 else ''})"
         if strange
         else ""
     )
@@ -173,29 +209,43 @@ def _candidates(path: Path) -> list[tuple[str, dict[str, Tensor]]]:
     """Every mapping of names to tensors in a file, by where it lies; running averages of weights
     come last."""
     content, strange = _read(path)
-    there = list(_mappings(content, ""))
+    there = list(_mappings(content))
     if not there and strange:
         raise _refusal(path, strange)
     if not there:
         keys = ", ".join(map(str, list(content)[:8])) if isinstance(content, Mapping) else ""
-        what = type(content).__name__ + (f" with {keys}" if isinstance(content, Mapping) else "")
+        what = type(content).__name__ + (f" with {shorten(keys)}" if keys else "")
         raise WeightsError(
             f"{path}: expected a state dict of tensors, got {what}; save net.state_dict()"
         )
     return sorted(there, key=lambda pair: any(word in pair[0].lower() for word in _AVERAGES))
 
 
-def _mappings(content: object, where: str) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    if not isinstance(content, Mapping):
-        return
-    tensors = {
-        name: t for name, t in content.items() if isinstance(name, str) and isinstance(t, Tensor)
-    }
-    if tensors:
-        yield where, tensors
-    for name, inner in content.items():
-        if isinstance(name, str):
-            yield from _mappings(inner, f"{where}.{name}".lstrip("."))
+def _mappings(content: object) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Outermost first. A file's dictionaries may hold one another in a ring, which is cut."""
+    left: list[tuple[str, object, frozenset[int]]] = [("", content, frozenset())]
+    mappings = 0
+    while left:
+        where, content, above = left.pop()
+        if not isinstance(content, Mapping) or id(content) in above:
+            continue
+        mappings += 1
+        named = {name: held for name, held in content.items() if isinstance(name, str)}
+        tensors = {name: held for name, held in named.items() if isinstance(held, Tensor)}
+        _check_names(tensors, mappings)
+        if tensors:
+            yield where, tensors
+        inner = [(f"{where}.{n}".lstrip("."), v, above | {id(content)}) for n, v in named.items()]
+        left += reversed(inner)
+
+
+def _check_names(tensors: Mapping[str, Tensor], mappings: int) -> None:
+    longest = max(map(len, tensors), default=0)
+    if longest > LONGEST or mappings > MOST:
+        raise WeightsError(
+            f"expected names of at most {LONGEST:,} characters in at most {MOST:,} dictionaries,"
+            f" got {longest:,} in {mappings:,} or more; save net.state_dict() alone"
+        )
 
 
 # ------------------------------------------------------------------------------------------ the fit
@@ -331,6 +381,8 @@ def _judge(fit: _Fit, own: dict[str, object], module: nn.Module, keys: Mapping[s
             del fit.match[name]
         elif wrong:
             fit.wrong.append(wrong)
+    if not fit.wrong:
+        fit.wrong += find_faults({o: fit.tensors[k] for o, k in fit.match.items()}, own)
     for name, owner in shared.items():
         a, b = (fit.tensors[fit.match[n]] if n in fit.match else None for n in (name, owner))
         if a is not None and b is not None and a.shape == b.shape and not torch.equal(a, b):
@@ -366,10 +418,13 @@ def _describe_misfit(fit: _Fit, module: nn.Module, path: Path) -> str:
     there = f" (under {fit.where!r})" if fit.where else ""
     there += f" (without {fit.off!r})" if fit.off else ""
     wrong = _few(sorted(fit.wrong), 5)
-    return (
-        f"{path}{there} does not fit {type(module).__name__}: {wrong}; build the very net whose"
-        " weights these are"
-    )
+    return f"{path}{there} does not fit {type(module).__name__}: {wrong}; {_cure_of(fit)}"
+
+
+def _cure_of(fit: _Fit) -> str:
+    if all("NaN" in wrong for wrong in fit.wrong):
+        return "its training diverged or the file is damaged: take an earlier one"
+    return "build the very net whose weights these are"
 
 
 def _group(names: list[str], among: Mapping[str, Tensor]) -> list[str]:
@@ -384,4 +439,4 @@ def _group(names: list[str], among: Mapping[str, Tensor]) -> list[str]:
 
 def _few(names: list[str], most: int = 4) -> str:
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{', '.join(names[:most])}{more}"
+    return f"{', '.join(map(shorten, names[:most]))}{more}"

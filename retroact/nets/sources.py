@@ -13,7 +13,9 @@ import contextlib
 import glob
 import io
 import os
-import zipfile
+import time
+import warnings
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -22,8 +24,10 @@ from typing import Any, NamedTuple, Protocol, TypeAlias, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
+from retroact.doors import MOST_CLASSES
 from retroact.nets import npz
-from retroact.spec import CallError
+from retroact.nets.arrays import upright
+from retroact.spec import CallError, shorten
 
 HUB = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}
 """The hub ids behind the short names."""
@@ -66,8 +70,13 @@ Splits: TypeAlias = Mapping[str, Table]
 class Cell(TypedDict):
     """An image as `datasets` has it where nobody has decoded it."""
 
-    bytes: bytes
-    path: str
+    bytes: bytes | None
+    path: str | None
+
+
+Homes: TypeAlias = Sequence[Path] | None
+"""The folders in which files that a table names must lie; None for a table that its owner hands
+over, whose paths are his."""
 
 
 class DataError(ValueError):
@@ -152,12 +161,22 @@ def _find(name: str, local: str) -> Source:
     if name == "digits":
         return _digits()
     if name.startswith("folder:"):
-        return from_datasets(*_image_folder(name.removeprefix("folder:")))
+        path = _path(name.removeprefix("folder:"))
+        return from_datasets(_image_folder(path), "image folder", [path])
     if name.startswith("npz:"):
         return _file_of_arrays(_npz_path(name))
     if local:
-        return from_datasets(_open(local), "local parquet")
-    return from_datasets(_from_hub(HUB.get(name, name)), f"hub {HUB.get(name, name)}")
+        return from_datasets(_open(local), "local parquet", [Path(local)])
+    hub_id = HUB.get(name, name)
+    return from_datasets(_from_hub(hub_id), f"hub {hub_id}", _caches())
+
+
+def _caches() -> list[Path]:
+    """Where files lie that `datasets` has fetched from the hub."""
+    import datasets
+    from huggingface_hub import constants
+
+    return [Path(datasets.config.HF_DATASETS_CACHE), Path(constants.HF_HUB_CACHE)]
 
 
 def decoded(name: str, own_split: str, rows: Rows) -> tuple[Pixels, Rows]:
@@ -191,18 +210,62 @@ def _digits() -> Source:
     )
 
 
-def _image_folder(text: str) -> tuple[Splits, str]:
-    path = Path(text).expanduser()
+def _image_folder(path: Path) -> Splits:
     if not path.is_dir():
         raise DataError(
-            f"folder:{text}: there is no such folder; expected one with a sub-folder per class"
+            f"folder:{path}: there is no such folder; expected one with a sub-folder per class"
         )
+    _check_has_images(path)
     # "a[1]b" is a name here, no pattern
-    return _open("imagefolder", data_dir=glob.escape(str(path))), "image folder"
+    return _open("imagefolder", data_dir=glob.escape(str(path)))
+
+
+LOOK = 1.0
+"""Seconds that a folder is looked through for images, before `datasets` lists all of it."""
+
+SHARE = 0.1
+"""Of the files of a folder of images: how many are images at least."""
+
+
+def _check_has_images(path: Path) -> None:
+    """Raises DataError where hardly any of the files that are found soon are images."""
+    from PIL import Image
+
+    suffixes, until = Image.registered_extensions(), time.monotonic() + LOOK
+    seen = images = 0
+    for name in _files_below(path):
+        seen, images = seen + 1, images + (Path(name).suffix.lower() in suffixes)
+        if time.monotonic() > until:
+            break
+    if not images or images < SHARE * seen:
+        raise DataError(
+            f"folder:{path}: {images} of the {seen} files and folders that were looked at are"
+            " images; expected a folder with a sub-folder of images per class"
+        )
+
+
+def _files_below(path: Path) -> Iterator[str]:
+    """The names of the files of a folder and of those in it, a folder at a time, widest first."""
+    folders = deque([path])
+    while folders:
+        try:
+            with os.scandir(folders.popleft()) as entries:
+                for entry in entries:
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(Path(entry.path))
+                        yield ""  # so that time is asked for also where there are folders alone
+                    else:
+                        yield entry.name
+        except OSError:  # a folder that may not be read
+            continue
 
 
 def _npz_path(name: str) -> Path:
-    return Path(name.removeprefix("npz:")).expanduser()
+    return _path(name.removeprefix("npz:"))
+
+
+def _path(text: str) -> Path:
+    return Path(os.path.expanduser(text))  # which leaves the home of nobody as it is
 
 
 def _file_of_arrays(path: Path) -> Source:
@@ -210,7 +273,7 @@ def _file_of_arrays(path: Path) -> Source:
         raise DataError(f"npz:{path}: there is no such file; np.savez(path, x=…, y=…) writes one")
     try:
         splits, (low, high), names = npz.read(path)
-    except (ValueError, TypeError, OSError, zipfile.BadZipFile) as e:
+    except (ValueError, TypeError, OSError) as e:
         raise DataError(f"{path.name}: {e}") from e
 
     def read(own_split: str, rows: Rows) -> tuple[Pixels, Rows]:
@@ -283,9 +346,9 @@ def _first_line(e: Exception) -> str:
     return (str(e).splitlines() or [""])[0][:200]
 
 
-def from_datasets(splits: Splits, origin: str) -> Source:
+def from_datasets(splits: Splits, origin: str, homes: Homes = None) -> Source:
     """The source behind `datasets.Dataset`s, by split, that have a column of images and one of
-    labels."""
+    labels; files that it names are read where they lie in one of the `homes`."""
     import datasets
 
     features = next(iter(splits.values())).features
@@ -302,7 +365,7 @@ def from_datasets(splits: Splits, origin: str) -> Source:
 
     def read(own_split: str, rows: Rows) -> tuple[Pixels, Rows]:
         part = plain[own_split].select(rows)[:]
-        return _decode_cells(part[image], rows), np.asarray(part[label], dtype=np.int64)
+        return _decode_cells(part[image], rows, homes), _labels(part[label], rows)
 
     sizes = {str(k): len(v) for k, v in splits.items()}
     return Source(origin, _class_names(features[label], splits, label), sizes, 255, read)
@@ -332,17 +395,30 @@ def _class_names(feature: object, splits: Splits, label: str) -> tuple[str, ...]
         raise DataError(
             f"expected whole numbers or class names as labels, got {feature}; cast {label!r}"
         )
-    most = max(max(part[label]) for part in splits.values())
+    labels = [part[label][:] for part in splits.values()]
+    most = max((y for part in labels for y in part if y is not None), default=-1)
+    if most >= MOST_CLASSES:
+        raise DataError(
+            f"expected labels below {MOST_CLASSES:,}, got {most} in {label!r}; number the classes"
+            " anew, from 0"
+        )
     return tuple(str(i) for i in range(int(most) + 1))
 
 
-def _decode_cells(cells: Sequence[Cell], rows: Rows) -> Pixels:
+def _labels(column: Sequence[int | None], rows: Rows) -> Rows:
+    for i, label in enumerate(column):
+        if label is None:
+            raise DataError(f"image {rows[i]} has no label; leave it out, or label it")
+    return np.asarray(column, dtype=np.int64)
+
+
+def _decode_cells(cells: Sequence[Cell], rows: Rows, homes: Homes) -> Pixels:
     """Decodes to uint8 (n, c, h, w); raises DataError at the first image that differs or does not
     open."""
-    first = _pixels(cells[0], rows[0])
+    first = _pixels(_locate(cells[0], rows[0], homes), rows[0])
     out = np.empty((len(cells), *first.shape), dtype=np.uint8)
     for i, cell in enumerate(cells):
-        one = _pixels(cell, rows[i])
+        one = _pixels(_locate(cell, rows[i], homes), rows[i])
         if one.shape != first.shape:
             raise DataError(
                 f"image {rows[i]} is {one.shape} and image {rows[0]} is {first.shape}, expected one"
@@ -352,18 +428,61 @@ def _decode_cells(cells: Sequence[Cell], rows: Rows) -> Pixels:
     return out
 
 
+LARGEST = 2**26
+"""Pixels of an image: a file of a few kilobytes can say that it has billions."""
+
+
 def _pixels(cell: Cell, row: int) -> Pixels:
     from PIL import Image
 
+    file = io.BytesIO(cell["bytes"]) if cell["bytes"] else str(cell["path"])
     try:
-        picture = Image.open(io.BytesIO(cell["bytes"]) if cell["bytes"] else cell["path"])
-        mode, pixels = picture.mode, np.asarray(picture)
+        with _quiet_about_size(), Image.open(file) as picture:
+            _check_picture(picture.mode, picture.size, row)
+            pixels = np.asarray(upright(picture))
+    except DataError:
+        raise
     except Exception as e:
         raise DataError(
             f"image {row} cannot be decoded: {_first_line(e)}; replace the file; {THREE_WAYS}"
         ) from e
+    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+
+def _check_picture(mode: str, size: tuple[int, int], row: int) -> None:
     if mode not in ("L", "RGB"):
         raise DataError(
             f"image {row} has mode {mode}, expected grey (L) or RGB of 8 bits; convert it first"
         )
-    return pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    if size[0] * size[1] > LARGEST:
+        raise DataError(
+            f"image {row} says that it has {size[0]:,} x {size[1]:,} pixels, expected at most"
+            f" {LARGEST:,}; resize it first"
+        )
+
+
+def _locate(cell: Cell | None, row: int, homes: Homes) -> Cell:
+    """The same image with the whole path of its file. DataError where that lies elsewhere than in
+    one of the `homes`, or is none."""
+    if cell is None or not (cell["bytes"] or cell["path"]):
+        raise DataError(f"image {row} is not there; leave its row out, or give its bytes")
+    if cell["bytes"]:
+        return cell
+    path = os.path.abspath(os.path.join(homes[0] if homes else "", str(cell["path"])))
+    roots = [root for home in homes or () for root in (home.absolute(), home.resolve())]
+    if homes is not None and not any(Path(path).is_relative_to(root) for root in roots):
+        raise DataError(
+            f"image {row} names a file outside its folder, {shorten(path)}, which is not read; put"
+            " it there, or its bytes into the table"
+        )
+    if not os.path.isfile(path):
+        raise DataError(f"image {row} names {shorten(path)}, which is no file; {THREE_WAYS}")
+    return Cell(bytes=None, path=path)
+
+
+@contextlib.contextmanager
+def _quiet_about_size() -> Iterator[None]:
+    """Without Pillow's warning of large images: what is too large is refused."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -272,6 +272,40 @@ def _list_hidden(
         yield from _list_hidden(inner, leave, f"{path}{name}.")
 
 
+# ----------------------------------------------------------------------- what no network is made of
+
+
+def find_faults(values: Mapping[str, object], own: Mapping[str, object]) -> Iterator[str]:
+    """What is wrong with numbers that take the place of a module's `own`, a sentence for each name:
+    NaN and infinity, but in a buffer that the module itself is built with so (a mask), and whole
+    numbers or bools where floats belong. Of names that it has not, NaN alone."""
+    for name, value in values.items():
+        mine = own.get(name)
+        if not isinstance(value, Tensor) or value.is_meta or value.is_quantized:
+            continue
+        if isinstance(mine, Tensor) and _is_number(mine) and not _is_number(value):
+            yield f"{name} is {value.dtype}, expected {mine.dtype}"
+        elif _is_number(value) and (wrong := _count_not_finite(value, mine)):
+            yield f"{name} has {wrong:,} of {value.numel():,} entries that are NaN or infinite"
+
+
+def _is_number(t: Tensor) -> bool:
+    return t.is_floating_point() or t.is_complex()
+
+
+def _count_not_finite(value: Tensor, mine: object) -> int:
+    entries = value.float() if value.dtype.itemsize == 1 else value
+    where = ~torch.isfinite(entries) if isinstance(mine, Tensor) else torch.isnan(entries)
+    if isinstance(mine, Tensor) and _may_be_a_mask(mine) and mine.shape == value.shape:
+        where &= torch.isfinite(mine.detach().to(where.device))
+    return int(where.sum())
+
+
+def _may_be_a_mask(mine: Tensor) -> bool:
+    parameter = isinstance(mine, nn.Parameter) or is_lazy(mine)
+    return not parameter and not mine.is_meta and _is_number(mine)
+
+
 # ---------------------------------------------------------------------------- what no file can hold
 
 

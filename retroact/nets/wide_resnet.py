@@ -23,7 +23,7 @@ class WideResNet:
     sites; (n, 3, 32, 32) to (n, 10). A depth that is not 6 N + 4 raises SpecError.
     """
 
-    depth: Annotated[int, Within(10)] = 34
+    depth: Annotated[int, Within(10, 1000)] = 34
     widen: Count = 4
     dropout: UnitInterval = 0.0
 

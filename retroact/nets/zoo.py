@@ -27,7 +27,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from retroact.files import replacing
+from retroact.files import read_object, replacing
 from retroact.ground import neutral
 from retroact.nets import foreign
 from retroact.nets.alex_like import AlexLike
@@ -39,8 +39,9 @@ from retroact.nets.mnist_cnn import MnistCNN
 from retroact.nets.mobilenet_v2 import MobileNetV2
 from retroact.nets.preact_resnet import PreActResNet18
 from retroact.nets.resnet20 import ResNet20
+from retroact.nets.tensors import find_faults, state_of
 from retroact.nets.wide_resnet import WideResNet
-from retroact.spec import CallError, SpecError, parse, show, spec
+from retroact.spec import CallError, SpecError, parse, quote, shorten, show, spec
 
 PACKAGE_LIMIT = 500_000
 """Bytes of the largest weights file in the wheel; larger ones live in the repository's zoo/, in
@@ -162,12 +163,14 @@ class Entry:
 
 def folders() -> list[Path]:
     """Where nets are looked for, in that order."""
-    here = Path(__file__).resolve().parent
     named = os.environ.get("RETROACT_ZOO", "")
-    return ([Path(named).expanduser()] if named else []) + [
-        here / "weights",
-        here.parents[1] / "zoo",
-    ]
+    return ([Path(named).expanduser()] if named else []) + _shipped()
+
+
+def _shipped() -> list[Path]:
+    """Where the nets lie that retroact comes with."""
+    here = Path(__file__).resolve().parent
+    return [here / "weights", here.parents[1] / "zoo"]
 
 
 def names() -> list[str]:
@@ -178,7 +181,8 @@ def names() -> list[str]:
 
 
 def _whole(folder: Path, name: str) -> bool:
-    return (folder / f"{name}.json").is_file() and (folder / f"{name}.safetensors").is_file()
+    # os.path, as a name may be too long for a file's
+    return all(os.path.isfile(folder / f"{name}.{end}") for end in ("json", "safetensors"))
 
 
 def entry(name: str) -> Entry:
@@ -190,6 +194,7 @@ def entry(name: str) -> Entry:
 def load(name: str, folder: Path | None = None) -> Classifier:
     """The net `name`, trained, in eval mode, in float32, from `folder` where one is given; raises
     ZooError where it is missing or damaged."""
+    notes = describe_shadow(name) if folder is None else ()
     folder = _folder(name) if folder is None else folder
     page = _page(folder, name)
     path = folder / f"{name}.safetensors"
@@ -198,10 +203,49 @@ def load(name: str, folder: Path | None = None) -> Classifier:
         raise ZooError(
             f"{path} is not the file its page describes (SHA-256 differs); {_train(name)}"
         )
-    net = _network(page)()
-    net.name = name
-    _fill(net.module, _tensors(raw, str(path)), str(path))
+    network, tensors = _network(page), _tensors(raw, str(path))
+    net = build(network, tensors, str(path))
+    net.name, net.notes = name, notes
+    _fill(net.module, tensors, str(path))
     return net
+
+
+def build(network: Network, tensors: Mapping[str, Tensor], where: str) -> Classifier:
+    """The network that a file names, untrained. Raises ZooError where it cannot be, and where it
+    has many more numbers than the file holds, before room is made for them all."""
+    own, held = _count(network), sum(t.numel() for t in tensors.values())
+    if own > 2 * held + 1_000_000:
+        raise ZooError(
+            f"{where} holds {held:,} numbers and names a network of {own:,},"
+            f" {shorten(show(network))}; make or fetch it again"
+        )
+    try:
+        return network()
+    except (RuntimeError, TypeError, ValueError, ArithmeticError, MemoryError) as e:
+        raise ZooError(f"{where} names {shorten(show(network))}: {shorten(str(e))}") from None
+
+
+def _count(network: Network) -> int:
+    """The parameters of a network, counted without making them; 0 where it cannot be built so."""
+    try:
+        with torch.device("meta"):
+            return sum(p.numel() for p in network.architecture().parameters())
+    except Exception:  # whatever one of the user's own does there, or none can
+        return 0
+
+
+def describe_shadow(name: str) -> tuple[str, ...]:
+    """A sentence where a net of RETROACT_ZOO stands before one of the same name that is shipped
+    and has other weights."""
+    own, shipped = _folder(name), next((f for f in _shipped() if _whole(f, name)), None)
+    if own in _shipped() or shipped is None:
+        return ()
+    if _page(shipped, name).weights_sha256 == _page(own, name).weights_sha256:
+        return ()
+    return (
+        f"{name} is that of RETROACT_ZOO, {own}, with other weights than the one that retroact"
+        f" comes with, in {shipped}",
+    )
 
 
 def _folder(name: str) -> Path:
@@ -221,7 +265,7 @@ def _folder(name: str) -> Path:
     )
     known = ", ".join(sorted({*names(), *NETWORKS}))
     raise NameOfNoNetError(
-        f"unknown net {name!r}{hint} (known: {known}; your own: package.module:function)"
+        f"unknown net {quote(name)}{hint} (known: {known}; your own: package.module:function)"
     )
 
 
@@ -232,10 +276,18 @@ def _train(name: str) -> str:
 def _page(folder: Path, name: str) -> Entry:
     path = folder / f"{name}.json"
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-        return Entry(**said)
+        page = Entry(**read_object(path))
+        for word in ("name", "network", "weights_sha256", "data", "accuracy", "test_n"):
+            _check_kind(word, getattr(page, word))
+        return page
     except (OSError, ValueError, TypeError) as e:
-        raise ZooError(f"{path} is no page of a net: {e}; {_train(name)}") from e
+        raise ZooError(f"{path} is no page of a net: {shorten(str(e))}; {_train(name)}") from e
+
+
+def _check_kind(word: str, value: object) -> None:
+    kind = {"accuracy": (float, int), "test_n": (int,)}.get(word, (str,))
+    if not isinstance(value, kind):
+        raise ValueError(f"expected its {word} as {kind[0].__name__}, got {quote(value)}")
 
 
 def _network(page: Entry) -> Network:
@@ -301,14 +353,15 @@ def from_user(
     Classifier.
 
     `weights` is a checkpoint, as safetensors or of torch.save, which is read without running any
-    code; how its weights were found (prefixes, what lay beside them) is said in the net's `notes`.
+    code; how its weights were found (prefixes, what lay beside them) is said in the net's `notes`,
+    and so is its SHA-256, unless FILE.sha256 beside it says it: then it must be that.
     A function that gives a Classifier keeps its own mean and std. Raises ZooError, saying which of
     import, call, and weights went wrong.
     """
     net = _build(where)
     inner = net.module if isinstance(net, Classifier) else net
     try:
-        notes = () if weights is None else foreign.fill(inner, Path(weights).expanduser())
+        notes = () if weights is None else _fill_from(inner, Path(weights).expanduser())
     except foreign.WeightsError as e:
         raise ZooError(str(e)) from e
     if not isinstance(net, Classifier):
@@ -317,6 +370,12 @@ def from_user(
     # whatever that function began with, it alone knows what it made of it
     net.code, net.network = where, ""
     return net.eval()
+
+
+def _fill_from(module: nn.Module, file: Path) -> tuple[str, ...]:
+    """Loads a checkpoint; what there is to say of it, and of its SHA-256 where none was known."""
+    told = foreign.hash_of(file)
+    return foreign.fill(module, file) + told
 
 
 def written_here(where: str) -> Path | None:
@@ -360,7 +419,7 @@ def _build(where: str) -> nn.Module:
     module, _, function = where.partition(":")
     if not module or not function.isidentifier():
         raise NameOfNoNetError(
-            f"cannot read {where!r} as a net; write package.module:function, such as"
+            f"cannot read {quote(where)} as a net; write package.module:function, such as"
             " mynets.small:build"
         )
     builder = _find(module, function, where)
@@ -447,10 +506,12 @@ def _fill(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
         for k in own.keys() & tensors.keys()
         if tensors[k].shape != own[k].shape
     ]
+    wrong += [] if wrong else find_faults(tensors, state_of(module))
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ZooError(
-            f"{where} does not fit {type(module).__name__}: {', '.join(sorted(wrong)[:5])}{more}"
+            f"{where} does not fit {type(module).__name__}:"
+            f" {', '.join(map(shorten, sorted(wrong)[:5]))}{more}"
         )
     module.load_state_dict(dict(tensors))
 

@@ -30,7 +30,7 @@ from retroact.auditing.verdict import Mechanism
 from retroact.evaluation.metrics import wilson
 from retroact.reports import plots
 from retroact.reports.html import render
-from retroact.reports.tables import left_alone, markdown_table
+from retroact.reports.tables import left_alone, markdown_table, plain, without_html
 
 SHOWN = 5
 """How many of the examples that were broken stand on the page; evidence has them all."""
@@ -137,8 +137,8 @@ def page(audit: Reported, *, title: str = "retroact audit") -> str:
 
 def as_json(audit: Reported) -> str:
     """The audit's numbers as JSON; what is no finite number is null there."""
-    plain = _finite(audit.numbers().to_json())
-    return json.dumps(plain, indent=2, allow_nan=False, default=str) + "\n"
+    said = _finite(audit.numbers().to_json())
+    return json.dumps(said, indent=2, allow_nan=False, default=str) + "\n"
 
 
 def markdown(audit: Reported, *, title: str = "retroact audit") -> str:
@@ -146,7 +146,7 @@ def markdown(audit: Reported, *, title: str = "retroact audit") -> str:
     numbers = audit.numbers()
     parts = [
         f"# {title}",
-        (
+        plain(
             f"`{numbers.names.after}` beside `{numbers.names.before}`, `{numbers.threat}` on"
             f" {numbers.data}, n = {numbers.n}"
         ),
@@ -160,7 +160,7 @@ def markdown(audit: Reported, *, title: str = "retroact audit") -> str:
         *(_ran(who, attacks) for who, attacks in _attacks(numbers)),
         *_footnotes(numbers),
     ]
-    return "\n\n".join(parts) + "\n"
+    return without_html("\n\n".join(parts)) + "\n"
 
 
 def _accuracies(numbers: AuditNumbers) -> str:

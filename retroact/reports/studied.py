@@ -17,7 +17,7 @@ from markupsafe import Markup
 
 from retroact.reports import plots
 from retroact.reports.html import render
-from retroact.reports.tables import markdown_table
+from retroact.reports.tables import markdown_table, plain, without_html
 
 Answer = Literal["holds", "holds under the paper's protocol only", "does not hold", "not tested"]
 TONES: dict[str, str] = {
@@ -164,7 +164,7 @@ def markdown(study: Study, folder: str) -> tuple[str, dict[str, str]]:
         parts += [
             f"## {item.title}",
             *_markdown_parts(item, folder, figures),
-            f"<sub>{item.footnote}</sub>",
+            f"<sub>{without_html(item.footnote)}</sub>",
         ]
     return "\n\n".join(parts) + "\n", figures
 
@@ -192,22 +192,23 @@ def _claims_table(study: Study) -> str:
 def _markdown_parts(item: Item, folder: str, figures: dict[str, str]) -> Iterable[str]:
     for part in item.shown:
         if isinstance(part, Text):
-            yield part.text
+            yield without_html(part.text)
         elif isinstance(part, Figure):
             drawn = part.svg.startswith("<svg")
             if drawn:
                 name = f"{item.name}-{1 + sum(n.startswith(f'{item.name}-') for n in figures)}.svg"
                 figures[name] = plots.standalone(part.svg)
             yield (
-                f"![{part.caption}]({folder}/{name})\n\n{part.caption}"
+                f"![{plain(part.caption)}]({folder}/{name})\n\n{without_html(part.caption)}"
                 if drawn
-                else f"{part.caption}: see the page"
+                else f"{without_html(part.caption)}: see the page"
             )
         elif isinstance(part, Table):
             printed = markdown_table(part.head, part.texts())
-            heading = f"**{part.title}**"
+            title = plain(part.title)
+            heading = f"**{title}**"
             yield (
-                f"<details><summary>{part.title}</summary>\n\n{printed}\n\n</details>"
+                f"<details><summary>{title}</summary>\n\n{printed}\n\n</details>"
                 if part.folded
                 else heading
             )

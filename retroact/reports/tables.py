@@ -175,22 +175,38 @@ def markdown(shown: Sequence[Line]) -> str:
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A head and rows as a Markdown table."""
+    """A head and rows as a Markdown table, each cell one line of it, and no HTML in any."""
     cells = [head, ["---"] * len(head), *rows]
-    return "\n".join(
-        "| " + " | ".join(str(v).replace("|", "\\|") for v in row) + " |" for row in cells
-    )
+    return "\n".join("| " + " | ".join(_in_cell(v) for v in row) + " |" for row in cells)
+
+
+def _in_cell(value: Any) -> str:
+    return plain(str(value)).replace("|", "\\|")
+
+
+def plain(text: str) -> str:
+    """A text of somebody else's for a line of Markdown: one line, no HTML."""
+    return without_html(" ".join(text.split()))
+
+
+def without_html(text: str) -> str:
+    """A text of Markdown in which nothing is HTML."""
+    return text.replace("<", "&lt;")
 
 
 def _markdown_group(group: Group, members: Sequence[Line]) -> str:
     head = "| network | attack | knowledge | clean % | robust % (95 %) | ρ₂ % | zero gradients % |"
     n = len(members[0].record)
-    rows = [f"**{group.threat}, {group.goal}, {group.data}, n = {n}**", "", head]
+    title = plain(f"{group.threat}, {group.goal}, {group.data}, n = {n}")
+    rows = [f"**{title}**", "", head]
     rows.append("|" + "---|" * 7)
     for line in members:
         low, high = line.interval
+        network, attack, knowledge = map(
+            _in_cell, (line.network, line.attack, line.fields.knowledge)
+        )
         rows.append(
-            f"| {line.network} | {line.attack} | {line.fields.knowledge} |"
+            f"| {network} | {attack} | {knowledge} |"
             f" {clean_accuracy(line.record):.1%} | {robust_accuracy(line.record):.1%}"
             f" ({low:.1%}–{high:.1%}) | {rho(line.record):.1%} |"
             f" {zero_gradient_share(line.record):.0%} |"
@@ -198,7 +214,7 @@ def _markdown_group(group: Group, members: Sequence[Line]) -> str:
     for worst in worst_cases(members):
         low, high = worst.interval
         rows.append(
-            f"| {worst.network} | **worst case of {worst.attacks}** | | | "
+            f"| {_in_cell(worst.network)} | **worst case of {worst.attacks}** | | | "
             f"**{worst.accuracy:.1%}** ({low:.1%}–{high:.1%}) | | |"
         )
     return "\n".join(rows)

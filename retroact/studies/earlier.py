@@ -17,7 +17,7 @@ from retroact.evaluation.record import Record
 from retroact.experiments.cell import Cell
 from retroact.experiments.facts import Measured, Measurement, locked_key
 from retroact.experiments.store import Store
-from retroact.spec import key
+from retroact.spec import key, show
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Earlier:
         then = self.key(what)
         if then is None or store.read_facts(locked_key(what)) is not None:
             return None
-        stored = store.read_facts(then)
+        stored = store.read_facts(then, show(what))
         return None if stored is None else Measured(*stored, stored=True)
 
     def record(self, cell: Cell, store: Store, *, keep: int = 0) -> Record | None:

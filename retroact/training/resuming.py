@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from retroact.files import CheckpointError, replacing
+from retroact.files import CheckpointError, parse_object, replacing
+from retroact.spec import shorten
 
 FILE = "checkpoint.safetensors"
 _BUFFER = "momentum_buffer"
@@ -92,25 +93,25 @@ def resume(folder: Path, state: Changing, run: Mapping[str, str]) -> int:
     for what, value in run.items():
         if facts.get(what) != value:
             raise CheckpointError(
-                f"{path} is of another run: its {what} is {facts.get(what)}, this one's is {value};"
-                " choose another folder, or start anew without resuming"
+                f"{path} is of another run: its {what} is {shorten(str(facts.get(what)))}, this"
+                f" one's is {value}; choose another folder, or start anew without resuming"
             )
     try:
         state.fill(tensors)
-    except (RuntimeError, KeyError) as e:
+        return int(facts["epochs"])
+    except (RuntimeError, LookupError, ValueError, TypeError, AttributeError) as e:
         raise CheckpointError(
             f"{path} does not fit this net: {e}; start anew without resuming"
         ) from e
-    return int(facts["epochs"])
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:
     """What a checkpoint says of its run, and its tensors; CheckpointError where it is none."""
     try:
         with safetensors.safe_open(path, framework="pt") as file:
-            facts = json.loads(file.metadata()["run"])
+            facts = parse_object(file.metadata()["run"])
             return facts, {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 - no mapping
-    except (safetensors.SafetensorError, OSError, KeyError, TypeError, ValueError) as e:
+    except Exception as e:  # a type that torch has not, metadata that are none
         raise CheckpointError(
-            f"{path} is no checkpoint: {e}; delete it, or start anew without resuming"
+            f"{path} is no checkpoint: {shorten(str(e))}; delete it, or start anew without resuming"
         ) from e
