@@ -182,6 +182,11 @@ def digest(net: nn.Module) -> str:
 @neutral()
 def _read(path: Path, into: nn.Module | None) -> nn.Module:
     page, tensors = _open(path)
+    if lacking := {"name", "retrofit"} - page.keys():
+        raise CheckpointError(
+            f"{path} says nothing of its {' and its '.join(sorted(lacking))}, which every saved"
+            " network has: it is damaged; make or fetch it again"
+        )
     told = foreign.hash_of(path)
     try:
         net = _build(page, tensors, into, path)

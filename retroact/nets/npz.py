@@ -55,8 +55,15 @@ def read(path: Path) -> Parts:
             f" {shorten(', '.join(_names(path)) or 'none')}"
         )
     most = max(int(labels.max()) for _, labels in splits.values())
-    said = [str(name) for name in np.atleast_1d(held.get("class_names", np.array([])))]
-    return Parts(splits, box, tuple(said or map(str, range(most + 1))))
+    said = _names_of_classes(held.get("class_names", np.array([])))
+    return Parts(splits, box, said or tuple(map(str, range(most + 1))))
+
+
+def _names_of_classes(held: object) -> tuple[str, ...]:
+    try:
+        return tuple(str(name) for name in np.atleast_1d(held))  # type: ignore[call-overload]
+    except SystemError as e:  # what numpy makes of four bytes that are no character
+        raise ValueError(f"its class_names are damaged: {e}") from None
 
 
 def _arrays(path: Path) -> dict[str, NDArray[np.generic]]:
