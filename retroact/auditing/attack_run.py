@@ -182,10 +182,10 @@ class AttackRun:
         name = self._name(result, attack, rows, fresh) if filed.about else ""
         found = filed.find(name)
         if found is not None:
-            return _recall(found, result, rows, climb)
+            return _recall(found, result, rows)
         made = self._make(result, attack, climb, rows, fresh)
         if made.x_adv is not None:
-            filed.keep(name, f"{title} on {self._under.data.name}", _pack(made, rows, climb))
+            filed.keep(name, f"{title} on {self._under.data.name}", _pack(made, rows))
         return made
 
     def _name(self, asked: AttackResult, attack: Attack, rows: Tensor, fresh: int) -> str:
@@ -272,7 +272,7 @@ class AttackRun:
 _COUNTED = ("broken", "gradients", "zero_gradients", "queries", "nonfinite")
 
 
-def _pack(attempt: Attempt, rows: Tensor, climb: Climb) -> Arrays:
+def _pack(attempt: Attempt, rows: Tensor) -> Arrays:
     """An attempt on these rows as arrays."""
     assert attempt.x_adv is not None
     at = torch.searchsorted(rows, attempt.rows)  # among those that were asked
@@ -281,15 +281,14 @@ def _pack(attempt: Attempt, rows: Tensor, climb: Climb) -> Arrays:
         "at": at.numpy(),
         "decided": attempt.decided.numpy(),
         "x_adv": attempt.x_adv.numpy(),
-        "counts": np.array([*counts, *climb.turns], dtype=np.int64),
+        "counts": np.array(counts, dtype=np.int64),
         "seconds": np.array([attempt.result.seconds]),
     }
 
 
-def _recall(found: Arrays, asked: AttackResult, rows: Tensor, climb: Climb) -> Attempt:
-    """The attempt that `_pack` was given; what was climbed is left as it left it."""
-    *counts, on, source = (int(n) for n in found["counts"])
-    climb.take_turns(on, source)
+def _recall(found: Arrays, asked: AttackResult, rows: Tensor) -> Attempt:
+    """The attempt that `_pack` was given."""
+    counts = (int(n) for n in found["counts"])
     told: dict[str, Any] = dict(zip(_COUNTED, counts, strict=True))
     result = replace(asked, **told, seconds=float(found["seconds"][0]))
     at, decided, x_adv = (torch.from_numpy(found[k].copy()) for k in ("at", "decided", "x_adv"))

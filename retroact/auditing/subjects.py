@@ -73,23 +73,6 @@ class Climb:
         """Whose gradients are taken; None: those of what it runs on."""
         return self.source if self.make is None else self.make()
 
-    @property
-    def turns(self) -> tuple[int, int]:
-        """Whose turn it is among the forms of either network, which one attack leaves to the
-        next."""
-        on, source = (0 if n is None else getattr(n.lean, "turn", 0) for n in self._two)
-        return on, source
-
-    def take_turns(self, on: int, source: int) -> None:
-        """Leaves both as an attack has that was not run again."""
-        for net, turn in zip(self._two, (on, source), strict=True):
-            if net is not None and isinstance(net.lean, Annealed):
-                net.lean.turn = turn
-
-    @property
-    def _two(self) -> tuple[Proved, Proved | None]:
-        return self.on, self.source
-
 
 @dataclass(frozen=True)
 class Source:

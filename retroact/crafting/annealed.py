@@ -18,7 +18,8 @@ class Annealed(nn.Module):
     """Computes with the form whose turn it is; all forms must decide alike and differ in their
     backward pass only.
 
-    `progress(share)` says how much of a run is behind, from 0 to 1; `turn` is the form's number.
+    `progress(share)` says how much of a run is behind, from 0 to 1; `turn` is the form's number. An
+    attack that does not say climbs the last form.
     Raises ValueError for no form.
     """
 
@@ -27,7 +28,7 @@ class Annealed(nn.Module):
         if not forms:
             raise ValueError("expected at least one form of the network, got none")
         self.forms = nn.ModuleList(forms)
-        self.turn = 0
+        self.turn = len(self.forms) - 1
 
     def progress(self, share: float) -> None:
         """Takes the form whose part of the run it is."""

@@ -223,6 +223,7 @@ def _craft_chunk(run: _Run, images: Tensor, labels: Tensor, index: Tensor) -> li
     access, view = run.threats[0].access, view_of(run.goal)
     seen = None if view is None else lambda z, rows: view(z, y[rows])
     whole = Oracle(run.network, len(x), source=run.source, access=access, view=seen)
+    whole.progress(1.0)  # who tells no progress climbs the last form, whoever climbed it before
     clean = whole.look(x, for_gradient=run.attack.starts_clean)
     # a function may give wider logits than the weights behind it
     x = x.to(torch.promote_types(x.dtype, clean.dtype))

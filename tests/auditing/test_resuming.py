@@ -1,7 +1,6 @@
 """An audit that is stopped goes on from its store: the same verdict, the same bits."""
 
 import sqlite3
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,15 +8,11 @@ import torch
 from torch import nn
 
 import retroact as ra
-from retroact.attacks.momentum import Momentum
 from retroact.auditing import battery
-from retroact.auditing.attack_run import AttackRun, Conditions
+from retroact.auditing.attack_run import AttackRun
 from retroact.auditing.battery import Battery
-from retroact.auditing.subjects import Climb
-from retroact.crafting.annealed import Annealed
-from retroact.evaluation.proof import leave_as_is
 from retroact.experiments.store import StoreError
-from retroact.parts import Filed, PartError
+from retroact.parts import PartError
 
 EPS = ra.Linf(0.1)
 WHOLE = Battery(
@@ -115,22 +110,6 @@ class Kept(dict):
 
     def keep(self, key, what, arrays):
         self[key] = {name: value.copy() for name, value in arrays.items()}
-
-
-def test_what_stands_after_one_attack_is_where_the_next_begins(runs):
-    """An attack leaves a network with kernels at one of its forms, and the next begins there."""
-    net, data, kept = ra.load("digits-cnn"), ra.data("digits[:8]"), Kept()
-    jump, left = ra.JumpReLU(1.0), []
-    under = Conditions(data, EPS, 10, filed=Filed(kept, "a network"))
-    for _ in range(2):
-        runs.again()
-        forms = [ra.retrofit(net, jump.smoothed(w, "sigmoid")) for w in (2.0, 5.0, 9.0)]
-        on = replace(leave_as_is(ra.retrofit(net, jump)), lean=Annealed(forms))
-        run = AttackRun(on.network, under)
-        run.attack("targeted", "white box", Momentum(steps=4), Climb(on, kernel="k"))
-        assert len(runs.done) == (0 if left else 1)
-        left.append(on.lean.turn)
-    assert left[0] == left[1] > 0
 
 
 def test_a_student_is_not_taught_again(tmp_path, runs, monkeypatch):

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 import retroact as ra
 from retroact.attacks.momentum import Momentum
+from retroact.attacks.pgd import PGD
 from retroact.crafting.annealed import Annealed
 from retroact.crafting.driver import craft
 from retroact.crafting.threat import L2, Linf
@@ -70,7 +71,19 @@ def test_momentum_climbs_each_form_for_its_part_and_begins_anew_with_each_start(
     )
     assert int(made.gradients[0]) == 18
     assert [form.climbed for form in net.net.forms] == [6, 6, 6]
-    assert net.told == [k / 9 for k in range(9)] * 2
+    assert net.told == [1.0, *([k / 9 for k in range(9)] * 2)]
+
+
+@pytest.mark.parametrize("as_source", [False, True])
+def test_who_tells_no_progress_climbs_the_last_form_whoever_climbed_before(as_source):
+    net = Annealed([Form(), Form(), Form()])
+    x, y = torch.tensor([[[[1.0, 0.0]]]]), torch.tensor([0])
+    for left in (0.0, 0.5, None):
+        if left is not None:
+            net.progress(left)
+        under_attack, how = (Form(), {"source": net}) if as_source else (net, {})
+        craft(PGD(steps=4), under_attack, x, y, torch.arange(1), Linf(0.1), **how)
+    assert [form.climbed for form in net.forms] == [0, 0, 12]
 
 
 def test_a_lean_copy_still_takes_its_forms_in_turn():
