@@ -164,7 +164,7 @@ def test_without_the_users_word_it_is_an_error(name):
 def test_nothing_to_reject_is_an_error_too():
     with pytest.raises(CallError, match="expected networks of 3 classes and one more"):
         ra.audit(trained(3), trained(3), draw(60, 2), ra.Linf(EPS), rejected="robust")
-    with pytest.raises(CallError, match='expected "wrong" or "robust", got \'rihgt\''):
+    with pytest.raises(CallError, match='expected "wrong", "robust" or "both", got \'rihgt\''):
         ra.audit(trained(3), trained(4), draw(60, 2), ra.Linf(EPS), rejected="rihgt")
 
 
