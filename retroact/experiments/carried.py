@@ -117,15 +117,10 @@ def _records(store: Store) -> Iterator[dict[str, Any]]:
 
 
 def _lacks(store: Store, line: dict[str, Any]) -> bool:
-    name = _key_of(line)
-    return store.read_facts(name) is None if "facts" in line else not store.has(name)
-
-
-def _key_of(line: dict[str, Any]) -> str:
     name = line["key"]
-    if not isinstance(name, str) or not re.fullmatch("[0-9a-f]{16}", name):
+    if not isinstance(name, str):
         raise ValueError(f"expected keys of 16 hex digits, got {quote(name)}")
-    return name
+    return store.read_facts(name) is None if "facts" in line else not store.has(name)
 
 
 def _check(line: dict[str, Any]) -> None:
@@ -133,7 +128,9 @@ def _check(line: dict[str, Any]) -> None:
     print can be read here; facts are held against the key when they are asked for."""
     from retroact.experiments.cell import Cell  # torch, which who writes a file can do without
 
-    name, said = _key_of(line), line["what" if "facts" in line else "cell"]
+    name, said = line["key"], line["what" if "facts" in line else "cell"]
+    if not re.fullmatch("[0-9a-f]{16}", name):
+        raise ValueError(f"expected keys of 16 hex digits, got {quote(name)}")
     if not isinstance(said, str) or not math.isfinite(float(line.get("seconds", 0.0))):
         raise ValueError(f"{name} has no print, or no seconds")
     if "facts" in line:
