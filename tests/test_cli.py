@@ -748,8 +748,9 @@ def test_study_writes_a_page_markdown_and_figures_and_resumes(call, tmp_path):
         and json.loads(out) == []
         and json.loads((tmp_path / "new" / "facts.json").read_text()) == []
     )
-    (tmp_path / "facts.json").write_text('[{"key": "k", "what": "w", "seconds": 1.5, "facts": {}}]')
+    other = {"key": "0123456789abcdef", "what": "w", "seconds": 1.5, "facts": {}}
+    (tmp_path / "facts.json").write_text(json.dumps([other]))
     assert call(*words, "--facts", "facts.json")[0] == 0
-    assert json.loads((tmp_path / "facts.json").read_text())[0]["key"] == "k"
+    assert json.loads((tmp_path / "facts.json").read_text())[0]["key"] == other["key"]
     code, _, err = call(*words, "--facts", "made/srelu.md")
     assert code == 3 and "expected a JSON list of facts in made/srelu.md" in err
