@@ -1,11 +1,15 @@
 """The command line in this process, for every test that calls it."""
 
+import signal
 import sys
 
 import pytest
 
 from retroact import cli
 from retroact.cli import console
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what is behind & deaf
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

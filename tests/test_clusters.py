@@ -19,7 +19,7 @@ from retroact.clusters import KEPT, Provided, Ray, Remembered
 from retroact.executors import Executor, in_order
 from retroact.experiments.cell import Brought
 from retroact.experiments.store import Store
-from retroact.experiments.sweep import _Run, grid, sweep
+from retroact.experiments.sweep import _Run, _Unfinished, grid, sweep
 from retroact.nets import data as room
 from retroact.spec import CallError, SpecError, parse
 
@@ -90,7 +90,7 @@ def test_work_networks_and_images_are_put_once(untouched):
     from retroact.experiments.cell import alike, all_locked
 
     groups = alike(all_locked(cells()))
-    run = _Run(0, None, "cpu", print)
+    run = _Run(0, None, "cpu", _Unfinished(None), print)
     assert isinstance(run, Provided) and isinstance(run, Remembered)
     send, put = sender(run)
     results = [send(group) for group in groups]
@@ -103,7 +103,7 @@ def test_images_and_networks_are_found_where_the_files_are_not(untouched, monkey
     net = Brought.of(ra.Model("digits-cnn"))
     monkeypatch.setattr("retroact.nets.sources.find", None)
     monkeypatch.setattr("retroact.checkpoint.load", None)
-    run = _Run(0, None, "cpu", print)
+    run = _Run(0, None, "cpu", _Unfinished(None), print)
     for thing in (part, net):
         run.receive(pickle.loads(pickle.dumps(thing)))
     assert room.data("digits[:5]").fingerprint == part.fingerprint
