@@ -8,8 +8,12 @@ import pytest
 from retroact import cli
 from retroact.cli import console
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell starts what is behind & deaf
+# a shell that starts the tests behind & makes them deaf, and so does nohup; programs that they
+# start would be, too
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import get_args
 
@@ -273,6 +274,7 @@ def test_a_second_control_c_ends_a_program_that_is_stuck_in_native_code():
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert child.stdout.readline() == "stuck\n"
+    time.sleep(0.5)  # it says so just before it is
     child.send_signal(signal.SIGINT)
     with pytest.raises(subprocess.TimeoutExpired):
         child.wait(0.3)

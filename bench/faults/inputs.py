@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import json
 import os
@@ -111,6 +112,7 @@ def _try(kind: Kind, folder: Path, files: dict[Path, bytes], chance: Chance) -> 
 
 def judge(read: Callable[[], object]) -> str:
     """How reading ends."""
+    gc.freeze()  # else a collection may go through all that a long test run holds, for seconds
     began, before = time.process_time(), _peak()
     try:
         read()
@@ -119,6 +121,7 @@ def judge(read: Callable[[], object]) -> str:
         text = f"{type(e).__name__}: {e}"
         end = f"sentence: {text}" if is_a_sentence(e) else f"wrong: {text} {_where(e)}"
     took, grown = time.process_time() - began, _peak() - before
+    gc.unfreeze()
     if took > SECONDS or grown > BYTES:
         return f"wrong: {took:.1f} s, {grown / 2**20:.0f} MB more, then {end}"
     return end

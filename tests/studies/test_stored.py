@@ -84,7 +84,8 @@ def test_the_page_finds_all_of_its_measurements_and_makes_none(carried, monkeypa
     monkeypatch.setattr(desk, "sweep", found)
     monkeypatch.setattr(desk, "measured_all", known)
     monkeypatch.setattr(
-        "retroact.experiments.facts._measure", lambda what: pytest.fail(f"{what} is measured anew")
+        "retroact.experiments.facts._Work.__call__",
+        lambda work, what: pytest.fail(f"{what} is measured anew"),
     )
     made = studies.study(
         "jumprelu", carried, quick=True, large=True, full=(*FULL, "question_appendix")
