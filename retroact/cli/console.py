@@ -86,7 +86,7 @@ def print_plain(rows: Iterable[Row]) -> None:
     for i, row in enumerate(rows):
         if i == 0:
             sys.stdout.write("\t".join(row) + "\n")
-        sys.stdout.write("\t".join("" if v is None else str(v) for v in row.values()) + "\n")
+        sys.stdout.write("\t".join(["" if v is None else str(v) for v in row.values()]) + "\n")
 
 
 def print_result(result: Row, as_json: bool) -> None:
