@@ -170,7 +170,8 @@ def test_threads_file_and_find_as_one_after_the_other(tmp_path, runs):
             audit(store, kernels=[], executor="Threads(2)")
         runs.again()
         assert_same(whole, audit(store, kernels=[], executor="Threads(2)"))
-        assert runs.done and "claimed" not in runs.done
+        # the side that was stopped with the killed one may have been at its first attack
+        assert runs.done and list(runs.done).count("claimed") < 2
         runs.again()
         assert_same(whole, audit(store, kernels=[]))
         assert not runs.done
