@@ -142,7 +142,6 @@ def lines(
         Line(row.key, row.fields, store.read(row.key, images=images))
         for row in store.rows(glob)
         if keys is None or row.key in keys
-        if keys is None or row.key in keys
     ]
 
 
