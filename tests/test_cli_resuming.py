@@ -85,8 +85,12 @@ def test_a_hardening_goes_on_where_it_was_interrupted(call, tmp_path, monkeypatc
     code, out, _ = call(*HARDEN, "--json")
     assert code == 0 and json.loads(out)["learned"]
     assert steps[-4:] == [10, 11, 12, 13] and len(steps) == 12 + 1 + 4
-    assert not (tmp_path / "checkpoints" / "h").exists()
+    kept = tmp_path / "checkpoints" / "h"
+    assert not kept.exists()
+    kept.mkdir(parents=True)
+    (kept / "theirs.pt").write_bytes(b"of somebody's own")
     assert call(*HARDEN, "--fresh")[0] == 0
+    assert [path.name for path in kept.iterdir()] == ["theirs.pt"]
     assert call(*HARDEN[:-2], "--fresh")[0] == 2
 
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -319,6 +318,7 @@ def harden(
     options.check_fresh(fresh, out, "--out")
     from retroact.nets.data import data as read
     from retroact.training.hardening import harden as run
+    from retroact.training.resuming import drop_checkpoint
 
     numbers = {"steps": steps, "batch": batch, "lr": lr, "clean_weight": clean_weight}
     numbers |= {"eps_factor": eps_factor, "attack_steps": attack_steps}
@@ -337,7 +337,7 @@ def harden(
     say_left_alone(hard.net)
     _print_hardened(hard, out, with_curve=held is not None, as_json=as_json)
     if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+        drop_checkpoint(folder)
 
 
 def _check_file(path: Path | None) -> None:

@@ -61,7 +61,7 @@ from retroact.training.learnable import (
     LearnedActivation,
     install_numbers,
 )
-from retroact.training.resuming import FILE, resume, write_checkpoint
+from retroact.training.resuming import drop_checkpoint, resume, write_checkpoint
 
 DOSES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25)
 """The shares of what was learned that are tried where some clean accuracy is to be kept."""
@@ -318,7 +318,7 @@ class _Checkpoints:
         """Those in the folder; none of an earlier run where this one is `fresh`."""
         path = None if folder is None else Path(folder)
         if path is not None and fresh:
-            (path / FILE).unlink(missing_ok=True)
+            drop_checkpoint(path)
         return cls(path, run)
 
     def resume(self, state: _Learned) -> int:

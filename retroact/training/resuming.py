@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -103,6 +104,14 @@ def resume(folder: Path, state: Changing, run: Mapping[str, str]) -> int:
         raise CheckpointError(
             f"{path} does not fit this net: {e}; start anew without resuming"
         ) from e
+
+
+def drop_checkpoint(folder: Path) -> None:
+    """Removes the checkpoint of a run that is done, and its folder where nothing else is in it:
+    a folder of that name may be somebody's own."""
+    (folder / FILE).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, str], dict[str, Tensor]]:

@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import os
 import platform
-import shutil
 import time
 from collections.abc import Callable
 from functools import partial
@@ -25,6 +24,7 @@ from retroact.nets.zoo import Entry, Network, ZooError
 from retroact.spec import show
 from retroact.training.fit import Progress, fit
 from retroact.training.recipes import RECIPES, Recipe
+from retroact.training.resuming import drop_checkpoint
 
 
 def train(
@@ -54,7 +54,7 @@ def train(
     splits = _read_splits(data or f"{network.data}/train")
     folder = Path(out or os.environ.get("RETROACT_ZOO") or "zoo")
     if not resume:
-        shutil.rmtree(checkpoints_of(folder, name, seed), ignore_errors=True)
+        drop_checkpoint(checkpoints_of(folder, name, seed))
     command = _command(name, recipe, splits[0], network, device, seed)
     run = partial(train_on, splits, name, recipe, command=command, seed=seed)
     return run(device=device, out=folder, seconds=seconds, progress=progress)
@@ -106,7 +106,7 @@ def train_on(
     page = _describe(net.to(device), name, recipe, splits, seed)
     page = dataclasses.replace(page, command=command, start_sha256=start, dtype=dtype)
     page = zoo.write(net, dataclasses.replace(page, device=device, seconds=took), out)
-    shutil.rmtree(checkpoints)
+    drop_checkpoint(checkpoints)
     return page
 
 
