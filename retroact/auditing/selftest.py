@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,27 +98,25 @@ def selftest(
 
     `kappa` is the size of the jump that must not pass, one that the network can bear. `kernels`
     empty switches the kernel attacks off, as a test that the self-test can fail. `fakes` says
-    around which networks the fast half of the mechanisms is put, on the first `FEW` of the `data`;
-    the `executor` runs these, with the same outcome.
+    around which networks the fast half of the mechanisms is put, on the first `FEW` of the `data`.
+    The `executor` runs the audits, with the same outcome.
     """
-    cases = list(_cases(net, robust, kappa))
+    cases = range(len(list(_cases(net, robust, kappa))))
     strange = [_Fake(i, g) for g in range(len(fakes)) for i in range(len(mechanisms(fast=True)))]
-    told = progress or (lambda done, of: None)
-    checks = []
-    for title, expected, before, after, holds in cases:
-        outcome = audit(before, after, data, threat, battery=battery, kernels=kernels, seed=seed)
-        checks.append(Check(title, expected, outcome, holds(outcome)))
-        told(len(checks), len(cases) + len(strange))
-    if strange:
-        assert isinstance(data, Images), "mechanisms are tried on retroact's own Images"
-        with tempfile.TemporaryDirectory() as folder:
-            stored = Path(folder) / "before.json"
-            trial = _Trial(net, data[:FEW], threat, battery, seed, stored, tuple(fakes))
-            checks.append(trial(strange[0]))  # it stores the baseline that the others read
-            done, count = len(checks), len(cases) + len(strange)
-            rest = strange[1:]
-            checks += in_order(executor, trial, rest, lambda more: told(done + more, count))
-    return checks
+    told, count = progress or (lambda done, of: None), len(cases) + len(strange)
+    how: dict[str, Any] = {"data": data, "threat": threat, "battery": battery, "seed": seed}
+    told_cases = _Told(net, robust, kappa, kernels=tuple(kernels), **how)
+    if not strange:
+        return in_order(executor, told_cases, cases, lambda done: told(done, count))
+    assert isinstance(data, Images), "mechanisms are tried on retroact's own Images"
+    how["data"] = data[:FEW]
+    with tempfile.TemporaryDirectory() as folder:
+        trial = _Trial(net, baseline=Path(folder) / "before.json", fakes=tuple(fakes), **how)
+        first = trial(strange[0])  # it stores the baseline that the others read
+        rest: list[int | _Fake] = [*cases, *strange[1:]]
+        both = _Both(told_cases, trial)
+        checks: list[Check] = in_order(executor, both, rest, lambda more: told(1 + more, count))
+    return [*checks[: len(cases)], first, *checks[len(cases) :]]
 
 
 class _Fake(NamedTuple):
@@ -210,6 +208,38 @@ def _expect(stands: Stands, mechanism: Mechanism) -> str:
 
 
 _Case = tuple[str, str, nn.Module, nn.Module, Callable[[Audit], bool]]
+
+
+@dataclass(frozen=True, eq=False)
+class _Told:
+    """The audits of what is known beforehand, each by its number."""
+
+    net: nn.Module
+    robust: nn.Module | None
+    kappa: float
+    data: Examples
+    threat: ThreatModel
+    battery: Battery | None
+    kernels: tuple[Schedule, ...]
+    seed: int
+
+    def __call__(self, case: int) -> Check:
+        every = list(_cases(self.net, self.robust, self.kappa))
+        title, expected, before, after, holds = every[case]
+        how: dict[str, Any] = {"battery": self.battery, "kernels": self.kernels, "seed": self.seed}
+        outcome = audit(before, after, self.data, self.threat, **how)
+        return Check(title, expected, outcome, holds(outcome))
+
+
+@dataclass(frozen=True, eq=False)
+class _Both:
+    """Cases and fakes as tasks of one kind, so that workers are started once for both."""
+
+    told: _Told
+    trial: _Trial
+
+    def __call__(self, task: int | _Fake) -> Check:
+        return self.trial(task) if isinstance(task, _Fake) else self.told(task)
 
 
 NO_GAIN = "masked by saturation, no gain"
