@@ -19,6 +19,7 @@ from retroact.spec import known
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
 from gpu_checks import checks
+from syncs import count
 
 SHORT = {"steps": 5, "queries": 20, "draws": 3, "repeats": 2, "search_steps": 2}
 FOREIGN = ("AutoAttack", "Foolbox")
@@ -38,9 +39,8 @@ def attacks() -> Iterator[tuple[Any, Any]]:
             attack = cls(
                 **{k: v for k, v in SHORT.items() if k in inspect.signature(cls).parameters}
             )
-            yield from (
-                (attack, t) for t in (ra.Linf(4 / 255), ra.L2(1.0)) if t.norm in attack.norms
-            )
+            threats = ra.Linf(4 / 255), ra.L2(1.0), ra.L1(20.0)
+            yield from ((attack, t) for t in threats if t.norm in attack.norms)
 
 
 def test_the_pretended_device_refuses_what_a_real_one_refuses() -> None:
@@ -70,6 +70,23 @@ def test_an_attack_finds_the_same_on_a_device(attack: Any, threat: Any) -> None:
         found.gradients == expected.gradients
     ).all()
     assert abs(found.distance - expected.distance).max() < 1e-4
+
+
+@pytest.mark.parametrize(("attack", "threat"), list(attacks()), ids=str)
+def test_an_attack_waits_for_its_device_once_in_a_pass(attack: Any, threat: Any) -> None:
+    waits, passes = count(attack, threat, ra.load("cifar10-cnn1"), images())
+    # RayS looks for what is broken and for rounds that are over, and waits again where it finds one
+    by_pass = 1.5 if isinstance(attack, ra.RayS) else 1.0
+    # and for who is to be attacked, and for what is brought back
+    assert sum(waits.values()) <= by_pass * passes + 3, waits
+
+
+def test_an_attack_whose_steps_are_fixed_does_not_wait_for_them() -> None:
+    def once(steps: int) -> int:
+        attack = ra.CarliniWagner(steps=steps, search_steps=2)
+        return sum(count(attack, ra.L2(1.0), ra.load("cifar10-cnn1"), images())[0].values())
+
+    assert once(4) == once(12)
 
 
 CHECKS = dict(checks("cpu", images()))

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from retroact.crafting.attack import Attack
 from retroact.crafting.driver import Unbroken
-from retroact.crafting.geometry import each
+from retroact.crafting.geometry import each, put
 from retroact.crafting.goals import Aim
 from retroact.crafting.losses import Loss, loss_of, margin
 from retroact.crafting.norms import EVERY_NORM
@@ -62,7 +62,8 @@ class APGD(Attack):
             end = self._climb(scene, unbroken, scene.start(rows, stream=run), towards)
             rows = unbroken.rows
             better = end.margin > record[rows]
-            record[rows[better]], best[rows[better]] = end.margin[better], end.best[better]
+            put(best, rows, end.best, better)
+            put(record, rows, end.margin, better)
         return unbroken.finish(best[unbroken.rows])
 
     def _climb(self, scene: Scene, unbroken: Unbroken, start: Tensor, aim: Aim) -> Climb:

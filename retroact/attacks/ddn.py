@@ -65,8 +65,8 @@ class DDN(Attack):
             size = torch.where(hit, size * (1 - self.gamma), size * (1 + self.gamma))
             length = cosine(i, self.steps, self.step_size, 0.01) * unit
             d = at - x[rows] + length * L2.steepest(gradient)
-            moved = L2.size(d) > 0
-            if not moved.all():  # no gradient at the clean image: there never will be one
+            if i == 0:  # no gradient at the clean image: there never will be one
+                moved = (L2.size(d) > 0).nonzero()[:, 0]
                 rows, d, size = rows[moved], d[moved], size[moved]
             if len(rows) == 0:
                 break

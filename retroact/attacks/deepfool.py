@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from retroact.crafting.attack import Attack
+from retroact.crafting.geometry import put
 from retroact.crafting.goals import Aim
 from retroact.crafting.norms import EVERY_NORM
 from retroact.crafting.oracle import Graph
@@ -68,7 +69,7 @@ class DeepFool(Attack):
         for _ in range(self.steps):
             graph, aim = scene.oracle.graph(at, rows), scene.aim[rows]
             near = _Nearest(graph, at, aim, threat, self.candidates, lengths)
-            go = near.search(~smallest.keep(at, near.logits, rows))
+            go = near.search(~smallest.keep(at, near.logits, rows)).nonzero()[:, 0]
             rows, at, r, lengths = rows[go], at[go], r[go], near.lengths[go]
             if len(rows) == 0:
                 break
@@ -133,7 +134,8 @@ class _Nearest:
         length = self._threat.dual_norm(slope)
         distance = self._gaps[rows, classes] / length
         better = (length > 0) & (distance < self.distance[rows])
-        self.distance[rows[better]], self.slope[rows[better]] = distance[better], slope[better]
+        put(self.distance, rows, distance, better)
+        put(self.slope, rows, slope, better)
         self.lengths[rows, classes], self._gaps[rows, classes] = length, torch.inf
 
 

@@ -73,8 +73,8 @@ class FMN(Attack):
             # a dead place is left along the ray
             d = torch.where(each(edge.isfinite(), d), d, (1 + gamma) * d)
             d = d + cosine(i, self.steps, first, first / 100) * L2.steepest(gradient)
-            moved = threat.size(d) > 0
-            if not moved.all():  # no gradient at the clean image: there never will be one
+            if i == 0:  # no gradient at the clean image: there never will be one
+                moved = (threat.size(d) > 0).nonzero()[:, 0]
                 rows, d, radius = rows[moved], d[moved], radius[moved]
             if len(rows) == 0:
                 break

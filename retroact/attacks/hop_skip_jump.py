@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from retroact.crafting.attack import Attack
-from retroact.crafting.geometry import each
+from retroact.crafting.geometry import each, put
 from retroact.crafting.noise import portions, uniform
 from retroact.crafting.scene import Scene
 from retroact.crafting.threat import L2, Access
@@ -60,7 +60,7 @@ class HopSkipJump(Attack):
         at = found.x_adv[rows]
         while True:
             samples = round(self.samples * math.sqrt(turn))
-            on = left[rows] >= samples + _HALVINGS + halvings
+            on = (left[rows] >= samples + _HALVINGS + halvings).nonzero()[:, 0]
             rows, at = rows[on], at[on]
             if not len(rows):
                 return found.x_adv
@@ -83,7 +83,8 @@ class _Nearest:
     def keep(self, x_adv: Tensor, rows: Tensor) -> None:
         size = self._scene.threat.size(x_adv - self._scene.x[rows])
         nearer = size < self.size[rows]
-        self.x_adv[rows[nearer]], self.size[rows[nearer]] = x_adv[nearer], size[nearer]
+        put(self.x_adv, rows, x_adv, nearer)
+        put(self.size, rows, size, nearer)
 
 
 def _precision(scene: Scene) -> int:
@@ -103,7 +104,7 @@ def _start(scene: Scene, queries: int, halvings: int) -> tuple[_Nearest, Tensor]
         if not len(rows):
             break
         tried = _far(scene, rows, turn, last=turn == _DRAWS - 1)
-        hit = scene.is_broken(tried, rows)
+        hit = scene.is_broken(tried, rows).nonzero()[:, 0]
         left[rows] -= 1
         rows, tried = rows[hit], tried[hit]
         if len(rows):

@@ -18,7 +18,7 @@ from torch import Tensor
 from retroact.attacks.apgd import choose
 from retroact.crafting.attack import Attack
 from retroact.crafting.driver import Unbroken
-from retroact.crafting.geometry import each, nonzero
+from retroact.crafting.geometry import each, nonzero, put
 from retroact.crafting.goals import Aim
 from retroact.crafting.losses import Loss, loss_of, margin
 from retroact.crafting.noise import uniform
@@ -154,5 +154,5 @@ class _Best:
 
     def keep(self, x: Tensor, margins: Tensor, rows: Tensor) -> None:
         better = margins > self._margin[rows]  # false for a NaN
-        at = rows[better]
-        self.x[at], self._margin[at] = x[better], margins[better].to(self._margin)
+        put(self.x, rows, x, better)
+        put(self._margin, rows, margins, better)

@@ -62,12 +62,12 @@ class RayS(Attack):
             tried = scene.clamp(at.centre + each(at.length, at.ray) * at.ray)
             hit = scene.is_broken(tried, unbroken.rows)
             broken = hit & (at.length <= scene.threat.eps)
-            _, hit, *rest = unbroken.part(tried, broken, hit, *at)
-            at = _Rays(*rest)
-            if not len(unbroken):
-                break
             at = _judge(at, hit)
-            at = _go_round(scene, at, unbroken.rows, len(blocks))
+            if len((broken | _is_round_over(at, len(blocks))).nonzero()):  # one wait for both
+                at = _Rays(*unbroken.part(tried, broken, *at)[1:])
+                if not len(unbroken):
+                    break
+                at = _go_round(scene, at, unbroken.rows, len(blocks))
             at = _flip(scene, at, blocks)
         return unbroken.finish(scene.project(at.centre + scene.threat.eps * at.best, at.centre))
 
@@ -126,10 +126,15 @@ def _judge(at: _Rays, hit: Tensor) -> _Rays:
     )
 
 
+def _is_round_over(at: _Rays, blocks: int) -> Tensor:
+    """Bool (m,): whether all blocks have had their turn."""
+    return ~at.stays & (at.turn > 0) & (at.turn % blocks == 0)
+
+
 def _go_round(scene: Scene, at: _Rays, rows: Tensor, blocks: int) -> _Rays:
-    """Where all blocks have had their turn: entries in an order that is drawn, and some slack, or
-    another beginning."""
-    new = ~at.stays & (at.turn > 0) & (at.turn % blocks == 0)
+    """Where a round is over: entries in an order that is drawn, and some slack, or another
+    beginning."""
+    new = _is_round_over(at, blocks)
     if not new.any():
         return at
     turn, (best, place) = at.turn // blocks, (at.best.clone(), at.place.clone())

@@ -71,7 +71,7 @@ class TrustRegion(Attack):
             gain, length = climbed(seen), threat.dual_norm(slope)
             if self.adaptive and i > 0:
                 radius = _adapt(radius, (gain - before) / promised, first)
-            go = ~smallest.keep(at, logits, rows) & (length > 0)
+            go = (~smallest.keep(at, logits, rows) & (length > 0)).nonzero()[:, 0]
             rows, at, slope, gain, length, radius = (
                 t[go] for t in (rows, at, slope, gain, length, radius)
             )

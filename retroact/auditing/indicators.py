@@ -291,14 +291,14 @@ class FirstLook:
         network = self._cheap if on is None else on
         with evaluating(network):
             for part, y in zip(x.split(_CHUNK), labels.split(_CHUNK), strict=True):
-                aim, oracle = Aim(y), Oracle(network, len(y))
+                aim, oracle = Aim(y), Oracle(network, len(y), device=x.device)
                 logits, gradient = _look(oracle, part, partial(loss, aim=aim))
                 parts.append(
                     (
                         loss(logits, aim),
                         gradient,
                         aim.reached(logits),
-                        oracle.nonfinite.to(x.device),
+                        oracle.nonfinite,
                     )
                 )
         return _Pass(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -327,7 +327,7 @@ class FirstLook:
 
 
 def _look(oracle: Oracle, x: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    rows = torch.arange(len(x))
+    rows = torch.arange(len(x), device=x.device)
     try:
         return oracle.gradient(x, rows, loss)
     except AccessError:

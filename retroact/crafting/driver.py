@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -61,9 +61,10 @@ class Unbroken:
 
     def part(self, x: Tensor, broken: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """`drop` of the examples that are `broken`, bool (m,), by whoever has judged them."""
-        if broken.any():
-            self.x_adv[self.rows[broken]] = x[broken]
-            left = (~broken).nonzero()[:, 0]
+        left = (~broken).nonzero()[:, 0]  # what a device is waited for, once in a step
+        if len(left) < len(broken):
+            # those that are left are written over when they are broken, or at the end
+            self.x_adv.index_copy_(0, self.rows, x)
             self.rows, self.aim = self.rows[left], self.aim[left]
             x, others = x[left], tuple(o[left] for o in others)
         return x, *others
@@ -222,7 +223,8 @@ def _craft_chunk(run: _Run, images: Tensor, labels: Tensor, index: Tensor) -> li
     x, y, index = images.to(device, wide), labels.to(device), index.to(device)
     access, view = run.threats[0].access, view_of(run.goal)
     seen = None if view is None else lambda z, rows: view(z, y[rows])
-    whole = Oracle(run.network, len(x), source=run.source, access=access, view=seen)
+    how: dict[str, Any] = {"source": run.source, "access": access, "view": seen, "device": device}
+    whole = Oracle(run.network, len(x), **how)
     whole.progress(1.0)  # who tells no progress climbs the last form, whoever climbed it before
     clean = whole.look(x, for_gradient=run.attack.starts_clean)
     # a function may give wider logits than the weights behind it
@@ -231,7 +233,7 @@ def _craft_chunk(run: _Run, images: Tensor, labels: Tensor, index: Tensor) -> li
     # A network that overflows on the clean image, or whose logits rounding has made alike, decides
     # nothing, so there is nothing to change.
     decides = settled(clean)
-    whole.nonfinite |= ~decides.cpu()
+    whole.flag(~decides)
     todo = (~aim.reached(clean) & decides).nonzero()[:, 0]
     pairs = [(x, x) for _ in run.threats]
     if len(todo):
@@ -239,10 +241,12 @@ def _craft_chunk(run: _Run, images: Tensor, labels: Tensor, index: Tensor) -> li
         threat = max(run.threats, key=lambda t: t.eps)
         scene = Scene(inner, start, aim[todo], threat, run.domain, index[todo], run.seed)
         pairs = [_place(x, todo, pair) for pair in _attack(run.attack, scene, run.threats)]
-        _add(whole, inner, todo.cpu())
+        whole.add(inner, todo)
     targets = torch.full_like(y, -1) if aim.targets is None else aim.targets
-    counts = (whole.queries, whole.gradients, whole.zero_gradients, whole.nonfinite)
-    return [Outcome(*_bring(pair, images), targets.cpu(), *counts) for pair in pairs]
+    counts = targets, whole.queries, whole.gradients, whole.zero_gradients, whole.nonfinite
+    aims, queries, gradients, zeros, unsound = torch.stack(counts).cpu()  # in one copy
+    counted = aims, queries, gradients, zeros, unsound.bool()
+    return [Outcome(*_bring(pair, images), *counted) for pair in pairs]
 
 
 def _place(x: Tensor, rows: Tensor, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -275,18 +279,10 @@ def _cut_back(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
     return x_adv.where(each(threat(x_adv, x), x), x)
 
 
-def _add(whole: Oracle, inner: Oracle, rows: Tensor) -> None:
-    whole.queries[rows] += inner.queries
-    whole.gradients[rows] += inner.gradients
-    whole.zero_gradients[rows] += inner.zero_gradients
-    whole.nonfinite[rows] |= inner.nonfinite
-
-
 def _heal(x_adv: Tensor, x: Tensor) -> Tensor:
     # An image with a NaN in it is no adversarial example: such an example goes back to its clean
     # image.
-    finite = x_adv.flatten(1).isfinite().all(1)
-    return x_adv if finite.all() else x_adv.where(each(finite, x), x)
+    return x_adv.where(each(x_adv.flatten(1).isfinite().all(1), x), x)
 
 
 def chunks(n: int, size: int) -> Iterator[slice]:

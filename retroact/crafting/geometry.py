@@ -13,6 +13,13 @@ def each(values: Tensor, like: Tensor) -> Tensor:
     return values.view(-1, *[1] * (like.dim() - 1))
 
 
+def put(into: Tensor, rows: Tensor, values: Tensor, where: Tensor) -> None:
+    """`into[rows] = values` (m, …) for those `where` (m,) holds, in place and without a wait for
+    the device; no row stands twice."""
+    there = into[rows]
+    into.index_copy_(0, rows, values.to(into.dtype).where(each(where, there), there))
+
+
 def nonzero(values: Tensor) -> Tensor:
     """`values` to divide by: 1 where one is zero, so that zero over zero is zero, whatever the
     scale of the others."""

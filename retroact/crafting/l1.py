@@ -163,4 +163,5 @@ def _room(d: Tensor, x: Tensor, domain: Domain) -> Tensor:
 
 def _numbers(value: Tensor | float, like: Tensor) -> Tensor:
     """A number for each example of `like`, (n,)."""
-    return torch.as_tensor(value, dtype=like.dtype, device=like.device).expand(len(like))
+    given = value.to(like) if isinstance(value, Tensor) else like.new_full((), value)
+    return given.expand(len(like))

@@ -46,11 +46,11 @@ class Oracle:
     """The network, for a chunk of `n` examples.
 
     `rows` in every call says which examples of the chunk the tensors stand for; where no gradient
-    is asked for, several points of one example may stand in a call. Counters, all (n,):
-    `queries` (points that the network under attack was shown), `gradients` (backward passes),
-    `zero_gradients` (gradients that were exactly zero), `nonfinite` (bool: a NaN or infinite logit
-    or gradient was seen, or logits that are not `apart`). `view` is what is made of all logits
-    before anybody sees them.
+    is asked for, several points of one example may stand in a call. Counters, all (n,) and on the
+    `device` that the examples lie on, where nothing waits for them: `queries` (points that the
+    network under attack was shown), `gradients` (backward passes), `zero_gradients` (gradients that
+    were exactly zero), `nonfinite` (bool: a NaN or infinite logit or gradient was seen, or logits
+    that are not `apart`). `view` is what is made of all logits before anybody sees them.
     """
 
     def __init__(
@@ -61,15 +61,43 @@ class Oracle:
         source: Network | None = None,
         access: Access = "gradient",
         view: View | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self._network, self._view = network, view
         self._source = network if source is None else source
         self.access: Access = access
-        self.queries, self.gradients, self.zero_gradients = (
-            torch.zeros(n, dtype=torch.int64, device="cpu") for _ in range(3)
-        )
-        self.nonfinite = torch.zeros(n, dtype=torch.bool, device="cpu")
+        # one tensor, so that a call is counted by one operation
+        self._tally = torch.zeros(len(_TALLIED), n, dtype=torch.int64, device=device)
         self._look: _Look | None = None
+
+    @property
+    def queries(self) -> Tensor:
+        """Points of each example that the network under attack was shown, int64 (n,)."""
+        return self._tally[_QUERIES]
+
+    @property
+    def gradients(self) -> Tensor:
+        """Backward passes for each example, int64 (n,)."""
+        return self._tally[_GRADIENTS]
+
+    @property
+    def zero_gradients(self) -> Tensor:
+        """Of these, gradients that were exactly zero, int64 (n,)."""
+        return self._tally[_ZEROS]
+
+    @property
+    def nonfinite(self) -> Tensor:
+        """Whether a NaN or infinite number, or logits that are not `apart`, were seen, bool
+        (n,)."""
+        return self._tally[_UNSOUND] > 0
+
+    def flag(self, unsound: Tensor) -> None:
+        """Sets `nonfinite` where `unsound`, bool (n,)."""
+        self._tally[_UNSOUND] += unsound
+
+    def add(self, inner: Oracle, rows: Tensor) -> None:
+        """Adds what an oracle `narrowed` to the examples `rows` has counted."""
+        self._tally.index_add_(1, rows, inner._tally)
 
     def look(self, x: Tensor, *, for_gradient: bool) -> Tensor:
         """Logits of all n clean images: the evaluator's look, not the attacker's, so it needs no
@@ -78,21 +106,21 @@ class Oracle:
         With `for_gradient`, an attack whose first gradient is at these very images gets it from
         this look's graph and saves a forward pass.
         """
-        rows = torch.arange(len(x), device="cpu")
+        rows = torch.arange(len(x), device=x.device)
         asked = for_gradient and self._source is self._network and self.access == "gradient"
         if not asked or self._source_is_quantised:
             return self._forward(x, rows)
         leaf, logits = self._with_graph(x, rows)
-        self.queries[rows] += 1
-        self._flag(rows, logits.detach())
+        self._count_query(rows, logits.detach())
         self._look = _Look(x, leaf, logits, rows)
         return logits.detach()
 
     def narrowed(self, rows: Tensor, x: Tensor) -> Oracle:
         """An oracle of its own counters for the examples `rows`, whose clean images are `x`."""
         view, at = self._view, rows
-        inner = Oracle(self._network, len(rows), source=self._source, access=self.access)
-        inner._view = None if view is None else lambda z, some: view(z, at[some.to(at.device)])
+        how: dict[str, Any] = {"source": self._source, "access": self.access, "device": x.device}
+        inner = Oracle(self._network, len(rows), **how)
+        inner._view = None if view is None else lambda z, some: view(z, at[some])
         if self._look is not None:
             inner._look, self._look = self._look._replace(x=x, rows=rows), None
         return inner
@@ -163,8 +191,7 @@ class Oracle:
         if self._source is not self._network:
             logits = self._forward(x, rows)
         else:
-            self.queries[rows.cpu()] += 1
-            self._flag(rows, logits)
+            self._count_query(rows, logits)
         return Graph(self, x, rows, _Look(x, leaf, traced, None), logits, seen)
 
     def _with_graph(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -192,30 +219,27 @@ class Oracle:
     def _forward(self, x: Tensor, rows: Tensor) -> Tensor:
         logits = in_float(self._network, x)
         logits = logits if self._view is None else self._view(logits, rows)
-        self.queries += rows.cpu().bincount(minlength=len(self.queries))  # a row may stand twice
-        self._flag(rows, logits)
+        self._count_query(rows, logits)
         return logits
 
     def _account(self, gradient: Tensor, rows: Tensor) -> Tensor:
-        at = rows.cpu()
         # NaN and infinity come through, and zero means all zero
         largest = gradient.flatten(1).abs().amax(1)
         finite = largest.isfinite()
-        self.gradients[at] += 1
-        self.zero_gradients[at] += (largest == 0).cpu()
-        self.nonfinite[at] |= ~finite.cpu()
-        return (
-            gradient
-            if finite.all()
-            else gradient.where(finite.view(-1, *[1] * (gradient.dim() - 1)), 0.0)
-        )
+        seen = torch.stack([torch.ones_like(finite), largest == 0, ~finite])
+        self._tally[:_QUERIES].index_add_(1, rows, seen.to(self._tally.dtype))
+        return gradient.where(finite.view(-1, *[1] * (gradient.dim() - 1)), 0.0)
 
-    def _flag(self, rows: Tensor, logits: Tensor) -> None:
+    def _count_query(self, rows: Tensor, logits: Tensor) -> None:
         # The spread of two classes is their margin: an attack that looks for the boundary brings it
         # to nothing.
         sound = apart(logits) if logits.shape[1] > 2 else logits.isfinite().all(1)
-        if not sound.all():
-            self.nonfinite[rows[~sound].cpu()] = True
+        seen = torch.stack([~sound, torch.ones_like(sound)])  # a row may stand twice
+        self._tally[_UNSOUND:].index_add_(1, rows, seen.to(self._tally.dtype))
+
+
+# what an oracle counts, row by row: a gradient adds to the first three, a query to the last two
+_TALLIED = _GRADIENTS, _ZEROS, _UNSOUND, _QUERIES = range(4)
 
 
 class Graph:

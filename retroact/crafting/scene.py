@@ -46,7 +46,7 @@ class Scene:
     ) -> Scene:
         """An attack on `network` at the examples `x` by hand: no source, nothing dropped, numbered
         from 0 and in [0, 1] where nothing else is said."""
-        oracle = Oracle(network, len(x), access=threat.access)
+        oracle = Oracle(network, len(x), access=threat.access, device=x.device)
         domain = Domain(tuple(x.shape[1:])) if domain is None else domain
         index = torch.arange(len(x), device=x.device) if index is None else index
         return cls(oracle, x, aim, threat, domain, index, seed)

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from retroact.crafting.geometry import each
+from retroact.crafting.geometry import each, put
 from retroact.crafting.losses import margin, spread
 from retroact.crafting.scene import Scene
 
@@ -147,8 +147,9 @@ class Smallest:
     def _file(self, x_adv: Tensor, beyond: Tensor, hit: Tensor, rows: Tensor) -> None:
         size = self._scene.threat.size(x_adv - self.x[rows])
         better = hit & (size < self.size[rows])
-        self.x_adv[rows[better]] = x_adv[better]
-        self.size[rows[better]], self._margin[rows[better]] = size[better], beyond[better]
+        put(self.x_adv, rows, x_adv, better)
+        put(self.size, rows, size, better)
+        put(self._margin, rows, beyond, better)
 
 
 def cosine(i: int, steps: int, first: float, last: float) -> float:
