@@ -10,6 +10,7 @@ threat model grants, and never leaves a `.grad` on anybody's parameters.
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -120,6 +121,7 @@ class Oracle:
         view, at = self._view, rows
         how: dict[str, Any] = {"source": self._source, "access": self.access, "device": x.device}
         inner = Oracle(self._network, len(rows), **how)
+        inner._source_is_quantised = self._source_is_quantised
         inner._view = None if view is None else lambda z, some: view(z, at[some])
         if self._look is not None:
             inner._look, self._look = self._look._replace(x=x, rows=rows), None
@@ -510,19 +512,35 @@ def device_of(network: Network) -> torch.device:
     return devices.pop() if devices else torch.device("cpu")
 
 
+class _Held(threading.local):
+    """The identities of the networks that this thread holds in eval mode."""
+
+    networks: frozenset[int] = frozenset()
+
+
+_HELD = _Held()
+
+
 @contextmanager
 def evaluating(*networks: Network | None) -> Iterator[None]:
     """Eval mode for the time of the block; every module's own train/eval flag afterwards as
-    before."""
-    nets = [net for network in networks if network is not None for net in modules_of(network)]
+    before. A block within a block of the same network, in one thread, finds it done."""
+    outside = _HELD.networks
+    new = [n for n in networks if n is not None and id(n) not in outside]
+    if not new:
+        yield
+        return
+    nets = [net for network in new for net in modules_of(network)]
     # a frozen script has no mode
     modules = [m for net in nets for m in net.modules() if hasattr(m, "training")]
     modes = [m.training for m in modules]
     try:
         for net in nets:
             switch_to_eval(net)
+        _HELD.networks = outside | {id(n) for n in new}
         yield
     finally:
+        _HELD.networks = outside
         for module, mode in zip(modules, modes, strict=True):
             if module.training != mode:
                 module.training = mode

@@ -110,6 +110,26 @@ def evaluate_all(
     goal = as_goal(goal, data.index)
     seed, chunk, keep = checked(seed, chunk, keep)
     goal = Untargeted() if goal is None else goal
+    with evaluating(network, source):  # once for all that follows
+        how: dict[str, Any] = {"goal": goal, "source": source, "seed": seed, "keep": keep}
+        how |= {"chunk": chunk, "progress": progress, "filed": filed}
+        return _evaluate_all(network, data, attack, threats, **how)
+
+
+def _evaluate_all(
+    network: Network,
+    data: Examples,
+    attack: Attack,
+    threats: list[ThreatModel],
+    *,
+    goal: Goal,
+    source: Network | None,
+    seed: int,
+    keep: int,
+    chunk: int | None,
+    progress: Callable[[int, int], None] | None,
+    filed: Filed,
+) -> list[Record]:
     clean = decide(network, data.images, chunk=chunk, labels=data.labels)
     runs, domain = apart_or_together(attack, threats), domain_of(data)
     x, index, how = data.images, data.index, _How(domain=domain, seed=seed)
