@@ -1,14 +1,18 @@
-"""Writes docs/reference.md from the code: `make docs`. A test fails where the page is not up to
-date."""
+"""Writes docs/reference.md and the lists of `retroact list` from the code: `make docs`.
+
+A test fails where they are not up to date.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 from pathlib import Path
 
 import retroact
 from retroact.activations.activation import Activation
+from retroact.cli.listing import KINDS, LISTED, list_specs
 from retroact.crafting.attack import Attack
 from retroact.crafting.goals import Goal
 from retroact.crafting.threat import ThreatModel
@@ -96,5 +100,11 @@ def page() -> str:
     return "\n".join(parts)
 
 
+def listed() -> str:
+    every = {what: list_specs(what) for what in KINDS}
+    return json.dumps(every, indent=1, ensure_ascii=False) + "\n"
+
+
 if __name__ == "__main__":
     PAGE.write_text(page(), encoding="utf-8")
+    LISTED.write_text(listed(), encoding="utf-8")

@@ -24,6 +24,7 @@ from retroact.experiments.cell import Cell, Model
 from retroact.experiments.store import Store
 from retroact.experiments.sweep import plan, sweep
 from retroact.experiments.tuning import ON_MARGIN, tune
+from retroact.files import write
 from retroact.nets.data import data as read
 from retroact.reports import html, plots
 from retroact.reports.tables import Line, lines
@@ -116,7 +117,7 @@ def run(
         figures=[(caption, curve)],
         audits=told,
     )
-    return found, notes, html.write(text, page)
+    return found, notes, write(text, page)
 
 
 def _audits(scene: Scene, jump: Any, tell: Callable[[float], None]) -> list[tuple[str, Audit]]:

@@ -49,6 +49,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+def write(text: str, path: str | Path) -> Path:
+    """Writes a text whole or not at all."""
+    with replacing(path) as draft:
+        draft.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
 def read_object(path: Path) -> dict[str, Any]:
     """The object that a file of JSON holds. Raises ValueError, also for what is no file, for more
     than `LARGEST` bytes, and for what `parse_object` refuses."""

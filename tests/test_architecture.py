@@ -188,10 +188,15 @@ def test_forbidden_words_do_not_occur_as_names():
         ["report", "--help"],
         ["audit", "--help"],
         ["harden", "--help"],
+        ["list", "nets"],
+        ["list", "attacks"],
+        ["list", "activations", "--json"],
+        ["list", "threats"],
+        ["list", "goals"],
     ],
     ids=lambda words: " ".join(words),
 )
-def test_help_needs_no_torch(words):
+def test_help_and_lists_need_no_torch(words):
     code = (
         f"import sys; sys.argv = ['retroact', *{words!r}]\n"
         "from retroact.cli import main\n"

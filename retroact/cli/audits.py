@@ -309,8 +309,8 @@ def _run(
 
 
 def _write(result: Audit, pages: Mapping[str, Path | None]) -> None:
+    from retroact.files import write
     from retroact.reports import audited
-    from retroact.reports.html import write
 
     for form, path in pages.items():
         if path is not None:

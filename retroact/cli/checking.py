@@ -68,8 +68,8 @@ def check(
 
     from retroact.auditing.claims import check as run
     from retroact.executors import one_thread
+    from retroact.files import write
     from retroact.nets.data import data as read
-    from retroact.reports.html import write
 
     images = read(data)
     network = load(net, weights, images)

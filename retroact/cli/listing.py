@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -19,11 +22,11 @@ from retroact.cli.console import (
     print_rows,
     say,
 )
-from retroact.spec import CallError
+from retroact.spec import CallError, homes, known
 
 if TYPE_CHECKING:
     from retroact.experiments.store import Row as Cell
-    from retroact.nets.zoo import Entry
+    from retroact.nets.pages import Entry
 
 MANY = 500  # cells: a table of more takes longer to lay out than anybody looks at it
 
@@ -47,10 +50,7 @@ def list_(
     """What there is: networks, attacks, activations, data, finished cells."""
     lists: dict[str, Callable[[], list[Row]]] = {
         "nets": lambda: _nets(detail),
-        "attacks": _attacks,
-        "activations": _activations,
-        "threats": _threats,
-        "goals": _goals,
+        **{kind: partial(_specs, kind) for kind in KINDS},
         "data": _data,
     }
     if what == "store":
@@ -66,12 +66,13 @@ def list_(
 
 
 def _nets(detail: bool) -> list[Row]:
-    from retroact.nets import zoo
+    from retroact.nets import pages
 
-    for name in zoo.names():
-        for text in zoo.describe_shadow(name):
+    for name in pages.names():
+        for text in pages.describe_shadow(name):
             note(text)
-    return [_net(name, zoo.entry(name), detail) for name in zoo.names()]
+    every = ((name, pages.find(name)) for name in pages.names())
+    return [_net(name, pages.read(at, name), detail) for name, at in every if at is not None]
 
 
 def _net(name: str, page: Entry, detail: bool) -> Row:
@@ -106,38 +107,30 @@ def _print_nets(rows: Sequence[Row]) -> None:
             say(f"  {line}")
 
 
-def _attacks() -> list[Row]:
-    from retroact.crafting.attack import Attack
-
-    return _specs(Attack, ("needs", "kind", "norms", "paper"))
-
-
-def _activations() -> list[Row]:
-    from retroact.activations.activation import Activation
-
-    return _specs(Activation)
-
-
-def _threats() -> list[Row]:
-    from retroact.crafting.threat import ThreatModel
-
-    return _specs(ThreatModel, ("norm",))
+KINDS = {
+    "attacks": ("retroact.crafting.attack", "Attack", ("needs", "kind", "norms", "paper")),
+    "activations": ("retroact.activations.activation", "Activation", ()),
+    "threats": ("retroact.crafting.threat", "ThreatModel", ("norm",)),
+    "goals": ("retroact.crafting.goals", "Goal", ()),
+}
+"""What kinds of specs are listed: where the kind is, and what of its classes is shown."""
+LISTED = Path(__file__).with_name("listed.json")
+"""The lists of the package's own specs, written by `make docs`: they need no torch."""
 
 
-def _goals() -> list[Row]:
-    from retroact.crafting.goals import Goal
+def _specs(what: str) -> list[Row]:
+    """The specs of a kind, those of a module that `--import` names among them."""
+    if homes():
+        return list_specs(what)
+    listed: dict[str, list[Row]] = json.loads(LISTED.read_text(encoding="utf-8"))
+    return listed[what]
 
-    return _specs(Goal)
 
-
-def _specs(kind: type, attributes: Sequence[str] = ()) -> list[Row]:
+def list_specs(what: str) -> list[Row]:
     """All specs of a kind, with what their classes say."""
-    from dataclasses import fields
-
-    from retroact.spec import known
-
+    home, kind, attributes = KINDS[what]
     rows: list[Row] = []
-    for cls in known(kind):
+    for cls in known(getattr(importlib.import_module(home), kind)):
         names = ", ".join(f.name for f in fields(cls))
         values = {name: getattr(cls, name) for name in attributes}
         texts = {k: ", ".join(v) if isinstance(v, tuple) else v for k, v in values.items()}

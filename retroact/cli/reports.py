@@ -62,7 +62,7 @@ def report(
 ) -> None:
     """Tables, curves and pictures from stored cells; reads records only."""
     from retroact.experiments.store import Store
-    from retroact.reports import html as pages
+    from retroact.files import write
     from retroact.reports.tables import as_csv, lines, markdown
 
     with Store(store, create=False, tell=note) as opened:
@@ -72,11 +72,13 @@ def report(
             f"no cell in {store} matches {cells!r}; `retroact list store` shows what is there"
         )
     if html is not None:
-        note(f"wrote {pages.write(pages.page(chosen, title=title), html)}")
+        from retroact.reports.html import page  # which draws
+
+        note(f"wrote {write(page(chosen, title=title), html)}")
     if md is not None:
-        note(f"wrote {pages.write(markdown(chosen) + chr(10), md)}")
+        note(f"wrote {write(markdown(chosen) + chr(10), md)}")
     if csv is not None:
-        note(f"wrote {pages.write(as_csv(chosen), csv)}")
+        note(f"wrote {write(as_csv(chosen), csv)}")
     if as_json:
         return print_json([line.numbers() for line in chosen])
     if html is md is csv is None:
@@ -160,7 +162,7 @@ def _make_study(paper: str, store: Store, facts: Path | None, **how: Any) -> Stu
     import warnings
 
     from retroact.experiments import carried
-    from retroact.reports.html import write
+    from retroact.files import write
     from retroact.studies.study import study
 
     with progress_bar(f"study {paper}") as progress, warnings.catch_warnings():

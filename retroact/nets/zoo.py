@@ -18,7 +18,6 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol
@@ -27,7 +26,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from retroact.files import read_object, replacing
+from retroact.files import replacing
 from retroact.ground import neutral
 from retroact.nets import foreign
 from retroact.nets.alex_like import AlexLike
@@ -37,6 +36,10 @@ from retroact.nets.digits_cnn import DigitsCNN
 from retroact.nets.lenet_like import LeNetLike
 from retroact.nets.mnist_cnn import MnistCNN
 from retroact.nets.mobilenet_v2 import MobileNetV2
+from retroact.nets.pages import Entry as Entry
+from retroact.nets.pages import ZooError as ZooError
+from retroact.nets.pages import describe_shadow, find, folders, how_to_get, read
+from retroact.nets.pages import names as names
 from retroact.nets.preact_resnet import PreActResNet18
 from retroact.nets.resnet20 import ResNet20
 from retroact.nets.tensors import find_faults, state_of
@@ -46,10 +49,6 @@ from retroact.spec import CallError, SpecError, parse, quote, shorten, show, spe
 PACKAGE_LIMIT = 500_000
 """Bytes of the largest weights file in the wheel; larger ones live in the repository's zoo/, in
 fp16."""
-
-
-class ZooError(ValueError):
-    """A net that is not there, or weights that are not what they should be."""
 
 
 class NameOfNoNetError(ZooError, CallError):
@@ -126,68 +125,12 @@ NETWORKS: dict[str, Network] = {
 nets)."""
 
 
-@dataclass(frozen=True)
-class Entry:
-    """The page of a net: what it is, how it came to be, and what it was measured to be.
-
-    `accuracy` is clean accuracy on `test` (n examples) and `validation_accuracy` on the held-out
-    part of the training set, both from 0 to 1 and measured with the weights as stored (`dtype`).
-    `start_sha256` is that of the file that training began from, where the recipe has a `start`.
-    """
-
-    name: str
-    network: str
-    recipe: str
-    epochs: int
-    seed: int
-    data: str
-    data_origin: str
-    data_fingerprint: str
-    test: str
-    test_n: int
-    accuracy: float
-    validation: str
-    validation_n: int
-    validation_accuracy: float
-    command: str
-    weights_sha256: str
-    start_sha256: str = ""
-    dtype: str = "float32"
-    device: str = "cpu"
-    seconds: float = 0.0
-    versions: dict[str, str] = field(default_factory=dict)
-
-
 # ------------------------------------------------------------------------------------------- look
-
-
-def folders() -> list[Path]:
-    """Where nets are looked for, in that order."""
-    named = os.environ.get("RETROACT_ZOO", "")
-    return ([Path(named).expanduser()] if named else []) + _shipped()
-
-
-def _shipped() -> list[Path]:
-    """Where the nets lie that retroact comes with."""
-    here = Path(__file__).resolve().parent
-    return [here / "weights", here.parents[1] / "zoo"]
-
-
-def names() -> list[str]:
-    """The names of the nets whose weights are here."""
-    return sorted(
-        {p.stem for folder in folders() for p in folder.glob("*.json") if _whole(folder, p.stem)}
-    )
-
-
-def _whole(folder: Path, name: str) -> bool:
-    # os.path, as a name may be too long for a file's
-    return all(os.path.isfile(folder / f"{name}.{end}") for end in ("json", "safetensors"))
 
 
 def entry(name: str) -> Entry:
     """The page of a net; raises ZooError where there is none."""
-    return _page(_folder(name), name)
+    return read(_folder(name), name)
 
 
 @neutral()
@@ -196,12 +139,12 @@ def load(name: str, folder: Path | None = None) -> Classifier:
     ZooError where it is missing or damaged."""
     notes = describe_shadow(name) if folder is None else ()
     folder = _folder(name) if folder is None else folder
-    page = _page(folder, name)
+    page = read(folder, name)
     path = folder / f"{name}.safetensors"
     raw = path.read_bytes()
     if hashlib.sha256(raw).hexdigest() != page.weights_sha256:
         raise ZooError(
-            f"{path} is not the file its page describes (SHA-256 differs); {_train(name)}"
+            f"{path} is not the file its page describes (SHA-256 differs); {how_to_get(name)}"
         )
     network, tensors = _network(page), _tensors(raw, str(path))
     net = build(network, tensors, str(path))
@@ -234,27 +177,15 @@ def _count(network: Network) -> int:
         return 0
 
 
-def describe_shadow(name: str) -> tuple[str, ...]:
-    """A sentence where a net of RETROACT_ZOO stands before one of the same name that is shipped
-    and has other weights."""
-    own, shipped = _folder(name), next((f for f in _shipped() if _whole(f, name)), None)
-    if own in _shipped() or shipped is None:
-        return ()
-    if _page(shipped, name).weights_sha256 == _page(own, name).weights_sha256:
-        return ()
-    return (
-        f"{name} is that of RETROACT_ZOO, {own}, with other weights than the one that retroact"
-        f" comes with, in {shipped}",
-    )
-
-
 def _folder(name: str) -> Path:
-    for folder in folders():
-        if _whole(folder, name):
-            return folder
+    folder = find(name)
+    if folder is not None:
+        return folder
     looked = ", ".join(str(f) for f in folders())
     if name in NETWORKS:
-        raise ZooError(f"the weights of {name} are not here; looked in {looked}; {_train(name)}")
+        raise ZooError(
+            f"the weights of {name} are not here; looked in {looked}; {how_to_get(name)}"
+        )
     near = difflib.get_close_matches(name, [*names(), *NETWORKS], n=1, cutoff=0.4)
     hint = (
         f"; did you mean {near[0]}?"
@@ -267,27 +198,6 @@ def _folder(name: str) -> Path:
     raise NameOfNoNetError(
         f"unknown net {quote(name)}{hint} (known: {known}; your own: package.module:function)"
     )
-
-
-def _train(name: str) -> str:
-    return f"train it with `retroact train {name}`, or point RETROACT_ZOO to a folder that has it"
-
-
-def _page(folder: Path, name: str) -> Entry:
-    path = folder / f"{name}.json"
-    try:
-        page = Entry(**read_object(path))
-        for word in ("name", "network", "weights_sha256", "data", "accuracy", "test_n"):
-            _check_kind(word, getattr(page, word))
-        return page
-    except (OSError, ValueError, TypeError) as e:
-        raise ZooError(f"{path} is no page of a net: {shorten(str(e))}; {_train(name)}") from e
-
-
-def _check_kind(word: str, value: object) -> None:
-    kind = {"accuracy": (float, int), "test_n": (int,)}.get(word, (str,))
-    if not isinstance(value, kind):
-        raise ValueError(f"expected its {word} as {kind[0].__name__}, got {quote(value)}")
 
 
 def _network(page: Entry) -> Network:

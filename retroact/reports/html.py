@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -19,7 +18,6 @@ from retroact.evaluation.metrics import (
     robust_accuracy,
     zero_gradient_share,
 )
-from retroact.files import replacing
 from retroact.reports import plots
 from retroact.reports.tables import Group, Line, group_lines, worst_cases
 
@@ -69,13 +67,6 @@ def render(template: str, **values: Any) -> str:
         loader=PackageLoader("retroact.reports", "."), autoescape=True, undefined=StrictUndefined
     )
     return environment.get_template(template).render(**values)
-
-
-def write(text: str, path: str | Path) -> Path:
-    """Writes the page whole or not at all."""
-    with replacing(path) as draft:
-        draft.write_text(text, encoding="utf-8")
-    return Path(path)
 
 
 def _group(group: Group, members: list[Line]) -> dict[str, Any]:

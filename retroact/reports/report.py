@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from retroact.experiments.store import Store
+from retroact.files import write
 from retroact.reports import audited, html
 from retroact.reports.audited import Reported
 from retroact.reports.tables import Line, as_csv, lines, markdown
@@ -43,4 +44,4 @@ def report(
         raise ValueError(
             f"cannot write {str(path)!r}; expected a name that ends in one of: {', '.join(writers)}"
         )
-    return html.write(writers[suffix](), path)
+    return write(writers[suffix](), path)

@@ -20,9 +20,9 @@ from retroact.executors import SERIAL, Executor
 from retroact.experiments.cell import Cell
 from retroact.experiments.facts import Measurement
 from retroact.experiments.store import Store
+from retroact.files import write
 from retroact.reading import Said
 from retroact.reports import studied
-from retroact.reports.html import write
 from retroact.reports.studied import Item, Study
 from retroact.spec import CallError, take
 from retroact.studies.desk import Desk

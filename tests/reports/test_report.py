@@ -11,6 +11,7 @@ import pytest
 from retroact.evaluation.record import Record
 from retroact.experiments.fields import CellFields
 from retroact.experiments.store import Store
+from retroact.files import write
 from retroact.reports import html, plots, tables
 from retroact.reports.report import report
 from retroact.reports.tables import lines
@@ -129,10 +130,10 @@ def test_an_empty_report_is_refused_and_a_failed_write_leaves_the_old_page(
 ):
     with pytest.raises(ValueError, match="nothing to report"):
         html.page([])
-    path = html.write("old", tmp_path / "p.html")
+    path = write("old", tmp_path / "p.html")
     with pytest.raises(TypeError):
-        html.write(None, path)  # type: ignore[arg-type]
-    assert path.read_text() == "old" and len(list(tmp_path.glob("*.part"))) == 0
+        write(None, path)  # type: ignore[arg-type]
+    assert path.read_text() == "old" and len(list(tmp_path.glob(".*"))) == 0
 
 
 def test_pictures_show_the_broken_first_and_need_kept_images(store):
