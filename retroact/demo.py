@@ -22,7 +22,7 @@ from retroact.evaluation.metrics import robust_accuracy, worst_case
 from retroact.executors import SERIAL, Executor, one_thread
 from retroact.experiments.cell import Cell, Model
 from retroact.experiments.store import Store
-from retroact.experiments.sweep import plan, sweep
+from retroact.experiments.sweep import fill, plan
 from retroact.experiments.tuning import ON_MARGIN, tune
 from retroact.files import write
 from retroact.nets.data import data as read
@@ -93,7 +93,7 @@ def run(
         cell for activation in (None, SReLU(100.0), jump) for cell in _cells(scene, activation)
     ]
     with Store(store, wait=wait) as opened:
-        sweep(
+        fill(
             cells,
             opened,
             executor=executor,

@@ -174,7 +174,7 @@ class _Run:
         if self.dry_run:
             return self._estimate(cells)
         from retroact.experiments.store import Store
-        from retroact.experiments.sweep import plan, sweep
+        from retroact.experiments.sweep import fill
         from retroact.reports.tables import lines
 
         say_of_cells(cells)
@@ -183,7 +183,7 @@ class _Run:
         stop = if_stopped(truth, unless_noted=True)
         with Store(self.path, wait=self.wait, tell=note) as store, stop:
             with progress_bar(what) as progress:
-                sweep(
+                planned = fill(
                     cells,
                     store,
                     executor=self.executor,
@@ -193,8 +193,7 @@ class _Run:
                     fresh=self.fresh,
                     progress=progress,
                 )
-            keys = plan(cells, store).cells
-            own = lines(store, keys=keys)
+            own = lines(store, keys=planned.cells)
         if self.as_json:
             return print_json([line.numbers() for line in own])
         print_lines(own)

@@ -77,6 +77,23 @@ def sweep(
     (Store(…, wait=True)). A cell that ends each process that runs it is named by a RuntimeError
     once all others are done.
     """
+    how: dict[str, Any] = {"executor": executor, "keep": keep, "chunk": chunk, "device": device}
+    planned = fill(cells, store, **how, fresh=fresh, progress=progress)
+    return [store.read(k, images=keep > 0) for k in planned.cells]
+
+
+def fill(
+    cells: Iterable[Cell | str],
+    store: Store,
+    *,
+    executor: Said[Executor] = SERIAL,
+    keep: int = 0,
+    chunk: int | None = None,
+    device: str = "cpu",
+    fresh: bool = False,
+    progress: Callable[[float, int], None] | None = None,
+) -> Plan:
+    """`sweep` for whoever reads from the store what is wanted of it: no records are held."""
     (_, chunk, keep), executor = checked(0, chunk, keep), take(executor, Executor)
     check_device(device)
     planned = plan(cells, store, keep=keep)
@@ -87,7 +104,7 @@ def sweep(
             if not fresh:  # again, as another process may have filled it meanwhile
                 planned = planned.again(store, keep)
             _run_missing(planned, store, executor, run, progress, fresh)
-    return [store.read(k, images=keep > 0) for k in planned.cells]
+    return planned
 
 
 def _run_missing(

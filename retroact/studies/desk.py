@@ -11,7 +11,7 @@ from retroact.executors import SERIAL, Executor
 from retroact.experiments.cell import Cell
 from retroact.experiments.facts import Measurement, measured, measured_all
 from retroact.experiments.store import Store
-from retroact.experiments.sweep import sweep
+from retroact.experiments.sweep import fill, sweep
 from retroact.studies.earlier import Earlier
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ class Desk:
         how: dict[str, Any] = {"executor": self._executor, "keep": keep, "chunk": self._chunk}
         how |= {"progress": lambda done, total: self._progress(done / max(1, total))}
         if anew := self._pick_anew(asked):
-            sweep(anew, self.store, **how, fresh=True)
+            fill(anew, self.store, **how, fresh=True)
         by_cell = {cell: self._earlier.record(cell, self.store, keep=keep) for cell in asked}
         todo = [cell for cell, record in by_cell.items() if record is None]
         swept = sweep(todo, self.store, **how)
