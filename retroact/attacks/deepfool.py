@@ -49,12 +49,12 @@ class DeepFool(Attack):
     steps: Count = 50
     candidates: Annotated[int, Within(2)] = 10
     overshoot: AtLeast0 = 0.02
-    probes: Annotated[int, Within(0)] = 2
+    probes: Annotated[int, Within(0)] = 4
     norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     needs: ClassVar[Access] = "gradient"
     kind: ClassVar[str] = "minimum-norm"
     paper: ClassVar[str] = "Moosavi-Dezfooli et al. 2016, arXiv:1511.04599"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3  # four probes where there were two
     starts_clean: ClassVar[bool] = True
     # examples leave one by one: a larger chunk stays full enough for longer
     chunk: ClassVar[int] = 128
