@@ -32,6 +32,7 @@ from retroact.crafting.oracle import (
 from retroact.crafting.outcome import Outcome as Outcome
 from retroact.crafting.outcome import join
 from retroact.crafting.scene import Scene
+from retroact.crafting.sizing import chunk_for
 from retroact.crafting.threat import ThreatModel, allows
 from retroact.doors import checked
 from retroact.ground import neutral
@@ -141,7 +142,9 @@ def craft_all(
     every minimum-norm attack); their counters are those of that one run. Others run once for each.
     Chunks that were `filed` are not run again.
     """
-    seed, chunk, _ = checked(seed, attack.chunk if chunk is None else chunk)
+    if chunk is None:
+        chunk = chunk_for(network, images, attack.chunk)
+    seed, chunk, _ = checked(seed, chunk)
     assert chunk is not None
     _check_n(images, threats, chunk)
     domain = Domain(tuple(images.shape[1:])) if domain is None else domain

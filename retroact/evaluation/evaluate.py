@@ -21,6 +21,7 @@ from retroact.crafting.expectation import Expectation
 from retroact.crafting.geometry import each
 from retroact.crafting.goals import Goal, Targets, Untargeted
 from retroact.crafting.oracle import Network, apart, device_of, evaluating, in_float, settled
+from retroact.crafting.sizing import chunk_for
 from retroact.crafting.threat import ThreatModel
 from retroact.doors import (
     check_labels,
@@ -209,6 +210,7 @@ def decide(
     of logits that were found in a larger output and of probabilities that pose as logits.
     """
     device = device_of(network)
+    chunk = chunk_for(network, images, CHUNK) if chunk is None else chunk
     classes: set[int] = set()
 
     def run(rows: slice) -> Tensor:
@@ -222,9 +224,7 @@ def decide(
         return decided(logits, attacked=attacked).cpu()
 
     with evaluating(network), torch.no_grad():
-        decisions = [
-            part for rows in chunks(len(images), chunk or CHUNK) for part in in_halves(run, rows)
-        ]
+        decisions = [part for rows in chunks(len(images), chunk) for part in in_halves(run, rows)]
     return torch.cat(decisions)
 
 

@@ -30,6 +30,7 @@ from retroact.crafting.driver import Outcome, chunks, in_halves
 from retroact.crafting.goals import Aim, Goal, Targets, goal_of, view_of
 from retroact.crafting.noise import normal, uniform
 from retroact.crafting.oracle import Network, device_of, dtype_of, evaluating, in_company, in_float
+from retroact.crafting.sizing import chunk_for
 from retroact.crafting.threat import ThreatModel
 from retroact.ground import neutral
 from retroact.parts import UNFILED, Filed
@@ -495,13 +496,14 @@ def _mend(one: Crafted, anew: Outcome, on: Proved, rows: Tensor, chunk: int | No
 def logits_of(network: Network, images: Tensor, *, chunk: int | None = None) -> Tensor:
     """The logits (n, k) of a network in eval mode, in float32 or better, on the CPU."""
     device = device_of(network)
+    chunk = chunk_for(network, images, CHUNK) if chunk is None else chunk
 
     def run(rows: slice) -> Tensor:
         return in_float(network, images[rows].to(device)).cpu()
 
     with evaluating(network), torch.no_grad():
         return torch.cat(
-            [part for rows in chunks(len(images), chunk or CHUNK) for part in in_halves(run, rows)]
+            [part for rows in chunks(len(images), chunk) for part in in_halves(run, rows)]
         )
 
 
