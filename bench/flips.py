@@ -30,7 +30,7 @@ from torch import nn
 
 import retroact as ra
 from retroact.auditing.battery import VERSION
-from retroact.executors import one_thread
+from retroact.ground import one_thread
 
 EPS = 0.1
 MOST = 0.01

@@ -25,11 +25,11 @@ import torch
 from retroact import clusters
 from retroact.clusters import Ray
 from retroact.evaluation.record import Record, to_bytes
-from retroact.executors import one_thread
 from retroact.experiments.cell import Brought, Cell, Model
 from retroact.experiments.sealed import pack
 from retroact.experiments.store import Store
 from retroact.experiments.sweep import _Run, grid, plan
+from retroact.ground import one_thread
 from retroact.nets.data import data
 from retroact.spec import key, show
 

@@ -19,12 +19,13 @@ from retroact.auditing.audit import Audit, audit
 from retroact.checkpoint import load
 from retroact.crafting.threat import Linf
 from retroact.evaluation.metrics import robust_accuracy, worst_case
-from retroact.executors import SERIAL, Executor, one_thread
+from retroact.executors import SERIAL, Executor
 from retroact.experiments.cell import Cell, Model
 from retroact.experiments.store import Store
 from retroact.experiments.sweep import fill, plan
 from retroact.experiments.tuning import ON_MARGIN, tune
 from retroact.files import write
+from retroact.ground import one_thread
 from retroact.nets.data import data as read
 from retroact.reports import html, plots
 from retroact.reports.tables import Line, lines

@@ -17,7 +17,6 @@ from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from queue import SimpleQueue
@@ -26,7 +25,6 @@ from typing import Protocol, TypeVar
 
 import torch
 
-from retroact.ground import Held
 from retroact.nets.data import Images, embed, embedded
 from retroact.spec import Count, homes, spec
 from retroact.stopping import Wanted
@@ -218,19 +216,3 @@ class Here:
 
 def _ignore(*values: object) -> None:
     pass
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """One thread for torch's sums within the block, so that they are added in one order."""
-    with _ONE_THREAD.held():
-        yield
-
-
-def _settle_on_one() -> Callable[[], object]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    return partial(torch.set_num_threads, before)
-
-
-_ONE_THREAD = Held(_settle_on_one)

@@ -3,10 +3,10 @@
     @neutral()
     def evaluate(...): ...
 
-Grad and inference mode, autocast, the default dtype and device belong to the caller; so do the
-states of the random generators, which a network may draw from or seed. Within the block they are
-torch's own defaults, and the generators are seeded; afterwards, also after an exception, they are
-as they were. Everyone may use this.
+Grad and inference mode, autocast, TF32, the default dtype and device belong to the caller; so do
+the states of the random generators, which a network may draw from or seed. Within the block they
+are torch's own defaults (but TF32 is off), and the generators are seeded; afterwards, also after an
+exception, they are as they were. Everyone may use this.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import random
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import numpy as np
 import torch
@@ -25,8 +26,8 @@ _AUTOCAST = ("cpu", "cuda", "mps")
 
 @contextmanager
 def neutral() -> Iterator[None]:
-    """Gradients on, no inference mode, no autocast, float32 and the CPU by default, generators
-    seeded with 0.
+    """Gradients on, no inference mode, no autocast, float32 and the CPU by default, no TF32 (of
+    whose 10 bits a GPU makes a float32's products otherwise), generators seeded with 0.
 
     Also a decorator: `@neutral()`. A block within a block, in any thread, finds all this done.
     """
@@ -76,8 +77,12 @@ def _settle_process() -> Callable[[], object]:
     python, numpy = random.getstate(), np.random.get_state()
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
 
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    short = matmul.allow_tf32, cudnn.allow_tf32
+
     def put_back() -> None:
         torch.set_default_dtype(dtype)
+        matmul.allow_tf32, cudnn.allow_tf32 = short
         random.setstate(python)
         np.random.set_state(numpy)
         torch.set_rng_state(cpu)
@@ -85,6 +90,7 @@ def _settle_process() -> Callable[[], object]:
             torch.cuda.set_rng_state_all(gpus)
 
     torch.set_default_dtype(torch.float32)
+    matmul.allow_tf32, cudnn.allow_tf32 = False, False
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
@@ -92,6 +98,22 @@ def _settle_process() -> Callable[[], object]:
 
 
 _PROCESS = Held(_settle_process)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """One thread for torch's sums within the block, so that they are added in one order."""
+    with _ONE_THREAD.held():
+        yield
+
+
+def _settle_on_one() -> Callable[[], object]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    return partial(torch.set_num_threads, before)
+
+
+_ONE_THREAD = Held(_settle_on_one)
 
 
 @contextmanager

@@ -1,8 +1,10 @@
 """Networks on another device than the CPU: nothing mixes the two, and what is found there is what
 is found here."""
 
+import contextlib
 import copy
 import inspect
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -14,6 +16,7 @@ import torch
 from pretended import NAME, pretended
 
 import retroact as ra
+from retroact.cli import main
 from retroact.crafting.attack import Attack
 from retroact.spec import known
 
@@ -112,3 +115,40 @@ def test_what_is_learned_lies_where_the_network_lies(learn: str) -> None:
         torch.testing.assert_close(
             made(train.images.to(NAME)).cpu(), expected, rtol=1e-4, atol=1e-4
         )
+
+
+COMMANDS = (
+    # both sides in this thread, where the device is pretended
+    ("audit", "digits-cnn", "SReLU(10)", "--threat", "Linf(0.1)", "--quick", "--workers", "1"),
+    ("check", "digits-cnn", "--threat", "Linf(0.1)", "--quick", "--reported", "60"),
+    ("tune", "digits-cnn", "JumpReLU", "--threat", "Linf(0.1)", "--grid", "0.5", "--json"),
+    ("calibrate", "digits-cnn", "MeanSparse", "--out", "n.safetensors", "--json"),
+    ("harden", "digits-cnn", "--threat", "Linf(0.1)", "--steps", "2", "--batch", "16", "--json"),
+    ("attack", "digits-cnn", "FGSM", "--threat", "Linf(0.1)", "--store", "s.sqlite"),
+)
+DATA = {"tune": "digits/validation[:40]", "harden": "digits/train", "calibrate": "digits/train"}
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*no-op")
+@pytest.mark.parametrize("words", COMMANDS, ids=lambda words: str(words[0]))
+def test_a_command_says_the_same_on_a_device(
+    words: tuple[str, ...],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    data = DATA.get(words[0], "digits[:40]")
+    monkeypatch.chdir(tmp_path)
+
+    def run(*more: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["retroact", *words, "--data", data, *more])
+        with contextlib.suppress(SystemExit):
+            main()
+        for path in tmp_path.iterdir():
+            path.unlink()
+        return re.sub(r'"seconds": .*', "", capsys.readouterr().out)
+
+    expected = run()
+    with pretended():
+        assert run("--device", NAME) == expected != ""

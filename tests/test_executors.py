@@ -20,9 +20,9 @@ from retroact.executors import (
     Threads,
     in_order,
     luggage,
-    one_thread,
 )
 from retroact.experiments.tuning import tune
+from retroact.ground import one_thread
 from retroact.spec import SpecError, known, parse, spec
 from retroact.stopping import NotWanted, Wanted, check_wanted, is_interrupt_held, uninterrupted
 

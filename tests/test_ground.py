@@ -226,3 +226,40 @@ def test_what_a_network_draws_depends_on_no_generator_of_the_caller():
         torch.manual_seed(seed)
         records.append(flat(ra.evaluate(Noisy(), data, ra.PGD(steps=3), EPS)))
     assert records[0] == records[1]
+
+
+class Watching(nn.Module):
+    """Notes on how many threads, and with how many bits of a product, it was asked."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net, self.seen = net, set()
+
+    def forward(self, x):
+        short = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+        self.seen.add((torch.get_num_threads(), *short))
+        return self.net(x)
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        lambda net, d: ra.evaluate(net, d, ra.PGD(steps=2), EPS),
+        lambda net, d: ra.audit(net, net, d, EPS, battery="quick"),
+        lambda net, d: ra.check(net, d, EPS, battery="quick"),
+    ],
+    ids=["evaluate", "audit", "check"],
+)
+def test_sums_are_added_on_one_thread_and_in_full_and_the_caller_gets_his_own_back(job):
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = torch.get_num_threads(), matmul.allow_tf32, cudnn.allow_tf32
+    torch.set_num_threads(2)
+    matmul.allow_tf32 = cudnn.allow_tf32 = True
+    try:
+        net = Watching(small())
+        job(net, images())
+        assert net.seen == {(1, False, False)}
+        assert torch.get_num_threads() == 2 and matmul.allow_tf32 and cudnn.allow_tf32
+    finally:
+        torch.set_num_threads(before[0])
+        matmul.allow_tf32, cudnn.allow_tf32 = before[1:]

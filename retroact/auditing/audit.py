@@ -51,7 +51,7 @@ from retroact.evaluation.evaluate import decide, describe, left_alone
 from retroact.evaluation.proof import logits_of
 from retroact.evaluation.surroundings import surroundings
 from retroact.executors import SERIAL, Executor, Here
-from retroact.ground import neutral
+from retroact.ground import neutral, one_thread
 from retroact.nets.data import Images
 from retroact.parts import Filed, HasParts
 from retroact.reading import (
@@ -178,6 +178,7 @@ class Audit:
 
 
 @neutral()
+@one_thread()
 def audit(
     before: Net,
     after: Net | Said[Activation] | Retrofit,

@@ -114,6 +114,7 @@ def audit(
     seed: options.Seed = 0,
     weights: options.Weights = "",
     against_weights: AgainstWeightsOption = "",
+    device: options.Device = "cpu",
     html: options.Html = None,
     md: MdOption = None,
     json: JsonOption = None,
@@ -139,11 +140,16 @@ def audit(
     options.check_fresh(fresh, store)
 
     from retroact.nets.data import data as read
-    from retroact.reading import as_threat
+    from retroact.reading import as_activation, as_threat
+    from retroact.retrofitting.surgery import retrofit
 
     images, radius = read(data), as_threat(threat)
-    before = load(net, weights, images)
-    after = _after(before, activation, sites, also, images, against, against_weights, net)
+    before = load(net, weights, images, device=device)
+    if activation is None:
+        assert against is not None
+        after = load(against, against_weights, images, beside=net, device=device)
+    else:
+        after = retrofit(before, as_activation(activation), sites=sites, also=also or ())
     say_left_alone(after)
     how: dict[str, Any] = {"draws": draws, "margin": margin, "seed": seed, "baseline": baseline}
     how |= {"battery": "quick" if quick else "thorough" if thorough else None}
@@ -175,7 +181,7 @@ def selftest(workers: SelfWorkersOption = None) -> None:
     from retroact.auditing.mechanisms.mechanism import Given
     from retroact.auditing.selftest import selftest as run
     from retroact.crafting.threat import Linf
-    from retroact.executors import one_thread
+    from retroact.ground import one_thread
     from retroact.nets import zoo
     from retroact.nets.data import data
     from retroact.training.anew import trained_anew
@@ -278,33 +284,12 @@ def _answers(text: str) -> frozenset[str]:
     return frozenset(words)
 
 
-def _after(
-    before: nn.Module,
-    activation: str | None,
-    sites: str,
-    also: list[str] | None,
-    images: Images,
-    against: str | None,
-    weights: str,
-    net: str,
-) -> nn.Module:
-    """The network after the change: the one before with an activation, or another one."""
-    from retroact.reading import as_activation
-    from retroact.retrofitting.surgery import retrofit
-
-    if activation is None:
-        assert against is not None
-        return load(against, weights, images, beside=net)
-    return retrofit(before, as_activation(activation), sites=sites, also=also or ())
-
-
 def _run(
     before: nn.Module, after: nn.Module, images: Images, threat: ThreatModel, **how: Any
 ) -> Audit:
     from retroact.auditing.audit import audit
-    from retroact.executors import one_thread
 
-    with progress_bar("audit") as progress, one_thread():
+    with progress_bar("audit") as progress:
         return audit(before, after, images, threat, progress=progress, **how)
 
 

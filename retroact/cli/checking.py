@@ -51,6 +51,7 @@ def check(
     draws: DrawsOption = 0,
     seed: options.Seed = 0,
     weights: options.Weights = "",
+    device: options.Device = "cpu",
     json: JsonOption = None,
     require_stands: RequireOption = False,
     store: options.Parts = None,
@@ -67,16 +68,15 @@ def check(
     options.check_fresh(fresh, store)
 
     from retroact.auditing.claims import check as run
-    from retroact.executors import one_thread
     from retroact.files import write
     from retroact.nets.data import data as read
 
     images = read(data)
-    network = load(net, weights, images)
+    network = load(net, weights, images, device=device)
     how: dict[str, Any] = {"rejected": rejected, "draws": draws, "seed": seed}
     how |= {"battery": "quick" if quick else "thorough" if thorough else None}
     how |= {} if claimed is None else {"claimed": claimed}
-    with opened(store, wait) as parts, progress_bar("check") as progress, one_thread():
+    with opened(store, wait) as parts, progress_bar("check") as progress:
         how |= {"store": parts, "fresh": fresh}
         result = run(network, images, threat, reported, progress=progress, **how)
     if json is not None:

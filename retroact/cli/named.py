@@ -44,17 +44,24 @@ def import_own(module: str) -> None:
 
 
 def load(
-    net: str, weights: str, images: Images | None = None, *, beside: str | None = None
+    net: str,
+    weights: str,
+    images: Images | None = None,
+    *,
+    beside: str | None = None,
+    device: str = "cpu",
 ) -> nn.Module:
-    """The network; `images` tell it their shape where it does not say it itself, and `beside` is
-    the other network that the command names."""
+    """The network on that device; `images` tell it their shape where it does not say it itself, and
+    `beside` is the other network that the command names."""
     from retroact import checkpoint
+    from retroact.doors import check_device
 
+    check_device(device)
     name, file = _name_and_file(net, weights, beside)
     shape: Any = None if images is None else images.images.shape[1:]
     network = checkpoint.load(name, weights=file or None, shape=shape)
     _say_notes(network)
-    return network
+    return network.to(device)
 
 
 @contextmanager

@@ -89,6 +89,7 @@ def calibrate(
     data: SeenOption,
     out: NumbersOption,
     weights: options.Weights = "",
+    device: options.Device = "cpu",
     as_json: options.Json = False,
 ) -> None:
     """Measure the numbers that an activation needs; print the activation that has them."""
@@ -98,7 +99,7 @@ def calibrate(
     from retroact.training.calibrating import calibrate as run
 
     images = read(data)
-    made = run(load(net, weights, images), activation, images, file=out)
+    made = run(load(net, weights, images, device=device), activation, images, file=out)
     if as_json:
         return print_json({"activation": show(made), "file": str(out), "data": images.name})
     say(show(made))
@@ -186,18 +187,19 @@ def tune(
     workers: WorkersOption = None,
     executor: options.Executor = None,
     weights: options.Weights = "",
+    device: options.Device = "cpu",
     as_json: options.Json = False,
     dry_run: options.Dry = False,
 ) -> None:
     """Accuracy against the activation's knob on validation data, and which value to take."""
-    from retroact.executors import one_thread
     from retroact.experiments.tuning import tune as run
+    from retroact.ground import one_thread
     from retroact.nets.data import data as read
     from retroact.retrofitting.surgery import retrofit
 
     values = None if grid is None else _numbers(grid)
     tried, images = _tunable(kind), read(data)
-    network = load(net, weights, images)
+    network = load(net, weights, images, device=device)
     say_left_alone(retrofit(network, tried, sites=sites, also=also or ()))
     if dry_run:
         n = len(values if values is not None else getattr(tried, "grid", ()))
@@ -309,6 +311,7 @@ def harden(
     seed: options.Seed = 0,
     out: HardenedOption = None,
     weights: options.Weights = "",
+    device: options.Device = "cpu",
     fresh: options.Fresh = False,
     as_json: options.Json = False,
 ) -> None:
@@ -325,7 +328,7 @@ def harden(
     recipe = _recipe(learn, bf16, numbers)
     share = keep if keep is not None else 0.0 if held is None else 0.99
     images, kept = read(data), None if held is None else read(held)
-    plain = load(net, weights, images)
+    plain = load(net, weights, images, device=device)
     how: dict[str, Any] = {"keep": share, "held": kept, "also": also or (), "seed": seed}
     folder = None if out is None else out.parent / "checkpoints" / out.stem
     how |= {"checkpoint_dir": folder, "fresh": fresh}

@@ -223,7 +223,7 @@ def _craft_chunk(run: _Run, images: Tensor, labels: Tensor, index: Tensor) -> li
     device = device_of(run.network)
     # A float64 network is attacked in float64 throughout; half floats keep their images in float32.
     wide = torch.float64 if dtype_of(run.network) == torch.float64 else images.dtype
-    x, y, index = images.to(device, wide), labels.to(device), index.to(device)
+    x, y, index = (_send(t, device) for t in (images.to(wide), labels, index))
     access, view = run.threats[0].access, view_of(run.goal)
     seen = None if view is None else lambda z, rows: view(z, y[rows])
     how: dict[str, Any] = {"source": run.source, "access": access, "view": seen, "device": device}
@@ -250,6 +250,11 @@ def _craft_chunk(run: _Run, images: Tensor, labels: Tensor, index: Tensor) -> li
     aims, queries, gradients, zeros, unsound = torch.stack(counts).cpu()  # in one copy
     counted = aims, queries, gradients, zeros, unsound.bool()
     return [Outcome(*_bring(pair, images), *counted) for pair in pairs]
+
+
+def _send(x: Tensor, device: torch.device) -> Tensor:
+    """`x` on the device; a GPU takes it while the program goes on."""
+    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
 
 
 def _place(x: Tensor, rows: Tensor, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:

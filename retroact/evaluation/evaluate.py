@@ -34,7 +34,7 @@ from retroact.doors import (
 from retroact.evaluation.proof import Crafted, Proved, craft_on, prove_for
 from retroact.evaluation.record import Record
 from retroact.evaluation.surroundings import surroundings
-from retroact.ground import neutral
+from retroact.ground import neutral, one_thread
 from retroact.parts import UNFILED, Filed
 from retroact.reading import (
     Data,
@@ -89,6 +89,7 @@ def evaluate(
 
 
 @neutral()
+@one_thread()
 def evaluate_all(
     network: Net,
     data: Data,

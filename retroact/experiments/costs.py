@@ -14,10 +14,11 @@ from torch import nn
 
 from retroact.crafting.attack import CHUNK
 from retroact.crafting.oracle import in_float
-from retroact.executors import SERIAL, Executor, one_thread
+from retroact.executors import SERIAL, Executor
 from retroact.experiments.cell import Cell, Model, alike
 from retroact.experiments.store import Store
 from retroact.experiments.sweep import plan
+from retroact.ground import one_thread
 from retroact.nets.data import data
 
 

@@ -22,9 +22,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from retroact.executors import SERIAL, Executor, one_thread
+from retroact.executors import SERIAL, Executor
 from retroact.experiments.cell import Model, pixels
 from retroact.experiments.store import Store
+from retroact.ground import one_thread
 from retroact.nets.data import DataSlice, data
 from retroact.nets.sources import HUB
 from retroact.parts import Anew, HasParts

@@ -10,11 +10,12 @@ from typing import Any
 
 from retroact.doors import check_device, checked
 from retroact.evaluation.record import Record
-from retroact.executors import SERIAL, Executor, Here, LostTaskError, one_thread
+from retroact.executors import SERIAL, Executor, Here, LostTaskError
 from retroact.experiments import travelling
 from retroact.experiments.cell import Brought, Cell, Model, alike, all_locked, run_together
 from retroact.experiments.part_files import PartFiles
 from retroact.experiments.store import Store
+from retroact.ground import one_thread
 from retroact.nets.data import Images
 from retroact.parts import NOWHERE, Parts, name_part
 from retroact.reading import Data, Said
