@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 from retroact.auditing.evidence import NUMBERS, keep
 from retroact.auditing.numbers import Pair
-from retroact.reports import audited
 
 if TYPE_CHECKING:
     from retroact.auditing.evidence import Audit, Origin
@@ -32,5 +31,7 @@ def write_evidence(
     `networks` say how to load both again, where the audit's own names do not. Returns the folder.
     Raises ValueError for an audit that kept no images, OSError as the file system does.
     """
+    from retroact.reports import audited  # which draws
+
     texts = {PAGE: audited.page(audit), NUMBERS: audited.as_json(audit)}
     return keep(audit, folder, texts, networks=networks, commands=commands)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from retroact.experiments.store import Store
 from retroact.files import write
-from retroact.reports import audited, html
-from retroact.reports.audited import Reported
 from retroact.reports.tables import Line, as_csv, lines, markdown
+
+if TYPE_CHECKING:
+    from retroact.reports.audited import Reported
 
 
 def report(
@@ -22,6 +24,8 @@ def report(
     `title` heads the page. Returns the path. Raises ValueError for another suffix and for a store
     without cells.
     """
+    from retroact.reports import audited, html  # which draw, and only here is anything drawn
+
     writers: dict[str, Callable[[], str]]
     if isinstance(what, Store | Sequence):
         cells = lines(what, images=True) if isinstance(what, Store) else what
