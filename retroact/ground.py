@@ -71,6 +71,15 @@ class Held:
                     self._put_back()
 
 
+def seed_torch(seed: int) -> None:
+    """`torch.manual_seed`, which without a GPU would keep a note of each call for the day when one
+    comes."""
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:
+        torch.default_generator.manual_seed(seed)
+
+
 def _settle_process() -> Callable[[], object]:
     """The default dtype and the generators as torch has them at first; what puts them back."""
     dtype, cpu = torch.get_default_dtype(), torch.get_rng_state()
@@ -91,7 +100,7 @@ def _settle_process() -> Callable[[], object]:
 
     torch.set_default_dtype(torch.float32)
     matmul.allow_tf32, cudnn.allow_tf32 = False, False
-    torch.manual_seed(0)
+    seed_torch(0)
     np.random.seed(0)
     random.seed(0)
     return put_back

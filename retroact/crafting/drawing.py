@@ -14,6 +14,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from retroact.ground import seed_torch
+
 _LENT = threading.RLock()  # the same thread may borrow within its own block
 
 
@@ -26,7 +28,7 @@ def drawing(seed: int, device: torch.device) -> Iterator[None]:
         state = np.random.get_state()
         try:
             with torch.random.fork_rng(devices):
-                torch.manual_seed(seed)
+                seed_torch(seed)
                 np.random.seed(seed)
                 yield
         finally:

@@ -226,7 +226,7 @@ class Oracle:
 
     def _account(self, gradient: Tensor, rows: Tensor) -> Tensor:
         # NaN and infinity come through, and zero means all zero
-        largest = gradient.flatten(1).abs().amax(1)
+        largest = torch.linalg.vector_norm(gradient.flatten(1), ord=torch.inf, dim=1)
         finite = largest.isfinite()
         seen = torch.stack([torch.ones_like(finite), largest == 0, ~finite])
         self._tally[:_QUERIES].index_add_(1, rows, seen.to(self._tally.dtype))
