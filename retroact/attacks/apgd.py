@@ -45,6 +45,7 @@ class APGD(Attack):
     targets: Annotated[int, Within(0)] = 0
     norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     needs: ClassVar[Access] = "gradient"
+    streams: ClassVar[bool] = True
     kind: ClassVar[str] = "budget"
     paper: ClassVar[str] = "Croce & Hein 2020, arXiv:2003.01690"
 

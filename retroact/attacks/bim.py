@@ -30,6 +30,7 @@ class BIM(Attack):
     loss: Loss = "cross_entropy"
     norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     needs: ClassVar[Access] = "gradient"
+    streams: ClassVar[bool] = True
     kind: ClassVar[str] = "budget"
     paper: ClassVar[str] = "Kurakin et al. 2016, arXiv:1607.02533"
 

@@ -56,6 +56,7 @@ class Momentum(Attack):
     noise: AtLeast0 = 0.0
     norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     needs: ClassVar[Access] = "gradient"
+    streams: ClassVar[bool] = True
     kind: ClassVar[str] = "budget"
     paper: ClassVar[str] = "Dong et al. 2018, arXiv:1710.06081"
 

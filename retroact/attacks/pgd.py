@@ -36,6 +36,7 @@ class PGD(Attack):
     loss: Loss = "cross_entropy"
     norms: ClassVar[tuple[str, ...]] = EVERY_NORM
     needs: ClassVar[Access] = "gradient"
+    streams: ClassVar[bool] = True
     kind: ClassVar[str] = "budget"
     paper: ClassVar[str] = "Madry et al. 2017, arXiv:1706.06083"
 

@@ -46,6 +46,7 @@ class RayS(Attack):
     queries: Count = 3000
     norms: ClassVar[tuple[str, ...]] = ("linf",)
     needs: ClassVar[Access] = "decision"
+    streams: ClassVar[bool] = True
     kind: ClassVar[str] = "budget"
     paper: ClassVar[str] = "Chen & Gu 2020, arXiv:2006.12792"
     # most queries look at the few examples left, so more of them share a look

@@ -48,6 +48,7 @@ class Square(Attack):
     loss: Loss = "margin"
     norms: ClassVar[tuple[str, ...]] = ("linf", "l2")
     needs: ClassVar[Access] = "score"
+    streams: ClassVar[bool] = True
     kind: ClassVar[str] = "budget"
     paper: ClassVar[str] = "Andriushchenko et al. 2020, arXiv:1912.00049"
     # the start of L2 has two-sided bumps, the schedule a pace of its own

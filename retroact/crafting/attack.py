@@ -36,6 +36,10 @@ class Attack(Protocol):
     shares_radii: ClassVar[bool] = False
     """`sweep` serves several radii for the price of one. A minimum-norm attack always does."""
 
+    streams: ClassVar[bool] = False
+    """Examples leave it one by one, and it asks for one gradient at a point: more of them than the
+    network is asked about at once may run together, so that its batches stay full for longer."""
+
     @property
     @abstractmethod
     def passes(self) -> int: ...

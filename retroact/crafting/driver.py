@@ -32,7 +32,7 @@ from retroact.crafting.oracle import (
 from retroact.crafting.outcome import Outcome as Outcome
 from retroact.crafting.outcome import join
 from retroact.crafting.scene import Scene
-from retroact.crafting.sizing import chunk_for
+from retroact.crafting.sizing import chunk_for, stream_for
 from retroact.crafting.threat import ThreatModel, allows
 from retroact.doors import checked
 from retroact.ground import neutral
@@ -142,9 +142,9 @@ def craft_all(
     every minimum-norm attack); their counters are those of that one run. Others run once for each.
     Chunks that were `filed` are not run again.
     """
-    if chunk is None:
-        chunk = chunk_for(network, images, attack.chunk)
-    seed, chunk, _ = checked(seed, chunk)
+    batch = chunk_for(network, images, attack.chunk) if chunk is None else chunk
+    together = chunk is None and attack.streams
+    seed, chunk, _ = checked(seed, stream_for(network, images, batch) if together else batch)
     assert chunk is not None
     _check_n(images, threats, chunk)
     domain = Domain(tuple(images.shape[1:])) if domain is None else domain
@@ -153,8 +153,8 @@ def craft_all(
     runs = apart_or_together(attack, threats)
     outcomes = []
     with evaluating(network, source):
-        for turn, together in enumerate(runs):
-            run = _Run(attack, network, source, domain, together, goal, seed)
+        for turn, under in enumerate(runs):
+            run = _Run(attack, network, source, domain, under, goal, seed, batch)
             seen = count_on(progress, turn, len(runs))
             kept = KeptChunks(filed.of("run", turn), chunk)
             outcomes += _craft_chunks(run, images, labels, index, chunk, seen, kept)
@@ -186,6 +186,7 @@ class _Run:
     threats: Sequence[ThreatModel]
     goal: Goal
     seed: int
+    batch: int
 
 
 def _craft_chunks(
@@ -227,6 +228,7 @@ def _craft_chunk(run: _Run, images: Tensor, labels: Tensor, index: Tensor) -> li
     access, view = run.threats[0].access, view_of(run.goal)
     seen = None if view is None else lambda z, rows: view(z, y[rows])
     how: dict[str, Any] = {"source": run.source, "access": access, "view": seen, "device": device}
+    how |= {"batch": run.batch}
     whole = Oracle(run.network, len(x), **how)
     whole.progress(1.0)  # who tells no progress climbs the last form, whoever climbed it before
     clean = whole.look(x, for_gradient=run.attack.starts_clean)

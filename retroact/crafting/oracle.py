@@ -51,7 +51,9 @@ class Oracle:
     `device` that the examples lie on, where nothing waits for them: `queries` (points that the
     network under attack was shown), `gradients` (backward passes), `zero_gradients` (gradients that
     were exactly zero), `nonfinite` (bool: a NaN or infinite logit or gradient was seen, or logits
-    that are not `apart`). `view` is what is made of all logits before anybody sees them.
+    that are not `apart`). `view` is what is made of all logits before anybody sees them. No more
+    than `batch` points at once are shown to the network, so that a call for more of them is made
+    in full batches, however many examples have left.
     """
 
     def __init__(
@@ -63,8 +65,10 @@ class Oracle:
         access: Access = "gradient",
         view: View | None = None,
         device: torch.device | str = "cpu",
+        batch: int | None = None,
     ) -> None:
         self._network, self._view = network, view
+        self._batch = batch
         self._source = network if source is None else source
         self.access: Access = access
         # one tensor, so that a call is counted by one operation
@@ -120,6 +124,7 @@ class Oracle:
         """An oracle of its own counters for the examples `rows`, whose clean images are `x`."""
         view, at = self._view, rows
         how: dict[str, Any] = {"source": self._source, "access": self.access, "device": x.device}
+        how |= {"batch": self._batch}
         inner = Oracle(self._network, len(rows), **how)
         inner._source_is_quantised = self._source_is_quantised
         inner._view = None if view is None else lambda z, some: view(z, at[some])
@@ -159,6 +164,16 @@ class Oracle:
         A linear model of a network needs its values and its slopes from the same network; decisions
         still belong to the network under attack.
         """
+        if self._batch is None or len(x) <= self._batch:
+            return self._tangent(x, rows, objective)
+        parts = torch.arange(len(x), device=x.device).split(self._batch)
+        every = (self._tangent(x[p], rows[p], partial(_ask_part, objective, p, x)) for p in parts)
+        logits, seen, gradient = (torch.cat(column) for column in zip(*every, strict=True))
+        return logits, seen, gradient
+
+    def _tangent(
+        self, x: Tensor, rows: Tensor, objective: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         graph = self.graph(x, rows)
         gradient = graph.gradient(None, objective, last=True)
         return graph.logits, graph.seen, gradient
@@ -219,7 +234,8 @@ class Oracle:
 
     @torch.no_grad()
     def _forward(self, x: Tensor, rows: Tensor) -> Tensor:
-        logits = in_float(self._network, x)
+        parts = x.split(self._batch or len(x) or 1)
+        logits = torch.cat([in_float(self._network, part) for part in parts])
         logits = logits if self._view is None else self._view(logits, rows)
         self._count_query(rows, logits)
         return logits
@@ -238,6 +254,15 @@ class Oracle:
         sound = apart(logits) if logits.shape[1] > 2 else logits.isfinite().all(1)
         seen = torch.stack([~sound, torch.ones_like(sound)])  # a row may stand twice
         self._tally[_UNSOUND:].index_add_(1, rows, seen.to(self._tally.dtype))
+
+
+def _ask_part(
+    objective: Callable[[Tensor], Tensor], part: Tensor, x: Tensor, logits: Tensor
+) -> Tensor:
+    """The `objective` of all points `x`, for the `part` of them whose logits these are: it knows
+    the examples by their places."""
+    every = logits.new_zeros(len(x), logits.shape[1]).index_copy(0, part, logits)
+    return objective(every)[part]
 
 
 # what an oracle counts, row by row: a gradient adds to the first three, a query to the last two

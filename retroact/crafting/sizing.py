@@ -25,6 +25,10 @@ _LARGEST = 256
 """Examples of a chunk on a CPU: no network was faster with more."""
 _LARGEST_THERE = 4096
 """Examples of a chunk on a GPU: beyond, it has long been busy."""
+_LARGE = 2**20
+"""Numbers of one image's activations, from which on a network is slow on a CPU."""
+_STREAM_THERE = 4
+"""Batches that run together on a GPU."""
 _SHARE = 0.25
 """Of a GPU's free memory that one copy of the activations may take: a graph keeps about two."""
 _ASKED = 3  # examples at once, a number that few tensors have as their first for another reason
@@ -44,6 +48,16 @@ def chunk_for(network: Network, images: Tensor, least: int) -> int:
         free, _ = torch.cuda.mem_get_info(device)
         return _fit(least, _LARGEST_THERE, int(_SHARE * free / 4) // entries)
     return _fit(least, _LARGEST, _CACHED // entries)
+
+
+def stream_for(network: Network, images: Tensor, batch: int) -> int:
+    """How many examples to run together where they leave one by one and the network is asked about
+    `batch` of them at once; no more than that of a large network, as a stop loses what runs."""
+    if len(images) <= batch:
+        return batch
+    if device_of(network).type == "cuda":
+        return _STREAM_THERE * batch
+    return batch if _entries(network, images) > _LARGE else max(batch, _LARGEST)
 
 
 def _fit(least: int, most: int, room: int) -> int:

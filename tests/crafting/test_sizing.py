@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 import retroact as ra
-from retroact.crafting.sizing import chunk_for
+from retroact.crafting.driver import craft
+from retroact.crafting.sizing import chunk_for, stream_for
 
 IMAGES = torch.rand(600, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -78,3 +79,41 @@ def test_chunks_of_any_size_find_the_same(attack):
         same = other.adversarial == by_size[0].adversarial
         assert same.mean() > 0.99  # an image at the boundary may fall by a rounding
         assert abs(other.distance - by_size[0].distance)[same].max() < 1e-4
+
+
+class Batches(nn.Module):
+    """Notes the sizes of the batches that it is asked about."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.sizes = net, []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.sizes.append(len(x))
+        out: Tensor = self.net(x)
+        return out
+
+
+@pytest.mark.parametrize(
+    "attack", ["PGD(steps=8)", "APGD(steps=8)", "Momentum(steps=6, targets=2)", "Square(60)"]
+)
+def test_batches_stay_full_while_examples_leave(attack, monkeypatch):
+    """As many gradients and queries as alone, and the same bits of noise."""
+    data, threat = ra.data("digits[:200]"), ra.Linf(0.15)  # at which most leave
+    monkeypatch.setattr("retroact.crafting.driver.chunk_for", lambda *about: 16)
+    monkeypatch.setattr("retroact.crafting.driver.stream_for", lambda *about: 64)
+    run = (data.images, data.labels, data.index, threat)
+    attacked = ra.parse(attack)
+    full = Batches(ra.load("digits-cnn"))
+    together = craft(attacked, full, *run)
+    small = Batches(ra.load("digits-cnn"))
+    alone = craft(attacked, small, *run, chunk=16)
+    assert max(full.sizes) == 16 and len(full.sizes) < 0.8 * len(small.sizes)
+    for counter in ("queries", "gradients"):
+        same = getattr(together, counter) == getattr(alone, counter)
+        assert same.float().mean() > 0.98, counter  # rounding may break an image a step later
+    assert (together.x_adv - alone.x_adv).flatten(1).abs().amax(1).le(1e-5).float().mean() > 0.95
+
+
+def test_a_large_network_is_not_streamed():
+    assert [stream_for(Asked(width), IMAGES, 64) for width in (8, 40_000)] == [256, 64]
