@@ -364,8 +364,14 @@ def _make_sources(on: Proved, kernels: Sequence[Schedule]) -> tuple[Source, ...]
             smoothing(widths[0], kernel)
     except SpecError:
         return ()  # one of somebody's own that does not say where it jumps: differences will do
-    anneal = partial(_Annealing, on, on.lean, partial(getattr, on, "fallback"), smoothing)
+    anneal = partial(_Annealing, on, on.lean, partial(_undo_folds, on), smoothing)
     return tuple(Source(_name_kernel(*schedule), anneal(schedule)) for schedule in kernels)
+
+
+def _undo_folds(on: Proved) -> Any:
+    """The network itself; where its own code jumps, the dressed form, which alone takes kernels."""
+    whole = on.fallback
+    return on.lean if getattr(whole, "retrofit", None) is None else whole
 
 
 def _name_kernel(kernel: Kernel, widths: tuple[float, ...]) -> str:

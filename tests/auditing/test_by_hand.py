@@ -91,3 +91,17 @@ def test_every_report_names_the_kinds_that_a_retrofit_left(tmp_path):
     assert "leaves 2 gelu as they are" in (tmp_path / "audit.md").read_text()
     record = ra.evaluate(ra.retrofit(net, "JumpReLU(0.1)"), data, ra.FGSM(), EPS)
     assert record.pedigree["left_alone"] == {"gelu": 2}
+
+
+def test_kernels_of_a_jump_of_its_own_have_something_to_fall_back_on(monkeypatch):
+    """Where the form that attacks run on differs at their last point, the kernels of the dressed
+    form are climbed again, not those of a network that has none."""
+    seen = []
+
+    def differs(crafted, on, *others):
+        seen.append(on.form)
+        return torch.arange(len(crafted[0].outcome.x_adv))[:3]
+
+    monkeypatch.setattr("retroact.evaluation.proof._find_differing", differs)
+    made = ra.audit(by_hand(0.0), by_hand(1.0), "mnist[:40]", EPS, battery="quick")
+    assert made.after.kernel and seen
