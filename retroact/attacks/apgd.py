@@ -108,14 +108,13 @@ def choose(scene: Scene, targets: int, restarts: int) -> Iterator[Aim]:
             f"targets={targets} chooses targets itself, so it serves Untargeted() only; set"
             " targets=0"
         )
-    logits = scene.oracle.logits(scene.x, scene.rows)
-    if targets >= logits.shape[1]:
+    ranked = scene.wrong_classes(scene.x, scene.rows)
+    if targets > ranked.shape[1]:
         raise ValueError(
-            f"targets: expected at most {logits.shape[1] - 1} wrong classes, got {targets}"
+            f"targets: expected at most {ranked.shape[1]} wrong classes, got {targets}"
         )
-    ranked = logits.scatter(1, aim.labels[:, None], -math.inf).topk(targets, dim=1).indices
     for _ in range(restarts):
-        yield from (Aim(aim.labels, towards) for towards in ranked.T)
+        yield from (Aim(aim.labels, towards) for towards in ranked[:, :targets].T)
 
 
 def _drop(

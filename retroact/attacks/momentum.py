@@ -124,11 +124,8 @@ class _Chunk(NamedTuple):
         aim, rows = self.scene.aim, self.unbroken.rows
         if aim.targets is not None:
             return aim
-        logits = self.scene.oracle.logits(self.best.x[rows], rows).scatter(
-            1, aim.labels[rows, None], -torch.inf
-        )
         towards = aim.labels.clone()
-        towards[rows] = logits.argmax(1)
+        towards[rows] = self.scene.wrong_classes(self.best.x[rows], rows)[:, 0]
         return Aim(aim.labels, towards)
 
     def noise(self, run: int) -> Tensor:

@@ -143,6 +143,19 @@ class Oracle:
         self._require("score")
         return self._forward(x, rows)
 
+    @torch.no_grad()
+    def ranked(self, x: Tensor, rows: Tensor) -> Tensor:
+        """The classes of each example, int64 (m, k), the likeliest first; where the network under
+        attack ranks some alike, as one that gives decisions alone does, the one that gives
+        gradients ranks these. Needs access to scores."""
+        own = self.logits(x, rows)
+        if self._source is self._network:
+            return own.argsort(dim=1, descending=True, stable=True)
+        parts = x.split(self._batch or len(x) or 1)
+        seen = torch.cat([in_float(self._source, part) for part in parts])
+        by = (seen if self._view is None else self._view(seen, rows)).argsort(dim=1, descending=True)
+        return by.gather(1, own.gather(1, by).argsort(dim=1, descending=True, stable=True))
+
     def gradient(
         self, x: Tensor, rows: Tensor, objective: Callable[[Tensor], Tensor]
     ) -> tuple[Tensor, Tensor]:

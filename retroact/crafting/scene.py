@@ -68,6 +68,14 @@ class Scene:
         decisions alone: a query each."""
         return self.aim[rows].met(self.oracle.decisions(x, rows))
 
+    def wrong_classes(self, x: Tensor, rows: Tensor) -> Tensor:
+        """The classes that are not the true one of each of the examples `rows`, int64 (m, k − 1),
+        the likeliest at the points `x` (m, …) first."""
+        ranked = self.oracle.ranked(x, rows)
+        is_true = ranked == self.aim.labels[rows, None]
+        # the true one to the end, all others in their order
+        return ranked.gather(1, is_true.byte().argsort(dim=1, stable=True))[:, :-1]
+
     def at_several(
         self, ask: Callable[[Tensor, Tensor], Tensor], points: Tensor, rows: Tensor
     ) -> Tensor:
