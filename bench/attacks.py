@@ -147,7 +147,7 @@ def _rows(eps: float) -> Iterator[Row]:
     )
     yield Row("Square-500", ra.Square(queries=500), ra.Linf(eps), peers)
     for order, threat in ((2, ra.L2(50.0)), (INF, ra.Linf(1.0))):
-        yield from _of_smallest(order, threat, 0.3 if eps > 0.1 else 0.03)
+        yield from _of_smallest(order, threat, 0.3 if eps > 0.1 else 0.01)
 
 
 def _of_one_step_or_more(eps: float) -> Iterator[Row]:
