@@ -22,9 +22,10 @@ Strength comes first, judged by one function: the accuracy in percent that is le
 (budget attacks), or the mean perturbation over the images that ours and the peer both fool
 (minimum-norm attacks), with the number fooled where it is not all. `best peer` is the fastest of
 those that are as strong as ours, by `SLACK`; where none is, the strongest. `stronger` names those
-that are stronger than ours by more than that. `passes` is our mean number of gradients per image;
-`of limit` is our time over that of as many bare passes of that form (forward, and backward to the
-input; for an attack on scores its queries, forward only).
+that are stronger than ours by more than that. `passes` is our mean number of gradients per image
+(of what was given), for an attack on scores its queries; `of limit` is our time over that of as
+many bare passes of the form that ours runs on: forward for each query, and back to the input for
+each gradient.
 """
 
 from __future__ import annotations
@@ -38,7 +39,6 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -284,13 +284,13 @@ def _attack(case: Case, row: Row, args: argparse.Namespace) -> Raw:
     found["ours"] = made.x_adv
     passes, queries = (float(n.float().mean()) for n in (made.gradients, made.queries))
     cheap = prove_for(row.ours, net, x, index, [row.threat]).lean
-    bare = passes * _bare(cheap, x) or queries * _bare(cheap, x, backward=False)
     return {
         "versions": {p.package: p.version for p in peers if p.package != "retroact"},
         "smallest": row.ours.kind == "minimum-norm",
         "passes": passes,
+        "queries": queries,
         "of": row.ours.passes,
-        "limit": len(x) * bare,
+        "limit": len(x) * _needed(cheap, x, queries, passes),
         "seconds": seconds,
         "sizes": {name: _sizes(row.threat, net, x, y, x_adv) for name, x_adv in found.items()},
     }
@@ -337,18 +337,28 @@ def _decisions(net: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([net(part).argmax(1) for part in x.split(CHUNK)])
 
 
-def _bare(net: nn.Module, x: Tensor, passes: int = 20, *, backward: bool = True) -> float:
-    """CPU seconds per image of a forward (and a backward pass to the input), in chunks of 64: the
-    median of so many passes, or of what a second holds."""
-    part = x[:CHUNK].clone().requires_grad_(backward)
+def _needed(net: nn.Module, x: Tensor, queries: float, gradients: float) -> float:
+    """CPU seconds per image of so many bare passes in chunks of 64: forward for each query, back to
+    the input for each gradient."""
+    part = x[:CHUNK].clone()
+    forward = _bare(lambda: net(part.requires_grad_(False)))
+    both = _bare(lambda: _pass(net, part)) if gradients else forward
+    return (queries * forward + gradients * (both - forward)) / len(part)
+
+
+def _bare(run: Callable[[], Tensor], passes: int = 20) -> float:
+    """The median of so many passes, or of what a second holds."""
     seconds: list[float] = []
     while len(seconds) < passes and (len(seconds) < 3 or sum(seconds) < 1.0):
         began = time.process_time()
-        out = net(part)
-        if backward:
-            torch.autograd.grad(out.sum(), part)
+        run()
         seconds.append(time.process_time() - began)
-    return statistics.median(seconds) / len(part)
+    return statistics.median(seconds)
+
+
+def _pass(net: nn.Module, x: Tensor) -> Tensor:
+    part = x.clone().requires_grad_()
+    return torch.autograd.grad(net(part).sum(), part)[0]
 
 
 # ------------------------------------------------------------------------------------- evaluations
@@ -380,11 +390,6 @@ def _evaluation(case: Case, args: argparse.Namespace) -> Raw:
         runs["torchattacks"] = lambda: peer.run(frozen, x, y)
     _alternate(runs, 1, INF)
     return {"seconds": _alternate(runs, args.rounds, args.seconds)[1]}
-
-
-def _pass(net: nn.Module, x: Tensor) -> Tensor:
-    part = x.clone().requires_grad_()
-    return torch.autograd.grad(net(part).sum(), part)[0]
 
 
 # ------------------------------------------------------------------------------------------ tables
@@ -444,12 +449,16 @@ def _is_stronger(gap: tuple[float, float]) -> bool:
 
 
 def _print_tables(rows: Sequence[Raw]) -> None:
-    kinds = [[r for r in rows if "sizes" in r], [r for r in rows if "sizes" not in r]]
-    for name, group in groupby(sorted(kinds[0], key=lambda r: r["net"]), lambda r: r["net"]):
-        _print_attacks(name, list(group))
-    if kinds[1]:
-        print(f"\n## evaluate\n\n{_EVALUATE}")
-        print("\n".join(_evaluate_line(row) for row in kinds[1]))
+    versions = {k: v for row in rows for k, v in row.get("versions", {}).items()}
+    versions["torch"] = rows[0]["torch"]
+    print("\n" + ", ".join(f"{name} {version}" for name, version in versions.items()))
+    attacks = [row for row in rows if "sizes" in row]
+    for name in dict.fromkeys(row["net"] for row in attacks):
+        _print_attacks(name, [row for row in attacks if row["net"] == name])
+    timed = [row for row in rows if "sizes" not in row]
+    if timed:
+        print(f"\n### `evaluate`, FGSM\n\n{_EVALUATE}")
+        print("\n".join(_evaluate_line(row) for row in timed))
 
 
 _ATTACKS = (
@@ -463,12 +472,20 @@ _EVALUATE = (
 
 
 def _print_attacks(name: str, rows: list[Raw]) -> None:
-    versions = {k: v for row in rows for k, v in row["versions"].items()}
-    said = ", ".join(f"{k} {v}" for k, v in ({"torch": rows[0]["torch"]} | versions).items())
-    print(f"\n## {name}\n\neps {rows[0]['eps']:.3g}, {said}\n\n{_ATTACKS}")
-    titles = list(dict.fromkeys(row["attack"] for row in rows))
+    data = rows[0]["data"].partition("[")[0]
+    print(f"\n### `{name}` on {data}, eps {_in_pixels(rows[0]['eps'])}\n\n{_ATTACKS}")
+    titles = list(dict.fromkeys(row["attack"] for row in sorted(rows, key=_place)))
     for row in sorted(rows, key=lambda r: (titles.index(r["attack"]), r["n"])):
         print(_line(row))
+
+
+def _place(row: Raw) -> int:
+    """Of an attack among all, in whatever order they were measured."""
+    return [r.title for r in _rows(row["eps"])].index(row["attack"])
+
+
+def _in_pixels(eps: float) -> str:
+    return f"{255 * eps:.3g}/255" if eps < 0.1 else f"{eps:g}"
 
 
 def _line(row: Raw) -> str:
@@ -479,7 +496,8 @@ def _line(row: Raw) -> str:
         cells += ["–", "–", _own_strength(row)]
     else:
         cells += [best.name, f"{best.ratio:.2f}", _strengths(row, best)]
-    cells += [f"{row['passes']:.1f} of {row['of']}", f"{seconds / row['limit']:.2f}"]
+    cells += [f"{row['passes'] or row['queries']:.1f} of {row['of']}"]
+    cells += [f"{seconds / row['limit']:.2f}"]
     cells += ["; ".join(_told_peer(row, p) for p in _stronger(row, peers))]
     return f"| {' | '.join(map(str, cells))} |"
 
