@@ -153,7 +153,9 @@ class Oracle:
             return own.argsort(dim=1, descending=True, stable=True)
         parts = x.split(self._batch or len(x) or 1)
         seen = torch.cat([in_float(self._source, part) for part in parts])
-        by = (seen if self._view is None else self._view(seen, rows)).argsort(dim=1, descending=True)
+        by = (seen if self._view is None else self._view(seen, rows)).argsort(
+            dim=1, descending=True
+        )
         return by.gather(1, own.gather(1, by).argsort(dim=1, descending=True, stable=True))
 
     def gradient(
