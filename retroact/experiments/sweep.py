@@ -99,12 +99,13 @@ def fill(
     check_device(device)
     planned = plan(cells, store, keep=keep)
     planned = replace(planned, todo=tuple(planned.cells)) if fresh else planned
+    run = _Run(keep, chunk, device, _Unfinished.of(store))
     if planned.todo:
-        run = _Run(keep, chunk, device, _Unfinished.of(store))
         with store.claimed():
             if not fresh:  # again, as another process may have filled it meanwhile
                 planned = planned.again(store, keep)
             _run_missing(planned, store, executor, run, progress, fresh)
+    run.unfinished.tidy(planned.cells.values())
     return planned
 
 
@@ -199,6 +200,13 @@ class _Unfinished:
     def parts(self, group: Sequence[Cell]) -> Parts:
         """Those of cells that run together."""
         return NOWHERE if self.folder is None else PartFiles(self.folder / _name(group))
+
+    def tidy(self, cells: Iterable[Cell]) -> None:
+        """Removes what is left of finished cells by a stop between filing them and dropping
+        these."""
+        if self.folder is not None and self.folder.is_dir():
+            for group in alike(cells):
+                self.drop(group)
 
     def drop(self, group: Sequence[Cell]) -> None:
         """Removes those of cells that are finished, or begin anew."""

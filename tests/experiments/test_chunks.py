@@ -124,3 +124,21 @@ def test_a_damaged_part_is_as_if_it_were_not_there(tmp_path):
         assert parts.find("x") is None
     parts.drop()
     assert not (tmp_path / "a.sqlite.parts").exists()
+
+
+def test_what_a_kill_left_of_cells_that_are_filed_is_removed(tmp_path, chunks, monkeypatch):
+    """A kill may come between a cell's filing and the removal of its chunks."""
+    kept = PartFiles.drop
+    monkeypatch.setattr(PartFiles, "drop", lambda self: (_ for _ in ()).throw(Killed()))
+    with Store(tmp_path / "a.sqlite") as store:
+        with pytest.raises(Killed):
+            run(store, CELLS)
+        assert (tmp_path / "a.sqlite.parts").is_dir() and len(store) == 1
+        monkeypatch.setattr(PartFiles, "drop", kept)
+        other = tmp_path / "a.sqlite.parts" / "of-another-sweep"
+        other.mkdir()
+        run(store, CELLS)
+        assert list((tmp_path / "a.sqlite.parts").iterdir()) == [other]
+        other.rmdir()
+        run(store, CELLS)
+        assert not (tmp_path / "a.sqlite.parts").exists()
