@@ -3,10 +3,10 @@
     @neutral()
     def evaluate(...): ...
 
-Grad and inference mode, autocast, TF32, the default dtype and device belong to the caller; so do
-the states of the random generators, which a network may draw from or seed. Within the block they
-are torch's own defaults (but TF32 is off), and the generators are seeded; afterwards, also after an
-exception, they are as they were. Everyone may use this.
+Grad and inference mode, autocast, TF32, fused attention, the default dtype and device belong to the
+caller; so do the states of the random generators, which a network may draw from or seed. Within the
+block they are torch's own defaults (but TF32 and fused attention are off), and the generators are
+seeded; afterwards, also after an exception, they are as they were. Everyone may use this.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ _AUTOCAST = ("cpu", "cuda", "mps")
 @contextmanager
 def neutral() -> Iterator[None]:
     """Gradients on, no inference mode, no autocast, float32 and the CPU by default, no TF32 (of
-    whose 10 bits a GPU makes a float32's products otherwise), generators seeded with 0.
+    whose 10 bits a GPU makes a float32's products otherwise), no fused attention, generators seeded
+    with 0.
 
     Also a decorator: `@neutral()`. A block within a block, in any thread, finds all this done.
     """
@@ -87,9 +88,11 @@ def _settle_process() -> Callable[[], object]:
     gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
 
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    short = matmul.allow_tf32, cudnn.allow_tf32
+    short, mha = (matmul.allow_tf32, cudnn.allow_tf32), torch.backends.mha
+    fused = mha.get_fastpath_enabled()
 
     def put_back() -> None:
+        mha.set_fastpath_enabled(fused)
         torch.set_default_dtype(dtype)
         matmul.allow_tf32, cudnn.allow_tf32 = short
         random.setstate(python)
@@ -100,6 +103,9 @@ def _settle_process() -> Callable[[], object]:
 
     torch.set_default_dtype(torch.float32)
     matmul.allow_tf32, cudnn.allow_tf32 = False, False
+    # passes without a graph would take it and those with one would not, in other roundings, and it
+    # hides what is called within: whoever looks there, in any thread, turns it off for all
+    mha.set_fastpath_enabled(False)
     seed_torch(0)
     np.random.seed(0)
     random.seed(0)

@@ -229,7 +229,8 @@ def test_what_a_network_draws_depends_on_no_generator_of_the_caller():
 
 
 class Watching(nn.Module):
-    """Notes on how many threads, and with how many bits of a product, it was asked."""
+    """Notes on how many threads, with how many bits of a product, and whether with fused attention,
+    it was asked."""
 
     def __init__(self, net):
         super().__init__()
@@ -237,7 +238,8 @@ class Watching(nn.Module):
 
     def forward(self, x):
         short = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-        self.seen.add((torch.get_num_threads(), *short))
+        fused = torch.backends.mha.get_fastpath_enabled()
+        self.seen.add((torch.get_num_threads(), *short, fused))
         return self.net(x)
 
 
@@ -258,8 +260,9 @@ def test_sums_are_added_on_one_thread_and_in_full_and_the_caller_gets_his_own_ba
     try:
         net = Watching(small())
         job(net, images())
-        assert net.seen == {(1, False, False)}
+        assert net.seen == {(1, False, False, False)}
         assert torch.get_num_threads() == 2 and matmul.allow_tf32 and cudnn.allow_tf32
+        assert torch.backends.mha.get_fastpath_enabled()
     finally:
         torch.set_num_threads(before[0])
         matmul.allow_tf32, cudnn.allow_tf32 = before[1:]

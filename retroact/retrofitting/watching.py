@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from retroact.ground import Held, neutral
+from retroact.ground import neutral
 from retroact.retrofitting.examples import Inputs
 from retroact.retrofitting.recognition import KINDS, Args, Call, Function, Kwargs, recognise
 from retroact.retrofitting.values import Reader
@@ -169,17 +169,8 @@ def trial() -> Iterator[None]:
 
     Random numbers are those of seed 0 in every trial, so that two of them can be compared.
     """
-    with _NO_FAST_PATH.held(), neutral(), torch.no_grad(), _fix_seeds(), _run_eagerly():
+    with neutral(), torch.no_grad(), _fix_seeds(), _run_eagerly():
         yield
-
-
-def _turn_fast_path_off() -> Callable[[], object]:
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    return lambda: torch.backends.mha.set_fastpath_enabled(before)
-
-
-_NO_FAST_PATH = Held(_turn_fast_path_off)
 
 
 @contextmanager
