@@ -261,9 +261,8 @@ def _send(x: Tensor, device: torch.device) -> Tensor:
 
 def _place(x: Tensor, rows: Tensor, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
     """The chunk's images with the two parts of a pair at `rows`; one tensor where they are one."""
-    placed = [
-        _heal(x.index_copy(0, rows, part), x) for part in pair[: 1 + (pair[0] is not pair[1])]
-    ]
+    parts = pair[:1] if pair[0] is pair[1] else pair
+    placed = [_heal(x.index_copy(0, rows, part), x) for part in parts]
     return placed[0], placed[-1]
 
 
@@ -294,7 +293,8 @@ def _cut_back(x_adv: Tensor, x: Tensor, threat: ThreatModel) -> Tensor:
 def _heal(x_adv: Tensor, x: Tensor) -> Tensor:
     # An image with a NaN in it is no adversarial example: such an example goes back to its clean
     # image.
-    return x_adv.where(each(x_adv.flatten(1).sum(1).isfinite(), x), x)  # one pass over the images
+    largest = torch.linalg.vector_norm(x_adv.flatten(1), ord=torch.inf, dim=1)  # NaN comes through
+    return x_adv.where(each(largest.isfinite(), x), x)
 
 
 def chunks(n: int, size: int) -> Iterator[slice]:
