@@ -565,22 +565,21 @@ _HELD = _Held()
 def evaluating(*networks: Network | None) -> Iterator[None]:
     """Eval mode for the time of the block; every module's own train/eval flag afterwards as
     before. A block within a block of the same network, in one thread, finds it done."""
-    outside = _HELD.networks
-    new = [n for n in networks if n is not None and id(n) not in outside]
+    new = [n for n in networks if n is not None and id(n) not in _HELD.networks]
     if not new:
         yield
         return
     nets = [net for network in new for net in modules_of(network)]
     # a frozen script has no mode
     modules = [m for net in nets for m in net.modules() if hasattr(m, "training")]
-    modes = [m.training for m in modules]
+    modes, names = [m.training for m in modules], {id(n) for n in new}
     try:
         for net in nets:
             switch_to_eval(net)
-        _HELD.networks = outside | {id(n) for n in new}
+        _HELD.networks |= names
         yield
     finally:
-        _HELD.networks = outside
+        _HELD.networks -= names  # and no others, as blocks of generators may end in any order
         for module, mode in zip(modules, modes, strict=True):
             if module.training != mode:
                 module.training = mode
