@@ -119,6 +119,8 @@ _PROCESS = Held(_settle_process)
 def one_thread() -> Iterator[None]:
     """One thread for torch's sums within the block, so that they are added in one order."""
     with _ONE_THREAD.held():
+        if torch.get_num_threads() != 1:  # a count is each thread's own, once it has computed
+            torch.set_num_threads(1)
         yield
 
 

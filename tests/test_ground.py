@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 import retroact as ra
-from retroact.ground import neutral
+from retroact.crafting.oracle import evaluating
+from retroact.ground import neutral, one_thread
 from retroact.retrofitting.watching import trial
 
 EPS = ra.Linf(0.1)
@@ -266,3 +267,41 @@ def test_sums_are_added_on_one_thread_and_in_full_and_the_caller_gets_his_own_ba
     finally:
         torch.set_num_threads(before[0])
         matmul.allow_tf32, cudnn.allow_tf32 = before[1:]
+
+
+def test_a_second_thread_is_pinned_too():
+    """A thread that has computed before keeps its own count, whatever another one sets."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    ready, pinned, seen = threading.Event(), threading.Event(), []
+
+    def second():
+        torch.ones(10).sum()
+        seen.append(torch.get_num_threads())
+        ready.set()
+        pinned.wait()
+        with one_thread():
+            seen.append(torch.get_num_threads())
+
+    thread = threading.Thread(target=second)
+    thread.start()
+    ready.wait()
+    try:
+        with one_thread():
+            pinned.set()
+            thread.join()
+        assert seen == [2, 1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_blocks_that_end_in_any_order_leave_no_network_held():
+    net, other = small(), small()
+    first, second = evaluating(net), evaluating(other)
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    second.__exit__(None, None, None)
+    assert net.training and other.training
+    with evaluating(net, other):
+        assert not net.training and not other.training
