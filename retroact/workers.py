@@ -1,9 +1,13 @@
 """Processes that work for this one, and end when it does, however it ends.
 
-It needs no torch: a process that has just begun watches the one that began it before it imports
-anything heavy. On Linux the kernel ends it with its parent, elsewhere (and there too) a thread does
-that watches a pipe. Ctrl-C is heard by the parent alone, which ends its processes at once. All that
-travels is pickled whole, so a process that dies takes nothing along that another still needs.
+It needs no torch: a process that has just begun watches the one that began it, by a thread that
+waits at a pipe, before it imports anything heavy. Ctrl-C is heard by the parent alone, which ends
+its processes at once. All that travels is pickled whole, so a process that dies takes nothing along
+that another still needs.
+
+On Linux what they import is paid for once in a program: they are forked from one process beside it
+that has imported what this one had, and has run nothing and started no thread, so that a fork of it
+is safe (one of this process, whose threads may hold locks, is not). They end with it.
 """
 
 from __future__ import annotations
@@ -31,7 +35,8 @@ PATIENCE = 5.0
 """Seconds that a process is given to end by itself when its work is done."""
 WATCH = 1.0  # seconds between two looks at processes whose end the system may not have told
 KILLED = -9  # the exit code of a process that was killed, as by a system that lacks memory
-_CONTEXT = multiprocessing.get_context("spawn")  # fork and torch's threads do not go together
+_FORKS = sys.platform == "linux"
+_CONTEXT: Any = multiprocessing.get_context("forkserver" if _FORKS else "spawn")
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 
 
@@ -84,13 +89,21 @@ def pack(thing: object) -> bytes:
         ) from e
 
 
+def _import_beside() -> None:
+    """Names to the process that is forked what it is to import: what is imported here of ours."""
+    if _FORKS:
+        ours = __name__.split(".")[0]
+        _CONTEXT.set_forkserver_preload([m for m in sys.modules if m.split(".")[0] == ours])
+
+
 class _Crew:
     """Processes that share a list of tasks."""
 
     def __init__(self, size: int, first: tuple[bytes, bytes], tasks: Iterable[Any]) -> None:
-        self._size, self._first = size, first
+        self._size, self._first = size, (pack(dict(os.environ)), *first)
         self._waiting = deque(_Job(task) for task in tasks)
         self._members: list[_Member] = []
+        _import_beside()
         self._given_up: list[_Job] = []
         self._why, self._stillborn = "", 0
 
@@ -203,8 +216,7 @@ class _Member:
         self.job: _Job | None = None
         self.ready = False
         self.pipe, there = _CONTEXT.Pipe()
-        on_main = threading.current_thread() is threading.main_thread()
-        self.process = _CONTEXT.Process(target=_live, args=(there, os.getpid(), on_main))
+        self.process = _CONTEXT.Process(target=_live, args=(there,))
         with _deaf():
             self.process.start()
             # before the exit of this program waits for its processes
@@ -251,11 +263,12 @@ def _deaf() -> Iterator[None]:
 # ------------------------------------------------------------------------------ in the new process
 
 
-def _live(pipe: Connection, parent: int, by_main: bool) -> None:
+def _live(pipe: Connection) -> None:
     """Does one task after the other, until nobody is there to ask."""
-    _die_with(parent, by_main)
+    _die_with_parent()
     works: list[Callable[[Any], Any]] = []
     with suppress(EOFError, OSError):
+        _take_environment(pickle.loads(pipe.recv_bytes()))
         first, second = pipe.recv_bytes(), pipe.recv_bytes()
 
         def arrive() -> None:
@@ -268,20 +281,27 @@ def _live(pipe: Connection, parent: int, by_main: bool) -> None:
             pipe.send_bytes(_answer(lambda: works[0](pickle.loads(task))))  # noqa: B023  # now
 
 
-def _die_with(parent: int, by_main: bool) -> None:
-    """Ends this process with the one that began it, at once and whatever it is doing."""
-    if by_main and sys.platform == "linux":  # the signal comes when the *thread* ends that began it
+def _die_with_parent() -> None:
+    """Ends this process with the one that began it, whatever it is doing."""
+    if _FORKS:  # and with the one that it is forked from, which alone can tell how it ends
         ctypes.CDLL(None).prctl(_SET_DEATH_SIGNAL, signal.SIGKILL)
-    if os.getppid() != parent:
-        os._exit(1)
-    threading.Thread(target=_watch, daemon=True).start()
-
-
-def _watch() -> None:
     parent = multiprocessing.parent_process()
     assert parent is not None
-    wait([parent.sentinel])
+    if wait([parent.sentinel], 0):
+        os._exit(1)
+    threading.Thread(target=_watch, args=(parent.sentinel,), daemon=True).start()
+
+
+def _watch(sentinel: int) -> None:
+    wait([sentinel])
     os._exit(1)
+
+
+def _take_environment(there: dict[str, str]) -> None:
+    """That of the process that began this one, which may have changed since the first began."""
+    for name in os.environ.keys() - there.keys():
+        del os.environ[name]
+    os.environ.update(there)
 
 
 def _answer(call: Callable[[], Any]) -> bytes:

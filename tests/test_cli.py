@@ -754,3 +754,20 @@ def test_study_writes_a_page_markdown_and_figures_and_resumes(call, tmp_path):
     assert json.loads((tmp_path / "facts.json").read_text())[0]["key"] == other["key"]
     code, _, err = call(*words, "--facts", "made/srelu.md")
     assert code == 3 and "expected a JSON list of facts in made/srelu.md" in err
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "chosen"),
+    [
+        (1, None, "Serial()"),
+        (2, None, "Threads(workers=2)"),
+        (2, 2, "Processes(workers=2)"),
+        (4, None, "Processes(workers=4)"),
+    ],
+)
+def test_two_cores_are_shared_by_threads_and_more_by_processes(cores, workers, chosen, monkeypatch):
+    from retroact.cli import named
+    from retroact.spec import show
+
+    monkeypatch.setattr(named, "cores", lambda: cores)
+    assert show(named.executor_of(None, workers)) == chosen

@@ -78,6 +78,29 @@ def test_processes_that_cannot_begin_are_said():
         list(run_beside(2, end_at_once, twice, range(4)))
 
 
+def say_where(task):
+    """Who began this process, what it had imported before its first task, and a variable."""
+    return os.getppid(), "torch" in sys.modules, os.environ.get("RETROACT_TESTED")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_what_is_imported_is_paid_for_once_and_the_environment_is_that_of_now(monkeypatch):
+    import torch  # noqa: F401  # as our own modules do, which are imported beside
+
+    import retroact.executors  # noqa: F401
+
+    found = []
+    for now in ("one", "two", None):
+        if now is None:
+            monkeypatch.delenv("RETROACT_TESTED")
+        else:
+            monkeypatch.setenv("RETROACT_TESTED", now)
+        found += [(now, *said) for _, said in run_beside(2, nothing, say_where, range(2))]
+    parents = {parent for _, parent, *_ in found}
+    assert len(parents) == 1 and os.getpid() not in parents
+    assert all(said == now for now, *_, said in found)
+
+
 def test_an_error_that_does_not_travel_is_told():
     with pytest.raises(RuntimeError, match="OddError: 1 and 5") as e:
         list(run_beside(1, nothing, raise_odd, [5]))
@@ -96,7 +119,7 @@ if __name__ == "__main__":
 
 def busy(*task):
     """Says who works, then works on and on."""
-    print(os.getpid(), flush=True)
+    os.write(1, f"{os.getpid()}\n".encode())  # whole lines, from two at once
     until = time.monotonic() + (60 if task else 0)
     while time.monotonic() < until:
         pass

@@ -110,12 +110,16 @@ def executor_of(
     *,
     default: int = 0,
 ) -> Executor:
-    """The executor that is named, or else `several` for so many workers; 0: one per core."""
+    """The executor that is named, or else `several` for so many workers; 0: one per core.
+
+    Two cores are shared by threads where nobody has said how many work: docs/performance.md.
+    """
     from retroact import executors
     from retroact.spec import parse
 
     if text is None:
         count = (default if workers is None else workers) or cores()
+        several = "Threads" if workers is None and count == 2 else several
         return getattr(executors, several)(count) if count > 1 else executors.SERIAL
     if workers is not None:
         raise CallError(f"expected --workers or --executor, got both: {workers} and {text}")
