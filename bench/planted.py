@@ -27,7 +27,7 @@ from retroact.auditing.subjects import TRACE, WIDTHS, _name_widths, prepare
 from retroact.nets.data import Images
 
 DEPTHS = (0.8, 0.9, 0.95, 0.98)
-RADII = {"digits-cnn": 0.1, "lenet-mnist": 0.1, "mnist-cnn": 0.1, "lenet-mnist-robust": 0.2}
+RADII = {"digits-cnn": 0.1, "lenet-mnist": 0.1, "mnist-cnn": 0.1}
 OWN = "the network's own gradient"
 
 
