@@ -2,8 +2,16 @@
 # name's home when the name is first used, so that `import retroact` (and `retroact --help`) needs
 # no torch.
 from retroact.activations.activation import Activation as Activation
+from retroact.activations.by_kind import ByKind as ByKind
+from retroact.activations.clamped_range import ClampedRange as ClampedRange
+from retroact.activations.curvature import CurvatureTuning as CurvatureTuning
+from retroact.activations.jump import Jump as Jump
 from retroact.activations.kwta import KWTA as KWTA
+from retroact.activations.linear import Linearized as Linearized
+from retroact.activations.lwta import LWTA as LWTA
 from retroact.activations.mean_sparse import MeanSparse as MeanSparse
+from retroact.activations.noisy import NoisyReLU as NoisyReLU
+from retroact.activations.noisy import StochasticPruning as StochasticPruning
 from retroact.activations.per_site import PerSite as PerSite
 from retroact.activations.piecewise import BoundedReLU as BoundedReLU
 from retroact.activations.piecewise import JumpReLU as JumpReLU
@@ -14,6 +22,8 @@ from retroact.activations.quantized import QuantizedReLU as QuantizedReLU
 from retroact.activations.shifted import ShiftedReLU as ShiftedReLU
 from retroact.activations.shifted import write_shifts as write_shifts
 from retroact.activations.smooth import CELU as CELU
+from retroact.activations.smooth import GELU as GELU
+from retroact.activations.smooth import HardSwish as HardSwish
 from retroact.activations.smooth import Sigmoid as Sigmoid
 from retroact.activations.smooth import Softplus as Softplus
 from retroact.activations.smooth import Softsign as Softsign

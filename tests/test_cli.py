@@ -771,3 +771,23 @@ def test_two_cores_are_shared_by_threads_and_more_by_processes(cores, workers, c
 
     monkeypatch.setattr(named, "cores", lambda: cores)
     assert show(named.executor_of(None, workers)) == chosen
+
+
+def test_maps_between_kinds_are_said_by_kind(call, tmp_path, monkeypatch):
+    (tmp_path / "kinds.py").write_text(
+        "from torch import nn\n"
+        "def net():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 9), nn.GELU(), nn.Linear(9, 10))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    words = ("retrofit", "kinds:net", "--data", "digits[:9]")
+    code, out, _ = call(*words, "--map", "gelu=relu", "--json")
+    assert code == 0 and "ByKind(kinds=('gelu',), activations=(ReLU(),))" in out
+    for wrong, said in (
+        (("--map", "silu=relu"), "so there is nothing to replace; it calls gelu"),
+        (("--map", "gelu"), "expected KIND=ACTIVATION, such as gelu=relu"),
+        (("GELU()", "--map", "gelu=relu"), "got both: GELU() and gelu=relu"),
+        ((), "expected an activation or --map"),
+    ):
+        code, _, err = call(*words, *wrong)
+        assert code in (2, 3) and said in " ".join(err.split()), wrong

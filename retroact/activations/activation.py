@@ -68,6 +68,12 @@ class Activation(ABC):
         """For how many sites it is written, one after the other; None where any site will do."""
         return None
 
+    @property
+    def replaces(self) -> tuple[str, ...]:
+        """Kinds of activations beyond ReLU that it is written for, and takes the place of without
+        being asked by `also`."""
+        return ()
+
     def at(self, site: Site) -> Activation | nn.Module:
         """What is installed at this site of a net: a jump or a slope keeps the cap of a ReLU6."""
         return self

@@ -19,11 +19,13 @@ from retroact.spec import CallError, show
 
 @dataclass(frozen=True)
 class Moments:
-    """What went into a site: `mean` and `variance` (c,) of each channel over all examples and
-    positions, `count` of them, in float64."""
+    """What went into a site: `mean`, `variance`, `least` and `most` (c,) of each channel over all
+    examples and positions, `count` of them, in float64."""
 
     mean: Tensor
     variance: Tensor
+    least: Tensor
+    most: Tensor
     count: int
 
     def __add__(self, other: Moments) -> Moments:
@@ -32,7 +34,8 @@ class Moments:
         share = other.count / count
         within = (1 - share) * self.variance + share * other.variance
         between = share * (1 - share) * apart * apart
-        return Moments(self.mean + share * apart, within + between, count)
+        least, most = self.least.minimum(other.least), self.most.maximum(other.most)
+        return Moments(self.mean + share * apart, within + between, least, most, count)
 
 
 class Measured(Activation):

@@ -1,6 +1,6 @@
-"""The smooth ones, for the swap experiment (Borji 2020, Fig. 2) and JumpReLU's Fig. 3: the same
-weights, another function. Autograd is right about them, they have no neutral value, and they ignore
-a cap."""
+"""The smooth ones, for the swap experiment (Borji 2020, Fig. 2), for JumpReLU's Fig. 3, and for
+maps between kinds (`ByKind`): the same weights, another function. Autograd is right about them,
+they have no neutral value, and they ignore a cap."""
 
 from __future__ import annotations
 
@@ -63,3 +63,21 @@ class CELU(Activation):
 
     def __call__(self, z: Tensor) -> Tensor:
         return F.celu(z, self.alpha)
+
+
+@spec
+class GELU(Activation):
+    """z Φ(z), Φ the standard normal distribution function (Hendrycks & Gimpel 2016,
+    arXiv:1606.08415)."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return F.gelu(z)
+
+
+@spec
+class HardSwish(Activation):
+    """z min(max(z + 3, 0), 6)/6: the swish of mobile networks (Howard et al. 2019,
+    arXiv:1905.02244, section 5.2)."""
+
+    def __call__(self, z: Tensor) -> Tensor:
+        return F.hardswish(z)

@@ -103,6 +103,7 @@ def audit(
     against: AgainstOption = None,
     sites: options.Sites = "*",
     also: options.Also = None,
+    maps: options.Map = None,
     claimed: ClaimedOption = None,
     quick: QuickOption = False,
     thorough: ThoroughOption = False,
@@ -128,6 +129,7 @@ def audit(
 ) -> None:
     """What a changed network is worth beside the one before: claimed, verified, and why they
     differ."""
+    activation = options.mapped(activation, maps)
     _check(activation, against, also, quick, thorough)
     if evidence is not None and rejected is not None:
         raise CallError("expected --evidence or --rejected, got both: nothing verifies rejection")

@@ -105,7 +105,7 @@ def calibrate(
     say(show(made))
 
 
-ActivationArgument = Annotated[str, typer.Argument(help='such as "JumpReLU(kappa=1.0)"')]
+ActivationArgument = Annotated[str | None, typer.Argument(help='such as "JumpReLU(kappa=1.0)"')]
 AllowOption = Annotated[
     list[str] | None, typer.Option(help="sites (or globs) that may stay as they are")
 ]
@@ -117,9 +117,10 @@ CompareOption = Annotated[str | None, typer.Option(help="compare clean accuracie
 
 def retrofit(
     net: options.Net,
-    activation: ActivationArgument,
+    activation: ActivationArgument = None,
     sites: options.Sites = "*",
     also: options.Also = None,
+    maps: options.Map = None,
     allow: AllowOption = None,
     out: RetrofittedOption = None,
     data: CompareOption = None,
@@ -133,15 +134,21 @@ def retrofit(
     from retroact.retrofitting.installed import installed
     from retroact.retrofitting.sites import left_alone
     from retroact.retrofitting.sites import sites as find
+    from retroact.retrofitting.surgery import Retrofit
     from retroact.retrofitting.surgery import retrofit as run
 
-    images, kinds = None if data is None else read(data), tuple(also or ())
+    said = options.mapped(activation, maps)
+    if said is None:
+        raise CallError("expected an activation or --map, such as gelu=relu; got neither")
+    images = None if data is None else read(data)
     before = load(net, weights, images)
-    after = run(before, as_activation(activation), sites=sites, also=kinds, allow=allow or ())
+    after = run(before, as_activation(said), sites=sites, also=also or (), allow=allow or ())
+    made = after.retrofit
+    assert isinstance(made, Retrofit)
     result = {
         "net": net,
-        "retrofit": str(after.retrofit),
-        "found": len(find(before, also=kinds)),
+        "retrofit": str(made),
+        "found": len(find(before, also=made.kinds)),
         "replaced": len(installed(after)),
         "sites": list(installed(after)),
         "left alone": left_alone(after),

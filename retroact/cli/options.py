@@ -28,6 +28,14 @@ Sites = Annotated[
 Also = Annotated[
     list[str] | None, typer.Option(help="replace this kind too, such as gelu; may be repeated")
 ]
+Map = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--map",
+        metavar="KIND=ACTIVATION",
+        help="put this activation where that kind is, such as gelu=relu; may be repeated",
+    ),
+]
 Weights = Annotated[
     str,
     typer.Option(
@@ -86,6 +94,25 @@ def check_also(also: Sequence[str] | None, *activations: str | None) -> None:
             f"--also {also[0]} says what an activation replaces, and none is given; give one, or"
             " drop it"
         )
+
+
+def mapped(activation: str | None, maps: Sequence[str] | None) -> str | None:
+    """The activation that is named, or what --map says in the notation: ByKind(('gelu',),
+    (ReLU(),)). CallError for both, and for what is no map."""
+    if not maps:
+        return activation
+    if activation is not None:
+        raise CallError(f"expected an activation or --map, got both: {activation} and {maps[0]}")
+    from retroact.activations.activation import Activation
+    from retroact.activations.by_kind import ByKind
+    from retroact.spec import known, parse, show
+
+    names = {cls.__name__.lower(): cls.__name__ for cls in known(Activation)}
+    pairs = [text.partition("=") for text in maps]
+    if any(not (kind and sign and said) for kind, sign, said in pairs):
+        raise CallError(f"--map {' '.join(maps)}: expected KIND=ACTIVATION, such as gelu=relu")
+    chosen = tuple(parse(names.get(said.lower(), said), Activation) for _, _, said in pairs)
+    return show(ByKind(tuple(kind.lower() for kind, _, _ in pairs), chosen))
 
 
 def check_fresh(fresh: bool, kept: Path | None, word: str = "--store") -> None:

@@ -76,13 +76,14 @@ class Retrofit:
     def __call__(self, net: nn.Module, example: Example | None = None) -> nn.Module:
         """The retrofitted copy; raises as `retrofit` says."""
         _refuse_twice(net)
-        seen = survey(net, example, also=self.also)
+        seen = survey(net, example, also=self.kinds)
         if not seen.sites:
             raise NoSitesError(_nothing_to_replace(net, seen))
         chosen = _number(select(seen.sites, self.sites))
         _check_count(self.activation, chosen)
+        _check_kinds(self.activation, chosen, seen)
         copy = _install(net, seen, chosen, self, example_for(net, example))
-        _check_coverage(survey(copy, example, also=self.also), seen, chosen, self.allow)
+        _check_coverage(survey(copy, example, also=self.kinds), seen, chosen, self.allow)
         stay = (
             Counter(count_kinds(seen.sites))
             - Counter(count_kinds(chosen))
@@ -90,6 +91,12 @@ class Retrofit:
         )
         keep_attributes(copy, {"retrofit": self, "left_alone": dict(stay.most_common())})
         return copy
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds beyond ReLU that are replaced: those of `also`, and those that the activation is
+        written for."""
+        return (*self.also, *(k for k in self.activation.replaces if k not in self.also))
 
 
 def retrofit(
@@ -193,6 +200,18 @@ def _check_count(activation: Activation, chosen: tuple[Site, ...]) -> None:
         raise ValueError(
             f"{type(activation).__name__} has {activation.places} activations for {len(chosen)}"
             f" chosen sites ({', '.join(s.name for s in chosen)}); give one for each"
+        )
+
+
+def _check_kinds(activation: Activation, chosen: tuple[Site, ...], seen: Survey) -> None:
+    """What is written for some kinds, and finds none of one, would change nothing there."""
+    there = {site.kind for site in chosen}
+    missing = [kind for kind in activation.replaces if kind not in there]
+    if missing:
+        others = sorted(there | {site.kind for site in (*seen.sites, *seen.left_alone)})
+        raise NoSitesError(
+            f"{show(activation)} is for {', '.join(missing)}, and no chosen site is one; the net"
+            f" calls {', '.join(others)}"
         )
 
 
@@ -316,7 +335,7 @@ def _rewrite_graph(
 def _reroute(net: nn.Module, seen: Survey, chosen: tuple[Site, ...], wanted: Retrofit) -> nn.Module:
     put_in = _modules_for(chosen, wanted.activation, overwrites=True)
     left = {site.name for site in (*seen.sites, *seen.on_pixels)} - put_in.keys()
-    return Rerouting(put_in, left, wanted.activation, wanted.sites, wanted.also).attach(net)
+    return Rerouting(put_in, left, wanted.activation, wanted.sites, wanted.kinds).attach(net)
 
 
 def _run(net: nn.Module, inputs: Inputs) -> list[object]:

@@ -101,4 +101,5 @@ class _Watcher(nn.Module):
 def _moments(z: Tensor) -> Moments:
     """Those of each channel of z (n, c, …)."""
     rows = z.detach().double().transpose(0, 1).flatten(1).cpu()
-    return Moments(rows.mean(1), rows.var(1, correction=0), rows.shape[1])
+    ends = rows.amin(1), rows.amax(1)
+    return Moments(rows.mean(1), rows.var(1, correction=0), *ends, rows.shape[1])

@@ -27,6 +27,11 @@ def slope(activation, z: Tensor) -> Tensor:
     return g
 
 
+def moments(mean: Tensor, variance: Tensor, count: int) -> Moments:
+    """Of channels whose range nobody asks for."""
+    return Moments(mean, variance, mean, mean, count)
+
+
 def sparse(mean: float, std: float, alpha: float, own: Ramp = RELU) -> ChannelSparse:
     numbers = (torch.tensor([v], dtype=torch.float64) for v in (mean, std))
     return ChannelSparse(*numbers, alpha, own)
@@ -39,7 +44,7 @@ def train() -> ra.Images:
 
 class TestMeanSparse:
     def test_values_by_hand(self) -> None:
-        seen = Moments(torch.tensor([1.0, -1.0]), torch.tensor([4.0, 0.25]), 10)
+        seen = moments(torch.tensor([1.0, -1.0]), torch.tensor([4.0, 0.25]), 10)
         made = MeanSparse(0.5).measured({"relu": seen}).at(SITE)  # within 1 of 1, 0.25 of -1
         z = torch.tensor([[0.0, -1.2], [0.1, -0.9], [1.9, -0.75], [2.0, 0.5], [-3.0, 2.0]])
         expected = [[0.0, 0.0], [1.0, 0.0], [1.0, 0.0], [2.0, 0.5], [0.0, 2.0]]
@@ -50,7 +55,7 @@ class TestMeanSparse:
             made(torch.zeros(2, 3))
 
     def test_it_keeps_what_the_site_computes(self) -> None:
-        made = MeanSparse(0.5).measured({"relu": Moments(torch.ones(1) * 5, torch.ones(1) * 4, 9)})
+        made = MeanSparse(0.5).measured({"relu": moments(torch.ones(1) * 5, torch.ones(1) * 4, 9)})
         capped = made.at(Site("relu", own=Ramp(cap=6.0)))
         assert capped(torch.tensor([[4.5], [5.9], [6.5], [-1.0]])).flatten().tolist() == [
             5.0,
@@ -63,7 +68,7 @@ class TestMeanSparse:
 
     def test_at_alpha_zero_nothing_changes(self) -> None:
         z = torch.randn(50, 3)
-        made = MeanSparse(0.0).measured({"relu": Moments(torch.zeros(3), torch.ones(3), 9)})
+        made = MeanSparse(0.0).measured({"relu": moments(torch.zeros(3), torch.ones(3), 9)})
         assert torch.equal(made.at(SITE)(z), F.relu(z))
         assert MeanSparse(0.0).at(SITE) == ReLU() and not MeanSparse(0.0).jump
 
@@ -155,7 +160,7 @@ class TestPolynomial:
             Polynomial().at(SITE)
 
     def test_its_width_is_the_root_mean_square(self) -> None:
-        seen = Moments(torch.tensor([3.0, 0.0]), torch.tensor([0.0, 16.0]), 9)
+        seen = moments(torch.tensor([3.0, 0.0]), torch.tensor([0.0, 16.0]), 9)
         made = Polynomial().measured({"relu": seen}).at(SITE)
         assert isinstance(made, Polynomial) and made.s == pytest.approx(math.sqrt(12.5))
 
