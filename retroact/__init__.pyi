@@ -67,6 +67,10 @@ from retroact.attacks.trust_region import TrustRegion as TrustRegion
 from retroact.auditing.audit import audit as audit
 from retroact.auditing.claims import check as check
 from retroact.auditing.verification import verify as verify
+from retroact.changing.change import Change as Change
+from retroact.changing.half import Half as Half
+from retroact.changing.int8 import Int8 as Int8
+from retroact.changing.pruned import Pruned as Pruned
 from retroact.checkpoint import load as load
 from retroact.checkpoint import save as save
 from retroact.clusters import Ray as Ray
@@ -97,6 +101,8 @@ from retroact.evaluation.metrics import worst_case as worst_case
 from retroact.evaluation.proof import craft as craft
 from retroact.evaluation.proof import craft_all as craft_all
 from retroact.evaluation.record import Record as Record
+from retroact.evaluation.transfer import TransferMatrix as TransferMatrix
+from retroact.evaluation.transfer import transfer_matrix as transfer_matrix
 from retroact.executors import Executor as Executor
 from retroact.executors import Processes as Processes
 from retroact.executors import Serial as Serial
@@ -123,6 +129,8 @@ from retroact.spec import key as key
 from retroact.spec import parse as parse
 from retroact.spec import show as show
 from retroact.training.calibrating import calibrate as calibrate
+from retroact.training.changes import Distilled as Distilled
+from retroact.training.changes import change as change
 from retroact.training.hardening import Hardening as Hardening
 from retroact.training.hardening import harden as harden
 from retroact.training.train import train as train

@@ -27,10 +27,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from retroact.activations.files import embed
+from retroact.changing.change import Change
 from retroact.doors import Shape, named
 from retroact.files import CheckpointError, parse_object, replacing
 from retroact.ground import neutral
-from retroact.nets import foreign, zoo
+from retroact.nets import foreign, onnx_file, zoo
 from retroact.nets.classifier import Classifier, Output, sized
 from retroact.nets.tensors import Layout, bare, find_faults, pack, unpack
 from retroact.retrofitting.installed import Installed
@@ -55,6 +56,7 @@ class Page(TypedDict, total=False):
     output: str | int | list[str | int] | tuple[str | int, ...] | None
     adapted: bool
     retrofit: str | None
+    change: str
     held: Layout
 
 
@@ -98,6 +100,11 @@ def _check_can_be_saved(net: nn.Module, path: Path) -> Classifier:
         raise ValueError(
             "an output= that is a function cannot be saved; use a name or a position instead"
         )
+    if net.change and getattr(net, "retrofit", None) is not None:
+        raise ValueError(
+            "a net that was both changed as a whole and retrofitted cannot be saved; save one of"
+            " the two"
+        )
     if getattr(net, "retrofit", None) is not None and net.shape is None:
         raise ValueError(
             "a retrofit is made anew on an image when it is read; set net.shape = (c, h, w) and"
@@ -108,7 +115,7 @@ def _check_can_be_saved(net: nn.Module, path: Path) -> Classifier:
 
 def _describe(net: Classifier, retrofit: Retrofit | None) -> Page:
     """What the file says of the network."""
-    return {
+    page: Page = {
         "format": FORMAT,
         "name": net.name,
         "network": net.network,
@@ -120,6 +127,9 @@ def _describe(net: Classifier, retrofit: Retrofit | None) -> Page:
         "adapted": callable(net.output),
         "retrofit": None if retrofit is None else show(retrofit),
     }
+    if net.change:
+        page["change"] = net.change
+    return page
 
 
 def load(
@@ -129,8 +139,8 @@ def load(
     into: nn.Module | None = None,
     shape: Shape | None = None,
 ) -> nn.Module:
-    """A network by zoo name, by the file that `save` wrote, or as `package.module:function` with
-    `weights`.
+    """A network by zoo name, by the file that `save` wrote, as an ONNX file (scores and no
+    gradient), or as `package.module:function` with `weights`.
 
     `weights` are a state dict, or a file that `save` wrote, whose normalisation and retrofit then
     count too. `into`: for a saved network of your own, an untrained instance of its module
@@ -140,6 +150,8 @@ def load(
     Raises ZooError or CheckpointError, each saying where it looked and what to do.
     """
     text = str(what)
+    if Path(text).suffix == ".onnx":
+        return onnx_file.read(Path(text).expanduser(), None if shape is None else tuple(shape))
     if Path(text).suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin"):
         if weights is not None:
             raise CheckpointError(
@@ -169,6 +181,7 @@ def digest(net: nn.Module) -> str:
     """The first 16 hex digits of a SHA-256 over names, types, shapes and bits of all weights and
     buffers, and over the retrofit where there is one."""
     sha = hashlib.sha256(show(getattr(net, "retrofit", None)).encode())
+    sha.update(getattr(net, "change", "").encode())
     for name, value in sorted((bare(name), value) for name, value in net.state_dict().items()):
         if not isinstance(value, Tensor):
             content = json.dumps(value, sort_keys=True, default=lambda v: type(v).__name__)
@@ -190,6 +203,7 @@ def _read(path: Path, into: nn.Module | None) -> nn.Module:
     told = foreign.hash_of(path)
     try:
         net = _build(page, tensors, into, path)
+        _reshape(net, page, path)
         _fill(net, tensors, page, path)
     except CheckpointError:
         raise
@@ -223,6 +237,20 @@ def _read(path: Path, into: nn.Module | None) -> nn.Module:
             f"{path}: {shorten(show(retrofit))} cannot be put into its network again:"
             f" {_shorten_lines(e)}"
         ) from e
+
+
+def _reshape(net: Classifier, page: Page, path: Path) -> None:
+    """Gives a net that its code has built the form of the changed one whose numbers are here."""
+    if not page.get("change"):
+        return
+    try:
+        change = parse(page["change"], Change)
+    except SpecError as e:
+        raise CheckpointError(
+            f"{path} was changed by {shorten(page['change'])}: {e}; where that is a change of your"
+            " own, import its module first (on the command line: --import)"
+        ) from None
+    net.module, net.change = change.shell(net.module), page["change"]
 
 
 def _fill(net: Classifier, tensors: Mapping[str, Tensor], page: Page, path: Path) -> None:
@@ -343,9 +371,15 @@ _KINDS: dict[str, tuple[type, ...]] = {
     "output": (str, int, list, _NONE),
     "adapted": (bool,),
     "retrofit": (str, _NONE),
+    "change": (str,),
     "held": (dict,),
 }
-_MISSING: dict[str, object] = {"code": "", "adapted": False, "held": {}}  # where none is said
+_MISSING: dict[str, object] = {
+    "code": "",
+    "adapted": False,
+    "change": "",
+    "held": {},
+}  # where none is said
 
 
 def _open(path: Path) -> tuple[Page, dict[str, Tensor]]:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from retroact.activations.activation import Activation
+from retroact.changing.change import Change
 from retroact.crafting.attack import Attack
 from retroact.crafting.goals import Goal, Targets, goal_of
 from retroact.crafting.oracle import Network, device_of, dtype_of, evaluating
@@ -502,14 +503,16 @@ def as_module(what: Net) -> nn.Module:
 
 
 def as_changed(
-    what: Net | Said[Activation] | Retrofit, before: Network, images: Tensor | None = None
+    what: Net | Said[Activation] | Retrofit | Change, before: Network, images: Tensor | None = None
 ) -> Network:
     """A changed network, or the one `before` the change with the activation that `what` is, or
-    says.
+    says, or after a change of the whole that needs no data.
 
     Where `before` does not say the shape of its input, it is that of the `images` (n, …).
     """
     after: object = parse(what) if isinstance(what, str) and _names_a_spec(what) else what
+    if isinstance(after, Change):
+        return after(as_module(before))
     if isinstance(after, Retrofit):
         return after(as_module(before), _example(before, images))
     own = isinstance(after, Activation) and not isinstance(after, nn.Module)

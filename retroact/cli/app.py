@@ -101,6 +101,7 @@ for command in (
     listing.list_,
     networks.train,
     networks.calibrate,
+    networks.change,
     networks.retrofit,
     networks.tune,
     audits.audit,

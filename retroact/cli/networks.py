@@ -105,6 +105,41 @@ def calibrate(
     say(show(made))
 
 
+ChangeArgument = Annotated[
+    str, typer.Argument(help='such as "Pruned(0.8)", Int8, Half, "Distilled(epochs=5)"')
+]
+ForChangeOption = Annotated[
+    str | None, typer.Option(help="training data, for what measures or learns; never test data")
+]
+ChangedOption = Annotated[
+    Path, typer.Option("--out", help="save the changed network here (.safetensors)")
+]
+
+
+def change(
+    net: options.Net,
+    what: ChangeArgument,
+    out: ChangedOption,
+    data: ForChangeOption = None,
+    weights: options.Weights = "",
+    device: options.Device = "cpu",
+    as_json: options.Json = False,
+) -> None:
+    """Change a whole network (prune, quantise, halve, distil) and save it; `audit --against` says
+    what that costs."""
+    _check_file(out)
+    from retroact import checkpoint
+    from retroact.nets.data import data as read
+    from retroact.training.changes import change as run
+
+    images = None if data is None else read(data)
+    made = run(load(net, weights, images, device=device), what, images)
+    checkpoint.save(made, out)
+    notes = getattr(made, "notes", ())
+    result = {"net": net, "change": getattr(made, "change", ""), "saved": str(out)}
+    print_result(result | {"notes": list(notes)}, as_json)  # type: ignore[arg-type]
+
+
 ActivationArgument = Annotated[str | None, typer.Argument(help='such as "JumpReLU(kappa=1.0)"')]
 AllowOption = Annotated[
     list[str] | None, typer.Option(help="sites (or globs) that may stay as they are")

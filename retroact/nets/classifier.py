@@ -57,6 +57,7 @@ class Classifier(nn.Module):
         # the print of the spec that built it, where one did: what lets it be saved whole
         self.network = ""
         self.code = ""  # the package.module:function that built it, where one did
+        self.change = ""  # the print of the change of the whole net, where it has been through one
         self.notes: tuple[str, ...] = ()  # sentences on how its weights were brought
         dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
         like = torch.empty(0, dtype=dtype)
