@@ -102,6 +102,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 MAY_IMPORT["studies"] = MAY_IMPORT["demo"]
 MAY_IMPORT["cli"] = MAY_IMPORT["demo"] | {"demo", "studies", "workers"}
+MAY_IMPORT["__main__"] = {"cli"}
 FILES = sorted(p for p in HOUSE.rglob("*.py") if p != HOUSE / "__init__.py")
 
 

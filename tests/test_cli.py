@@ -791,3 +791,37 @@ def test_maps_between_kinds_are_said_by_kind(call, tmp_path, monkeypatch):
     ):
         code, _, err = call(*words, *wrong)
         assert code in (2, 3) and said in " ".join(err.split()), wrong
+
+
+def test_the_version_and_the_short_help_need_no_torch(tmp_path):
+    def said(*words):
+        return subprocess.run(
+            [sys.executable, "-X", "importtime", "-m", "retroact", *words],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            check=True,
+        )
+
+    version = said("--version")
+    assert re.match(r"retroact \d+\.\d+\.\d+ \(torch \S+, numpy \S+, Python 3", version.stdout)
+    short, long = said("sweep", "-h"), said("sweep", "--help")
+    assert short.stdout == long.stdout and "Usage: python -m retroact sweep" in short.stdout
+    for one in (version, short):
+        assert not re.search(r"\| torch$", one.stderr, re.MULTILINE)
+
+
+def test_a_table_that_would_not_fit_is_blocks_without_a_broken_word(call, monkeypatch):
+    code, wide, _ = call("list", "threats")
+    assert code == 0 and wide.splitlines()[0].split() == ["name", "norm", "what"]
+    _, listed, _ = call("list", "attacks", "--json")
+    narrow = subprocess.run(
+        [sys.executable, "-m", "retroact", "list", "attacks"],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "COLUMNS": "80"},
+    ).stdout
+    assert max(map(len, narrow.splitlines())) <= 80
+    names = [line for line in narrow.splitlines() if not line.startswith(" ")]
+    assert names == [row["name"] for row in json.loads(listed)]

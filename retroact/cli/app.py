@@ -8,12 +8,13 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
+from importlib import metadata
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from retroact import workers
+from retroact import __version__, workers
 from retroact.cli import (
     attacks,
     audits,
@@ -91,7 +92,7 @@ app = typer.Typer(
         " worth."
     ),
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     epilog=EPILOG,
@@ -127,8 +128,30 @@ for command in (
 app.add_typer(stores.app, name="store")
 
 
+def _say_version(wanted: bool) -> None:
+    """The version, and those of what results hang on, as they are installed."""
+    if not wanted:
+        return
+    others = ", ".join(f"{name} {_version_of(name)}" for name in ("torch", "numpy"))
+    console.say(f"retroact {__version__} ({others}, Python {sys.version.split()[0]})")
+    raise typer.Exit
+
+
+def _version_of(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "is not here"
+
+
+VersionOption = Annotated[
+    bool,
+    typer.Option("--version", callback=_say_version, is_eager=True, help="say the version"),
+]
+
+
 @app.callback()
-def application(imports: ImportOption = None) -> None:
+def application(imports: ImportOption = None, version: VersionOption = False) -> None:
     for module in imports or ():
         import_own(module)
 

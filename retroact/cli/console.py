@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -100,14 +101,35 @@ def print_result(result: Row, as_json: bool) -> None:
 
 
 def print_rows(rows: Sequence[Row], *, empty: str = "") -> None:
-    """A table with a column for each entry of the first row."""
+    """A table with a column for each entry of the first row; a block for each row where that would
+    not fit, so that no word is broken and a name can be copied."""
     if not rows:
         return out.print(empty)
+    if _width_of(rows) > out.width:
+        return _print_blocks(rows)
     table = _table(*rows[0])
     for row in rows:
         # Text: brackets are no markup
         table.add_row(*("" if v is None else Text(str(v)) for v in row.values()))
     out.print(table)
+
+
+def _width_of(rows: Sequence[Row]) -> int:
+    """Of the table, with two spaces between columns."""
+    columns = zip(*([*row.values()] for row in rows), strict=True)
+    widths = (max(len(str(v)) for v in column) for column in columns)
+    names = map(len, rows[0])
+    return sum(max(pair) + 2 for pair in zip(widths, names, strict=True)) - 2
+
+
+def _print_blocks(rows: Sequence[Row]) -> None:
+    """The first entry of each row on a line of its own, and under it one line for each other."""
+    for row in rows:
+        first, *others = row.items()
+        say(str(first[1]), style="bold")
+        for name, value in others:
+            if value not in (None, ""):
+                out.print(Padding(Text(f"{name}: {value}"), (0, 0, 0, 4), expand=False))
 
 
 def print_lines(lines: Sequence[Line]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from functools import partial
@@ -134,9 +135,14 @@ def list_specs(what: str) -> list[Row]:
         names = ", ".join(f.name for f in fields(cls))
         values = {name: getattr(cls, name) for name in attributes}
         texts = {k: ", ".join(v) if isinstance(v, tuple) else v for k, v in values.items()}
-        about = (cls.__doc__ or "").strip().splitlines()[0]
-        rows.append({"name": f"{cls.__name__}({names})", **texts, "what": about})
+        rows.append({"name": f"{cls.__name__}({names})", **texts, "what": _sentence_of(cls)})
     return rows
+
+
+def _sentence_of(cls: type) -> str:
+    """The first sentence of what its docstring says."""
+    paragraph = " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
+    return re.split(r"(?<=[.)])(?<!et al\.)\s+(?=[A-Z`])|;\s", paragraph)[0].rstrip(".")
 
 
 def _data() -> list[Row]:
