@@ -10,7 +10,7 @@ import pytest
 import retroact
 
 HOUSE = Path(retroact.__file__).parent
-EVERYONES = {"spec", "files", "parts", "doors", "ground", "stopping"}
+EVERYONES = {"spec", "files", "parts", "doors", "ground", "stopping", "shown"}
 MAY_IMPORT: dict[str, set[str]] = {
     "spec": set(),
     "files": set(),
@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "doors": set(),
     "ground": set(),
     "stopping": set(),
+    "shown": set(),
     "nets": set(),
     "workers": set(),
     "executors": {"nets", "workers"},

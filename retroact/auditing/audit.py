@@ -70,6 +70,7 @@ from retroact.reading import (
 )
 from retroact.retrofitting.copying import copy_of
 from retroact.retrofitting.surgery import Retrofit
+from retroact.shown import as_html, percent
 from retroact.spec import show, take
 
 DRAWS = (10, 20, 40, 80)
@@ -135,6 +136,19 @@ class Audit:
     def __str__(self) -> str:
         also = "" if self.also is None else f"; {self.also}"
         return str(self.verdict) + self._say_rejected("; {}") + also
+
+    def __repr__(self) -> str:
+        return f"<Audit on {self.data} within {self.threat}: {self}>"
+
+    def _repr_html_(self) -> str:
+        c = self.verdict.counts
+        shares = zip(c.clean, c.claimed, c.verified, strict=True)
+        return as_html(
+            f"{self}",
+            (f"{self.threat} on {self.data}", "clean %", "claimed %", "verified %"),
+            [(n, *map(percent, s)) for n, s in zip(self.names, shares, strict=True)],
+            [*self.verdict.doubts, *(f"alarm: {r.title}" for r in self.alarms)],
+        )
 
     def _say_rejected(self, how: str) -> str:
         return "" if self.rejection is None else how.format(self.rejection)

@@ -20,6 +20,7 @@ from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.metrics import wilson
 from retroact.parts import HasParts
 from retroact.reading import Counting, Data, Net, Said, as_network
+from retroact.shown import as_html, percent
 from retroact.spec import CallError, show
 
 Statement = Literal["STANDS", "TOO HIGH", "CANNOT BE TOLD", "NOT ASKED"]
@@ -122,6 +123,20 @@ class Check:
         fired = f"; alarms: {', '.join(self.alarms)}" if self.alarms else ""
         also = "" if self.also is None else f"; {self.also}"
         return said + fired + "".join(f"; {doubt}" for doubt in self.doubts) + also
+
+    def __repr__(self) -> str:
+        return f"<Check on {self.audit.data} within {self.audit.threat}: {self}>"
+
+    def _repr_html_(self) -> str:
+        low, high = map(percent, self.interval)
+        verified = f"{percent(self.verified)} [{low}, {high}]"
+        reported = "–" if self.reported is None else percent(self.reported)
+        return as_html(
+            str(self),
+            ("clean %", "reported %", "claimed attack %", "verified %", "n"),
+            [(percent(self.clean), reported, percent(self.claimed), verified, str(self.n))],
+            [*self.doubts, *(f"alarm: {title}" for title in self.alarms)],
+        )
 
     @property
     def _told(self) -> str:

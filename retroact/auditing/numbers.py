@@ -234,6 +234,9 @@ class AuditNumbers:
     moved: Pair[float | None] = UNMOVED
     also: AuditNumbers | None = None
 
+    def __repr__(self) -> str:
+        return f"<AuditNumbers on {self.data} within {self.threat}: {self.verdict}>"
+
     @property
     def gain(self) -> float:
         """The verified accuracy after the change less that before it."""

@@ -14,6 +14,7 @@ from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import decide, evaluate
 from retroact.ground import neutral
 from retroact.reading import Data, Net, Said, as_images, as_network
+from retroact.shown import as_html, percent
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,17 @@ class TransferMatrix:
     robust: tuple[tuple[float, ...], ...]
 
     def __str__(self) -> str:
-        head = ["crafted on", *(f"judged on {name}" for name in self.names)]
-        rows = [["nothing", *map(_percent, self.clean)]]
-        rows += [[a, *map(_percent, row)] for a, row in zip(self.names, self.robust, strict=True)]
-        lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
-        return "\n".join(lines)
+        head, rows = self._table()
+        return "\n".join(f"| {' | '.join(row)} |" for row in [head, ["---"] * len(head), *rows])
+
+    def _repr_html_(self) -> str:
+        return as_html(f"What {self.n} examples lose, in per cent that stay right", *self._table())
+
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        head = ["crafted on", *(f"judged on {name} %" for name in self.names)]
+        rows = [["nothing", *map(percent, self.clean)]]
+        rows += [[a, *map(percent, row)] for a, row in zip(self.names, self.robust, strict=True)]
+        return head, rows
 
 
 @neutral()
@@ -74,7 +81,3 @@ def _right(net: Network, x: Tensor, labels: Tensor) -> Tensor:
 
 def _share(right: Tensor) -> float:
     return float(right.to(torch.float64).mean())
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %"

@@ -43,6 +43,7 @@ from retroact.retrofitting.copying import deep_copy
 from retroact.retrofitting.installed import installed
 from retroact.retrofitting.lean import in_channels_last
 from retroact.retrofitting.surgery import retrofit
+from retroact.shown import as_html, percent
 from retroact.spec import (
     AtLeast0,
     CallError,
@@ -166,6 +167,13 @@ class Hardened:
             f"{self.recipe.learn}: {self.learned} numbers, {100 * self.share:.2f} % of"
             f" {self.parameters}, dose {self.dose:.2f}, {self.seconds:.0f} s"
         )
+
+    def __repr__(self) -> str:
+        return f"<Hardened on {self.data}: {self}>"
+
+    def _repr_html_(self) -> str:
+        rows = [(f"{d.dose:.2f}", percent(d.clean)) for d in self.curve]
+        return as_html(str(self), ("dose", "clean % of held-out images"), rows)
 
 
 @neutral()

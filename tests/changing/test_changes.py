@@ -202,4 +202,4 @@ def test_the_transfer_matrix(net, train, test) -> None:
     own = ra.evaluate(net, test, ra.PGD(steps=10), ra.Linf(0.1))
     assert made.robust[0][0] == pytest.approx(ra.robust_accuracy(own))
     assert made.robust[0][0] <= made.robust[0][1] <= made.clean[1] and made.n == 200
-    assert "| crafted on | judged on float | judged on int8 |" in str(made)
+    assert "| crafted on | judged on float % | judged on int8 % |" in str(made)
