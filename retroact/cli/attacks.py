@@ -152,8 +152,15 @@ def sweep(
         sites=sites,
         also=also or (),
     )
-    where = executor_of(executor, workers)
+    where = executor_of(executor, workers, default=_at_once_on(device))
     _Run(store, wait, fresh, where, keep, chunk, device, as_json, dry_run)(cells)
+
+
+def _at_once_on(device: str) -> int:
+    """How many cells run at once where nobody says: one on each card; on a CPU 0, one per core."""
+    from retroact.executors import cards_of
+
+    return 0 if device == "cpu" else cards_of(device)
 
 
 @dataclass(frozen=True)
