@@ -30,13 +30,15 @@ def main() -> None:
     parser.add_argument("--eps", type=lambda text: ra.parse(f"Linf({text})"), required=True)
     parser.add_argument("--n", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", nargs="+", default=[""], help="attacks whose names begin so")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     name = "mnist" if "mnist" in args.net else "cifar10"
     net, data = ra.load(args.net), ra.data(f"{name}/validation[:{args.n}]")
     print("| network | attack | threat | float32 | bfloat16 | moved | CPU s |\n|" + "---|" * 7)
-    for attack in (*BUDGET, ra.DeepFool()):
+    every = (*BUDGET, ra.DeepFool())
+    for attack in (a for a in every if str(a).startswith(tuple(args.only))):
         for threat in (ra.L2(50.0), ra.Linf(1.0)) if attack.kind == "minimum-norm" else (args.eps,):
             found, seconds = _both(net, data, attack, threat, args.seed)
             spent = " → ".join(f"{s:.2f}" for s in seconds)
