@@ -64,7 +64,10 @@ def _told(attack: Any, threat: Any, found: list[Any]) -> list[str]:
     fooled = [record.adversarial != record.label for record in found]
     if attack.kind == "budget":
         moved = int((fooled[0] != fooled[1]).sum())
-        return [*(f"{100 * ra.robust_accuracy(r):.0f}" for r in found), f"{moved} images"]
+        return [
+            *(f"{100 * ra.robust_accuracy(r):.0f}" for r in found),
+            f"{moved} image{'' if moved == 1 else 's'}",
+        ]
     column = 3 if threat.norm == "linf" else 2
     both = fooled[0] & fooled[1] & (found[0].clean == found[0].label)
     means = [float(record.distance[both, column].mean()) for record in found]

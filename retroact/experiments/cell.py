@@ -232,10 +232,16 @@ def knowledge(cell: Cell) -> Knowledge:
     return "white" if cell.attack.needs == "gradient" else "black"
 
 
-def all_locked(cells: Iterable[Cell]) -> list[Cell]:
-    """Each cell `locked`; the pixels of a slice that several share are read and hashed once."""
+def pixels_behind(part: str) -> str:
+    """`pixels` of the images that a notation names."""
+    return pixels(data(part))
+
+
+def all_locked(cells: Iterable[Cell], look: Callable[[str], str] = pixels_behind) -> list[Cell]:
+    """Each cell `locked`; `look` gives the hash of the pixels of a slice, once where several share
+    it."""
     asked = list(cells)
-    seen = {part: pixels(data(part)) for part in dict.fromkeys(cell.data for cell in asked)}
+    seen = {part: look(part) for part in dict.fromkeys(cell.data for cell in asked)}
     return [
         replace(
             cell,

@@ -12,7 +12,15 @@ from retroact.doors import check_device, checked
 from retroact.evaluation.record import Record
 from retroact.executors import Executor, Here, LostTaskError, one_for_each_card, own_card
 from retroact.experiments import travelling
-from retroact.experiments.cell import Brought, Cell, Model, alike, all_locked, run_together
+from retroact.experiments.cell import (
+    Brought,
+    Cell,
+    Model,
+    alike,
+    all_locked,
+    pixels_behind,
+    run_together,
+)
 from retroact.experiments.part_files import PartFiles
 from retroact.experiments.store import Store
 from retroact.ground import one_thread
@@ -35,9 +43,16 @@ class Plan:
         return replace(self, todo=_missing(self.cells, store, keep))
 
 
-def plan(cells: Iterable[Cell | str], store: Store, *, keep: int = 0) -> Plan:
-    """Locks the cells, drops doubles, and looks up which the store has (with `keep` images)."""
-    locked = {key(cell): cell for cell in all_locked(_read(cell) for cell in cells)}
+def plan(
+    cells: Iterable[Cell | str],
+    store: Store,
+    *,
+    keep: int = 0,
+    look: Callable[[str], str] = pixels_behind,
+) -> Plan:
+    """Locks the cells, drops doubles, and looks up which the store has (with `keep` images); `look`
+    gives the hash of the pixels behind a notation."""
+    locked = {key(cell): cell for cell in all_locked((_read(cell) for cell in cells), look)}
     return Plan(locked, _missing(locked, store, keep))
 
 
