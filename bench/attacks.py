@@ -3,6 +3,7 @@ needed.
 
     python bench/attacks.py --net lenet-mnist --n 16 64 200 --json rows.jsonl
     python bench/attacks.py --net lenet-mnist --n 1 16 64 --evaluate --json rows.jsonl
+    python bench/attacks.py --net resnet20-cifar10 --n 1000 --device cuda --json there.jsonl
     python bench/attacks.py --table rows.jsonl
 
 Prints markdown tables. `--json` keeps the raw rows, a line each, and does not measure anew what
@@ -16,7 +17,8 @@ Ours go through `craft` with its own chunks, on the form of the network that is 
 (about a hundred gradients of an image, once for a network) comes before the rounds. Peers get a
 copy of the network whose weights are frozen, which spares some of them gradients that no attack
 needs, and the images in one batch, as a call of theirs takes them, and in chunks of 64 where that
-is something else. All have attacked two images before.
+is something else. All have attacked two images before. With `--device` networks and images lie
+there, seconds are those of the wall, read once the device is done, and a bare pass has all images.
 
 Strength comes first, judged by one function: the accuracy in percent that is left within eps
 (budget attacks), or the mean perturbation over the images that ours and the peer both fool
@@ -77,6 +79,12 @@ class Case:
     net: nn.Module
     data: Any
     eps: float
+    device: str = "cpu"
+
+    @property
+    def there(self) -> tuple[Tensor, Tensor]:
+        """Images and labels on the device, where peers want them."""
+        return self.data.images.to(self.device), self.data.labels.to(self.device)
 
     @property
     def frozen(self) -> nn.Module:
@@ -85,7 +93,7 @@ class Case:
 
 
 def main() -> None:
-    args = _arguments()
+    args = arguments()
     if args.table:
         _print_tables(_read(args.table))
         return
@@ -93,19 +101,21 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for n in args.n:
-        case = _case(args.net, args.data, n, args.eps)
-        wanted = (_evaluations if args.evaluate else _attacks)(case, args)
-        rows += [_measured_once(case, title, measure, args.json) for title, measure in wanted]
+        case = _case(args.net, args.data, n, args.eps, args.device)
+        wanted = (_evaluations if args.evaluate else attacks_on)(case, args)
+        rows += [measured_once(case, title, measure, args.json) for title, measure in wanted]
     _print_tables(rows)
 
 
-def _arguments() -> argparse.Namespace:
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """What the words of a command say; without any, those of this one."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
         "--net", default="lenet-mnist", help="of the zoo, or a name of bench/random_nets.py"
     )
     parser.add_argument("--data", default="", help="data set (default: the network's own)")
     parser.add_argument("--n", type=int, nargs="+", default=[200])
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--rounds", type=int, default=5, help="at most so many")
     parser.add_argument("--seconds", type=float, default=30.0, help="CPU seconds of a row, about")
     parser.add_argument("--eps", type=float, default=0.0, help="radius of the budget attacks")
@@ -120,16 +130,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--bf16", action="store_true", help="PGD on a copy in bfloat16, too")
     parser.add_argument("--json", type=Path, help="raw rows, kept from run to run")
     parser.add_argument("--table", type=Path, help="prints the tables of such a file, and ends")
-    return parser.parse_args()
+    return parser.parse_args(words)
 
 
-def _case(name: str, data: str, n: int, eps: float) -> Case:
+def _case(name: str, data: str, n: int, eps: float, device: str) -> Case:
     if data or any(known in name for known in ("mnist", "cifar10", "digits")):
         images = ra.data(f"{data or _data_of(name)}[:{n}]")
-        return Case(name, ra.load(name), images, eps or (0.3 if "mnist" in name else 8 / 255))
-    from random_nets import made  # needs timm
+        net, radius = ra.load(name), eps or (0.3 if "mnist" in name else 8 / 255)
+    else:
+        from random_nets import made  # needs timm
 
-    return Case(name, *made(name, n), eps or 8 / 255)
+        (net, images), radius = made(name, n), eps or 8 / 255
+    return Case(name, net.to(device), images, radius, device)
 
 
 def _data_of(net: str) -> str:
@@ -241,11 +253,12 @@ def _in_bf16(attack: Attack, threat: Any) -> Callable[[nn.Module, Tensor, Tensor
 Raw = dict[str, Any]
 
 
-def _measured_once(case: Case, title: str, measure: Callable[[], Raw], file: Path | None) -> Raw:
+def measured_once(case: Case, title: str, measure: Callable[[], Raw], file: Path | None) -> Raw:
     """The row as it stands in the file, or measured and written there."""
     key = {"net": case.name, "n": len(case.data), "eps": case.eps, "attack": title}
+    key |= {"device": case.device}
     for row in _read(file) if file and file.exists() else ():
-        if {name: row[name] for name in key} == key:
+        if {name: row.get(name, "cpu") for name in key} == key:
             return row
     torch.manual_seed(0)
     row = key | {"data": case.data.name, "torch": torch.__version__} | measure()
@@ -260,7 +273,8 @@ def _read(file: Path) -> list[Raw]:
     return [json.loads(line) for line in file.read_text().splitlines()]
 
 
-def _attacks(case: Case, args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Raw]]]:
+def attacks_on(case: Case, args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Raw]]]:
+    """The attacks that are asked for, each with what measures it beside its peers."""
     for row in _rows(case.eps):
         if any(re.search(rf"\b{re.escape(word)}", row.title) for word in args.only):
             yield row.title, lambda row=row: _attack(case, row, args)
@@ -274,26 +288,34 @@ def _attack(case: Case, row: Row, args: argparse.Namespace) -> Raw:
         return craft(row.ours, form, x[rows], y[rows], index[rows], row.threat)
 
     ours(slice(2))
-    frozen, peers = case.frozen, list(_wanted(row, len(x), args))
-    for peer in peers:
-        peer.run(frozen, x[:2], y[:2])
+    frozen, there, failed = case.frozen, case.there, {}
+    peers = [p for p in _wanted(row, len(x), args) if _runs(p, frozen, there, failed)]
     runs: dict[str, Callable[[], Any]] = {"ours": ours}
-    runs |= {p.name: lambda p=p: p.run(frozen, x, y) for p in peers}
-    found, seconds = _alternate(runs, args.rounds, args.seconds)
+    runs |= {p.name: lambda p=p: p.run(frozen, *there) for p in peers}
+    found, seconds = _alternate(runs, args.rounds, args.seconds, case.device)
     made = found["ours"]
     found["ours"] = made.x_adv
     passes, queries = (float(n.float().mean()) for n in (made.gradients, made.queries))
     cheap = prove_for(row.ours, net, x, index, [row.threat]).lean
     return {
         "versions": {p.package: p.version for p in peers if p.package != "retroact"},
+        "failed": failed,
         "smallest": row.ours.kind == "minimum-norm",
         "passes": passes,
         "queries": queries,
         "of": row.ours.passes,
-        "limit": len(x) * _needed(cheap, x, queries, passes),
+        "limit": len(x) * _needed(cheap, there[0], queries, passes),
         "seconds": seconds,
-        "sizes": {name: _sizes(row.threat, net, x, y, x_adv) for name, x_adv in found.items()},
+        "sizes": {
+            name: _sizes(row.threat, net, x, y, x_adv.cpu()) for name, x_adv in found.items()
+        },
     }
+
+
+def absent_from(eps: float) -> list[str]:
+    """The peers' packages that are not installed."""
+    peers = (peer for row in _rows(eps) for peer in row.peers if not peer.installed)
+    return sorted({peer.package for peer in peers})
 
 
 def _wanted(row: Row, n: int, args: argparse.Namespace) -> Iterator[Peer]:
@@ -309,16 +331,34 @@ def _wanted(row: Row, n: int, args: argparse.Namespace) -> Iterator[Peer]:
                 yield in_chunks(peer, CHUNK)
 
 
+def _clock(device: str) -> float:
+    """CPU seconds so far; of another device the wall's, once it has done what it was told."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return time.process_time() if device == "cpu" else time.perf_counter()
+
+
+def _runs(peer: Peer, net: nn.Module, there: tuple[Tensor, Tensor], failed: dict[str, str]) -> bool:
+    """Whether a peer attacks two images; what it raises is noted and said, and the row goes on."""
+    try:
+        peer.run(net, there[0][:2], there[1][:2])
+    except Exception as error:
+        failed[peer.name] = f"{type(error).__name__}: {error}"
+        print(f"{peer.name} is left out: {failed[peer.name]}", flush=True)
+        return False
+    return True
+
+
 def _alternate(
-    runs: dict[str, Callable[[], Any]], rounds: int, seconds: float
+    runs: dict[str, Callable[[], Any]], rounds: int, seconds: float, device: str
 ) -> tuple[dict[str, Any], dict[str, list[float]]]:
-    """What each run gives, and its CPU seconds in each round."""
+    """What each run gives, and its seconds in each round."""
     found, spent = {}, {name: [] for name in runs}
     while len(spent["ours"]) < rounds and sum(map(sum, spent.values())) < seconds:
         for name, run in runs.items():
-            began = time.process_time()
+            began = _clock(device)
             found[name] = run()
-            spent[name].append(time.process_time() - began)
+            spent[name].append(_clock(device) - began)
     return found, spent
 
 
@@ -334,25 +374,27 @@ def _sizes(threat: Any, net: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor) -> 
 
 @torch.no_grad()
 def _decisions(net: nn.Module, x: Tensor) -> Tensor:
-    return torch.cat([net(part).argmax(1) for part in x.split(CHUNK)])
+    on = next(net.parameters()).device
+    return torch.cat([net(part.to(on)).argmax(1).cpu() for part in x.split(CHUNK)])
 
 
 def _needed(net: nn.Module, x: Tensor, queries: float, gradients: float) -> float:
-    """CPU seconds per image of so many bare passes in chunks of 64: forward for each query, back to
-    the input for each gradient."""
-    part = x[:CHUNK].clone()
-    forward = _bare(lambda: net(part.requires_grad_(False)))
-    both = _bare(lambda: _pass(net, part)) if gradients else forward
+    """Seconds per image of so many bare passes, on a CPU in chunks of 64: forward for each query,
+    back to the input for each gradient."""
+    device = str(x.device)
+    part = (x[:CHUNK] if device == "cpu" else x).clone()
+    forward = _bare(lambda: net(part.requires_grad_(False)), device)
+    both = _bare(lambda: _pass(net, part), device) if gradients else forward
     return (queries * forward + gradients * (both - forward)) / len(part)
 
 
-def _bare(run: Callable[[], Tensor], passes: int = 20) -> float:
+def _bare(run: Callable[[], Tensor], device: str, passes: int = 20) -> float:
     """The median of so many passes, or of what a second holds."""
     seconds: list[float] = []
     while len(seconds) < passes and (len(seconds) < 3 or sum(seconds) < 1.0):
-        began = time.process_time()
+        began = _clock(device)
         run()
-        seconds.append(time.process_time() - began)
+        seconds.append(_clock(device) - began)
     return statistics.median(seconds)
 
 
@@ -372,7 +414,7 @@ def _evaluation(case: Case, args: argparse.Namespace) -> Raw:
     """CPU seconds of `evaluate` and its parts: the first of a network, with its proof, and those
     that follow."""
     net, data, threat, fgsm = case.net, case.data, ra.Linf(case.eps), ra.FGSM()
-    x, y, frozen = data.images, data.labels, case.frozen
+    x, y, frozen, there = data.images, data.labels, case.frozen, case.there
     peer = torchattacks("FGSM", eps=case.eps)
     fresh = [copy.deepcopy(net) for _ in range(args.rounds + 1)]
 
@@ -382,14 +424,14 @@ def _evaluation(case: Case, args: argparse.Namespace) -> Raw:
 
     runs: dict[str, Callable[[], Any]] = {
         "first": lambda: ra.evaluate(fresh.pop(), data, fgsm, threat),
-        "bare": lambda: _pass(net, x),
+        "bare": lambda: _pass(net, there[0]),
         "ours": crafted,
         "evaluate": lambda: ra.evaluate(net, data, fgsm, threat),
     }
     if peer.installed:
-        runs["torchattacks"] = lambda: peer.run(frozen, x, y)
-    _alternate(runs, 1, INF)
-    return {"seconds": _alternate(runs, args.rounds, args.seconds)[1]}
+        runs["torchattacks"] = lambda: peer.run(frozen, *there)
+    _alternate(runs, 1, INF, case.device)
+    return {"seconds": _alternate(runs, args.rounds, args.seconds, case.device)[1]}
 
 
 # ------------------------------------------------------------------------------------------ tables

@@ -2,6 +2,8 @@
 
     tests-and-bench   checks of the device against the CPU, and how fast attacks and training are on
                       it, as JSON
+    attacks-and-audit attacks beside those of torchattacks, foolbox and other peers that are
+                      installed, and an audit of 1000 images (bench/gpu_attacks.py)
     NAME              trains that network of the zoo at full resolution: one of TRAININGS
 
 Needs torch, numpy, safetensors and Pillow, the checkout, and the file that bench/gpu_pack.py
@@ -26,9 +28,11 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gpu_attacks
 import numpy as np
 import safetensors
 import safetensors.torch
@@ -115,9 +119,8 @@ def main() -> None:
     splits = _toys() if args.toy else unpacked(args.pack)
     print(f"{', '.join(map(repr, splits))} after {time.monotonic() - began:.0f} s", flush=True)
     stage = Stage(splits, args.device, args.out, args.before, began + 60 * args.minutes, args.toy)
-    fine = (
-        _tests_and_bench(stage) if args.stage == "tests-and-bench" else _trained(args.stage, stage)
-    )
+    run = _STAGES.get(args.stage, partial(_trained, args.stage))
+    fine = run(stage)
     for path in sorted(args.out.iterdir()):
         size = path.stat().st_size
         print(f"{path.name}: {size / 2**20:.2f} MiB{', TOO LARGE' if size > LIMIT else ''}")
@@ -130,7 +133,7 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("stage", choices=["tests-and-bench", *TRAININGS])
+    parser.add_argument("stage", choices=[*_STAGES, *TRAININGS])
     parser.add_argument("--toy", action="store_true", help="a few drawn images, two epochs")
     parser.add_argument("--device", default="", help="default: cuda; the CPU for --toy")
     parser.add_argument("--minutes", type=float, default=8.0)
@@ -181,6 +184,16 @@ def _tests_and_bench(stage: Stage) -> bool:
     fine = _tests(stage)
     _bench(stage)
     return fine
+
+
+def _attacks_and_audit(stage: Stage) -> bool:
+    test, toy = stage.splits[2], stage.toy
+    found = gpu_attacks.measure(stage.device, test, stage.out, lambda: stage.left, toy=toy)
+    stage.write(gpu_attacks.AUDIT, found)
+    return True
+
+
+_STAGES = {"tests-and-bench": _tests_and_bench, "attacks-and-audit": _attacks_and_audit}
 
 
 def _tests(stage: Stage) -> bool:

@@ -54,7 +54,7 @@ def foolbox(name: str, eps: float | None = None, *, note: str = "", **options: A
 
     def run(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         foolbox = importlib.import_module("foolbox")
-        model = foolbox.PyTorchModel(net, bounds=(0, 1))
+        model = foolbox.PyTorchModel(net, bounds=(0, 1), device=x.device)
         attack = getattr(foolbox.attacks, name)(**options)
         found: Tensor = attack(model, x, y, epsilons=eps)[1]
         return found
@@ -77,7 +77,7 @@ def pyautoattack(eps: float, norm: str, **options: Any) -> Peer:
 
     def run(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         module = importlib.import_module("pyautoattack.autopgd_base")
-        more = {"n_restarts": 1, "device": "cpu", "verbose": False}
+        more = {"n_restarts": 1, "device": x.device, "verbose": False}
         made: Tensor = module.APGDAttack(net, norm=norm, eps=eps, **more, **options).perturb(x, y)
         return made
 
@@ -104,9 +104,11 @@ def art(name: str, *, note: str = "", **options: Any) -> Peer:
         classifier = importlib.import_module("art.estimators.classification").PyTorchClassifier
         loss, box = nn.CrossEntropyLoss(), (0.0, 1.0)
         shape, classes = tuple(x.shape[1:]), net(x[:1]).shape[1]
-        model = classifier(net, loss, shape, classes, clip_values=box, device_type="cpu")
+        where = "cpu" if x.device.type == "cpu" else "gpu"
+        model = classifier(net, loss, shape, classes, clip_values=box, device_type=where)
         attack = getattr(importlib.import_module("art.attacks.evasion"), name)
-        made = attack(model, batch_size=len(x), **options).generate(x.numpy(), y=y.numpy())
+        images, labels = x.cpu().numpy(), y.cpu().numpy()
+        made = attack(model, batch_size=len(x), **options).generate(images, y=labels)
         return torch.from_numpy(made)
 
     return Peer("art", _titled("ART", note), run)

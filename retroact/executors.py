@@ -29,7 +29,7 @@ from retroact.nets.data import Images, embed, embedded
 from retroact.spec import Count, homes, spec
 from retroact.stopping import Wanted
 from retroact.workers import LostTaskError as LostTaskError
-from retroact.workers import pack, run_beside
+from retroact.workers import own_place, pack, run_beside
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -150,6 +150,24 @@ class Processes(Executor):
             return
         pack((work, waiting[0]))  # what cannot travel is refused before a process begins
         yield from run_beside(min(self.workers, len(waiting)), luggage(), work, waiting)
+
+
+def cards_of(device: str) -> int:
+    """How many cards a device stands for: "cuda" for all that are visible, any other for one."""
+    return max(1, torch.cuda.device_count()) if device == "cuda" else 1
+
+
+def one_for_each_card(device: str) -> Executor:
+    """A process for each card that `device` stands for; where it is one, this process."""
+    cards = cards_of(device)
+    return Processes(cards) if cards > 1 else SERIAL
+
+
+def own_card(device: str) -> str:
+    """What `device` means in this process: "cuda" in one of several is the card of its place, and
+    that of another one's, too, where processes are more than cards."""
+    at, cards = own_place(), cards_of(device)
+    return device if at is None or cards == 1 else f"{device}:{at % cards}"
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,13 @@ def replacing(path: str | Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+def own_cache() -> Path:
+    """The folder of this user for what can be made again: retroact under XDG_CACHE_HOME, or
+    ~/.cache."""
+    named = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(named) if named else Path.home() / ".cache") / "retroact"
+
+
 def write(text: str, path: str | Path) -> Path:
     """Writes a text whole or not at all."""
     with replacing(path) as draft:

@@ -38,6 +38,13 @@ KILLED = -9  # the exit code of a process that was killed, as by a system that l
 _FORKS = sys.platform == "linux"
 _CONTEXT: Any = multiprocessing.get_context("forkserver" if _FORKS else "spawn")
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
+_PLACE: list[int] = []  # of this process, where another began it
+
+
+def own_place() -> int | None:
+    """The place of this process among those that work beside one another, from 0 on, which one that
+    follows it takes over; None in the process that began them."""
+    return _PLACE[-1] if _PLACE else None
 
 
 class LostTaskError(RuntimeError):
@@ -145,13 +152,18 @@ class _Crew:
     def _engage(self) -> None:
         """Starts what processes are missing, and gives each that is idle a task."""
         while len(self._members) < min(self._size, self._left()):
-            self._members.append(_Member())
+            self._members.append(_Member(self._free_place()))
             for part in self._first:
                 self._members[-1].send(part)
         for member in self._members:
             if member.ready and member.job is None and self._waiting:
                 member.job = self._waiting.popleft()
                 member.send(pack(member.job.task))
+
+    def _free_place(self) -> int:
+        """The first that nobody has: that of a process that has ended, if one has."""
+        taken = {member.place for member in self._members}
+        return next(place for place in range(len(taken) + 1) if place not in taken)
 
     def _hear(self) -> list[_Member]:
         """The processes that have answered or ended."""
@@ -212,11 +224,12 @@ class _Answer:
 class _Member:
     """A process, this end of the pipe to it, and what it is doing."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: int) -> None:
+        self.place = place
         self.job: _Job | None = None
         self.ready = False
         self.pipe, there = _CONTEXT.Pipe()
-        self.process = _CONTEXT.Process(target=_live, args=(there,))
+        self.process = _CONTEXT.Process(target=_live, args=(there, place))
         with _deaf():
             self.process.start()
             # before the exit of this program waits for its processes
@@ -263,9 +276,10 @@ def _deaf() -> Iterator[None]:
 # ------------------------------------------------------------------------------ in the new process
 
 
-def _live(pipe: Connection) -> None:
+def _live(pipe: Connection, place: int) -> None:
     """Does one task after the other, until nobody is there to ask."""
     _die_with_parent()
+    _PLACE.append(place)
     works: list[Callable[[Any], Any]] = []
     with suppress(EOFError, OSError):
         _take_environment(pickle.loads(pipe.recv_bytes()))

@@ -18,6 +18,8 @@ from pretended import NAME, pretended
 import retroact as ra
 from retroact.cli import main
 from retroact.crafting.attack import Attack
+from retroact.crafting.driver import craft
+from retroact.crafting.sending import Ahead
 from retroact.spec import known
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "bench"))
@@ -90,6 +92,64 @@ def test_an_attack_whose_steps_are_fixed_does_not_wait_for_them() -> None:
         return sum(count(attack, ra.L2(1.0), ra.load("cifar10-cnn1"), images())[0].values())
 
     assert once(4) == once(12)
+
+
+def test_the_next_images_are_asked_for_while_the_present_ones_are_attacked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    told: list[str] = []
+    send, call = Ahead._send, ra.BIM.__call__
+
+    def sent(self: Ahead, rows: slice) -> Any:
+        told.append(f"ask {rows.start}:{rows.stop}")
+        return send(self, rows)
+
+    def attacked(self: ra.BIM, scene: Any) -> Any:
+        told.append(f"attack {int(scene.index[0].cpu())}")
+        made = call(self, scene)
+        told.append("ended")
+        return made
+
+    here, data = ra.load("cifar10-cnn1"), images()
+    run = (data.images, data.labels, data.index, ra.Linf(4 / 255))
+    expected = craft(ra.BIM(steps=3), lambda x: here(x), *run, chunk=8)
+    monkeypatch.setattr(Ahead, "_send", sent)
+    monkeypatch.setattr(ra.BIM, "__call__", attacked)
+    with pretended():
+        found = craft(ra.BIM(steps=3), copy.deepcopy(here).to(NAME), *run, chunk=3)
+    assert told == [
+        *("ask 0:3", "ask 3:6", "attack 0", "ended"),
+        *("ask 6:8", "attack 3", "ended"),
+        *("attack 6", "ended"),
+    ]
+    assert torch.equal(found.x_adv, expected.x_adv)
+    assert torch.equal(found.gradients, expected.gradients)
+
+
+def test_what_a_device_has_no_room_for_is_sent_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = torch.arange(10.0)
+    to = Ahead._sent
+
+    def sent(self: Ahead, parts: tuple[torch.Tensor, ...]) -> Any:
+        if len(parts[0]) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return to(self, parts)
+
+    monkeypatch.setattr(Ahead, "_sent", sent)
+    with pretended():
+        device = torch.device(NAME)
+        rows = Ahead(device, 4, tensor).take(slice(4, 8))
+        (part,) = rows.at(slice(6, 8), device)
+        assert part.device.type == NAME and part.tolist() == [6.0, 7.0]
+
+
+def test_crafting_in_bfloat16_is_known_on_a_device() -> None:
+    """The pretended one has no autocast, so all is as in float32."""
+    here, data = ra.load("cifar10-cnn1"), images()
+    run = (data, "PGD(steps=5)", ra.Linf(4 / 255))
+    with pretended():
+        there = copy.deepcopy(here).to(NAME)
+        assert ra.evaluate(there, *run, crafting="bfloat16") == ra.evaluate(there, *run)
 
 
 CHECKS = dict(checks("cpu", images()))

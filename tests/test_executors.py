@@ -11,6 +11,8 @@ import pytest
 import torch
 
 import retroact as ra
+from retroact.cli import attacks
+from retroact.cli.named import executor_of
 from retroact.executors import (
     SERIAL,
     Executor,
@@ -315,3 +317,19 @@ def test_an_audit_gives_the_same_verdict(executor):
         return {k: v for k, v in found.items() if k not in ("pedigree", "attacks")}
 
     assert numbers(executor=executor) == numbers()
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "expected"),
+    [
+        ("cuda", None, Processes(3)),
+        ("cuda", 2, Processes(2)),
+        ("cuda:1", None, SERIAL),
+        ("mps", None, SERIAL),
+    ],
+)
+def test_a_command_runs_one_cell_at_once_on_each_card(monkeypatch, device, workers, expected):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    default = attacks._at_once_on(device)
+    assert executor_of(None, workers, default=default) == expected
+    assert attacks._at_once_on("cpu") == 0  # one per core

@@ -93,6 +93,24 @@ def test_the_checks_pass_and_the_bench_is_written(tmp_path: Path, bare: dict[str
 
 
 @pytest.mark.slow
+def test_attacks_are_timed_beside_the_peers_that_are_installed(
+    tmp_path: Path, bare: dict[str, str]
+) -> None:
+    said = run("attacks-and-audit", tmp_path, bare)
+    found = json.loads((tmp_path / "audit.json").read_text())
+    assert found["audit"]["seconds"] > 0 and found["audit"]["n"] == 8
+    assert "torchattacks" in found["absent"] or "torchattacks" in said
+    assert not found["no time for"]
+    rows = [json.loads(line) for line in (tmp_path / "attacks.jsonl").read_text().splitlines()]
+    nets = ["lenet-mnist", "resnet20-cifar10", "wideresnet-cifar10"]
+    assert [row["net"] for row in rows] == nets and {row["device"] for row in rows} == {"cpu"}
+    for row in rows:
+        # nobody is in the table who is said to be absent, and ours took time beside the bare pass
+        assert not {"torchattacks", "foolbox"} & set(found["absent"]) & set(row["seconds"])
+        assert row["limit"] > 0 and min(row["seconds"]["ours"]) > 0 and row["passes"] == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TRAININGS)
 def test_a_training_writes_a_network_that_loads(
     name: str, tmp_path: Path, bare: dict[str, str], monkeypatch: pytest.MonkeyPatch

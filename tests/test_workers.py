@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from retroact.workers import LostTaskError, run_beside
+from retroact.workers import LostTaskError, own_place, run_beside
 
 HERE = Path(__file__).parent
 
@@ -37,6 +37,21 @@ def end_always(n):
     return n
 
 
+def wait_then_end(task):
+    """Says its place, once another process is there; the first in the second place ends."""
+    folder, _ = task
+    (folder / f"{own_place()} {os.getpid()}").touch()
+    until = time.monotonic() + 60
+    while len(list(folder.glob("? *"))) < 2 and time.monotonic() < until:
+        time.sleep(0.01)
+    if own_place() == 1 and not (folder / "ended").exists():
+        (folder / "ended").touch()
+        os.kill(os.getpid(), signal.SIGSEGV)
+    while len(list(folder.glob("1 *"))) < 2 and time.monotonic() < until:
+        time.sleep(0.01)  # until somebody follows the one that ended
+    return own_place()
+
+
 def end_at_once():
     os._exit(7)
 
@@ -54,6 +69,15 @@ def raise_odd(task):
 
 def test_every_task_is_done_once():
     assert sorted(run_beside(2, nothing, twice, range(5))) == [(n, 2 * n) for n in range(5)]
+
+
+def test_a_process_takes_over_the_place_of_one_that_ended(tmp_path):
+    tasks = [(tmp_path, n) for n in range(4)]
+    with pytest.warns(UserWarning, match="signal 11"):
+        places = [result for _, result in run_beside(2, nothing, wait_then_end, tasks)]
+    assert set(places) == {0, 1} and own_place() is None
+    processes = sorted(path.name.split()[0] for path in tmp_path.glob("? *"))
+    assert processes == ["0", "1", "1"]
 
 
 def test_the_task_of_a_killed_process_is_done_by_another(tmp_path):

@@ -37,6 +37,9 @@ KernelOption = Annotated[
 GoalOption = Annotated[
     str, typer.Option(help="Untargeted, Targeted(3), LeastLikely, Random(seed=0)")
 ]
+CraftingOption = Annotated[
+    str, typer.Option(help="what gradients are computed in: float32, or bfloat16 by autocast")
+]
 DtypeOption = Annotated[
     str, typer.Option(help="own (the network's), float32, float64, bfloat16, float16")
 ]
@@ -75,6 +78,7 @@ def attack(
     goal: GoalOption = "Untargeted",
     seed: options.Seed = 0,
     dtype: DtypeOption = "own",
+    crafting: CraftingOption = "float32",
     chunk: options.Chunk = None,
     device: options.Device = "cpu",
     store: options.Store = options.STORE,
@@ -108,6 +112,7 @@ def attack(
         kernel=kernel,  # type: ignore[arg-type]  # the cell checks it
         seed=seed,
         dtype=dtype,  # type: ignore[arg-type]
+        crafting=crafting,  # type: ignore[arg-type]
     )
     where = executor_of("Serial", None)
     _Run(store, wait, fresh, where, keep, chunk, device, as_json, dry_run)([cell])
@@ -124,6 +129,7 @@ def sweep(
     seed: SeedsOption = None,
     sites: options.Sites = "*",
     also: options.Also = None,
+    crafting: CraftingOption = "float32",
     chunk: options.Chunk = None,
     device: options.Device = "cpu",
     workers: options.Workers = None,
@@ -151,9 +157,17 @@ def sweep(
         seeds=seed or [0],
         sites=sites,
         also=also or (),
+        crafting=crafting,
     )
-    where = executor_of(executor, workers)
+    where = executor_of(executor, workers, default=_at_once_on(device))
     _Run(store, wait, fresh, where, keep, chunk, device, as_json, dry_run)(cells)
+
+
+def _at_once_on(device: str) -> int:
+    """How many cells run at once where nobody says: one on each card; on a CPU 0, one per core."""
+    from retroact.executors import cards_of
+
+    return 0 if device == "cpu" else cards_of(device)
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ def executor_of(
 
     if text is None:
         count = (default if workers is None else workers) or cores()
-        several = "Threads" if workers is None and count == 2 else several
+        several = "Threads" if not (workers or default) and count == 2 else several
         return getattr(executors, several)(count) if count > 1 else executors.SERIAL
     if workers is not None:
         raise CallError(f"expected --workers or --executor, got both: {workers} and {text}")

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any, TypeVar, get_args
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from retroact.crafting.geometry import each
 from retroact.crafting.goals import Goal, Targets, goal_of, view_of
 from retroact.crafting.kept_chunks import KeptChunks
 from retroact.crafting.oracle import (
+    Crafting,
     Network,
     Oracle,
     device_of,
@@ -32,6 +34,7 @@ from retroact.crafting.oracle import (
 from retroact.crafting.outcome import Outcome as Outcome
 from retroact.crafting.outcome import join
 from retroact.crafting.scene import Scene
+from retroact.crafting.sending import Ahead, Sent
 from retroact.crafting.sizing import chunk_for, stream_for
 from retroact.crafting.threat import ThreatModel, allows
 from retroact.doors import checked
@@ -133,6 +136,7 @@ def craft_all(
     domain: Domain | None = None,
     seed: int = 0,
     chunk: int | None = None,
+    crafting: Crafting = "float32",
     progress: Callable[[int, int], None] | None = None,
     filed: Filed = UNFILED,
 ) -> list[Outcome]:
@@ -149,12 +153,13 @@ def craft_all(
     _check_n(images, threats, chunk)
     domain = Domain(tuple(images.shape[1:])) if domain is None else domain
     _check(attack, threats, domain)
+    check_crafting(crafting, network, source)
     goal = goal_of(goal, index)
     runs = apart_or_together(attack, threats)
     outcomes = []
     with evaluating(network, source):
         for turn, under in enumerate(runs):
-            run = _Run(attack, network, source, domain, under, goal, seed, batch)
+            run = _Run(attack, network, source, domain, under, goal, seed, batch, crafting)
             seen = count_on(progress, turn, len(runs))
             kept = KeptChunks(filed.of("run", turn), chunk)
             outcomes += _craft_chunks(run, images, labels, index, chunk, seen, kept)
@@ -187,6 +192,7 @@ class _Run:
     goal: Goal
     seed: int
     batch: int
+    crafting: Crafting
 
 
 def _craft_chunks(
@@ -200,8 +206,11 @@ def _craft_chunks(
 ) -> list[Outcome]:
     """One run over all examples: an outcome for each of its threats."""
 
-    def craft_rows(rows: slice) -> list[Outcome]:
-        return _craft_chunk(run, images[rows], labels[rows], index[rows])
+    device = device_of(run.network)
+    ahead = Ahead(device, chunk, images, labels, index)
+
+    def craft_rows(sent: Sent, rows: slice) -> list[Outcome]:
+        return _craft_chunk(run, *sent.at(rows, device))
 
     parts: list[Sequence[Outcome]] = []
     behind = 0
@@ -210,7 +219,7 @@ def _craft_chunks(
             continue
         found = kept.find(rows.start)
         if found is None:
-            halves = zip(*in_halves(craft_rows, rows), strict=True)
+            halves = zip(*in_halves(partial(craft_rows, ahead.take(rows)), rows), strict=True)
             found = [join(part) for part in halves], rows.stop
             kept.add(*found)
         done, behind = found
@@ -220,15 +229,14 @@ def _craft_chunks(
     return [join(part) for part in zip(*parts, strict=True)]
 
 
-def _craft_chunk(run: _Run, images: Tensor, labels: Tensor, index: Tensor) -> list[Outcome]:
-    device = device_of(run.network)
+def _craft_chunk(run: _Run, x: Tensor, y: Tensor, index: Tensor) -> list[Outcome]:
+    given = x.dtype
     # A float64 network is attacked in float64 throughout; half floats keep their images in float32.
-    wide = torch.float64 if dtype_of(run.network) == torch.float64 else images.dtype
-    x, y, index = (_send(t, device) for t in (images.to(wide), labels, index))
+    x = x.to(torch.float64 if dtype_of(run.network) == torch.float64 else given)
     access, view = run.threats[0].access, view_of(run.goal)
     seen = None if view is None else lambda z, rows: view(z, y[rows])
-    how: dict[str, Any] = {"source": run.source, "access": access, "view": seen, "device": device}
-    how |= {"batch": run.batch}
+    how: dict[str, Any] = {"source": run.source, "access": access, "view": seen, "device": x.device}
+    how |= {"batch": run.batch, "crafting": run.crafting}
     whole = Oracle(run.network, len(x), **how)
     whole.progress(1.0)  # who tells no progress climbs the last form, whoever climbed it before
     clean = whole.look(x, for_gradient=run.attack.starts_clean)
@@ -251,12 +259,7 @@ def _craft_chunk(run: _Run, images: Tensor, labels: Tensor, index: Tensor) -> li
     counts = targets, whole.queries, whole.gradients, whole.zero_gradients, whole.nonfinite
     aims, queries, gradients, zeros, unsound = torch.stack(counts).cpu()  # in one copy
     counted = aims, queries, gradients, zeros, unsound.bool()
-    return [Outcome(*_bring(pair, images), *counted) for pair in pairs]
-
-
-def _send(x: Tensor, device: torch.device) -> Tensor:
-    """`x` on the device; a GPU takes it while the program goes on."""
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+    return [Outcome(*_bring(pair, given), *counted) for pair in pairs]
 
 
 def _place(x: Tensor, rows: Tensor, pair: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -266,10 +269,10 @@ def _place(x: Tensor, rows: Tensor, pair: tuple[Tensor, Tensor]) -> tuple[Tensor
     return placed[0], placed[-1]
 
 
-def _bring(pair: tuple[Tensor, Tensor], images: Tensor) -> tuple[Tensor, Tensor]:
-    """Both on the CPU, in the dtype of `images`, and the caller's images not among them."""
-    x_adv = pair[0].to("cpu", images.dtype, copy=True)
-    return x_adv, x_adv if pair[0] is pair[1] else pair[1].to("cpu", images.dtype)
+def _bring(pair: tuple[Tensor, Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Both on the CPU, in that dtype, and the caller's images not among them."""
+    x_adv = pair[0].to("cpu", dtype, copy=True)
+    return x_adv, x_adv if pair[0] is pair[1] else pair[1].to("cpu", dtype)
 
 
 def _attack(
@@ -325,6 +328,21 @@ def _check_n(images: Tensor, threats: Sequence[ThreatModel], chunk: int) -> None
             "expected at least one example, in chunks of at least one, and at least one threat, "
             f"got n={n}, chunk={chunk}, {len(threats)} threats"
         )
+
+
+def check_crafting(crafting: Crafting, *networks: Network | None) -> None:
+    """Raises ValueError for a word that says nothing, and where a network cannot be asked so."""
+    if crafting not in get_args(Crafting):
+        raise ValueError(
+            f"crafting: expected {' or '.join(map(repr, get_args(Crafting)))}, got {crafting!r}"
+        )
+    for network in networks if crafting == "bfloat16" else ():
+        own = None if network is None else dtype_of(network)
+        if own not in (None, torch.float32):
+            raise ValueError(
+                "expected a network of float32 to craft in bfloat16 on, as it judges, got one"
+                f" of {own}; leave crafting= out"
+            )
 
 
 def _check(attack: Attack, threats: Sequence[ThreatModel], domain: Domain) -> None:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cached_property, partial
 from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -29,6 +29,9 @@ from retroact.stopping import check_wanted
 Network = Callable[[Tensor], Tensor]
 View = Callable[[Tensor, Tensor], Tensor]
 """What an attacker sees of logits (m, k), given the rows (m,) of the examples that they are of."""
+
+Crafting = Literal["float32", "bfloat16"]
+"""What an attack's gradients are computed in."""
 
 _TIED = 2  # roundings of the largest logit that logits must spread over, or they are all alike
 _RESOLVED = 256  # and more of them, or an attack's small steps are lost between two numbers,
@@ -53,7 +56,9 @@ class Oracle:
     were exactly zero), `nonfinite` (bool: a NaN or infinite logit or gradient was seen, or logits
     that are not `apart`). `view` is what is made of all logits before anybody sees them. No more
     than `batch` points at once are shown to the network, so that a call for more of them is made
-    in full batches, however many examples have left.
+    in full batches, however many examples have left. With `crafting` "bfloat16" a gradient is
+    that of the network under torch's autocast, taken at the logits that it gives in float32, which
+    are all that is ever seen.
     """
 
     def __init__(
@@ -66,9 +71,10 @@ class Oracle:
         view: View | None = None,
         device: torch.device | str = "cpu",
         batch: int | None = None,
+        crafting: Crafting = "float32",
     ) -> None:
         self._network, self._view = network, view
-        self._batch = batch
+        self._batch, self._crafting = batch, crafting
         self._source = network if source is None else source
         self.access: Access = access
         # one tensor, so that a call is counted by one operation
@@ -124,7 +130,7 @@ class Oracle:
         """An oracle of its own counters for the examples `rows`, whose clean images are `x`."""
         view, at = self._view, rows
         how: dict[str, Any] = {"source": self._source, "access": self.access, "device": x.device}
-        how |= {"batch": self._batch}
+        how |= {"batch": self._batch, "crafting": self._crafting}
         inner = Oracle(self._network, len(rows), **how)
         inner._source_is_quantised = self._source_is_quantised
         inner._view = None if view is None else lambda z, some: view(z, at[some])
@@ -228,7 +234,10 @@ class Oracle:
 
     def _with_graph(self, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
         company = len(x) == 1 and self._source_wants_company
-        leaf, logits = with_graph(self._source, x, company)
+        with _computing_in(self._crafting, x.device):
+            leaf, logits = with_graph(self._source, x, company)
+        if self._crafting != "float32":
+            logits = _with_values(self._source, x, logits)
         with torch.enable_grad():
             return leaf, logits if self._view is None else self._view(logits, rows)
 
@@ -351,6 +360,24 @@ class Graph:
         )
         narrow._serves_once = self._serves_once
         return narrow
+
+
+@contextmanager
+def _computing_in(crafting: Crafting, device: torch.device) -> Iterator[None]:
+    """The layers of a network compute in bfloat16 within the block, where that is asked for."""
+    if crafting == "float32":
+        yield
+        return
+    with torch.autocast(device.type, dtype=torch.bfloat16):
+        yield
+
+
+def _with_values(network: Network, x: Tensor, logits: Tensor) -> Tensor:
+    """The network's own logits, bit for bit, with the graph of these."""
+    with torch.no_grad():
+        own = in_float(network, x)
+    with torch.enable_grad():
+        return own + (logits - logits.detach())  # a zero that has a graph
 
 
 class _Look(NamedTuple):

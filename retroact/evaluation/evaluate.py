@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypedDict
 
 import numpy as np
@@ -16,11 +17,26 @@ from torch import Tensor
 
 from retroact.crafting.attack import CHUNK, Attack
 from retroact.crafting.domain import Domain, domain_of
-from retroact.crafting.driver import apart_or_together, chunks, count_on, in_halves
+from retroact.crafting.driver import (
+    apart_or_together,
+    check_crafting,
+    chunks,
+    count_on,
+    in_halves,
+)
 from retroact.crafting.expectation import Expectation
 from retroact.crafting.geometry import each
 from retroact.crafting.goals import Goal, Targets, Untargeted
-from retroact.crafting.oracle import Network, apart, device_of, evaluating, in_float, settled
+from retroact.crafting.oracle import (
+    Crafting,
+    Network,
+    apart,
+    device_of,
+    evaluating,
+    in_float,
+    settled,
+)
+from retroact.crafting.sending import Ahead, Sent
 from retroact.crafting.sizing import chunk_for
 from retroact.crafting.threat import ThreatModel
 from retroact.doors import (
@@ -61,6 +77,7 @@ def evaluate(
     seed: int = 0,
     keep: int = 0,
     chunk: int | None = None,
+    crafting: Crafting = "float32",
     progress: Callable[[int, int], None] | None = None,
 ) -> Record:
     """Attacks `network` on every example of `data` and returns the facts.
@@ -69,7 +86,9 @@ def evaluate(
     backward pass) while `network` decides when an example is broken. `keep` keeps the images of the
     first so many examples on the record. `seed` and each example's index fix all noise. `goal` may
     be a class for each example, too (a tensor, an array or a list): see `PerImage`. Networks, data
-    and specs may be their texts; `as_images` says which other data are read.
+    and specs may be their texts; `as_images` says which other data are read. `crafting` "bfloat16"
+    takes an attack's gradients from the network under torch's autocast; what is decided, compared
+    and judged is the network's own, in float32.
 
     Raises ValueError for examples outside their box, labels out of range, and specs that do not
     fit.
@@ -84,6 +103,7 @@ def evaluate(
         seed=seed,
         keep=keep,
         chunk=chunk,
+        crafting=crafting,
         progress=progress,
     )[0]
 
@@ -101,6 +121,7 @@ def evaluate_all(
     seed: int = 0,
     keep: int = 0,
     chunk: int | None = None,
+    crafting: Crafting = "float32",
     progress: Callable[[int, int], None] | None = None,
     filed: Filed = UNFILED,
 ) -> list[Record]:
@@ -114,7 +135,7 @@ def evaluate_all(
     goal = Untargeted() if goal is None else goal
     with evaluating(network, source):  # once for all that follows
         how: dict[str, Any] = {"goal": goal, "source": source, "seed": seed, "keep": keep}
-        how |= {"chunk": chunk, "progress": progress, "filed": filed}
+        how |= {"chunk": chunk, "progress": progress, "filed": filed, "crafting": crafting}
         return _evaluate_all(network, data, attack, threats, **how)
 
 
@@ -129,9 +150,11 @@ def _evaluate_all(
     seed: int,
     keep: int,
     chunk: int | None,
+    crafting: Crafting,
     progress: Callable[[int, int], None] | None,
     filed: Filed,
 ) -> list[Record]:
+    check_crafting(crafting, network, source)
     clean = decide(network, data.images, chunk=chunk, labels=data.labels)
     runs, domain = apart_or_together(attack, threats), domain_of(data)
     x, index, how = data.images, data.index, _How(domain=domain, seed=seed)
@@ -143,10 +166,11 @@ def _evaluate_all(
         run = (attack, x, data.labels, index, together, goal)
         seen = count_on(progress, turn, len(runs))
         more: dict[str, Any] = {"source": shown, "progress": seen, "filed": filed.of("turn", turn)}
-        crafted = craft_on(on, *run, chunk=chunk, **more, **how)
+        crafted = craft_on(on, *run, chunk=chunk, crafting=crafting, **more, **how)
         seconds = (time.perf_counter() - started) / len(together)
         for one, threat in zip(crafted, together, strict=True):
             pedigree = _pedigree(on, data, attack, threat, goal, shown, seed, seconds, one.again)
+            pedigree |= {} if crafting == "float32" else {"crafting": crafting}
             records.append(_judge(data, clean, one, keep, pedigree))
     return records
 
@@ -213,10 +237,11 @@ def decide(
     device = device_of(network)
     chunk = chunk_for(network, images, CHUNK) if chunk is None else chunk
     classes: set[int] = set()
+    ahead = Ahead(device, chunk, images)
 
-    def run(rows: slice) -> Tensor:
+    def run(sent: Sent, rows: slice) -> Tensor:
         with places() as where, noting_failure(images):
-            logits = in_float(network, images[rows].to(device))
+            logits = in_float(network, *sent.at(rows, device))
         if labels is not None and not classes:
             warn_of_place(where)
             check_labels(labels, logits.shape[1])
@@ -225,8 +250,8 @@ def decide(
         return decided(logits, attacked=attacked).cpu()
 
     with evaluating(network), torch.no_grad():
-        decisions = [part for rows in chunks(len(images), chunk) for part in in_halves(run, rows)]
-    return torch.cat(decisions)
+        runs = ((partial(run, ahead.take(rows)), rows) for rows in chunks(len(images), chunk))
+        return torch.cat([part for here, rows in runs for part in in_halves(here, rows)])
 
 
 def _check_classes(classes: set[int], logits: Tensor) -> None:

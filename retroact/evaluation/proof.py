@@ -18,6 +18,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -29,7 +30,16 @@ from retroact.crafting.domain import Domain
 from retroact.crafting.driver import Outcome, chunks, in_halves
 from retroact.crafting.goals import Aim, Goal, Targets, goal_of, view_of
 from retroact.crafting.noise import normal, uniform
-from retroact.crafting.oracle import Network, device_of, dtype_of, evaluating, in_company, in_float
+from retroact.crafting.oracle import (
+    Crafting,
+    Network,
+    device_of,
+    dtype_of,
+    evaluating,
+    in_company,
+    in_float,
+)
+from retroact.crafting.sending import Ahead, Sent
 from retroact.crafting.sizing import chunk_for
 from retroact.crafting.threat import ThreatModel
 from retroact.ground import neutral
@@ -417,12 +427,13 @@ def craft_on(
     domain: Domain | None = None,
     seed: int = 0,
     chunk: int | None = None,
+    crafting: Crafting = "float32",
     progress: Callable[[int, int], None] | None = None,
     filed: Filed = UNFILED,
 ) -> list[Crafted]:
     """`driver.craft_all` on lean forms; images where one turns out to differ are attacked on the
     network itself."""
-    how: dict[str, Any] = {"seed": seed, "chunk": chunk, "domain": domain}
+    how: dict[str, Any] = {"seed": seed, "chunk": chunk, "domain": domain, "crafting": crafting}
     goal = goal_of(goal, index)
     lean = None if source is None else source.lean
     run = (attack, on.lean, images, labels, index, threats, goal)
@@ -498,13 +509,14 @@ def logits_of(network: Network, images: Tensor, *, chunk: int | None = None) -> 
     device = device_of(network)
     chunk = chunk_for(network, images, CHUNK) if chunk is None else chunk
 
-    def run(rows: slice) -> Tensor:
-        return in_float(network, images[rows].to(device)).cpu()
+    ahead = Ahead(device, chunk, images)
+
+    def run(sent: Sent, rows: slice) -> Tensor:
+        return in_float(network, *sent.at(rows, device)).cpu()
 
     with evaluating(network), torch.no_grad():
-        return torch.cat(
-            [part for rows in chunks(len(images), chunk) for part in in_halves(run, rows)]
-        )
+        runs = ((partial(run, ahead.take(rows)), rows) for rows in chunks(len(images), chunk))
+        return torch.cat([part for here, rows in runs for part in in_halves(here, rows)])
 
 
 # ---------------------------------------------------------------------------------- without a judge

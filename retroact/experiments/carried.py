@@ -144,7 +144,7 @@ def _check(line: dict[str, Any]) -> None:
     if name not in keys(cell):
         raise ValueError(f"{name} is not the key of {shorten(said)}")
     stored = CellFields.from_json(line["fields"])
-    told, own = stored.to_json(), CellFields.from_json(vars(cell.fields())).to_json()
+    told, own = vars(stored), vars(CellFields.from_json(vars(cell.fields())))
     # 0.1.0 called a dtype "float32" that is the network's "own"
     for field in told.keys() - _OF_THE_RUN - ({"dtype"} if stored.schema < 2 else set()):
         if told[field] != own[field]:

@@ -23,6 +23,7 @@ from retroact import checkpoint
 from retroact.activations.activation import Activation
 from retroact.crafting.attack import Attack
 from retroact.crafting.goals import Goal, Untargeted
+from retroact.crafting.oracle import Crafting
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import evaluate_all
 from retroact.evaluation.record import Record
@@ -98,7 +99,8 @@ class Cell:
     `data` that is no notation (see `as_images`) is kept for this process under one, "yours:…", made
     of what it holds. `source` None is white box; another model's gradients make it gray. With
     `beta` > 0 the attacker climbs through the smoothed backward pass `activation.surrogate(beta,
-    kernel)` of the model (BPDA). `dtype` "own" is that of the network's weights.
+    kernel)` of the model (BPDA). `dtype` "own" is that of the network's weights; `crafting` is what
+    gradients are computed in: see `evaluate`.
     """
 
     model: Model
@@ -112,6 +114,7 @@ class Cell:
     seed: Seed = 0
     dtype: Dtype = "own"
     pixels: str = ""
+    crafting: Crafting = "float32"
     version: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -164,6 +167,7 @@ class Cell:
             dtype=self.dtype,
             weights=self.model.weights,
             pixels=self.pixels,
+            crafting=self.crafting,
         )
 
 
@@ -200,6 +204,7 @@ def run_together(
         seed=cell.seed,
         keep=keep,
         chunk=chunk,
+        crafting=cell.crafting,
         progress=progress,
         filed=Filed(parts).named(" ".join(key(c) for c in cells)),
     )
@@ -227,10 +232,16 @@ def knowledge(cell: Cell) -> Knowledge:
     return "white" if cell.attack.needs == "gradient" else "black"
 
 
-def all_locked(cells: Iterable[Cell]) -> list[Cell]:
-    """Each cell `locked`; the pixels of a slice that several share are read and hashed once."""
+def pixels_behind(part: str) -> str:
+    """`pixels` of the images that a notation names."""
+    return pixels(data(part))
+
+
+def all_locked(cells: Iterable[Cell], look: Callable[[str], str] = pixels_behind) -> list[Cell]:
+    """Each cell `locked`; `look` gives the hash of the pixels of a slice, once where several share
+    it."""
     asked = list(cells)
-    seen = {part: pixels(data(part)) for part in dict.fromkeys(cell.data for cell in asked)}
+    seen = {part: look(part) for part in dict.fromkeys(cell.data for cell in asked)}
     return [
         replace(
             cell,

@@ -19,7 +19,7 @@ from retroact.experiments.cell import Cell, Model, alike
 from retroact.experiments.store import Store
 from retroact.experiments.sweep import plan
 from retroact.ground import one_thread
-from retroact.nets.data import data
+from retroact.nets.remembered import holding
 
 
 def estimate(
@@ -34,13 +34,14 @@ def estimate(
     """How many cells are to run, how many gradients that takes at most, and about how many seconds.
 
     An upper bound: attacks drop examples as they fall. Opens the store, if there is one, and writes
-    nothing.
+    nothing there. What a slice holds is remembered from the last time, see `holding`, and the trial
+    is made on drawn examples.
     """
     there = path.exists()
     with Store(path if there else ":memory:", readonly=there) as store:
-        planned = plan(cells, store, keep=keep)
+        planned = plan(cells, store, keep=keep, look=lambda part: holding(part).pixels)
     todo = [planned.cells[k] for k in planned.todo]
-    passes = {group[0]: group[0].attack.passes * len(data(group[0].data)) for group in alike(todo)}
+    passes = {group[0]: group[0].attack.passes * holding(group[0].data).n for group in alike(todo)}
     seconds = sum(
         n * _seconds_per_gradient(cell.model, cell.data, chunk, device)
         for cell, n in passes.items()
@@ -56,8 +57,10 @@ def estimate(
 
 @lru_cache(maxsize=16)
 def _seconds_per_gradient(model: Model, text: str, chunk: int | None, device: str) -> float:
-    images = data(text)[: chunk or CHUNK].images.to(device)
-    net = model(images.shape[1:]).to(device)
+    held = holding(text)
+    drawn, n = torch.Generator().manual_seed(0), min(held.n, chunk or CHUNK)
+    images = torch.rand(n, *held.shape, generator=drawn).to(device)
+    net = model(held.shape).to(device)
     with one_thread():
         _gradient(net, images)  # the first pass also pays for what is paid once
         began = time.perf_counter()

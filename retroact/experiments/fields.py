@@ -24,7 +24,8 @@ class CellFields:
 
     `weights` and `pixels` are the first 16 hex digits of the SHA-256 of the network's weights and
     of the images; `retroact` is the version of the package that ran the cell. They are empty, and
-    `schema` is 1, where an older version wrote it.
+    `schema` is 1, where an older version wrote it. `crafting` is what the attack's gradients were
+    computed in.
     """
 
     net: str = ""
@@ -46,6 +47,7 @@ class CellFields:
     retroact: str = __version__
     weights: str = ""
     pixels: str = ""
+    crafting: str = "float32"
 
     @property
     def network(self) -> str:
@@ -58,12 +60,20 @@ class CellFields:
 
     @property
     def attack_and_kernel(self) -> str:
-        """The attack, and what its gradients went through where that is not the network itself."""
-        return f"{self.attack} through {self.kernel} {self.beta:g}" if self.beta else self.attack
+        """The attack, and what its gradients went through where that is not the network itself in
+        float32."""
+        through = f" through {self.kernel} {self.beta:g}" if self.beta else ""
+        return self.attack + through + ("" if self._plain else f" in {self.crafting}")
+
+    @property
+    def _plain(self) -> bool:
+        return self.crafting == "float32"
 
     def to_json(self) -> dict[str, Any]:
-        """The fields by name; those that its schema does not know are left out."""
-        return {k: v for k, v in vars(self).items() if self.schema > 1 or k not in _SINCE_2}
+        """The fields by name; those that its schema does not know are left out, and `crafting`
+        where it is float32, so that cells are written as they always were."""
+        left_out = {*(() if self.schema > 1 else _SINCE_2), *(("crafting",) if self._plain else ())}
+        return {k: v for k, v in vars(self).items() if k not in left_out}
 
     @classmethod
     def from_json(cls, stored: Mapping[str, Any]) -> CellFields:

@@ -10,9 +10,17 @@ from typing import Any
 
 from retroact.doors import check_device, checked
 from retroact.evaluation.record import Record
-from retroact.executors import SERIAL, Executor, Here, LostTaskError
+from retroact.executors import Executor, Here, LostTaskError, one_for_each_card, own_card
 from retroact.experiments import travelling
-from retroact.experiments.cell import Brought, Cell, Model, alike, all_locked, run_together
+from retroact.experiments.cell import (
+    Brought,
+    Cell,
+    Model,
+    alike,
+    all_locked,
+    pixels_behind,
+    run_together,
+)
 from retroact.experiments.part_files import PartFiles
 from retroact.experiments.store import Store
 from retroact.ground import one_thread
@@ -35,9 +43,16 @@ class Plan:
         return replace(self, todo=_missing(self.cells, store, keep))
 
 
-def plan(cells: Iterable[Cell | str], store: Store, *, keep: int = 0) -> Plan:
-    """Locks the cells, drops doubles, and looks up which the store has (with `keep` images)."""
-    locked = {key(cell): cell for cell in all_locked(_read(cell) for cell in cells)}
+def plan(
+    cells: Iterable[Cell | str],
+    store: Store,
+    *,
+    keep: int = 0,
+    look: Callable[[str], str] = pixels_behind,
+) -> Plan:
+    """Locks the cells, drops doubles, and looks up which the store has (with `keep` images); `look`
+    gives the hash of the pixels behind a notation."""
+    locked = {key(cell): cell for cell in all_locked((_read(cell) for cell in cells), look)}
     return Plan(locked, _missing(locked, store, keep))
 
 
@@ -59,7 +74,7 @@ def sweep(
     cells: Iterable[Cell | str],
     store: Store,
     *,
-    executor: Said[Executor] = SERIAL,
+    executor: Said[Executor] | None = None,
     keep: int = 0,
     chunk: int | None = None,
     device: str = "cpu",
@@ -70,6 +85,8 @@ def sweep(
     given.
 
     `executor` says where cells run, such as Processes(4); their records are the same anywhere.
+    Without one they run here, but for `device` "cuda" where several cards are visible: then each
+    card has a process of its own. Of Processes on "cuda" each has one card, by turns.
     `progress` is called with (cells done, a fraction for those that run here, and cells in all).
     Any stop, a kill among them, loses at most the chunks that were running, or some seconds of
     shorter ones: of cells that are not finished they lie in files beside the store. `fresh` runs
@@ -87,7 +104,7 @@ def fill(
     cells: Iterable[Cell | str],
     store: Store,
     *,
-    executor: Said[Executor] = SERIAL,
+    executor: Said[Executor] | None = None,
     keep: int = 0,
     chunk: int | None = None,
     device: str = "cpu",
@@ -95,8 +112,9 @@ def fill(
     progress: Callable[[float, int], None] | None = None,
 ) -> Plan:
     """`sweep` for whoever reads from the store what is wanted of it: no records are held."""
-    (_, chunk, keep), executor = checked(0, chunk, keep), take(executor, Executor)
+    _, chunk, keep = checked(0, chunk, keep)
     check_device(device)
+    executor = one_for_each_card(device) if executor is None else take(executor, Executor)
     planned = plan(cells, store, keep=keep)
     planned = replace(planned, todo=tuple(planned.cells)) if fresh else planned
     run = _Run(keep, chunk, device, _Unfinished.of(store))
@@ -162,8 +180,8 @@ class _Run:
     look: Callable[..., None] = lambda *at: None
 
     def __call__(self, group: Sequence[Cell]) -> list[Record]:
-        how: dict[str, Any] = {"keep": self.keep, "chunk": self.chunk, "device": self.device}
-        how |= {"parts": self.unfinished.parts(group)}
+        how: dict[str, Any] = {"keep": self.keep, "chunk": self.chunk}
+        how |= {"device": own_card(self.device), "parts": self.unfinished.parts(group)}
         with one_thread():
             return run_together(group, **how, progress=lambda *at: self.look(group, *at))
 

@@ -152,6 +152,16 @@ def _local(name: str) -> str:
     return str(folder) if root and not own and any(folder.glob("**/*.parquet")) else ""
 
 
+def state_of(name: str) -> str:
+    """What tells the files of a data set from others that may lie there later; "" for one whose
+    files cannot be looked at without reading it (the hub's, folders of images, digits)."""
+    local = _local(name)
+    if name.startswith("npz:"):
+        return f"{_npz_path(name).absolute()} {local}" if local else ""
+    tables = sorted(Path(local).glob("**/*.parquet")) if local else []
+    return "|".join(f"{p} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in tables)
+
+
 def find(name: str) -> Source:
     """The source of the data set `name`; raises DataError where there is none."""
     return _find(name, _local(name))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
+from retroact.files import own_cache
 from retroact.nets import zoo
 from retroact.nets.classifier import Classifier
 from retroact.training.recipes import RECIPES
@@ -20,12 +20,7 @@ def trained_anew(
     where none is given. Raises ZooError for a network without a recipe.
     """
     whole = RECIPES[name].standard.epochs if epochs is None and name in RECIPES else epochs
-    folder = Path(cache or _cache()) / "anew" / f"seed{seed}-epochs{whole}"
+    folder = Path(cache or own_cache()) / "anew" / f"seed{seed}-epochs{whole}"
     if not (folder / f"{name}.json").is_file():
         train(name, epochs=epochs, seed=seed, out=folder)
     return zoo.load(name, folder)
-
-
-def _cache() -> Path:
-    named = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(named) if named else Path.home() / ".cache") / "retroact"

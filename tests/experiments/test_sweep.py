@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from retroact import executors
 from retroact.activations.piecewise import JumpReLU, SReLU
 from retroact.attacks.fgsm import FGSM
 from retroact.attacks.pgd import PGD
 from retroact.crafting.threat import L2, Linf
+from retroact.experiments import sweep as sweeping
 from retroact.experiments.cell import Cell, Model, alike, knowledge, run_together
 from retroact.experiments.costs import estimate
 from retroact.experiments.store import Store
@@ -53,6 +55,40 @@ def test_any_order_and_two_processes_give_the_same_bits(tmp_path, undisturbed):
     with Store(tmp_path / "s.sqlite") as store:
         found = sweep([cells()[i] for i in shuffled], store, executor="Processes(2)")
     assert all(found[k] == undisturbed[i] for k, i in enumerate(shuffled))
+
+
+@pytest.mark.parametrize(
+    ("device", "cards", "beside", "used"),
+    [
+        ("cuda", 3, True, {"cuda:0", "cuda:1", "cuda:2"}),
+        ("cuda", 1, False, {"cuda"}),
+        ("cuda:1", 3, False, {"cuda:1"}),
+    ],
+)
+def test_every_card_has_a_process_of_its_own(monkeypatch, tmp_path, device, cards, beside, used):
+    """On cards that are not there: a process is a place, and each names the card that it takes."""
+    seen, sizes = set(), []
+
+    def run(group, *, device, **how):
+        seen.add(device)
+        return run_together(group)
+
+    def taken_in_turn(size, arrive, work, tasks):
+        sizes.append(size)
+        for i, task in enumerate(tasks):
+            monkeypatch.setattr(executors, "own_place", lambda i=i: i % size)
+            yield task, work(task)
+
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    monkeypatch.setattr(sweeping, "check_device", lambda device: None)
+    monkeypatch.setattr(sweeping, "run_together", run)
+    monkeypatch.setattr(executors, "run_beside", taken_in_turn)
+    asked = cells()[::2]
+    with Store(tmp_path / "s.sqlite") as store, Store(tmp_path / "cpu.sqlite") as plain:
+        found = sweep(asked, store, device=device)
+        assert found == sweep(asked, plain, executor="Serial")
+        assert store.runs().keys() == plain.runs().keys()  # no key knows of a card
+    assert used == seen - {"cpu"} and sizes == [cards] * beside
 
 
 CHILD = """
