@@ -92,6 +92,7 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
         Adversarial, st.builds(Standard, st.integers(1, 99)), st.floats(0.1, 1)
     ),
     "Model": models,
+    "ByKind": st.builds(lambda a: retroact.ByKind(("gelu",), (a,)), activations),
     "Cell": st.builds(
         Cell,
         models,
@@ -103,6 +104,7 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
         DataSlice, st.just("mnist"), start=st.integers(0, 9), stop=st.integers(10, 99)
     ),
     "Foolbox": st.builds(retroact.Foolbox, st.just("LinfPGD"), steps=st.integers(1, 9)),
+    "Jump": st.builds(retroact.Jump, st.just(retroact.GELU()), st.floats(0, 9)),
     "MixedFGSM": st.builds(MixedFGSM, st.builds(Standard, st.integers(1, 99)), st.floats(0, 1)),
     "Network": st.builds(Network, st.just(LeNetLike()), st.just("mnist"), st.just((1, 28, 28))),
     "PerSite": st.lists(activations, min_size=1, max_size=3).map(lambda a: PerSite(tuple(a))),
