@@ -19,6 +19,7 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 import warnings
 from collections import deque
@@ -35,6 +36,7 @@ PATIENCE = 5.0
 """Seconds that a process is given to end by itself when its work is done."""
 WATCH = 1.0  # seconds between two looks at processes whose end the system may not have told
 KILLED = -9  # the exit code of a process that was killed, as by a system that lacks memory
+_STARTS, _PAUSE = 5, 0.1  # tries to start a process, and seconds between them
 _FORKS = sys.platform == "linux"
 _CONTEXT: Any = multiprocessing.get_context("forkserver" if _FORKS else "spawn")
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
@@ -231,7 +233,7 @@ class _Member:
         self.pipe, there = _CONTEXT.Pipe()
         self.process = _CONTEXT.Process(target=_live, args=(there, place))
         with _deaf():
-            self.process.start()
+            _start(self.process)
             # before the exit of this program waits for its processes
             self._end = Finalize(self, _end, (self.process, self.pipe), exitpriority=1)
         there.close()
@@ -253,6 +255,19 @@ class _Member:
     def kill(self) -> None:
         """Ends it now."""
         self._end()
+
+
+def _start(process: Any) -> None:
+    """Starts it; again where the one that it is forked from has just ended, which is begun anew as
+    soon as the system has told so."""
+    for _ in range(_STARTS - 1):
+        try:
+            process.start()
+        except (EOFError, ConnectionError):
+            time.sleep(_PAUSE)
+        else:
+            return
+    process.start()
 
 
 def _end(process: Any, pipe: Connection) -> None:

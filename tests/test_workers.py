@@ -31,6 +31,16 @@ def end_once(task):
     return n
 
 
+def end_all_once(task):
+    """Ends the process that all are forked from, and so all, but only the first that does it."""
+    mark, n = task
+    if n == 1 and not mark.exists():
+        mark.touch()
+        os.kill(os.getppid(), signal.SIGKILL)
+        time.sleep(5)
+    return n
+
+
 def end_always(n):
     if n == 1:
         os.kill(os.getpid(), signal.SIGSEGV)
@@ -84,6 +94,14 @@ def test_the_task_of_a_killed_process_is_done_by_another(tmp_path):
     tasks = [(tmp_path / "mark", n) for n in range(6)]
     with pytest.warns(UserWarning, match=r"killed, as by .* memory\), .* 1 at once go on"):
         found = [result for _, result in run_beside(2, nothing, end_once, tasks)]
+    assert sorted(found) == [0, 1, 2, 3, 4, 5]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+def test_the_end_of_what_they_are_forked_from_ends_no_work(tmp_path):
+    tasks = [(tmp_path / "mark", n) for n in range(6)]
+    with pytest.warns(UserWarning, match="a process ended in the middle of its work"):
+        found = [result for _, result in run_beside(2, nothing, end_all_once, tasks)]
     assert sorted(found) == [0, 1, 2, 3, 4, 5]
 
 

@@ -6,7 +6,8 @@
 A sweep of 12 cells on digits-cnn is started again and again; each time it is killed at a moment
 drawn at random, until so many kills are done. When a sweep has got through, its store is checked
 and compared with that of a sweep that nobody disturbed, and a new one begins. With workers, every
-other kill hits one of them instead of the parent: then the sweep must go on by itself.
+other kill hits one of them, or the process that they are forked from, instead of the parent: then
+the sweep must go on by itself.
 """
 
 from __future__ import annotations
@@ -106,8 +107,15 @@ def fill(
 
 
 def children(pid: int) -> list[int]:
-    """The worker processes of a process."""
-    words = ["pgrep", "-P", str(pid), "-f", "spawn_main"]
+    """The worker processes of a process; on Linux these, and the one that they are forked from."""
+    if not sys.platform.startswith("linux"):
+        return _begun_by(pid, "spawn_main")
+    servers = _begun_by(pid, "multiprocessing.forkserver")
+    return [*servers, *(worker for server in servers for worker in _begun_by(server, ""))]
+
+
+def _begun_by(pid: int, word: str) -> list[int]:
+    words = ["pgrep", "-P", str(pid), "-f", word]
     return [int(p) for p in subprocess.run(words, capture_output=True, text=True).stdout.split()]
 
 
