@@ -56,10 +56,10 @@ def own_cache() -> Path:
     return (Path(named) if named else Path.home() / ".cache") / "retroact"
 
 
-def write(text: str, path: str | Path) -> Path:
-    """Writes a text whole or not at all."""
+def write(content: str | bytes, path: str | Path) -> Path:
+    """Writes a text, or bytes, whole or not at all."""
     with replacing(path) as draft:
-        draft.write_text(text, encoding="utf-8")
+        draft.write_bytes(content.encode() if isinstance(content, str) else content)
     return Path(path)
 
 

@@ -101,6 +101,8 @@ MAY_IMPORT: dict[str, set[str]] = {
         "reports",
     },
 }
+MAY_IMPORT["testing"] = MAY_IMPORT["auditing"] | {"auditing"}
+MAY_IMPORT["pytest_plugin"] = {"testing"}
 MAY_IMPORT["studies"] = MAY_IMPORT["demo"]
 MAY_IMPORT["cli"] = MAY_IMPORT["demo"] | {"demo", "studies", "workers"}
 MAY_IMPORT["__main__"] = {"cli"}

@@ -110,6 +110,16 @@ class Side:
     def seconds(self) -> float:
         return sum(attack.seconds for attack in self.attacks)
 
+    def columns(self) -> dict[str, Any]:
+        """What became of each example (n,): clean, claimed, verified, the title of the attack that
+        broke it, and the class decided then; None where it was not broken."""
+        said: dict[str, Any] = {name: getattr(self, name) for name in _JUDGED}
+        titles: list[str | None] = [None] * len(self.clean)
+        classes: list[int | None] = [None] * len(self.clean)
+        for example in self.examples:
+            titles[example.row], classes[example.row] = example.by, example.decided
+        return said | {"broken_by": titles, "decided": classes}
+
     def attacked(self, images: Tensor) -> Tensor:
         """A copy of the images (n, …) in which each that fell is its adversarial one."""
         images = images.clone()
@@ -269,6 +279,7 @@ class AttackRun:
         return Side(*facts, tuple(self.attacks), examples, kernel, self._under.data)
 
 
+_JUDGED = ("clean", "claimed", "verified")
 _COUNTED = ("broken", "gradients", "zero_gradients", "queries", "nonfinite")
 
 

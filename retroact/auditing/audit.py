@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
@@ -24,6 +24,7 @@ from retroact.attacks.pgd import CLAIMED
 from retroact.auditing.attack_run import Conditions, Side
 from retroact.auditing.baseline import StoredSide
 from retroact.auditing.battery import STAGES, VERSION, Battery, Named, battery_of
+from retroact.auditing.boxed import Box, seconds_of
 from retroact.auditing.checks import NAMES, Witness, check, check_chance, is_random
 from retroact.auditing.doubts import Doubts, find_telling
 from retroact.auditing.filed import Looked, pack_looked, unpack_looked
@@ -36,9 +37,10 @@ from retroact.auditing.numbers import (
     Pair,
     Reading,
 )
+from retroact.auditing.paragraph import write_paragraph
 from retroact.auditing.resuming import check_same, name_sides, parts_of
 from retroact.auditing.subjects import KERNELS, Schedule, Subject, prepare
-from retroact.auditing.verdict import MARGIN, Counts, Verdict, count, judge
+from retroact.auditing.verdict import MARGIN, Counts, Verdict, count, fewest, judge
 from retroact.checkpoint import digest
 from retroact.crafting.attack import Attack
 from retroact.crafting.domain import Domain, domain_of
@@ -73,8 +75,12 @@ from retroact.retrofitting.surgery import Retrofit
 from retroact.shown import as_html, percent
 from retroact.spec import show, take
 
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
 DRAWS = (10, 20, 40, 80)
 """Over how many draws a randomised network is averaged, one after the other until nothing moves."""
+_MAY_BE_MISSING = ("decided_before", "decided_after")
 _SETTLED = 0.02  # of verified accuracy
 _Z = 1.96
 
@@ -153,6 +159,29 @@ class Audit:
     def _say_rejected(self, how: str) -> str:
         return "" if self.rejection is None else how.format(self.rejection)
 
+    def paragraph(self) -> str:
+        """The audit in five sentences for a review or a paper: networks, examples, threat, battery,
+        clean, claimed and verified accuracy, intervals, p, seed and version."""
+        return write_paragraph(self.numbers())
+
+    def frame(self) -> DataFrame:
+        """A row for each example, in the order of the data, as a pandas DataFrame.
+
+        `index` in the data set and `label`; of each network (`_before`, `_after`) `clean`,
+        `claimed` and `verified`, whether it was decided rightly without an attack, and withstood
+        the claimed one, and all; `broken_by`, the attack's title, and `decided`, the class under
+        it, both missing where nothing broke the example. pd.DataFrame([vars(a) for a in
+        audit.after.attacks]) has a row for each attack.
+        """
+        from pandas import DataFrame  # which `datasets` brings
+
+        data = self.after.data
+        assert data is not None
+        columns: dict[str, Any] = {"index": data.index.numpy(), "label": data.labels.numpy()}
+        for side, name in zip(self.sides, Pair._fields, strict=True):
+            columns |= {f"{what}_{name}": values for what, values in side.columns().items()}
+        return DataFrame(columns).astype(dict.fromkeys(_MAY_BE_MISSING, "Int64"))
+
     def numbers(self) -> AuditNumbers:
         """The audit as plain numbers and texts, for JSON and the report."""
         c, v = self.verdict.counts, self.verdict
@@ -206,6 +235,7 @@ def audit(
     rejected: Counting | None = None,
     draws: int = 0,
     margin: float = MARGIN,
+    budget: float | str | None = None,
     seed: int = 0,
     chunk: int | None = None,
     baseline: str | Path | None = None,
@@ -226,7 +256,9 @@ def audit(
     after the other: what is returned counts it as wrong, its `also` as robust.
     `battery` "quick" runs the decisive attacks only, "thorough" begins anew until nothing more is
     broken. `draws` averages randomised networks over so many (0: as many as it takes).
-    `margin` is the accuracy difference that matters. A `baseline` is a file in which the side of
+    `margin` is the accuracy difference that matters. A `budget`, "5m" or seconds, takes as many of
+    the first examples as fit into that time, by what the fewest took that could tell anything; the
+    result is that of `data[:n]`. A `baseline` is a file in which the side of
     `before` is looked up, and stored where it is not there yet. Each attack's outcome is filed in
     the `store`, where one is given, so that the same audit goes on after a stop, with the same
     bits; `fresh` starts it anew. The `executor` attacks the two, Threads(2) both at once, with the
@@ -236,11 +268,16 @@ def audit(
     remember what they were asked, or decide otherwise in another batch, for a threat without
     gradients, a radius at which nothing survives.
     """
-    if rejected == "both":
+    if budget is not None or rejected == "both":
         how: dict[str, Any] = {"claimed": claimed, "surrogate": surrogate, "battery": battery}
         how |= {"kernels": kernels, "draws": draws, "margin": margin, "seed": seed, "chunk": chunk}
         how |= {"baseline": baseline, "store": store, "fresh": fresh, "executor": executor}
-        return _ask_both(partial(audit, before, after, data, threat, **how), progress)
+        if budget is None:
+            return _ask_both(partial(audit, before, after, data, threat, **how), progress)
+        seconds, old = seconds_of(budget), as_network(before)
+        images, new = as_images(data, old), old if after is before else after
+        box, how = Box(seconds, domain_of(images).word), how | {"rejected": rejected}
+        return _ask_within(box, partial(audit, old, new, threat=threat, **how), images, progress)
     spent, (nets, images) = battery_of(battery), _read(before, after, data, rejected)
     radius, attack = as_threat(threat), as_attack(claimed)
     own = None if surrogate is None else as_network(surrogate)
@@ -287,6 +324,24 @@ def audit(
     if draws or not any(drawn):
         return run(draws)
     return _settle_draws(run)
+
+
+def _ask_within(
+    box: Box, ask: partial[Audit], images: Images, progress: Callable[[int, int], None] | None
+) -> Audit:
+    """The audit on as many images as fit into the box, with a word of how many that were.
+
+    The first part neither reads nor keeps anything, as what is read takes no time.
+    """
+    first = min(fewest(ask.keywords["margin"]), len(images))
+    kept = {name: ask.keywords[name] for name in ("baseline", "store")}
+    unkept = dict.fromkeys(kept)
+    watch = box.watch(first, progress)
+    made = ask(data=images[:first], progress=watch, **unkept | {"fresh": False})
+    n = box.size(first, len(images))
+    if n > first or kept != unkept:
+        made = ask(data=images[:n], progress=progress)
+    return replace(made, pedigree=replace(made.pedigree, budget=box.tell(n, len(images), first)))
 
 
 def _ask_both(ask: Callable[..., Audit], progress: Callable[[int, int], None] | None) -> Audit:

@@ -21,7 +21,7 @@ from retroact.evaluation.metrics import wilson
 from retroact.parts import HasParts
 from retroact.reading import Counting, Data, Net, Said, as_network
 from retroact.shown import as_html, percent
-from retroact.spec import CallError, show
+from retroact.spec import CallError
 
 Statement = Literal["STANDS", "TOO HIGH", "CANNOT BE TOLD", "NOT ASKED"]
 
@@ -87,8 +87,14 @@ class Check:
         return tuple(r.title for r in self.audit.readings if r.fired)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers and texts, accuracies in [0, 1]; `attacks` are those that were run."""
+        """Plain numbers and texts, accuracies in [0, 1]; `attacks` are those that were run. Their
+        form is that of schema.json, beside this file."""
+        numbers = self.audit.numbers()
+        assert numbers.pedigree is not None
         return {
+            "schema": numbers.schema,
+            "retroact": numbers.retroact,
+            "network": numbers.names.after,
             "statement": self.statement,
             "sentence": str(self),
             "reported": self.reported,
@@ -101,10 +107,13 @@ class Check:
             "alarms": list(self.alarms),
             "doubts": list(self.doubts),
             "attacks": [attack.to_json() for attack in self.audit.after.attacks],
-            "battery": show(self.audit.battery),
-            "threat": self.audit.threat,
-            "data": self.audit.data,
+            "claimed_attack": numbers.claimed_attack,
+            "battery": numbers.battery,
+            "battery_version": numbers.battery_version,
+            "threat": numbers.threat,
+            "data": numbers.data,
             "fingerprints": self.audit.fingerprints.to_json(),
+            "pedigree": numbers.pedigree.to_json(),
         } | ({} if self.also is None else {"also": self.also.to_json()})
 
     def __str__(self) -> str:

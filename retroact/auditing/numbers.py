@@ -14,9 +14,10 @@ from typing import Any, Generic, Literal, NamedTuple, TypeVar
 from retroact import __version__
 from retroact.auditing.verdict import WORDS, Claim, Effect, Mechanism, Word
 
-SCHEMA = 2
+SCHEMA = 3
 """1: without the schema's number, the package's and the battery's version, the kernels and the
-fingerprints."""
+fingerprints. 2: `asked_by` is one text, and there are neither `words` nor `mechanisms`. What is
+written now is described in schema.json, beside this file."""
 
 Json = dict[str, Any]
 Stored = Mapping[str, Any]
@@ -31,6 +32,7 @@ class Pair(NamedTuple, Generic[T]):
     after: T
 
 
+_COMMA, _AND = ", ", " and "
 UNNAMED = Pair("", "")
 UNMOVED: Pair[float | None] = Pair(None, None)
 
@@ -55,13 +57,18 @@ class AttackResult:
     asked_by: str = ""
     nonfinite: int = 0
 
-    def to_json(self) -> Json:
+    def to_json(self, schema: int = SCHEMA) -> Json:
         said, late = _rename(vars(self), {"broken": "felled"}), ("kernel", "asked_by", "nonfinite")
+        if schema >= 3:
+            said["asked_by"] = [title for title in self.asked_by.split(_COMMA) if title]
         return {name: value for name, value in said.items() if name not in late or value}
 
     @classmethod
     def from_json(cls, stored: Stored) -> AttackResult:
-        return cls(**_rename(stored, {"felled": "broken"}))
+        said = _rename(stored, {"felled": "broken"})
+        if isinstance(said.get("asked_by"), list):
+            said["asked_by"] = _COMMA.join(said["asked_by"])
+        return cls(**said)
 
 
 @dataclass(frozen=True)
@@ -129,7 +136,8 @@ class AuditPedigree:
     older version did not say it. `baseline` is the key of the one that the network before was read
     from, and its cost with it; empty where it was attacked. `draws` are those that a randomised
     network was averaged over, 0 where it is none; `single` says for it which accuracy single draws
-    have on the images as they were left, and half of its 95 % interval (1.96 s/√draws)."""
+    have on the images as they were left, and half of its 95 % interval (1.96 s/√draws). `budget`
+    says how many examples were taken of how many, where a time box said so."""
 
     seed: int
     device: str
@@ -143,6 +151,7 @@ class AuditPedigree:
     baseline: str = ""
     draws: Pair[int] | None = None
     single: Pair[tuple[float, float] | None] | None = None
+    budget: str = ""
 
     def to_json(self) -> Json:
         said = {
@@ -158,6 +167,7 @@ class AuditPedigree:
             "baseline": self.baseline or None,
             "draws": list(self.draws) if self.draws and any(self.draws) else None,
             "single": list(self.single) if self.single and any(self.single) else None,
+            "budget": self.budget or None,
         }
         return {name: value for name, value in said.items() if value is not None}
 
@@ -248,6 +258,11 @@ class AuditNumbers:
         return WORDS[self.claim]
 
     @property
+    def mechanisms(self) -> tuple[str, ...]:
+        """The mechanisms behind a mask, one by one."""
+        return tuple(name for name in self.mechanism.split(_AND) if name)
+
+    @property
     def explained_claim(self) -> str:
         """The claim with the mechanism behind a mask: "MASKED by jump, WEAK PROTOCOL"."""
         said = (f"MASKED by {self.mechanism}" if w == "MASKED" else w for w in self.words)
@@ -271,6 +286,7 @@ class AuditNumbers:
             "verdict": self.verdict,
             "plainly": self.plainly,
             "mechanism": self.mechanism,
+            **self._lists(),
             **self._accuracies(),
             "gained": self.gained,
             "lost": self.lost,
@@ -286,6 +302,12 @@ class AuditNumbers:
             **self._origin(),
         }
 
+    def _lists(self) -> Json:
+        """The fields since schema 3: what a text says elsewhere, one by one."""
+        if self.schema < 3:
+            return {}
+        return {"words": list(self.words), "mechanisms": list(self.mechanisms)}
+
     def _accuracies(self) -> Json:
         pairs = {"clean": self.clean, "claimed": self.claimed, "verified": self.verified}
         return {
@@ -299,7 +321,7 @@ class AuditNumbers:
         if self.indicators:
             said["indicators"] = [reading.to_json() for reading in self.indicators]
         if self.attacks:
-            twin, network = ([r.to_json() for r in side] for side in self.attacks)
+            twin, network = ([r.to_json(self.schema) for r in side] for side in self.attacks)
             said["attacks"] = {"twin": twin, "network": network}
         if self.curves:
             before, after = self.curves

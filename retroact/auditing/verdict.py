@@ -156,6 +156,14 @@ class Verdict:
             return "NOT WEAKER"
         return "WEAKER" if self.effect == "HARMFUL" else "NOT SETTLED"
 
+    def explain_comparison(self, margin: float = MARGIN) -> str:
+        """What `compare` says, with the number that it rests on."""
+        low = 100 * self.counts.interval[0]
+        return (
+            f"{self.compare(margin)}: the lower end of the verified difference's interval is"
+            f" {low:+.1f} points, required: above {-100 * margin:.1f}, settled and without a doubt"
+        )
+
     def __str__(self) -> str:
         c = self.counts
         by = f" by {self.mechanism}" if self.mechanism else ""
@@ -321,6 +329,15 @@ def settling(counts: Counts, margin: float = MARGIN) -> int:
         n = math.ceil(1.05 * n)
     unit = int(10 ** max(0, math.floor(math.log10(n)) - 1))
     return unit * math.ceil(n / unit)
+
+
+def fewest(margin: float = MARGIN) -> int:
+    """The least n that could tell anything: two networks that fare alike on so many examples are
+    within ± `margin` of one another. About 3/`margin`, as the rule of three has it."""
+    n = math.ceil(1 / _check_margin(margin))
+    while bootstrap(0, 0, n)[0] <= -margin:
+        n += 1 + n // 100
+    return n
 
 
 def _expect(gained: float, lost: float, n: int) -> tuple[tuple[float, float], float]:

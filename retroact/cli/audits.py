@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retroact.cli import options
+from retroact.cli import answers, options
 from retroact.cli.codes import FOUND, NOT_SETTLED, worst
 from retroact.cli.console import note, print_json, print_rows, progress_bar, say
 from retroact.cli.named import executor_of, load, opened, say_left_alone
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from retroact.auditing.verification import Verification
     from retroact.crafting.threat import ThreatModel
     from retroact.nets.data import Images
+    from retroact.reports.junit import Case
 
 NetArgument = Annotated[
     str, typer.Argument(help="the network before the change: zoo name, file, module:function")
@@ -92,6 +93,14 @@ BaselineOption = Annotated[
         help="JSON file from which the network before is read, where it is there; else written"
     ),
 ]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(help="time box, such as 5m or 90s: takes as many examples as fit, and says so"),
+]
+JUnitOption = Annotated[
+    Path | None,
+    typer.Option("--junit", help="write what was required and found as JUnit XML here"),
+]
 REQUIREMENTS = ("not-weaker",)
 
 
@@ -110,6 +119,7 @@ def audit(
     rejected: RejectedOption = None,
     draws: DrawsOption = 0,
     margin: MarginOption = 0.05,
+    budget: BudgetOption = None,
     workers: WorkersOption = None,
     executor: options.Executor = None,
     seed: options.Seed = 0,
@@ -119,6 +129,7 @@ def audit(
     html: options.Html = None,
     md: MdOption = None,
     json: JsonOption = None,
+    junit: JUnitOption = None,
     fail_on: FailOnOption = None,
     require: RequireOption = None,
     evidence: EvidenceOption = None,
@@ -135,11 +146,12 @@ def audit(
         raise CallError("expected --evidence or --rejected, got both: nothing verifies rejection")
     asked = _Asked.read(fail_on, require, margin)
     pages = {"page": html, "markdown": md, "as_json": json}
-    for path in pages.values():
+    for path in (*pages.values(), baseline, junit):
         options.check_folder(path)
     options.check_folder(evidence, is_dir=True)
-    options.check_folder(baseline)
     options.check_fresh(fresh, store)
+    _check_budget(budget)
+    answers.begin(junit, "audit", is_asked=asked.is_any, by="--require or --fail-on")
 
     from retroact.nets.data import data as read
     from retroact.reading import as_activation, as_threat
@@ -155,11 +167,15 @@ def audit(
     say_left_alone(after)
     how: dict[str, Any] = {"draws": draws, "margin": margin, "seed": seed, "baseline": baseline}
     how |= {"battery": "quick" if quick else "thorough" if thorough else None}
-    how |= {"rejected": rejected} | ({} if claimed is None else {"claimed": claimed})
+    how |= {"rejected": rejected, "budget": budget} | (
+        {} if claimed is None else {"claimed": claimed}
+    )
     where = executor_of(executor, workers, "Threads")
     with opened(store, wait) as parts:
         how |= {"executor": where, "store": parts, "fresh": fresh}
         result = _run(before, after, images, radius, **how)
+    if result.pedigree.budget:
+        note(f"took {result.pedigree.budget}")
     if baseline is not None:
         note(f"the network before: {'read from' if result.before.stored else 'kept in'} {baseline}")
     _write(result, pages)  # before anything is printed, so that `| head` does not cost them
@@ -169,7 +185,17 @@ def audit(
     every = [result] if result.also is None else [result, result.also]
     for one in every:
         _print_audit(one.numbers())
-    raise typer.Exit(worst([asked.answer(one.verdict) for one in every]))
+    codes = [asked.answer(one.verdict) for one in every]
+    answers.end(junit, "audit", map(asked.case, every, codes))
+    raise typer.Exit(worst(codes))
+
+
+def _check_budget(budget: str | None) -> None:
+    """Says before anything is loaded that it is no time."""
+    if budget is not None:
+        from retroact.auditing.boxed import seconds_of
+
+        seconds_of(budget)
 
 
 SelfWorkersOption = Annotated[
@@ -246,6 +272,19 @@ class _Asked:
         words = frozenset() if fail_on is None else _answers(fail_on)
         return cls(words, require is not None, margin)
 
+    @property
+    def is_any(self) -> bool:
+        """Whether a script asks anything."""
+        return self.require or bool(self.fail_on)
+
+    def case(self, made: Audit, code: int) -> Case:
+        """The answer for a JUnit file."""
+        said = [str(made)]
+        said = [made.verdict.explain_comparison(self.margin), *said] if self.require else said
+        return answers.case_of(
+            made.numbers(), " beside ".join(made.names[::-1]), "; ".join(said), code
+        )
+
     def answer(self, verdict: Verdict) -> int:
         """The exit code; a word that is named is always found, and what is open never passes."""
         if self.fail_on & {verdict.effect, *verdict.words}:
@@ -255,13 +294,10 @@ class _Asked:
         return NOT_SETTLED if self.fail_on and verdict.effect in OPEN else 0
 
     def _compare(self, verdict: Verdict) -> int:
-        said, low = verdict.compare(self.margin), 100 * verdict.counts.interval[0]
-        say(
-            f"{said}: the lower end of the verified difference's interval is {low:+.1f} points,"
-            f" required: above {-100 * self.margin:.1f}, settled and without a doubt",
-            wrap=True,
-        )
-        return {"NOT WEAKER": 0, "WEAKER": FOUND, "NOT SETTLED": NOT_SETTLED}[said]
+        say(verdict.explain_comparison(self.margin), wrap=True)
+        return {"NOT WEAKER": 0, "WEAKER": FOUND, "NOT SETTLED": NOT_SETTLED}[
+            verdict.compare(self.margin)
+        ]
 
 
 OPEN = frozenset({"INCONCLUSIVE", "ABSTAINED"})

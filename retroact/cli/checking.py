@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from retroact.cli import options
+from retroact.cli import answers, options
 from retroact.cli.audits import (
     ClaimedOption,
     DataOption,
     DrawsOption,
+    JUnitOption,
     QuickOption,
     RejectedOption,
     ThoroughOption,
@@ -24,6 +25,7 @@ from retroact.spec import CallError
 
 if TYPE_CHECKING:
     from retroact.auditing.claims import Check
+    from retroact.reports.junit import Case
 
 NetArgument = Annotated[str, typer.Argument(help="zoo name, file, module:function")]
 ReportedOption = Annotated[
@@ -53,6 +55,7 @@ def check(
     weights: options.Weights = "",
     device: options.Device = "cpu",
     json: JsonOption = None,
+    junit: JUnitOption = None,
     require_stands: RequireOption = False,
     store: options.Parts = None,
     wait: options.Wait = False,
@@ -64,8 +67,10 @@ def check(
         raise CallError("expected --quick or --thorough, got both")
     if require_stands and reported is None:
         raise CallError("--require-stands asks about a claim: give --reported, such as 53.1")
-    options.check_folder(json)
+    for path in (json, junit):
+        options.check_folder(path)
     options.check_fresh(fresh, store)
+    answers.begin(junit, "check", is_asked=require_stands, by="--require-stands")
 
     from retroact.auditing.claims import check as run
     from retroact.files import write
@@ -85,7 +90,15 @@ def check(
     every = [result] if result.also is None else [result, result.also]
     for one in every:
         _print(one, f"{threat} on {data}", net)
-    raise typer.Exit(worst(map(_answer, every)) if require_stands else 0)
+    codes = [_answer(one) if require_stands else 0 for one in every]
+    answers.end(junit, "check", map(_case, every, codes))
+    raise typer.Exit(worst(codes))
+
+
+def _case(result: Check, code: int) -> Case:
+    """The answer for a JUnit file."""
+    name = f"{result.audit.names.after} as reported"
+    return answers.case_of(result.audit.numbers(), name, str(result), code)
 
 
 def _print(result: Check, where: str, net: str) -> None:

@@ -101,10 +101,11 @@ class Attacked(Protocol):
 
 
 class Reported(Protocol):
-    """What a report needs of an audit: its numbers, and the examples that were broken before the
-    change and after it."""
+    """What a report needs of an audit: its numbers, a data frame with a row for each example, and
+    the examples that were broken before the change and after it."""
 
     def numbers(self) -> AuditNumbers: ...
+    def frame(self) -> Any: ...
     @property
     def domain(self) -> Boxed: ...
     @property

@@ -19,14 +19,15 @@ def report(
     what: Store | Sequence[Line] | Reported, path: str | Path, *, title: str | None = None
 ) -> Path:
     """Writes an audit, or a store's cells (or lines taken from one), to `path`: .html, .md, .json,
-    cells also .csv.
+    .csv; an audit also as .parquet. Of an audit both of these have a row for each example, its
+    `frame()`.
 
     `title` heads the page. Returns the path. Raises ValueError for another suffix and for a store
     without cells.
     """
     from retroact.reports import audited, html  # which draw, and only here is anything drawn
 
-    writers: dict[str, Callable[[], str]]
+    writers: dict[str, Callable[[], str | bytes]]
     if isinstance(what, Store | Sequence):
         cells = lines(what, images=True) if isinstance(what, Store) else what
         writers = {
@@ -42,6 +43,8 @@ def report(
             ".html": lambda: audited.page(what, title=title or "retroact audit"),
             ".md": lambda: audited.markdown(what, title=title or "retroact audit"),
             ".json": lambda: audited.as_json(what),
+            ".csv": lambda: str(what.frame().to_csv(index=False)),
+            ".parquet": lambda: bytes(what.frame().to_parquet(index=False)),
         }
     suffix = Path(path).suffix.lower()
     if suffix not in writers:
