@@ -3,7 +3,7 @@
 With p = softmax(f(x)) and D(δ) = KL(p ‖ softmax(f(x + δ))), which is smallest at δ = 0, the first
 order says nothing, and d ← ∇D(ξ d/‖d‖₂), from a random direction, walks towards the largest
 eigenvector of D's Hessian; then x_adv = clip(x + eps · s(d)), s(d) = d/‖d‖₂ for L2 (Miyato et al.
-2015, arXiv:1507.00677, eq. 8 to 12: power iteration by finite differences). No label plays a part.
+2015, arXiv:1507.00677: power iteration by finite differences). No label plays a part.
 As foolbox's VirtualAdversarialAttack has it, but where a gradient is exactly zero: it divides 0 by
 0 there and returns NaN; here the direction stays what it was.
 """

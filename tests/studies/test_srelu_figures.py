@@ -16,7 +16,14 @@ from retroact.evaluation.metrics import robust_accuracy, survives
 from retroact.experiments.cell import Cell, Model
 from retroact.nets.data import data
 from retroact.retrofitting.surgery import retrofit
-from retroact.studies.srelu import figure_2, figure_3, figure_5, figure_7, question_scaling
+from retroact.studies.srelu import (
+    figure_2,
+    figure_3,
+    figure_5,
+    figure_7,
+    question_averaging,
+    question_scaling,
+)
 from retroact.studies.srelu.attacks import accuracies, as_published, attack_cells, columns
 from retroact.studies.srelu.figure_5 import TargetedRates
 from retroact.studies.srelu.networks import ABOVE_1, CNN2, MNIST, NETS, SLOPES, Net, first
@@ -366,6 +373,25 @@ def test_targeted_claims_ask_for_a_point_and_for_the_loss_without_a_softmax():
     kept = figure_5._not_stopped(flat(6.0), [0.0, 0.0, 1.25])
     assert kept.answer == "holds" and "CIFAR10-CNN2 60 %, 1.2 %" in kept.because
     assert figure_5._not_stopped(flat(4.0), [0.0] * 3).answer == "does not hold"
+
+
+def test_what_averaging_explains_is_said_beside_what_was_published():
+    gone = question_averaging.Row(MNIST, 5.0, 97.0, 97.25, 94.3, 90.0, 92.0)
+    other = question_averaging.Row(CNN2, 5.0, 20.0, 20.0, None, 0.0, 0.0)
+    told = question_averaging._describe([gone, other])
+    assert "MNIST CNN +0.25 of the -2.70 points" in told and "+0.00 points (nothing" in told
+    assert "The most that it changes anywhere is +0.25 points (MNIST CNN, slope 5)" in told
+
+
+def test_averaging_makes_gradients_zero_where_they_are_smallest():
+    """At slope 2 a digit's cross-entropy is about to vanish in float32."""
+    own, mean = (
+        Cell(DIGITS.sloped(2.0), "digits[:200]", attack, Linf(0.1))()
+        for attack in (question_averaging.ALONE, question_averaging.AVERAGED)
+    )
+    row = question_averaging._row(DIGITS, 2.0, own, mean)
+    assert 0 < row.zero_alone < row.zero_averaged < 100 and row.explained >= 0
+    assert row.published is None
 
 
 def test_the_mechanism_is_neither_where_gradients_vanish_and_nothing_is_won():

@@ -31,7 +31,7 @@ from retroact.studies.srelu import (
     question_saliency,
 )
 from retroact.studies.srelu.battery import BATTERY, Cut, PlainDeepFool, Straight
-from retroact.studies.srelu.networks import MNIST, Net
+from retroact.studies.srelu.networks import MNIST, NETS, Net
 
 
 @pytest.fixture(scope="module")
@@ -165,18 +165,44 @@ def test_around_is_judged_by_its_span_and_by_the_truth():
 # ------------------------------------------------------------------------------ transfer, clusters
 
 
-def test_a_surrogate_learns_its_targets_outputs():
+@pytest.mark.parametrize("size", [8.0, 1e6])
+def test_a_surrogate_learns_its_targets_outputs_whatever_their_size(size):
     torch.manual_seed(0)
     x = torch.rand(256, 1, 2, 2)
     # labels that say nothing: only outputs can teach
     train = Images.of(x, torch.zeros(256, dtype=torch.int64))
     target, pupil = (nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(2))
     with torch.no_grad():
-        target[1].weight.mul_(8)
+        target[1].weight.mul_(size)
+        target[1].bias.mul_(size)
+    lesson = figure_8.Lesson(60, rate=0.02, moved=False)
     before = float((pupil(x).argmax(1) == target(x).argmax(1)).float().mean())
-    figure_8.distil(target, pupil, train, epochs=150)
+    figure_8.distil(target, pupil, train, lesson)
     after = float((pupil(x).argmax(1) == target(x).argmax(1)).float().mean())
-    assert before < 0.8 and after > 0.9 and not pupil.training
+    assert before < 0.8 and after > 0.95 and not pupil.training
+    assert all(p.grad is None for p in target.parameters())
+
+
+def test_a_lesson_that_moves_its_images_asks_the_target_about_these():
+    x = torch.arange(2 * 3 * 16.0).view(2, 3, 4, 4)
+    seen = [figure_8._move(x, torch.Generator().manual_seed(s)) for s in range(12)]
+    assert all(torch.equal(m.flatten(1).sort(1)[0], x.flatten(1)) for m in seen)
+    assert len({m[0].sum(0).argmax().item() for m in seen}) > 4
+    gray = figure_8._move(x[:, :1], torch.Generator().manual_seed(1))
+    shifts = [x[:, :1].roll((a, b), (2, 3)) for a in range(-2, 3) for b in range(-2, 3)]
+    assert any(torch.equal(gray, shifted) for shifted in shifts)  # and never mirrored
+
+
+def test_the_agreement_is_of_decisions_on_the_images_that_are_asked():
+    what = figure_8.Transferred(
+        steep(10.0),
+        figure_8.Lesson(20, batch=16),
+        *("digits[:200]", "digits[:20]", "digits[200:]"),
+        (0.1,),
+    )
+    found = what()
+    assert 20 < found["agree"] < 100 and len(found["FGSM"]) == len(found["PGD"]) == 1
+    assert what() == found
 
 
 def test_figure_8_asks_for_a_hindered_net_that_stands_above_the_direct_attack():
@@ -189,12 +215,14 @@ def test_figure_8_asks_for_a_hindered_net_that_stands_above_the_direct_attack():
         ways |= {"surrogate": [98, surrogate], "from slope 1": [98, plain]}
         return {"mnist": {("PGD", 100.0, way): v for way, v in ways.items()}}
 
-    assert figure_8._claim(curves(40, 30), (100.0,)).answer == "holds"
-    assert (
-        figure_8._claim(curves(40, 10.5), (100.0,)).answer
-        == "holds under the paper's protocol only"
-    )
-    assert figure_8._claim(curves(90, 30), (100.0,)).answer == "does not hold"
+    def answer(surrogate, plain, agree=91.0):
+        learned = {net.key: {100.0: {"agree": agree}} for net in NETS}
+        return figure_8._claim(curves(surrogate, plain), (100.0,), learned).answer
+
+    assert answer(40, 30) == "holds"
+    assert answer(40, 10.5) == "holds under the paper's protocol only"
+    assert answer(90, 30) == "does not hold"
+    assert answer(40, 30, agree=89.0) == "not tested"  # MNIST's surrogate does not know its target
 
 
 def test_the_ratio_between_to_within_knows_no_scale_and_falls_as_clusters_spread():

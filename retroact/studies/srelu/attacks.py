@@ -19,7 +19,7 @@ from retroact.evaluation.record import Record
 from retroact.experiments.cell import Cell, Model
 from retroact.studies.desk import Desk
 from retroact.studies.published import published
-from retroact.studies.srelu.networks import MNIST, Net, first, label
+from retroact.studies.srelu.networks import Net, first, label
 from retroact.studies.srelu.panels import Curve
 
 ATTACKS = ("FGSM", "BIM", "StepLL", "RFGSM", "PGD", "DeepFool")
@@ -31,16 +31,10 @@ def make_attack(name: str, eps: float, loss: Loss = "cross_entropy") -> FGSM | P
     return FGSM(loss) if name == "FGSM" else PGD(40, 2 / 255 / eps, random_start=False, loss=loss)
 
 
-SLOW = 4000
-"""CIFAR-10 images for attacks of many gradients: the first of them, the published pixels among
-them, as many as two CPU hours give the five attacks on both networks."""
-
-
-def images(desk: Desk, attack: str, net: Net) -> int:
-    """How many images an attack gets: one gradient each for FGSM, hundreds for the others."""
-    if attack == "FGSM":
-        return desk.pick(500, 10_000)
-    return desk.pick(100, 10_000 if net is MNIST else SLOW)
+def images(desk: Desk, attack: str) -> int:
+    """How many images an attack gets: all for a full desk, and few of a quick one's for those that
+    take hundreds of gradients each."""
+    return desk.pick(500 if attack == "FGSM" else 100, 10_000)
 
 
 def attack_cells(net: Net, attack: str, model: Model, n: int) -> list[Cell]:

@@ -69,7 +69,7 @@ def make(desk: Desk) -> Iterator[Part]:
 
 
 def _top(desk: Desk) -> Iterator[Part]:
-    n = images(desk, "FGSM", MNIST)
+    n = images(desk, "FGSM")
     curves = fgsm_curves(
         desk, {(net, label(s)): SReLU(s) for net in NETS for s in SLOPES}, n, "slope"
     )
@@ -123,14 +123,13 @@ def _show(
 
 
 def _middle(desk: Desk, clean: Clean, means: Means) -> Iterator[Part]:
-    sizes = {net: images(desk, "PGD", net) for net in NETS}
     yield Text(
         "**Middle row.** Each attack of Figure 3, its accuracy averaged over all columns (eps = 0"
         " included, as in the notebooks; iterations for DeepFool), against the slope. The caption"
         " speaks of accuracy-loss recovery, the notebooks plot the mean accuracy; both are here."
         " Recovery is (acc at α − acc at 1) / (clean at 1 − acc at 1): 100 % gives back all that"
-        f" the attack takes at slope 1. FGSM rests on {images(desk, 'FGSM', MNIST)} images, the"
-        f" others on {', '.join(f'{k} ({net.title})' for net, k in sizes.items())}."
+        f" the attack takes at slope 1. FGSM rests on {images(desk, 'FGSM')} images, the others on"
+        f" {images(desk, 'PGD')}."
     )
     known = _quote_means()
     labels = [label(s) for s in SLOPES]
@@ -163,7 +162,7 @@ def _draw_recovery(recovery: Means, known: Means) -> Figure:
 
 def _means(desk: Desk) -> tuple[Clean, Means]:
     asked = {
-        (net, attack, s): attack_cells(net, attack, net.sloped(s), images(desk, attack, net))
+        (net, attack, s): attack_cells(net, attack, net.sloped(s), images(desk, attack))
         for net in NETS
         for attack in ATTACKS
         for s in SLOPES
@@ -237,7 +236,7 @@ def _gap(measured: float, known: float | None) -> float | None:
 
 
 def _bottom(desk: Desk) -> Iterator[Part]:
-    n = images(desk, "FGSM", MNIST)
+    n = images(desk, "FGSM")
     curves = fgsm_curves(desk, {(net, name): a for net in NETS for name, a in OTHERS.items()}, n)
     known = {
         k: published("srelu", f"figure2.activation_swap.{k[0].key}", k[1]) or {} for k in curves
@@ -265,7 +264,7 @@ def _costlier(net: Net, lost: dict[tuple[Net, str], float]) -> str:
 
 def _margins(desk: Desk) -> Means:
     """FGSM up the margin loss, averaged over the columns."""
-    n = images(desk, "FGSM", MNIST)
+    n = images(desk, "FGSM")
     cells = {
         (net, "FGSM", s): net.cells(net.sloped(s), ON_MARGIN, n) for net in NETS for s in SLOPES
     }
@@ -361,7 +360,7 @@ def _under(y: Sequence[float]) -> float:
 def _not_impacted(desk: Desk) -> Claim:
     """Not impacted: less than one point lost at the largest eps, at both slopes; truly: under the
     margin loss too."""
-    n, slopes = images(desk, "FGSM", MNIST), (10.0, 100.0)
+    n, slopes = images(desk, "FGSM"), (10.0, 100.0)
     eps = MNIST.eps[-1:]
     attacks = {"lost": FGSM(), "truly": ON_MARGIN}
     records = many(

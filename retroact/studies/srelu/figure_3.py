@@ -50,12 +50,12 @@ ZERO_GRADIENTS = (
 
 def make(desk: Desk) -> Iterator[Part]:
     keys = [(net, attack, s) for net in NETS for attack in ATTACKS for s in SLOPES]
-    sized = {k: images(desk, k[1], k[0]) for k in keys}
+    sized = {k: images(desk, k[1]) for k in keys}
     records = many(desk, {k: attack_cells(*k[:2], k[0].sloped(k[2]), n) for k, n in sized.items()})
     by_key = {(k[0].key, *k[1:]): curve(*k, records[k], n) for k, n in sized.items()}
-    sizes = ", ".join(f"{images(desk, 'PGD', net)} ({net.title})" for net in NETS)
     yield Text(
-        f"The first {images(desk, 'FGSM', NETS[0])} test images for FGSM, {sizes} for the others."
+        f"The first {images(desk, 'FGSM')} test images for FGSM, {images(desk, 'PGD')} for the"
+        " others."
         f" {WHAT_EPS_IS}"
     )
     yield _draw(by_key)

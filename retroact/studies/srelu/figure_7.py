@@ -92,7 +92,7 @@ def _quote(net: Net, column: str, scale: float) -> dict[str, float]:
 
 def _slopes(desk: Desk, net: Net, attack: FGSM = PLAIN) -> dict[float, list[float]]:
     """FGSM's curve per slope, as in Figure 2."""
-    n = images(desk, "FGSM", net)
+    n = images(desk, "FGSM")
     by_slope = many(desk, {s: net.cells(net.sloped(s), attack, n) for s in SLOPES})
     return {s: accuracies(net, "FGSM", records) for s, records in by_slope.items()}
 
