@@ -299,12 +299,13 @@ def _four_attacks(clean: Clean, means: Means, margins: Means) -> Claim:
     hard = [
         _recover(clean[net.key, "FGSM", 1.0], margins, (net.key, "FGSM", 100.0)) for net in NETS
     ]
+    holds = [all(won[net.key, a] >= VERY_WELL for a in FOUR) for net in NETS]
     told = "; ".join(
         f"{net.title} " + ", ".join(f"{a} {won[net.key, a]:.0f}" for a in FOUR) for net in NETS
     )
     return Claim(
         "four_attacks",
-        answer_claim(min(won.values()) >= VERY_WELL, min(hard) >= VERY_WELL),
+        answer_claim(all(holds), all(v >= VERY_WELL for v in hard)),
         f"recovery at slope 100, %: {told}; FGSM on the margin loss"
         f" {', '.join(f'{v:.0f}' for v in hard)}; {VERY_WELL:g} or more is asked for",
     )

@@ -31,7 +31,7 @@ from retroact.studies.srelu.battery import BATTERY, Entry
 from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, first, label
 from retroact.studies.truth import answer_claim
 
-SLOW = 2500
+CIFAR_SHOWN = 4000
 """CIFAR-10 images, the published pixels first: as many as two CPU hours give both networks."""
 RUINED = 2000
 """Images that Foolbox's own VirtualAdversarial gets, in one batch, as in the notebook."""
@@ -90,7 +90,7 @@ class Results:
     """The battery's records on one network: `found[slope][name]`, one for each eps above 0."""
 
     def __init__(self, desk: Desk, net: Net) -> None:
-        self.net, self.n = net, desk.pick(50, 10_000 if net is MNIST else SLOW)
+        self.net, self.n = net, desk.pick(50, 10_000 if net is MNIST else CIFAR_SHOWN)
         self.slopes = desk.pick((1.0, 10.0, 100.0), SLOPES)
         few = (0.1, 0.3) if net is MNIST else (0.01, 0.1)
         self.eps = desk.pick(few, tuple(e for e in net.eps if e > 0))
@@ -278,7 +278,7 @@ def _much_worse(facts: Ruined) -> Claim:
     nan, n = (sum(facts[k, 100.0][what] for k in keys) for what in ("nan", "n"))
     return Claim(
         "figure4.virtual_adversarial",
-        answer_claim(max(counted) <= -WORSE, max(truly) <= -WORSE),
+        answer_claim(all(v <= -WORSE for v in counted), all(v <= -WORSE for v in truly)),
         f"slope 100 against 1, points at the last eps: {_signed(counted)} as Foolbox counts;"
         f" {_signed(truly)} with its NaN images kept out, which are {nan} of {n} at slope 100;"
         f" {WORSE:g} points less are asked for",

@@ -347,7 +347,7 @@ def _slope_lowers(rates: Rates, hard: Rates) -> Claim:
     )
     return Claim(
         "targeted.slope_lowers",
-        answer_claim(min(least) >= LOWER, min(truly) >= LOWER),
+        answer_claim(all(v >= LOWER for v in least), all(v >= LOWER for v in truly)),
         "mean success at slope 1 less that at the slope above 1 where it is largest, points:"
         f" {told}; in brackets towards the target and away from the true class, without a softmax;"
         f" {LOWER:g} or more is asked for on every network",
@@ -365,7 +365,7 @@ def _slopes_under_1(rates: Rates, hard: Rates) -> Claim:
     )
     return Claim(
         "targeted.slopes_under_1",
-        answer_claim(min(won) >= LOWER, min(truly) >= LOWER),
+        answer_claim(all(v >= LOWER for v in won), all(v >= LOWER for v in truly)),
         f"mean success at slope 1 less that at 0.5, points: {told}; in brackets without a softmax;"
         f" {LOWER:g} or more is asked for on every network",
     )
@@ -381,7 +381,7 @@ def _not_stopped(rates: Rates, dead: list[float]) -> Claim:
     )
     return Claim(
         "targeted.explosion",
-        answer_claim(min(left) >= STOPPED),
+        answer_claim(all(share >= STOPPED for share in left)),
         f"of the mean success at slope 1 is left at slope 100: {told}; {STOPPED:.0%} is asked for."
         " The gradient of another class's cross-entropy is large where that of the true class is"
         " zero",

@@ -250,7 +250,7 @@ def _enlarge(cam: Tensor, size: int) -> Tensor:
 
 def _draw(by_net: list[tuple[Net, list[list[Facts]]]]) -> str:
     """A row per slope and kind of map below a row of the images, SHOWN columns per network."""
-    kinds: dict[str, str] = {**LOSSES, CAM: "Grad-CAM"}
+    kinds = {str(loss): name for loss, name in LOSSES.items()} | {CAM: "Grad-CAM"}
     rows = [(slope, kind) for kind in kinds for slope in (0, 1)]
     figure = Canvas(figsize=(9.6, 1.25 * (1 + len(rows))), layout="constrained")
     grid = figure.subplots(1 + len(rows), SHOWN * len(by_net), squeeze=False)
