@@ -64,6 +64,7 @@ from retroact.attacks.torchattacks13 import Torchattacks13RFGSM as Torchattacks1
 from retroact.attacks.torchattacks13 import Torchattacks13StepLL as Torchattacks13StepLL
 from retroact.attacks.torchattacks13 import sloped_relu_accuracy as sloped_relu_accuracy
 from retroact.attacks.trust_region import TrustRegion as TrustRegion
+from retroact.attacks.virtual_adversarial import VirtualAdversarial as VirtualAdversarial
 from retroact.auditing.audit import audit as audit
 from retroact.auditing.claims import check as check
 from retroact.auditing.verification import verify as verify

@@ -44,6 +44,7 @@ BRIEF = [  # with few steps, as laws hold for any number of them
     ra.FGM(),
     ra.FGSM(),
     ra.FGSM(loss="margin"),
+    ra.FGSM(batch=100),
     ra.FMN(steps=8),
     ra.Foolbox("LinfPGD", steps=3),
     ra.Foolbox("L2PGD", steps=3),
@@ -67,6 +68,7 @@ BRIEF = [  # with few steps, as laws hold for any number of them
     ra.Torchattacks13RFGSM(eps="16/255", steps=2),
     ra.Torchattacks13StepLL(eps=0.02),
     ra.TrustRegion(steps=10, radius=0.05),
+    ra.VirtualAdversarial(steps=3),
 ]
 # and every other attack of the package at its defaults: a new one has no line here
 ATTACKS = [
@@ -91,6 +93,7 @@ DRAW = {  # the attacks that use the seed; all others give the same whatever it 
         "Momentum",
     ),
     *("PGD", "RFGSM", "SPSA", "SaltAndPepper", "Square", "Torchattacks13RFGSM"),
+    "VirtualAdversarial",
 }
 # some are broken, some are not
 NEAR: dict[str, ThreatModel] = {"linf": Linf(0.02), "l2": L2(0.2), "l1": L1(1.0)}
@@ -124,9 +127,8 @@ def norms(attack: Attack) -> tuple[str, ...]:
 
 
 def untargeted_only(attack: Attack) -> bool:
-    return (
-        is_published(attack) or isinstance(attack, ra.AutoAttack) or getattr(attack, "targets", 0)
-    )
+    classless = isinstance(attack, ra.AutoAttack | ra.VirtualAdversarial)
+    return is_published(attack) or classless or getattr(attack, "targets", 0)
 
 
 def shows_its_try(attack: Attack) -> bool:
@@ -447,7 +449,12 @@ def on_margins(attack: Attack) -> Attack:
     return dataclasses.replace(attack, loss="margin") if softmax else attack
 
 
-MARGINS = dict.fromkeys((on_margins(a), p) for a, p in OURS if not is_published(a))
+def has_softmax(attack: Attack) -> bool:
+    """Whether it cannot do without one, whatever its loss."""
+    return is_published(attack) or isinstance(attack, ra.VirtualAdversarial)
+
+
+MARGINS = dict.fromkeys((on_margins(a), p) for a, p in OURS if not has_softmax(a))
 SCALES = [
     (a, p, g)
     for a, p in MARGINS
@@ -462,6 +469,23 @@ def test_a_power_of_two_on_all_logits_changes_not_a_bit_without_a_softmax(attack
     for power in (14, -14, 40, -100):
         other = facts(attack, p, Affine(small()[0], by=2.0**power), goal)
         assert (other.examples == plain.examples).all() and other == plain
+
+
+@pytest.mark.parametrize("batch", [4, 100, 256])
+@pytest.mark.parametrize(("by", "rounds"), [(1.0, False), (1800.0, True), (8000.0, False)])
+def test_averaging_the_loss_over_a_batch_changes_signs_only_where_gradients_round_to_zero(
+    batch, by, rounds
+):
+    """Gradients are far above 1e-45 at first, about there, and zero before they are divided."""
+    net, x, y, index = small()
+    net, eps = Affine(net, by=by), 2.0**-6
+    # away from the ends of the box every entry shows its sign
+    x = x.clamp(2 * eps, 1 - 2 * eps)
+    one, mean = (
+        (craft(FGSM(batch=b), net, x, y, index, Linf(eps)).x_adv - x).sign() for b in (1, batch)
+    )
+    assert bool((mean == 0)[one != mean].all())
+    assert bool((one != mean).any()) == rounds and bool((one != 0).any())
 
 
 CROSS_ENTROPY = [

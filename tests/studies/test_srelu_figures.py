@@ -16,7 +16,14 @@ from retroact.evaluation.metrics import robust_accuracy, survives
 from retroact.experiments.cell import Cell, Model
 from retroact.nets.data import data
 from retroact.retrofitting.surgery import retrofit
-from retroact.studies.srelu import figure_2, figure_3, figure_5, question_scaling
+from retroact.studies.srelu import (
+    figure_2,
+    figure_3,
+    figure_5,
+    figure_7,
+    question_averaging,
+    question_scaling,
+)
 from retroact.studies.srelu.attacks import accuracies, as_published, attack_cells, columns
 from retroact.studies.srelu.figure_5 import TargetedRates
 from retroact.studies.srelu.networks import ABOVE_1, CNN2, MNIST, NETS, SLOPES, Net, first
@@ -275,6 +282,56 @@ def test_neither_helped_nor_harmed_follows_from_the_curves(harm, answer):
     assert figure_3._stepll_deepfool(made).answer == answer
 
 
+PROTOCOL = "holds under the paper's protocol only"
+
+
+def means(**changed: float) -> tuple[figure_2.Clean, figure_2.Means]:
+    """98 % clean everywhere, 50 under every attack at slope 1, 40 at 0.5, 60, 70 and 95 at 2, 5 and
+    above."""
+    left = {0.5: 40.0, 1.0: 50.0, 2.0: 60.0, 5.0: 70.0, 10.0: 95.0, 100.0: 95.0}
+    keys = [(net.key, a, s) for net in NETS for a in figure_2.ATTACKS for s in SLOPES]
+    clean = {k: 98.0 - (k[2] == 0.5) for k in keys}
+    return clean, {k: changed.get(f"{k[1]}_{k[2]:g}", left[k[2]]) for k in keys}
+
+
+def on_margin(seen: figure_2.Means, **changed: float) -> figure_2.Means:
+    return {k: changed.get(f"at_{k[2]:g}", v) for k, v in seen.items() if k[1] == "FGSM"}
+
+
+def test_claims_on_slopes_follow_from_the_means():
+    clean, seen = means()
+    for judge in (figure_2._starts_to_recover, figure_2._four_attacks, figure_2._hindered):
+        assert judge(clean, seen, on_margin(seen)).answer == "holds"
+    blind = on_margin(seen, at_2=50.0, at_100=51.0) | {}
+    assert figure_2._starts_to_recover(clean, seen, blind).answer == PROTOCOL
+    assert figure_2._four_attacks(clean, seen, blind).answer == PROTOCOL
+    better = on_margin(seen) | {(NETS[0].key, "FGSM", 0.5): 51.0}
+    assert figure_2._hindered(clean, seen, better).answer == PROTOCOL
+    # two attacks of six that slope 0.5 helps are more than "almost always" leaves
+    clean, seen = means(RFGSM_100=80.0, FGSM_5=59.0, **{"BIM_0.5": 51.0, "PGD_0.5": 51.0})
+    for judge in (figure_2._starts_to_recover, figure_2._four_attacks, figure_2._hindered):
+        assert judge(clean, seen, on_margin(seen)).answer == "does not hold"
+
+
+@pytest.mark.parametrize(
+    ("clean", "left", "answer"),
+    [(98.0, 30.0, "holds"), (50.0, 30.0, PROTOCOL), (98.0, 60.0, "does not hold")],
+)
+def test_a_swap_that_costs_before_the_attack_makes_the_attack_no_stronger(clean, left, answer):
+    """With ReLU 98 % and 50 under attack."""
+    curves = {(net, name): [clean, left, left] for net in NETS for name in figure_2.OTHERS}
+    curves |= {(net, "relu"): [98.0, 50.0, 50.0] for net in NETS}
+    claim = figure_2._more_damaging(curves)
+    assert claim.answer == answer and "of 15 pairs" in claim.because
+
+
+@pytest.mark.parametrize(("won", "answer"), [(1.0, "holds"), (3.0, "does not hold")])
+def test_clipped_pixels_do_not_help_where_no_scale_wins(won, answer):
+    made = {(MNIST.key, "clipped", s): Curve("", [98.0, 50.0, 50.0]) for s in (1.0, *ABOVE_1)}
+    made[MNIST.key, "clipped", 5.0] = Curve("", [98.0, 50.0, 50.0 + 2 * won])
+    assert figure_7._mnist_clipped(made).answer == answer
+
+
 def rates(**by_net: list[float]) -> figure_5.Rates:
     """Rates with, per network, ten successes at slopes above 1; all are 10 at slope 1."""
     made = {}
@@ -298,6 +355,43 @@ def test_targeted_claims_follow_from_the_rates():
     assert figure_5._slopes_above_1(good).answer == "holds"
     good["mnist", 2.0] = [[0.0, 30.0, 30.0]] * 10
     assert figure_5._slopes_above_1(good).answer == "does not hold"
+
+
+def flat(steep: float, gentle: float = 10.0) -> figure_5.Rates:
+    """Successes of 10 at slope 1, `steep` above it and `gentle` below, in every class."""
+    value = {s: steep if s > 1 else gentle if s < 1 else 10.0 for s in SLOPES}
+    return {(net.key, s): [[0.0, v, v]] * 10 for net in NETS for s, v in value.items()}
+
+
+def test_targeted_claims_ask_for_a_point_and_for_the_loss_without_a_softmax():
+    assert figure_5._slope_lowers(flat(8.0), flat(8.0)).answer == "holds"
+    assert figure_5._slope_lowers(flat(8.0), flat(9.5)).answer == PROTOCOL
+    assert figure_5._slope_lowers(flat(9.5), flat(8.0)).answer == "does not hold"
+    assert figure_5._slopes_under_1(flat(8.0, 8.0), flat(8.0, 8.0)).answer == "holds"
+    assert figure_5._slopes_under_1(flat(8.0, 8.0), flat(8.0, 11.0)).answer == PROTOCOL
+    assert figure_5._slopes_under_1(flat(8.0, 11.0), flat(8.0, 8.0)).answer == "does not hold"
+    kept = figure_5._not_stopped(flat(6.0), [0.0, 0.0, 1.25])
+    assert kept.answer == "holds" and "CIFAR10-CNN2 60 %, 1.2 %" in kept.because
+    assert figure_5._not_stopped(flat(4.0), [0.0] * 3).answer == "does not hold"
+
+
+def test_what_averaging_explains_is_said_beside_what_was_published():
+    gone = question_averaging.Row(MNIST, 5.0, 97.0, 97.25, 94.3, 90.0, 92.0)
+    other = question_averaging.Row(CNN2, 5.0, 20.0, 20.0, None, 0.0, 0.0)
+    told = question_averaging._describe([gone, other])
+    assert "MNIST CNN +0.25 of the -2.70 points" in told and "+0.00 points (nothing" in told
+    assert "The most that it changes anywhere is +0.25 points (MNIST CNN, slope 5)" in told
+
+
+def test_averaging_makes_gradients_zero_where_they_are_smallest():
+    """At slope 2 a digit's cross-entropy is about to vanish in float32."""
+    own, mean = (
+        Cell(DIGITS.sloped(2.0), "digits[:200]", attack, Linf(0.1))()
+        for attack in (question_averaging.ALONE, question_averaging.AVERAGED)
+    )
+    row = question_averaging._row(DIGITS, 2.0, own, mean)
+    assert 0 < row.zero_alone < row.zero_averaged < 100 and row.explained >= 0
+    assert row.published is None
 
 
 def test_the_mechanism_is_neither_where_gradients_vanish_and_nothing_is_won():

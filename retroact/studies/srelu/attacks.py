@@ -19,7 +19,8 @@ from retroact.evaluation.record import Record
 from retroact.experiments.cell import Cell, Model
 from retroact.studies.desk import Desk
 from retroact.studies.published import published
-from retroact.studies.srelu.networks import Net, label
+from retroact.studies.srelu.networks import Net, first, label
+from retroact.studies.srelu.panels import Curve
 
 ATTACKS = ("FGSM", "BIM", "StepLL", "RFGSM", "PGD", "DeepFool")
 PGD_STEP = 2 / 255
@@ -30,11 +31,10 @@ def make_attack(name: str, eps: float, loss: Loss = "cross_entropy") -> FGSM | P
     return FGSM(loss) if name == "FGSM" else PGD(40, 2 / 255 / eps, random_start=False, loss=loss)
 
 
-def images(desk: Desk, attack: str, net: Net) -> int:
-    """How many images an attack gets: one gradient each for FGSM, hundreds for the others."""
-    if attack == "FGSM":
-        return desk.pick(500, 10_000)
-    return desk.pick(100, min(2000, net.original))
+def images(desk: Desk, attack: str) -> int:
+    """How many images an attack gets: all for a full desk, and few of a quick one's for those that
+    take hundreds of gradients each."""
+    return desk.pick(500 if attack == "FGSM" else 100, 10_000)
 
 
 def attack_cells(net: Net, attack: str, model: Model, n: int) -> list[Cell]:
@@ -68,6 +68,14 @@ def accuracies(net: Net, attack: str, records: list[Record]) -> list[float]:
         return [100 * _left_after(k + 1, records[0]) for k in range(len(net.eps))]
     clean = [] if attack == "RFGSM" else [clean_accuracy(records[0])]
     return [100 * v for v in (*clean, *map(robust_accuracy, records))]
+
+
+def curve(net: Net, attack: str, slope: float, records: list[Record], n: int) -> Curve:
+    """The curve of `attack_cells` at a slope, beside the published one, and that of the published
+    pixels alone where the `n` images are more than those."""
+    own = accuracies(net, attack, first(net.original, records)) if net.mixed(n) else None
+    there = as_published(net, attack, slope)
+    return Curve(label(slope), accuracies(net, attack, records), there, own, "slope")
 
 
 def _left_after(steps: int, record: Record) -> float:

@@ -16,10 +16,9 @@ from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
 from retroact.studies.desk import Desk
 from retroact.studies.srelu.attacks import (
     ATTACKS,
-    accuracies,
-    as_published,
     attack_cells,
     columns,
+    curve,
     images,
 )
 from retroact.studies.srelu.networks import ABOVE_1, NETS, SLOPES, Net, label, many
@@ -50,24 +49,13 @@ ZERO_GRADIENTS = (
 
 
 def make(desk: Desk) -> Iterator[Part]:
-    records = many(
-        desk,
-        {
-            (net, attack, s): attack_cells(net, attack, net.sloped(s), images(desk, attack, net))
-            for net in NETS
-            for attack in ATTACKS
-            for s in SLOPES
-        },
-    )
-    by_key = {
-        (net.key, attack, s): Curve(
-            label(s), accuracies(net, attack, r), as_published(net, attack, s), what="slope"
-        )
-        for (net, attack, s), r in records.items()
-    }
-    sizes = ", ".join(f"{images(desk, 'PGD', net)} ({net.title})" for net in NETS)
+    keys = [(net, attack, s) for net in NETS for attack in ATTACKS for s in SLOPES]
+    sized = {k: images(desk, k[1]) for k in keys}
+    records = many(desk, {k: attack_cells(*k[:2], k[0].sloped(k[2]), n) for k, n in sized.items()})
+    by_key = {(k[0].key, *k[1:]): curve(*k, records[k], n) for k, n in sized.items()}
     yield Text(
-        f"The first {images(desk, 'FGSM', NETS[0])} test images for FGSM, {sizes} for the others."
+        f"The first {images(desk, 'FGSM')} test images for FGSM, {images(desk, 'PGD')} for the"
+        " others."
         f" {WHAT_EPS_IS}"
     )
     yield _draw(by_key)
@@ -99,7 +87,8 @@ def _draw(by_key: Curves) -> Figure:
 def _table(net: Net, attack: str, by_key: Curves) -> Table:
     curves = [by_key[net.key, attack, s] for s in SLOPES]
     column = "iterations" if attack == "DeepFool" else "eps"
-    return table(f"{net.title}, {attack}", "slope", column, columns(net, attack), curves)
+    title = f"{net.title}, {attack}"
+    return table(title, "slope", column, columns(net, attack), curves, net.original)
 
 
 def _largest(net: Net, by_key: Curves) -> Table:

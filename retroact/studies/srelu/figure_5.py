@@ -7,6 +7,7 @@ ones are; a success is a new decision t. The rate is over all images, so that it
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import product
 
 import torch
 
@@ -36,6 +37,10 @@ PART = 1000  # images in memory at once, once for each eps
 
 HELPED = {"mnist": 6, "cifar10_cnn1": 6, "cifar10_cnn2": 4}
 """The classes that the claim counts, per network."""
+LOWER = 1.0
+"""Percentage points of mean success by which a slope must fall below slope 1 to "reduce" it."""
+STOPPED = 0.5
+"""The share of slope 1's mean success that must be left for attacks not to be "stopped"."""
 SAME = 3.0
 """Percentage points of mean success that slopes above 1 may lie apart and still be "about the
 same"."""
@@ -95,6 +100,7 @@ def make(desk: Desk) -> Iterator[Part]:
     yield from _true_loss(desk, n)
     yield from _raw_logit(desk, n, few)
     yield from _both(desk, few)
+    yield from _lowered(desk, n, few)
 
 
 # --------------------------------------------------------------------------------- the three blocks
@@ -171,17 +177,36 @@ def _both(desk: Desk, few: int) -> Iterator[Part]:
     )
 
 
+def _lowered(desk: Desk, n: int, few: int) -> Iterator[Claim]:
+    rates, hard = (
+        _rates(desk, NETS, n, "cross_entropy"),
+        _rates(desk, NETS, few, "towards_and_away"),
+    )
+    yield _slope_lowers(rates, hard)
+    yield _slopes_under_1(rates, hard)
+    facts = desk.all_facts(_ask(NETS, n, "cross_entropy"))
+    steep = [f for (_, s), f in zip(product(NETS, SLOPES), facts, strict=True) if s == 100.0]
+    dead = [100 * sum(f["zero"]) / max(1, sum(f["asked"])) for f in steep]
+    yield _not_stopped(rates, dead)
+
+
 # ------------------------------------------------------------------------------------------ numbers
 
 
+def _ask(nets: tuple[Net, ...], n: int, loss: Loss) -> list[TargetedRates]:
+    """By network and slope."""
+    return [
+        TargetedRates(net.sloped(s), net.slice(n), net.eps[1:], loss)
+        for net, s in product(nets, SLOPES)
+    ]
+
+
 def _rates(desk: Desk, nets: tuple[Net, ...], n: int, loss: Loss) -> Rates:
-    keys = [(net, s) for net in nets for s in SLOPES]
-    asked = [TargetedRates(net.sloped(s), net.slice(n), net.eps[1:], loss) for net, s in keys]
-    measured = desk.all_facts(asked)
+    measured = desk.all_facts(_ask(nets, n, loss))
     return {
         # nothing moves at eps 0
         (net.key, s): [[0.0, *(100 * k / f["n"] for k in led)] for led in f["led"]]
-        for (net, s), f in zip(keys, measured, strict=True)
+        for (net, s), f in zip(product(nets, SLOPES), measured, strict=True)
     }
 
 
@@ -302,4 +327,62 @@ def _classes_helped(rates: Rates) -> Claim:
         "targeted.classes_helped",
         answer_claim(holds),
         f"classes with fewer successes above slope 1: {told}",
+    )
+
+
+def _success(net: Net, rates: Rates, slope: float) -> float:
+    """Over classes and eps above 0."""
+    return mean(_mean(net, rates, slope)[1:])
+
+
+def _slope_lowers(rates: Rates, hard: Rates) -> Claim:
+    """Reduces: at every slope above 1 the mean success is `LOWER` or more below that at slope 1, on
+    every network; truly: so it is of the loss without a softmax."""
+    least, truly = (
+        [_success(net, r, 1.0) - max(_success(net, r, s) for s in ABOVE_1) for net in NETS]
+        for r in (rates, hard)
+    )
+    told = "; ".join(
+        f"{net.title} {a:+.1f} ({b:+.1f})" for net, a, b in zip(NETS, least, truly, strict=True)
+    )
+    return Claim(
+        "targeted.slope_lowers",
+        answer_claim(all(v >= LOWER for v in least), all(v >= LOWER for v in truly)),
+        "mean success at slope 1 less that at the slope above 1 where it is largest, points:"
+        f" {told}; in brackets towards the target and away from the true class, without a softmax;"
+        f" {LOWER:g} or more is asked for on every network",
+    )
+
+
+def _slopes_under_1(rates: Rates, hard: Rates) -> Claim:
+    """Useful: at slope 0.5 the mean success is `LOWER` or more below that at slope 1, on every
+    network; truly: so it is of the loss without a softmax."""
+    won, truly = (
+        [_success(net, r, 1.0) - _success(net, r, 0.5) for net in NETS] for r in (rates, hard)
+    )
+    told = "; ".join(
+        f"{net.title} {a:+.1f} ({b:+.1f})" for net, a, b in zip(NETS, won, truly, strict=True)
+    )
+    return Claim(
+        "targeted.slopes_under_1",
+        answer_claim(all(v >= LOWER for v in won), all(v >= LOWER for v in truly)),
+        f"mean success at slope 1 less that at 0.5, points: {told}; in brackets without a softmax;"
+        f" {LOWER:g} or more is asked for on every network",
+    )
+
+
+def _not_stopped(rates: Rates, dead: list[float]) -> Claim:
+    """Does not stop: at slope 100 `STOPPED` or more of slope 1's mean success is left, on every
+    network; `dead` is the share (%) of exactly zero gradients there."""
+    left = [_success(net, rates, 100.0) / max(_success(net, rates, 1.0), 1e-9) for net in NETS]
+    told = "; ".join(
+        f"{net.title} {100 * share:.0f} %, {zero:.1f} % of the gradients exactly zero"
+        for net, share, zero in zip(NETS, left, dead, strict=True)
+    )
+    return Claim(
+        "targeted.explosion",
+        answer_claim(all(share >= STOPPED for share in left)),
+        f"of the mean success at slope 1 is left at slope 100: {told}; {STOPPED:.0%} is asked for."
+        " The gradient of another class's cross-entropy is large where that of the true class is"
+        " zero",
     )

@@ -77,6 +77,8 @@ CNN2 = Net("CIFAR10-CNN2", "cifar10_cnn2", "cifar10-cnn1", "fc*", CIFAR_EPS, "ci
 """CNN1's weights with the slope after the first two fully connected layers alone."""
 
 NETS = (MNIST, CNN1, CNN2)
+SHIFTED = replace(MNIST, title="MNIST CNN, trained on normalised images", net="mnist-cnn-shifted")
+"""Trained as the published weights were, and tested on raw pixels as they were."""
 
 
 def label(number: float) -> str:

@@ -21,10 +21,18 @@ from retroact.nets.zoo import entry
 from retroact.reports.studied import Part, Table, Text, Value
 from retroact.studies.desk import Desk
 from retroact.studies.srelu.attacks import make_attack
-from retroact.studies.srelu.networks import CIFAR_EPS, MNIST, NETS, SLOPES, Net, label, many
+from retroact.studies.srelu.networks import (
+    CIFAR_EPS,
+    MNIST,
+    NETS,
+    SHIFTED,
+    SLOPES,
+    Net,
+    label,
+    many,
+)
 from retroact.studies.truth import BATTERIES, Audited, audits
 
-SHIFTED = replace(MNIST, title="MNIST CNN, trained on normalised images", net="mnist-cnn-shifted")
 RESIDUAL = Net("ResNet-20", "", "resnet20-cifar10", "*", CIFAR_EPS, "cifar10", 1017)
 GENTLE = (0.5, 1.0, 1.1, 1.25, 1.5, 2.0, 10.0)
 """Slopes for a network with skips, which folds at none but 1."""

@@ -4,7 +4,8 @@ The paper leaves it to "saliency and interpretability tools" to explain what it 
 is the gradient of a number with respect to the pixels. Of the cross-entropy it is what the attacks
 climb; of the margin (the best other logit less the true one) it is what decides. Each map is scaled
 to its own largest entry, red up and blue down; a map that is exactly zero everywhere is left grey
-and says so.
+and says so. Grad-CAM, the tool that the paper names (Selvaraju et al. 2017, arXiv:1610.02391),
+shows where the last maps with places speak for the class.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
@@ -26,6 +28,7 @@ from retroact.experiments.cell import Model
 from retroact.nets.data import data
 from retroact.reports import plots
 from retroact.reports.studied import Figure, Part, Text
+from retroact.retrofitting.installed import installed
 from retroact.spec import Count, spec
 from retroact.studies.desk import Desk, Facts
 from retroact.studies.srelu.networks import CNN1, MNIST, Net
@@ -34,14 +37,56 @@ SHOWN, STEEP, SAME = 4, 10.0, 0.7
 LOSSES: dict[Loss, str] = {"cross_entropy": "cross-entropy", "margin": "margin"}
 
 
+CAM = "cam"
+
+
 def make(desk: Desk) -> Iterator[Part]:
-    by_net = {net: [desk.facts(_ask(desk, net, s)) for s in (1.0, STEEP)] for net in (MNIST, CNN1)}
+    nets, slopes = (MNIST, CNN1), (1.0, STEEP)
+    by_net = {net: [desk.facts(_ask(desk, net, s)) for s in slopes] for net in nets}
+    cams = {net: [desk.facts(_ask_cam(desk, net, s)) for s in slopes] for net in nets}
     yield Figure(
         f"Input gradients at slope 1 and at slope {STEEP:g}, of the cross-entropy and of the"
-        " margin, on the first images that both networks decide rightly.",
-        _draw(list(by_net.items())),
+        " margin, and Grad-CAM of the true class, on the first images that both networks decide"
+        " rightly.",
+        _draw(
+            [
+                (net, [_join(*both) for both in zip(by_net[net], cams[net], strict=True)])
+                for net in nets
+            ]
+        ),
     )
     yield Text(" ".join(_sentence(net, *pair) for net, pair in by_net.items()))
+    yield Text(_describe_cams(cams))
+
+
+def _join(gradients: Facts, cam: Facts) -> list[Facts]:
+    """The maps that are shown, image by image."""
+    return [
+        one | {CAM: _list(_enlarge(torch.tensor(of), len(one["image"][0])))}
+        for one, of in zip(gradients["shown"], cam["shown"], strict=True)
+    ]
+
+
+def _describe_cams(cams: dict[Net, list[Facts]]) -> str:
+    told = "; ".join(
+        f"{net.title} {plain['dead']:.1f} % zero maps at slope 1 and {steep['dead']:.1f} % at slope"
+        f" {STEEP:g}, a mean cosine of {plain['alike']:.2f} between the others"
+        for net, (plain, steep) in cams.items()
+    )
+    return (
+        "**Grad-CAM**, which the paper names as a tool, starts from the logit of a class and meets"
+        " no softmax, so no slope blinds it: max(0, Σ_k α_k A^k), A the maps after the last"
+        " convolution's activation, α_k the mean of ∂z_y/∂A^k over their places (Selvaraju et al."
+        f" 2017, eq. 1 and 2). On the images that both networks decide rightly: {told}. A map is"
+        " zero where what speaks against the class outweighs the rest everywhere, which has nothing"
+        " to do with a slope. Grad-CAM says where the evidence for a class lies, not why the"
+        " attacks fail; the input gradients above do."
+    )
+
+
+def _ask_cam(desk: Desk, net: Net, slope: float) -> GradCam:
+    asked = _ask(desk, net, slope)
+    return GradCam(asked.model, asked.other, asked.data)
 
 
 def _ask(desk: Desk, net: Net, slope: float) -> Saliency:
@@ -138,23 +183,86 @@ def _list(values: Tensor) -> list[Any]:
     return listed
 
 
+# ----------------------------------------------------------------------------------------- Grad-CAM
+
+
+@spec
+class GradCam:
+    """Grad-CAM of the true class on the images that `model` and `other` both decide rightly.
+
+    `alike`: the mean cosine between the maps of both, where neither is zero. `dead`: the share (%)
+    of the maps of `model` that are zero everywhere. `shown`: the first maps of `model`, each
+    divided by its largest entry.
+    """
+
+    model: Model
+    other: Model
+    data: str
+    shown: Count = SHOWN
+
+    def __call__(self) -> Facts:
+        images, nets = data(self.data), [self.model().eval(), self.other().eval()]
+        right = [decide(net, images.images) == images.labels for net in nets]
+        both = right[0] & right[1]
+        ours, others = (grad_cam(n, images.images[both], images.labels[both]) for n in nets)
+        is_dead, is_other_dead = (~maps.flatten(1).any(1) for maps in (ours, others))
+        alive = ~(is_dead | is_other_dead)
+        return {
+            "n": int(both.sum()),
+            "alike": _compare(ours[alive], others[alive]),
+            "dead": 100 * float(is_dead.float().mean()),
+            "shown": [_list(_scale(one[None])) for one in ours[: self.shown]],
+        }
+
+
+def grad_cam(net: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
+    """max(0, Σ_k α_k A^k) of images `x` (n, …): (n, h, w).
+
+    A^k are the maps (h, w) after the last activation that has places, α_k the mean over them of
+    ∂z_c/∂A^k, z_c the logit of the class (Selvaraju et al. 2017, arXiv:1610.02391, eq. 1 and 2).
+    """
+    parts = zip(x.split(250), classes.split(250), strict=True)
+    return torch.cat([_grad_cam(net, part, named) for part, named in parts])
+
+
+def _grad_cam(net: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
+    seen: list[Tensor] = []
+    hooks = [
+        m.register_forward_hook(lambda _, args, out: seen.append(out))
+        for m in installed(net).values()
+    ]
+    with torch.enable_grad():
+        logits = net(x.clone().requires_grad_())
+    for hook in hooks:
+        hook.remove()
+    maps = [a for a in seen if a.dim() == 4][-1]
+    (slope,) = torch.autograd.grad(logits.gather(1, classes[:, None]).sum(), maps)
+    return (slope.mean((2, 3), keepdim=True) * maps).sum(1).relu().detach()
+
+
+def _enlarge(cam: Tensor, size: int) -> Tensor:
+    """A map (h, w) at the size of the image, as the paper's authors do, bilinearly."""
+    return F.interpolate(cam[None, None], size=(size, size), mode="bilinear")[0, 0]
+
+
 # ---------------------------------------------------------------------------------------- the panel
 
 
-def _draw(by_net: list[tuple[Net, list[Facts]]]) -> str:
-    """A row per network, slope and loss below a row of the images, SHOWN columns per network."""
-    rows = [(slope, loss) for loss in LOSSES for slope in (0, 1)]
+def _draw(by_net: list[tuple[Net, list[list[Facts]]]]) -> str:
+    """A row per slope and kind of map below a row of the images, SHOWN columns per network."""
+    kinds = {str(loss): name for loss, name in LOSSES.items()} | {CAM: "Grad-CAM"}
+    rows = [(slope, kind) for kind in kinds for slope in (0, 1)]
     figure = Canvas(figsize=(9.6, 1.25 * (1 + len(rows))), layout="constrained")
     grid = figure.subplots(1 + len(rows), SHOWN * len(by_net), squeeze=False)
     for block, (net, pair) in enumerate(by_net):
-        for i, one in enumerate(pair[0]["shown"]):
+        for i, one in enumerate(pair[0]):
             column = block * SHOWN + i
             plots.draw_image(grid[0, column], np.array(one["image"], dtype=np.float32))
-            for row, (slope, loss) in enumerate(rows, start=1):
-                _map(grid[row, column], np.array(pair[slope]["shown"][i][loss]))
+            for row, (slope, kind) in enumerate(rows, start=1):
+                _map(grid[row, column], np.array(pair[slope][i][kind]))
         grid[0, block * SHOWN].set_title(net.title, fontsize=9, loc="left")
-    for row, (slope, loss) in enumerate(rows, start=1):
-        text = f"{LOSSES[loss]},\nslope {(1, STEEP)[slope]:g}"
+    for row, (slope, kind) in enumerate(rows, start=1):
+        text = f"{kinds[kind]},\nslope {(1, STEEP)[slope]:g}"
         grid[row, 0].set_ylabel(text, fontsize=8, rotation=0, ha="right", va="center")
     for axes in grid.flat:
         axes.set_xticks([])

@@ -191,7 +191,7 @@ def _algebra(desk: Desk) -> Iterator[Part]:
 
 
 def _scale_down(desk: Desk) -> Iterator[Part]:
-    n = images(desk, "FGSM", MNIST)
+    n = images(desk, "FGSM")
     yield Text(
         "**Does submitting a scaled-down image counter the defence?** Two readings. *Submitted*:"
         " the network is given x/s, and attacked there with eps/s, the same share of the contrast;"
@@ -327,7 +327,7 @@ def _gradient_row(f: Facts) -> tuple[Value, ...]:
 
 
 def _measure_seen(desk: Desk) -> dict[tuple[Net, str, float], float]:
-    n = images(desk, "FGSM", MNIST)
+    n = images(desk, "FGSM")
     keys = [(net, name, s) for net in NETS for name in UNDER for s in SLOPES]
     records = many(
         desk, {k: k[0].cells(k[0].sloped(k[2]), UNDER[k[1]], n, eps=k[0].eps[-1:]) for k in keys}
@@ -363,7 +363,7 @@ def _mechanism_claim(
 
 
 def _clean(desk: Desk) -> Iterator[Part]:
-    n = images(desk, "FGSM", MNIST)
+    n = images(desk, "FGSM")
     records = many(desk, {net: net.cells(net.sloped(1.0), FGSM(), n) for net in (MNIST, CNN1)})
     clean = {net: 100 * clean_accuracy(records[0]) for net, records in records.items()}
     for name, net, around, near in (
