@@ -122,7 +122,7 @@
   }
   /* round numbers between two ends, three to six of them */
   function ticks([a, b]) {
-    const rough = (b - a) / 4, size = 10 ** Math.floor(Math.log10(rough)), step = [1, 2, 5, 10].find((f) => f * size >= rough) * size;
+    const rough = (b - a) / 5, size = 10 ** Math.floor(Math.log10(rough)), step = [1, 2, 5, 10].find((f) => f * size >= rough) * size;
     const found = [];
     for (let k = Math.ceil(a / step - 1e-9); k * step <= b + 1e-9 * step; k++) found.push(+(k * step).toPrecision(12));
     return found;
@@ -213,6 +213,12 @@
     document.body.dataset.state = "ready";
   }
   const fellTo = (attack) => `from step ${attack.fooled.step} it says ${model.classes[Engine.argmax(attack.fooled.logits)]}`;
+  function why(how, dead, points) {
+    if (dead) return `${dead} of the claimed attack's ${points} gradients are exactly zero: there it stands still.`;
+    if (how.kind === "jump" && how.kappa > 0) return "The claimed attack's gradient does not see the jumps.";
+    if (how.kind === "slope" && how.alpha > 1) return "The slope makes all scores larger; the claimed attack's gradients are not zero here.";
+    return "No gradient is hidden here: the two attacks differ by their loss and their steps.";
+  }
   function tell(what, claimed, knows) {
     const dead = claimed.path.filter((p) => p.dead).length, truth = model.classes[what.label], wrong = Engine.argmax(what.z) !== what.label;
     const [text, tone] = wrong ? [`Without any attack the network says ${model.classes[Engine.argmax(what.z)]} to this ${truth}.`, "warn"]
@@ -222,7 +228,7 @@
       : [`Neither attack turns this ${truth} into another class within ε = ${round(what.eps)}. That is no proof: an audit tries many more.`, "good"];
     const drawn = what.drawn ? " Your drawing has no true class; the network's own decision stands in for it." : "";
     at("said").textContent = text;
-    at("because").textContent = (dead ? `${dead} of the claimed attack's ${claimed.path.length} gradients are exactly zero: it stands still.` : what.how.kind === "jump" && what.how.kappa > 0 ? "The claimed attack's gradient does not see the jumps." : "The claimed attack's gradient is not hidden here.") + drawn;
+    at("because").textContent = why(what.how, dead, claimed.path.length) + drawn;
     at("verdict").className = `verdict ${tone}`;
     at("about-claimed").textContent = `${dead} of ${claimed.path.length} gradients exactly zero. ${claimed.fooled ? `The dot: first fooled, at step ${claimed.fooled.step}.` : "Never fooled."}`;
     at("about-knows").textContent = `Blue: the claimed attack; red, dashed: the one that knows. ${knows.fooled ? "A dot: first fooled." : "Never fooled."}`;

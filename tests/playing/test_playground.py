@@ -87,7 +87,10 @@ def answers(net, x, label, loss):
 
 PROBE = """
 <script>addEventListener("load", async () => {
-  while (document.body.dataset.state !== "ready") await new Promise((go) => setTimeout(go, 20));
+  const ready = async () => {
+    while (document.body.dataset.state !== "ready") await new Promise((go) => setTimeout(go, 20));
+  };
+  await ready();
   const model = JSON.parse(document.getElementById("model").textContent);
   const numbers = Engine.halves(model.numbers), size = 784;
   const computed = (innerWidth > 500 ? ASKED : []).map(([name, how, row, y, loss]) => {
@@ -97,14 +100,21 @@ PROBE = """
   });
   const choose = async (name, value) => {
     document.querySelector(`input[name=${name}][value=${value}]`).click();
-    while (document.body.dataset.state !== "ready") await new Promise((go) => setTimeout(go, 20));
+    await ready();
     return document.getElementById("said").textContent;
   };
   const said = [];
   for (const kind of ["plain", "slope", "hardened"]) said.push(await choose("kind", kind));
+  for (let i = 0; i < 12; i++)
+    document.getElementById("pad").dispatchEvent(
+      new KeyboardEvent("keydown", { key: "ArrowDown", shiftKey: true }));
+  await ready();
+  said.push(document.getElementById("because").textContent);
+  const drawn = document.querySelector("#card-clean .decided").textContent;
   const shown = [...document.querySelectorAll("svg")].map((svg) => svg.getAttribute("aria-label"));
   parent.postMessage({ width: innerWidth, needs: document.documentElement.scrollWidth, computed,
-    said, shown, agreement: document.getElementById("agreement").textContent,
+    said, shown, drawn, address: location.hash,
+    agreement: document.getElementById("agreement").textContent,
     unnamed: [...document.querySelectorAll("input")].filter((i) => !i.labels.length).length }, "*");
 });</script></body>"""
 
@@ -128,7 +138,7 @@ def look(page, folder, asked):
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
     options += [f"--user-data-dir={folder / 'profile'}", "--window-size=1400,1900", "--dump-dom"]
     options += ["--virtual-time-budget=60000", (folder / "frames.html").as_uri()]
-    done = subprocess.run([browser, *options], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([browser, *options], capture_output=True, text=True, timeout=600)
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
     assert not console, console
     told = json.loads(html.unescape(re.search(r'<pre id="told">(.*?)</pre>', done.stdout)[1]))
@@ -191,6 +201,8 @@ def test_the_page_computes_what_torch_computes_at_both_widths(tmp_path, images):
     for width, one in told.items():
         assert one["needs"] <= width, f"the page is wider than {width} px"
         assert one["unnamed"] == 0 and all(one["said"]) and all(one["shown"])
+        assert "no true class" in one["said"][-1] and one["drawn"].startswith("decided ")
+        assert "kind=hardened" in one["address"] and "image=drawn" in one["address"]
         assert float(re.search(r"at most (\S+) %", one["agreement"])[1]) < 1.0
 
 
