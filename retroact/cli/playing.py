@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -73,7 +73,7 @@ def playground(
     hard = None if hardened is None else load(hardened, "", images, beside=net)
     for network in filter(None, (plain, hard)):
         say_left_alone(network)
-    begin = {"eps": eps, "kappa": kappa, "alpha": alpha}
+    begin: dict[str, Any] = {"eps": eps, "kappa": kappa, "alpha": alpha}
     page = write_page(plain, out, data=images, hardened=hard, curves=curves or (), **begin)
     if n:  # the page first: what it cannot hold is said before the audits
         found = _measure(plain, hard, images[:n], _numbers(radii), kappa, alpha, seed)
@@ -101,5 +101,5 @@ def _measure(
     from retroact.playing.measured import measure
 
     with progress_bar("audits") as progress:
-        how = {"hardened": hard, "seed": seed, "progress": progress}
-        return measure(net, images, radii, kappa=kappa, alpha=alpha, **how)  # type: ignore[arg-type]
+        how: dict[str, Any] = {"hardened": hard, "seed": seed, "progress": progress}
+        return measure(net, images, radii, kappa=kappa, alpha=alpha, **how)

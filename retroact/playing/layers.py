@@ -214,7 +214,7 @@ def _activation(m: Installed, x: Tensor) -> list[Made] | str:
     ramp = inner.ramp if isinstance(inner, Activation) else None
     if ramp is None or (shift is not None and len(shift) != x.shape[1]):
         return f"the activation {m.activation} ({m.site.name})"
-    settings = {"alpha": ramp.alpha, "kappa": ramp.kappa, "cap": _finite(ramp.cap)}
+    settings: dict[str, Any] = {"alpha": ramp.alpha, "kappa": ramp.kappa, "cap": _finite(ramp.cap)}
     settings |= {"site": m.site.name, "own_cap": _finite(m.site.cap)}
     return [("act", settings, {} if shift is None else {"shift": shift.detach()})]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 from torch import nn
 
@@ -25,7 +25,7 @@ class HasNumbers(Protocol):
     def numbers(self) -> AuditNumbers: ...
 
 
-Told = str | Path | AuditNumbers | HasNumbers
+Told: TypeAlias = str | Path | AuditNumbers | HasNumbers
 """An audit, its numbers, or the file that `audit --json` wrote."""
 
 
