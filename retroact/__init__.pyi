@@ -117,6 +117,7 @@ from retroact.experiments.tuning import tune as tune
 from retroact.nets.classifier import Classifier as Classifier
 from retroact.nets.data import Images as Images
 from retroact.nets.data import data as data
+from retroact.playing.playground import playground as playground
 from retroact.reports.evidence import write_evidence as write_evidence
 from retroact.reports.report import report as report
 from retroact.retrofitting.export import export as export

@@ -83,6 +83,16 @@ MAY_IMPORT: dict[str, set[str]] = {
         "experiments.fields",
         "experiments.store",
     },
+    "playing": {
+        "nets",
+        "activations",
+        "retrofitting",
+        "crafting",
+        "attacks",
+        "reading",
+        "training",
+        "auditing",
+    },
     "demo": {
         "nets",
         "executors",
@@ -104,7 +114,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 MAY_IMPORT["testing"] = MAY_IMPORT["auditing"] | {"auditing"}
 MAY_IMPORT["pytest_plugin"] = {"testing"}
 MAY_IMPORT["studies"] = MAY_IMPORT["demo"]
-MAY_IMPORT["cli"] = MAY_IMPORT["demo"] | {"demo", "studies", "workers"}
+MAY_IMPORT["cli"] = MAY_IMPORT["demo"] | {"demo", "studies", "workers", "playing"}
 MAY_IMPORT["__main__"] = {"cli"}
 FILES = sorted(p for p in HOUSE.rglob("*.py") if p != HOUSE / "__init__.py")
 

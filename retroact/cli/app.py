@@ -22,6 +22,7 @@ from retroact.cli import (
     console,
     listing,
     networks,
+    playing,
     reports,
     stopping,
     stores,
@@ -114,6 +115,7 @@ for command in (
     attacks.sweep,
     reports.report,
     reports.study,
+    playing.playground,
     networks.export,
 ):
     # those whose code a script reads say what it means
