@@ -77,7 +77,8 @@ def _share(facts: Facts) -> float:
 
 def _say(rows: list[tuple[Value, ...]], begin: int, end: int) -> str:
     return "; ".join(
-        f"{row[0]} " + ", ".join("–" if v is None else f"{v:.1f}" for v in row[begin:end])
+        f"{row[0]} "
+        + ", ".join("not measured yet" if v is None else f"{v:.1f}" for v in row[begin:end])
         for row in rows
     )
 

@@ -123,7 +123,7 @@ def _count_agreeing(
     yield Takeaway(
         2,
         f"{agreeing} of {of} cells of the paper's Tables 1 and 2 come out as published ({asked}):"
-        f" {said}; where they do not, the networks are not the paper's.",
+        f" {said}; our networks are not the paper's own.",
     )
 
 

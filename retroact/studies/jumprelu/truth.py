@@ -83,7 +83,7 @@ def _say_verified(desk: Desk) -> Takeaway:
         3,
         f"Against attacks that know of the jump the retrofit lowers accuracy on {falls} of"
         f" {len(gains)} of the paper's networks (by {max(points):+.1f} to {min(points):+.1f}"
-        f" points at kappa beside kappa 0), and no audit but {genuine} calls a gain genuine.",
+        f" points at kappa beside kappa 0); its audits call {genuine} gains genuine.",
     )
 
 
