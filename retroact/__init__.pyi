@@ -53,6 +53,7 @@ from retroact.attacks.foreign import Foolbox as Foolbox
 from retroact.attacks.hop_skip_jump import HopSkipJump as HopSkipJump
 from retroact.attacks.momentum import Momentum as Momentum
 from retroact.attacks.pgd import PGD as PGD
+from retroact.attacks.pixel_search import PixelSearch as PixelSearch
 from retroact.attacks.rays import RayS as RayS
 from retroact.attacks.rfgsm import RFGSM as RFGSM
 from retroact.attacks.spsa import SPSA as SPSA

@@ -101,6 +101,13 @@ FullOption = Annotated[
         help="with --quick: make this item at full size, of all networks; may be repeated"
     ),
 ]
+StoredOption = Annotated[
+    bool,
+    typer.Option(
+        "--stored",
+        help="print what is stored, at the largest size, and measure nothing; pictures are drawn",
+    ),
+]
 OutOption = Annotated[
     Path, typer.Option("--out", help="folder for PAPER.html, PAPER.md and the figures")
 ]
@@ -109,7 +116,7 @@ FactsOption = Annotated[
     typer.Option(
         help=(
             "JSON file of measurements: what the store lacks is read from it, and it is written"
-            " anew"
+            " anew, what these items use and no more (with --only: beside what it has)"
         )
     ),
 ]
@@ -121,6 +128,7 @@ def study(
     quick: QuickOption = False,
     large: LargeOption = False,
     full: FullOption = None,
+    stored: StoredOption = False,
     out: OutOption = Path("studies"),
     store: options.Store = Path("retroact-studies.sqlite"),
     wait: options.Wait = False,
@@ -137,7 +145,7 @@ def study(
 
     where = executor_of(executor, workers)
     how: dict[str, Any] = {"only": only or (), "quick": quick, "large": large, "full": full or ()}
-    how |= {"fresh": fresh}
+    how |= {"fresh": fresh, "stored": stored}
     truth = f"what was measured is in {store}; the same command goes on with the rest"
     with Store(store, wait=wait, tell=note) as opened, if_stopped(truth):
         made = _make_study(paper, opened, facts, executor=where, **how)
@@ -168,10 +176,13 @@ def _make_study(paper: str, store: Store, facts: Path | None, **how: Any) -> Stu
     with progress_bar(f"study {paper}") as progress, warnings.catch_warnings():
         # of the libraries beneath; our own alarms stand in the tables
         warnings.simplefilter("ignore")
+        keys: set[str] = set()
         if facts is not None and facts.exists():
             carried.read_json(facts, store)
+            keys = carried.carried_keys(facts) if how["only"] else keys
         result = study(paper, store, **how, progress=progress)
         if facts is not None:
             facts.parent.mkdir(parents=True, exist_ok=True)
-            write(carried.as_json(store), facts)
+            keys |= {key for item in result.items for key in item.keys}
+            write(carried.as_json(store, keys), facts)
     return result

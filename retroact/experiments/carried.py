@@ -11,7 +11,7 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,15 @@ from retroact.files import LARGEST, parse_json, parse_object, read_limited
 from retroact.spec import keys, parse, quote, shorten
 
 
-def as_json(store: Store) -> str:
-    """All facts and records of the store as a JSON list, in the order of their prints."""
-    return "[\n" + ",\n".join(map(json.dumps, _lines(store))) + "\n]\n"
+def as_json(store: Store, keys: Container[str] | None = None) -> str:
+    """All facts and records of the store as a JSON list, or those under `keys`, in the order of
+    their prints."""
+    return "[\n" + ",\n".join(map(json.dumps, _lines(store, keys))) + "\n]\n"
+
+
+def carried_keys(path: str | Path) -> set[str]:
+    """The keys of what a file of `as_json` holds. Raises ValueError for any other file."""
+    return {str(line["key"]) for line in _entries(Path(path))}
 
 
 def write_json(store: Store, path: Path) -> int:
@@ -41,9 +47,9 @@ def write_json(store: Store, path: Path) -> int:
     return cells
 
 
-def _lines(store: Store) -> Iterator[dict[str, Any]]:
-    yield from _facts(store)
-    yield from _records(store)
+def _lines(store: Store, keys: Container[str] | None = None) -> Iterator[dict[str, Any]]:
+    yield from (line for line in _facts(store) if keys is None or line["key"] in keys)
+    yield from _records(store, keys)
 
 
 def read_json(path: str | Path, store: Store) -> int:
@@ -110,8 +116,9 @@ def _facts(store: Store) -> Iterator[dict[str, Any]]:
         yield {"key": name, "what": what, "seconds": seconds, "facts": facts}
 
 
-def _records(store: Store) -> Iterator[dict[str, Any]]:
-    for row in sorted(store.rows(), key=lambda row: (row.cell, row.key)):
+def _records(store: Store, keys: Container[str] | None) -> Iterator[dict[str, Any]]:
+    rows = [row for row in store.rows() if keys is None or row.key in keys]
+    for row in sorted(rows, key=lambda row: (row.cell, row.key)):
         record = base64.b64encode(zlib.compress(to_bytes(store.read(row.key)), 9)).decode()
         yield {"key": row.key, "cell": row.cell, "fields": row.fields.to_json(), "record": record}
 

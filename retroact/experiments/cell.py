@@ -11,7 +11,8 @@ never passes for the old one.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
@@ -89,7 +90,9 @@ class Model:
 
     def locked(self) -> Model:
         """The same model with its weights' hash."""
-        return replace(self, weights=checkpoint.digest(_bare(self.net, self.file)))
+        net, file = self.net, self.file
+        weights = remembered(("weights", net, file), lambda: checkpoint.digest(_bare(net, file)))
+        return replace(self, weights=weights)
 
 
 @spec
@@ -232,21 +235,20 @@ def knowledge(cell: Cell) -> Knowledge:
     return "white" if cell.attack.needs == "gradient" else "black"
 
 
-def pixels_behind(part: str) -> str:
-    """`pixels` of the images that a notation names."""
-    return pixels(data(part))
-
-
-def all_locked(cells: Iterable[Cell], look: Callable[[str], str] = pixels_behind) -> list[Cell]:
-    """Each cell `locked`; `look` gives the hash of the pixels of a slice, once where several share
-    it."""
+def all_locked(
+    cells: Iterable[Cell], look: Callable[[str], str] = lambda part: pixels_of(part)
+) -> list[Cell]:
+    """Each cell `locked`; pixels of a slice and weights that several share are hashed once. `look`
+    gives the hash of a slice."""
     asked = list(cells)
+    named = dict.fromkeys(m for cell in asked for m in (cell.model, cell.source) if m is not None)
+    models = {model: model.locked() for model in named}
     seen = {part: look(part) for part in dict.fromkeys(cell.data for cell in asked)}
     return [
         replace(
             cell,
-            model=cell.model.locked(),
-            source=None if cell.source is None else cell.source.locked(),
+            model=models[cell.model],
+            source=None if cell.source is None else models[cell.source],
             pixels=seen[cell.data],
         )
         for cell in asked
@@ -256,6 +258,35 @@ def all_locked(cells: Iterable[Cell], look: Callable[[str], str] = pixels_behind
 def pixels(images: Images) -> str:
     """The first 16 hex digits of the SHA-256 of images and labels."""
     return images.fingerprint[:16]
+
+
+def pixels_of(part: str) -> str:
+    """`pixels` of the slice that a text names."""
+    return remembered(("pixels", part), lambda: pixels(data(part)))
+
+
+_hashed: dict[Hashable, str] | None = None
+
+
+@contextmanager
+def hashed_once() -> Iterator[None]:
+    """Within the block weights, pixels and keys are hashed once under a name: for a study, which
+    names a few networks and slices some thousand times. They must stay as they are meanwhile."""
+    global _hashed
+    before, _hashed = _hashed, {} if _hashed is None else _hashed
+    try:
+        yield
+    finally:
+        _hashed = before
+
+
+def remembered(name: Hashable, make: Callable[[], str]) -> str:
+    """`make()`, which is kept under `name` within `hashed_once`."""
+    if _hashed is None:
+        return make()
+    if name not in _hashed:
+        _hashed[name] = make()
+    return _hashed[name]
 
 
 def _called(model: Model) -> str:

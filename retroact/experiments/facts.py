@@ -23,10 +23,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from retroact.executors import SERIAL, Executor
-from retroact.experiments.cell import Model, pixels
+from retroact.experiments.cell import Model, pixels_of, remembered
 from retroact.experiments.store import Store
 from retroact.ground import one_thread
-from retroact.nets.data import DataSlice, data
+from retroact.nets.data import DataSlice
 from retroact.nets.sources import HUB
 from retroact.parts import Anew, HasParts
 from retroact.spec import key, show
@@ -134,13 +134,18 @@ def _read(store: Store, name: str, stored: bool) -> Measured:
     return Measured(*found, stored=stored)
 
 
-def locked_key(what: Measurement, versions: Mapping[type, int] | None = None) -> str:
-    """The spec's key with the hashes of the weights and pixels that it names in fields of its own;
+def locked_key(what: Any, versions: Mapping[type, int] | None = None) -> str:
+    """A spec's key with the hashes of the weights and pixels that it names in fields of its own;
     `versions` as in `key`."""
-    values = [getattr(what, f.name) for f in dataclasses.fields(what)]  # type: ignore[arg-type]
+    named = ("key", what, tuple((versions or {}).items()))
+    return remembered(named, lambda: _lock(what, versions))
+
+
+def _lock(what: Any, versions: Mapping[type, int] | None) -> str:
+    values = [getattr(what, f.name) for f in dataclasses.fields(what)]
     inner = [v for value in values for v in (value if isinstance(value, tuple) else (value,))]
     weights = [model.locked().weights for model in inner if isinstance(model, Model)]
-    seen = [pixels(data(part)) for part in inner if isinstance(part, str) and _is_data(part)]
+    seen = [pixels_of(part) for part in inner if isinstance(part, str) and _is_data(part)]
     said = "|".join([key(what, versions), *weights, *seen])
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 

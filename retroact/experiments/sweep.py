@@ -18,7 +18,7 @@ from retroact.experiments.cell import (
     Model,
     alike,
     all_locked,
-    pixels_behind,
+    pixels_of,
     run_together,
 )
 from retroact.experiments.part_files import PartFiles
@@ -48,7 +48,7 @@ def plan(
     store: Store,
     *,
     keep: int = 0,
-    look: Callable[[str], str] = pixels_behind,
+    look: Callable[[str], str] = pixels_of,
 ) -> Plan:
     """Locks the cells, drops doubles, and looks up which the store has (with `keep` images); `look`
     gives the hash of the pixels behind a notation."""

@@ -8,6 +8,7 @@ thin lines, nowhere else.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -19,13 +20,23 @@ from retroact.reports import plots
 from retroact.reports.html import render
 from retroact.reports.tables import markdown_table, plain, without_html
 
-Answer = Literal["holds", "holds under the paper's protocol only", "does not hold", "not tested"]
-TONES: dict[str, str] = {
+Answer = Literal[
+    "holds",
+    "holds under the paper's protocol only",
+    "does not hold",
+    "differs by network",
+    "cannot be told",
+]
+TONES: dict[Answer, str] = {
     "holds": "good",
     "holds under the paper's protocol only": "warn",
     "does not hold": "bad",
-    "not tested": "plain",
+    "differs by network": "warn",
+    "cannot be told": "plain",
 }
+UNMEASURED = "nothing that is measured here answers it"
+MOST = 10
+"""Lines that a page may begin with."""
 
 Value = str | float | None
 """What stands in a table: a text, a number, or nothing (None)."""
@@ -101,7 +112,16 @@ class Claim:
     because: str
 
 
-Part = Text | Table | Figure | Claim
+@dataclass(frozen=True)
+class Takeaway:
+    """A line that the page begins with, for who reads no further; `place` orders it among the
+    others. The first is the page's own count of verdicts, so places are from 2 on."""
+
+    place: int
+    text: str
+
+
+Part = Text | Table | Figure | Claim | Takeaway
 
 
 @dataclass(frozen=True)
@@ -114,11 +134,13 @@ class Item:
     command: str
     used: tuple[str, ...] = ()
     seconds: float = 0.0
+    keys: frozenset[str] = frozenset()
+    """Under which keys all this stands in the store."""
 
     @property
     def shown(self) -> tuple[Part, ...]:
-        """Everything but the claims, which have a table of their own."""
-        return tuple(p for p in self.parts if not isinstance(p, Claim))
+        """Everything but claims and takeaways, which stand at the top of the page."""
+        return tuple(p for p in self.parts if not isinstance(p, Claim | Takeaway))
 
     @property
     def footnote(self) -> str:
@@ -150,6 +172,19 @@ class Study:
         return [(self.said[c.about], c, name) for c, name in given]
 
     @property
+    def lines(self) -> list[str]:
+        """What the page begins with: how many claims have which verdict, then the items' own lines.
+
+        Raises ValueError for more than MOST.
+        """
+        own = [p for item in self.items for p in item.parts if isinstance(p, Takeaway)]
+        lines = [t.text for t in sorted(own, key=lambda t: t.place)]
+        lines = [_count_verdicts(self), *lines] if self.said else lines
+        if len(lines) > MOST:
+            raise ValueError(f"expected at most {MOST} lines to begin with, got {len(lines)}")
+        return lines
+
+    @property
     def unanswered(self) -> list[str]:
         """Claims that no item of these answers."""
         given = {c.about for _, c, _ in self.claims}
@@ -159,7 +194,9 @@ class Study:
 def markdown(study: Study, folder: str) -> tuple[str, dict[str, str]]:
     """The study as Markdown, and its figures by file name; the text links them under `folder`."""
     figures: dict[str, str] = {}
-    parts = [f"# {study.title}", study.source, *study.notes, "## Claims", _claims_table(study)]
+    parts = [f"# {study.title}", study.source, *study.notes]
+    parts += ["## In short", _number(study.lines)] if study.lines else []
+    parts += ["## Claims", _claims_table(study)]
     for item in study.items:
         parts += [
             f"## {item.title}",
@@ -176,6 +213,7 @@ def page(study: Study) -> str:
         title=study.title,
         study=study,
         tones=TONES,
+        unmeasured=UNMEASURED,
         kind=lambda part: type(part).__name__,
         rich=_rich,
         markup=Markup,
@@ -183,9 +221,21 @@ def page(study: Study) -> str:
     )
 
 
+def _number(lines: Iterable[str]) -> str:
+    return "\n".join(f"{i}. {without_html(line)}" for i, line in enumerate(lines, start=1))
+
+
+def _count_verdicts(study: Study) -> str:
+    """How many of the paper's claims have which verdict."""
+    given = Counter(claim.answer for _, claim, _ in study.claims)
+    given["cannot be told"] += len(study.unanswered)
+    counts = ", ".join(f"{given[answer]} “{answer}”" for answer in TONES if given[answer])
+    return f"Of {given.total()} claims of the paper: {counts}."
+
+
 def _claims_table(study: Study) -> str:
     rows = [(said, f"**{c.answer}**", c.because, name) for said, c, name in study.claims]
-    rows += [(study.said[name], "not answered by these items", "", "") for name in study.unanswered]
+    rows += [(study.said[name], "**cannot be told**", UNMEASURED, "") for name in study.unanswered]
     return markdown_table(("the paper says", "verdict", "because", "see"), rows)
 
 

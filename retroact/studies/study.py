@@ -17,15 +17,14 @@ from types import ModuleType
 from typing import Any
 
 from retroact.executors import SERIAL, Executor
-from retroact.experiments.cell import Cell
-from retroact.experiments.facts import Measurement
+from retroact.experiments.cell import hashed_once
 from retroact.experiments.store import Store
 from retroact.files import write
 from retroact.reading import Said
 from retroact.reports import studied
-from retroact.reports.studied import Item, Study
+from retroact.reports.studied import Item, Part, Study, Text
 from retroact.spec import CallError, take
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, NotMeasuredError
 from retroact.studies.earlier import Earlier
 from retroact.studies.published import claims, published
 
@@ -34,6 +33,7 @@ PAPERS = {
     "srelu": "Sloped ReLU, made anew and audited",
 }
 PUBLISHED = "Published numbers stand in columns called “published” and in thin lines."
+SIZES = "How many images each number rests on stands beside it, and under every item."
 KINDS = ("table", "figure", "truth", "question")
 """What an item's file may be called after, in the order of the page."""
 
@@ -58,6 +58,7 @@ def study(
     quick: bool = False,
     large: bool = False,
     full: Sequence[str] = (),
+    stored: bool = False,
     executor: Said[Executor] = SERIAL,
     fresh: bool = False,
     progress: Callable[[float, int], None] = lambda done, total: None,
@@ -67,33 +68,44 @@ def study(
 
     A `quick` study uses a few hundred images, and leaves out networks that take hours on a CPU
     unless it is to measure the `large` ones too; the items `full` have all images and all networks.
-    Raises ValueError for an item that is not there, and for `full` and `large` where all are,
+    A `stored` one prints what the store has, at the largest size that it has it, draws pictures,
+    measures nothing else and says what is not measured yet. Raises ValueError for an item that is
+    not there, for `full` and `large` where all are, and for `stored` with any of these,
     StoreInUseError where something is to be measured and another process fills the store, unless
     that was opened to wait.
     """
-    _check(paper, only, quick, large, full)
+    _check(paper, only, full, quick=quick, large=large, measures=not stored, fresh=fresh)
     finished: list[Item] = []
     names = [name for name in items(paper) if not only or name in only]
-    anew: set[Cell | Measurement] | None = set() if fresh else None
-
-    def within(part: float) -> None:
-        progress(len(finished) + part, len(names))
-
-    with store.claim_kept():  # from the first item on that measures something
+    shared: dict[str, Any] = {"executor": take(executor, Executor), "stored": stored}
+    shared |= {"progress": lambda part: progress(len(finished) + part, len(names))}
+    shared |= {"anew": set() if fresh else None}
+    with hashed_once(), store.claim_kept():  # from the first item on that measures something
         for name in names:
             small = quick and name not in full
-            how: dict[str, Any] = {"quick": small, "large": large or not small, "anew": anew}
-            where = take(executor, Executor)
-            desk = _set_up(paper, store, executor=where, progress=within, **how)
-            finished.append(_make(paper, name, desk))
-            within(0.0)
+            how = {**shared, "quick": small, "large": large or not small}
+            finished.append(_make(paper, name, store, how))
+            progress(len(finished), len(names))
     source = f"{published(paper, 'source')}. {PUBLISHED}"
-    notes = (_scale(quick, [item.title for item in finished if item.name in full]),)
-    return Study(paper, PAPERS[paper], source, tuple(finished), claims(paper), notes)
+    return Study(paper, PAPERS[paper], source, tuple(finished), claims(paper), (SIZES,))
 
 
-def _check(paper: str, only: Sequence[str], quick: bool, large: bool, full: Sequence[str]) -> None:
+def _check(
+    paper: str,
+    only: Sequence[str],
+    full: Sequence[str],
+    *,
+    quick: bool,
+    large: bool,
+    measures: bool,
+    fresh: bool,
+) -> None:
     known = items(paper)
+    if not measures and (quick or large or full or fresh):
+        raise CallError(
+            "stored= prints what the store has, at the largest size; leave quick=, large=, full="
+            " and fresh= out"
+        )
     if full and not quick:
         raise CallError(
             "full= names the items of a quick study that are made at full size; without quick="
@@ -109,29 +121,11 @@ def _check(paper: str, only: Sequence[str], quick: bool, large: bool, full: Sequ
         raise CallError(f"{paper} has no item {unknown[0]!r}; expected some of: {', '.join(known)}")
 
 
-def _set_up(
-    paper: str,
-    store: Store,
-    *,
-    quick: bool,
-    large: bool,
-    executor: Executor,
-    anew: set[Cell | Measurement] | None,
-    progress: Callable[[float], None],
-) -> Desk:
+def _set_up(paper: str, store: Store, how: dict[str, Any]) -> Desk:
     """A desk with the paper's own chunk, and with what its page was measured with."""
     chunk = getattr(importlib.import_module(f"retroact.studies.{paper}"), "CHUNK", None)
     earlier: Earlier = importlib.import_module(f"retroact.studies.{paper}.measured").EARLIER
-    return Desk(
-        store,
-        quick=quick,
-        large=large,
-        executor=executor,
-        chunk=chunk,
-        earlier=earlier,
-        anew=anew,
-        progress=progress,
-    )
+    return Desk(store, chunk=chunk, earlier=earlier, **how)
 
 
 def write_pages(result: Study, folder: str | Path) -> list[Path]:
@@ -147,12 +141,32 @@ def write_pages(result: Study, folder: str | Path) -> list[Path]:
     ]
 
 
-def _make(paper: str, name: str, desk: Desk) -> Item:
+def _make(paper: str, name: str, store: Store, how: dict[str, Any]) -> Item:
+    """An item; of a stored study at full size, else at the quick one, else as far as it goes."""
     module = importlib.import_module(f"retroact.studies.{paper}.{name}")
-    parts = tuple(module.make(desk))
+    desk = _set_up(paper, store, how)
+    parts, missing = _collect(module, desk)
+    if missing:
+        small = _set_up(paper, store, {**how, "quick": True, "large": True})
+        fewer, still = _collect(module, small)
+        desk, parts, missing = (desk, parts, missing) if still else (small, fewer, False)
     scale = f" --quick{' --large' if desk.large else ''}" if desk.quick else ""
     command = f"retroact study {paper} --only {name}{scale}"
-    return Item(name, _title(module), parts, command, tuple(desk.used), desk.seconds)
+    if missing:
+        parts.append(Text(f"The rest of this item is not measured yet: `{command}`."))
+    said = tuple(parts), command, tuple(desk.used), desk.seconds, frozenset(desk.keys)
+    return Item(name, _title(module), *said)
+
+
+def _collect(module: ModuleType, desk: Desk) -> tuple[list[Part], bool]:
+    """The parts of an item, and whether it ended where something is not measured."""
+    parts: list[Part] = []
+    try:
+        for part in module.make(desk):
+            parts.append(part)
+    except NotMeasuredError:
+        return parts, True
+    return parts, False
 
 
 def _title(module: ModuleType) -> str:
@@ -163,10 +177,3 @@ def _place(name: str) -> tuple[int, list[int | str]]:
     """table_2 before figure_1 before figure_10."""
     words = re.split(r"(\d+)", name)
     return KINDS.index(name.split("_")[0]), [int(w) if w.isdigit() else w for w in words]
-
-
-def _scale(quick: bool, full: Sequence[str]) -> str:
-    if not quick:
-        return "How many images each number rests on stands under every item."
-    whole = f" At full size: {'; '.join(full)}." if full else ""
-    return f"A quick run: a few hundred images each, enough to see the pattern and no more.{whole}"

@@ -118,3 +118,13 @@ def answer_claim(protocol: bool, truth: bool | None = None) -> Answer:
     if not protocol:
         return "does not hold"
     return "holds" if truth is None or truth else "holds under the paper's protocol only"
+
+
+def answer_by_network(protocol: Sequence[bool], truth: Sequence[bool]) -> Answer:
+    """The answer to a claim about several networks, one criterion each: where some meet it and
+    others do not it "differs by network", whatever the truth is; "cannot be told" of none."""
+    if not protocol:
+        return "cannot be told"
+    if len(set(protocol)) > 1:
+        return "differs by network"
+    return answer_claim(all(protocol), all(truth))

@@ -56,6 +56,8 @@ BRIEF = [  # with few steps, as laws hold for any number of them
     ra.PGD(steps=4),
     ra.PGD(steps=3, restarts=2, loss="margin"),
     ra.PGD(steps=3, random_start=False, relative_step=0.5, loss="towards_and_away"),
+    ra.PixelSearch(),
+    ra.PixelSearch(pixels=3, pool=20, draws=10),
     ra.RFGSM(),
     ra.RayS(queries=60),
     ra.SPSA(steps=4, samples=8),
@@ -92,7 +94,7 @@ DRAW = {  # the attacks that use the seed; all others give the same whatever it 
         "HopSkipJump",
         "Momentum",
     ),
-    *("PGD", "RFGSM", "SPSA", "SaltAndPepper", "Square", "Torchattacks13RFGSM"),
+    *("PGD", "PixelSearch", "RFGSM", "SPSA", "SaltAndPepper", "Square", "Torchattacks13RFGSM"),
     "VirtualAdversarial",
 }
 # some are broken, some are not

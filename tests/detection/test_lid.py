@@ -8,7 +8,16 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from retroact.detection.lid import auc, characteristics, detect, difference, lid
+from retroact.detection.lid import (
+    Detection,
+    auc,
+    characteristics,
+    cross_fit,
+    detect,
+    difference,
+    lid,
+    mean_auc,
+)
 
 
 def brute_force(query, normals, k):
@@ -94,3 +103,46 @@ def test_the_interval_of_a_difference_holds_the_truth_and_shrinks_with_n():
     assert many[0] > 0 and many[1] - many[0] < few[1] - few[0]
     with pytest.raises(ValueError, match="as many"):
         detect(*(rng.normal(0, 1, (n, 3)) for n in (20, 20, 19)))
+
+
+def shifted(n, by, seed=0):
+    """LIDs of n images, clean, noisy, and adversarial ones that lie `by` farther out."""
+    drawn = np.random.default_rng(seed).normal(size=(3, n, 4))
+    drawn[2] += by
+    return drawn
+
+
+@pytest.mark.parametrize("n", [90, 1000])
+def test_folds_test_every_image_once_by_a_detector_that_has_not_seen_it(n):
+    folds = cross_fit(*shifted(n, 1.0), folds=5)
+    tested = np.concatenate([np.unique(fold.image) for fold in folds])
+    assert sorted(tested.tolist()) == list(range(n))
+    assert all((np.bincount(fold.image)[fold.image] == 3).all() for fold in folds)
+    if n == 1000:  # batches of 100 stay together
+        assert all(len({int(i) // 100 for i in fold.image}) == 2 for fold in folds)
+    by_chance = cross_fit(*shifted(n, 0.0), folds=5)
+    assert mean_auc(folds, n)[0] > 0.85 and abs(mean_auc(by_chance, n)[0] - 0.5) < 0.15
+
+
+def test_the_error_of_a_mean_auc_is_that_of_other_images():
+    """Beside the spread of the AUC over 200 draws of the images."""
+    n, areas, errors = 150, [], []
+    for seed in range(200):
+        normal, noisy, adversarial = shifted(n, 0.7, seed)
+        scores = np.concatenate([normal, noisy, adversarial])[:, 0]
+        image = np.tile(np.arange(n), 3)
+        found = Detection(scores, np.repeat([False, False, True], n), image)
+        halves = [Detection(scores[m], found.adversarial[m], image[m]) for m in halve(image)]
+        area, added = mean_auc(halves, n)
+        areas.append(area)
+        errors.append(np.sqrt(np.square(added).sum()))
+    assert float(np.mean(errors)) == pytest.approx(float(np.std(areas)), rel=0.15)
+
+
+def halve(image):
+    return image % 2 == 0, image % 2 == 1
+
+
+def test_what_images_add_is_zero_on_the_whole():
+    folds = cross_fit(*shifted(100, 1.0), folds=4)
+    assert abs(mean_auc(folds, 100)[1].sum()) < 1e-9

@@ -1,19 +1,28 @@
 """A study: its items are found, its parts are printed, its numbers come from the store."""
 
 import ast
+import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
+from retroact.attacks.fgsm import FGSM
+from retroact.crafting.threat import Linf
+from retroact.evaluation.metrics import clean_accuracy, median_distance, robust_accuracy
+from retroact.evaluation.record import to_bytes
+from retroact.experiments.carried import as_json, carried_keys, read_json
+from retroact.experiments.cell import Cell, Model
+from retroact.experiments.facts import locked_key
 from retroact.experiments.store import Store
 from retroact.reports import studied
-from retroact.reports.studied import Claim, Figure, Item, Study, Table, Text
-from retroact.spec import spec
+from retroact.reports.studied import Claim, Figure, Item, Study, Table, Takeaway, Text
+from retroact.spec import key, spec
 from retroact.studies import study as studies
-from retroact.studies.desk import Desk
+from retroact.studies.desk import Desk, NotMeasuredError
 from retroact.studies.published import claims, published
-from retroact.studies.truth import answer_claim
+from retroact.studies.told import outcomes
+from retroact.studies.truth import answer_by_network, answer_claim
 
 
 @spec
@@ -45,8 +54,7 @@ def test_published_numbers_carry_their_source_and_unknown_ones_are_none():
     assert published("srelu", "no such figure", "x") is None
     assert claims("srelu")["mechanism"] == "mechanism: signal-to-noise; gradient explosion"
     assert (
-        claims("jumprelu")["time.7_iterations.wideresnet_minutes.jumprelu"]
-        == "time, 7 iterations, wideresnet minutes, jumprelu: 5"
+        claims("jumprelu")["deepfool_noise.mnist"] == "deepfool noise, mnist: a factor of about 2"
     )
 
 
@@ -124,9 +132,25 @@ def test_markdown_links_figures_that_stand_alone():
 
 def test_a_claim_that_nothing_answers_is_listed_as_such_and_an_unknown_one_is_refused():
     assert made().unanswered == ["a"]
-    assert "not answered" in studied.markdown(made(), "x")[0]
+    row = f"| it <helps> | **cannot be told** | {studied.UNMEASURED} |  |"
+    assert row in studied.markdown(made(), "x")[0].replace("&lt;", "<").replace("&gt;", ">")
+    assert studied.UNMEASURED in studied.page(made())
     with pytest.raises(ValueError, match="no claim"):
         made(Claim("b", "holds", "")).claims  # noqa: B018
+
+
+def test_a_page_begins_with_its_lines_in_their_order():
+    parts = (Takeaway(5, "last"), Claim("a", "holds", "because"), Takeaway(2, "first"))
+    text = studied.markdown(made(*parts), "x")[0]
+    begin, end = text.index("## In short"), text.index("## Claims")
+    assert text[begin:end].split("\n")[2:5] == [
+        "1. Of 1 claims of the paper: 1 “holds”.",
+        "2. first",
+        "3. last",
+    ]
+    assert "first" not in text[end:] and "<li>first</li>" in studied.page(made(*parts))
+    with pytest.raises(ValueError, match="at most 10 lines"):
+        made(*[Takeaway(i, "") for i in range(10)]).lines  # noqa: B018
 
 
 def test_a_row_that_does_not_fit_its_head_is_refused():
@@ -140,11 +164,82 @@ def test_an_answer_follows_from_the_protocol_and_the_truth():
     assert answer_claim(True, False) == "holds under the paper's protocol only"
 
 
-def test_a_study_resumes_from_its_store_and_says_what_it_used(tmp_path, monkeypatch):
-    from retroact.attacks.fgsm import FGSM
-    from retroact.crafting.threat import Linf
-    from retroact.experiments.cell import Cell, Model
+def test_an_answer_by_network_follows_from_each():
+    assert answer_by_network([], []) == "cannot be told"
+    assert answer_by_network([True, False], [True, True]) == "differs by network"
+    assert answer_by_network([False, False], [True, True]) == "does not hold"
+    assert answer_by_network([True, True], [True, False]).endswith("protocol only")
+    assert answer_by_network([True, True], [True, True]) == "holds"
 
+
+def test_a_stored_desk_makes_nothing_and_takes_the_largest_that_is_there(tmp_path):
+    with Store(tmp_path / "s.sqlite") as store:
+        small, large = Counted("digits[:10]"), Counted("digits[:20]")
+        asked = {"digits[:20]": [large], "digits[:10]": [small]}
+        stored, quick = Desk(store, stored=True), Desk(store, quick=True)
+        assert stored.largest(list(asked), asked.get) == "digits[:20]" and stored.lacks([large])
+        with pytest.raises(NotMeasuredError, match="lacks Counted"):
+            stored.facts(large)
+        assert quick.largest(list(asked), asked.get) == "digits[:10]" and not quick.lacks([large])
+        quick.facts(small)
+        assert stored.largest(list(asked), asked.get) == "digits[:10]"
+        assert Desk(store).largest(list(asked), asked.get) == "digits[:20]"
+        assert stored.facts(small) == stored.again(small) and list(stored.keys) == list(quick.keys)
+
+
+@spec
+class Summed:
+    data: str = "digits[:10]"
+    derived: ClassVar[bool] = True
+
+    def __call__(self, desk: Desk) -> dict[str, Any]:
+        return {"twice": 2 * desk.facts(Counted(self.data))["sum"]}
+
+
+def test_derived_facts_are_filed_for_themselves_with_the_seconds_of_what_they_are_made_of(tmp_path):
+    with Store(tmp_path / "s.sqlite") as store, Store(tmp_path / "other.sqlite") as other:
+        desk = Desk(store)
+        assert desk.derive([Summed()]) == [{"twice": 2 * sum(range(10**5))}]
+        assert list(desk.keys) == [locked_key(Summed())]
+        assert desk.seconds == store.read_facts(locked_key(Counted()))[1] > 0
+        store_json = tmp_path / "facts.json"
+        store_json.write_text(as_json(store, desk.keys), "utf-8")
+        assert carried_keys(store_json) == set(desk.keys) and read_json(store_json, other) == 1
+        again = Desk(other, stored=True)
+        assert again.derive([Summed()]) == desk.derive([Summed()])
+        assert again.seconds == desk.seconds and again.lacks([Counted()])
+        assert again.lacks([Summed("digits[:20]")])
+
+
+def test_what_is_told_of_a_record_is_what_it_says(tmp_path):
+    cell = Cell(Model("digits-cnn"), "digits[:30]", FGSM(), Linf(0.1))
+    with Store(tmp_path / "s.sqlite") as store:
+        desk = Desk(store)
+        (found,) = outcomes(desk, [cell], "gradients", "l2")
+        record = store.read(key(cell.locked()))
+    assert found.robust_accuracy == robust_accuracy(record)
+    assert found.clean_accuracy == clean_accuracy(record)
+    assert found.median_l2 == pytest.approx(median_distance(record))
+    assert found.gradients.tolist() == record.gradients.tolist()
+    assert len(json.dumps(found.facts())) < len(to_bytes(record)) / 2
+
+
+def test_an_item_that_is_not_measured_says_so_and_how(tmp_path):
+    with Store(tmp_path / "s.sqlite") as store:
+        made = studies.study("jumprelu", store, only=("figure_2", "figure_3"), stored=True)
+        assert not list(store.facts())
+        with pytest.raises(ValueError, match="leave quick=, large=, full="):
+            studies.study("jumprelu", store, quick=True, stored=True)
+    unmeasured, drawn = made.items
+    assert isinstance(unmeasured.parts[0], Figure)  # as far as it goes
+    assert (
+        "not measured yet: `retroact study jumprelu --only figure_2`" in unmeasured.parts[-1].text
+    )
+    assert [type(part) for part in drawn.parts] == [Figure]
+    assert "a quick run" not in studied.markdown(made, "x")[0]
+
+
+def test_a_study_resumes_from_its_store_and_says_what_it_used(tmp_path, monkeypatch):
     cells = [Cell(Model("digits-cnn"), "digits[:20]", FGSM(), Linf(e)) for e in (0.1, 0.2)]
     with Store(tmp_path / "s.sqlite") as store:
         first, second = Desk(store), Desk(store)
@@ -184,7 +279,6 @@ def test_an_item_of_a_quick_study_may_be_made_at_full_size(tmp_path):
             "srelu", store, only=("figure_1", "figure_10"), quick=True, full=("figure_10",)
         )
         assert [item.command.endswith("--quick") for item in found.items] == [True, False]
-        assert found.items[1].title in found.notes[0] and found.items[0].title not in found.notes[0]
         with pytest.raises(ValueError, match="without quick= all are"):
             studies.study("srelu", store, only=("figure_1",), full=("figure_1",))
         with pytest.raises(ValueError, match="has no item 'figure_99'"):

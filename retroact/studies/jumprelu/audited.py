@@ -12,26 +12,25 @@ from retroact.crafting.threat import Linf
 from retroact.reports.studied import Table
 from retroact.studies.desk import Desk
 from retroact.studies.jumprelu.networks import Net
-from retroact.studies.truth import Audited, audits
+from retroact.studies.jumprelu.sizes import AUDITS, BESIDE
+from retroact.studies.truth import Audited, BatteryName, audits
 
 
-def audit_of(net: Net, *, quick: bool) -> Audited:
-    """The audit of `net` at the paper's kappa: the quick battery on 200 images, or all of it, 1000
-    of MNIST's."""
-    n = 200 if quick or net.data != "mnist" else 1000
-    return Audited(
-        net.model(0),
-        net.model(net.kappa),
-        net.slice(n),
-        Linf(net.eps),
-        "quick" if quick else "whole",
-    )
+def audit_of(net: Net, n: int = BESIDE, battery: BatteryName = "quick") -> Audited:
+    """The audit of `net` at the paper's kappa on the first `n` test images."""
+    return Audited(net.model(0), net.model(net.kappa), net.slice(n), Linf(net.eps), battery)
+
+
+def true_audit(desk: Desk, net: Net) -> Audited:
+    """The truth's own: the whole battery where the desk is a full one."""
+    battery, n = desk.largest(AUDITS.of(net), lambda size: [audit_of(net, size[1], size[0])])
+    return audit_of(net, n, battery)
 
 
 def beside(desk: Desk, nets: Iterable[Net]) -> Table:
     """The verified accuracies of a table's networks, and the verdicts; by the quick battery,
     whatever the table's n."""
-    asked = [(net.title, audit_of(net, quick=True)) for net in nets]
+    asked = [(net.title, audit_of(net)) for net in nets]
     return audits(
         desk, "Beside it, audits in pixel space: accuracy, %, before → after the retrofit", asked
     )

@@ -15,94 +15,90 @@ from itertools import pairwise
 from retroact.reports.plots import Panel, Series, panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
 from retroact.studies.desk import Desk, Facts
-from retroact.studies.jumprelu.crafted import crafted
-from retroact.studies.jumprelu.minimum_norms import median_ratio
+from retroact.studies.jumprelu.clean import clean_curve
+from retroact.studies.jumprelu.crafted import Crafted, crafted
+from retroact.studies.jumprelu.minimum_norms import FURTHER, median_ratio
 from retroact.studies.jumprelu.networks import (
     ATTACKS,
     DEEPFOOLS,
     NETS,
+    NOISES,
     PAPERS,
     Net,
     available,
     untested,
 )
-from retroact.studies.truth import answer_claim
+from retroact.studies.jumprelu.sizes import ALL, CURVES, TABLES
+from retroact.studies.truth import answer_by_network
 
-FURTHER = 1.5
-"""How many times the paper's kappa "a larger jump" is."""
 SLIGHTLY = 2.0
 """Points of clean accuracy that a larger jump may cost."""
 GROWS = 1.05
 """A verified norm counts as larger from five percent on."""
+
+WHOLLY = "DeepFool's noise grows throughout"
 
 Point = dict[str, Facts]
 
 
 def make(desk: Desk) -> Iterator[Part]:
     curves = {net.name: curve(desk, net) for net in available(desk)}
+    clean = {net.name: _clean(desk, net, curves[net.name]) for net in available(desk)}
     for title, words in (("Figure 4", ("mnist", "alexlike")), ("Figure 8", ("resnet", "mobile"))):
         nets = [net for net in available(desk) if any(w in net.key for w in words)]
+        drawn = [p for net in nets for p in _panels(net, curves[net.name], clean[net.name][1])]
         if nets:
             yield Figure(
                 f"{title}: clean accuracy (left) and mean relative noise of DeepFool (right), %,"
                 " against kappa. Thin and dashed: published, at kappa 0 and at the paper's.",
-                panels([p for net in nets for p in _panels(net, curves[net.name])], columns=2),
+                panels(drawn, columns=2),
             )
     if untested(desk, NETS):
         yield Text(f"Not drawn{untested(desk, NETS)}.")
-    head = (
-        "network",
-        "kappa",
-        "n",
-        "clean",
-        *(f"{ATTACKS[a]} noise" for a in DEEPFOOLS),
-        "DF∞ dead",
-        "DF₂ dead",
-    )
-    rows = [row for net in available(desk) for row in _rows(net, curves[net.name])]
+    noises = tuple(f"{ATTACKS[a]} {what}" for what in ("noise", "dead") for a in DEEPFOOLS)
+    head = ("network", "kappa", "clean", "of", "n", *noises)
+    rows = [r for net in available(desk) for r in _rows(net, curves[net.name], *clean[net.name])]
     yield Table("The points of the curves, %", head, tuple(rows), folded=True)
     yield _judge_monotone(desk, curves)
     yield _judge_further(desk)
 
 
-def kappas(desk: Desk, net: Net) -> tuple[float, ...]:
-    """The figure's kappas; on CIFAR-10 a quick run takes every third, and the paper's own."""
-    if not desk.quick or net.data == "mnist":
-        return net.kappas
-    return tuple(sorted({*net.kappas[::3], net.kappa}))
+def _clean(desk: Desk, net: Net, points: dict[float, Point]) -> tuple[int, dict[float, float]]:
+    """On how many images, and the clean accuracy at each kappa: all, or those of DeepFool."""
+    whole = clean_curve(desk, net, tuple(points))
+    if whole is not None:
+        return ALL, whole
+    own = {kappa: p["deepfool_l2"] for kappa, p in points.items()}
+    return own[0.0]["n"], {kappa: float(f["clean"][0]) for kappa, f in own.items()}
 
 
 def curve(desk: Desk, net: Net) -> dict[float, Point]:
-    """The facts of both DeepFools at each kappa."""
-    n = net.n(desk, per=desk.pick(1, 5 if net.data == "mnist" else 4))
-    asked = [(kappa, name) for kappa in kappas(desk, net) for name in DEEPFOOLS]
-    measured = desk.all_facts([crafted(net, n, name, kappa) for kappa, name in asked])
-    points: dict[float, Point] = {kappa: {} for kappa, _ in asked}
-    for (kappa, name), facts in zip(asked, measured, strict=True):
-        points[kappa][name] = facts
-    return points
+    """The facts of both DeepFools at each kappa; on CIFAR-10 a quick desk takes every third kappa,
+    and the paper's own."""
+    few = net.kappas if net.data == "mnist" else tuple(sorted({*net.kappas[::3], net.kappa}))
+    full, quick = CURVES.of(net)
+    asked = {(n, ks): _curve(net, n, ks) for n, ks in ((full, net.kappas), (quick, few))}
+    size = desk.largest(list(asked), lambda size: asked[size])
+    measured = iter(desk.all_facts(asked[size]))
+    return {kappa: {name: next(measured) for name in DEEPFOOLS} for kappa in size[1]}
 
 
-def _panels(net: Net, points: dict[float, Point]) -> list[Panel]:
+def _curve(net: Net, n: int, kappas: tuple[float, ...]) -> list[Crafted]:
+    return [crafted(net, n, name, kappa) for kappa in kappas for name in DEEPFOOLS]
+
+
+def _panels(net: Net, points: dict[float, Point], clean: dict[float, float]) -> list[Panel]:
     x = list(points)
-    clean = [
-        Series("clean accuracy", x, [100 * p["deepfool_l2"]["clean"][0] for p in points.values()])
-    ]
-    clean += _draw_published(net, "clean", colour=0)
+    left = [Series("clean accuracy", x, [100 * clean[kappa] for kappa in x])]
+    left += _draw_published(net, "clean", colour=0)
     noise = []
-    for i, name in enumerate(DEEPFOOLS):
-        noise.append(
-            Series(
-                f"{ATTACKS[name]} noise",
-                x,
-                [100 * p[name]["noise"] for p in points.values()],
-                colour=1 + i,
-            )
-        )
-        noise += _draw_published(net, name, colour=1 + i)
-    lowest = min(min(one.y) for one in clean)
+    for i, name in enumerate(DEEPFOOLS, start=1):
+        y = [100 * p[name]["noise"] for p in points.values()]
+        noise.append(Series(f"{ATTACKS[name]} noise", x, y, colour=i))
+        noise += _draw_published(net, name, colour=i)
+    lowest = min(min(one.y) for one in left)
     return [
-        Panel(net.title, clean, "kappa", "accuracy, %", (min(90.0, lowest - 2), 101)),
+        Panel(net.title, left, "kappa", "accuracy, %", (min(90.0, lowest - 2), 101)),
         Panel(net.title, noise, "kappa", "noise, %", None),
     ]
 
@@ -117,13 +113,16 @@ def _draw_published(net: Net, column: str, *, colour: int) -> list[Series]:
     )
 
 
-def _rows(net: Net, points: dict[float, Point]) -> list[tuple[Value, ...]]:
+def _rows(
+    net: Net, points: dict[float, Point], n: int, clean: dict[float, float]
+) -> list[tuple[Value, ...]]:
     return [
         (
             net.title,
             f"{kappa:g}",
+            100 * clean[kappa],
+            n,
             p["deepfool_l2"]["n"],
-            100 * p["deepfool_l2"]["clean"][0],
             *(100 * p[a]["noise"] for a in DEEPFOOLS),
             *(p[a]["dead"] for a in DEEPFOOLS),
         )
@@ -137,68 +136,52 @@ def _rows(net: Net, points: dict[float, Point]) -> list[tuple[Value, ...]]:
 def _judge_monotone(desk: Desk, curves: dict[str, dict[float, Point]]) -> Claim:
     """More: each kappa of the figure needs more noise than the one before; truly: verified norms
     grow at kappa."""
-    if not available(desk, PAPERS):
-        return Claim(
-            "kappa_monotone", "not tested", f"none of its networks is here{untested(desk, PAPERS)}"
-        )
-    shrinks, truth = [], {}
+    grows, protocol, truth, said = [], [], [], []
     for net in available(desk, PAPERS):
-        for name in DEEPFOOLS:
-            noise = [p[name]["noise"] for p in curves[net.name].values()]
-            if any(b <= a for a, b in pairwise(noise)):
-                shrinks.append(f"{net.title}, {ATTACKS[name]}")
-        truth[net.title] = [median_ratio(desk, net, k) for k in (net.kappa, FURTHER * net.kappa)]
-    grows = all(a >= GROWS and a * GROWS <= b for a, b in truth.values())
-    said = "; ".join(f"{title} × {a:.2f} and × {b:.2f}" for title, (a, b) in truth.items())
-    noise_said = (
-        f"noise does not grow throughout: {', '.join(shrinks)}"
-        if shrinks
-        else "DeepFool's noise grows throughout"
-    )
+        grown = {a: _grows(curves[net.name], a) for a in DEEPFOOLS}
+        grows += [f"{net.title}, {ATTACKS[a]}" for a, does in grown.items() if not does]
+        low, high = (median_ratio(desk, net, k) for k in (net.kappa, FURTHER * net.kappa))
+        protocol.append(all(grown.values()))
+        truth.append(low >= GROWS and low * GROWS <= high)
+        said.append(f"{net.title} × {low:.2f} and × {high:.2f}")
+    noise = f"noise does not grow throughout: {', '.join(grows)}" if grows else WHOLLY
     because = (
-        f"{noise_said}; verified minimum norm at kappa and at {FURTHER:g} kappa, over that at 0:"
-        f" {said}"
+        f"{noise}; verified minimum norm at kappa and at {FURTHER:g} kappa, over that at 0:"
+        f" {'; '.join(said)}{untested(desk, PAPERS)}"
     )
-    return Claim(
-        "kappa_monotone", answer_claim(not shrinks, grows), because + untested(desk, PAPERS)
-    )
+    return Claim("kappa_monotone", answer_by_network(protocol, truth), because)
+
+
+def _grows(points: dict[float, Point], name: str) -> bool:
+    """Whether the attack's noise is larger at each kappa than at the one before."""
+    return all(a < b for a, b in pairwise(p[name]["noise"] for p in points.values()))
 
 
 def _judge_further(desk: Desk) -> Claim:
     """On robust nets 1.5 kappa needs more DeepFool and TR noise, and costs up to SLIGHTLY points
     clean."""
-    nets = available(desk, tuple(net for net in PAPERS if net.robust))
-    if not nets:
-        return Claim(
-            "further_kappa_robust",
-            "not tested",
-            f"no robust network is here{untested(desk, PAPERS)}",
-        )
     protocol, truth, said = [], [], []
-    for net in nets:
-        asked = [
-            crafted(net, net.n(desk), a, k)
-            for a in ATTACKS
-            if a != "pgd"
-            for k in (net.kappa, FURTHER * net.kappa)
-        ]
-        facts = desk.all_facts(asked)
-        noise = [
-            (100 * a["noise"], 100 * b["noise"])
-            for a, b in zip(facts[::2], facts[1::2], strict=True)
-        ]
-        cost = 100 * (facts[0]["clean"][0] - facts[1]["clean"][0])
-        verified = [median_ratio(desk, net, k) for k in (net.kappa, FURTHER * net.kappa)]
+    for net in available(desk, tuple(net for net in PAPERS if net.robust)):
+        facts = _further(desk, net)
+        noise = [(100 * facts[a, 0]["noise"], 100 * facts[a, 1]["noise"]) for a in NOISES]
+        cost = 100 * (facts["trust_region", 0]["clean"][0] - facts["trust_region", 1]["clean"][0])
+        low, high = (median_ratio(desk, net, k) for k in (net.kappa, FURTHER * net.kappa))
         protocol.append(all(b > a for a, b in noise) and cost <= SLIGHTLY)
-        truth.append(verified[1] >= GROWS * verified[0])
+        truth.append(high >= GROWS * low)
         changes = ", ".join(f"{a:.1f} → {b:.1f}" for a, b in noise)
         said.append(
             f"{net.title}, kappa {net.kappa:g} → {FURTHER * net.kappa:g}: noise of DF∞, DF₂, TR"
             f" {changes} %, clean accuracy {-cost:+.2f} points, verified minimum norm ×"
-            f" {verified[1] / verified[0]:.2f}"
+            f" {high / low:.2f}"
         )
-    return Claim(
-        "further_kappa_robust",
-        answer_claim(all(protocol), all(truth)),
-        "; ".join(said) + untested(desk, PAPERS),
-    )
+    because = "; ".join(said) + untested(desk, PAPERS)
+    return Claim("further_kappa_robust", answer_by_network(protocol, truth), because)
+
+
+def _further(desk: Desk, net: Net) -> dict[tuple[str, int], Facts]:
+    """The facts of each attack with a noise at the paper's kappa (0) and at the larger one (1)."""
+    keys = [(a, i) for a in NOISES for i in (0, 1)]
+    kappas = (net.kappa, FURTHER * net.kappa)
+    asked = {n: [crafted(net, n, a, kappas[i]) for a, i in keys] for n in TABLES.of(net)}
+    n = desk.largest(TABLES.of(net), lambda n: asked[n])
+    return dict(zip(keys, desk.all_facts(asked[n]), strict=True))

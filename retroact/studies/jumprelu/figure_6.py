@@ -24,7 +24,8 @@ from retroact.studies.jumprelu.networks import (
     untested,
 )
 from retroact.studies.jumprelu.pictures import rows_of_five, shots
-from retroact.studies.truth import answer_claim
+from retroact.studies.jumprelu.sizes import TABLES
+from retroact.studies.truth import answer_by_network
 
 VISIBLE = 8 / 255
 
@@ -49,8 +50,6 @@ def _lucid(desk: Desk) -> Claim:
     """Visible: DeepFool perturbations scaled to a mean noise of 5 % move some pixel by 8/255 or
     more, on average."""
     nets = available(desk, (*PAPERS, RESNET))
-    if not nets:
-        return Claim("lucid", "not tested", f"none of its networks is here{untested(desk, PAPERS)}")
     pixels = {
         (net.title, name): at_five_percent(desk, net, name) for net in nets for name in DEEPFOOLS
     }
@@ -61,15 +60,14 @@ def _lucid(desk: Desk) -> Claim:
         "no person was asked; the mean L∞, in 255ths of a pixel, that 5 to 10 % of noise amount"
         f" to: {said}"
     )
-    return Claim(
-        "lucid",
-        answer_claim(min(pixels.values()) >= VISIBLE),
-        f"{because}; asked for 8 at least{untested(desk, PAPERS)}",
-    )
+    seen = [v >= VISIBLE for v in pixels.values()]
+    because += f"; asked for 8 at least{untested(desk, PAPERS)}"
+    return Claim("lucid", answer_by_network(seen, seen), because)
 
 
 def at_five_percent(desk: Desk, net: Net, name: str) -> float:
     """The mean L∞ (pixels) of the attack's perturbations at kappa 0, scaled so that their mean
     noise is 5 %."""
-    facts = desk.facts(crafted(net, net.n(desk), name))
+    n = desk.largest(TABLES.of(net), lambda n: [crafted(net, n, name)])
+    facts = desk.facts(crafted(net, n, name))
     return 0.05 * float(facts["largest"]) / max(float(facts["noise"]), 1e-12)

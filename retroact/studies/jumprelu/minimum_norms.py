@@ -8,11 +8,14 @@ from numpy.typing import NDArray
 from retroact.attacks.carlini_wagner import CarliniWagner
 from retroact.attacks.ddn import DDN
 from retroact.attacks.fmn import FMN
-from retroact.evaluation.record import NORMS, Record
-from retroact.experiments.cell import Cell
+from retroact.experiments.cell import Cell, all_locked
 from retroact.studies.desk import Desk
-from retroact.studies.jumprelu.networks import FAR_2, Net
+from retroact.studies.jumprelu.networks import FAR_2, PAPERS, Net
+from retroact.studies.jumprelu.sizes import NORMS
+from retroact.studies.told import Outcomes, Told, outcomes
 
+FURTHER = 1.5
+"""How many times the paper's kappa "a larger jump" is."""
 WIDTHS = (3.0, 8.0)
 """beta · kappa of the kernels at the jump: a wide and a narrow one."""
 PLAIN_DDN = DDN(loss="log_odds", step_size=1.0)
@@ -38,24 +41,29 @@ def attacks_on(net: Net, kappa: float, data: str) -> dict[str, Cell]:
     return cells
 
 
-def smallest(records: list[Record]) -> NDArray[np.float64]:
-    """The smallest L2 (pixels) that fooled each image, by any record: 0 where wrong clean, infinite
+def smallest(found: list[Outcomes]) -> NDArray[np.float64]:
+    """The smallest L2 (pixels) that fooled each image, by any attack: 0 where wrong clean, infinite
     where none did."""
-    l2 = NORMS.index("l2")
-    each = [np.where(r.adversarial != r.label, r.distance[:, l2], np.inf) for r in records]
-    return np.where(records[0].clean == records[0].label, np.min(each, axis=0), 0.0).astype(
-        np.float64
-    )
+    each = [np.where(o.stands, np.inf, o.l2) for o in found]
+    return np.where(found[0].right, np.min(each, axis=0), 0.0).astype(np.float64)
 
 
 def found_norms(
     desk: Desk, net: Net, kappa: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """`smallest` of all attacks at `kappa`, and of plain DDN alone."""
-    full = 1000 if net.data == "mnist" else 200
-    data = net.slice(desk.pick(100 if net.data == "mnist" else 16, min(full, net.sizes[1])))
-    records = desk.records(attacks_on(net, kappa, data).values())
-    return smallest(records), smallest(records[:1])
+    """`smallest` of all attacks at `kappa`, and of plain DDN alone.
+
+    There is one size for all kappas that a page has of a network, so that images stand in pairs.
+    """
+    n = desk.largest(NORMS.of(net), lambda n: _told(net, n))
+    found = outcomes(desk, list(attacks_on(net, kappa, net.slice(n)).values()), "l2")
+    return smallest(found), smallest(found[:1])
+
+
+def _told(net: Net, n: int) -> list[Told]:
+    kappas = (0.0, net.kappa, *([FURTHER * net.kappa] if net in PAPERS else []))
+    cells = [cell for k in kappas for cell in attacks_on(net, k, net.slice(n)).values()]
+    return [Told(cell, ("l2",)) for cell in all_locked(cells)]
 
 
 def median_ratio(desk: Desk, net: Net, kappa: float) -> float:

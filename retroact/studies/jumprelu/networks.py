@@ -43,8 +43,7 @@ FAR_INF, FAR_2 = Linf(1.0), L2(1000.0)
 @dataclass(frozen=True)
 class Net:
     """A trained network: its name in the zoo and in published.json, the paper's kappa, the kappas
-    of its figure, the steps of PGD and DeepFool, how many images it is attacked on (quick, full),
-    and the pixel radius of its audit.
+    of its figure, the steps of PGD and DeepFool, and the pixel radius of its audit.
     """
 
     title: str
@@ -55,7 +54,6 @@ class Net:
     data: str
     std: tuple[float, ...]
     steps: int
-    sizes: tuple[int, int]
     eps: float
     gray_step: float = 0.01
 
@@ -83,7 +81,7 @@ class Net:
         """Why it is not measured, in words; empty where it is."""
         if not self.here:
             return self.missing
-        return "left out of a quick run: `--large`" if self.large and not desk.large else ""
+        return "left out: `--large`" if self.large and not desk.large else ""
 
     def model(self, kappa: float) -> Model:
         """The network with its ReLUs for kappa 0, retrofitted otherwise."""
@@ -93,10 +91,9 @@ class Net:
         """The first `n` test images."""
         return f"{self.data}[:{n}]"
 
-    def n(self, desk: Desk, *, per: int = 1) -> int:
-        """How many images the tables use; `per` asks for that part of them, and for eight at
-        least."""
-        return max(8, desk.pick(*self.sizes) // per)
+    def held(self, n: int) -> str:
+        """The first `n` validation images."""
+        return f"{self.data}/validation[:{n}]"
 
     @property
     def schedule(self) -> Standard:
@@ -141,55 +138,34 @@ TENTHS = tuple(round(0.1 * i, 1) for i in range(9))
 HUNDREDTHS = tuple(round(0.01 * i, 2) for i in range(10))
 
 
-def _mnist(title: str, name: str, key: str, eps: float) -> Net:
-    return Net(
-        title, name, key, 1.0, (0.0, 0.5, 1.0, 1.5), "mnist", MNIST_STD, 40, (300, 10_000), eps
-    )
+def _mnist(title: str, name: str, eps: float) -> Net:
+    kappas = (0.0, 0.5, 1.0, 1.5)
+    return Net(title, name, "lenet_mnist", 1.0, kappas, "mnist", MNIST_STD, 40, eps)
 
 
 def _cifar(
     title: str,
     name: str,
-    key: str,
     kappa: float,
-    sizes: tuple[int, int],
     *,
     kappas: tuple[float, ...] = HUNDREDTHS,
     gray_step: float = 0.01,
 ) -> Net:
-    return Net(title, name, key, kappa, kappas, "cifar10", CIFAR_STD, 7, sizes, 2 / 255, gray_step)
+    key = name.removesuffix("-robust").replace("-", "_")
+    return Net(title, name, key, kappa, kappas, "cifar10", CIFAR_STD, 7, 2 / 255, gray_step)
 
 
-LENET = _mnist("LeNet-like", "lenet-mnist", "lenet_mnist", 0.1)
-LENET_ROBUST = _mnist("robust LeNet-like", "lenet-mnist-robust", "lenet_mnist", 0.2)
-LENET_STEPS = _mnist("robust LeNet-like, 90 epochs", "lenet-mnist-robust-steps", "lenet_mnist", 0.2)
-ALEX = _cifar("AlexLike", "alexlike-cifar10", "alexlike_cifar10", 0.4, (100, 1000), kappas=TENTHS)
-ALEX_ROBUST = _cifar(
-    "robust AlexLike",
-    "alexlike-cifar10-robust",
-    "alexlike_cifar10",
-    0.4,
-    (100, 1000),
-    kappas=TENTHS,
-)
-WIDE = _cifar(
-    "WideResNet", "wideresnet-cifar10", "wideresnet_cifar10", 0.07, (16, 200), gray_step=0.031
-)
-WIDE_ROBUST = _cifar(
-    "robust WideResNet", "wideresnet-cifar10-robust", "wideresnet_cifar10", 0.07, (16, 200)
-)
-MOBILE = _cifar(
-    "MobileNetV2", "mobilenetv2-cifar10", "mobilenetv2_cifar10", 0.06, (48, 400), gray_step=0.031
-)
-MOBILE_ROBUST = _cifar(
-    "robust MobileNetV2", "mobilenetv2-cifar10-robust", "mobilenetv2_cifar10", 0.06, (48, 400)
-)
-RESNET = _cifar(
-    "ResNet-20", "resnet20-cifar10", "resnet20_cifar10", 0.07, (100, 1000), gray_step=0.031
-)
-RESNET_ROBUST = _cifar(
-    "robust ResNet-20", "resnet20-cifar10-robust", "resnet20_cifar10", 0.07, (100, 1000)
-)
+LENET = _mnist("LeNet-like", "lenet-mnist", 0.1)
+LENET_ROBUST = _mnist("robust LeNet-like", "lenet-mnist-robust", 0.2)
+LENET_STEPS = _mnist("robust LeNet-like, 90 epochs", "lenet-mnist-robust-steps", 0.2)
+ALEX = _cifar("AlexLike", "alexlike-cifar10", 0.4, kappas=TENTHS)
+ALEX_ROBUST = _cifar("robust AlexLike", "alexlike-cifar10-robust", 0.4, kappas=TENTHS)
+WIDE = _cifar("WideResNet", "wideresnet-cifar10", 0.07, gray_step=0.031)
+WIDE_ROBUST = _cifar("robust WideResNet", "wideresnet-cifar10-robust", 0.07)
+MOBILE = _cifar("MobileNetV2", "mobilenetv2-cifar10", 0.06, gray_step=0.031)
+MOBILE_ROBUST = _cifar("robust MobileNetV2", "mobilenetv2-cifar10-robust", 0.06)
+RESNET = _cifar("ResNet-20", "resnet20-cifar10", 0.07, gray_step=0.031)
+RESNET_ROBUST = _cifar("robust ResNet-20", "resnet20-cifar10-robust", 0.07)
 
 PAPERS = (LENET, LENET_ROBUST, ALEX, ALEX_ROBUST, WIDE, WIDE_ROBUST, MOBILE, MOBILE_ROBUST)
 NETS = (LENET, LENET_ROBUST, LENET_STEPS, *PAPERS[2:], RESNET, RESNET_ROBUST)
@@ -208,8 +184,6 @@ def untested(desk: Desk, among: tuple[Net, ...] = NETS) -> str:
     """What to say where some of them are not measured: the verdict then rests on the others."""
     absent = {
         "no weights yet": [net.title for net in among if not net.here],
-        "left out of a quick run (`--large`)": [
-            net.title for net in among if net.here and net.absent(desk)
-        ],
+        "left out (`--large`)": [net.title for net in among if net.here and net.absent(desk)],
     }
     return "".join(f"; {why}: {', '.join(titles)}" for why, titles in absent.items() if titles)

@@ -14,10 +14,10 @@ from typing import Any
 from retroact.activations.piecewise import JumpReLU
 from retroact.attacks.pgd import PGD
 from retroact.crafting.threat import Linf
-from retroact.evaluation.metrics import robust_accuracy
 from retroact.experiments.cell import Cell, Model
 from retroact.reports.studied import Part, Table, Text
 from retroact.studies.desk import Desk
+from retroact.studies.told import outcomes
 from retroact.studies.truth import Audited, audits
 
 NETS = {"lenet-mnist": 0.1, "lenet-mnist-robust": 0.2}
@@ -45,7 +45,7 @@ def _row(desk: Desk, net: str, kappa: float, n: int) -> tuple[Any, ...]:
     source = None if kappa == SMALL else Model(net, JumpReLU(kappa))
     cell = Cell(Model(net, JumpReLU(SMALL)), f"mnist[:{n}]", ATTACK, Linf(NETS[net]), source=source)
     where = f"kappa {kappa:g}" + (" (its own)" if source is None else "")
-    return net, f"{NETS[net]:g}", where, 100 * robust_accuracy(desk.records([cell])[0])
+    return net, f"{NETS[net]:g}", where, 100 * outcomes(desk, [cell])[0].robust_accuracy
 
 
 def _audit(net: str, n: int) -> Audited:

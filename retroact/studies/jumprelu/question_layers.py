@@ -15,10 +15,10 @@ from retroact.activations.per_site import PerSite
 from retroact.activations.piecewise import BoundedReLU, JumpReLU
 from retroact.attacks.erichson import ErichsonPGD
 from retroact.crafting.threat import Linf
-from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.experiments.cell import Cell, Model
 from retroact.reports.studied import Claim, Part, Table
 from retroact.studies.desk import Desk
+from retroact.studies.told import outcomes
 from retroact.studies.truth import Audited, answer_claim, numbers, verdict
 
 NETS = {"lenet-mnist": 0.1, "lenet-mnist-robust": 0.2}
@@ -89,10 +89,10 @@ def make(desk: Desk) -> Iterator[Part]:
 
 def _measure(desk: Desk, net: str, name: str, activation: Activation) -> Row:
     model, n = Model(net, activation), desk.pick(200, 2000)
-    record = desk.records([Cell(model, f"mnist[:{n}]", ErichsonPGD(), Linf(1.0))])[0]
+    (found,) = outcomes(desk, [Cell(model, f"mnist[:{n}]", ErichsonPGD(), Linf(1.0))])
     images, threat = f"mnist[:{desk.pick(100, 500)}]", Linf(NETS[net])
     audited = numbers(desk, Audited(Model(net), model, images, threat, battery="quick"))
-    clean, pgd = 100 * clean_accuracy(record), 100 * robust_accuracy(record)
+    clean, pgd = 100 * found.clean_accuracy, 100 * found.robust_accuracy
     said = "" if name == PLAIN[0] else verdict(audited)
     return Row(net, name, clean, pgd, 100 * audited.verified.after, said)
 

@@ -288,7 +288,7 @@ def _claim(by_net: dict[str, Curves], slopes: tuple[float, ...], learned: Learne
     answer = answer_claim(hindered and min(above) > 0, min(from_1) > 1)
     return Claim(
         "figure8",
-        "not tested" if _weak(learned) else answer,
+        "cannot be told" if _weak(learned) else answer,
         f"surrogates that decide like their targets on {min(agreement):.0f} to"
         f" {max(agreement):.0f} % of the test images{', too few' if _weak(learned) else ''};"
         f" slope {max(slopes):g}, FGSM and PGD, three networks: the surrogate takes half of the"
