@@ -123,6 +123,29 @@ def test_a_vote_is_followed_through_all_its_voters(plain, x):
     assert torch.allclose(StandIn(Vote(), way)(x), (plain(x) + other(x)) / 2, atol=1e-5)
 
 
+class ByChance(nn.Module):
+    """Two networks of which one answers, at times both; by numpy."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.nets, self.called = nn.ModuleList([net, net[:]]), [0, 1]
+
+    def forward(self, x: Tensor) -> Tensor:
+        votes = np.stack([self.nets[i](x).detach().numpy() for i in self.called])
+        return torch.from_numpy(votes.mean(0).round(1))
+
+
+def test_a_network_that_calls_one_of_several_by_chance_is_followed_through_that_one(plain, x):
+    chosen = ByChance(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    (way,) = [way for way in find_ways(chosen, x) if way.exits]
+    assert way.exits == ("nets.0", "nets.1")
+    stand_in = StandIn(chosen, way)
+    stand_in.net.called = [1]
+    assert torch.allclose(stand_in(x), chosen.nets[1](x))
+    stand_in.net.called = [0, 1]
+    assert torch.allclose(stand_in(x), chosen.nets[0](x), atol=1e-6)
+
+
 def test_a_map_is_fitted_to_a_front_end_of_another_shape(plain, x):
     inner = Rows(plain)
     net = Wrapped(

@@ -222,7 +222,9 @@ def test_figure_8_asks_for_a_hindered_net_that_stands_above_the_direct_attack():
     assert answer(40, 30) == "holds"
     assert answer(40, 10.5) == "holds under the paper's protocol only"
     assert answer(90, 30) == "does not hold"
-    assert answer(40, 30, agree=89.0) == "cannot be told"  # MNIST's surrogate does not know its target
+    assert (
+        answer(40, 30, agree=89.0) == "cannot be told"
+    )  # MNIST's surrogate does not know its target
 
 
 def test_the_ratio_between_to_within_knows_no_scale_and_falls_as_clusters_spread():
