@@ -27,7 +27,7 @@ from retroact.studies.published import published
 from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.networks import ABOVE_1, CNN2, MNIST, NETS, SLOPES, Net, label
 from retroact.studies.srelu.panels import Curve, mean, panel, table
-from retroact.studies.truth import answer_claim
+from retroact.studies.truth import answer_by_network, answer_claim
 
 CLASSES = {
     "mnist": tuple(map(str, range(10))),
@@ -347,7 +347,7 @@ def _slope_lowers(rates: Rates, hard: Rates) -> Claim:
     )
     return Claim(
         "targeted.slope_lowers",
-        answer_claim(all(v >= LOWER for v in least), all(v >= LOWER for v in truly)),
+        answer_by_network([v >= LOWER for v in least], [v >= LOWER for v in truly]),
         "mean success at slope 1 less that at the slope above 1 where it is largest, points:"
         f" {told}; in brackets towards the target and away from the true class, without a softmax;"
         f" {LOWER:g} or more is asked for on every network",
@@ -365,7 +365,7 @@ def _slopes_under_1(rates: Rates, hard: Rates) -> Claim:
     )
     return Claim(
         "targeted.slopes_under_1",
-        answer_claim(all(v >= LOWER for v in won), all(v >= LOWER for v in truly)),
+        answer_by_network([v >= LOWER for v in won], [v >= LOWER for v in truly]),
         f"mean success at slope 1 less that at 0.5, points: {told}; in brackets without a softmax;"
         f" {LOWER:g} or more is asked for on every network",
     )
@@ -375,13 +375,14 @@ def _not_stopped(rates: Rates, dead: list[float]) -> Claim:
     """Does not stop: at slope 100 `STOPPED` or more of slope 1's mean success is left, on every
     network; `dead` is the share (%) of exactly zero gradients there."""
     left = [_success(net, rates, 100.0) / max(_success(net, rates, 1.0), 1e-9) for net in NETS]
+    goes_on = [share >= STOPPED for share in left]
     told = "; ".join(
         f"{net.title} {100 * share:.0f} %, {zero:.1f} % of the gradients exactly zero"
         for net, share, zero in zip(NETS, left, dead, strict=True)
     )
     return Claim(
         "targeted.explosion",
-        answer_claim(all(share >= STOPPED for share in left)),
+        answer_by_network(goes_on, goes_on),
         f"of the mean success at slope 1 is left at slope 100: {told}; {STOPPED:.0%} is asked for."
         " The gradient of another class's cross-entropy is large where that of the true class is"
         " zero",
