@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from retroact.activations.files import embed
-from retroact.changing.change import Change
+from retroact.changing.change import Change, change_of
 from retroact.doors import Shape, named
 from retroact.files import CheckpointError, parse_object, replacing
 from retroact.ground import neutral
@@ -181,7 +181,7 @@ def digest(net: nn.Module) -> str:
     """The first 16 hex digits of a SHA-256 over names, types, shapes and bits of all weights and
     buffers, and over the retrofit where there is one."""
     sha = hashlib.sha256(show(getattr(net, "retrofit", None)).encode())
-    sha.update(getattr(net, "change", "").encode())
+    sha.update(change_of(net).encode())
     for name, value in sorted((bare(name), value) for name, value in net.state_dict().items()):
         if not isinstance(value, Tensor):
             content = json.dumps(value, sort_keys=True, default=lambda v: type(v).__name__)

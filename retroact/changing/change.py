@@ -68,8 +68,13 @@ class Change(ABC):
             raise CallError(
                 f"{train.name} is test data, on which nothing is measured; use another split"
             )
-        if said := getattr(net, "change", ""):
+        if said := change_of(net):
             raise ValueError(f"the net is changed already, by {said}; change the net before it")
+
+
+def change_of(net: nn.Module) -> str:
+    """The print of the change that a net has been through; "" where it has been through none."""
+    return net.change if isinstance(net, Classifier) else ""
 
 
 def inside(net: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import retroact as ra
 from retroact.changing.int8 import Grid, Int8Layer
+from retroact.checkpoint import digest
 from retroact.spec import SpecError
 
 
@@ -203,3 +204,19 @@ def test_the_transfer_matrix(net, train, test) -> None:
     assert made.robust[0][0] == pytest.approx(ra.robust_accuracy(own))
     assert made.robust[0][0] <= made.robust[0][1] <= made.clean[1] and made.n == 200
     assert "| crafted on | judged on float % | judged on int8 % |" in str(made)
+
+
+def test_a_change_of_somebody_elses_is_no_word_of_ours(train) -> None:
+    """A stranger's module may have an attribute of that name."""
+
+    class Front(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.change = nn.Linear(64, 10), torch.round
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.net(self.change(x.flatten(1)))
+
+    made = ra.change(Front(), ra.Pruned(0.5))
+    assert made.change is torch.round and int((made.net.weight == 0).sum()) == 320
+    assert digest(made) != digest(Front())

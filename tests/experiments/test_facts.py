@@ -61,7 +61,7 @@ def test_other_weights_or_pixels_are_another_key(monkeypatch, what):
             Model, "locked", lambda self: Model(self.net, weights="0123456789abcdef")
         )
     else:
-        monkeypatch.setattr(facts, "pixels", lambda images: "other")
+        monkeypatch.setattr(facts, "pixels_of", lambda part: "other")
     assert locked_key(CountedForATest()) != before
 
 
