@@ -151,6 +151,8 @@ def load(
     """
     text = str(what)
     if Path(text).suffix == ".onnx":
+        if weights is not None or into is not None:
+            raise CheckpointError(f"{text} is a whole network; drop weights= and into=")
         return onnx_file.read(Path(text).expanduser(), None if shape is None else tuple(shape))
     if Path(text).suffix in (".safetensors", ".pt", ".pth", ".ckpt", ".bin"):
         if weights is not None:

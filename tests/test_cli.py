@@ -830,3 +830,15 @@ def test_a_table_that_would_not_fit_is_blocks_without_a_broken_word(call):
     assert max(map(len, narrow.splitlines())) <= 80
     names = [line for line in narrow.splitlines() if not line.startswith(" ")]
     assert names == [row["name"] for row in json.loads(listed)]
+
+
+def test_rows_that_lack_an_entry_stand_in_its_column(capsys):
+    from retroact.cli import console
+
+    rows = [{"key": "a", "seed": 1}, {"key": "b", "crafting": "bfloat16", "seed": 2}]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(console, "out", console.Console(width=60))
+        console.print_rows(rows)
+    head, first, second = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert head == ["key", "seed", "crafting"]
+    assert first == ["a", "1"] and second == ["b", "2", "bfloat16"]

@@ -70,8 +70,8 @@ class Activation(ABC):
 
     @property
     def replaces(self) -> tuple[str, ...]:
-        """Kinds of activations beyond ReLU that it is written for, and takes the place of without
-        being asked by `also`."""
+        """Kinds of activations that it is written for, each of which a net must call; those beyond
+        ReLU it takes the place of without being asked by `also`."""
         return ()
 
     def at(self, site: Site) -> Activation | nn.Module:

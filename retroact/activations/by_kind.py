@@ -36,7 +36,7 @@ class ByKind(Activation):
 
     @property
     def replaces(self) -> tuple[str, ...]:
-        return tuple(kind for kind in self.kinds if kind not in ("relu", "relu6"))
+        return self.kinds
 
     @property
     def jump(self) -> bool:
@@ -44,8 +44,8 @@ class ByKind(Activation):
 
     def at(self, site: Site) -> Activation | nn.Module:
         named = dict(zip(self.kinds, self.activations, strict=True))
-        chosen = named.get("relu6") if site.cap == 6.0 else None
-        chosen = chosen or named.get(site.kind)
+        # the narrower name first: relu6 before relu
+        chosen = next((named[kind] for kind in reversed(site.kinds) if kind in named), None)
         if chosen is not None:
             return chosen.at(replace(site, own=RELU if site.own else None))
         if site.own is None:

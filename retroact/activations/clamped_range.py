@@ -13,7 +13,7 @@ from retroact.activations.measured import Measured, Moments
 from retroact.activations.piecewise import ReLU, without_slope
 from retroact.activations.ramp import FiniteAtLeast0, Ramp
 from retroact.activations.site import Site
-from retroact.spec import SpecError, show, spec
+from retroact.spec import show, spec
 
 
 @spec
@@ -46,13 +46,9 @@ class ClampedRange(Measured):
     def at(self, site: Site) -> Activation | nn.Module:
         if not self.file:
             return ReLU().at(site)
-        if site.own is None:
-            raise SpecError(
-                f"{show(self)} keeps a site's own activation, and that of {site.name!r}"
-                f" ({site.kind}) is no ReLU; leave that kind out of also="
-            )
+        own = self.own_at(site)
         least, most = self.numbers_at(site.name)
-        return ChannelRange(least, most, self.slack, site.own)
+        return ChannelRange(least, most, self.slack, own)
 
     def __call__(self, z: Tensor) -> Tensor:
         if self.file:

@@ -14,7 +14,7 @@ from retroact.activations.piecewise import ReLU, without_slope
 from retroact.activations.ramp import RELU, FiniteAtLeast0, Ramp
 from retroact.activations.site import Site
 from retroact.activations.surrogate import Jumping, bump, smoothed_slope, through
-from retroact.spec import SpecError, show, spec
+from retroact.spec import show, spec
 
 
 @spec
@@ -53,13 +53,9 @@ class MeanSparse(Jumping, Measured):
     def at(self, site: Site) -> Activation | nn.Module:
         if self.alpha == 0.0 and not self.file:
             return ReLU().at(site)
-        if site.own is None:
-            raise SpecError(
-                f"{show(self)} keeps a site's own activation, and that of {site.name!r}"
-                f" ({site.kind}) is no ReLU; leave that kind out of also="
-            )
+        own = self.own_at(site)
         mean, std = self.numbers_at(site.name)
-        return ChannelSparse(mean, std, self.alpha, site.own)
+        return ChannelSparse(mean, std, self.alpha, own)
 
     def slope(self, z: Tensor, beta: float, kernel: Kernel) -> Tensor:
         if self.alpha > 0.0:

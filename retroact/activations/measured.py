@@ -14,7 +14,9 @@ from torch import Tensor
 
 from retroact.activations.activation import Activation
 from retroact.activations.files import Kept, keep
-from retroact.spec import CallError, show
+from retroact.activations.ramp import Ramp
+from retroact.activations.site import Site
+from retroact.spec import CallError, SpecError, show
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,15 @@ class Measured(Activation):
     def kept(self) -> Kept:
         """Its file."""
         return Kept(type(self).__name__, self.what, "calibrate", self.file, self.sha256)
+
+    def own_at(self, site: Site) -> Ramp:
+        """The site's own activation, which stays. SpecError where that is no ReLU."""
+        if site.own is None:
+            raise SpecError(
+                f"{show(self)} keeps a site's own activation, and that of {site.name!r}"
+                f" ({site.kind}) is no ReLU; leave that kind out of also="
+            )
+        return site.own
 
     def numbers_at(self, site: str) -> Tensor:
         """The numbers of a site, float32. CallError where nothing has been measured."""

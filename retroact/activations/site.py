@@ -7,6 +7,10 @@ from dataclasses import dataclass
 
 from retroact.activations.ramp import RELU, Ramp
 
+RELU6 = "relu6"
+RELUS = ("relu", RELU6)
+"""Kinds that every survey counts; all others are named where they are to be replaced."""
+
 
 @dataclass(frozen=True)
 class Site:
@@ -29,6 +33,11 @@ class Site:
     shape: tuple[int, ...] = ()
     inplace: bool = False
     argument: int | None = None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The names that it goes by: its kind, and "relu6" for a ReLU that ends at 6."""
+        return (self.kind, RELU6) if self.kind == RELUS[0] and self.cap == 6.0 else (self.kind,)
 
     @property
     def cap(self) -> float:

@@ -34,7 +34,7 @@ _PRODUCTS |= {"scaled_dot_product_attention", "multi_head_attention_forward"}
 class Int8(Change):
     """Q(w) * Q(x) + b in the place of w * x + b in every convolution and linear layer, Q(x) = s
     (clamp(round(x/s) + z, 0, 255) - z) with the range of training data, Q(w_c) = s_c round(w_c/s_c)
-    with s_c = max|w_c|/127 for each output channel c; the logits are Q of themselves likewise.
+    with s_c = max|w_c|/127 for each output channel c; logits that are a tensor likewise.
 
     It needs some hundred training images. The backward pass is straight through: 1 where x lies in
     the range, else 0. Products that are no module (attention) stay in floats, and a note of the

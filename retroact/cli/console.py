@@ -101,25 +101,33 @@ def print_result(result: Row, as_json: bool) -> None:
 
 
 def print_rows(rows: Sequence[Row], *, empty: str = "") -> None:
-    """A table with a column for each entry of the first row; a block for each row where that would
+    """A table with a column for each entry; a block for each row where that would
     not fit, so that no word is broken and a name can be copied."""
     if not rows:
         return out.print(empty)
     if _width_of(rows) > out.width:
         return _print_blocks(rows)
-    table = _table(*rows[0])
+    names = _names_of(rows)
+    table = _table(*names)
     for row in rows:
         # Text: brackets are no markup
-        table.add_row(*("" if v is None else Text(str(v)) for v in row.values()))
+        table.add_row(*(Text(_said(row.get(name))) for name in names))
     out.print(table)
 
 
 def _width_of(rows: Sequence[Row]) -> int:
     """Of the table, with two spaces between columns."""
-    columns = zip(*([*row.values()] for row in rows), strict=True)
-    widths = (max(len(str(v)) for v in column) for column in columns)
-    names = map(len, rows[0])
-    return sum(max(pair) + 2 for pair in zip(widths, names, strict=True)) - 2
+    columns = ((name, *(_said(row.get(name)) for row in rows)) for name in _names_of(rows))
+    return sum(max(map(len, column)) + 2 for column in columns) - 2
+
+
+def _names_of(rows: Sequence[Row]) -> list[str]:
+    """Of all entries, as older rows may lack some."""
+    return list(dict.fromkeys(name for row in rows for name in row))
+
+
+def _said(value: object) -> str:
+    return "" if value is None else str(value)
 
 
 def _print_blocks(rows: Sequence[Row]) -> None:

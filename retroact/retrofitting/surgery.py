@@ -26,7 +26,7 @@ from retroact.activations.activation import Activation
 from retroact.activations.per_site import PerSite
 from retroact.activations.piecewise import SReLU, without_slope
 from retroact.activations.ramp import RELU
-from retroact.activations.site import Site
+from retroact.activations.site import RELUS, Site
 from retroact.doors import named
 from retroact.ground import neutral
 from retroact.retrofitting.copying import deep_copy, shadow
@@ -96,7 +96,8 @@ class Retrofit:
     def kinds(self) -> tuple[str, ...]:
         """Kinds beyond ReLU that are replaced: those of `also`, and those that the activation is
         written for."""
-        return (*self.also, *(k for k in self.activation.replaces if k not in self.also))
+        others = (k for k in self.activation.replaces if k not in (*self.also, *RELUS))
+        return (*self.also, *others)
 
 
 def retrofit(
@@ -205,7 +206,7 @@ def _check_count(activation: Activation, chosen: tuple[Site, ...]) -> None:
 
 def _check_kinds(activation: Activation, chosen: tuple[Site, ...], seen: Survey) -> None:
     """What is written for some kinds, and finds none of one, would change nothing there."""
-    there = {site.kind for site in chosen}
+    there = {kind for site in chosen for kind in site.kinds}
     missing = [kind for kind in activation.replaces if kind not in there]
     if missing:
         others = sorted(there | {site.kind for site in (*seen.sites, *seen.left_alone)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from os import PathLike
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 
 from retroact.activations.ramp import FinitePositive
 from retroact.changing.change import Change
+from retroact.crafting.drawing import drawing
 from retroact.crafting.oracle import device_of, dtype_of
 from retroact.nets.data import Images
 from retroact.reading import Data, Said, as_images, as_module
-from retroact.spec import Count, spec, take
+from retroact.spec import Count, Within, spec, take
 
 
 def change(
@@ -46,19 +48,15 @@ class Distilled(Change):
     epochs: Count = 10
     lr: FinitePositive = 0.05
     batch: Count = 128
-    seed: int = 0
+    seed: Annotated[int, Within(0, 2**32 - 1)] = 0
     learns = True
 
     def change(self, net: nn.Module, train: Images | None) -> nn.Module:
         assert train is not None
         x = train.images
         answers = torch.cat([net(_place(part, net)).float().cpu() for part in x.split(256)])
-        with torch.random.fork_rng():
-            torch.manual_seed(self.seed)
-            for module in net.modules():
-                if callable(reset := getattr(module, "reset_parameters", None)):
-                    reset()
-        with torch.enable_grad():
+        with drawing(self.seed, device_of(net)), torch.enable_grad():
+            _begin_anew(net)
             self._learn(net.train(), x, answers)
         return net.eval()
 
@@ -79,6 +77,22 @@ class Distilled(Change):
         t = self.temperature
         goal = torch.softmax(answers.to(logits) / t, 1)
         return t * t * F.kl_div(torch.log_softmax(logits / t, 1), goal, reduction="batchmean")
+
+
+def _begin_anew(net: nn.Module) -> None:
+    """New weights in all modules. ValueError where one has numbers that it cannot draw anew, as a
+    student that keeps some of its teacher's would be none."""
+    kept = []
+    for name, module in net.named_modules():
+        if callable(reset := getattr(module, "reset_parameters", None)):
+            reset()
+        elif any(True for _ in module.parameters(recurse=False)):
+            kept.append(f"{name or 'the net'} ({type(module).__name__})")
+    if kept:
+        raise ValueError(
+            f"{', '.join(kept[:5])} would keep what was trained: a module with parameters of its"
+            " own needs a method reset_parameters() that draws them anew, as torch's layers have"
+        )
 
 
 def _place(part: Tensor, net: nn.Module) -> Tensor:

@@ -205,6 +205,12 @@ class TestByKind:
         assert made.at(CAPPED) == ra.ReLU(6.0), "a ReLU that none is named for stays"
 
     def test_a_kind_that_is_not_there_is_said(self) -> None:
+        plain = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+        capped = nn.Sequential(nn.Linear(4, 5), nn.ReLU6(), nn.Linear(5, 3))
+        with pytest.raises(NoSitesError, match="is for relu6, and no chosen site is one"):
+            ra.retrofit(plain, ra.ByKind(("relu6",), (ra.ReLU(),)), example=torch.randn(2, 4))
+        for kind in ("relu", "relu6"):  # a ReLU6 is both
+            ra.retrofit(capped, ra.ByKind((kind,), (ra.ReLU(),)), example=torch.randn(2, 4))
         with pytest.raises(
             NoSitesError, match="is for silu, and no chosen site is one; the net calls gelu, relu"
         ):

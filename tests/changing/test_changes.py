@@ -147,6 +147,12 @@ class TestInt8:
 
 
 class TestDistilled:
+    def test_a_student_that_would_keep_weights_is_none(self, train) -> None:
+        kept = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+        kept.register_parameter("scale", nn.Parameter(torch.ones(1)))
+        with pytest.raises(ValueError, match="module .Sequential. would keep what was trained"):
+            ra.change(ra.Classifier(kept, shape=(1, 8, 8)), ra.Distilled(epochs=1), train)
+
     def test_a_student_learns_the_answers(self, net, train, test) -> None:
         student = ra.change(net, ra.Distilled(epochs=8, batch=32), ra.data("digits/train"))
         with torch.no_grad():
@@ -190,6 +196,8 @@ class TestOnnx:
         assert abs(ra.robust_accuracy(record) - ra.robust_accuracy(own)) < 0.03
 
     def test_what_is_no_file_says_so(self, tmp_path) -> None:
+        with pytest.raises(ValueError, match=r"is a whole network; drop weights= and into="):
+            ra.load(tmp_path / "net.onnx", weights="w.safetensors")
         (tmp_path / "bad.onnx").write_bytes(b"nothing")
         with pytest.raises(ValueError, match="no ONNX file that onnxruntime reads"):
             ra.load(tmp_path / "bad.onnx")

@@ -142,6 +142,13 @@ def test_a_network_that_calls_one_of_several_by_chance_is_followed_through_that_
     stand_in = StandIn(chosen, way)
     stand_in.net.called = [1]
     assert torch.allclose(stand_in(x), chosen.nets[1](x))
+    stand_in.net.called = []  # nothing is known of what is done then
+    z, leaf = torch.randn(len(x), 10), x.clone().requires_grad_()
+    stand_in.net.forward = lambda images: z
+    assert torch.equal(stand_in(leaf), z)
+    (slope,) = torch.autograd.grad(stand_in(leaf).sum(), leaf)
+    assert not slope.any()
+    del stand_in.net.forward
     stand_in.net.called = [0, 1]
     assert torch.allclose(stand_in(x), chosen.nets[0](x), atol=1e-6)
 
