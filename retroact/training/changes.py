@@ -16,6 +16,9 @@ from retroact.crafting.oracle import device_of, dtype_of
 from retroact.nets.data import Images
 from retroact.reading import Data, Said, as_images, as_module
 from retroact.spec import Count, Within, spec, take
+from retroact.training.fit import DivergenceError
+
+_LONGEST = 1.0  # norm of a step's gradient
 
 
 def change(
@@ -40,8 +43,8 @@ class Distilled(Change):
     (Hinton, Vinyals & Dean 2015, arXiv:1503.02531; as a defence Papernot et al. 2016,
     arXiv:1511.04508, and against it Carlini & Wagner 2017, arXiv:1608.04644).
 
-    SGD with momentum .9, batches of `batch`, the rate from `lr` to 0 along half a cosine; labels
-    are not looked at. `seed` fixes weights and order.
+    SGD with momentum .9, batches of `batch`, gradients clipped to a norm of 1, the rate from `lr`
+    to 0 along half a cosine; labels are not looked at. `seed` fixes weights and order.
     """
 
     temperature: FinitePositive = 4.0
@@ -69,9 +72,14 @@ class Distilled(Change):
             order = torch.randperm(len(x), generator=drawn)
             for rows in order.split(self.batch)[:per_epoch]:
                 sgd.zero_grad()
-                self._loss(student(_place(x[rows], student)), answers[rows]).backward()
+                loss = self._loss(student(_place(x[rows], student)), answers[rows])
+                loss.backward()
+                # T² and loud logits make the first steps of a new student long
+                nn.utils.clip_grad_norm_(student.parameters(), _LONGEST)
                 sgd.step()
                 cosine.step()
+            if not bool(torch.isfinite(loss)):
+                raise DivergenceError(f"the student's loss is {float(loss)}; lower lr={self.lr:g}")
 
     def _loss(self, logits: Tensor, answers: Tensor) -> Tensor:
         t = self.temperature

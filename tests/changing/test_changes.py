@@ -153,8 +153,10 @@ class TestDistilled:
         with pytest.raises(ValueError, match="module .Sequential. would keep what was trained"):
             ra.change(ra.Classifier(kept, shape=(1, 8, 8)), ra.Distilled(epochs=1), train)
 
-    def test_a_student_learns_the_answers(self, net, train, test) -> None:
-        student = ra.change(net, ra.Distilled(epochs=8, batch=32), ra.data("digits/train"))
+    @pytest.mark.parametrize("temperature", [1.0, 20.0])
+    def test_a_student_learns_the_answers(self, net, train, test, temperature: float) -> None:
+        how = ra.Distilled(temperature, epochs=8, batch=32)
+        student = ra.change(net, how, ra.data("digits/train"))
         with torch.no_grad():
             same = (student(test.images).argmax(1) == net(test.images).argmax(1)).float().mean()
         assert same > 0.85 and not torch.equal(weights(student), weights(net))
