@@ -122,7 +122,7 @@ def outcomes(desk: Desk, cells: Sequence[Cell], *also: Column) -> list[Outcomes]
     """The outcomes of each cell, in order; those that are neither told nor in the store are run
     together, where the executor runs them."""
     asked = [Told(cell, also) for cell in all_locked(cells)]
-    desk.run_before(asked, [what.cell for what in asked])
+    desk.run_before({what: [what.cell] for what in asked})
     return [Outcomes.read(facts) for facts in desk.derive(asked)]
 
 

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from retroact.evaluation.metrics import zero_gradient_share
-from retroact.evaluation.record import Record
 from retroact.reports.plots import panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
+from retroact.studies.counted import Counts, counts
 from retroact.studies.desk import Desk
 from retroact.studies.srelu.attacks import (
     ATTACKS,
-    attack_cells,
+    attack_counts,
     columns,
     curve,
     images,
 )
-from retroact.studies.srelu.networks import ABOVE_1, NETS, SLOPES, Net, label, many
+from retroact.studies.srelu.networks import ABOVE_1, NETS, SLOPES, Net, label
 from retroact.studies.srelu.panels import Curve, mean, panel, table
 from retroact.studies.truth import answer_claim
 
@@ -50,9 +49,9 @@ ZERO_GRADIENTS = (
 
 def make(desk: Desk) -> Iterator[Part]:
     keys = [(net, attack, s) for net in NETS for attack in ATTACKS for s in SLOPES]
-    sized = {k: images(desk, k[1]) for k in keys}
-    records = many(desk, {k: attack_cells(*k[:2], k[0].sloped(k[2]), n) for k, n in sized.items()})
-    by_key = {(k[0].key, *k[1:]): curve(*k, records[k], n) for k, n in sized.items()}
+    asked = {k: attack_counts(*k[:2], k[0].sloped(k[2]), images(desk, k[1])) for k in keys}
+    found = counts(desk, asked)
+    by_key = {(k[0].key, *k[1:]): curve(*k, f) for k, f in found.items()}
     yield Text(
         f"The first {images(desk, 'FGSM')} test images for FGSM, {images(desk, 'PGD')} for the"
         " others."
@@ -62,7 +61,7 @@ def make(desk: Desk) -> Iterator[Part]:
     for net in NETS:
         yield _largest(net, by_key)
     yield Text(ZERO_GRADIENTS)
-    yield _zeros({(net.key, attack, s): r[-1] for (net, attack, s), r in records.items()})
+    yield _zeros({(k[0].key, *k[1:]): f for k, f in found.items()})
     yield from (_table(net, attack, by_key) for net in NETS for attack in ATTACKS)
     yield _stepll_deepfool(by_key)
 
@@ -117,9 +116,9 @@ def _column(attack: str, last: str) -> str:
     return f"{last} iterations" if attack == "DeepFool" else f"eps {last}"
 
 
-def _zeros(last: dict[tuple[str, str, float], Record]) -> Table:
+def _zeros(found: dict[tuple[str, str, float], Counts]) -> Table:
     rows: list[tuple[Value, ...]] = [
-        (net.title, attack, *(100 * zero_gradient_share(last[net.key, attack, s]) for s in SLOPES))
+        (net.title, attack, *(found[net.key, attack, s].blind[-1] for s in SLOPES))
         for net in NETS
         for attack in ATTACKS
     ]

@@ -13,10 +13,11 @@ from retroact.attacks.fgsm import FGSM
 from retroact.crafting.losses import Loss
 from retroact.reports.plots import panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
+from retroact.studies.counted import counts
 from retroact.studies.desk import Desk
 from retroact.studies.published import published
 from retroact.studies.srelu.attacks import accuracies, images
-from retroact.studies.srelu.networks import ABOVE_1, CNN1, MNIST, SLOPES, Net, label, many
+from retroact.studies.srelu.networks import ABOVE_1, CNN1, MNIST, SLOPES, Net, label
 from retroact.studies.srelu.panels import Curve, mean, panel, table
 from retroact.studies.srelu.scaled_pixels import ScaledPixels
 from retroact.studies.truth import answer_claim
@@ -93,8 +94,8 @@ def _quote(net: Net, column: str, scale: float) -> dict[str, float]:
 def _slopes(desk: Desk, net: Net, attack: FGSM = PLAIN) -> dict[float, list[float]]:
     """FGSM's curve per slope, as in Figure 2."""
     n = images(desk, "FGSM")
-    by_slope = many(desk, {s: net.cells(net.sloped(s), attack, n) for s in SLOPES})
-    return {s: accuracies(net, "FGSM", records) for s, records in by_slope.items()}
+    by_slope = counts(desk, {s: net.counted(net.sloped(s), attack, n) for s in SLOPES})
+    return {s: accuracies("FGSM", found) for s, found in by_slope.items()}
 
 
 def _eps(net: Net) -> list[str]:

@@ -13,24 +13,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from retroact.crafting.losses import Loss
 from retroact.crafting.oracle import evaluating
 from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import decide, evaluate_all
-from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
-from retroact.experiments.cell import Cell, Model
+from retroact.evaluation.metrics import robust_accuracy
+from retroact.experiments.cell import Model
 from retroact.nets.data import Images, data
 from retroact.nets.zoo import NETWORKS
 from retroact.reports.plots import Panel, Series, panels
 from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
 from retroact.spec import Count, Positive, spec
+from retroact.studies.counted import counts
 from retroact.studies.desk import Desk, Facts
 from retroact.studies.srelu import CHUNK
-from retroact.studies.srelu.attacks import make_attack
+from retroact.studies.srelu.attacks import climb, make_attack
 from retroact.studies.srelu.networks import CNN1, MNIST, NETS, Net, label
 from retroact.studies.truth import answer_claim
 
@@ -208,20 +209,9 @@ def _curves(desk: Desk, net: Net, learned: dict[float, Facts]) -> Curves:
     return by_way
 
 
-def _curve(
-    desk: Desk,
-    net: Net,
-    slope: float,
-    name: str,
-    *,
-    loss: Loss = "cross_entropy",
-    source: Model | None = None,
-) -> list[float]:
-    model, images = net.sloped(slope), net.slice(_n(desk, net))
-    records = desk.records(
-        [Cell(model, images, make_attack(name, e, loss), Linf(e), source=source) for e in _eps(net)]
-    )
-    return [100 * v for v in (clean_accuracy(records[0]), *map(robust_accuracy, records))]
+def _curve(desk: Desk, net: Net, slope: float, name: str, **how: Any) -> list[float]:
+    found = counts(desk, {name: climb(net, slope, name, _n(desk, net), **how)})[name]
+    return [found.clean, *found.robust]
 
 
 def _panel(net: Net, by_way: Curves, attack: str, slope: float) -> Panel:

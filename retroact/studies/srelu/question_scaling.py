@@ -22,17 +22,17 @@ from retroact.crafting.goals import Aim
 from retroact.crafting.losses import cross_entropy
 from retroact.crafting.oracle import Oracle, evaluating
 from retroact.evaluation.evaluate import decide
-from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.experiments.cell import Model
 from retroact.nets.data import data
 from retroact.reports.studied import Claim, Part, Table, Text, Value
 from retroact.retrofitting.folding import fold
 from retroact.retrofitting.installed import installed
 from retroact.spec import spec
+from retroact.studies.counted import counts
 from retroact.studies.desk import Desk, Facts
 from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.attacks import images
-from retroact.studies.srelu.networks import CNN1, MNIST, NETS, SLOPES, Net, label, many
+from retroact.studies.srelu.networks import CNN1, MNIST, NETS, SLOPES, Net, label
 from retroact.studies.srelu.scaled_pixels import ScaledPixels, StepOn
 from retroact.studies.truth import answer_claim
 
@@ -329,10 +329,11 @@ def _gradient_row(f: Facts) -> tuple[Value, ...]:
 def _measure_seen(desk: Desk) -> dict[tuple[Net, str, float], float]:
     n = images(desk, "FGSM")
     keys = [(net, name, s) for net in NETS for name in UNDER for s in SLOPES]
-    records = many(
-        desk, {k: k[0].cells(k[0].sloped(k[2]), UNDER[k[1]], n, eps=k[0].eps[-1:]) for k in keys}
-    )
-    return {k: 100 * robust_accuracy(r) for k, (r,) in records.items()}
+    asked = {
+        (net, name, s): net.counted(net.sloped(s), UNDER[name], n, eps=net.eps[-1:])
+        for net, name, s in keys
+    }
+    return {k: found.robust[-1] for k, found in counts(desk, asked).items()}
 
 
 def _mechanism_claim(
@@ -364,8 +365,8 @@ def _mechanism_claim(
 
 def _clean(desk: Desk) -> Iterator[Part]:
     n = images(desk, "FGSM")
-    records = many(desk, {net: net.cells(net.sloped(1.0), FGSM(), n) for net in (MNIST, CNN1)})
-    clean = {net: 100 * clean_accuracy(records[0]) for net, records in records.items()}
+    asked = {net: net.counted(net.sloped(1.0), FGSM(), n) for net in (MNIST, CNN1)}
+    clean = {net: found.clean for net, found in counts(desk, asked).items()}
     for name, net, around, near in (
         ("mnist_clean", MNIST, 98.0, NEAR_98),
         ("cifar_clean", CNN1, 60.0, NEAR_60),
