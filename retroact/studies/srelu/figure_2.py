@@ -341,9 +341,12 @@ def _more_damaging(curves: Mapping[tuple[Net, str], Sequence[float]]) -> Claim:
     share = {k: 1 - _under(y) / max(y[0], 1e-9) for k, y in curves.items()}
     truly = [k for k in pairs if share[k] > share[k[0], "relu"]]
     spared = ", ".join(f"{name} ({net.title})" for net, name in pairs if (net, name) not in truly)
+    by_net = [[k for k in pairs if k[0] is net] for net in NETS]
     return Claim(
         "activation_swap",
-        answer_claim(len(lower) == len(pairs), len(truly) == len(pairs)),
+        answer_by_network(
+            *([all(k in met for k in of) for of in by_net] for met in (lower, truly))
+        ),
         f"of {len(pairs)} pairs of function and network the mean accuracy under FGSM is below"
         f" ReLU's in {len(lower)}; FGSM fells a larger share of the images that are right clean in"
         f" {len(truly)}, not with {spared or 'none'}",

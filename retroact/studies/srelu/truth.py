@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+from retroact.auditing.numbers import AuditNumbers
 from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import evaluate_all
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.experiments.cell import Model
 from retroact.nets.data import data
 from retroact.reports.plots import Panel, Series, panels
-from retroact.reports.studied import Figure, Part, Table
+from retroact.reports.studied import Figure, Part, Table, Takeaway
 from retroact.retrofitting.folding import fold
 from retroact.spec import spec
 from retroact.studies.counted import Counted, counts
@@ -25,7 +26,7 @@ from retroact.studies.desk import Desk, Facts
 from retroact.studies.srelu import CHUNK
 from retroact.studies.srelu.attacks import climb, make_attack
 from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, label
-from retroact.studies.truth import BATTERIES, Audited, audits
+from retroact.studies.truth import BATTERIES, Audited, audits, numbers
 
 Curves = dict[float, list[float]]
 """Accuracy in percent over the net's eps grid, by slope."""
@@ -55,7 +56,9 @@ def make(desk: Desk) -> Iterator[Part]:
         ("network", *(f"slope {s:g}" for s in SLOPES)),
         tuple((net.title, *_dead(desk, net)) for net in NETS),
     )
-    yield audits(desk, "Audits: slope 1 → this slope, accuracies in %", _audit(desk))
+    asked = _audit(desk)
+    yield audits(desk, "Audits: slope 1 → this slope, accuracies in %", asked)
+    yield _say_audits([numbers(desk, what) for _, what in asked])
 
 
 # -------------------------------------------------------------------------------------- four ways
@@ -142,3 +145,15 @@ def _audit(desk: Desk) -> list[tuple[str, Audited]]:
             what = Audited(net.sloped(1.0), net.sloped(slope), images, threat, battery)
             asked.append((f"{net.title}, slope {slope:g}", what))
     return asked
+
+
+def _say_audits(outcomes: list[AuditNumbers]) -> Takeaway:
+    """What the audits say, in a line."""
+    claimed = [100 * (a.claimed.after - a.claimed.before) for a in outcomes]
+    gains, genuine = [100 * a.gain for a in outcomes], sum(a.effect == "GENUINE" for a in outcomes)
+    return Takeaway(
+        9,
+        f"Of {len(outcomes)} audits of a slope beside slope 1 {genuine} call a gain genuine: under"
+        f" PGD the accuracy changes by {min(claimed):+.1f} to {max(claimed):+.1f} points, and what"
+        f" withstands every attack by {min(gains):+.1f} to {max(gains):+.1f}.",
+    )
