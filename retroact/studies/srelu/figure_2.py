@@ -345,7 +345,8 @@ def _more_damaging(curves: Mapping[tuple[Net, str], Sequence[float]]) -> Claim:
     return Claim(
         "activation_swap",
         answer_by_network(
-            *([all(k in met for k in of) for of in by_net] for met in (lower, truly))
+            [all(k in lower for k in of) for of in by_net],
+            [all(k in truly for k in of) for of in by_net],
         ),
         f"of {len(pairs)} pairs of function and network the mean accuracy under FGSM is below"
         f" ReLU's in {len(lower)}; FGSM fells a larger share of the images that are right clean in"

@@ -283,8 +283,8 @@ def _claim(by_net: dict[str, Curves], slopes: tuple[float, ...], learned: Learne
         f"surrogates that decide like their targets on {min(agreement):.0f} to"
         f" {max(agreement):.0f} % of the test images{', too few' if _weak(learned) else ''};"
         f" slope {max(slopes):g}, FGSM and PGD, three networks: the surrogate takes half of the"
-        f" clean accuracy or more {'everywhere' if all(halved) else 'not everywhere'}; mean accuracy"
-        f" above the direct attack at slope 1 by {_span(above)} points"
+        f" clean accuracy or more {'everywhere' if all(halved) else 'not everywhere'}; mean"
+        f" accuracy above the direct attack at slope 1 by {_span(above)} points"
         f" under the surrogate, {_span(from_1)} under the gradients"
         f" of slope 1, {_span(margins)} under its own with the margin"
         " loss",

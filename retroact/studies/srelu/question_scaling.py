@@ -381,8 +381,8 @@ def _say_zeros(gradients: Gradients) -> Takeaway:
     )
     return Takeaway(
         10,
-        "Nothing explodes where attacks start: the cross-entropy's gradient is exactly zero in"
-        f" float32 at slopes 1, 10 and 100 on these shares of the rightly decided images, %: {told}.",
+        "The cross-entropy's gradient is exactly zero in float32 on these shares of the rightly"
+        f" decided images, %, at slopes 1, 10 and 100: {told}.",
     )
 
 
