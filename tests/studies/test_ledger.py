@@ -130,7 +130,7 @@ def test_looks_are_corrected_apart():
 
 
 def test_no_effect_within_five_points_waits_for_the_last_look():
-    look = Look(817, 8, 8, claimed=0.005)
+    look = Look(817, 30, 30, claimed=0.005)
     (first,), (last,) = judge_all([look], 1), judge_all([replace(look, second=True)], 1)
     assert first.open and first.verdict == "CANNOT BE TOLD"
     assert not last.open and last.verdict == "NO EFFECT"
@@ -383,4 +383,4 @@ def test_a_quick_run_measures_every_line_prints_it_and_prints_the_same_from_the_
     assert stored.lines[0].choice.what == CHEAP[0][1].values[0]  # at kappa 9 nothing is right
     assert all(line.audit["verified"][0] > 0 and line.auto for line in stored.lines)
     assert len({line.audit["verified"][0] for line in stored.lines}) == 1  # attacked once
-    assert "| 17. Int8 | lenet-mnist | 0.1 | `Int8()` |" in text
+    assert "| 17. Int8 | lenet-mnist | 0.1 | Int8() |" in text

@@ -135,4 +135,4 @@ class LearnedCurvature(Treatment):
 
     @property
     def knob(self) -> str:
-        return f"`CurvatureTuning` with a beta for each {self.per}, learned"
+        return f"CurvatureTuning with a beta for each {self.per}, learned"

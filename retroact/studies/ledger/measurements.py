@@ -136,14 +136,24 @@ class RowAudit:
     resumes: ClassVar[bool] = True
 
     def __call__(self, store: HasParts | None = None) -> Facts:
-        images, nets = data(self.data), _pair(self, self.training)
+        images, nets = data(self.data), self.networks()
         if said := _refusal(nets, images):
             return {"n": len(images), "refused": said}
+        return small(self.run(store))
+
+    def networks(self) -> Pair[nn.Module]:
+        """The network before the change and after it."""
+        return _pair(self, self.training)
+
+    def run(self, store: HasParts | None = None) -> Audit:
+        """The audit itself, for its page and its evidence; quick where the `store` has filed its
+        attacks."""
+        images, nets = data(self.data), self.networks()
         how: dict[str, Any] = {"claimed": self.claimed, "battery": _spent(self.battery)}
         how |= {"seed": self.seed, "baseline": self._baseline(), "store": store}
         if not how["baseline"].exists():  # the same for every change, whichever is audited first
             audit(nets.before, nets.before, images, self.threat, **how)
-        return small(audit(*nets, images, self.threat, draws=self.draws, **how))
+        return audit(*nets, images, self.threat, draws=self.draws, **how)
 
     def _baseline(self) -> Path:
         """Where the side before lies: a file for each question, so that no two processes write to
@@ -221,9 +231,8 @@ class ByAutoAttack:
 def _pair(what: Any, training: int = 0) -> Pair[nn.Module]:
     """The network before and after the change that a measurement names."""
     net = trained_anew(what.model.net, training) if training else what.model()
-    given = Given(
-        data(what.train), data(what.whole), data(what.held), what.threat, getattr(what, "seed", 0)
-    )
+    parts = (data(part) for part in (what.train, what.whole, what.held))
+    given = Given(*parts, what.threat, training)
     return Pair(what.what.before(net, given), what.what(net, given))
 
 

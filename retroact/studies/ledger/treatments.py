@@ -68,7 +68,7 @@ class Treatment(ABC):
     @property
     @abstractmethod
     def knob(self) -> str:
-        """What is done, in the notation of specs and few words."""
+        """What is done, in the notation of specs and a few words."""
 
 
 @spec
@@ -82,7 +82,7 @@ class Swapped(Treatment):
 
     @property
     def knob(self) -> str:
-        return f"`{show(self.activation)}`"
+        return show(self.activation)
 
 
 def calibrated(activation: Activation, net: nn.Module, train: Images) -> Activation:
@@ -104,7 +104,7 @@ class LinearFromEnd(Treatment):
 
     @property
     def knob(self) -> str:
-        return f"`Linearized()` at the last {100 * self.share:g} % of the sites"
+        return f"{show(Linearized())} at the last {100 * self.share:g} % of the sites"
 
 
 @spec
@@ -121,7 +121,7 @@ class Changed(Treatment):
 
     @property
     def knob(self) -> str:
-        return f"`{show(self.change)}`"
+        return show(self.change)
 
 
 @spec
@@ -141,7 +141,7 @@ class Hardened(Treatment):
 
     @property
     def knob(self) -> str:
-        return f"`{show(self.recipe)}`, keep {self.keep:g}"
+        return f"{show(self.recipe)}, keep {self.keep:g}"
 
 
 @spec
@@ -171,7 +171,7 @@ class LoweredKWTA(Treatment):
 
     @property
     def knob(self) -> str:
-        return f"`{show(KWTA(self.share))}`, trained on"
+        return f"{show(KWTA(self.share))}, trained on"
 
 
 @spec
@@ -199,7 +199,7 @@ class TrainedWith(Treatment):
 
     @property
     def knob(self) -> str:
-        return f"`{show(self.activation)}`, trained with it"
+        return f"{show(self.activation)}, trained with it"
 
 
 @spec
@@ -217,7 +217,7 @@ class OnTop(Treatment):
 
     @property
     def knob(self) -> str:
-        return f"`{show(self.activation)}` on top of {self.first.knob}"
+        return f"{show(self.activation)} on top of {self.first.knob}"
 
 
 def once(what: Treatment, net: nn.Module, given: Given, make: Callable[[], nn.Module]) -> nn.Module:
