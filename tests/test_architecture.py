@@ -113,7 +113,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 MAY_IMPORT["testing"] = MAY_IMPORT["auditing"] | {"auditing"}
 MAY_IMPORT["pytest_plugin"] = {"testing"}
-MAY_IMPORT["studies"] = MAY_IMPORT["demo"]
+MAY_IMPORT["studies"] = MAY_IMPORT["demo"] | {"changing"}
 MAY_IMPORT["cli"] = MAY_IMPORT["demo"] | {"demo", "studies", "workers", "playing"}
 MAY_IMPORT["__main__"] = {"cli"}
 FILES = sorted(p for p in HOUSE.rglob("*.py") if p != HOUSE / "__init__.py")

@@ -85,7 +85,7 @@ def report(
         print_lines(chosen)
 
 
-PaperArgument = Annotated[str, typer.Argument(help="jumprelu or srelu")]
+PaperArgument = Annotated[str, typer.Argument(help="jumprelu, srelu or ledger")]
 OnlyOption = Annotated[
     list[str] | None,
     typer.Option(help="one item, such as figure_2; may be given several times"),
