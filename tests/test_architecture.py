@@ -82,6 +82,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "auditing.evidence",
         "auditing.numbers",
         "auditing.verdict",
+        "experiments.curves",
         "experiments.fields",
         "experiments.store",
     },

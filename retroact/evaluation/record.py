@@ -110,6 +110,12 @@ class Record:
         low, high = self.pedigree.get("box", (0.0, 1.0))
         return float(low), float(high)
 
+    @property
+    def unit(self) -> str:
+        """What lengths are measured in: pixels of [0, 1], or entries of the data's own box."""
+        low, high = self.box
+        return f"{'pixels' if self.box == (0.0, 1.0) else 'entries'} of [{low:g}, {high:g}]"
+
     def alarms(self) -> list[str]:
         """What makes the accuracy under this attack doubtful, each in a few words."""
         reasons = []
@@ -164,11 +170,10 @@ class Record:
                 f" and {len(self)} examples"
             )
         radii, shares = self._over_radii(norm)
-        low, high = self.box
         drawn = Curve(self._said("attack", "attack"), radii, shares, n=len(self), steps=True)
         return curves(
             [drawn],
-            f"length of the perturbation, {norm}, in a box [{low:g}, {high:g}]",
+            f"{norm.capitalize()} length of the perturbation, {self.unit}",
             "decided rightly, %",
             title=f"{self._said('network')} · {self._said('data')} · {self._said('threat')}",
         )

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from retroact import figures
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.evaluation.record import Record
+from retroact.experiments.curves import draw_over_eps
 from retroact.figures import AFTER, BEFORE, CYCLE, FAINT, INK, laid_out, plain
 from retroact.figures import REDS as REDS
 from retroact.figures import draw_image as draw_image
@@ -50,7 +51,7 @@ def bars(group: Sequence[Line]) -> str:
             axes.plot(
                 [100 * clean_accuracy(row.record)] * 2, [i - 0.3, i + 0.3], color=INK, linewidth=2
             )
-    labels = [row if isinstance(row, str) else _how(row) for row in rows]
+    labels = [row if isinstance(row, str) else row.fields.how for row in rows]
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     for row, label in zip(rows, axes.get_yticklabels(), strict=True):
         label.set_fontweight("bold" if isinstance(row, str) else "normal")
@@ -62,30 +63,7 @@ def bars(group: Sequence[Line]) -> str:
 
 def curves(group: Sequence[Line]) -> str:
     """Robust accuracy against eps (pixels), one curve per network and attack."""
-    series: dict[str, list[Line]] = {}
-    for line in group:
-        series.setdefault(f"{line.network} · {_how(line)}", []).append(line)
-    drawn = [
-        figures.Curve(name, *_over_eps(members), CYCLE[i % len(CYCLE)])
-        for i, (name, members) in enumerate(series.items())
-    ]
-    box = {line.record.box for line in group}
-    return svg(figures.curves(drawn, _eps(box), "accuracy, %", height=3.4))
-
-
-def _over_eps(members: Sequence[Line]) -> tuple[list[float], list[float]]:
-    """Each eps, and the robust accuracy there; at 0 the clean one."""
-    members = sorted(members, key=lambda line: line.fields.eps)
-    eps = [0.0, *(line.fields.eps for line in members)]
-    clean = clean_accuracy(members[0].record)
-    return eps, [clean, *(robust_accuracy(line.record) for line in members)]
-
-
-def _eps(boxes: set[tuple[float, float]]) -> str:
-    """What eps is measured in, of data in these boxes."""
-    if boxes == {(0.0, 1.0)}:
-        return "eps, pixels of [0, 1]"
-    return "eps, entries of " + " and ".join(f"[{low:g}, {high:g}]" for low, high in sorted(boxes))
+    return svg(draw_over_eps((line.fields, line.record) for line in group))
 
 
 @dataclass(frozen=True)
@@ -260,11 +238,6 @@ def image(pixels: NDArray[np.float32], low: float = 0.0, high: float = 1.0) -> s
 def pictures(record: Record, most: int = 6) -> str:
     """`record.pictures`, as PNG."""
     return _png(record.pictures(most))
-
-
-def _how(line: Line) -> str:
-    source = f" from {line.fields.source}" if line.fields.source else ""
-    return f"{line.attack}{source}"
 
 
 def _panel() -> tuple[Figure, Axes]:
