@@ -10,7 +10,7 @@ import pytest
 import retroact
 
 HOUSE = Path(retroact.__file__).parent
-EVERYONES = {"spec", "files", "parts", "doors", "ground", "stopping", "shown"}
+EVERYONES = {"spec", "files", "parts", "doors", "ground", "stopping", "shown", "shares", "figures"}
 MAY_IMPORT: dict[str, set[str]] = {
     "spec": set(),
     "files": set(),
@@ -19,6 +19,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ground": set(),
     "stopping": set(),
     "shown": set(),
+    "shares": set(),
+    "figures": set(),
     "nets": set(),
     "workers": set(),
     "executors": {"nets", "workers"},
@@ -80,6 +82,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "auditing.evidence",
         "auditing.numbers",
         "auditing.verdict",
+        "experiments.curves",
         "experiments.fields",
         "experiments.store",
     },
