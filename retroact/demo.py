@@ -1,8 +1,8 @@
 """The demo: what two retrofits of a small network are worth, and what hardening it is worth.
 
-One network after the other goes through the audit's quick battery, the plain one first, and each is
-told as soon as it is measured. So every network has one verified number: that of the plain one is
-measured once, and read by all audits after.
+One network after the other is audited beside the plain one, by the audit's quick battery, and told
+as soon as it is measured. Every network has one verified number: that of the plain one is measured
+once, by the first audit, and read by those after.
 """
 
 # torch, and all that needs it, is imported as it is needed: the first line stands at once
@@ -53,6 +53,7 @@ class Scene:
         )
 
 
+PLAIN = "The network as it was trained."
 SLOPED = "The slope of every ReLU is raised (Borji 2020). All scores grow, and no decision changes."
 JUMPING = "Every ReLU is silent below a threshold, and jumps there (Erichson, Yao & Mahoney 2019)."
 SCENES = {
@@ -65,7 +66,7 @@ SCENES = {
         eps=0.1,
         kappa=0.4,
         keep=0.97,
-        recipe="Hardening(learn='all', steps=60, batch=128, lr=0.003, attack_steps=5)",
+        recipe="Hardening(learn='all', steps=40, batch=128, lr=0.003, attack_steps=5)",
     ),
     "mnist": Scene(
         net="lenet-mnist",
@@ -126,9 +127,10 @@ class Walk:
         )
 
     def to_json(self) -> list[dict[str, Any]]:
-        """An object for each network: its name, and the numbers of its audit beside the plain
-        one."""
-        return [{"name": one.name, **one.numbers.to_json()} for one in self.networks]
+        """An object for each changed network: its name, and the numbers of its audit beside the
+        plain one."""
+        changed = (one for one in self.networks if not one.is_plain)
+        return [{"name": one.name, **one.numbers.to_json()} for one in changed]
 
 
 def run(name: str, page: Path, *, detail: bool = False, audience: Audience | None = None) -> Walk:
@@ -153,7 +155,7 @@ class _Steps:
     its weight, about its seconds."""
 
     def __init__(self, audience: Audience, detail: bool) -> None:
-        self._audience, self._done, self._all = audience, 0.0, 48.0 if detail else 32.0
+        self._audience, self._done, self._all = audience, 0.0, 42.0 if detail else 30.0
 
     def __call__(self, doing: str, weight: float) -> Callable[[float, int], None]:
         """Begins a step; what it returns is told how much of it is done of how much."""
@@ -175,14 +177,17 @@ def _walk(scene: Scene, begin: _Steps, say: Callable[[str], None], detail: bool)
     say(legend(len(images)))
     taken: set[int] = set()
     with TemporaryDirectory(prefix="retroact-") as folder:
-        for name, about, after in _networks(scene, net, begin):
-            tell = begin(f"attacking {name}", 9 if after is net else 3)
+        for turn, (name, about, after) in enumerate(_change(scene, net, begin)):
+            tell = begin(f"attacking {name}", 4 if turn else 11)
             made = _audit(net, after, images, scene, Path(folder) / "plain.json", tell)
-            example = fooled(made.after, taken)
-            size = _size(net, after, images, scene) if detail else None
-            one = Shown(name, about, made.numbers(), after is net, example, size)
-            say(one.line)
-            yield one
+            both = [("plain", PLAIN, net), (name, about, after)]
+            for side in (1,) if turn else (0, 1):
+                who, what, asked = both[side]
+                size = _size(net, asked, images, scene) if detail else None
+                example = fooled(made.sides[side], taken)
+                one = Shown(who, what, made.numbers(), side, example, size)
+                say(one.line)
+                yield one
 
 
 def _read(scene: Scene, say: Callable[[str], None]) -> tuple[Classifier, Images]:
@@ -199,16 +204,15 @@ def _read(scene: Scene, say: Callable[[str], None]) -> tuple[Classifier, Images]
     return net, images
 
 
-def _networks(scene: Scene, net: Classifier, begin: _Steps) -> Iterator[tuple[str, str, Net]]:
-    """The name of each network, what was done to it, and it; the last is hardened when its turn
-    comes."""
-    yield "plain", "The network as it was trained.", net
+def _change(scene: Scene, net: Classifier, begin: _Steps) -> Iterator[tuple[str, str, Net]]:
+    """The name of each changed network, what was done to it, and it; the last is hardened when its
+    turn comes."""
     for activation, about in scene.retrofits.items():
         yield activation, about, activation
     from retroact.training.hardening import harden
 
     how: dict[str, Any] = {"keep": scene.keep, "held": scene.validation}
-    tell = begin("hardening the network", 7)
+    tell = begin("hardening the network", 4)
     made = harden(net, scene.train, _threat(scene), scene.recipe, **how, progress=tell)
     about = (
         f"{made.learned:,} of its {made.parameters:,} numbers are trained a little more, half on"

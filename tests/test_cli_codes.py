@@ -217,8 +217,8 @@ SWEEP = ("--net", "digits-cnn", "--data", "digits[:8]", "--threat", "Linf(0.1)",
         (("study", "srelu", "--quick"), "studies.study._make", "what was measured is in"),
         (
             ("demo",),
-            "demo.tune",
-            "finished cells are in retroact-demo.sqlite; the same command goes",
+            "demo._read",
+            "nothing of it is kept: the same command begins anew",
         ),
         (
             ("train", "digits-cnn"),

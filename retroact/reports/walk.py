@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from retroact.auditing.numbers import AttackResult, AuditNumbers
+from retroact.auditing.numbers import AttackResult, AuditNumbers, Pair
 from retroact.evaluation.metrics import wilson
 from retroact.reports import plots
 from retroact.reports.audited import WHY, Attacked, Broken
@@ -53,31 +53,35 @@ WORDS = {
 
 @dataclass(frozen=True, eq=False)
 class Shown:
-    """A network of the demo: its name, what was done to it, its audit beside the plain one (of
-    which the plain one's is beside itself), an example that an attack broke, and ρ₂ under the usual
+    """A network of the demo: its name, what was done to it, an audit beside the plain one and its
+    `side` there (0: it is the plain one), an example that an attack broke, and ρ₂ under the usual
     attack, where it was measured."""
 
     name: str
     about: str
     numbers: AuditNumbers
-    is_plain: bool
+    side: int
     example: Broken | None = None
     rho: float | None = None
 
     @property
+    def is_plain(self) -> bool:
+        return self.side == 0
+
+    @property
     def clean(self) -> int:
         """How many images it reads rightly without an attack."""
-        return self._count(self.numbers.clean.after)
+        return self._count(self.numbers.clean)
 
     @property
     def looks(self) -> int:
         """How many under the usual attack."""
-        return self._count(self.numbers.claimed.after)
+        return self._count(self.numbers.claimed)
 
     @property
     def really(self) -> int:
         """How many under all attacks."""
-        return self._count(self.numbers.verified.after)
+        return self._count(self.numbers.verified)
 
     @property
     def n(self) -> int:
@@ -110,6 +114,8 @@ class Shown:
     @property
     def why(self) -> str:
         """What blinded the usual attack."""
+        if self.is_plain:
+            return ""
         return " ".join(WHY[m] for m in self.numbers.mechanisms)
 
     @property
@@ -121,7 +127,7 @@ class Shown:
     @property
     def attacks(self) -> tuple[AttackResult, ...]:
         """What was run on it."""
-        return self.numbers.attacks.after if self.numbers.attacks else ()
+        return self.numbers.attacks[self.side] if self.numbers.attacks else ()
 
     def row(self) -> dict[str, str]:
         """The numbers with their intervals, as the columns of a table."""
@@ -142,8 +148,8 @@ class Shown:
         low, high = (100 * v for v in self.numbers.interval)
         return f"{100 * self.numbers.gain:+.0f} ({low:+.0f} to {high:+.0f})"
 
-    def _count(self, share: float) -> int:
-        return round(share * self.numbers.n)
+    def _count(self, shares: Pair[float]) -> int:
+        return round(shares[self.side] * self.numbers.n)
 
 
 def fooled(side: Attacked, taken: set[int]) -> Broken | None:
@@ -213,8 +219,8 @@ def _draw(one: Shown) -> dict[str, Any]:
     """An image that was broken, before and after, and what there is to say of it."""
     example = one.example
     assert example is not None
-    failed = "" if example.role == "claimed" else "; the usual attack had failed"
-    by = "the usual attack" if example.role == "claimed" else example.by
+    failed = "" if example.role == "claimed" else ", where the usual one had failed"
+    by = "the usual one" if example.role == "claimed" else example.by
     return {
         "name": one.name,
         "image": plots.image(example.image),

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from retroact.cli import console
 from retroact.evaluation.record import Record
 from retroact.experiments.fields import CellFields
 from retroact.experiments.store import Store
@@ -148,3 +149,17 @@ def test_figures_are_the_same_every_time(store):
     for figure in (plots.bars, plots.curves):
         first = re.sub(r"[mp][0-9a-f]{10}|clip[0-9a-f]+", "", figure(group))
         assert first == re.sub(r"[mp][0-9a-f]{10}|clip[0-9a-f]+", "", figure(group))
+
+
+def test_tables_fit_the_terminal_break_no_word_and_say_where_they_cut(store, monkeypatch, capsys):
+    monkeypatch.setattr(console, "out", console.Console(width=80))
+    long = "PGD(steps=40, relative_step=1/30, loss='margin', restarts=7)"
+    store.put("e", "Cell(e)", fields(attack=long), record(7))
+    console.print_lines(lines(store))
+    said = capsys.readouterr().out
+    assert max(map(len, said.splitlines())) <= 80
+    assert f"  {long[:20]}" in said and long not in said and "… stands where a name" in said
+    for word in ("under attack %", "worst case of these 3", "net + SReLU(alpha=100.0)"):
+        assert word in said
+    console.print_lines(lines(store, keys=["a"]))
+    assert "…" not in capsys.readouterr().out

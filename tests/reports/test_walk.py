@@ -69,7 +69,7 @@ def numbers(really: int, looks: int, effect="INCONCLUSIVE", claim="HONEST", mech
         interval=(-0.05, 0.05),
         claimed_attack="PGD(steps=40)",
         battery="Battery(steps=10)",
-        attacks=Pair((), (ran,)),
+        attacks=Pair((), (ran,)),  # of the plain one none
         pedigree=PEDIGREE,
     )
 
@@ -78,10 +78,10 @@ def networks(rho: float | None = None) -> list[Shown]:
     masked = {"claim": "MASKED, WEAK PROTOCOL", "mechanism": "saturation"}
     jump = {"effect": "HARMFUL", "claim": "MASKED", "mechanism": "jump"}
     made = [
-        Shown("plain", "As it was.", numbers(58, 69), True, Example(1, 2)),
-        Shown("SReLU(100)", "Louder.", numbers(60, 99, **masked), False, Example(2, 3)),
-        Shown("JumpReLU(0.4)", "It jumps.", numbers(44, 73, **jump), False, Example(3, 4)),
-        Shown("hardened in 7 s", "<Trained>.", numbers(76, 86, effect="GENUINE"), False, None),
+        Shown("plain", "As it was.", numbers(60, 99, **masked), 0, Example(1, 2)),
+        Shown("SReLU(100)", "Louder.", numbers(60, 99, **masked), 1, Example(2, 3)),
+        Shown("JumpReLU(0.4)", "It jumps.", numbers(44, 73, **jump), 1, Example(3, 4)),
+        Shown("hardened in 7 s", "<Trained>.", numbers(76, 86, effect="GENUINE"), 1, None),
     ]
     return [replace(one, rho=rho) for one in made]
 
@@ -94,14 +94,14 @@ def test_a_line_says_what_it_looks_like_what_it_is_and_what_the_audit_makes_of_i
         "hardened in 7 s: looks like 86, really 76, 18 more than plain, and that holds",
     ]
     assert all(len(one.line) <= 80 for one in networks())
-    doubted = Shown("x", "", numbers(70, 71, effect="ABSTAINED"), False)
+    doubted = Shown("x", "", numbers(70, 71, effect="ABSTAINED"), 1)
     assert doubted.line.endswith("and that is in doubt") and "holds" not in doubted.line
-    few = Shown("x", "", numbers(60, 71), False)
+    few = Shown("x", "", numbers(60, 71), 1)
     assert few.line.endswith("too few images to tell from plain")
 
 
 def test_counts_are_of_the_images_and_not_per_cent():
-    one = Shown("x", "", numbers(30, 45, n=50), False)
+    one = Shown("x", "", numbers(30, 45, n=50), 1)
     assert (one.looks, one.really) == (45, 30) and "Of 50 images" in legend(one.n)
     assert one.row()["really"] == "30 (46-72)" and "ρ₂ %" not in one.row()
     assert replace(one, rho=0.25).row()["ρ₂ %"] == "25.0"
@@ -143,7 +143,7 @@ def test_the_page_stands_on_its_own_and_says_its_pictures_in_words():
     assert len(said) == 2 * 3 and all(len(words) > 10 for words in said)
     assert Counter(said).most_common(1)[0][1] == 1, "two pictures that say the same"
     assert "read as 1" in said[1] and text.count('role="img"') == 2 * 4
-    assert "the usual attack had failed" in shown_text(text)
+    assert "targeted <margin>, where the usual one had failed" in shown_text(text)
 
 
 def test_words_that_the_page_uses_are_explained_and_no_others():
@@ -169,9 +169,9 @@ def test_every_effect_and_mechanism_has_words():
     from retroact.auditing.verdict import Effect, Mechanism
 
     for effect in get_args(Effect):
-        assert Shown("x", "", numbers(58, 58, effect=effect), False).line
+        assert Shown("x", "", numbers(58, 58, effect=effect), 1).line
     for mechanism in get_args(Mechanism):
-        one = Shown("x", "", numbers(58, 90, claim="MASKED", mechanism=mechanism), False)
+        one = Shown("x", "", numbers(58, 90, claim="MASKED", mechanism=mechanism), 1)
         assert one.why and f"masked by {mechanism}" in one.line
     assert CLAIMS["MASKED"] == ("MASKED",)
 

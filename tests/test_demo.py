@@ -1,0 +1,110 @@
+"""The demo from the command line: what is said when, and that every network has one number."""
+
+import json
+import re
+import shlex
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import typer
+
+from retroact import demo
+from retroact.auditing.battery import QUICK
+from retroact.cli import console
+from retroact.cli.app import app
+from retroact.spec import show
+
+SMALL = replace(
+    demo.SCENES["digits"],
+    test="digits[:24]",
+    recipe="Hardening(learn='all', steps=12, batch=64, lr=0.003, attack_steps=3)",
+)
+
+
+class Audience:
+    """Keeps what it is told, in order."""
+
+    def __init__(self):
+        self.told: list[tuple[str, object]] = []
+
+    def say(self, line):
+        self.told.append(("said", line))
+
+    def watch(self, doing, done):
+        self.told.append((doing, done))
+
+    @property
+    def lines(self):
+        return [line for kind, line in self.told if kind == "said"]
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """A small demo, with what it told while it ran."""
+    folder, audience = tmp_path_factory.mktemp("demo"), Audience()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(demo.SCENES, "digits", SMALL)
+        made = demo.run("digits", folder / "demo.html", audience=audience)
+    return SimpleNamespace(made=made, audience=audience, folder=folder)
+
+
+@pytest.mark.slow
+def test_every_network_has_one_verified_number_by_the_battery_of_the_audit(ran):
+    plain, *others = ran.made.networks
+    audits = [one.numbers for one in others]
+    assert len(audits) == 3 and {made.battery for made in audits} == {show(QUICK)}
+    assert {round(24 * made.verified.before) for made in audits} == {plain.really}
+    assert {round(24 * made.claimed.before) for made in audits} == {plain.looks}
+    assert {made.n for made in audits} == {24}
+    text = ran.made.page.read_text()
+    for one in ran.made.networks:
+        said = re.findall(rf"{re.escape(one.name)}: looks like (\d+), really (\d+)", text)
+        assert len(set(said)) <= 1
+        lane = re.search(rf"<h3>{re.escape(one.name)}</h3>(.*?)</section>", text, re.S)[1]
+        assert f'aria-label="really {one.really} of 24' in lane
+
+
+@pytest.mark.slow
+def test_each_network_is_told_as_soon_as_it_is_measured(ran):
+    told, networks = ran.audience.told, ran.made.networks
+    assert told[0] == ("said", SMALL.intro)
+    assert ran.audience.lines[1] == "Of 24 images that it has never seen it reads 24 rightly."
+    assert ran.audience.lines[3:] == [one.line for one in networks]
+    at = [told.index(("said", one.line)) for one in networks]
+    doing = [kind for kind, _ in told]
+    for one, before, here in zip(networks[2:], at[1:], at[2:], strict=True):
+        assert f"attacking {one.name}" in doing[before:here], "it is told before it is attacked"
+    shares = [share for kind, share in told if kind != "said"]
+    assert shares == sorted(shares) and shares[0] == 0 and 0.8 < shares[-1] <= 1
+    assert doing.index("hardening the network") > at[2]
+
+
+@pytest.mark.slow
+def test_a_demo_leaves_its_page_and_nothing_else(ran):
+    assert [p.name for p in ran.folder.iterdir()] == ["demo.html"]
+    assert json.loads(json.dumps(ran.made.to_json()))[0]["name"] == "SReLU(100)"
+    assert "n = 24" in ran.made.summary and str(ran.made.page) in ran.made.summary
+
+
+def test_the_demo_knows_its_data(call):
+    code, out, err = call("demo", "--data", "imagenet")
+    assert code == 3 and "the demo knows digits and mnist" in err and not out
+
+
+@pytest.mark.parametrize("command", demo.YOURS)
+def test_what_to_try_next_is_said_as_the_commands_have_it(command):
+    assert all(len(line) <= 78 for line in command.splitlines())
+    program, name, *words = shlex.split(command.replace("\\\n", " "))
+    found = typer.main.get_command(app).commands[name]
+    asked = found.make_context(name, words)
+    assert program == "retroact" and asked.params["net"] == "mine:net"
+
+
+def test_no_line_of_the_demo_but_its_results_goes_to_stdout_where_nobody_watches(capsys):
+    with console.story("starting") as told:
+        told.watch("attacking", 0.5)
+        told.say("plain: looks like 69, really 58")
+    with console.story("starting", quiet=True) as told:
+        told.say("not said")
+    assert capsys.readouterr() == ("plain: looks like 69, really 58\n", "")
