@@ -16,9 +16,10 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from retroact.auditing.audit import Audit
     from retroact.experiments.tuning import Tuning
-    from retroact.nets.classifier import Classifier
     from retroact.nets.data import Images
     from retroact.reading import Net
     from retroact.reports.walk import Shown
@@ -190,7 +191,7 @@ def _walk(scene: Scene, begin: _Steps, say: Callable[[str], None], detail: bool)
                 yield one
 
 
-def _read(scene: Scene, say: Callable[[str], None]) -> tuple[Classifier, Images]:
+def _read(scene: Scene, say: Callable[[str], None]) -> tuple[nn.Module, Images]:
     """The network and its test images; says how many it decides rightly, which is the first number
     and wants little of the package."""
     from retroact.checkpoint import load
@@ -204,7 +205,7 @@ def _read(scene: Scene, say: Callable[[str], None]) -> tuple[Classifier, Images]
     return net, images
 
 
-def _change(scene: Scene, net: Classifier, begin: _Steps) -> Iterator[tuple[str, str, Net]]:
+def _change(scene: Scene, net: nn.Module, begin: _Steps) -> Iterator[tuple[str, str, Net]]:
     """The name of each changed network, what was done to it, and it; the last is hardened when its
     turn comes."""
     for activation, about in scene.retrofits.items():
@@ -222,7 +223,7 @@ def _change(scene: Scene, net: Classifier, begin: _Steps) -> Iterator[tuple[str,
 
 
 def _audit(
-    net: Classifier,
+    net: nn.Module,
     after: Net,
     images: Images,
     scene: Scene,
@@ -237,7 +238,7 @@ def _audit(
     return audit(net, after, images, _threat(scene), **how)
 
 
-def _size(net: Classifier, after: Net, images: Images, scene: Scene) -> float:
+def _size(net: nn.Module, after: Net, images: Images, scene: Scene) -> float:
     """ρ₂ under the usual attack."""
     from retroact.attacks.pgd import CLAIMED
     from retroact.evaluation.evaluate import evaluate

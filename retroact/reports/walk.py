@@ -116,7 +116,7 @@ class Shown:
         """What blinded the usual attack."""
         if self.is_plain:
             return ""
-        return " ".join(WHY[m] for m in self.numbers.mechanisms)
+        return " ".join(said for kind, said in WHY.items() if kind in self.numbers.mechanisms)
 
     @property
     def bounds(self) -> dict[str, tuple[float, float]]:
