@@ -36,7 +36,7 @@ class Counted:
 SVG = '<svg xmlns="http://www.w3.org/2000/svg"><path fill="var(--blue)"/></svg>'
 
 
-def made(*parts, said=None):
+def made(*parts, said=None, whole=True):
     item = Item(
         "figure_1",
         "Figure 1",
@@ -45,17 +45,23 @@ def made(*parts, said=None):
         ("mnist[:10]", "seed 0"),
         90.0,
     )
-    return Study("x", "X", "A source.", (item,), said={"a": "it <helps>"} if said is None else said)
+    said = {"a": "it <helps>"} if said is None else said
+    return Study("x", "X", "A source.", (item,), said=said, whole=whole)
 
 
 def test_published_numbers_carry_their_source_and_unknown_ones_are_none():
     assert published("jumprelu", "table1.graybox", "lenet_mnist", "kappa") == 1.0
     assert published("srelu", "figure2_3.mnist", "accuracy", "FGSM", "1", "0.3") == 8.69
     assert published("srelu", "no such figure", "x") is None
-    assert claims("srelu")["mechanism"] == "mechanism: signal-to-noise; gradient explosion"
-    assert (
-        claims("jumprelu")["deepfool_noise.mnist"] == "deepfool noise, mnist: a factor of about 2"
-    )
+    assert claims("srelu")["mechanism"] == "why it works: signal-to-noise; gradient explosion"
+    noise = claims("jumprelu")["deepfool_noise.mnist"]
+    assert noise == "the noise that DeepFool needs, MNIST: a factor of about 2"
+
+
+@pytest.mark.parametrize("paper", studies.PAPERS)
+def test_what_a_claim_is_about_is_said_in_words_and_no_key_shows(paper):
+    for name, text in claims(paper).items():
+        assert "_" not in text.partition(":")[0] and not text.startswith(f"{name}:"), text
 
 
 @pytest.mark.parametrize("paper", studies.PAPERS)
@@ -103,7 +109,9 @@ def test_a_page_escapes_what_is_said_and_shows_every_part():
     assert "it &lt;helps&gt;" in page and "it <helps>" not in page
     assert "<code>code</code> &amp; <strong>bold</strong>" in page
     assert "&lt;b&gt;" in page and "+1.3" in page and "–" in page
-    assert SVG in page and "holds" in page
+    named = SVG.replace("<svg", '<svg role="img" aria-label="F"')
+    assert named in page and "holds" in page
+    assert page.index("because") < page.index('id="figure_1"') < page.rindex(">holds</span>")
 
 
 def test_columns_of_words_wrap_and_numbers_do_not():
@@ -137,6 +145,29 @@ def test_a_claim_that_nothing_answers_is_listed_as_such_and_an_unknown_one_is_re
     assert studied.UNMEASURED in studied.page(made())
     with pytest.raises(ValueError, match="no claim"):
         made(Claim("b", "holds", "")).claims  # noqa: B018
+
+
+def test_some_items_by_themselves_say_nothing_of_the_other_claims():
+    said = {"a": "it <helps>", "b": "it is free"}
+    part = made(Claim("a", "does not hold", "because"), said=said, whole=False)
+    assert part.unanswered == [] and "1 other claims are answered by items" in part.elsewhere
+    text, page = studied.markdown(part, "x")[0], studied.page(part)
+    assert "Of 1 claims of the paper that these items answer: 1 “does not hold”." in text
+    for told in (text, page):
+        assert studied.UNMEASURED not in told and "it is free" not in told
+        assert part.elsewhere.split("`")[0] in told.replace("&#39;", "'")
+    none = made(said=said, whole=False)
+    assert none.lines == ["Made anew here: Figure 1."]
+    assert "## Claims" not in studied.markdown(none, "x")[0] and "<table" not in studied.page(none)
+
+
+def test_without_lines_of_its_own_a_page_begins_with_its_answers():
+    said = {name: f"says {name}" for name in "abcdefghijkl"}
+    answers = [Claim(name, "holds", "") for name in "abcdefghijk"]
+    study = made(*answers, Claim("l", "does not hold", ""), said=said)
+    assert len(study.lines) == studied.MOST
+    assert study.lines[1] == "**does not hold**: says l (Figure 1)"
+    assert study.lines[2] == "**holds**: says a (Figure 1)"
 
 
 def test_a_page_begins_with_its_lines_in_their_order():
