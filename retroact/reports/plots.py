@@ -251,8 +251,8 @@ def gains(rows: Sequence[Gain]) -> str:
         claimed, verified = 100 * row.claimed, 100 * row.verified
         axes.plot([claimed, verified], [i, i], color=BEFORE, linewidth=1, linestyle=":")
         axes.plot([100 * v for v in row.interval], [i, i], color=AFTER, linewidth=2)
-        ring = {"markerfacecolor": "none", "markeredgecolor": BEFORE, "markeredgewidth": 1.5}
-        axes.plot(claimed, i, "o", markersize=6, **ring, label="claimed" if i == 0 else None)
+        ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": BEFORE}
+        axes.plot(claimed, i, "o", markersize=6, **ring, label=None if i else "claimed")
         axes.plot(verified, i, "o", markersize=6, color=AFTER, label=None if i else "verified")
     axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)

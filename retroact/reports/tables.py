@@ -104,15 +104,17 @@ class Line:
 def line_of(record: Record) -> Line:
     """A record by itself as a line, by what its pedigree says was run."""
     run = record.pedigree
-    texts = {name: str(run.get(name, "")) for name in ("attack", "threat", "goal", "data")}
     source = run.get("source")
     fields = CellFields(
+        attack=str(run.get("attack", "")),
+        threat=str(run.get("threat", "")),
+        goal=str(run.get("goal", "")),
+        data=str(run.get("data", "")),
         net=str(run.get("network", "a network")),
         source=source,
         knowledge="gray" if source else "white",
         seed=int(run.get("seed", 0)),
         crafting=str(run.get("crafting", "float32")),
-        **texts,
     )
     return Line("", fields, record)
 
