@@ -26,7 +26,7 @@ from retroact.studies.truth import answer_by_network, answer_claim
 
 
 @spec
-class Counted:
+class Tallied:
     data: str = "digits[:10]"
 
     def __call__(self) -> dict[str, Any]:
@@ -205,11 +205,11 @@ def test_an_answer_by_network_follows_from_each():
 
 def test_a_stored_desk_makes_nothing_and_takes_the_largest_that_is_there(tmp_path):
     with Store(tmp_path / "s.sqlite") as store:
-        small, large = Counted("digits[:10]"), Counted("digits[:20]")
+        small, large = Tallied("digits[:10]"), Tallied("digits[:20]")
         asked = {"digits[:20]": [large], "digits[:10]": [small]}
         stored, quick = Desk(store, stored=True), Desk(store, quick=True)
         assert stored.largest(list(asked), asked.get) == "digits[:20]" and stored.lacks([large])
-        with pytest.raises(NotMeasuredError, match="lacks Counted"):
+        with pytest.raises(NotMeasuredError, match="lacks Tallied"):
             stored.facts(large)
         assert quick.largest(list(asked), asked.get) == "digits[:10]" and not quick.lacks([large])
         quick.facts(small)
@@ -224,7 +224,7 @@ class Summed:
     derived: ClassVar[bool] = True
 
     def __call__(self, desk: Desk) -> dict[str, Any]:
-        return {"twice": 2 * desk.facts(Counted(self.data))["sum"]}
+        return {"twice": 2 * desk.facts(Tallied(self.data))["sum"]}
 
 
 def test_derived_facts_are_filed_for_themselves_with_the_seconds_of_what_they_are_made_of(tmp_path):
@@ -232,13 +232,13 @@ def test_derived_facts_are_filed_for_themselves_with_the_seconds_of_what_they_ar
         desk = Desk(store)
         assert desk.derive([Summed()]) == [{"twice": 2 * sum(range(10**5))}]
         assert list(desk.keys) == [locked_key(Summed())]
-        assert desk.seconds == store.read_facts(locked_key(Counted()))[1] > 0
+        assert desk.seconds == store.read_facts(locked_key(Tallied()))[1] > 0
         store_json = tmp_path / "facts.json"
         store_json.write_text(as_json(store, desk.keys), "utf-8")
         assert carried_keys(store_json) == set(desk.keys) and read_json(store_json, other) == 1
         again = Desk(other, stored=True)
         assert again.derive([Summed()]) == desk.derive([Summed()])
-        assert again.seconds == desk.seconds and again.lacks([Counted()])
+        assert again.seconds == desk.seconds and again.lacks([Tallied()])
         assert again.lacks([Summed("digits[:20]")])
 
 
@@ -277,7 +277,7 @@ def test_a_study_resumes_from_its_store_and_says_what_it_used(tmp_path, monkeypa
         once = first.records([*cells, cells[0]])
         again = second.records(cells)
         second.records(cells[1:])
-        timed = [Counted(), Counted(), Counted(data="digits[:20]")]
+        timed = [Tallied(), Tallied(), Tallied(data="digits[:20]")]
         for what in timed:
             first.facts(what)
         second.all_facts(timed[1:])
