@@ -79,6 +79,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reports": {
         "evaluation.metrics",
         "evaluation.record",
+        "auditing.deciding",
         "auditing.evidence",
         "auditing.numbers",
         "auditing.verdict",

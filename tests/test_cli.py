@@ -96,12 +96,27 @@ def test_sweep_then_report(call, tmp_path):
     assert code == 0 and err.count("wrote") == 3
     page = (tmp_path / "r.html").read_text()
     # nothing is fetched
-    assert not re.search(r"<(script|link|iframe)|(src|href)=.(?!data:|#)", page)
+    assert not re.search(r"<(link|iframe)|(src|href)=.(?!data:|#)|fetch", page)
     assert page.count("data:image/png;base64") == 8 and "Accuracy against eps" in page
     assert (tmp_path / "r.md").read_text().count("SReLU(alpha=10.0)") >= 4
     assert len((tmp_path / "r.csv").read_text().splitlines()) == 9
     code, out, _ = call("report", "--cells", "*FGSM*", "--json")
     assert len(json.loads(out)) == 4
+
+
+def test_audits_are_laid_side_by_side(call, tmp_path):
+    stored = Path(__file__).parent / "stored" / "audit-0.1.0.json"
+    for name in ("a.json", "b.json"):
+        (tmp_path / name).write_text(stored.read_text())
+    code, out, _ = call("report", "a.json", "b.json")
+    assert code == 0 and out.startswith("Of 2 audits: 2 ")
+    code, _, err = call("report", "a.json", "b.json", "--html", "l.html", "--md", "l.md")
+    assert code == 0 and err.count("wrote") == 2
+    assert (tmp_path / "l.html").read_text().count('<tr id="audit-') == 2
+    code, out, _ = call("report", "a.json", "--json")
+    assert [row["n"] for row in json.loads(out)] == [json.loads(stored.read_text())["n"]]
+    code, _, err = call("report", "a.json", "--cells", "x")
+    assert code == 2 and "expected audits or --cells" in err
 
 
 def test_retrofit_saves_a_network_that_attacks_take(call, tmp_path):
@@ -741,7 +756,7 @@ def test_study_writes_a_page_markdown_and_figures_and_resumes(call, tmp_path):
     code, _, err = call(*words)
     assert code == 0 and "srelu.html" in err
     page, text = ((tmp_path / "made" / name).read_text() for name in ("srelu.html", "srelu.md"))
-    assert "Figure 1" in page and "<script" not in page
+    assert "Figure 1" in page and not re.search(r"<(link|iframe)|(src|href)=.(?!data:|#)", page)
     figures = list((tmp_path / "made" / "srelu").glob("*.svg"))
     assert figures and all(f"srelu/{f.name}" in text for f in figures)
     assert call(*words)[0] == 0 and (tmp_path / "made" / "srelu.md").read_text() == text

@@ -98,7 +98,7 @@ def test_pictures_have_the_image_the_attack_and_the_difference():
     record = attacked()
     grid = np.reshape(record.pictures(3).axes, (3, 3))
     shown = [[axes.images[0].get_array() for axes in row] for row in grid]
-    first = record._broken_first(3)[0]
+    first = record.broken_first(3)[0]
     assert record.right[first] and not record.robust[first]
     assert np.allclose(shown[0][0], record.originals[first, 0])
     assert np.allclose(shown[1][0], record.examples[first, 0])

@@ -40,6 +40,7 @@ from retroact.auditing.numbers import (
 from retroact.auditing.paragraph import write_paragraph
 from retroact.auditing.resuming import check_same, name_sides, parts_of
 from retroact.auditing.subjects import KERNELS, Schedule, Subject, prepare
+from retroact.auditing.trails import Trail, follow
 from retroact.auditing.verdict import MARGIN, SHARES, Counts, Verdict, count, fewest, judge
 from retroact.checkpoint import digest
 from retroact.crafting.attack import Attack
@@ -108,7 +109,8 @@ class Audit:
     """The outcome of an audit: `verdict`, the two `sides`, the `readings`, and what was run.
 
     `rejection` says what rejected examples counted as, None where no network rejects, and `also`
-    is the same audit where they count as robust, if both were asked for.
+    is the same audit where they count as robust, if both were asked for. `trails` has the margins
+    along an attack of the examples that a page shows.
     """
 
     verdict: Verdict
@@ -125,6 +127,7 @@ class Audit:
     domain: Domain
     rejection: Rejection | None = None
     also: Audit | None = None
+    trails: tuple[Trail, ...] = ()
 
     @property
     def before(self) -> Side:
@@ -464,6 +467,7 @@ class _Procedure:
             after = self.battery.add_controls(sides.after, alarmed.after, under)
             sides = Pair(sides.before, after)
         verdict = self._judge(alarmed, sides, readings, margin)
+        trails = follow(alarmed, sides, verdict.counts.verified_gain, self.under)
         self.stages()
         return Audit(
             verdict=verdict,
@@ -478,6 +482,7 @@ class _Procedure:
             fingerprints=fingerprints,
             curves=curves,
             domain=domain_of(self.under.data),
+            trails=trails,
         )
 
     def _asks_controls(self, after: Subject, sides: Pair[Side]) -> bool:

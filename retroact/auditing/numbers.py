@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from pathlib import Path
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from retroact import __version__
 from retroact.auditing.verdict import WORDS, Claim, Effect, Mechanism, Word
+from retroact.files import read_object
 
 SCHEMA = 3
 """1: without the schema's number, the package's and the battery's version, the kernels and the
@@ -253,6 +255,16 @@ class AuditNumbers:
         return self.verified.after - self.verified.before
 
     @property
+    def claimed_gain(self) -> float:
+        """The claimed accuracy after the change less that before it."""
+        return self.claimed.after - self.claimed.before
+
+    @property
+    def mirage(self) -> float:
+        """What the claim promises beyond the truth: the claimed gain less the verified one."""
+        return self.claimed_gain - self.gain
+
+    @property
     def words(self) -> tuple[Word, ...]:
         """The claim in single words."""
         return WORDS[self.claim]
@@ -374,6 +386,31 @@ class AuditNumbers:
         said |= _read(stored, "fingerprints", Fingerprints.from_json)
         said |= _read(stored, "also", AuditNumbers.from_json)
         return cls(**said)
+
+
+class HasNumbers(Protocol):
+    """An audit, as far as its numbers are read."""
+
+    def numbers(self) -> AuditNumbers: ...
+
+
+Told: TypeAlias = str | Path | AuditNumbers | HasNumbers
+"""An audit, its numbers, or the file that `audit --json` wrote."""
+
+
+def as_numbers(told: Told) -> AuditNumbers:
+    """The numbers of an audit. Raises ValueError for a file that holds none."""
+    if isinstance(told, AuditNumbers):
+        return told
+    if not isinstance(told, str | Path):
+        return told.numbers()
+    try:
+        return AuditNumbers.from_json(read_object(Path(told)))
+    except (KeyError, TypeError) as error:
+        raise ValueError(
+            f"{told} holds no audit ({type(error).__name__}: {error}); expected what `retroact"
+            " audit … --json FILE` writes"
+        ) from error
 
 
 def _read(stored: Stored, name: str, read: Callable[[Any], Any], into: str = "") -> Json:

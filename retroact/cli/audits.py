@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -178,7 +179,8 @@ def audit(
         note(f"took {result.pedigree.budget}")
     if baseline is not None:
         note(f"the network before: {'read from' if result.before.stored else 'kept in'} {baseline}")
-    _write(result, pages)  # before anything is printed, so that `| head` does not cost them
+    # before anything is printed, so that `| head` does not cost them
+    _write(result, pages, evidence)
     if evidence is not None:
         origins = _origins(net, weights, activation, sites, also, against, against_weights)
         _write_evidence(result, evidence, origins)
@@ -331,13 +333,15 @@ def _run(
         return audit(before, after, images, threat, progress=progress, **how)
 
 
-def _write(result: Audit, pages: Mapping[str, Path | None]) -> None:
+def _write(result: Audit, pages: Mapping[str, Path | None], evidence: Path | None) -> None:
     from retroact.files import write
     from retroact.reports import audited
 
     for form, path in pages.items():
         if path is not None:
-            note(f"wrote {write(getattr(audited, form)(result), path)}")
+            beside = {"evidence": os.path.relpath(evidence, path.parent)} if evidence else {}
+            told = getattr(audited, form)(result, **(beside if form == "page" else {}))
+            note(f"wrote {write(told, path)}")
 
 
 def _origins(

@@ -19,6 +19,7 @@ from retroact.cli.console import (
 )
 from retroact.cli.named import executor_of
 from retroact.cli.stopping import if_stopped
+from retroact.spec import CallError
 
 if TYPE_CHECKING:
     from retroact.demo import Walk
@@ -73,19 +74,30 @@ def _tuned(point: Point) -> dict[str, str]:
 CellsOption = Annotated[str, typer.Option(help="only cells whose key or print matches this glob")]
 MdOption = Annotated[Path | None, typer.Option(help="write Markdown tables here")]
 CsvOption = Annotated[Path | None, typer.Option(help="write one row per cell here")]
-TitleOption = Annotated[str, typer.Option(help="of the page")]
+TitleOption = Annotated[str | None, typer.Option(help="of the page")]
+AuditsArgument = Annotated[
+    list[Path] | None,
+    typer.Argument(
+        metavar="[AUDIT.json]...",
+        help="audits to lay side by side, as `audit` wrote them, instead of a store's cells",
+    ),
+]
 
 
 def report(
+    audits: AuditsArgument = None,
     store: options.Store = options.STORE,
     cells: CellsOption = "*",
     html: options.Html = None,
     md: MdOption = None,
     csv: CsvOption = None,
-    title: TitleOption = "retroact report",
+    title: TitleOption = None,
     as_json: options.Json = False,
 ) -> None:
-    """Tables, curves and pictures from stored cells; reads records only."""
+    """Tables, curves and pictures from stored cells, or audits side by side; reads only what is
+    stored."""
+    if audits:
+        return _lay_side_by_side(audits, cells, html, md, csv, title, as_json)
     from retroact.experiments.store import Store
     from retroact.files import write
     from retroact.reports.tables import as_csv, lines, markdown
@@ -99,7 +111,7 @@ def report(
     if html is not None:
         from retroact.reports.html import page  # which draws
 
-        note(f"wrote {write(page(chosen, title=title), html)}")
+        note(f"wrote {write(page(chosen, title=title or 'retroact report'), html)}")
     if md is not None:
         note(f"wrote {write(markdown(chosen) + chr(10), md)}")
     if csv is not None:
@@ -108,6 +120,34 @@ def report(
         return print_json([line.numbers() for line in chosen])
     if html is md is csv is None:
         print_lines(chosen)
+
+
+def _lay_side_by_side(
+    audits: list[Path],
+    cells: str,
+    html: Path | None,
+    md: Path | None,
+    csv: Path | None,
+    title: str | None,
+    as_json: bool,
+) -> None:
+    if cells != "*":
+        raise CallError(f"expected audits or --cells of a store, got both: {audits[0]} and {cells}")
+    from retroact.files import write
+    from retroact.reports import compared
+
+    rows, head = compared.rows_of(audits, html or Path()), title or compared.TITLE
+    if html is not None:
+        note(f"wrote {write(compared.page(rows, title=head), html)}")
+    if md is not None:
+        note(f"wrote {write(compared.markdown(rows, title=head), md)}")
+    if csv is not None:
+        note(f"wrote {write(compared.as_csv(rows), csv)}")
+    if as_json:
+        return print_json([row.plain() for row in rows])
+    if html is md is csv is None:
+        say(compared.summary(rows), wrap=True)
+        print_rows([row.brief() for row in rows])
 
 
 PaperArgument = Annotated[str, typer.Argument(help="jumprelu, srelu or ledger")]

@@ -202,7 +202,7 @@ class Record:
         fell = self.right & ~self.robust
         drawn = [
             Shown(self.originals[i], self.examples[i], self._caption(i), bool(fell[i]))
-            for i in self._broken_first(most)
+            for i in self.broken_first(most)
         ]
         return pictures(drawn, *self.box)
 
@@ -212,7 +212,8 @@ class Record:
         wrong = "" if self.right[i] else ", clean too"
         return f"true {self.label[i]}", f"seen as {self.adversarial[i]}{wrong}", length
 
-    def _broken_first(self, most: int) -> list[int]:
+    def broken_first(self, most: int) -> list[int]:
+        """Which of the kept examples are drawn: those that the attack broke before the others."""
         kept = 0 if self.examples is None else len(self.examples)
         fell = self.right & ~self.robust
         return sorted(range(kept), key=lambda i: not fell[i])[:most]

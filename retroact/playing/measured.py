@@ -3,45 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any
 
 from torch import nn
 
 from retroact.activations.piecewise import JumpReLU, SReLU
 from retroact.auditing.audit import audit
-from retroact.auditing.numbers import AuditNumbers
+from retroact.auditing.numbers import AuditNumbers, Told, as_numbers
 from retroact.crafting.threat import Linf
-from retroact.files import read_object
 from retroact.nets.data import Images
 from retroact.reading import as_threat
 
 Progress = Callable[[int, int], None]
-
-
-class HasNumbers(Protocol):
-    """An audit, as far as a curve needs it."""
-
-    def numbers(self) -> AuditNumbers: ...
-
-
-Told: TypeAlias = str | Path | AuditNumbers | HasNumbers
-"""An audit, its numbers, or the file that `audit --json` wrote."""
-
-
-def as_numbers(told: Told) -> AuditNumbers:
-    """The numbers of an audit. Raises ValueError for a file that holds none."""
-    if isinstance(told, AuditNumbers):
-        return told
-    if not isinstance(told, str | Path):
-        return told.numbers()
-    try:
-        return AuditNumbers.from_json(read_object(Path(told)))
-    except (KeyError, TypeError) as error:
-        raise ValueError(
-            f"{told} holds no audit ({type(error).__name__}: {error}); expected what `retroact"
-            " audit … --json FILE` writes"
-        ) from error
 
 
 def curves_of(audits: Iterable[Told]) -> list[dict[str, Any]]:

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
+from urllib.parse import quote
 
-import numpy as np
 from markupsafe import Markup
-from numpy.typing import NDArray
 
+from retroact.auditing.deciding import deciding
 from retroact.auditing.numbers import (
     AttackResult,
     AuditNumbers,
@@ -29,14 +29,29 @@ from retroact.auditing.numbers import (
 from retroact.auditing.verdict import Mechanism
 from retroact.evaluation.metrics import wilson
 from retroact.reports import plots
+from retroact.reports.fallen import Attacked, Boxed, Shown, Trail, show
 from retroact.reports.html import render
 from retroact.reports.tables import left_alone, markdown_table, plain, without_html
 
-SHOWN = 5
-"""How many of the examples that were broken stand on the page; evidence has them all."""
-
 TONES = {"GENUINE": "good", "HARMFUL": "bad", "HONEST": "good", "MASKED": "bad"}
 """How an answer looks on the page; those that are not here are a warning."""
+
+TERMS = (
+    *("clean accuracy", "claimed accuracy", "verified accuracy", "95 % interval", "before, after"),
+    *("threat model", "white box", "control", "margin", "PGD", "APGD", "indicator", "McNemar's p"),
+    *("kernel", "zero gradients"),
+)
+"""Of the glossary, what every audit's page uses."""
+
+FILES = {
+    "audit.json": "all numbers of this page",
+    "before.safetensors": "every image that fell on the network before, with its label and attack",
+    "after.safetensors": "the same of the network after",
+    "before.pt": "one tensor of the whole slice, as RobustBench takes it, before",
+    "after.pt": "the same after",
+    "evidence.json": "how both networks are made again, and by which commands",
+}
+"""What an evidence folder holds."""
 
 WHY: dict[Mechanism, str] = {
     "saturation": (
@@ -59,47 +74,6 @@ WHY: dict[Mechanism, str] = {
 }
 
 
-class Broken(Protocol):
-    """An example that an attack broke: what it was before and after (…), its label, what was
-    decided, and the attack's title, role and turn in the battery."""
-
-    @property
-    def row(self) -> int: ...
-    @property
-    def label(self) -> int: ...
-    @property
-    def decided(self) -> int: ...
-    @property
-    def image(self) -> NDArray[np.float32]: ...
-    @property
-    def x_adv(self) -> NDArray[np.float32]: ...
-    @property
-    def by(self) -> str: ...
-    @property
-    def role(self) -> str: ...
-    @property
-    def turn(self) -> int: ...
-
-
-class Boxed(Protocol):
-    """The box that the entries of an example lie in."""
-
-    @property
-    def low(self) -> float: ...
-    @property
-    def high(self) -> float: ...
-
-
-class Attacked(Protocol):
-    """One network of an audit, as far as a report shows it: which examples are robust (n,), and
-    those that were broken."""
-
-    @property
-    def verified(self) -> NDArray[np.bool_]: ...
-    @property
-    def examples(self) -> Sequence[Broken]: ...
-
-
 class Reported(Protocol):
     """What a report needs of an audit: its numbers, a data frame with a row for each example, and
     the examples that were broken before the change and after it."""
@@ -110,10 +84,13 @@ class Reported(Protocol):
     def domain(self) -> Boxed: ...
     @property
     def sides(self) -> tuple[Attacked, Attacked]: ...
+    @property
+    def trails(self) -> Sequence[Trail]: ...
 
 
-def page(audit: Reported, *, title: str = "retroact audit") -> str:
-    """The audit as one self-contained page."""
+def page(audit: Reported, *, title: str = "retroact audit", evidence: str = "") -> str:
+    """The audit as one self-contained page, which links the files of its `evidence`, a folder as
+    seen from the page."""
     numbers = audit.numbers()
     rows = table(numbers)
     return render(
@@ -122,15 +99,19 @@ def page(audit: Reported, *, title: str = "retroact audit") -> str:
         audit=numbers,
         tones=TONES,
         rows=rows,
-        bars=Markup(plots.claims([(r.what, r.accuracy) for r in rows], numbers.n, numbers.example)),
+        bars=_bars(numbers, rows),
+        floor=floor(numbers),
+        evidence=quote(evidence),
+        files=FILES if evidence else {},
+        terms=_terms(numbers),
         why=why(numbers),
         left_alone=left_alone(_left_alone(numbers)),
         draws=list(_say_draws(numbers.pedigree)) if numbers.pedigree else [],
         statistics=statistics(numbers),
         word=numbers.example,
         panels=_panels(numbers.curves),
-        indicators=[_reading(r) for r in numbers.indicators],
-        examples=[_show(audit, *found) for found in deciding(audit)],
+        indicators=[_reading(r) for r in sorted(numbers.indicators, key=lambda r: not r.fired)],
+        examples=_examples(audit, numbers),
         sides=_attacks(numbers),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
@@ -138,8 +119,12 @@ def page(audit: Reported, *, title: str = "retroact audit") -> str:
 
 def as_json(audit: Reported) -> str:
     """The audit's numbers as JSON; what is no finite number is null there."""
-    said = _finite(audit.numbers().to_json())
-    return json.dumps(said, indent=2, allow_nan=False, default=str) + "\n"
+    return as_plain(audit.numbers().to_json())
+
+
+def as_plain(said: Any) -> str:
+    """What `to_json` gave as JSON, null where a number is not finite."""
+    return json.dumps(_finite(said), indent=2, allow_nan=False, default=str) + "\n"
 
 
 def markdown(audit: Reported, *, title: str = "retroact audit") -> str:
@@ -280,6 +265,7 @@ def _panels(curves: Pair[Curves] | None) -> list[dict[str, Markup | str]]:
         (
             "Loss along the usual attack",
             plots.climb(before.loss, after.loss),
+            f"Mean cross-entropy from {_ends(before.loss)} before, from {_ends(after.loss)} after.",
             (
                 "A healthy attack climbs. A line at 0 or far off the scale is saturation, a ragged"
                 " one a jump."
@@ -289,6 +275,10 @@ def _panels(curves: Pair[Curves] | None) -> list[dict[str, Markup | str]]:
             "Does the gradient tell the truth?",
             plots.fidelity(before.fidelity, after.fidelity),
             (
+                f"Within a factor of 2 of what the gradient predicts: {_honest(before.fidelity)}"
+                f" of the images before, {_honest(after.fidelity)} after."
+            ),
+            (
                 "What a small step really changed, over what the gradient predicted; an honest"
                 " gradient lies at 1. Outside the band it misleads. Values beyond the axis are cut."
             ),
@@ -296,6 +286,7 @@ def _panels(curves: Pair[Curves] | None) -> list[dict[str, Markup | str]]:
         (
             "How loud is the network?",
             plots.scale(before.margin, after.margin),
+            f"Median margin {before.margin:.3g} before, {after.margin:.3g} after.",
             (
                 "The distance between the best score and the next. Louder is not safer: scores can"
                 " be multiplied without any decision changing."
@@ -303,8 +294,17 @@ def _panels(curves: Pair[Curves] | None) -> list[dict[str, Markup | str]]:
         ),
     )
     return [
-        {"title": t, "figure": Markup(figure), "caption": caption} for t, figure, caption in drawn
+        {"title": title, "figure": Markup(plots.told(figure, says)), "caption": caption}
+        for title, figure, says, caption in drawn
     ]
+
+
+def _ends(values: Sequence[float]) -> str:
+    return f"{values[0]:.3g} to {values[-1]:.3g}" if values else "nothing"
+
+
+def _honest(ratios: Sequence[float]) -> str:
+    return f"{sum(0.5 <= r <= 2 for r in ratios) / max(len(ratios), 1):.0%}"
 
 
 def _state(reading: Reading) -> str:
@@ -328,41 +328,40 @@ def _reading(reading: Reading) -> dict[str, str]:
     }
 
 
-def deciding(audit: Reported, most: int = SHOWN) -> list[tuple[int, Broken]]:
-    """The broken examples that decide most, each with the side (0 before, 1 after) that broke.
-
-    First those that are robust on the other network: the verified difference is their count. Of
-    them first those on the side that lost by it; then what the last attacks of the battery broke,
-    as no other did.
-    """
-    weaker = 1 if audit.numbers().gain <= 0 else 0
-
-    def rank(found: tuple[int, Broken]) -> tuple[bool, bool, int, int]:
-        side, example = found
-        differs = bool(audit.sides[1 - side].verified[example.row])
-        return not differs, side != weaker, -example.turn, example.row
-
-    found = [(side, example) for side in (1, 0) for example in audit.sides[side].examples]
-    return sorted(found, key=rank)[:most]
+def _bars(numbers: AuditNumbers, rows: Sequence[Row]) -> Markup:
+    drawn = plots.claims([(r.what, r.accuracy) for r in rows], numbers.n, numbers.example)
+    said = (
+        f"{r.what}: {100 * r.accuracy.before:.1f} % before, {100 * r.accuracy.after:.1f} % after"
+        for r in rows
+    )
+    return Markup(plots.told(drawn, "; ".join(said)))
 
 
-def _show(audit: Reported, side: int, example: Broken) -> dict[str, str | int]:
-    box, names = audit.domain, ("before", "after")
-    drawn = {
-        name: plots.image(entries, box.low, box.high) if plots.is_image(entries) else ""
-        for name, entries in (("image", example.image), ("x_adv", example.x_adv))
-    }
-    robust = audit.sides[1 - side].verified[example.row]
-    return {
-        "fell": f"{names[side]} the change",
-        "beside": f"{'' if robust else 'not '}robust {names[1 - side]} it",
-        "row": example.row,
-        "label": example.label,
-        "decided": example.decided,
-        **drawn,
-        "by": "the claimed attack" if example.role == "claimed" else example.by,
-        "moved": f"{float(np.abs(example.x_adv - example.image).max()):.3f}",
-    }
+def floor(numbers: AuditNumbers) -> str:
+    """What it means that hardly anything is left on either network; empty where more is."""
+    if numbers.effect != "TOO STRONG A THREAT":
+        return ""
+    return (
+        f"Both networks are at the floor: of {numbers.n} {numbers.example}s"
+        f" {round(numbers.verified.before * numbers.n)} withstand before the change and"
+        f" {round(numbers.verified.after * numbers.n)} after it. That is no draw: at this radius"
+        " the attacks win whatever the network does, so nothing is left to compare, and the change"
+        " may help or harm at a smaller one. Audit again at the radius that is named above."
+    )
+
+
+def _terms(numbers: AuditNumbers) -> list[str]:
+    """The words that this page uses."""
+    said = [word.lower() for word in (numbers.effect, *numbers.words) if word != "NOT SETTLED"]
+    said += ["floor"] if numbers.effect == "TOO STRONG A THREAT" else []
+    said += [word for word in ("saturation", "jump") if word in numbers.mechanisms]
+    return [*TERMS, *said]
+
+
+def _examples(audit: Reported, numbers: AuditNumbers) -> list[Shown]:
+    found = deciding(audit.sides, numbers.gain)
+    about = numbers.example, audit.domain, audit.sides, audit.trails
+    return [show(*about, example, side) for side, example in found]
 
 
 def _ran(who: str, attacks: Sequence[AttackResult]) -> str:

@@ -33,5 +33,5 @@ def write_evidence(
     """
     from retroact.reports import audited  # which draws
 
-    texts = {PAGE: audited.page(audit), NUMBERS: audited.as_json(audit)}
+    texts = {PAGE: audited.page(audit, evidence="."), NUMBERS: audited.as_json(audit)}
     return keep(audit, folder, texts, networks=networks, commands=commands)

@@ -19,8 +19,16 @@ from retroact.evaluation.metrics import (
     zero_gradient_share,
 )
 from retroact.reports import plots
+from retroact.reports.glossary import glossary
 from retroact.reports.tables import Group, Line, group_lines, worst_cases
 
+TERMS = (
+    *("clean accuracy", "worst case", "threat model", "95 % interval", "white box", "gray box"),
+    *("black box", "zero gradients", "ρ₂", "queries", "retrofit", "PGD", "APGD", "kernel"),
+)
+"""Of the glossary, what every such page uses."""
+
+MOST_SHOWN = 6  # images of a picture
 MOST_PICTURES = 8  # a page that loads at once; the store has the rest
 
 
@@ -42,7 +50,9 @@ def page(
         )
     return render(
         "report.html",
+        terms=TERMS,
         title=title,
+        summary=summary(lines),
         notes=notes,
         figures=[(caption, Markup(figure)) for caption, figure in figures],
         audits=audits,
@@ -61,12 +71,42 @@ def page(
     )
 
 
-def render(template: str, **values: Any) -> str:
-    """A template of this room with its values, all text escaped."""
+def summary(lines: Sequence[Line]) -> str:
+    """What the lines come to, in a sentence on the largest group, and what is to be doubted."""
+    groups = group_lines(lines)
+    group, members = max(groups, key=lambda found: len(found[1]))
+    left = sorted((share, name) for name, share in _left_of(members).items())
+    (least, weakest), (most, strongest) = left[0], left[-1]
+    said = f"Within {group.threat} on {group.data} (n = {len(members[0].record)})"
+    if len(left) == 1:
+        said += f" the attacks leave {strongest} {100 * most:.1f} % of its decisions right"
+    else:
+        said += (
+            f" {strongest} withstands most, {100 * most:.1f} % in the worst case of the attacks on"
+            f" it, and {weakest} least, {100 * least:.1f} %"
+        )
+    said += f"; more settings below: {len(groups) - 1}" if len(groups) > 1 else ""
+    doubtful = sum(bool(line.alarms()) for line in lines)
+    return said + (
+        f". {doubtful} of {len(lines)} numbers are too good: their attacks were blind."
+        if doubtful
+        else "."
+    )
+
+
+def _left_of(members: Sequence[Line]) -> dict[str, float]:
+    """The accuracy of each network under all that it was attacked with."""
+    worst = {w.network: w.accuracy for w in worst_cases(members)}
+    return {line.network: robust_accuracy(line.record) for line in members} | worst
+
+
+def render(template: str, *, terms: Sequence[str] = (), **values: Any) -> str:
+    """A template of this room with its values, all text escaped, and what these `terms` mean at its
+    end."""
     environment = Environment(
         loader=PackageLoader("retroact.reports", "."), autoescape=True, undefined=StrictUndefined
     )
-    return environment.get_template(template).render(**values)
+    return environment.get_template(template).render(terms=glossary(*terms), **values)
 
 
 def _group(group: Group, members: list[Line]) -> dict[str, Any]:
@@ -74,8 +114,16 @@ def _group(group: Group, members: list[Line]) -> dict[str, Any]:
         **group._asdict(),
         "n": len(members[0].record),
         "networks": _networks(members),
-        "bars": Markup(plots.bars(members)),
+        "bars": Markup(plots.told(plots.bars(members), _say(members))),
     }
+
+
+def _say(members: Sequence[Line]) -> str:
+    """Each bar in words."""
+    return "; ".join(
+        f"{line.network} under {line.attack}: {100 * robust_accuracy(line.record):.1f} %"
+        for line in members
+    )
 
 
 def _networks(members: list[Line]) -> list[dict[str, Any]]:
@@ -99,17 +147,44 @@ def _curves(lines: Sequence[Line]) -> list[dict[str, Any]]:
         by_kind.setdefault(kind, []).append(line)
     several = {k: v for k, v in by_kind.items() if len({line.fields.eps for line in v}) > 1}
     return [
-        {"title": f"{d}, {n}, {g}", "figure": Markup(plots.curves(v))}
+        {"title": f"{d}, {n}, {g}", "figure": Markup(plots.told(plots.curves(v), _say_curve(v)))}
         for (d, n, g), v in several.items()
     ]
+
+
+def _say_curve(members: Sequence[Line]) -> str:
+    points = "; ".join(
+        f"{line.network} under {line.attack} at {line.fields.eps:.3g}:"
+        f" {100 * robust_accuracy(line.record):.1f} %"
+        for line in members
+    )
+    return f"Accuracy against eps. {points}"
 
 
 def _pictures(lines: Sequence[Line]) -> list[dict[str, Any]]:
     drawn = [line for line in _select_kept(lines) if plots.is_image(line.record.examples[0])]
     return [
-        {"line": line, "figure": Markup(plots.pictures(line.record))}
+        {
+            "line": line,
+            "figure": Markup(
+                plots.told(plots.pictures(line.record, MOST_SHOWN), _say_fooled(line))
+            ),
+        }
         for line in drawn[:MOST_PICTURES]
     ]
+
+
+def _say_fooled(line: Line) -> str:
+    """What fooled the network, for whoever cannot see the pictures."""
+    record = line.record
+    shown = record.broken_first(MOST_SHOWN)
+    fates = (
+        f"image {record.index[i]}, class {record.label[i]}, is taken for {record.adversarial[i]}"
+        if record.adversarial[i] != record.label[i]
+        else f"image {record.index[i]}, class {record.label[i]}, withstands"
+        for i in shown
+    )
+    return f"{line.network} under {line.attack}: {'; '.join(fates)}"
 
 
 def _select_kept(lines: Sequence[Line]) -> list[Any]:

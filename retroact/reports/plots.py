@@ -6,11 +6,13 @@ import base64
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from html import escape
+from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from numpy.typing import NDArray
@@ -25,6 +27,7 @@ from retroact.figures import draw_image as draw_image
 from retroact.figures import is_image as is_image
 from retroact.reports.tables import Line
 
+BOTH_WAYS = LinearSegmentedColormap.from_list("down-to-up", ["#2563a8", "#ffffff", "#b42318"])
 THEMED = {
     "#000000": "currentColor",
     INK: "currentColor",
@@ -225,6 +228,88 @@ def scale(before: float, after: float) -> str:
     axes.set_ylim(1.6, -0.6)
     axes.set_xlabel("median margin of the logits", fontsize=8)
     return svg(plain(figure, axes))
+
+
+class Gain(NamedTuple):
+    """A row of `gains`, all in [−1, 1]: the claimed difference of accuracy, the verified one, and
+    its interval."""
+
+    name: str
+    claimed: float
+    verified: float
+    interval: tuple[float, float]
+
+
+def gains(rows: Sequence[Gain]) -> str:
+    """What each change claims (a ring) and what is verified (a dot, its interval a line), in
+    points of accuracy."""
+    height = 0.46 if any("\n" in row.name for row in rows) else 0.3
+    figure = Figure(figsize=(5.6, 0.9 + height * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axvline(0, color=INK, linewidth=0.8)
+    for i, row in enumerate(rows):
+        claimed, verified = 100 * row.claimed, 100 * row.verified
+        axes.plot([claimed, verified], [i, i], color=BEFORE, linewidth=1, linestyle=":")
+        axes.plot([100 * v for v in row.interval], [i, i], color=AFTER, linewidth=2)
+        ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": BEFORE}
+        axes.plot(claimed, i, "o", markersize=6, **ring, label=None if i else "claimed")
+        axes.plot(verified, i, "o", markersize=6, color=AFTER, label=None if i else "verified")
+    axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
+    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_xlabel("difference that the change makes, points of accuracy", fontsize=8)
+    figure.legend(fontsize=8, frameon=False, ncols=2, loc="outside upper right")
+    return svg(plain(figure, axes))
+
+
+class Walk(NamedTuple):
+    """A line of `walks`: the margins along an attack, on the network before the change or `after`
+    it: on the straight way to what was `found`, or along the usual attack."""
+
+    margins: Sequence[float]
+    after: bool
+    found: bool
+
+
+def walks(lines: Sequence[Walk]) -> str:
+    """Margins along attacks, over the largest that each network shows; below 0 the example is
+    decided wrongly."""
+    figure = Figure(figsize=(4.4, 2.8), layout="constrained")
+    axes = figure.add_subplot()
+    axes.axhline(0, color=INK, linewidth=0.8)
+    for line in lines:
+        of_it = np.concatenate([np.asarray(w.margins) for w in lines if w.after == line.after])
+        largest = float(np.abs(of_it[np.isfinite(of_it)]).max(initial=0.0))
+        way = "to what was found" if line.found else "usual attack"
+        name = f"{'after' if line.after else 'before'}, {way}"
+        style: dict[str, Any] = {"color": AFTER if line.after else BEFORE, "linewidth": 1.8}
+        style |= {"linestyle": "-" if line.found else "--"}
+        shares = np.asarray(line.margins) / max(largest, 1e-30)
+        axes.plot(range(len(shares)), shares, label=name, **style)
+    axes.set_ylim(-1.08, 1.08)
+    axes.set_xlabel("step", fontsize=8)
+    axes.set_ylabel("margin / the network's largest", fontsize=8)
+    figure.legend(fontsize=7, frameon=False, ncols=2, loc="outside upper center")
+    return svg(plain(figure, axes))
+
+
+def moved(image: NDArray[np.float32], x_adv: NDArray[np.float32]) -> str:
+    """What an attack added (red) and took (blue) pixel by pixel, the largest of the channels, as a
+    PNG in a data address; white is nothing, and the largest change has the full colour."""
+    change = x_adv - image
+    strongest = np.abs(change).argmax(0)
+    shown = np.take_along_axis(change, strongest[None], 0)[0]
+    most = max(float(np.abs(shown).max()), 1e-30)
+    out = io.BytesIO()
+    imsave(out, shown, cmap=BOTH_WAYS, vmin=-most, vmax=most, format="png")
+    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+
+
+def told(drawn: str, says: str) -> str:
+    """A figure with what it shows in words, for whoever cannot see it: SVG, or an img element."""
+    text = escape(" ".join(says.split()))
+    if drawn.startswith("<svg"):
+        return drawn.replace("<svg", f'<svg role="img" aria-label="{text}"', 1)
+    return drawn.replace('alt=""', f'alt="{text}"', 1)
 
 
 def image(pixels: NDArray[np.float32], low: float = 0.0, high: float = 1.0) -> str:

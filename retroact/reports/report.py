@@ -3,52 +3,90 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
+from retroact.auditing.numbers import Told
+from retroact.evaluation.record import Record
 from retroact.experiments.store import Store
 from retroact.files import write
-from retroact.reports.tables import Line, as_csv, lines, markdown
+from retroact.reports.tables import Line, as_csv, line_of, lines, markdown
 
 if TYPE_CHECKING:
     from retroact.reports.audited import Reported
 
+Writers = Mapping[str, Callable[[], str | bytes]]
+Several: TypeAlias = "Sequence[Line] | Sequence[Record] | Sequence[Told]"
+
 
 def report(
-    what: Store | Sequence[Line] | Reported, path: str | Path, *, title: str | None = None
+    what: Store | Record | Several | Reported, path: str | Path, *, title: str | None = None
 ) -> Path:
-    """Writes an audit, or a store's cells (or lines taken from one), to `path`: .html, .md, .json,
-    .csv; an audit also as .parquet. Of an audit both of these have a row for each example, its
-    `frame()`.
+    """Writes what was found to `path`: .html, .md, .json or .csv.
 
+    A store, or lines taken from one: every cell. A record, or several: the same of it. An audit:
+    its page; .csv and .parquet have a row for each example, its `frame()`. Several audits, or the
+    files that `audit --json` wrote: a row for each, side by side.
     `title` heads the page. Returns the path. Raises ValueError for another suffix and for a store
     without cells.
     """
-    from retroact.reports import audited, html  # which draw, and only here is anything drawn
-
-    writers: dict[str, Callable[[], str | bytes]]
-    if isinstance(what, Store | Sequence):
-        cells = lines(what, images=True) if isinstance(what, Store) else what
-        writers = {
-            ".html": lambda: html.page(cells, title=title or "retroact report"),
-            ".md": lambda: markdown(cells) + "\n",
-            ".csv": lambda: as_csv(cells),
-            ".json": lambda: (
-                json.dumps([line.numbers() for line in cells], indent=2, default=str) + "\n"
-            ),
-        }
-    else:
-        writers = {
-            ".html": lambda: audited.page(what, title=title or "retroact audit"),
-            ".md": lambda: audited.markdown(what, title=title or "retroact audit"),
-            ".json": lambda: audited.as_json(what),
-            ".csv": lambda: str(what.frame().to_csv(index=False)),
-            ".parquet": lambda: bytes(what.frame().to_parquet(index=False)),
-        }
+    writers = _writers(what, Path(path), title)
     suffix = Path(path).suffix.lower()
     if suffix not in writers:
         raise ValueError(
             f"cannot write {str(path)!r}; expected a name that ends in one of: {', '.join(writers)}"
         )
     return write(writers[suffix](), path)
+
+
+def _writers(what: Store | Record | Several | Reported, path: Path, title: str | None) -> Writers:
+    if isinstance(what, Store):
+        return _of_cells(lines(what, images=True), title)
+    if isinstance(what, Record):
+        return _of_cells([line_of(what)], title)
+    if not isinstance(what, Sequence):
+        return _of_audit(what, title)
+    cells = [line_of(w) if isinstance(w, Record) else w for w in what]
+    found = [cell for cell in cells if isinstance(cell, Line)]
+    if len(found) == len(cells):
+        return _of_cells(found, title)
+    return _of_audits([told for told in cells if not isinstance(told, Line)], path, title)
+
+
+def _of_cells(cells: Sequence[Line], title: str | None) -> Writers:
+    from retroact.reports import html  # which draws, and only here is anything drawn
+
+    return {
+        ".html": lambda: html.page(cells, title=title or "retroact report"),
+        ".md": lambda: markdown(cells) + "\n",
+        ".csv": lambda: as_csv(cells),
+        ".json": lambda: (
+            json.dumps([line.numbers() for line in cells], indent=2, default=str) + "\n"
+        ),
+    }
+
+
+def _of_audit(audit: Reported, title: str | None) -> Writers:
+    from retroact.reports import audited
+
+    return {
+        ".html": lambda: audited.page(audit, title=title or "retroact audit"),
+        ".md": lambda: audited.markdown(audit, title=title or "retroact audit"),
+        ".json": lambda: audited.as_json(audit),
+        ".csv": lambda: str(audit.frame().to_csv(index=False)),
+        ".parquet": lambda: bytes(audit.frame().to_parquet(index=False)),
+    }
+
+
+def _of_audits(audits: Sequence[Told], path: Path, title: str | None) -> Writers:
+    from retroact.reports import compared
+
+    head = title or compared.TITLE
+    rows = compared.rows_of(audits, path)
+    return {
+        ".html": lambda: compared.page(rows, title=head),
+        ".md": lambda: compared.markdown(rows, title=head),
+        ".csv": lambda: compared.as_csv(rows),
+        ".json": lambda: compared.as_json(rows),
+    }

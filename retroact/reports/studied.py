@@ -34,9 +34,22 @@ TONES: dict[Answer, str] = {
     "differs by network": "warn",
     "cannot be told": "plain",
 }
+_TOLD_FIRST: tuple[Answer, ...] = (
+    "does not hold",
+    "holds under the paper's protocol only",
+    "differs by network",
+    "holds",
+    "cannot be told",
+)
 UNMEASURED = "nothing that is measured here answers it"
 MOST = 10
 """Lines that a page may begin with."""
+
+TERMS = (
+    *("clean accuracy", "verified accuracy", "worst case", "threat model", "retrofit", "PGD"),
+    *("adaptive attack", "white box", "gray box", "black box", "margin", "saturation", "jump"),
+)
+"""Of the glossary, what the pages of both papers use."""
 
 Value = str | float | None
 """What stands in a table: a text, a number, or nothing (None)."""
@@ -138,6 +151,17 @@ class Item:
     """Under which keys all this stands in the store."""
 
     @property
+    def short(self) -> str:
+        """What a link to it says: "Table 1", or the whole title where that has no number."""
+        head = self.title.partition(":")[0]
+        return head if any(sign.isdigit() for sign in head) else self.title
+
+    @property
+    def claims(self) -> tuple[Claim, ...]:
+        """What it says of the paper's claims."""
+        return tuple(p for p in self.parts if isinstance(p, Claim))
+
+    @property
     def shown(self) -> tuple[Part, ...]:
         """Everything but claims and takeaways, which stand at the top of the page."""
         return tuple(p for p in self.parts if not isinstance(p, Claim | Takeaway))
@@ -151,7 +175,8 @@ class Item:
 
 @dataclass(frozen=True)
 class Study:
-    """A whole paper: its items in order, and what it claims, by the name of the claim."""
+    """A paper: its items in order, all or (`whole` is False) some of them, and what it claims, by
+    the name of the claim."""
 
     name: str
     title: str
@@ -159,26 +184,28 @@ class Study:
     items: tuple[Item, ...]
     said: dict[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    whole: bool = True
 
     @property
-    def claims(self) -> list[tuple[str, Claim, str]]:
+    def claims(self) -> list[tuple[str, Claim, Item]]:
         """What was said, the answer, and the item that gives it."""
-        given = [(c, item.name) for item in self.items for c in item.parts if isinstance(c, Claim)]
+        given = [(c, item) for item in self.items for c in item.claims]
         unknown = [c.about for c, _ in given if c.about not in self.said]
         if unknown:
             raise ValueError(
                 f"no claim in published.json is called {unknown}; it has {sorted(self.said)}"
             )
-        return [(self.said[c.about], c, name) for c, name in given]
+        return [(self.said[c.about], c, item) for c, item in given]
 
     @property
     def lines(self) -> list[str]:
-        """What the page begins with: how many claims have which verdict, then the items' own lines.
+        """What the page begins with: how many claims have which verdict, then the items' own lines;
+        where they have none, the claims that do not simply hold, and those that do.
 
         Raises ValueError for more than MOST.
         """
         own = [p for item in self.items for p in item.parts if isinstance(p, Takeaway)]
-        lines = [t.text for t in sorted(own, key=lambda t: t.place)]
+        lines = [t.text for t in sorted(own, key=lambda t: t.place)] or _say_answers(self)
         lines = [_count_verdicts(self), *lines] if self.said else lines
         if len(lines) > MOST:
             raise ValueError(f"expected at most {MOST} lines to begin with, got {len(lines)}")
@@ -186,9 +213,21 @@ class Study:
 
     @property
     def unanswered(self) -> list[str]:
-        """Claims that no item of these answers."""
+        """Claims that no item of these answers; of some of the items alone that says nothing."""
         given = {c.about for _, c, _ in self.claims}
-        return [name for name in self.said if name not in given]
+        return [name for name in self.said if self.whole and name not in given]
+
+    @property
+    def elsewhere(self) -> str:
+        """Where the claims are answered that these items say nothing of; empty where all were
+        made."""
+        left = set(self.said) - {claim.about for _, claim, _ in self.claims}
+        if self.whole or not left:
+            return ""
+        return (
+            f"The paper's {len(left)} other claims are answered by items that were not made here:"
+            f" `retroact study {self.name}`."
+        )
 
 
 def markdown(study: Study, folder: str) -> tuple[str, dict[str, str]]:
@@ -196,7 +235,8 @@ def markdown(study: Study, folder: str) -> tuple[str, dict[str, str]]:
     figures: dict[str, str] = {}
     parts = [f"# {study.title}", study.source, *study.notes]
     parts += ["## In short", _number(study.lines)] if study.lines else []
-    parts += ["## Claims", _claims_table(study)] if study.said else []
+    parts += ["## Claims", _claims_table(study)] if study.claims or study.unanswered else []
+    parts += [study.elsewhere] if study.elsewhere else []
     for item in study.items:
         parts += [
             f"## {item.title}",
@@ -210,13 +250,15 @@ def page(study: Study) -> str:
     """The study as one self-contained page."""
     return render(
         "study.html",
+        terms=TERMS,
         title=study.title,
         study=study,
         tones=TONES,
         unmeasured=UNMEASURED,
         kind=lambda part: type(part).__name__,
         rich=_rich,
-        markup=Markup,
+        tally=_tally(study),
+        draw=lambda figure: Markup(plots.told(figure.svg, plain(figure.caption))),
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
@@ -227,14 +269,31 @@ def _number(lines: Iterable[str]) -> str:
 
 def _count_verdicts(study: Study) -> str:
     """How many of the paper's claims have which verdict."""
+    given = _tally(study)
+    counts = ", ".join(f"{n} “{answer}”" for answer, n in given.items())
+    if not given:
+        return f"Made anew here: {', '.join(item.short for item in study.items)}."
+    made = "" if study.whole else " that these items answer"
+    return f"Of {sum(given.values())} claims of the paper{made}: {counts}."
+
+
+def _tally(study: Study) -> dict[Answer, int]:
+    """How many claims have which verdict, in the order of TONES; none that nobody has."""
     given = Counter(claim.answer for _, claim, _ in study.claims)
     given["cannot be told"] += len(study.unanswered)
-    counts = ", ".join(f"{given[answer]} “{answer}”" for answer in TONES if given[answer])
-    return f"Of {given.total()} claims of the paper: {counts}."
+    return {answer: given[answer] for answer in TONES if given[answer]}
+
+
+def _say_answers(study: Study) -> list[str]:
+    """The claims with their verdicts, first those that do not hold, as many as a page may begin
+    with."""
+    order = list(_TOLD_FIRST)
+    told = sorted(study.claims, key=lambda told: order.index(told[1].answer))
+    return [f"**{c.answer}**: {said} ({item.short})" for said, c, item in told][: MOST - 1]
 
 
 def _claims_table(study: Study) -> str:
-    rows = [(said, f"**{c.answer}**", c.because, name) for said, c, name in study.claims]
+    rows = [(said, f"**{c.answer}**", c.because, item.short) for said, c, item in study.claims]
     rows += [(study.said[name], "**cannot be told**", UNMEASURED, "") for name in study.unanswered]
     return markdown_table(("the paper says", "verdict", "because", "see"), rows)
 

@@ -101,6 +101,24 @@ class Line:
         return self.record.alarms()
 
 
+def line_of(record: Record) -> Line:
+    """A record by itself as a line, by what its pedigree says was run."""
+    run = record.pedigree
+    source = run.get("source")
+    fields = CellFields(
+        attack=str(run.get("attack", "")),
+        threat=str(run.get("threat", "")),
+        goal=str(run.get("goal", "")),
+        data=str(run.get("data", "")),
+        net=str(run.get("network", "a network")),
+        source=source,
+        knowledge="gray" if source else "white",
+        seed=int(run.get("seed", 0)),
+        crafting=str(run.get("crafting", "float32")),
+    )
+    return Line("", fields, record)
+
+
 @dataclass(frozen=True)
 class Worst:
     """The per-example worst case of one network over all attacks of a group."""

@@ -14,7 +14,8 @@ from markupsafe import Markup
 from retroact.auditing.numbers import AttackResult, AuditNumbers, Pair
 from retroact.evaluation.metrics import wilson
 from retroact.reports import plots
-from retroact.reports.audited import WHY, Attacked, Broken
+from retroact.reports.audited import WHY
+from retroact.reports.fallen import Attacked, Broken
 from retroact.reports.html import render
 
 WORDS = {
@@ -116,7 +117,7 @@ class Shown:
         """What blinded the usual attack."""
         if self.is_plain:
             return ""
-        return " ".join(said for kind, said in WHY.items() if kind in self.numbers.mechanisms)
+        return " ".join(said for m, said in WHY.items() if m in self.numbers.mechanisms)
 
     @property
     def bounds(self) -> dict[str, tuple[float, float]]:

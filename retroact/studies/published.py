@@ -29,13 +29,10 @@ def published(paper: str, *path: str) -> Any:
 
 
 def claims(paper: str) -> dict[str, str]:
-    """The paper's claims by name, each as one text that says what it is about: "accuracy cost:
-    moderate"."""
-    return {name: f"{_words(name)}: {said}" for name, said in _flat(published(paper, "claims"), "")}
-
-
-def _words(name: str) -> str:
-    return name.replace(".", ", ").replace("_", " ")
+    """The paper's claims by name, each as one text that begins with what it is about: "the cost in
+    clean accuracy: moderate"."""
+    about = published(paper, "about")
+    return {name: f"{about[name]}: {said}" for name, said in _flat(published(paper, "claims"), "")}
 
 
 def _flat(value: Any, name: str) -> list[tuple[str, str]]:

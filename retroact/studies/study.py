@@ -88,7 +88,8 @@ def study(
             finished.append(_make(paper, name, store, how))
             progress(len(finished), len(names))
     source = f"{published(paper, 'source')}. {PUBLISHED}"
-    return Study(paper, PAPERS[paper], source, tuple(finished), claims(paper), (SIZES,))
+    said, made = claims(paper), tuple(finished)
+    return Study(paper, PAPERS[paper], source, made, said, (SIZES,), whole=not only)
 
 
 def _check(

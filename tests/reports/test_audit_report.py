@@ -14,10 +14,12 @@ import pytest
 from PIL import Image
 
 import retroact as ra
-from retroact.auditing.numbers import AuditNumbers
+from retroact.auditing.deciding import SHOWN, deciding
+from retroact.auditing.numbers import AttackResult, AuditNumbers, Pair
 from retroact.crafting.domain import Domain
 from retroact.experiments.store import Store
 from retroact.reports import audited, plots
+from retroact.reports.fallen import show
 from retroact.reports.html import render
 from retroact.reports.report import report
 
@@ -40,6 +42,15 @@ class Example:
 class Side:
     examples: list[Example]
     verified: Any = field(default_factory=lambda: np.ones(80, bool))
+    clean: Any = field(default_factory=lambda: np.ones(80, bool))
+    attacks: list[Any] = field(default_factory=list)
+
+    @property
+    def broken_by(self) -> Any:
+        turns = np.full(80, -1)
+        for example in self.examples:
+            turns[example.row] = example.turn
+        return turns
 
 
 @dataclass
@@ -49,6 +60,7 @@ class Told:
     stored: dict[str, Any]
     sides: tuple[Side, Side]
     domain: Domain = field(default_factory=lambda: Domain((1, 2, 2)))
+    trails: list[Any] = field(default_factory=list)
 
     def numbers(self) -> AuditNumbers:
         return AuditNumbers.from_json(self.stored)
@@ -157,7 +169,7 @@ def told() -> Told:
 
 def test_the_page_stands_on_its_own_for_phones_and_for_the_dark(told, tmp_path):
     text = report(told, tmp_path / "a.html", title="A & B").read_text()
-    assert not re.search(r"<(script|link|iframe)|(src|href)=.(?!data:|#)|@import|url\((?!#)", text)
+    assert not re.search(r"<(link|iframe)|(src|href)=.(?!data:|#)|@import|url\((?!#)|fetch", text)
     assert 'name="viewport"' in text and "prefers-color-scheme: dark" in text
     assert (
         "<h1>A &amp; B</h1>" in text
@@ -210,7 +222,7 @@ def test_the_table_has_both_networks_and_wilsons_intervals():
 
 def test_the_images_that_were_broken_are_shown_pixel_by_pixel(told):
     text = audited.page(told)
-    before, after = (
+    before, after, moved = (
         np.array(Image.open(io.BytesIO(base64.b64decode(p))).convert("L"))
         for p in re.findall(PNG, text)
     )
@@ -220,7 +232,10 @@ def test_the_images_that_were_broken_are_shown_pixel_by_pixel(told):
         and np.abs(after / 255 - shown.x_adv[0]).max() < 0.005
     )
     caption = r"image 5: 7 → <span class=\"wrong\">1</span> after the change, robust before it"
-    assert re.search(caption + r"; moved by 0\.100<div class=.about.>APGD &lt;margin&gt;<", text)
+    assert re.search(caption + r"; moved by 0\.100<span class=.about.>APGD &lt;margin&gt;<", text)
+    says = "image 5, class 7, taken for class 1 after the change (robust before it), broken by APGD"
+    assert f'alt="{says}' in text and 'alt=""' not in text and 'id="image-5"' in text
+    assert (moved < 255).all()  # every pixel has moved
     colours = plots.image(np.stack([np.full((2, 2), v, np.float32) for v in (1.0, 0.5, 0.0)]))
     pixel = (
         Image.open(io.BytesIO(base64.b64decode(colours.split(",")[1])))
@@ -245,14 +260,72 @@ def test_the_examples_that_decide_most_are_on_one_network_alone_and_hard_to_find
     after.verified[[3, 4, 5, 6, 9]] = False  # 9 is wrong without an attack there
     told.sides = before, after
     lost, gained = [(1, 4), (1, 5), (1, 6)], [(0, 2), (0, 1)]
-    rows = [(side, example.row) for side, example in audited.deciding(told, 9)]
+    rows = [(side, example.row) for side, example in deciding(told.sides, told.numbers().gain, 9)]
     assert rows[:5] == (lost + gained if gain < 0 else gained + lost)
     assert rows[5:] == ([(1, 3), (0, 9), (0, 3)] if gain < 0 else [(0, 9), (0, 3), (1, 3)])
     text = audited.page(told)
-    assert text.count(": 7 → <span") == audited.SHOWN and "not robust" not in text
+    assert text.count(": 7 → <span") == SHOWN and "not robust" not in text
     after.examples, before.examples = [], [broken(9, 0)]
     text = audited.page(told)
     assert "image 9: 7 →" in text and "before the change, not robust after it; moved" in text
+
+
+def test_what_every_attack_did_to_an_example_is_told(told):
+    asked = [("a", 80), ("b", 79), ("c", 9), ("c again", 9), ("d", 78)]
+    attacks = [AttackResult(t, t, "white box", n, 0, 0, 0, 0, 0.0) for t, n in asked]
+    after = Side([broken(1, 0), broken(2, 1), broken(5, 4)], attacks=attacks)
+    before = Side([], attacks=attacks[:2])
+    before.clean[5] = False
+    sides = before, after
+    for side in sides:
+        side.verified[[e.row for e in side.examples]] = False
+    shown = show("image", told.domain, sides, [], after.examples[2], 1)
+    (first, then) = shown.both
+    assert first.sums == "wrong without an attack" and first.fates == []
+    assert shown.beside == "wrong before it without an attack"
+    assert [f.result.split(":")[0] for f in then.fates] == [
+        "withstood",
+        "withstood",
+        "not known",
+        "not known",
+        "broke it",
+    ]
+    assert then.sums == "broken by attack 5 of 5"
+    (first, then) = show("image", told.domain, sides, [], after.examples[0], 1).both
+    assert [f.result.split(":")[0] for f in then.fates] == ["broke it"] + 4 * ["not asked"]
+    assert first.sums == "withstands all: 2 attacks were tried on it"
+
+
+@dataclass
+class Walked:
+    row: int
+    usual: Any
+    found: Any
+
+
+def test_margins_along_the_attack_are_drawn_and_said(told):
+    up, down = (3.0, 2.0, 1.0), (3.0, math.nan, -2.0)
+    told.trails = [Walked(5, Pair(up, up), Pair(up, down))]
+    text = audited.page(told)
+    assert "The margin ends below 0 after the change on the way to what was found." in text
+    assert text.count("<svg") == 5 and ">before, usual attack<" in text
+    told.trails = [Walked(6, Pair(up, up), Pair(up, up))]
+    assert "The margin ends" not in audited.page(told)
+
+
+def test_the_floor_is_said_where_nothing_is_left(told):
+    assert "Both networks are at the floor" not in audited.page(told)
+    told.stored |= {"effect": "TOO STRONG A THREAT", "verified": 0.0, "verified_twin": 0.0125}
+    text = audited.page(told)
+    assert "of 80 images 1 withstand before the change and 0 after it" in text
+    assert '<dt id="word-floor">' in text
+
+
+def test_the_evidence_is_linked_from_the_page(told):
+    text = audited.page(told, evidence="my evidence")
+    for file in ("audit.json", "before.safetensors", "after.pt", "evidence.json"):
+        assert f'href="my%20evidence/{file}"' in text
+    assert "retroact verify" not in audited.page(told)
 
 
 def test_doubts_and_what_was_not_masked_are_said(told):
@@ -312,7 +385,7 @@ def test_a_broken_network_still_gets_its_page(told, margin):
     broken = {"loss": [0.1, math.inf, math.nan], "fidelity": [], "margin": margin}
     told.stored["curves"]["network"] = broken
     text = audited.page(told)
-    assert text.count("<svg") == 4
+    assert text.count("<svg") == 4 and text.count("<svg role=") == 4
     told.stored["curves"] = {}
     assert audited.page(told).count("<svg") == 1
 
@@ -350,10 +423,15 @@ def test_a_real_audit_reports_itself(tmp_path):
     assert (found["verified_twin"], found["verified"]) == counts.verified
     assert [r["title"] for r in found["indicators"] if r["fired"]] == [r.title for r in made.alarms]
     assert all(r["about"] and r["source"] for r in found["indicators"])
-    assert len(re.findall(PNG, text)) == 2 * audited.SHOWN
+    assert len(re.findall(PNG, text)) == 3 * SHOWN
+    assert len({e.row for _, e in deciding(made.sides, made.numbers().gain)}) == len(made.trails)
+    for trail in made.trails:  # all broke after the change alone
+        assert trail.found.after[-1] < 1e-4 and trail.found.before[-1] > -1e-4
+        assert trail.found.after[0] > 0 and len(trail.usual.before) == len(trail.found.after) == 41
+    assert text.count("ends below 0 after the change on the way to what was found") == SHOWN
     lost = made.before.verified & ~made.after.verified
-    turns = [made.after.broken_by[e.row] for side, e in audited.deciding(made)]
-    assert all(side == 1 and lost[e.row] for side, e in audited.deciding(made))
+    turns = [made.after.broken_by[e.row] for side, e in deciding(made.sides, made.numbers().gain)]
+    assert all(side == 1 and lost[e.row] for side, e in deciding(made.sides, made.numbers().gain))
     assert turns == sorted(turns, reverse=True) and turns[0] == made.after.broken_by[lost].max()
     for side in made.sides:
         assert all(f"<td>{run.title}<div" in text for run in side.attacks)
@@ -367,6 +445,7 @@ def test_the_page_of_a_store_can_hold_audits():
         "groups": [],
         "curves": [],
         "pictures": [],
+        "summary": "A sentence.",
         "undrawn": False,
         "runs": [],
     }

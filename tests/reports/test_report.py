@@ -104,7 +104,7 @@ def test_markdown_and_csv_hold_every_cell(store):
 def test_the_page_stands_on_its_own_and_says_what_was_run(store, tmp_path):
     path = report(store, tmp_path / "page.html", title="A & B <ok>")
     text = path.read_text()
-    assert not re.search(r"<(script|link|iframe)|(src|href)=.(?!data:|#)", text)
+    assert not re.search(r"<(link|iframe)|(src|href)=.(?!data:|#)|fetch", text)
     assert "A &amp; B &lt;ok&gt;" in text
     assert (
         "60.0 <span" in text
@@ -116,6 +116,31 @@ def test_the_page_stands_on_its_own_and_says_what_was_run(store, tmp_path):
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".part"] == []
 
 
+def test_a_page_begins_with_what_it_comes_to(store):
+    said = html.summary(lines(store))
+    assert said.startswith("Within Linf(eps=0.1) on d[:20] (n = 20) net + SReLU(alpha=100.0)")
+    assert "withstands most, 100.0 % in the worst case of the attacks on it, and net least, 60.0 %"
+    assert "net least, 60.0 %; more settings below: 1. 2 of 4 numbers are too good" in said
+    one = html.summary(lines(store)[:1])
+    assert one.endswith("the attacks leave net 60.0 % of its decisions right.")
+    text = html.page(lines(store))
+    assert text.index(said) < text.index("<figure") and 'alt=""' not in text
+    assert "image 12, class 2, is taken for 3" not in text  # which was not kept
+    assert 'role="img" aria-label="net under PGD(steps=40): 60.0 %; net under FGSM()' in text
+
+
+def test_a_record_by_itself_has_a_page_and_a_table(tmp_path):
+    made = record(12, images=True)
+    made.pedigree.update(network="mine", attack="PGD(steps=40)", threat="Linf(eps=0.1)")
+    for what in (made, [made]):
+        text = report(what, tmp_path / "r.html").read_text()
+        assert "Within Linf(eps=0.1) on" in text and "the attacks leave mine 60.0 %" in text
+    assert "| mine | PGD(steps=40) | white |" in report(made, tmp_path / "r.md").read_text()
+    (row,) = json.loads(report(made, tmp_path / "r.json").read_text())
+    assert (row["net"], row["robust_accuracy"], row["source"]) == ("mine", 0.6, None)
+    assert report(record(3), tmp_path / "s.csv").read_text().count("a network") == 1
+
+
 def test_notes_and_further_figures_stand_at_the_top(store):
     points = [
         SimpleNamespace(knob=k, clean=1.0, claimed=0.9, verified=0.4) for k in (0.0, 0.5, 1.0)
@@ -123,7 +148,7 @@ def test_notes_and_further_figures_stand_at_the_top(store):
     figure = plots.tuning(points, "kappa", 0.5)
     text = html.page(lines(store), notes=["a <note>"], figures=[("the curve", figure)])
     assert "a &lt;note&gt;" in text and "<figcaption>the curve</figcaption>" in text
-    assert text.index("the curve") < text.index("network and attack")
+    assert text.index("the curve") < text.index("<th>network</th>")
 
 
 def test_an_empty_report_is_refused_and_a_failed_write_leaves_the_old_page(
@@ -140,7 +165,7 @@ def test_an_empty_report_is_refused_and_a_failed_write_leaves_the_old_page(
 def test_pictures_show_the_broken_first_and_need_kept_images(store):
     with pytest.raises(ValueError, match="kept no images"):
         plots.pictures(record(3))
-    assert record(4, images=True)._broken_first(6) == [4, 5, 0, 1, 2, 3]
+    assert record(4, images=True).broken_first(6) == [4, 5, 0, 1, 2, 3]
     assert plots.pictures(record(4, images=True)).startswith("<img")
 
 

@@ -26,7 +26,7 @@ from retroact.studies.truth import answer_by_network, answer_claim
 
 
 @spec
-class Counted:
+class Tallied:
     data: str = "digits[:10]"
 
     def __call__(self) -> dict[str, Any]:
@@ -36,7 +36,7 @@ class Counted:
 SVG = '<svg xmlns="http://www.w3.org/2000/svg"><path fill="var(--blue)"/></svg>'
 
 
-def made(*parts, said=None):
+def made(*parts, said=None, whole=True):
     item = Item(
         "figure_1",
         "Figure 1",
@@ -45,17 +45,23 @@ def made(*parts, said=None):
         ("mnist[:10]", "seed 0"),
         90.0,
     )
-    return Study("x", "X", "A source.", (item,), said={"a": "it <helps>"} if said is None else said)
+    said = {"a": "it <helps>"} if said is None else said
+    return Study("x", "X", "A source.", (item,), said=said, whole=whole)
 
 
 def test_published_numbers_carry_their_source_and_unknown_ones_are_none():
     assert published("jumprelu", "table1.graybox", "lenet_mnist", "kappa") == 1.0
     assert published("srelu", "figure2_3.mnist", "accuracy", "FGSM", "1", "0.3") == 8.69
     assert published("srelu", "no such figure", "x") is None
-    assert claims("srelu")["mechanism"] == "mechanism: signal-to-noise; gradient explosion"
-    assert (
-        claims("jumprelu")["deepfool_noise.mnist"] == "deepfool noise, mnist: a factor of about 2"
-    )
+    assert claims("srelu")["mechanism"] == "why it works: signal-to-noise; gradient explosion"
+    noise = claims("jumprelu")["deepfool_noise.mnist"]
+    assert noise == "the noise that DeepFool needs, MNIST: a factor of about 2"
+
+
+@pytest.mark.parametrize("paper", studies.PAPERS)
+def test_what_a_claim_is_about_is_said_in_words_and_no_key_shows(paper):
+    for name, text in claims(paper).items():
+        assert "_" not in text.partition(":")[0] and not text.startswith(f"{name}:"), text
 
 
 @pytest.mark.parametrize("paper", studies.PAPERS)
@@ -103,7 +109,9 @@ def test_a_page_escapes_what_is_said_and_shows_every_part():
     assert "it &lt;helps&gt;" in page and "it <helps>" not in page
     assert "<code>code</code> &amp; <strong>bold</strong>" in page
     assert "&lt;b&gt;" in page and "+1.3" in page and "–" in page
-    assert SVG in page and "holds" in page
+    named = SVG.replace("<svg", '<svg role="img" aria-label="F"')
+    assert named in page and "holds" in page
+    assert page.index("because") < page.index('id="figure_1"') < page.rindex(">holds</span>")
 
 
 def test_columns_of_words_wrap_and_numbers_do_not():
@@ -137,6 +145,29 @@ def test_a_claim_that_nothing_answers_is_listed_as_such_and_an_unknown_one_is_re
     assert studied.UNMEASURED in studied.page(made())
     with pytest.raises(ValueError, match="no claim"):
         made(Claim("b", "holds", "")).claims  # noqa: B018
+
+
+def test_some_items_by_themselves_say_nothing_of_the_other_claims():
+    said = {"a": "it <helps>", "b": "it is free"}
+    part = made(Claim("a", "does not hold", "because"), said=said, whole=False)
+    assert part.unanswered == [] and "1 other claims are answered by items" in part.elsewhere
+    text, page = studied.markdown(part, "x")[0], studied.page(part)
+    assert "Of 1 claims of the paper that these items answer: 1 “does not hold”." in text
+    for told in (text, page):
+        assert studied.UNMEASURED not in told and "it is free" not in told
+        assert part.elsewhere.split("`")[0] in told.replace("&#39;", "'")
+    none = made(said=said, whole=False)
+    assert none.lines == ["Made anew here: Figure 1."]
+    assert "## Claims" not in studied.markdown(none, "x")[0] and "<table" not in studied.page(none)
+
+
+def test_without_lines_of_its_own_a_page_begins_with_its_answers():
+    said = {name: f"says {name}" for name in "abcdefghijkl"}
+    answers = [Claim(name, "holds", "") for name in "abcdefghijk"]
+    study = made(*answers, Claim("l", "does not hold", ""), said=said)
+    assert len(study.lines) == studied.MOST
+    assert study.lines[1] == "**does not hold**: says l (Figure 1)"
+    assert study.lines[2] == "**holds**: says a (Figure 1)"
 
 
 def test_a_page_begins_with_its_lines_in_their_order():
@@ -174,11 +205,11 @@ def test_an_answer_by_network_follows_from_each():
 
 def test_a_stored_desk_makes_nothing_and_takes_the_largest_that_is_there(tmp_path):
     with Store(tmp_path / "s.sqlite") as store:
-        small, large = Counted("digits[:10]"), Counted("digits[:20]")
+        small, large = Tallied("digits[:10]"), Tallied("digits[:20]")
         asked = {"digits[:20]": [large], "digits[:10]": [small]}
         stored, quick = Desk(store, stored=True), Desk(store, quick=True)
         assert stored.largest(list(asked), asked.get) == "digits[:20]" and stored.lacks([large])
-        with pytest.raises(NotMeasuredError, match="lacks Counted"):
+        with pytest.raises(NotMeasuredError, match="lacks Tallied"):
             stored.facts(large)
         assert quick.largest(list(asked), asked.get) == "digits[:10]" and not quick.lacks([large])
         quick.facts(small)
@@ -193,7 +224,7 @@ class Summed:
     derived: ClassVar[bool] = True
 
     def __call__(self, desk: Desk) -> dict[str, Any]:
-        return {"twice": 2 * desk.facts(Counted(self.data))["sum"]}
+        return {"twice": 2 * desk.facts(Tallied(self.data))["sum"]}
 
 
 def test_derived_facts_are_filed_for_themselves_with_the_seconds_of_what_they_are_made_of(tmp_path):
@@ -201,13 +232,13 @@ def test_derived_facts_are_filed_for_themselves_with_the_seconds_of_what_they_ar
         desk = Desk(store)
         assert desk.derive([Summed()]) == [{"twice": 2 * sum(range(10**5))}]
         assert list(desk.keys) == [locked_key(Summed())]
-        assert desk.seconds == store.read_facts(locked_key(Counted()))[1] > 0
+        assert desk.seconds == store.read_facts(locked_key(Tallied()))[1] > 0
         store_json = tmp_path / "facts.json"
         store_json.write_text(as_json(store, desk.keys), "utf-8")
         assert carried_keys(store_json) == set(desk.keys) and read_json(store_json, other) == 1
         again = Desk(other, stored=True)
         assert again.derive([Summed()]) == desk.derive([Summed()])
-        assert again.seconds == desk.seconds and again.lacks([Counted()])
+        assert again.seconds == desk.seconds and again.lacks([Tallied()])
         assert again.lacks([Summed("digits[:20]")])
 
 
@@ -246,7 +277,7 @@ def test_a_study_resumes_from_its_store_and_says_what_it_used(tmp_path, monkeypa
         once = first.records([*cells, cells[0]])
         again = second.records(cells)
         second.records(cells[1:])
-        timed = [Counted(), Counted(), Counted(data="digits[:20]")]
+        timed = [Tallied(), Tallied(), Tallied(data="digits[:20]")]
         for what in timed:
             first.facts(what)
         second.all_facts(timed[1:])
