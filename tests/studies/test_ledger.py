@@ -28,7 +28,7 @@ from retroact.studies.desk import Desk
 from retroact.studies.ledger import lines, measurements, networks, question_mean_sparse, table_1
 from retroact.studies.ledger.curved import ChannelCurvature, LearnedCurvature
 from retroact.studies.ledger.judged import Look, judge_all, leaves_open, what_became
-from retroact.studies.ledger.lines import choose, plan
+from retroact.studies.ledger.lines import Choice, Ledger, Line, choose, judge, plan
 from retroact.studies.ledger.measurements import pack, unpack
 from retroact.studies.ledger.networks import NETS, Net, Slices, choose_radius
 from retroact.studies.ledger.power import images_for, interval, shares_of, visible_gain
@@ -44,6 +44,7 @@ from retroact.studies.ledger.rows import (
     choose_verified,
     docket,
 )
+from retroact.studies.ledger.shown import ledger_table, summarise
 from retroact.studies.ledger.treatments import (
     Changed,
     Given,
@@ -332,6 +333,50 @@ def test_whether_the_identity_is_enough_is_counted():
     ways = dict.fromkeys(question_mean_sparse.WAYS, 40.0)
     said = describe([ways | {"kernels": 33.0, "all": 32.0}, ways | {"all": 39.5}])
     assert "up to 8.0 points more" in said and "on 1 of 2 networks" in said and "kernels 2" in said
+
+
+# -------------------------------------------------------------------------------------------- shown
+
+
+def facts_of(before, after, **more):
+    """Facts of an audit of which these images (bools) are robust before and after."""
+    a, b = (torch.tensor(side).numpy() for side in (before, after))
+    shares = [float(a.mean()), float(b.mean())]
+    counts = {"gained": int((b & ~a).sum()), "lost": int((a & ~b).sum())}
+    words = {"effect": "GENUINE", "claim": "HONEST", "mechanism": "", "doubts": []}
+    same = {"clean": [1.0, 1.0], "claimed": shares, "verified": shares, "n": len(a)}
+    return counts | words | same | {"robust": [pack(a), pack(b)]} | more
+
+
+def test_every_line_says_how_far_it_is():
+    (name, row), net = docket()[3], NETS[0]
+    start = Line(row, net, Linf(0.1))
+    chosen = replace(start, choice=Choice(row.values[0], ("as published",)))
+    genuine = facts_of([True] * 40 + [False] * 60, [True] * 90 + [False] * 10)
+    refused = {"n": 100, "refused": "it decides at chance"}
+    several = (
+        start,
+        replace(chosen, first=refused),
+        replace(chosen, first=genuine, repeats=(genuine, facts_of([True], [True], effect="x"))),
+    )
+    ledger = judge(Ledger(several, 3))
+    assert not ledger.complete
+    rows = ledger_table(ledger, [(name, row)]).texts()
+    assert [line[3] for line in rows] == ["not chosen yet", *[row.values[0].knob] * 2]
+    assert rows[0][4] == "not measured yet" and "at chance" in rows[1][4]
+    assert rows[2][4].startswith("GENUINE · HONEST; holds in 1 of 2")
+    assert rows[2][8:10] == ["40.0 → 90.0", rows[2][9]] and rows[2][9].startswith("+50.0 (+")
+    said = [takeaway.text for takeaway in summarise(ledger)]
+    assert said[0] == "1 lines are judged: 1 GENUINE; 2 more are not measured yet."
+    assert not any("GENUINE, from every seed" in line for line in said)  # one of two fell
+
+
+def test_a_control_that_comes_out_genuine_says_that_the_page_is_wrong():
+    row = next(r for r in ROWS if r.control)
+    genuine = facts_of([False] * 100, [True] * 100)
+    line = Line(row, NETS[2], Linf(0.1), Choice(row.values[0]), genuine)
+    said = " ".join(t.text for t in summarise(judge(Ledger((line,), 1))))
+    assert "GENUINE on 1 of 1 lines, so this page is wrong" in said
 
 
 # ---------------------------------------------------------------------------------- from end to end
