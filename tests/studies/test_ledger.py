@@ -367,7 +367,7 @@ def test_every_line_says_how_far_it_is():
     assert rows[2][4].startswith("GENUINE · HONEST; holds in 1 of 2")
     assert rows[2][8:10] == ["40.0 → 90.0", rows[2][9]] and rows[2][9].startswith("+50.0 (+")
     said = [takeaway.text for takeaway in summarise(ledger)]
-    assert said[0] == "1 lines are judged: 1 GENUINE; 2 more are not measured yet."
+    assert said[0] == "1 lines are judged: 1 GENUINE; 1 more are not measured yet."
     assert not any("GENUINE, from every seed" in line for line in said)  # one of two fell
 
 
