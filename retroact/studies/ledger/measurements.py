@@ -231,8 +231,8 @@ class ByAutoAttack:
 def _pair(what: Any, training: int = 0) -> Pair[nn.Module]:
     """The network before and after the change that a measurement names."""
     net = trained_anew(what.model.net, training) if training else what.model()
-    parts = (data(part) for part in (what.train, what.whole, what.held))
-    given = Given(*parts, what.threat, training)
+    train, whole, held = (data(part) for part in (what.train, what.whole, what.held))
+    given = Given(train, whole, held, what.threat, training)
     return Pair(what.what.before(net, given), what.what(net, given))
 
 

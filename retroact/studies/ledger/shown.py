@@ -21,20 +21,20 @@ HEAD = (
     "network",
     "radius",
     "change",
-    "chosen",
+    "verdict",
+    "the claim",
     "published gain",
-    "clean",
     "claimed here",
     "verified",
     "difference, corrected interval",
     "p, by Holm",
-    "verdict",
-    "the claim",
     "mechanism",
     "AutoAttack",
+    "clean",
     "n",
     "could have shown",
     "CPU s",
+    "chosen",
 )
 
 
@@ -114,9 +114,10 @@ def cells(line: Line) -> list[str | None]:
     """What a line's columns say."""
     radius = None if line.threat is None else line.net.radius(line.threat)
     what = "not chosen yet" if line.choice is None else line.choice.what.knob
+    verdict, became, *rest = _measured(line)
+    gain = gain_in_words(line.row.said, line.net.name) or None
     by = None if line.choice is None else _chosen(line)
-    start = [line.net.name, radius, what, by, gain_in_words(line.row.said, line.net.name) or None]
-    return [*start, *_measured(line)]
+    return [line.net.name, radius, what, verdict, became, gain, *rest, by]
 
 
 def _chosen(line: Line) -> str | None:
@@ -125,25 +126,27 @@ def _chosen(line: Line) -> str | None:
 
 
 def _measured(line: Line) -> list[str | None]:
+    """The verdict, what became of the claim, and the numbers."""
     facts, said = line.audit, line.judgement
     if line.first is None:
-        return [None] * 5 + [MISSING] + [None] * 6
+        return [MISSING, *[None] * 11]
     if facts is None or said is None:
-        why = "CANNOT BE TOLD: a network decides at chance, and nothing was attacked"
-        return [None] * 5 + [why] + [None] * 3 + [str(line.first["n"]), None, _seconds(line)]
+        why = "CANNOT BE TOLD: it decides at chance, and nothing was attacked"
+        return [why, *[None] * 8, str(line.first["n"]), None, _seconds(line)]
     gain = (facts["gained"] - facts["lost"]) / facts["n"]
     low, high = (100 * end for end in said.interval)
-    visible = None if said.visible is None else f"{100 * said.visible:.1f}"
     return [
-        *(_pair(facts[name]) for name in ("clean", "claimed", "verified")),
-        f"{100 * gain:+.1f} ({low:+.1f} to {high:+.1f})",
-        f"{said.p:.2g}",
         _verdict(line),
         said.became,
+        _pair(facts["claimed"]),
+        _pair(facts["verified"]),
+        f"{100 * gain:+.1f} ({low:+.1f} to {high:+.1f})",
+        f"{said.p:.2g}",
         facts["mechanism"] or None,
         _auto(line),
+        _pair(facts["clean"]),
         str(facts["n"]),
-        visible,
+        None if said.visible is None else f"{100 * said.visible:.1f}",
         _seconds(line),
     ]
 
