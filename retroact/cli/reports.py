@@ -10,15 +10,17 @@ import typer
 from retroact.cli import options
 from retroact.cli.console import (
     note,
-    print_json,
     print_lines,
     print_rows,
     progress_bar,
     say,
     story,
+    tell_json,
 )
 from retroact.cli.named import executor_of
+from retroact.cli.planning import print_plan
 from retroact.cli.stopping import if_stopped
+from retroact.spec import CallError
 
 if TYPE_CHECKING:
     from retroact.demo import Walk
@@ -39,15 +41,21 @@ def demo(
     report: PageOption = Path("retroact-demo.html"),
     detail: DetailOption = False,
     as_json: options.Json = False,
+    json_out: options.JsonOut = None,
 ) -> None:
-    """What two retrofits and hardening are worth, in half a minute: a small network under audit."""
+    """What two retrofits and hardening are worth, in half a minute: a small network under audit.
+
+    \b
+    Example:
+      retroact demo --report demo.html
+    """
     from retroact.demo import YOURS, run
 
     options.check_folder(report)
     with story("starting", quiet=as_json) as audience:
         made = run(data, report, detail=detail, audience=audience)
-    if as_json:
-        return print_json(made.to_json())
+    if tell_json(made.to_json(), as_json, json_out):
+        return
     if detail:
         _print_detail(made)
     say(f"\n{made.summary}", wrap=True)
@@ -84,8 +92,14 @@ def report(
     csv: CsvOption = None,
     title: TitleOption = "retroact report",
     as_json: options.Json = False,
+    json_out: options.JsonOut = None,
 ) -> None:
-    """Tables, curves and pictures from stored cells; reads records only."""
+    """Tables, curves and pictures from stored cells; reads records only.
+
+    \b
+    Example:
+      retroact report --cells "*digits-cnn*" --html report.html --csv report.csv
+    """
     from retroact.experiments.store import Store
     from retroact.files import write
     from retroact.reports.tables import as_csv, lines, markdown
@@ -104,9 +118,8 @@ def report(
         note(f"wrote {write(markdown(chosen) + chr(10), md)}")
     if csv is not None:
         note(f"wrote {write(as_csv(chosen), csv)}")
-    if as_json:
-        return print_json([line.numbers() for line in chosen])
-    if html is md is csv is None:
+    told = tell_json([line.numbers() for line in chosen], as_json, json_out)
+    if not told and html is md is csv is json_out is None:
         print_lines(chosen)
 
 
@@ -162,25 +175,36 @@ def study(
     workers: options.Workers = None,
     executor: options.Executor = None,
     as_json: options.Json = False,
+    json_out: options.JsonOut = None,
+    dry_run: options.Dry = False,
 ) -> None:
     """Make a paper's tables and figures anew, beside the published numbers, with a verdict on each
-    claim."""
+    claim.
+
+    \b
+    Example:
+      retroact study srelu --quick --dry-run
+      retroact study srelu --quick --only figure_1
+    """
     from retroact.experiments.store import Store
     from retroact.studies.study import write_pages
 
     where = executor_of(executor, workers)
     how: dict[str, Any] = {"only": only or (), "quick": quick, "large": large, "full": full or ()}
+    if dry_run:
+        if stored:
+            raise CallError("expected --stored, which measures nothing, or --dry-run, got both")
+        return print_plan(paper, None if fresh else store, where.workers, as_json, json_out, how)
     how |= {"fresh": fresh, "stored": stored}
     truth = f"what was measured is in {store}; the same command goes on with the rest"
     with Store(store, wait=wait, tell=note) as opened, if_stopped(truth):
         made = _make_study(paper, opened, facts, executor=where, **how)
-    if as_json:
-        return print_json(
-            [
-                {"claim": text, "answer": claim.answer, "because": claim.because}
-                for text, claim, _ in made.claims
-            ]
-        )
+    said = [
+        {"claim": text, "answer": claim.answer, "because": claim.because}
+        for text, claim, _ in made.claims
+    ]
+    if tell_json(said, as_json, json_out):
+        return
     # before anything is printed, so that `| head` does not cost the page
     paths = write_pages(made, out)
     for text, claim, _ in made.claims:
