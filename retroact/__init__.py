@@ -27,11 +27,20 @@ __all__ = sorted(_HOMES)
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"retroact has no {name!r}; public names: {', '.join(__all__)}")
+        raise AttributeError(f"retroact has no {name!r}; {_cure_of(name)}")
     module, inner = _HOMES[name]
     value = getattr(import_module(str(module)), inner)
     globals()[name] = value
     return value
+
+
+def _cure_of(name: str) -> str:
+    """The nearest public names, or where all of them are listed."""
+    from difflib import get_close_matches
+
+    folded = {public.lower(): public for public in __all__}
+    near = [folded[found] for found in get_close_matches(name.lower(), folded)]
+    return f"did you mean {' or '.join(near)}?" if near else "dir(retroact) has what it has"
 
 
 def __dir__() -> list[str]:

@@ -1,6 +1,16 @@
 """`python -m retroact`, which is `retroact`."""
 
-from retroact.cli.app import main
+import sys
+
+
+def run() -> None:
+    """The command line; Ctrl-C ends it quietly also while it is still being read."""
+    try:
+        from retroact.cli.app import main
+    except KeyboardInterrupt:
+        sys.exit(130)  # `codes.STOPPED`, which is not read yet
+    main()
+
 
 if __name__ == "__main__":  # worker processes read this file too
-    main()
+    run()

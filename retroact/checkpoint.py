@@ -138,6 +138,8 @@ def load(
     weights: str | Path | None = None,
     into: nn.Module | None = None,
     shape: Shape | None = None,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
 ) -> nn.Module:
     """A network by zoo name, by the file that `save` wrote, as an ONNX file (scores and no
     gradient), or as `package.module:function` with `weights`.
@@ -145,11 +147,18 @@ def load(
     `weights` are a state dict, or a file that `save` wrote, whose normalisation and retrofit then
     count too. `into`: for a saved network of your own, an untrained instance of its module
     (retrofitted anew here). `shape`: (c, h, w) of its images, where a network of your own does not
-    say it.
+    say it. `mean` and `std`, in pixels of [0,1], normalise for a plain module that a
+    `package.module:function` gives; without them its `notes` say that nothing does.
 
     Raises ZooError or CheckpointError, each saying where it looked and what to do.
     """
     text = str(what)
+    own = {k: v for k, v in (("mean", mean), ("std", std)) if v is not None}
+    if own and ":" not in text:
+        raise CheckpointError(
+            f"{text} says how its pixels are normalised; drop {' and '.join(own)}, which go with"
+            " package.module:function"
+        )
     if Path(text).suffix == ".onnx":
         if weights is not None or into is not None:
             raise CheckpointError(f"{text} is a whole network; drop weights= and into=")
@@ -162,9 +171,13 @@ def load(
             )
         return _read(Path(text), into)
     if ":" in text and weights is not None and _page_of(Path(weights).expanduser()) is not None:
+        if own:
+            raise CheckpointError(
+                f"{weights} says how its pixels are normalised; drop {' and '.join(own)}"
+            )
         return _read(Path(weights).expanduser(), sized(zoo.from_user(text), shape))
     if ":" in text:
-        return sized(zoo.from_user(text, weights), shape)
+        return sized(zoo.from_user(text, weights, mean=mean, std=std), shape)
     if weights is not None:
         raise CheckpointError(
             f"weights= goes with package.module:function, got {text!r} with {weights}"

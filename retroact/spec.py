@@ -103,7 +103,7 @@ Count = Annotated[int, Within(1)]
 Seed = Annotated[int, Within(0, 2**62)]
 
 MANY = 16
-"""Beyond so many names an error that can say which was meant does not list them."""
+"""An error lists no more names than so many."""
 
 LONGEST, DEEPEST = 10_000, 50
 """Characters of a text that is read as a spec, and how many specs, lists or quotients stand in one
@@ -241,13 +241,20 @@ def _misplaced(value: object, kind: type, where: str = "") -> SpecError:
     kinds = [base for base in type(value).__mro__ if _is_protocol(base) or inspect.isabstract(base)]
     name = shorten(show(value)) if is_spec(value) else repr(value)[:60]
     which = f", {_a(kinds[-1])}," if kinds else ""
-    names = ", ".join(cls.__name__ for cls in known(kind) if cls is not kind)
+    names = [cls.__name__ for cls in known(kind) if cls is not kind]
     own = callable(value) and not type(value).__module__.startswith(f"{__package__}.")
     cure = f", or one of your own, which inherits {kind.__name__}" if own else ""
     return SpecError(
         f"{where}{where and ': '}{name}{which} does not belong here;"
-        f" expected {_a(kind)}{names and ', one of: '}{names}{cure}"
+        f" expected {_a(kind)}{_list(kind, names)}{cure}"
     )
+
+
+def _list(kind: type, names: list[str]) -> str:
+    """The names of a kind, or, of many, where they are listed."""
+    if len(names) > MANY:
+        return f": `retroact list {_a(kind).split()[-1]}s` names all {len(names)}"
+    return f", one of: {', '.join(names)}" if names else ""
 
 
 def _a(kind: type) -> str:
@@ -326,7 +333,7 @@ def _parsed(text: str, kind: type, where: str = "") -> object:
     tree = _tree(text)
     tree = ast.Call(tree, [], []) if isinstance(tree, ast.Name) else tree
     if isinstance(tree, ast.Call) and isinstance(tree.func, ast.Name):
-        _check_known(tree.func.id, kind)
+        _check_known(tree.func.id, kind, text)
     value = _read(tree, text)
     if not is_spec(value) and kind is object:
         raise SpecError(f"expected a spec such as PGD(steps=40), got {quote(text)}")
@@ -406,12 +413,18 @@ def _find(name: str) -> type | None:
     return _known.get(name)
 
 
-def _check_known(name: str, kind: type = object) -> None:
-    """Raises SpecError, naming the nearest of those that would do, for a name that no spec has."""
+def _check_known(name: str, kind: type = object, text: str = "") -> None:
+    """Raises SpecError, naming the nearest of those that would do, for a name that no spec has;
+    within a `text` that it begins, the text with that one."""
     if _find(name) is None:
-        cure = "; one of your own is known once its module is imported (--import MODULE)"
-        said = _unknown("spec", name, [cls.__name__ for cls in known(kind)])
-        raise SpecError(said + ("" if "did you mean" in said else cure))
+        names = [cls.__name__ for cls in known(kind)]
+        rest = text.strip().removeprefix(name)
+        said = _unknown("spec", name, names, rest if len(rest) <= QUOTED else "")
+        if "did you mean" in said:
+            raise SpecError(said)
+        where = _list(kind, names) if len(names) > MANY and kind is not object else ""
+        cure = "one of your own is known once its module is imported (--import MODULE)"
+        raise SpecError(f"{said}{where}; {cure}")
 
 
 def _make(name: str, args: list[Any], values: dict[str, Any]) -> Any:
@@ -441,13 +454,14 @@ def _make(name: str, args: list[Any], values: dict[str, Any]) -> Any:
     return cls(**given)
 
 
-def _unknown(what: str, name: str, names: list[str]) -> str:
+def _unknown(what: str, name: str, names: list[str], rest: str = "") -> str:
+    """That there is no such name, and the nearest, with the `rest` of its text; a few are listed,
+    many never."""
     folded = {n.lower(): n for n in names}
     near = difflib.get_close_matches(name.lower(), list(folded), n=1, cutoff=0.5)
-    hint = f"; did you mean {folded[near[0]]}?" if near else ""
-    return f"unknown {what} {quote(name)}{hint}" + (
-        "" if near and len(names) > MANY else f" (known: {', '.join(sorted(names))})"
-    )
+    hint = f"; did you mean {folded[near[0]]}{rest}?" if near else ""
+    listed = f" (known: {', '.join(sorted(names))})" if len(names) <= MANY else ""
+    return f"unknown {what} {quote(name)}{hint}{listed}"
 
 
 # ------------------------------------------------------------------------------------------- key

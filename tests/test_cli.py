@@ -177,7 +177,7 @@ AUDIT = (
 
 
 def test_audit_prints_the_verdict_and_writes_its_files(call, tmp_path):
-    files = ("--html", "a.html", "--md", "a.md", "--json", "a.json")
+    files = ("--html", "a.html", "--md", "a.md", "--json-out", "a.json")
     code, out, err = call(*AUDIT, *files, "--claimed", "PGD(steps=9)", "--seed", "4")
     told = json.loads((tmp_path / "a.json").read_text())
     assert code == 0 and err.count("wrote") == 3
@@ -199,7 +199,9 @@ def test_audit_prints_the_verdict_and_writes_its_files(call, tmp_path):
 
 def test_audit_fails_on_the_answers_that_are_named(call, tmp_path):
     words = ("audit", "digits-cnn", "--threat", "Linf(0.1)", "--data", "digits[:60]", "--quick")
-    code, out, _ = call(*words, "SReLU(100)", "--fail-on", "harmful, Masked", "--json", "a.json")
+    code, out, _ = call(
+        *words, "SReLU(100)", "--fail-on", "harmful, Masked", "--json-out", "a.json"
+    )
     # the files are there all the same
     assert code == 1 and "MASKED" in out and (tmp_path / "a.json").exists()
     code, out, _ = call(*words, "--against", "digits-cnn", "--fail-on", "MASKED,HARMFUL,GENUINE")
@@ -575,23 +577,37 @@ def test_a_source_of_the_same_name_has_the_same_weights_and_a_sweep_pairs_nets_w
     ("words", "says"),
     [
         (("attack", "digit-cnn", *ATTACK[2:]), "did you mean digits-cnn?"),
-        (("attack", "digits-cnn", "PDG(steps=5)", *ATTACK[3:]), "did you mean PGD?"),
-        (("attack", "digits-cnn", "Linf(0.1)", *ATTACK[3:]), "expected an attack, one of: APGD, "),
-        (("attack", "digits-cnn", "JumpReLU(1.0)", *ATTACK[3:]), "an attack, one of: APGD, "),
+        (("attack", "digits-cnn", "PDG(steps=5)", *ATTACK[3:]), "did you mean PGD(steps=5)?"),
+        (
+            ("attack", "digits-cnn", "Linf(0.1)", *ATTACK[3:]),
+            "expected an attack: `retroact list attacks`",
+        ),
+        (
+            ("attack", "digits-cnn", "JumpReLU(1.0)", *ATTACK[3:]),
+            "an attack: `retroact list attacks` names",
+        ),
         ((*ATTACK, "--goal", "PGD()"), "expected a goal, one of: LeastLikely, PerImage, Random, "),
         ((*ATTACK[:4], "SReLU(10)", *ATTACK[5:]), "expected a threat model, one of: L"),
         (
             (*ATTACK, "--activation", "Linf(1)"),
-            "expected an activation, one of: BoundedReLU, ByKind, CE",
+            "expected an activation: `retroact list activations` names all",
         ),
         ((*ATTACK[:4], "Linf(-1)", *ATTACK[5:]), "greater than 0"),
         ((*ATTACK[:4], "Linf(8)", *ATTACK[5:]), "so 8 of 255 is Linf(8/255)"),
-        ((*ATTACK[:4], "linf(0.1)", *ATTACK[5:]), "did you mean Linf? (known: L"),
+        ((*ATTACK[:4], "linf(0.1)", *ATTACK[5:]), "did you mean Linf(0.1)? (known: L"),
         (
             (*ATTACK[:4], "0.1", *ATTACK[5:]),
-            "'0.1' does not belong here; expected a threat model, one of: L",
+            "0.1 is a radius, and which norm it is of is not said: did you mean Linf(0.1)?",
         ),
         (("retrofit", "digits-cnn", "JumpReLU(1.0)", "--out", "h.pth"), "ends in .safetensors"),
+        ((*ATTACK[:4], "8/255", *ATTACK[5:]), "did you mean Linf(8/255)?"),
+        (("attack", "digits-cnn", "XYZZY", *ATTACK[3:]), "'XYZZY': `retroact list attacks` names"),
+        ((*AUDIT, "--json", "a.json"), "--json prints, and takes no file: --json-out a.json"),
+        ((*AUDIT, "--json=a.json"), "--json prints, and takes no file: --json-out a.json"),
+        ((*ATTACK, "--mean", "0.5"), "digits-cnn says itself how its pixels are normalised"),
+        (("retrofit", "mine:build", JUMP, "--shape", "8x8"), "such as 3,224,224, got '8x8'"),
+        (("retrofit", "mine:build", JUMP, "--std", "wide"), "expected numbers such as"),
+        (("study", "srelu", "--stored", "--dry-run"), "got both"),
         ((*ATTACK[:6], "digts"), "did you mean 'digits'?"),
         ((*ATTACK, "--activation", "JumpReLU(kappa=nan)"), "nan"),
         ((*ATTACK, "--activation", "JumpReLU(kappa=-1)"), "at least 0"),
@@ -609,7 +625,7 @@ def test_a_source_of_the_same_name_has_the_same_weights_and_a_sweep_pairs_nets_w
         ),
         ((*AUDIT, "--fail-on", " ,"), "names no answer"),
         ((*AUDIT, "--require", "stronger"), "expected one of: not-weaker"),
-        ((*AUDIT, "--claimed", "PDG(steps=5)"), "did you mean PGD?"),
+        ((*AUDIT, "--claimed", "PDG(steps=5)"), "did you mean PGD(steps=5)?"),
         ((*AUDIT, "--margin", "0"), "--margin"),
         (("selftest", "digits-cnn"), "unexpected extra argument"),
         ((*ATTACK, "--also", "gelu"), "says what an activation replaces"),

@@ -20,7 +20,7 @@ def build():
 
 def test_evidence_is_written_and_judged_again(call, tmp_path):
     words = ("audit", "digits-cnn", "JumpReLU(0.8)", *QUESTION, "--evidence", "made")
-    code, _, err = call(*words, "--json", "a.json")
+    code, _, err = call(*words, "--json-out", "a.json")
     assert code == 0 and "wrote made" in err
     about = json.loads((tmp_path / "made" / "evidence.json").read_text())
     assert about["commands"][0].startswith("retroact audit digits-cnn 'JumpReLU(0.8)' --threat")

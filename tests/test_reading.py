@@ -548,7 +548,7 @@ def test_a_network_is_read_from_its_file(tmp_path):
     [
         (
             {"attack": "Linf(0.1)"},
-            r"Linf\(eps=0.1\).* does not belong here; expected an attack, one of: APGD, ",
+            r"Linf\(eps=0.1\).* does not belong here; expected an attack: `retroact list attacks`",
         ),
         ({"attack": ra.Targeted(3)}, "expected an attack"),
         ({"attack": ra.Linf}, "Linf needs eps"),
@@ -564,7 +564,7 @@ def test_a_network_is_read_from_its_file(tmp_path):
         ),
         ({"threat": 0.1}, "0.1 does not belong here; expected a threat"),
         ({"threat": torch.tensor(0.1)}, r"tensor\(0.1.*\) does not belong here; expected a threat"),
-        ({"threat": "0.1"}, "'0.1' does not belong here; expected a threat model"),
+        ({"threat": "0.1"}, r"0.1 is a radius, .* did you mean Linf\(0.1\)\?"),
         ({"goal": "PGD"}, r"PGD\(steps=40\).* does not belong here; expected a goal"),
         ({"goal": ra.Linf(0.1)}, r"Linf\(eps=0.1\).* does not belong here; expected a goal"),
         (

@@ -22,7 +22,7 @@ from retroact.attacks.rays import RayS
 from retroact.attacks.spsa import SPSA
 from retroact.attacks.square import Square
 from retroact.auditing.attack_run import AttackRun, Conditions, Side
-from retroact.auditing.subjects import TRACE, Climb, Subject
+from retroact.auditing.subjects import KERNELS, TRACE, Climb, Subject
 from retroact.crafting.attack import Attack
 from retroact.crafting.domain import domain_of
 from retroact.crafting.student import train_student
@@ -214,6 +214,16 @@ class Battery:
             times * n for n in (self.steps, self.targeted_steps, self.finish)
         )
         return replace(self, steps=steps, targeted_steps=targeted, finish=finish)
+
+    def passes(self, claimed: Attack, n: int, classes: int) -> int:
+        """How many gradients n examples take at most that are robust to the end, beside what
+        slopes, alarms and doubts ask for."""
+        of_each = claimed.passes + self.untargeted().passes + self.targeted(classes).passes
+        of_each += self.untargeted().passes if self.queries else 0
+        for turn in range(self.rounds):
+            of_each += self.longer(_FIRST_ROUND + turn).targeted(classes).passes
+        trials = (len(KERNELS) + 1) * self.trial_steps
+        return n * of_each + min(n, self.sample) * trials
 
     def untargeted(self) -> APGD:
         return APGD(self.steps, self.restarts, loss="margin")

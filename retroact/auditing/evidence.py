@@ -41,7 +41,6 @@ SIDES = ("before", "after")
 COUNTED = ("clean", "claimed", "verified")
 NUMBERS, ABOUT = "audit.json", "evidence.json"
 NEITHER = Pair(False, False)
-Load = Callable[[str, str], nn.Module]
 
 
 class EvidenceError(ValueError):
@@ -51,8 +50,8 @@ class EvidenceError(ValueError):
 @dataclass(frozen=True)
 class Origin:
     """How a network is made again: its name (zoo, saved file, package.module:function) and weights,
-    the activation or Retrofit that was put in, at which sites and kinds, and over how many draws it
-    was averaged."""
+    the mean and std of a plain module, the activation or Retrofit that was put in, at which sites
+    and kinds, and over how many draws it was averaged."""
 
     net: str
     weights: str = ""
@@ -60,6 +59,8 @@ class Origin:
     sites: str = "*"
     also: tuple[str, ...] = ()
     draws: int = 0
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, described: str) -> Origin:
@@ -72,8 +73,8 @@ class Origin:
         return replace(self, net=net, weights=weights or self.weights)
 
     def load(self, load: Load) -> Network:
-        """The network, from what `load(net, weights)` gives."""
-        net: nn.Module = load(self.net, self.weights)
+        """The network, from what `load(self)` gives."""
+        net: nn.Module = load(self)
         if self.change:
             net = self._change(net)
         return Expectation(net, self.draws) if self.draws else net
@@ -135,6 +136,9 @@ def _write_whole(side: Side, path: Path) -> None:
 
 
 # ------------------------------------------------------------------------------------------ reading
+
+
+Load = Callable[[Origin], nn.Module]
 
 
 @dataclass(frozen=True)
@@ -230,15 +234,20 @@ class Evidence:
         return Expectation(net, draws) if draws else net
 
 
-def _load(net: str, weights: str) -> nn.Module:
-    return checkpoint.load(net, weights=weights or None)
+def _load(origin: Origin) -> nn.Module:
+    mean, std = origin.mean or None, origin.std or None
+    return checkpoint.load(origin.net, weights=origin.weights or None, mean=mean, std=std)
 
 
 def _named(said: Mapping[str, Any]) -> Origin:
-    origin = Origin(**{**said, "also": tuple(said["also"])})
+    lists = {name: tuple(said.get(name, ())) for name in ("also", "mean", "std")}
+    origin = Origin(**{**said, **lists})
     texts = (origin.net, origin.weights, origin.change, origin.sites, *origin.also)
+    numbers = (*origin.mean, *origin.std)
     if not all(isinstance(text, str) for text in texts) or origin.draws not in range(_MOST_DRAWS):
         raise ValueError(f"expected texts for a network, got {quote(said)}")
+    if not all(isinstance(v, float) for v in numbers):
+        raise ValueError(f"expected mean and std as numbers, got {quote(numbers)}")
     return origin
 
 

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib import metadata
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -20,6 +21,7 @@ from retroact.cli import (
     audits,
     checking,
     console,
+    doctoring,
     listing,
     networks,
     playing,
@@ -47,6 +49,7 @@ class ImportsAnywhere(TyperGroup):
     """`--import` is understood before the command and after it; a stop says what is kept."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _refuse_json_file(args)
         return super().parse_args(ctx, _imports_first(args))
 
     def invoke(self, ctx: Any) -> Any:
@@ -54,6 +57,17 @@ class ImportsAnywhere(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:  # typer would forget what it says
             raise StoppedError.of(stop) from stop
+
+
+def _refuse_json_file(words: Sequence[str]) -> None:
+    """--json is a flag; until 0.1 it took a file in two commands."""
+    after = dict(pairwise(words)).get("--json", "")
+    given = [after] if after.endswith(".json") else []
+    given += [word.removeprefix("--json=") for word in words if word.startswith("--json=")]
+    if given:
+        raise CallError(
+            f"--json prints, and takes no file: --json-out {given[0]} writes what it prints there"
+        )
 
 
 def _imports_first(words: Sequence[str]) -> list[str]:
@@ -117,14 +131,9 @@ for command in (
     reports.study,
     playing.playground,
     networks.export,
+    doctoring.doctor,
 ):
-    # those whose code a script reads say what it means
-    codes = (
-        EPILOG
-        if command in (audits.audit, checking.check, audits.verify, audits.selftest)
-        else None
-    )
-    app.command(command.__name__.rstrip("_"), epilog=codes)(command)
+    app.command(command.__name__.rstrip("_"), epilog=EPILOG)(command)
 
 
 app.add_typer(stores.app, name="store")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retroact.cli import options
-from retroact.cli.console import note, print_json, print_lines, print_result, progress_bar
-from retroact.cli.named import activation_of, executor_of, files_of, model_of, say_of_cells
+from retroact.cli.console import note, print_lines, print_result, progress_bar, tell_json
+from retroact.cli.named import Bringing, activation_of, executor_of, files_of, say_of_cells
 from retroact.cli.stopping import if_stopped, uncounted
 from retroact.workers import fork_from_here
 
@@ -88,21 +88,33 @@ def attack(
     fresh: options.Fresh = False,
     keep: options.Keep = 0,
     weights: options.Weights = "",
+    mean: options.Mean = None,
+    std: options.Std = None,
+    shape: options.Shape = None,
     as_json: options.Json = False,
+    json_out: options.JsonOut = None,
     dry_run: options.Dry = False,
 ) -> None:
-    """Attack a network, retrofitted or not, and say how much of it stands."""
+    """Attack a network, retrofitted or not, and say how much of it stands.
+
+    \b
+    Example:
+      retroact attack digits-cnn "PGD(steps=40)" --threat "Linf(0.1)" \\
+          --data digits
+    """
     from retroact.crafting.goals import Goal
     from retroact.experiments.cell import Cell
     from retroact.reading import as_attack, as_threat
     from retroact.spec import parse
 
     options.check_also(also, activation, source_activation)
-    model = model_of(net, weights, activation_of(activation), sites, also=also)
+    bring = Bringing.of([net, source], mean, std, shape)
+    bring.check_shape(data)
+    model = bring.model(net, weights, activation_of(activation), sites, also=also)
     climbed = None
     if source is not None:
         file = source_weights or (weights if source == net else "")
-        climbed = model_of(source, file, activation_of(source_activation), also=also, beside=net)
+        climbed = bring.model(source, file, activation_of(source_activation), also=also, beside=net)
     cell = Cell(
         model,
         data,
@@ -117,7 +129,7 @@ def attack(
         crafting=crafting,  # type: ignore[arg-type]
     )
     where = executor_of("Serial", None)
-    _Run(store, wait, fresh, where, keep, chunk, device, as_json, dry_run)([cell])
+    _Run(store, wait, fresh, where, keep, chunk, device, as_json, json_out, dry_run)([cell])
 
 
 def sweep(
@@ -128,6 +140,9 @@ def sweep(
     activation: ActivationsOption = None,
     source: SourcesOption = None,
     weights: FilesOption = None,
+    mean: options.Mean = None,
+    std: options.Std = None,
+    shape: options.Shape = None,
     seed: SeedsOption = None,
     sites: options.Sites = "*",
     also: options.Also = None,
@@ -141,10 +156,17 @@ def sweep(
     fresh: options.Fresh = False,
     keep: options.Keep = 0,
     as_json: options.Json = False,
+    json_out: options.JsonOut = None,
     dry_run: options.Dry = False,
 ) -> None:
     """Every combination of networks, activations, attacks, threats and seeds; resumes by being run
-    again."""
+    again.
+
+    \b
+    Example:
+      retroact sweep --net digits-cnn --activation none --activation "SReLU(9)" \\
+          --attack FGSM --attack PGD --threat "Linf(0.1)" --data digits
+    """
     # numpy starts its threads as it is imported, and a program with several is not forked
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     where = executor_of(executor, workers, default=_at_once_on(device))
@@ -153,20 +175,22 @@ def sweep(
     from retroact.experiments.sweep import grid
 
     options.check_also(also, *(activation or []))
+    bring = Bringing.of([*net, *(source or [])], mean, std, shape)
+    bring.check_shape(data)
     files = list(zip(net, files_of(net, weights or []), strict=True))
     cells = grid(
-        [model_of(*pair) for pair in files],
+        [bring.model(*pair) for pair in files],
         [activation_of(a) for a in activation or ["none"]],
         attack,
         threat,
         data,
-        sources=[None, *(model_of(s, dict(files).get(s, "")) for s in source or [])],
+        sources=[None, *(bring.model(s, dict(files).get(s, "")) for s in source or [])],
         seeds=seed or [0],
         sites=sites,
         also=also or (),
         crafting=crafting,
     )
-    _Run(store, wait, fresh, where, keep, chunk, device, as_json, dry_run)(cells)
+    _Run(store, wait, fresh, where, keep, chunk, device, as_json, json_out, dry_run)(cells)
 
 
 def _at_once_on(device: str) -> int:
@@ -199,6 +223,7 @@ class _Run:
     chunk: int | None
     device: str
     as_json: bool
+    json_out: Path | None
     dry_run: bool
 
     def __call__(self, cells: Sequence[Cell]) -> None:
@@ -225,9 +250,8 @@ class _Run:
                     progress=progress,
                 )
             own = lines(store, keys=planned.cells)
-        if self.as_json:
-            return print_json([line.numbers() for line in own])
-        print_lines(own)
+        if not tell_json([line.numbers() for line in own], self.as_json, self.json_out):
+            print_lines(own)
 
     def _estimate(self, cells: Sequence[Cell]) -> None:
         from retroact.experiments.costs import estimate
@@ -240,4 +264,4 @@ class _Run:
             chunk=self.chunk,
             device=self.device,
         )
-        print_result(cost, self.as_json)
+        print_result(cost, self.as_json, self.json_out)

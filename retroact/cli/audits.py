@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,8 +16,16 @@ import typer
 
 from retroact.cli import answers, options
 from retroact.cli.codes import FOUND, NOT_SETTLED, worst
-from retroact.cli.console import note, print_json, print_rows, progress_bar, say
-from retroact.cli.named import executor_of, load, opened, say_left_alone
+from retroact.cli.console import (
+    about_seconds,
+    note,
+    print_result,
+    print_rows,
+    progress_bar,
+    say,
+    tell_json,
+)
+from retroact.cli.named import Bringing, executor_of, opened, say_left_alone
 from retroact.spec import CallError
 
 if TYPE_CHECKING:
@@ -69,7 +79,6 @@ WorkersOption = Annotated[
 ]
 AgainstWeightsOption = Annotated[str, typer.Option(help="weights of --against, likewise")]
 MdOption = Annotated[Path | None, typer.Option(help="write Markdown here")]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="write all numbers here")]
 FailOnOption = Annotated[
     str | None,
     typer.Option(help='exit with 1 on these answers, such as "MASKED,HARMFUL", and with 4 on none'),
@@ -126,10 +135,12 @@ def audit(
     seed: options.Seed = 0,
     weights: options.Weights = "",
     against_weights: AgainstWeightsOption = "",
+    mean: options.Mean = None,
+    std: options.Std = None,
+    shape: options.Shape = None,
     device: options.Device = "cpu",
     html: options.Html = None,
     md: MdOption = None,
-    json: JsonOption = None,
     junit: JUnitOption = None,
     fail_on: FailOnOption = None,
     require: RequireOption = None,
@@ -138,42 +149,54 @@ def audit(
     store: options.Parts = None,
     wait: options.Wait = False,
     fresh: options.Fresh = False,
+    as_json: options.Json = False,
+    json_out: options.JsonOut = None,
+    dry_run: options.Dry = False,
 ) -> None:
     """What a changed network is worth beside the one before: claimed, verified, and why they
-    differ."""
+    differ.
+
+    \b
+    Example:
+      retroact audit digits-cnn "JumpReLU(0.5)" --threat "Linf(0.1)" --data digits
+    """
     activation = options.mapped(activation, maps)
     _check(activation, against, also, quick, thorough)
     if evidence is not None and rejected is not None:
         raise CallError("expected --evidence or --rejected, got both: nothing verifies rejection")
     asked = _Asked.read(fail_on, require, margin)
-    pages = {"page": html, "markdown": md, "as_json": json}
+    pages = {"page": html, "markdown": md}
     for path in (*pages.values(), baseline, junit):
         options.check_folder(path)
     options.check_folder(evidence, is_dir=True)
     options.check_fresh(fresh, store)
     _check_budget(budget)
-    answers.begin(junit, "audit", is_asked=asked.is_any, by="--require or --fail-on")
+    bring = Bringing.of([net, against], mean, std, shape, device)
+    if not dry_run:
+        answers.begin(junit, "audit", is_asked=asked.is_any, by="--require or --fail-on")
 
+    from retroact.auditing.numbers import Pair
     from retroact.nets.data import data as read
     from retroact.reading import as_activation, as_threat
+    from retroact.reports.audited import as_json as as_text
     from retroact.retrofitting.surgery import retrofit
 
     images, radius = read(data), as_threat(threat)
-    before = load(net, weights, images, device=device)
+    before = bring.load(net, weights, images)
     if activation is None:
         assert against is not None
-        after = load(against, against_weights, images, beside=net, device=device)
+        after = bring.load(against, against_weights, images, beside=net)
     else:
         after = retrofit(before, as_activation(activation), sites=sites, also=also or ())
     say_left_alone(after)
-    how: dict[str, Any] = {"draws": draws, "margin": margin, "seed": seed, "baseline": baseline}
-    how |= {"battery": "quick" if quick else "thorough" if thorough else None}
-    how |= {"rejected": rejected, "budget": budget} | (
-        {} if claimed is None else {"claimed": claimed}
-    )
-    where = executor_of(executor, workers, "Threads")
+    how: dict[str, Any] = {"battery": "quick" if quick else "thorough" if thorough else None}
+    how |= {"draws": draws, "budget": budget, "executor": executor_of(executor, workers, "Threads")}
+    how |= {} if claimed is None else {"claimed": claimed}
+    if dry_run:
+        return print_forecast(before, after, images, as_json, json_out, how)
+    how |= {"margin": margin, "seed": seed, "baseline": baseline, "rejected": rejected}
     with opened(store, wait) as parts:
-        how |= {"executor": where, "store": parts, "fresh": fresh}
+        how |= {"store": parts, "fresh": fresh}
         result = _run(before, after, images, radius, **how)
     if result.pedigree.budget:
         note(f"took {result.pedigree.budget}")
@@ -183,13 +206,42 @@ def audit(
     _write(result, pages, evidence)
     if evidence is not None:
         origins = _origins(net, weights, activation, sites, also, against, against_weights)
-        _write_evidence(result, evidence, origins)
+        _write_evidence(result, evidence, Pair(*map(bring.complete, origins)))
     every = [result] if result.also is None else [result, result.also]
-    for one in every:
-        _print_audit(one.numbers())
-    codes = [asked.answer(one.verdict) for one in every]
+    if not tell_json(loads(as_text(result)), as_json, json_out):
+        for one in every:
+            _print_audit(one.numbers())
+    tell = note if as_json else partial(say, wrap=True)
+    codes = [asked.answer(one.verdict, tell) for one in every]
     answers.end(junit, "audit", map(asked.case, every, codes))
     raise typer.Exit(worst(codes))
+
+
+def print_forecast(
+    before: nn.Module,
+    after: nn.Module,
+    images: Images,
+    as_json: bool,
+    json_out: Path | None,
+    how: dict[str, Any],
+) -> None:
+    """What an audit would take, of --dry-run."""
+    from retroact.auditing.forecast import forecast
+    from retroact.auditing.numbers import Pair
+    from retroact.evaluation.evaluate import describe
+
+    made = forecast(Pair(before, after), len(images), images.images.shape[1:], **how)
+    cost = {
+        "networks": list(dict.fromkeys(map(describe, (before, after)))),
+        "examples": made.examples,
+        "gradients at most": made.gradients,
+        "seconds at most, about": round(made.seconds, 1),
+        "in words": (
+            f"{about_seconds(made.seconds)} at most, where no alarm asks for more; examples that"
+            " fall leave"
+        ),
+    }
+    print_result(cost, as_json, json_out)
 
 
 def _check_budget(budget: str | None) -> None:
@@ -205,8 +257,17 @@ SelfWorkersOption = Annotated[
 ]
 
 
-def selftest(workers: SelfWorkersOption = None) -> None:
-    """Audit fakes with known answers, on a network and data that come with the package."""
+def selftest(
+    workers: SelfWorkersOption = None,
+    as_json: options.Json = False,
+    json_out: options.JsonOut = None,
+) -> None:
+    """Audit fakes with known answers, on a network and data that come with the package.
+
+    \b
+    Example:
+      retroact selftest
+    """
     from retroact.auditing.battery import QUICK
     from retroact.auditing.mechanisms.mechanism import Given
     from retroact.auditing.selftest import selftest as run
@@ -228,14 +289,16 @@ def selftest(workers: SelfWorkersOption = None) -> None:
         how: dict[str, Any] = {"robust": robust, "kappa": 0.5, "battery": QUICK, "fakes": fakes}
         how |= {"executor": executor_of(None, workers)}
         checks = run(net, data("digits[:120]"), threat, progress=progress, **how)
-    _tell(checks)
+    _tell(checks, as_json, json_out)
 
 
-def _tell(checks: Sequence[Check]) -> None:
+def _tell(checks: Sequence[Check], as_json: bool, json_out: Path | None) -> None:
     failed = [check for check in checks if not check.passed]
-    for check in checks:
-        say(str(check), style=None if check.passed else "red")
-    say(f"{len(checks) - len(failed)} of {len(checks)} passed")
+    said = [{"check": c.title, "passed": c.passed, "said": str(c)} for c in checks]
+    if not tell_json(said, as_json, json_out):
+        for check in checks:
+            say(str(check), style=None if check.passed else "red")
+        say(f"{len(checks) - len(failed)} of {len(checks)} passed")
     if failed:
         raise typer.Exit(FOUND)
 
@@ -287,16 +350,16 @@ class _Asked:
             made.numbers(), " beside ".join(made.names[::-1]), "; ".join(said), code
         )
 
-    def answer(self, verdict: Verdict) -> int:
+    def answer(self, verdict: Verdict, tell: Callable[[str], None] = lambda text: None) -> int:
         """The exit code; a word that is named is always found, and what is open never passes."""
         if self.fail_on & {verdict.effect, *verdict.words}:
             return FOUND
         if self.require:
+            tell(verdict.explain_comparison(self.margin))
             return self._compare(verdict)
         return NOT_SETTLED if self.fail_on and verdict.effect in OPEN else 0
 
     def _compare(self, verdict: Verdict) -> int:
-        say(verdict.explain_comparison(self.margin), wrap=True)
         return {"NOT WEAKER": 0, "WEAKER": FOUND, "NOT SETTLED": NOT_SETTLED}[
             verdict.compare(self.margin)
         ]
@@ -395,10 +458,22 @@ def verify(
     data: OtherDataOption = None,
     weights: options.Weights = "",
     against_weights: AgainstWeightsOption = "",
+    mean: options.Mean = None,
+    std: options.Std = None,
+    shape: options.Shape = None,
+    device: options.Device = "cpu",
     as_json: options.Json = False,
+    json_out: options.JsonOut = None,
 ) -> None:
     """Judge the adversarial images of an evidence folder again: in ball and box, decided wrongly,
-    as many as the audit says."""
+    as many as the audit says.
+
+    \b
+    Example:
+      retroact audit digits-cnn "SReLU(9)" --threat "Linf(0.1)" --data digits \\
+          --quick --evidence evidence
+      retroact verify evidence
+    """
     from retroact.auditing.evidence import Evidence
     from retroact.auditing.numbers import Pair
     from retroact.auditing.verification import judge
@@ -409,24 +484,27 @@ def verify(
     pairs = list(zip(found.networks, evidence.networks, strict=True))
     others = Pair(*(old.net != new.net for old, new in pairs))
 
-    def load_as_named(name: str, file: str) -> nn.Module:
-        return load(name, file, images, beside=net)
+    bring = Bringing.of([o.net for o in evidence.networks], mean, std, shape, device)
+
+    def load_as_named(origin: Origin) -> nn.Module:
+        return bring.as_said(origin).load(origin.net, origin.weights, images, beside=net)
 
     nets = (evidence.network(i, load_as_named, said) for i in range(2))
     made = judge(evidence, Pair(*nets), images, others)
-    _print_verification(made, as_json)
+    _print_verification(made, as_json, json_out)
     if not made.holds:
         raise typer.Exit(FOUND)
 
 
-def _print_verification(made: Verification, as_json: bool) -> None:
+def _print_verification(made: Verification, as_json: bool, json_out: Path | None) -> None:
     rows = [
         {"network": who, "": what, "the audit says": said, "found": found}
         for who, what, said, found in made.table()
     ]
-    if as_json:
-        findings = {"findings": made.findings, "notes": made.notes}
-        return print_json({"holds": made.holds, "n": made.counts.n, "counts": rows} | findings)
+    findings = {"findings": made.findings, "notes": made.notes}
+    said = {"holds": made.holds, "n": made.counts.n, "counts": rows} | findings
+    if tell_json(said, as_json, json_out):
+        return
     say(f"{made.claims.threat} on {made.claims.data}, n = {made.counts.n}", wrap=True)
     print_rows(rows)
     for text in made.notes:

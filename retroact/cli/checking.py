@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from json import dumps
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -17,10 +15,11 @@ from retroact.cli.audits import (
     QuickOption,
     RejectedOption,
     ThoroughOption,
+    print_forecast,
 )
 from retroact.cli.codes import FOUND, NOT_SETTLED, worst
-from retroact.cli.console import note, print_rows, progress_bar, say
-from retroact.cli.named import load, opened
+from retroact.cli.console import print_rows, progress_bar, say, tell_json
+from retroact.cli.named import Bringing, opened
 from retroact.spec import CallError
 
 if TYPE_CHECKING:
@@ -38,7 +37,6 @@ RequireOption = Annotated[
         help="exit with 0 only where the claim stands, with 1 where it is too high, else with 4",
     ),
 ]
-JsonOption = Annotated[Path | None, typer.Option("--json", help="write the numbers here")]
 
 
 def check(
@@ -53,43 +51,52 @@ def check(
     draws: DrawsOption = 0,
     seed: options.Seed = 0,
     weights: options.Weights = "",
+    mean: options.Mean = None,
+    std: options.Std = None,
+    shape: options.Shape = None,
     device: options.Device = "cpu",
-    json: JsonOption = None,
     junit: JUnitOption = None,
     require_stands: RequireOption = False,
     store: options.Parts = None,
     wait: options.Wait = False,
     fresh: options.Fresh = False,
+    as_json: options.Json = False,
+    json_out: options.JsonOut = None,
+    dry_run: options.Dry = False,
 ) -> None:
-    """Whether a reported robust accuracy stands, where there is no network before to compare
-    with."""
+    """Whether a reported robust accuracy stands, where there is no network before to compare with.
+
+    \b
+    Example:
+      retroact check digits-cnn --threat "Linf(0.1)" --data digits --reported 53.1
+    """
     if quick and thorough:
         raise CallError("expected --quick or --thorough, got both")
     if require_stands and reported is None:
         raise CallError("--require-stands asks about a claim: give --reported, such as 53.1")
-    for path in (json, junit):
-        options.check_folder(path)
+    options.check_folder(junit)
     options.check_fresh(fresh, store)
-    answers.begin(junit, "check", is_asked=require_stands, by="--require-stands")
+    bring = Bringing.of([net], mean, std, shape, device)
+    if not dry_run:
+        answers.begin(junit, "check", is_asked=require_stands, by="--require-stands")
 
     from retroact.auditing.claims import check as run
-    from retroact.files import write
     from retroact.nets.data import data as read
 
     images = read(data)
-    network = load(net, weights, images, device=device)
-    how: dict[str, Any] = {"rejected": rejected, "draws": draws, "seed": seed}
-    how |= {"battery": "quick" if quick else "thorough" if thorough else None}
-    how |= {} if claimed is None else {"claimed": claimed}
+    network = bring.load(net, weights, images)
+    how: dict[str, Any] = {"battery": "quick" if quick else "thorough" if thorough else None}
+    how |= {"draws": draws} | ({} if claimed is None else {"claimed": claimed})
+    if dry_run:
+        return print_forecast(network, network, images, as_json, json_out, how)
+    how |= {"rejected": rejected, "seed": seed}
     with opened(store, wait) as parts, progress_bar("check") as progress:
         how |= {"store": parts, "fresh": fresh}
         result = run(network, images, threat, reported, progress=progress, **how)
-    if json is not None:
-        text = dumps(result.to_json(), indent=2, allow_nan=False)
-        note(f"wrote {write(text, json)}")
     every = [result] if result.also is None else [result, result.also]
-    for one in every:
-        _print(one, f"{threat} on {data}", net)
+    if not tell_json(result.to_json(), as_json, json_out):
+        for one in every:
+            _print(one, f"{threat} on {data}", net)
     codes = [_answer(one) if require_stands else 0 for one in every]
     answers.end(junit, "check", map(_case, every, codes))
     raise typer.Exit(worst(codes))

@@ -21,10 +21,11 @@ EPILOG = """\b
 Exit codes:
     0  fine
     1  found: a verdict that --fail-on names, a change that --require finds
-       weaker, a finding of selftest, verify, store check or store merge
+       weaker, a finding of selftest, doctor, verify, store check or store
+       merge
     2  a wrong call: the words are wrong, whatever the network and the data
-    3  could not run: a refusal, a missing file, a store in use, a network that
-       fails
+    3  could not run: a refusal, a missing file, a store in use, a network
+       that fails
     4  not settled, under --fail-on or --require: INCONCLUSIVE, ABSTAINED;
        under --require also TOO STRONG A THREAT
   130  stopped by Ctrl-C

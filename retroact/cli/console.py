@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
@@ -110,8 +111,31 @@ def _bar() -> Any:
     return progress.Progress(*columns, console=err, transient=True)
 
 
-def print_json(value: object) -> None:
-    print(json.dumps(value, indent=2, default=str))
+def tell_json(value: object, as_json: bool, file: Path | None = None) -> bool:
+    """The result as JSON: printed where that is asked for, and written into the file where there is
+    one. Whether it was printed, so that nothing else is."""
+    text = json.dumps(value, indent=2, default=str)
+    if file is not None:
+        from retroact.files import write
+
+        note(f"wrote {write(text + chr(10), file)}")
+    if as_json:
+        print(text)
+    return as_json
+
+
+def about_seconds(seconds: float) -> str:
+    """A time that is forecast, in words, rounded: "about 3 min"."""
+    size, unit = next(((s, u) for s, u in _UNITS if seconds >= 2 * s), _UNITS[-1])
+    return f"about {max(1, round(seconds / size))} {unit}" if seconds >= 1 else "about a second"
+
+
+_UNITS = ((86400, "days"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def about_bytes(count: float) -> str:
+    """Memory that is forecast, in words: "1.2 GB"."""
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{max(1, round(count / 1e6))} MB"
 
 
 def print_json_lines(rows: Iterable[Row]) -> None:
@@ -131,10 +155,10 @@ def print_plain(rows: Iterable[Row]) -> None:
         sys.stdout.write("\t".join(["" if v is None else str(v) for v in row.values()]) + "\n")
 
 
-def print_result(result: Row, as_json: bool) -> None:
-    """One line for each entry: `name: value`."""
-    if as_json:
-        return print_json(result)
+def print_result(result: Row, as_json: bool, file: Path | None = None) -> None:
+    """One line for each entry: `name: value`; or as JSON, see `tell_json`."""
+    if tell_json(result, as_json, file):
+        return
     for name, value in result.items():
         if isinstance(value, dict):
             value = [f"{n} {kind}" for kind, n in value.items()] or ["nothing"]

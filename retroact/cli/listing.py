@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -17,11 +17,11 @@ from retroact.cli import options
 from retroact.cli.console import (
     Row,
     note,
-    print_json,
     print_json_lines,
     print_plain,
     print_rows,
     say,
+    tell_json,
 )
 from retroact.spec import CallError, homes, known
 
@@ -47,20 +47,26 @@ def list_(
     store: options.Store = options.STORE,
     remove: RemoveOption = None,
     as_json: options.Json = False,
+    json_out: options.JsonOut = None,
 ) -> None:
-    """What there is: networks, attacks, activations, data, finished cells."""
+    """What there is: networks, attacks, activations, data, finished cells.
+
+    \b
+    Example:
+      retroact list attacks
+    """
     lists: dict[str, Callable[[], list[Row]]] = {
         "nets": lambda: _nets(detail),
         **{kind: partial(_specs, kind) for kind in KINDS},
-        "data": _data,
+        "data": list_data,
     }
     if what == "store":
-        return _list_store(store, remove, detail, as_json)
+        return _list_store(store, remove, detail, as_json, json_out)
     if what not in lists:
         raise CallError(f"cannot list {what!r}; expected one of: {', '.join([*lists, 'store'])}")
     rows = lists[what]()
-    if as_json:
-        return print_json(rows)
+    if tell_json(rows, as_json, json_out):
+        return
     if what == "nets" and detail:
         return _print_nets(rows)
     print_rows(rows, empty=f"no {what} here")
@@ -145,7 +151,8 @@ def _sentence_of(cls: type) -> str:
     return re.split(r"(?<=[.)])(?<!et al\.)\s+(?=[A-Z`])|;\s", paragraph)[0].rstrip(".")
 
 
-def _data() -> list[Row]:
+def list_data() -> list[Row]:
+    """The named data sets, split by split, and where they come from here."""
     from retroact.nets.data import DataError, data
 
     rows: list[Row] = []
@@ -159,7 +166,9 @@ def _data() -> list[Row]:
     return rows
 
 
-def _list_store(path: Path, remove: str | None, detail: bool, as_json: bool) -> None:
+def _list_store(
+    path: Path, remove: str | None, detail: bool, as_json: bool, json_out: Path | None
+) -> None:
     """A table; lines as they are read where there are more than anybody would look at."""
     from retroact.experiments.store import Store
 
@@ -167,7 +176,11 @@ def _list_store(path: Path, remove: str | None, detail: bool, as_json: bool) -> 
         if remove is not None:
             note(f"removed {store.remove(remove)} results from {path}")
         many = len(store) > MANY
-        found = (_cell(row, detail) for row in (store.each() if many else store.rows()))
+        rows = store.each() if many else store.rows()
+        found: Iterable[Row] = (_cell(row, detail) for row in rows)
+        if json_out is not None:
+            found = list(found)
+            tell_json(found, as_json=False, file=json_out)
         if as_json:
             return print_json_lines(found)
         if many:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from retroact.cli.console import note
-from retroact.cli.options import cores
+from retroact.cli.options import cores, numbers_of, sizes_of
 from retroact.cli.stopping import NOTHING, if_stopped
 from retroact.spec import CallError
 
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     from torch import nn
 
     from retroact.activations.activation import Activation
+    from retroact.auditing.evidence import Origin
     from retroact.executors import Executor
     from retroact.experiments.cell import Cell, Model
     from retroact.experiments.store import Store
     from retroact.nets.data import Images
+    from retroact.nets.remembered import Holding
 
 
 def import_own(module: str) -> None:
@@ -43,25 +45,125 @@ def import_own(module: str) -> None:
         raise ImportError(text) from error
 
 
-def load(
-    net: str,
-    weights: str,
-    images: Images | None = None,
-    *,
-    beside: str | None = None,
-    device: str = "cpu",
-) -> nn.Module:
-    """The network on that device; `images` tell it their shape where it does not say it itself, and
-    `beside` is the other network that the command names."""
-    from retroact import checkpoint
-    from retroact.doors import check_device
+@dataclass(frozen=True)
+class Bringing:
+    """How the networks that a command names are brought: to which `device`, and what a plain module
+    of somebody's own does not say, how its pixels are normalised and of which `shape` they are."""
 
-    check_device(device)
-    name, file = _name_and_file(net, weights, beside)
-    shape: Any = None if images is None else images.images.shape[1:]
-    network = checkpoint.load(name, weights=file or None, shape=shape)
-    _say_notes(network)
-    return network.to(device)
+    device: str = "cpu"
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    shape: tuple[int, ...] | None = None
+    _said: set[str] = field(default_factory=set)  # notes: none twice
+
+    @classmethod
+    def of(
+        cls,
+        nets: Sequence[str | None],
+        mean: str | None,
+        std: str | None,
+        shape: str | None,
+        device: str = "cpu",
+    ) -> Bringing:
+        """As the words of a command say. CallError where none of its `nets` could be a plain
+        module, which alone needs --mean and --std."""
+        said = {"--mean": mean, "--std": std}
+        given = [word for word, text in said.items() if text is not None]
+        if given and not any(_is_code(net) for net in nets):
+            named = " and ".join(dict.fromkeys(net for net in nets if net))
+            goes = "goes" if len(given) == 1 else "go"
+            raise CallError(
+                f"{' and '.join(given)} {goes} with a package.module:function that gives a plain"
+                f" module; {named} says itself how its pixels are normalised"
+            )
+        numbers = [
+            () if text is None else tuple(numbers_of(text, word)) for word, text in said.items()
+        ]
+        size = None if shape is None else sizes_of(shape)
+        return cls(device, mean=numbers[0], std=numbers[1], shape=size)
+
+    def load(
+        self,
+        net: str,
+        weights: str,
+        images: Images | Holding | None = None,
+        *,
+        beside: str | None = None,
+    ) -> nn.Module:
+        """The network on that device; `images` tell it their shape where it does not say it itself,
+        and `beside` is the other network that the command names."""
+        from retroact import checkpoint
+        from retroact.doors import check_device
+
+        check_device(self.device)
+        name, file = _name_and_file(net, weights, beside)
+        mean, std = self._pixels_of(name)
+        network = checkpoint.load(
+            name,
+            weights=file or None,
+            shape=self._shape(images),
+            mean=mean or None,
+            std=std or None,
+        )
+        self._say_notes(network)
+        return network.to(self.device)
+
+    def model(
+        self,
+        net: str,
+        weights: str,
+        activation: Activation | None = None,
+        sites: str = "*",
+        *,
+        also: Sequence[str] | None = None,
+        beside: str | None = None,
+    ) -> Model:
+        """The network as a cell names it."""
+        from retroact.experiments.cell import Model
+
+        name, file = _name_and_file(net, weights, beside)
+        kinds = () if activation is None else tuple(also or ())
+        mean, std = self._pixels_of(name)
+        return Model(name, activation, sites, file=file, also=kinds, mean=mean, std=std)
+
+    def complete(self, origin: Origin) -> Origin:
+        """Evidence's words for a network, with what this command says of its pixels."""
+        mean, std = self._pixels_of(origin.net)
+        return replace(origin, mean=mean, std=std)
+
+    def as_said(self, origin: Origin) -> Bringing:
+        """The same with what evidence says of a network's pixels, where the command says none."""
+        return replace(self, mean=self.mean or origin.mean, std=self.std or origin.std)
+
+    def check_shape(self, data: str) -> None:
+        """ValueError where --shape and the examples differ."""
+        if self.shape is not None:
+            from retroact.nets.remembered import holding
+
+            self._shape(holding(data))
+
+    def _pixels_of(self, net: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and std for this network: none where it says its own."""
+        return (self.mean, self.std) if _is_code(net) else ((), ())
+
+    def _shape(self, images: Images | Holding | None) -> tuple[int, ...] | None:
+        if images is None:
+            return self.shape
+        came = images.shape if hasattr(images, "shape") else tuple(images.images.shape[1:])
+        if self.shape not in (None, came):
+            raise ValueError(f"--shape says {self.shape}, and the examples are of {came}; drop it")
+        return came
+
+    def _say_notes(self, net: object) -> None:
+        for text in getattr(net, "notes", ()):
+            if text not in self._said:
+                note(text)
+        self._said.update(getattr(net, "notes", ()))
+
+
+def _is_code(net: str | None) -> bool:
+    """Whether it names a function that builds the network."""
+    return net is not None and ":" in net and Path(net).suffix != ".onnx"
 
 
 @contextmanager
@@ -77,23 +179,6 @@ def opened(path: Path | None, wait: bool) -> Iterator[Store | None]:
     truth = f"the attacks that were done are in {path}; the same command goes on with the rest"
     with Store(path, wait=wait, tell=note) as store, store.claimed(), if_stopped(truth):
         yield store
-
-
-def model_of(
-    net: str,
-    weights: str,
-    activation: Activation | None = None,
-    sites: str = "*",
-    *,
-    also: Sequence[str] | None = None,
-    beside: str | None = None,
-) -> Model:
-    """The network as a cell names it."""
-    from retroact.experiments.cell import Model
-
-    name, file = _name_and_file(net, weights, beside)
-    kinds = () if activation is None else tuple(also or ())
-    return Model(name, activation, sites, file=file, also=kinds)
 
 
 def activation_of(text: str | None) -> Activation | None:

@@ -10,8 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retroact.cli import options
-from retroact.cli.console import print_json, print_result, print_rows, progress_bar, say
-from retroact.cli.named import activation_of, executor_of, load, say_left_alone
+from retroact.cli.console import (
+    about_bytes,
+    about_seconds,
+    note,
+    print_result,
+    print_rows,
+    progress_bar,
+    say,
+    tell_json,
+)
+from retroact.cli.named import Bringing, activation_of, executor_of, say_left_alone
 from retroact.cli.stopping import NOTHING, if_stopped
 from retroact.spec import CallError
 
@@ -42,9 +51,15 @@ def train(
     out: FolderOption = None,
     resume: ResumeOption = True,
     as_json: options.Json = False,
+    json_out: options.JsonOut = None,
     dry_run: options.Dry = False,
 ) -> None:
-    """Train a network of the zoo by its recipe; goes on where it was stopped."""
+    """Train a network of the zoo by its recipe; goes on where it was stopped.
+
+    \b
+    Example:
+      retroact train digits-cnn --out nets
+    """
     import dataclasses
 
     from retroact.training.recipes import RECIPES
@@ -53,7 +68,8 @@ def train(
     if dry_run:
         if name not in RECIPES:
             raise CallError(f"no recipe for {name!r}; expected one of: {', '.join(RECIPES)}")
-        return print_result({"name": name, "recipe": RECIPES[name], "epochs": epochs}, as_json)
+        plan = {"name": name, "recipe": RECIPES[name], "epochs": epochs}
+        return print_result(plan, as_json, json_out)
     how = "the same command" if resume else "the command without --no-resume"
     truth = f"finished epochs are kept; {how} goes on after the last of them"
     with progress_bar(f"train {name}") as progress, if_stopped(truth):
@@ -67,9 +83,8 @@ def train(
             resume=resume,
             progress=lambda p: progress(p.epoch - 1 + p.step / p.steps, p.epochs),
         )
-    if as_json:
-        return print_json(dataclasses.asdict(page))
-    say(f"{name}: {page.accuracy:.2%} of {page.test_n} test images, {page.seconds:.0f} s")
+    if not tell_json(dataclasses.asdict(page), as_json, json_out):
+        say(f"{name}: {page.accuracy:.2%} of {page.test_n} test images, {page.seconds:.0f} s")
 
 
 MeasuredArgument = Annotated[
@@ -89,20 +104,30 @@ def calibrate(
     data: SeenOption,
     out: NumbersOption,
     weights: options.Weights = "",
+    mean: options.Mean = None,
+    std: options.Std = None,
+    shape: options.Shape = None,
     device: options.Device = "cpu",
     as_json: options.Json = False,
+    json_out: options.JsonOut = None,
 ) -> None:
-    """Measure the numbers that an activation needs; print the activation that has them."""
+    """Measure the numbers that an activation needs; print the activation that has them.
+
+    \b
+    Example:
+      retroact calibrate digits-cnn "MeanSparse(0.2)" --data digits/train \\
+          --out means.safetensors
+    """
     _check_file(out)
     from retroact.nets.data import data as read
     from retroact.spec import show
     from retroact.training.calibrating import calibrate as run
 
-    images = read(data)
-    made = run(load(net, weights, images, device=device), activation, images, file=out)
-    if as_json:
-        return print_json({"activation": show(made), "file": str(out), "data": images.name})
-    say(show(made))
+    bring, images = Bringing.of([net], mean, std, shape, device), read(data)
+    made = run(bring.load(net, weights, images), activation, images, file=out)
+    said = {"activation": show(made), "file": str(out), "data": images.name}
+    if not tell_json(said, as_json, json_out):
+        say(show(made))
 
 
 ChangeArgument = Annotated[
@@ -122,22 +147,34 @@ def change(
     out: ChangedOption,
     data: ForChangeOption = None,
     weights: options.Weights = "",
+    mean: options.Mean = None,
+    std: options.Std = None,
+    shape: options.Shape = None,
     device: options.Device = "cpu",
     as_json: options.Json = False,
+    json_out: options.JsonOut = None,
 ) -> None:
     """Change a whole network (prune, quantise, halve, distil) and save it; `audit --against` says
-    what that costs."""
+    what that costs.
+
+    \b
+    Example:
+      retroact change digits-cnn "Pruned(0.8)" --out pruned.safetensors
+      retroact audit digits-cnn --against pruned.safetensors \\
+          --threat "Linf(0.1)" --data digits
+    """
     _check_file(out)
     from retroact import checkpoint
     from retroact.nets.data import data as read
     from retroact.training.changes import change as run
 
+    bring = Bringing.of([net], mean, std, shape, device)
     images = None if data is None else read(data)
-    made = run(load(net, weights, images, device=device), what, images)
+    made = run(bring.load(net, weights, images), what, images)
     checkpoint.save(made, out)
     notes = getattr(made, "notes", ())
     result = {"net": net, "change": getattr(made, "change", ""), "saved": str(out)}
-    print_result(result | {"notes": list(notes)}, as_json)  # type: ignore[arg-type]
+    print_result(result | {"notes": list(notes)}, as_json, json_out)  # type: ignore[arg-type]
 
 
 ActivationArgument = Annotated[str | None, typer.Argument(help='such as "JumpReLU(kappa=1.0)"')]
@@ -160,9 +197,20 @@ def retrofit(
     out: RetrofittedOption = None,
     data: CompareOption = None,
     weights: options.Weights = "",
+    mean: options.Mean = None,
+    std: options.Std = None,
+    shape: options.Shape = None,
+    device: options.Device = "cpu",
     as_json: options.Json = False,
+    json_out: options.JsonOut = None,
 ) -> None:
-    """Replace the activations of a network; say which were found and replaced."""
+    """Replace the activations of a network; say which were found and replaced.
+
+    \b
+    Example:
+      retroact retrofit digits-cnn "JumpReLU(0.5)" --data digits \\
+          --out hard.safetensors
+    """
     from retroact import checkpoint
     from retroact.nets.data import data as read
     from retroact.reading import as_activation
@@ -175,8 +223,9 @@ def retrofit(
     said = options.mapped(activation, maps)
     if said is None:
         raise CallError("expected an activation or --map, such as gelu=relu; got neither")
+    bring = Bringing.of([net], mean, std, shape, device)
     images = None if data is None else read(data)
-    before = load(net, weights, images)
+    before = bring.load(net, weights, images)
     after = run(before, as_activation(said), sites=sites, also=also or (), allow=allow or ())
     made = after.retrofit
     assert isinstance(made, Retrofit)
@@ -192,7 +241,7 @@ def retrofit(
         result |= _clean_accuracies({"before": before, "after": after}, images)
     if out is not None:
         result["saved"] = str(checkpoint.save(after, out))
-    print_result(result, as_json)
+    print_result(result, as_json, json_out)
 
 
 def _clean_accuracies(nets: Mapping[str, nn.Module], images: Images) -> dict[str, float]:
@@ -229,38 +278,61 @@ def tune(
     workers: WorkersOption = None,
     executor: options.Executor = None,
     weights: options.Weights = "",
+    mean: options.Mean = None,
+    std: options.Std = None,
+    shape: options.Shape = None,
     device: options.Device = "cpu",
     as_json: options.Json = False,
+    json_out: options.JsonOut = None,
     dry_run: options.Dry = False,
 ) -> None:
-    """Accuracy against the activation's knob on validation data, and which value to take."""
+    """Accuracy against the activation's knob on validation data, and which value to take.
+
+    \b
+    Example:
+      retroact tune digits-cnn JumpReLU --threat "Linf(0.1)" \\
+          --data digits/validation
+    """
+    from retroact.experiments.tuning import passes_of
     from retroact.experiments.tuning import tune as run
     from retroact.ground import one_thread
     from retroact.nets.data import data as read
     from retroact.retrofitting.surgery import retrofit
 
-    values = None if grid is None else _numbers(grid)
+    bring = Bringing.of([net], mean, std, shape, device)
+    values = None if grid is None else options.numbers_of(grid, "--grid")
     tried, images = _tunable(kind), read(data)
-    network = load(net, weights, images, device=device)
+    network = bring.load(net, weights, images)
     say_left_alone(retrofit(network, tried, sites=sites, also=also or ()))
+    where = executor_of(executor, workers, default=1)
     if dry_run:
-        n = len(values if values is not None else getattr(tried, "grid", ()))
-        passes = n * 120 * len(images)
-        cost = {"values": n, "images": len(images), "gradients at most": passes}
-        return print_result(cost, as_json)
+        count, passes = passes_of(tried, values)
+        cost = {"values": count, "images": len(images), "gradients at most": passes * len(images)}
+        return _print_forecast(cost, network, images, where.workers, as_json, json_out)
     how: dict[str, Any] = {"keep": keep, "grid": values, "seed": seed}
     how |= {"sites": sites, "also": also or ()}
-    how |= {"executor": executor_of(executor, workers, default=1)}
+    how |= {"executor": where}
     with progress_bar(f"tune {kind}") as progress, one_thread():
         tuned = run(network, tried, images, threat, **how, progress=progress)
-    _print_tuning(tuned, as_json)
+    _print_tuning(tuned, as_json, json_out)
 
 
-def _numbers(grid: str) -> list[float]:
-    try:
-        return [float(v) for v in grid.split(",")]
-    except ValueError:
-        raise CallError(f'--grid: expected numbers such as "0,0.5,1.0", got {grid!r}') from None
+def _print_forecast(
+    cost: Mapping[str, int],
+    network: nn.Module,
+    images: Images,
+    workers: int,
+    as_json: bool,
+    json_out: Path | None,
+) -> None:
+    """What so many gradients of this network take by a short trial."""
+    from retroact.evaluation.trial import try_gradient
+    from retroact.ground import one_thread
+
+    with one_thread():
+        tried = try_gradient(network, images.images.shape[1:])
+    seconds = cost["gradients at most"] * tried.seconds / workers
+    print_result({**cost, "seconds at most, about": round(seconds, 1)}, as_json, json_out)
 
 
 def _tunable(kind: str) -> Any:
@@ -272,23 +344,22 @@ def _tunable(kind: str) -> Any:
     return said if isinstance(said, Measured) else type(said)
 
 
-def _print_tuning(tuned: Tuning, as_json: bool) -> None:
-    if as_json:
-        points = [
-            {"value": p.knob, "clean": p.clean, "claimed": p.claimed, "verified": p.verified}
-            for p in tuned.points
-        ]
-        return print_json(
-            {
-                "knob": tuned.knob,
-                "points": points,
-                "recommended": str(tuned.activation),
-                "largest": str(tuned.largest.activation),
-                "gain": tuned.gain,
-                "data": tuned.data,
-                "threat": tuned.threat,
-            }
-        )
+def _print_tuning(tuned: Tuning, as_json: bool, json_out: Path | None) -> None:
+    points = [
+        {"value": p.knob, "clean": p.clean, "claimed": p.claimed, "verified": p.verified}
+        for p in tuned.points
+    ]
+    said = {
+        "knob": tuned.knob,
+        "points": points,
+        "recommended": str(tuned.activation),
+        "largest": str(tuned.largest.activation),
+        "gain": tuned.gain,
+        "data": tuned.data,
+        "threat": tuned.threat,
+    }
+    if tell_json(said, as_json, json_out):
+        return
     rows = [
         {
             tuned.knob: f"{p.knob:g}",
@@ -353,12 +424,23 @@ def harden(
     seed: options.Seed = 0,
     out: HardenedOption = None,
     weights: options.Weights = "",
+    mean: options.Mean = None,
+    std: options.Std = None,
+    shape: options.Shape = None,
     device: options.Device = "cpu",
     fresh: options.Fresh = False,
     as_json: options.Json = False,
+    json_out: options.JsonOut = None,
+    dry_run: options.Dry = False,
 ) -> None:
     """Learn very little of a trained network, such as its activations' shifts, so that it is harder
-    to fool; with --out it goes on where it was stopped."""
+    to fool; with --out it goes on where it was stopped. What it takes is said before it begins.
+
+    \b
+    Example:
+      retroact harden digits-cnn --threat "Linf(0.1)" --data digits/train \\
+          --held digits/validation --out hard.safetensors
+    """
     _check_file(out)
     options.check_fresh(fresh, out, "--out")
     from retroact.nets.data import data as read
@@ -370,7 +452,12 @@ def harden(
     recipe = _recipe(learn, bf16, numbers)
     share = keep if keep is not None else 0.0 if held is None else 0.99
     images, kept = read(data), None if held is None else read(held)
-    plain = load(net, weights, images, device=device)
+    bring = Bringing.of([net], mean, std, shape, device)
+    plain = bring.load(net, weights, images)
+    forecast = _forecast(plain, recipe, images, kept, share)
+    if dry_run:
+        return print_result(forecast, as_json, json_out)
+    note(f"harden: {forecast['in words']}")
     how: dict[str, Any] = {"keep": share, "held": kept, "also": also or (), "seed": seed}
     folder = None if out is None else out.parent / "checkpoints" / out.stem
     how |= {"checkpoint_dir": folder, "fresh": fresh}
@@ -380,7 +467,7 @@ def harden(
     with if_stopped(truth), progress_bar(f"harden {net}") as progress:
         hard = run(plain, images, threat, recipe, **how, progress=progress)
     say_left_alone(hard.net)
-    _print_hardened(hard, out, with_curve=held is not None, as_json=as_json)
+    _print_hardened(hard, out, held is not None, as_json, json_out)
     if folder is not None:
         drop_checkpoint(folder)
 
@@ -399,7 +486,28 @@ def _recipe(learn: str, bf16: bool, numbers: Mapping[str, float | None]) -> Hard
     return Hardening(learn=learn, bf16=bf16, **given)  # type: ignore[arg-type]  # it checks
 
 
-def _print_hardened(hard: Hardened, out: Path | None, *, with_curve: bool, as_json: bool) -> None:
+def _forecast(
+    net: nn.Module, recipe: Hardening, images: Images, held: Images | None, keep: float
+) -> dict[str, object]:
+    """What the recipe takes, as numbers and as one line."""
+    from retroact.training.forecast import forecast
+
+    made = forecast(net, images, recipe, keep=keep, held=held)
+    size = "x".join(map(str, images.images.shape[1:]))
+    said = f"{made.steps} steps of {made.batch} {size} examples, {made.passes} passes each"
+    return {
+        "in words": f"{said}: {about_seconds(made.seconds)}, {about_bytes(made.bytes)} of memory",
+        "steps": made.steps,
+        "examples a step": made.batch,
+        "gradients": made.gradients,
+        "seconds, about": round(made.seconds, 1),
+        "bytes of memory, about": made.bytes,
+    }
+
+
+def _print_hardened(
+    hard: Hardened, out: Path | None, with_curve: bool, as_json: bool, json_out: Path | None
+) -> None:
     from retroact import checkpoint
 
     if with_curve and not as_json:
@@ -415,12 +523,12 @@ def _print_hardened(hard: Hardened, out: Path | None, *, with_curve: bool, as_js
         "seconds": round(hard.seconds, 1),
         "data": hard.data,
     }
-    if as_json:
-        result |= {"recipe": str(hard.recipe), "curve": [vars(p) for p in hard.curve]}
-        result |= {"learned": hard.learned, "parameters": hard.parameters}
+    numbers: dict[str, object] = {"learned": hard.learned, "parameters": hard.parameters}
+    numbers |= {"recipe": str(hard.recipe), "curve": [vars(p) for p in hard.curve]}
     if out is not None:
         result["saved"] = str(checkpoint.save(hard.net, out))
-    print_result(result, as_json)
+    if not tell_json(result | numbers, as_json, json_out):
+        print_result(result, as_json)
 
 
 FileArgument = Annotated[Path, typer.Argument(help="FILE.onnx or FILE.pt2")]
@@ -434,20 +542,29 @@ def export(
     sites: options.Sites = "*",
     also: options.Also = None,
     weights: options.Weights = "",
+    mean: options.Mean = None,
+    std: options.Std = None,
+    shape: options.Shape = None,
+    device: options.Device = "cpu",
     data: ImagesOption = None,
     as_json: options.Json = False,
+    json_out: options.JsonOut = None,
 ) -> None:
-    """Write a network, retrofitted or not, as ONNX or torch.export; checked against the
-    original."""
+    """Write a network, retrofitted or not, as ONNX or torch.export; checked against the original.
+
+    \b
+    Example:
+      retroact export digits-cnn hard.pt2 --activation "JumpReLU(0.5)"
+    """
     from retroact.nets.data import data as read
     from retroact.retrofitting.export import export as write
     from retroact.retrofitting.surgery import retrofit
 
     images, chosen = None if data is None else read(data), activation_of(activation)
     options.check_also(also, activation)
-    model = load(net, weights, images)
+    model = Bringing.of([net], mean, std, shape, device).load(net, weights, images)
     if chosen is not None:
         model = retrofit(model, chosen, sites=sites, also=also or ())
     say_left_alone(model)
     checked = write(model, to, images=None if images is None else images.images)
-    print_result(vars(checked), as_json)
+    print_result(vars(checked), as_json, json_out)

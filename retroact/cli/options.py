@@ -45,6 +45,24 @@ Weights = Annotated[
         )
     ),
 ]
+Mean = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NUMBERS",
+        help=(
+            "normalise the pixels of a package.module:function network that is a plain module:"
+            ' in [0,1], one number or one per channel, such as "0.4914,0.4822,0.4465"'
+        ),
+    ),
+]
+Std = Annotated[str | None, typer.Option(metavar="NUMBERS", help="likewise, divides")]
+Shape = Annotated[
+    str | None,
+    typer.Option(
+        metavar="C,H,W",
+        help="of an example, such as 3,224,224, where neither the network nor data say it",
+    ),
+]
 Store = Annotated[Path, typer.Option(envvar="RETROACT_STORE", help="SQLite file of finished cells")]
 Wait = Annotated[
     bool, typer.Option("--wait", help="wait for another process that is filling the store")
@@ -64,7 +82,8 @@ Executor = Annotated[
 Html = Annotated[Path | None, typer.Option(help="write a self-contained page here")]
 Json = Annotated[bool, typer.Option("--json", help="print the result as JSON")]
 Dry = Annotated[
-    bool, typer.Option("--dry-run", help="say what would run and what it would cost, and stop")
+    bool,
+    typer.Option("--dry-run", help="say what would run and how long it would take, and stop"),
 ]
 
 Parts = Annotated[
@@ -82,9 +101,47 @@ Fresh = Annotated[
 STORE = Path("retroact.sqlite")
 
 
+def check_folder(path: Path | None, *, is_dir: bool = False) -> None:
+    """Says before the work, not after it, that a file cannot be written."""
+    if path is not None and not path.absolute().parent.is_dir():
+        raise FileNotFoundError(
+            f"no folder {path.absolute().parent} to write {path.name} into; make it first"
+        )
+    if path is not None and is_dir and path.exists() and not path.is_dir():
+        raise FileExistsError(f"{path} is a file; expected a folder, or a new name for one")
+
+
+def _checked(path: Path | None) -> Path | None:
+    check_folder(path)
+    return path
+
+
+JsonOut = Annotated[
+    Path | None,
+    typer.Option("--json-out", help="write what --json prints into this file", callback=_checked),
+]
+
+
 def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def numbers_of(text: str, word: str) -> list[float]:
+    """The numbers of a text such as "0,0.5,1.0". CallError, which names the option, for no such
+    text."""
+    try:
+        return [float(v) for v in text.split(",")]
+    except ValueError:
+        raise CallError(f'{word}: expected numbers such as "0,0.5,1.0", got {text!r}') from None
+
+
+def sizes_of(text: str) -> tuple[int, ...]:
+    """The shape of an example that --shape says. CallError for what is none."""
+    sizes = text.split(",")
+    if not all(size.strip().isdecimal() and int(size) > 0 for size in sizes):
+        raise CallError(f"--shape: expected C,H,W, such as 3,224,224, got {text!r}")
+    return tuple(map(int, sizes))
 
 
 def check_also(also: Sequence[str] | None, *activations: str | None) -> None:
@@ -119,13 +176,3 @@ def check_fresh(fresh: bool, kept: Path | None, word: str = "--store") -> None:
     """Refuses --fresh where nothing is kept that could be started anew."""
     if fresh and kept is None:
         raise CallError(f"--fresh starts anew what {word} keeps, and none is given; drop one")
-
-
-def check_folder(path: Path | None, *, is_dir: bool = False) -> None:
-    """Says before the work, not after it, that a file cannot be written."""
-    if path is not None and not path.absolute().parent.is_dir():
-        raise FileNotFoundError(
-            f"no folder {path.absolute().parent} to write {path.name} into; make it first"
-        )
-    if path is not None and is_dir and path.exists() and not path.is_dir():
-        raise FileExistsError(f"{path} is a file; expected a folder, or a new name for one")

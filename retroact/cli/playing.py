@@ -9,7 +9,7 @@ import typer
 
 from retroact.cli import options
 from retroact.cli.console import note, print_result, progress_bar
-from retroact.cli.named import load, say_left_alone
+from retroact.cli.named import Bringing, say_left_alone
 from retroact.spec import CallError
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ HardenedOption = Annotated[
 ]
 CurvesOption = Annotated[
     list[str] | None,
-    typer.Option(help="what `audit --json` wrote; once for each radius and change"),
+    typer.Option(help="what `audit --json-out` wrote; once for each radius and change"),
 ]
 NumberOption = Annotated[
     int, typer.Option("--n", min=0, help="audit so many images now, for the curves; 0: none")
@@ -54,11 +54,18 @@ def playground(
     alpha: AlphaOption = 100.0,
     seed: options.Seed = 0,
     weights: options.Weights = "",
+    mean: options.Mean = None,
+    std: options.Std = None,
+    shape: options.Shape = None,
+    device: options.Device = "cpu",
     as_json: options.Json = False,
+    json_out: options.JsonOut = None,
 ) -> None:
     """Write one page that holds a network, to change its activation, attack it and look, offline.
 
-    Such as: retroact playground lenet-mnist --out play.html
+    \b
+    Example:
+      retroact playground lenet-mnist --out play.html
     """
     options.check_folder(out)
     if n and curves:
@@ -67,26 +74,21 @@ def playground(
     from retroact.playing.playground import data_of
     from retroact.playing.playground import playground as write_page
 
+    bring = Bringing.of([net, hardened], mean, std, shape, device)
     images = None if data is None else read(data)
-    plain = load(net, weights, images)
+    plain = bring.load(net, weights, images)
     images = read(data_of(plain)) if images is None else images
-    hard = None if hardened is None else load(hardened, "", images, beside=net)
+    hard = None if hardened is None else bring.load(hardened, "", images, beside=net)
     for network in filter(None, (plain, hard)):
         say_left_alone(network)
     begin: dict[str, Any] = {"eps": eps, "kappa": kappa, "alpha": alpha}
     page = write_page(plain, out, data=images, hardened=hard, curves=curves or (), **begin)
     if n:  # the page first: what it cannot hold is said before the audits
-        found = _measure(plain, hard, images[:n], _numbers(radii), kappa, alpha, seed)
+        tried = options.numbers_of(radii, "--radii")
+        found = _measure(plain, hard, images[:n], tried, kappa, alpha, seed)
         write_page(plain, out, data=images, hardened=hard, curves=found, **begin)
     note(f"wrote {page}")
-    print_result({"page": str(page), "kB": round(page.stat().st_size / 1000)}, as_json)
-
-
-def _numbers(radii: str) -> list[float]:
-    try:
-        return [float(v) for v in radii.split(",")]
-    except ValueError:
-        raise CallError(f'--radii: expected numbers such as "0.05,0.1", got {radii!r}') from None
+    print_result({"page": str(page), "kB": round(page.stat().st_size / 1000)}, as_json, json_out)
 
 
 def _measure(

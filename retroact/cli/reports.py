@@ -10,14 +10,15 @@ import typer
 from retroact.cli import options
 from retroact.cli.console import (
     note,
-    print_json,
     print_lines,
     print_rows,
     progress_bar,
     say,
     story,
+    tell_json,
 )
 from retroact.cli.named import executor_of
+from retroact.cli.planning import print_plan
 from retroact.cli.stopping import if_stopped
 from retroact.spec import CallError
 
@@ -40,15 +41,21 @@ def demo(
     report: PageOption = Path("retroact-demo.html"),
     detail: DetailOption = False,
     as_json: options.Json = False,
+    json_out: options.JsonOut = None,
 ) -> None:
-    """What two retrofits and hardening are worth, in half a minute: a small network under audit."""
+    """What two retrofits and hardening are worth, in half a minute: a small network under audit.
+
+    \b
+    Example:
+      retroact demo --report demo.html
+    """
     from retroact.demo import YOURS, run
 
     options.check_folder(report)
     with story("starting", quiet=as_json) as audience:
         made = run(data, report, detail=detail, audience=audience)
-    if as_json:
-        return print_json(made.to_json())
+    if tell_json(made.to_json(), as_json, json_out):
+        return
     if detail:
         _print_detail(made)
     say(f"\n{made.summary}", wrap=True)
@@ -93,11 +100,17 @@ def report(
     csv: CsvOption = None,
     title: TitleOption = None,
     as_json: options.Json = False,
+    json_out: options.JsonOut = None,
 ) -> None:
     """Tables, curves and pictures from stored cells, or audits side by side; reads only what is
-    stored."""
+    stored.
+
+    \b
+    Example:
+      retroact report --cells "*digits-cnn*" --html report.html --csv report.csv
+    """
     if audits:
-        return _lay_side_by_side(audits, cells, html, md, csv, title, as_json)
+        return _lay_side_by_side(audits, cells, html, md, csv, title, as_json, json_out)
     from retroact.experiments.store import Store
     from retroact.files import write
     from retroact.reports.tables import as_csv, lines, markdown
@@ -116,9 +129,8 @@ def report(
         note(f"wrote {write(markdown(chosen) + chr(10), md)}")
     if csv is not None:
         note(f"wrote {write(as_csv(chosen), csv)}")
-    if as_json:
-        return print_json([line.numbers() for line in chosen])
-    if html is md is csv is None:
+    told = tell_json([line.numbers() for line in chosen], as_json, json_out)
+    if not told and html is md is csv is json_out is None:
         print_lines(chosen)
 
 
@@ -130,6 +142,7 @@ def _lay_side_by_side(
     csv: Path | None,
     title: str | None,
     as_json: bool,
+    json_out: Path | None,
 ) -> None:
     if cells != "*":
         raise CallError(f"expected audits or --cells of a store, got both: {audits[0]} and {cells}")
@@ -143,9 +156,8 @@ def _lay_side_by_side(
         note(f"wrote {write(compared.markdown(rows, title=head), md)}")
     if csv is not None:
         note(f"wrote {write(compared.as_csv(rows), csv)}")
-    if as_json:
-        return print_json([row.plain() for row in rows])
-    if html is md is csv is None:
+    told = tell_json([row.plain() for row in rows], as_json, json_out)
+    if not told and html is md is csv is json_out is None:
         say(compared.summary(rows), wrap=True)
         print_rows([row.brief() for row in rows])
 
@@ -202,25 +214,36 @@ def study(
     workers: options.Workers = None,
     executor: options.Executor = None,
     as_json: options.Json = False,
+    json_out: options.JsonOut = None,
+    dry_run: options.Dry = False,
 ) -> None:
     """Make a paper's tables and figures anew, beside the published numbers, with a verdict on each
-    claim."""
+    claim.
+
+    \b
+    Example:
+      retroact study srelu --quick --dry-run
+      retroact study srelu --quick --only figure_1
+    """
     from retroact.experiments.store import Store
     from retroact.studies.study import write_pages
 
     where = executor_of(executor, workers)
     how: dict[str, Any] = {"only": only or (), "quick": quick, "large": large, "full": full or ()}
+    if dry_run:
+        if stored:
+            raise CallError("expected --stored, which measures nothing, or --dry-run, got both")
+        return print_plan(paper, None if fresh else store, where.workers, as_json, json_out, how)
     how |= {"fresh": fresh, "stored": stored}
     truth = f"what was measured is in {store}; the same command goes on with the rest"
     with Store(store, wait=wait, tell=note) as opened, if_stopped(truth):
         made = _make_study(paper, opened, facts, executor=where, **how)
-    if as_json:
-        return print_json(
-            [
-                {"claim": text, "answer": claim.answer, "because": claim.because}
-                for text, claim, _ in made.claims
-            ]
-        )
+    said = [
+        {"claim": text, "answer": claim.answer, "because": claim.because}
+        for text, claim, _ in made.claims
+    ]
+    if tell_json(said, as_json, json_out):
+        return
     # before anything is printed, so that `| head` does not cost the page
     paths = write_pages(made, out)
     for text, claim, _ in made.claims:

@@ -10,7 +10,7 @@ import typer
 
 from retroact.cli import options
 from retroact.cli.codes import EPILOG, FOUND
-from retroact.cli.console import note, print_json, say
+from retroact.cli.console import note, say, tell_json
 from retroact.cli.stopping import if_stopped
 from retroact.spec import CallError
 
@@ -46,22 +46,25 @@ def check(
     path: PathArgument = None,
     store: options.Store = options.STORE,
     as_json: options.Json = False,
+    json_out: options.JsonOut = None,
 ) -> None:
-    """Whether every row and every byte of a store is as it was written; reads all of it."""
+    """Whether every row and every byte of a store is as it was written; reads all of it.
+
+    \b
+    Example:
+      retroact store check retroact.sqlite
+    """
     from retroact.experiments.care import check
 
     found = check(path or store)
-    if as_json:
-        print_json(
-            {
-                "path": str(found.path),
-                "format": found.format,
-                "cells": found.cells,
-                "facts": found.facts,
-                "damaged": found.damaged,
-            }
-        )
-    else:
+    said = {
+        "path": str(found.path),
+        "format": found.format,
+        "cells": found.cells,
+        "facts": found.facts,
+        "damaged": found.damaged,
+    }
+    if not tell_json(said, as_json, json_out):
         _say_some(found.damaged)
         say(
             f"{found.path}: {found.cells} cells and {found.facts} facts hold" + _doubt(found.format)
@@ -74,13 +77,27 @@ def check(
         raise typer.Exit(FOUND)
 
 
-@app.command()
-def repair(path: PathArgument = None, store: options.Store = options.STORE) -> None:
-    """Drop what is damaged and keep the rest; the file as it was stays beside it."""
+@app.command(epilog=EPILOG)
+def repair(
+    path: PathArgument = None,
+    store: options.Store = options.STORE,
+    as_json: options.Json = False,
+    json_out: options.JsonOut = None,
+) -> None:
+    """Drop what is damaged and keep the rest; the file as it was stays beside it.
+
+    \b
+    Example:
+      retroact store repair retroact.sqlite
+    """
     from retroact.experiments.care import repair
 
     with if_stopped(ALL_OR_NOTHING):
         found = repair(path or store)
+    kept = {"path": str(found.path), "cells": found.cells, "facts": found.facts}
+    dropped = {"damaged": found.damaged, "aside": None if found.aside is None else str(found.aside)}
+    if tell_json(kept | dropped, as_json, json_out):
+        return
     _say_some(found.damaged)
     held = f"{found.cells} cells and {found.facts} facts hold"
     if found.aside is None:
@@ -89,32 +106,57 @@ def repair(path: PathArgument = None, store: options.Store = options.STORE) -> N
     note("run the commands that made what was dropped again; remove the old file when you are done")
 
 
-@app.command()
-def export(out: OutOption, path: PathArgument = None, store: options.Store = options.STORE) -> None:
-    """Write a store as Parquet (a row for each example) or JSON (as `study --facts` reads it)."""
+@app.command(epilog=EPILOG)
+def export(
+    out: OutOption,
+    path: PathArgument = None,
+    store: options.Store = options.STORE,
+    as_json: options.Json = False,
+    json_out: options.JsonOut = None,
+) -> None:
+    """Write a store as Parquet (a row for each example) or JSON (as `study --facts` reads it).
+
+    \b
+    Example:
+      retroact store export retroact.sqlite --out examples.parquet
+    """
     from retroact.experiments.exported import export
     from retroact.experiments.store import Store
 
     options.check_folder(out)
     with Store(path or store, create=False, readonly=True, tell=note) as opened:
-        note(f"wrote {export(opened, out)} cells to {out}")
+        count = export(opened, out)
+    if not tell_json({"cells": count, "file": str(out)}, as_json, json_out):
+        note(f"wrote {count} cells to {out}")
 
 
 @app.command(epilog=EPILOG)
-def merge(into: IntoArgument, source: FromArgument) -> None:
-    """Put into a store what another has and it lacks; what both have stays as it is."""
+def merge(
+    into: IntoArgument,
+    source: FromArgument,
+    as_json: options.Json = False,
+    json_out: options.JsonOut = None,
+) -> None:
+    """Put into a store what another has and it lacks; what both have stays as it is.
+
+    \b
+    Example:
+      retroact store merge retroact.sqlite other.sqlite
+    """
     from retroact.experiments.merging import merge
 
     with if_stopped(ALL_OR_NOTHING):
         merged = merge(into, source)
-    _say_some(merged.differ)
-    say(f"{into}: {merged.added} added from {source}, {merged.there} were there already")
+    said = {"added": merged.added, "there already": merged.there, "differ": merged.differ}
+    if not tell_json(said, as_json, json_out):
+        _say_some(merged.differ)
+        say(f"{into}: {merged.added} added from {source}, {merged.there} were there already")
     if merged.differ:
         note(f"{len(merged.differ)} have other results in {source}, and stay as they are in {into}")
         raise typer.Exit(FOUND)
 
 
-@app.command()
+@app.command(epilog=EPILOG)
 def prune(
     path: PathArgument = None,
     store: options.Store = options.STORE,
@@ -122,8 +164,15 @@ def prune(
     before: BeforeOption = None,
     images: ImagesOption = False,
     dry_run: DryOption = False,
+    as_json: options.Json = False,
+    json_out: options.JsonOut = None,
 ) -> None:
-    """Remove old cells and facts, or the images that they keep, and give the space back."""
+    """Remove old cells and facts, or the images that they keep, and give the space back.
+
+    \b
+    Example:
+      retroact store prune retroact.sqlite --images --dry-run
+    """
     from retroact.experiments.merging import prune
 
     if cells is None and before is None and not images:
@@ -131,6 +180,8 @@ def prune(
     how: dict[str, Any] = {"before": _date(before), "images": images, "dry": dry_run}
     with if_stopped(ALL_OR_NOTHING):
         gone = prune(path or store, glob=cells or "*", **how)
+    if tell_json({"removed": [] if dry_run else gone, "would go": gone}, as_json, json_out):
+        return
     if dry_run:
         _say_some(gone)
     what = "images of cells" if images else "cells and facts"

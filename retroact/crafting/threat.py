@@ -12,6 +12,7 @@ Everything is per example: tensors are (n, …), a length is (n,).
 from __future__ import annotations
 
 import math
+import re
 from abc import abstractmethod
 from dataclasses import replace
 from typing import Annotated, ClassVar, Literal, Protocol, Self, runtime_checkable
@@ -24,7 +25,7 @@ from retroact.crafting.geometry import TINY, each, nonzero
 from retroact.crafting.noise import normal, uniform
 from retroact.crafting.pacing import Halving, Pace
 from retroact.crafting.windows import Bumps, Stripes, Windows
-from retroact.spec import Positive, SpecError, Within, spec
+from retroact.spec import Positive, SpecError, Within, parse, spec
 
 SLACK = 1e-6
 """What float32 rounding may add to a perturbation, as a share of eps and in pixels, or of the
@@ -39,6 +40,8 @@ _PIXELS = (
     "eps is in pixels of [0,1], so 8 of 255 is Linf(8/255); for data in a wider box say how wide,"
     " Linf(3, width=20)"
 )
+
+_RADIUS = re.compile(r"\d*\.?\d+(e-?\d+)?(/\d*\.?\d+)?")
 
 ACCESS: tuple[Access, ...] = ("decision", "score", "gradient")
 
@@ -66,6 +69,16 @@ class ThreatModel(Protocol):
 
     eps: float
     access: Access
+
+    @staticmethod
+    def read(text: str) -> ThreatModel:
+        """The threat model that a text says. SpecError for a radius without its norm."""
+        if _RADIUS.fullmatch(text.strip()):
+            raise SpecError(
+                f"{text} is a radius, and which norm it is of is not said: did you mean"
+                f" Linf({text})?"
+            )
+        return parse(text, ThreatModel)
 
     @staticmethod
     @abstractmethod

@@ -45,8 +45,9 @@ class Model:
     """A network by its name, file or `package.module:function`, with or without a retrofit.
 
     `activation` None leaves the network as it is; `sites` selects by name, glob or order, and
-    `also` names kinds beyond ReLU; `file` holds the weights of a `package.module:function`.
-    `weights` is the first 16 hex digits of the weights' SHA-256, filled in by `locked`.
+    `also` names kinds beyond ReLU; `file` holds the weights of a `package.module:function`, and
+    `mean` and `std` normalise the pixels of one that gives a plain module (none: they stay as they
+    are). `weights` is the first 16 hex digits of the weights' SHA-256, filled in by `locked`.
     """
 
     net: str
@@ -55,6 +56,8 @@ class Model:
     file: str = ""
     weights: str = ""
     also: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     @classmethod
     def read(cls, text: str) -> Model:
@@ -63,9 +66,16 @@ class Model:
 
     @property
     def called(self) -> str:
-        """What a person calls the network before its retrofit: its name and the file of its
-        weights."""
-        return f"{self.net} with {self.file}" if self.file else self.net
+        """What a person calls the network before its retrofit: its name, the file of its weights,
+        and how its pixels are normalised where this model says it."""
+        said = f"{self.net} with {self.file}" if self.file else self.net
+        parts = [f"{k} {v}" for k, v in (("mean", self.mean), ("std", self.std)) if v]
+        return " ".join([said, *parts])
+
+    @property
+    def plain(self) -> Model:
+        """The network alone, which several models may share."""
+        return Model(self.net, file=self.file, mean=self.mean, std=self.std)
 
     def __call__(self, shape: Sequence[int] | None = None) -> nn.Module:
         """The network, retrofitted. Raises ValueError where the weights are not those that were
@@ -86,12 +96,12 @@ class Model:
     def bare(self, shape: Sequence[int] | None = None) -> nn.Module:
         """The network as it is before this model's retrofit; the same object at every call, so
         leave it as it is."""
-        return sized(_bare(self.net, self.file), shape)
+        return sized(_bare(self.plain), shape)
 
     def locked(self) -> Model:
         """The same model with its weights' hash."""
-        net, file = self.net, self.file
-        weights = remembered(("weights", net, file), lambda: checkpoint.digest(_bare(net, file)))
+        plain = self.plain
+        weights = remembered(("weights", plain), lambda: checkpoint.digest(_bare(plain)))
         return replace(self, weights=weights)
 
 
@@ -303,35 +313,35 @@ def _bring(
     return copy.deepcopy(model(shape)).to(device, dtype)
 
 
-def _bare(net: str, file: str) -> nn.Module:
-    return _brought[net, file] if (net, file) in _brought else _loaded(net, file)
+def _bare(plain: Model) -> nn.Module:
+    return _brought[plain] if plain in _brought else _loaded(plain)
 
 
 @lru_cache(maxsize=16)
-def _loaded(net: str, file: str) -> nn.Module:
-    return checkpoint.load(net, weights=file or None)
+def _loaded(plain: Model) -> nn.Module:
+    mean, std = plain.mean or None, plain.std or None
+    return checkpoint.load(plain.net, weights=plain.file or None, mean=mean, std=std)
 
 
-_brought: dict[tuple[str, str], nn.Module] = {}
+_brought: dict[Model, nn.Module] = {}
 
 
 @dataclass(frozen=True)
 class Brought:
     """A network, as it is before a retrofit, for a process that may lack the file of its name."""
 
-    net: str
-    file: str
+    plain: Model
     network: nn.Module
 
     @classmethod
     def of(cls, model: Model) -> Brought:
         """That of a model."""
-        return cls(model.net, model.file, _bare(model.net, model.file))
+        return cls(model.plain, _bare(model.plain))
 
     def __call__(self) -> None:
         """Makes it known in this process."""
-        _brought.pop((self.net, self.file), None)
-        _brought[self.net, self.file] = self.network
+        _brought.pop(self.plain, None)
+        _brought[self.plain] = self.network
         while len(_brought) > 16:
             del _brought[next(iter(_brought))]
 

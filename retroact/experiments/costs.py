@@ -3,17 +3,14 @@ each network."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import nn
-
 from retroact.crafting.attack import CHUNK
-from retroact.crafting.oracle import in_float
+from retroact.evaluation.trial import try_gradient
 from retroact.executors import SERIAL, Executor
 from retroact.experiments.cell import Cell, Model, alike
 from retroact.experiments.store import Store
@@ -41,11 +38,8 @@ def estimate(
     with Store(path if there else ":memory:", readonly=there) as store:
         planned = plan(cells, store, keep=keep, look=lambda part: holding(part).pixels)
     todo = [planned.cells[k] for k in planned.todo]
-    passes = {group[0]: group[0].attack.passes * holding(group[0].data).n for group in alike(todo)}
-    seconds = sum(
-        n * _seconds_per_gradient(cell.model, cell.data, chunk, device)
-        for cell, n in passes.items()
-    )
+    passes = passes_of(todo)
+    seconds = seconds_of(passes, chunk=chunk, device=device)
     return {
         "cells": len(planned.cells),
         "already in the store": len(planned.cells) - len(todo),
@@ -55,21 +49,22 @@ def estimate(
     }
 
 
+def passes_of(cells: Sequence[Cell]) -> dict[Cell, int]:
+    """How many gradients cells take at most, of each group that one run of its attack serves."""
+    return {group[0]: group[0].attack.passes * holding(group[0].data).n for group in alike(cells)}
+
+
+def seconds_of(passes: Mapping[Cell, int], *, chunk: int | None, device: str = "cpu") -> float:
+    """About how many seconds the gradients of `passes` take, one after the other."""
+    return sum(
+        n * _seconds_per_gradient(cell.model, cell.data, chunk, device)
+        for cell, n in passes.items()
+    )
+
+
 @lru_cache(maxsize=16)
 def _seconds_per_gradient(model: Model, text: str, chunk: int | None, device: str) -> float:
     held = holding(text)
-    drawn, n = torch.Generator().manual_seed(0), min(held.n, chunk or CHUNK)
-    images = torch.rand(n, *held.shape, generator=drawn).to(device)
-    net = model(held.shape).to(device)
+    net = copy.deepcopy(model(held.shape)).to(device)  # which other models share
     with one_thread():
-        _gradient(net, images)  # the first pass also pays for what is paid once
-        began = time.perf_counter()
-        _gradient(net, images)
-        return (time.perf_counter() - began) / len(images)
-
-
-def _gradient(net: nn.Module, images: torch.Tensor) -> None:
-    x = images.clone().requires_grad_()
-    torch.autograd.grad(in_float(net, x).sum(), x)
-    if x.is_cuda:
-        torch.cuda.synchronize()
+        return try_gradient(net, held.shape, min(held.n, chunk or CHUNK)).seconds

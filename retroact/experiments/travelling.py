@@ -6,6 +6,7 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 
 from retroact.evaluation.record import Record, from_bytes, images_to_bytes, to_bytes
@@ -31,7 +32,7 @@ def brought_for(group: Sequence[Cell]) -> Iterator[tuple[str, Callable[[], objec
 
 
 def _plain(model: Model) -> Model:
-    return Model(model.net, file=model.file, weights=model.weights)
+    return replace(model.plain, weights=model.weights)
 
 
 def receive(thing: Images | Brought) -> None:

@@ -182,6 +182,16 @@ def tune(
     return Tuning(points, _knob_of(kind), keep, data.name, show(threat), len(data.labels), kinds)
 
 
+def passes_of(
+    kind: type[Any] | Measured | str, grid: Sequence[float] | None = None
+) -> tuple[int, int]:
+    """How many values `tune` tries, and how many gradients they take of each image at most."""
+    candidates = _candidates(_kind(kind), grid)
+    passes = CLAIMED.passes, ON_MARGIN.passes
+    jumps = sum(bool(activation.jump) for activation, _ in candidates)
+    return len(candidates), len(candidates) * sum(passes) + jumps * ON_MARGIN.passes
+
+
 @dataclass(frozen=True)
 class _Trial:
     """Tries one value of the knob."""

@@ -86,15 +86,16 @@ class Classifier(nn.Module):
 
 def sized(net: nn.Module, shape: Sequence[int] | None) -> nn.Module:
     """The net, or where it is a classifier that does not say the shape of its images, one that
-    shares all with it and does."""
+    shares all with it and does. ValueError where its mean and std are of other channels."""
     if shape is None or not isinstance(net, Classifier) or net.shape is not None:
         return net
     copied = copy.copy(net)
     copied.shape = _check_shape(shape)
-    if len(copied.shape) != IMAGE:  # mean and std have the axes of images
-        copied._buffers = dict(net._buffers)
-        for what, old in (("mean", net.mean), ("std", net.std)):
-            setattr(copied, what, _per_channel(old.flatten().tolist(), what, copied.shape, old))
+    copied._buffers = dict(net._buffers)
+    for what, old in (("mean", net.mean), ("std", net.std)):
+        numbers = _per_channel(old.flatten().tolist(), what, copied.shape, old)
+        if len(copied.shape) != IMAGE:  # mean and std have the axes of images
+            setattr(copied, what, numbers)
     return copied
 
 

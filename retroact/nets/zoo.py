@@ -17,7 +17,7 @@ import inspect
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Protocol
@@ -49,6 +49,13 @@ from retroact.spec import CallError, SpecError, parse, quote, shorten, show, spe
 PACKAGE_LIMIT = 500_000
 """Bytes of the largest weights file in the wheel; larger ones live in the repository's zoo/, in
 fp16."""
+
+
+NOT_NORMALISED = (
+    "{where} gives a plain module, and nothing says how its pixels are normalised: those of [0,1]"
+    " reach it as they are; where it was trained on others, give mean and std (--mean, --std), or"
+    " let it give a Classifier"
+)
 
 
 class NameOfNoNetError(ZooError, CallError):
@@ -254,8 +261,8 @@ def from_user(
     where: str,
     weights: str | Path | None = None,
     *,
-    mean: float | tuple[float, ...] = 0.0,
-    std: float | tuple[float, ...] = 1.0,
+    mean: float | Sequence[float] | None = None,
+    std: float | Sequence[float] | None = None,
     shape: Shape | None = None,
     output: Output = None,
 ) -> Classifier:
@@ -265,17 +272,23 @@ def from_user(
     `weights` is a checkpoint, as safetensors or of torch.save, which is read without running any
     code; how its weights were found (prefixes, what lay beside them) is said in the net's `notes`,
     and so is its SHA-256, unless FILE.sha256 beside it says it: then it must be that.
-    A function that gives a Classifier keeps its own mean and std. Raises ZooError, saying which of
-    import, call, and weights went wrong.
+    A function that gives a Classifier has its own mean and std; for a plain module without any the
+    `notes` say so. Raises ZooError, saying which of import, call, and weights went wrong, and where
+    mean and std are said twice.
     """
     net = _build(where)
+    if isinstance(net, Classifier) and not mean is std is None:
+        raise ZooError(f"{where} gives a Classifier, which has its own mean and std; drop yours")
     inner = net.module if isinstance(net, Classifier) else net
     try:
         notes = () if weights is None else _fill_from(inner, Path(weights).expanduser())
     except foreign.WeightsError as e:
         raise ZooError(str(e)) from e
     if not isinstance(net, Classifier):
-        net = Classifier(net, mean, std, shape=shape, output=output, name=where)
+        numbers = 0.0 if mean is None else mean, 1.0 if std is None else std
+        net = Classifier(net, *numbers, shape=shape, output=output, name=where)
+        if mean is std is None:
+            notes += (NOT_NORMALISED.format(where=where),)
     net.notes = notes
     # whatever that function began with, it alone knows what it made of it
     net.code, net.network = where, ""

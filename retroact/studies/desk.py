@@ -22,7 +22,11 @@ Facts = dict[str, Any]
 
 
 class NotMeasuredError(LookupError):
-    """A desk that measures nothing was asked for what its store lacks."""
+    """A desk that measures nothing was asked for what its store lacks (`lacks`)."""
+
+    def __init__(self, text: str, lacks: Sequence[Any] = ()) -> None:
+        super().__init__(text)
+        self.lacks = tuple(lacks)
 
 
 class Derived(Protocol):
@@ -42,9 +46,10 @@ class Desk:
     them out. What the store has by today's key, or by the one that the page's own measurement had
     (`earlier`), is not made again; but with a set `anew` all that is not in it is, once, and put
     into it. A `stored` desk makes nothing: it raises NotMeasuredError instead, and its items take
-    the largest of their sizes that the store has (`largest`). `used`, `keys` and `seconds` grow
-    with what an item asks for, whether it was stored or made now, and each thing counts once: they
-    are its footnote, and what is carried with its page.
+    the largest of their sizes that the store has (`largest`). A desk that `plans` makes and files
+    nothing at all, and takes the sizes that are asked for. `used`, `keys` and `seconds` grow with
+    what an item asks for, whether it was stored or made now, and each thing counts once: they are
+    its footnote, and what is carried with its page.
     """
 
     def __init__(
@@ -54,6 +59,7 @@ class Desk:
         quick: bool = False,
         large: bool | None = None,
         stored: bool = False,
+        plans: bool = False,
         executor: Executor = SERIAL,
         chunk: int | None = None,
         earlier: Earlier = Earlier(),  # noqa: B008  # frozen
@@ -62,6 +68,7 @@ class Desk:
     ) -> None:
         self.store, self.quick, self.stored, self._earlier = store, quick, stored, earlier
         self._executor, self._chunk, self._progress = executor, chunk, progress
+        self._plans = plans
         self.large, self._anew = stored or not quick if large is None else large, anew
         self.used: dict[str, None] = {}
         self.keys: dict[str, None] = {}
@@ -161,12 +168,14 @@ class Desk:
             fill(anew, self.store, **how, fresh=True)
         by_cell = {cell: self._earlier.record(cell, self.store, keep=keep) for cell in asked}
         todo = [cell for cell, record in by_cell.items() if record is None]
-        self._refuse([] if keep else todo)
+        self._refuse([] if keep and not self._plans else todo)
         fill(todo, self.store, **how)
         return by_cell
 
     def _derive(self, what: Derived) -> Facts:
         found = self._find(what)
+        if found is None and self._plans:
+            return what(self._inner())
         if found is None:
             self._make(what)
             found = self._look_up(what)
@@ -192,6 +201,7 @@ class Desk:
             quick=self.quick,
             large=self.large,
             stored=self.stored,
+            plans=self._plans,
             executor=self._executor,
             chunk=self._chunk,
             earlier=self._earlier,
@@ -221,10 +231,13 @@ class Desk:
         return found if now is None else Measured(*now, stored=True)
 
     def _refuse(self, todo: Sequence[Any]) -> None:
-        """Raises NotMeasuredError where this desk makes nothing and the store lacks one of them."""
-        missing = next((w for w in todo if self.stored and self._find(w) is None), None)
-        if missing is not None:
-            raise NotMeasuredError(f"{self.store.path} lacks {shorten(show(missing))}")
+        """Raises NotMeasuredError where this desk makes nothing and the store lacks some of it."""
+        if not (self.stored or self._plans):
+            return
+        missing = [w for w in todo if self._plans or self._find(w) is None]
+        if missing:
+            said = shorten(show(missing[0]))
+            raise NotMeasuredError(f"{self.store.path} lacks {said}", missing)
 
     def _file(self, what: Any, seconds: float, *, then: bool) -> None:
         """Notes what was asked for: its slice, its key, its seconds."""

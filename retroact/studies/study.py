@@ -12,6 +12,7 @@ import importlib
 import pkgutil
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -92,6 +93,47 @@ def study(
     return Study(paper, PAPERS[paper], source, made, said, (SIZES,), whole=not only)
 
 
+@dataclass(frozen=True)
+class Planned:
+    """An item of a study and the first of what it asks for that the store lacks: what it asks for
+    then is not known before that is there."""
+
+    name: str
+    title: str
+    lacks: tuple[Any, ...]
+
+
+def plan(
+    paper: str,
+    store: Store,
+    *,
+    only: Sequence[str] = (),
+    quick: bool = False,
+    large: bool = False,
+    full: Sequence[str] = (),
+) -> list[Planned]:
+    """What `study` of these words would have to measure; nothing is measured or written. Raises as
+    it does."""
+    _check(paper, only, full, quick=quick, large=large, measures=True, fresh=False)
+    with hashed_once():
+        return [
+            _plan(paper, name, store, quick=quick and name not in full, large=large)
+            for name in items(paper)
+            if not only or name in only
+        ]
+
+
+def _plan(paper: str, name: str, store: Store, *, quick: bool, large: bool) -> Planned:
+    module = importlib.import_module(f"retroact.studies.{paper}.{name}")
+    how = {"plans": True, "quick": quick, "large": large or not quick}
+    try:
+        for _ in module.make(_set_up(paper, store, how)):
+            pass
+    except NotMeasuredError as lacking:
+        return Planned(name, _title(module), lacking.lacks)
+    return Planned(name, _title(module), ())
+
+
 def _check(
     paper: str,
     only: Sequence[str],
@@ -125,9 +167,15 @@ def _check(
 
 def _set_up(paper: str, store: Store, how: dict[str, Any]) -> Desk:
     """A desk with the paper's own chunk, and with what its page was measured with."""
-    chunk = getattr(importlib.import_module(f"retroact.studies.{paper}"), "CHUNK", None)
     earlier: Earlier = importlib.import_module(f"retroact.studies.{paper}.measured").EARLIER
-    return Desk(store, chunk=chunk, earlier=earlier, **how)
+    return Desk(store, chunk=chunk_of(paper), earlier=earlier, **how)
+
+
+def chunk_of(paper: str) -> int | None:
+    """How many examples the cells of a paper pass at once; None where each attack says it."""
+    package = importlib.import_module(f"retroact.studies.{paper}")
+    chunk: int | None = getattr(package, "CHUNK", None)
+    return chunk
 
 
 def write_pages(result: Study, folder: str | Path) -> list[Path]:

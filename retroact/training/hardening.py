@@ -230,7 +230,7 @@ def harden(
     net, threat, recipe = as_module(net), as_threat(threat), _as_recipe(recipe)
     train, held = as_images(train, net), None if held is None else as_images(held, net)
     seed, _, _ = checked(seed)
-    _check(net, train, held, keep)
+    check(net, train, held, keep)
     net, began = sized(net, train.images.shape[1:]), time.monotonic()
     learner = _Learner(net, recipe, train, threat, tuple(also))
     run = _describe_run(net, train, threat, recipe, tuple(also), seed)
@@ -287,7 +287,8 @@ def _as_recipe(said: Hardening | str | None) -> Hardening:
     return recipe
 
 
-def _check(net: nn.Module, train: Images, held: Images | None, keep: float) -> None:
+def check(net: nn.Module, train: Images, held: Images | None, keep: float) -> None:
+    """Raises as `harden` does, before anything is learned."""
     for part in (train, held):
         if part is not None and part.split == "test":
             raise ValueError(

@@ -1,0 +1,79 @@
+"""`study --dry-run`: what a study would measure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from retroact.cli.console import about_seconds, say, tell_json
+
+if TYPE_CHECKING:
+    from retroact.experiments.store import Store
+
+
+def print_plan(
+    paper: str,
+    path: Path | None,
+    workers: int,
+    as_json: bool,
+    json_out: Path | None,
+    how: dict[str, Any],
+) -> None:
+    """What each item would measure first, and about how long that takes."""
+    from retroact.experiments.cell import Cell
+    from retroact.experiments.costs import passes_of, seconds_of
+    from retroact.studies.study import chunk_of, plan
+
+    with _opened_to_read(path) as opened:
+        planned = plan(paper, opened, **how)
+    items = []
+    for one in planned:
+        cells = [what for what in one.lacks if isinstance(what, Cell)]
+        seconds = seconds_of(passes_of(cells), chunk=chunk_of(paper)) / workers
+        others = len(one.lacks) - len(cells)
+        items.append(_Item(one.name, one.title, len(cells), others, round(seconds, 1)))
+    if tell_json([item.said() for item in items], as_json, json_out):
+        return
+    for item in items:
+        say(str(item))
+    total = sum(item.seconds for item in items)
+    say(
+        f"these cells: {about_seconds(total)} at most; what an item asks for after them and how"
+        " long other measurements take is known when they are there",
+        wrap=True,
+    )
+
+
+def _opened_to_read(path: Path | None) -> Store:
+    """A store from which is read alone; an empty one where there is none."""
+    from retroact.experiments.store import Store
+
+    if path is None or not path.exists():
+        return Store(":memory:")
+    return Store(path, readonly=True)
+
+
+@dataclass(frozen=True)
+class _Item:
+    """What an item of a study would measure first."""
+
+    name: str
+    title: str
+    cells: int
+    others: int
+    seconds: float
+
+    def said(self) -> dict[str, Any]:
+        return {
+            "item": self.name,
+            "title": self.title,
+            "cells to run first": self.cells,
+            "other measurements first": self.others,
+            "seconds of these cells at most, about": self.seconds,
+        }
+
+    def __str__(self) -> str:
+        cells = [f"{self.cells} cells, {about_seconds(self.seconds)} at most"] if self.cells else []
+        others = [f"{self.others} other measurements"] if self.others else []
+        return f"{self.name}: {' and '.join([*cells, *others]) or 'in the store'}"

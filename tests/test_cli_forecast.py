@@ -1,0 +1,129 @@
+"""--dry-run: what would run, and about how long it would take, without running it."""
+
+import json
+
+import numpy as np
+import pytest
+
+import retroact as ra
+from retroact.auditing.battery import QUICK, THOROUGH, Battery
+from retroact.evaluation.trial import try_gradient
+from retroact.experiments.tuning import ON_MARGIN, passes_of
+
+LINF = ("--threat", "Linf(0.1)")
+DIGITS = ("--data", "digits[:40]")
+HARDEN = ("harden", "digits-cnn", *LINF, "--data", "digits/train[:60]")
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch):
+    """Fails where anything is attacked or learned."""
+
+    def refuse(*_, **__):
+        raise AssertionError("it runs")
+
+    for place in ("auditing.attack_run.AttackRun.attempt", "training.hardening._Learner.learn"):
+        monkeypatch.setattr(f"retroact.{place}", refuse)
+    monkeypatch.setattr("retroact.experiments.tuning.evaluate", refuse)
+    monkeypatch.setattr("retroact.experiments.sweep.run_together", refuse)
+
+
+@pytest.mark.parametrize(
+    ("words", "gradients"),
+    [
+        (("audit", "digits-cnn", "JumpReLU(0.5)", *LINF, *DIGITS, "--quick"), 2 * 40 * 140),
+        (("audit", "digits-cnn", "--against", "digits-cnn", *LINF, *DIGITS, "--quick"), None),
+        (("check", "digits-cnn", *LINF, *DIGITS, "--claimed", "FGSM", "--quick"), 40 * 101),
+        (("tune", "digits-cnn", "JumpReLU", *LINF, "--data", "digits/validation[:9]"), None),
+        ((*HARDEN, "--steps", "5", "--batch", "20", "--attack-steps", "2"), 5 * 20 * 4),
+        ((*HARDEN, "--steps", "5", "--clean-weight", "0"), 5 * 60 * 8),
+    ],
+)
+def test_nothing_runs_and_the_cost_is_said(call, tmp_path, nothing_runs, words, gradients):
+    code, out, err = call(*words, "--dry-run", "--json")
+    told = json.loads(out)
+    found = next(value for name, value in told.items() if name.startswith("gradients"))
+    assert code == 0, err
+    assert found > 0 and gradients in (None, found)
+    assert next(value for name, value in told.items() if name.startswith("seconds")) > 0
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_example_takes_more_gradients_than_is_forecast():
+    for battery in (QUICK, Battery(steps=4, targets=2, targeted_steps=3, finish=2, queries=9)):
+        made = ra.audit("digits-cnn", "digits-cnn", "digits[:60]", "Linf(0.05)", battery=battery)
+        asked = sum(a.gradients for a in made.after.attacks if not a.asked_by)
+        assert 0 < asked <= battery.passes(ra.PGD(40), 60, 10)
+
+
+def test_rounds_are_counted():
+    one = QUICK.passes(ra.FGSM(), 1, 10)
+    assert one == 1 + 10 + 3 * 15 + 45
+    assert THOROUGH.passes(ra.FGSM(), 100, 10) > 8 * 3 * 100 * (5 * 30 + 150)
+
+
+def test_a_budget_is_never_exceeded(call):
+    words = ("audit", "digits-cnn", "JumpReLU(0.5)", *LINF, "--data", "digits", "--budget", "1s")
+    told = json.loads(call(*words, "--thorough", "--dry-run", "--json")[1])
+    assert told["seconds at most, about"] == 1.0
+
+
+def test_tuning_counts_the_smoothed_attack_where_there_is_a_jump():
+    values, passes = passes_of("JumpReLU", [0.0, 0.5])
+    assert (values, passes) == (2, 2 * 80 + ON_MARGIN.passes)  # kappa 0 has none
+    assert passes_of("SReLU", [2.0]) == (2, 2 * 80)  # the neutral one is put first
+
+
+def test_a_network_of_large_images_is_said_what_hardening_takes_before_it_begins(
+    call, tmp_path, monkeypatch
+):
+    (tmp_path / "large_here.py").write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Conv2d(3, 4, 9, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1),\n"
+        "                         nn.Flatten(), nn.Linear(4, 2))\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    x = np.random.default_rng(0).integers(0, 256, (12, 3, 224, 224), dtype=np.uint8)
+    np.savez(tmp_path / "large.npz", images=x, labels=np.arange(12) % 2)
+    words = ("harden", "large_here:build", *LINF, "--data", "npz:large.npz/train")
+    code, _, err = call(*words, "--steps", "2", "--batch", "4", "--attack-steps", "1")
+    said = "harden: 2 steps of 4 3x224x224 examples, 3 passes each: about"
+    assert code == 0 and said in err and "of memory" in err
+    code, _, err = call(*words[:-1], "npz:large.npz", "--dry-run")
+    assert code == 3 and "is test data" in err
+
+
+def test_memory_is_that_of_what_is_kept_for_the_way_back():
+    from torch import nn
+
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 1000), nn.ReLU(), nn.Linear(1000, 10))
+    kept = try_gradient(net, (1, 8, 8), 32).bytes
+    assert 4 * 1000 <= kept <= 4 * 3 * 1100  # floats of the hidden layer, not the weights
+
+
+def test_a_study_says_which_items_lack_what(call, tmp_path, nothing_runs):
+    words = ("study", "srelu", "--quick", "--only", "figure_1", "--only", "figure_2", "--dry-run")
+    code, out, _ = call(*words, "--json")
+    first, second = json.loads(out)
+    assert code == 0 and first["item"] == "figure_1" and first["cells to run first"] == 0
+    assert second["cells to run first"] > 0
+    assert second["seconds of these cells at most, about"] > 0
+    code, out, _ = call(*words)
+    assert "figure_1: in the store" in out and "figure_2: " in out and " cells, about" in out
+    assert not list(tmp_path.iterdir())
+
+
+def test_words_for_times_and_bytes():
+    from retroact.cli.console import about_bytes, about_seconds
+
+    said = [about_seconds(s) for s in (0.2, 7.4, 119, 121, 3 * 3600, 9e5)]
+    assert said == [
+        "about a second",
+        "about 7 s",
+        "about 119 s",
+        "about 2 min",
+        "about 3 h",
+        "about 10 days",
+    ]
+    assert [about_bytes(b) for b in (5e4, 3e6, 2.34e9)] == ["1 MB", "3 MB", "2.3 GB"]
