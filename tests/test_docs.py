@@ -46,6 +46,10 @@ def test_the_readmes_python_runs(tmp_path):
         block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "ra.tune" in block
     )
     code = code.replace("[:500]", "[:20]").replace("[:1000]", "[:20]")
+    little = "steps=1, targets=1, targeted_steps=1, finish=1, trial_steps=0, queries=0, points=20"
+    assert 'battery="quick"' in code
+    code = code.replace('battery="quick"', f"battery=Battery({little})")
+    code = f"from retroact.auditing.battery import Battery\n{code}"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
     )

@@ -261,7 +261,7 @@ def _choose_dose(
 
 
 def _tell(hardened: nn.Module, curve: Sequence[Dose], held: Images) -> None:
-    """Leaves on the network what it kept of its clean accuracy, for the file that it is saved in."""
+    """Leaves on the network what it kept of its clean accuracy, for the file it is saved in."""
     if isinstance(hardened, Classifier):
         of, words = digest(hardened), ("clean accuracy before hardening", "clean accuracy")
         hardened.measured = tuple(
