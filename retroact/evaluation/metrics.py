@@ -141,10 +141,6 @@ def wilson(k: int, n: int, z: float = 1.959964) -> tuple[float, float]:
     """Wilson's score interval of a share k/n (95 % by default); Wilson 1927.
 
     (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n).
-
-    >>> import retroact as ra
-    >>> [round(end, 3) for end in ra.wilson(23, 40)]
-    [0.422, 0.715]
     """
     if not 0 <= k <= n or n == 0:
         raise ValueError(f"expected 0 ≤ k ≤ n with n > 0, got k={k}, n={n}")
