@@ -1,4 +1,4 @@
-# make demo   the environment, and the whole walk in two minutes
+# make demo   the environment, and what retrofits are worth, in half a minute
 # make test   the environment, and all tests     make fast   the tests that take no time
 # make check  lint, format, types                make bench  paired speed ratios
 # make docs   the reference and the site, in docs/_build/html; make site: and a playground in it

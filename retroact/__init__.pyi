@@ -98,7 +98,6 @@ from retroact.evaluation.metrics import clean_accuracy as clean_accuracy
 from retroact.evaluation.metrics import rho as rho
 from retroact.evaluation.metrics import robust_accuracy as robust_accuracy
 from retroact.evaluation.metrics import success_rate as success_rate
-from retroact.evaluation.metrics import wilson as wilson
 from retroact.evaluation.metrics import worst_case as worst_case
 from retroact.evaluation.proof import craft as craft
 from retroact.evaluation.proof import craft_all as craft_all
@@ -128,6 +127,7 @@ from retroact.retrofitting.sites import sites as sites
 from retroact.retrofitting.surgery import Retrofit as Retrofit
 from retroact.retrofitting.surgery import refit as refit
 from retroact.retrofitting.surgery import retrofit as retrofit
+from retroact.shares import wilson as wilson
 from retroact.spec import key as key
 from retroact.spec import parse as parse
 from retroact.spec import show as show

@@ -1,181 +1,277 @@
-"""The demo: the whole walk on a small network, from a trained net to a table and a report.
+"""The demo: what two retrofits of a small network are worth, and what hardening it is worth.
 
-The network, retrofitted with SReLU(100) and with a tuned JumpReLU, is attacked white-box with the
-cross-entropy and with the margin loss, gray-box from the undefended twin, and, where there is a
-jump, through a smoothed backward pass. Both retrofits are audited, and beside them the same network
-hardened by learned shifts.
+One network after the other goes through the audit's quick battery, the plain one first, and each is
+told as soon as it is measured. So every network has one verified number: that of the plain one is
+measured once, and read by all audits after.
 """
+
+# torch, and all that needs it, is imported as it is needed: the first line stands at once
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Protocol
 
-from retroact.activations.piecewise import JumpReLU, SReLU
-from retroact.attacks.pgd import CLAIMED, PGD
-from retroact.auditing.audit import Audit, audit
-from retroact.checkpoint import load
-from retroact.crafting.threat import Linf
-from retroact.evaluation.metrics import robust_accuracy, worst_case
-from retroact.executors import SERIAL, Executor
-from retroact.experiments.cell import Cell, Model
-from retroact.experiments.store import Store
-from retroact.experiments.sweep import fill, plan
-from retroact.experiments.tuning import ON_MARGIN, tune
-from retroact.files import write
-from retroact.ground import one_thread
-from retroact.nets.data import data as read
-from retroact.reports import html, plots
-from retroact.reports.tables import Line, lines
-from retroact.retrofitting.surgery import retrofit
-from retroact.spec import show
-from retroact.training.hardening import harden
-from retroact.training.learnable import SHARPNESS
+if TYPE_CHECKING:
+    from retroact.auditing.audit import Audit
+    from retroact.experiments.tuning import Tuning
+    from retroact.nets.classifier import Classifier
+    from retroact.nets.data import Images
+    from retroact.reading import Net
+    from retroact.reports.walk import Shown
 
 
 @dataclass(frozen=True)
 class Scene:
-    """What the demo runs on: a network, its data, a radius in pixels, and the clean accuracy to
-    keep."""
+    """What the demo runs on: a network, what it reads, its data, a radius in pixels, the kappa of
+    JumpReLU that tuning recommends on validation data, the clean accuracy to keep, and the recipe
+    that hardens the network."""
 
     net: str
+    what: str
     test: str
     validation: str
     train: str
     eps: float
+    kappa: float
     keep: float
+    recipe: str
+
+    @property
+    def retrofits(self) -> dict[str, str]:
+        """The retrofits, with a sentence about each."""
+        return {"SReLU(100)": SLOPED, f"JumpReLU({self.kappa:g})": JUMPING}
+
+    @property
+    def intro(self) -> str:
+        return (
+            f"{self.net} is a small network that reads {self.what}. An attacker may move every"
+            f" pixel by {self.eps:g} of its range."
+        )
 
 
+SLOPED = "The slope of every ReLU is raised (Borji 2020). All scores grow, and no decision changes."
+JUMPING = "Every ReLU is silent below a threshold, and jumps there (Erichson, Yao & Mahoney 2019)."
 SCENES = {
-    "digits": Scene("digits-cnn", "digits", "digits/validation", "digits/train", 0.1, 0.97),
+    "digits": Scene(
+        net="digits-cnn",
+        what="8x8 digits",
+        test="digits[:100]",
+        validation="digits/validation",
+        train="digits/train",
+        eps=0.1,
+        kappa=0.4,
+        keep=0.97,
+        recipe="Hardening(learn='all', steps=60, batch=128, lr=0.003, attack_steps=5)",
+    ),
     "mnist": Scene(
-        "lenet-mnist", "mnist[:500]", "mnist/validation[:200]", "mnist/train[:5000]", 0.1, 0.99
+        net="lenet-mnist",
+        what="the digits of MNIST",
+        test="mnist[:100]",
+        validation="mnist/validation[:200]",
+        train="mnist/train[:5000]",
+        eps=0.1,
+        kappa=1.0,
+        keep=0.99,
+        recipe="Hardening()",
     ),
 }
-KEPT = 12
-# what the progress bar reckons with until tuning has said whether there is a jump to smooth
-CELLS = 9
-AUDITS = 20  # hardening and three audits, in the time of a cell
+
+YOURS = (
+    'retroact audit mine:net "SReLU(100)" --data folder:test --threat "Linf(0.03)"',
+    'retroact check mine:net --reported 53 --data folder:test --threat "Linf(0.03)"',
+    'retroact harden mine:net --data folder:train --threat "Linf(0.03)" \\\n'
+    "      --out hard.safetensors",
+)
+"""What to try next, on a network of one's own."""
 
 
-def run(
-    name: str,
-    store: Path,
-    page: Path,
-    *,
-    executor: Executor = SERIAL,
-    wait: bool = False,
-    progress: Callable[[float, int], None] | None = None,
-) -> tuple[list[Line], list[str], Path]:
-    """Runs the demo on `name` (digits or mnist); returns the table's lines, what they say, and the
-    page's path."""
+class Audience(Protocol):
+    """Whoever follows the demo while it runs."""
+
+    def say(self, line: str) -> None:
+        """A line of the story, final."""
+
+    def watch(self, doing: str, done: float) -> None:
+        """What is being done, and the share of everything that is done, in [0, 1]."""
+
+
+class Nobody:
+    """An audience that listens to nothing."""
+
+    def say(self, line: str) -> None: ...
+    def watch(self, doing: str, done: float) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Walk:
+    """What the demo found: its networks, the plain one first, what JumpReLU's kappa was tuned on
+    (None without detail), and the page."""
+
+    scene: Scene
+    networks: tuple[Shown, ...]
+    tuning: Tuning | None
+    page: Path
+
+    @property
+    def summary(self) -> str:
+        """What was run, and where to read on."""
+        n = self.networks[0].n
+        return (
+            f"n = {n}, seed 0, by the audit's quick battery: a first look, and an upper bound on"
+            f" what withstands. Pictures and reasons: {self.page}"
+        )
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """An object for each network: its name, and the numbers of its audit beside the plain
+        one."""
+        return [{"name": one.name, **one.numbers.to_json()} for one in self.networks]
+
+
+def run(name: str, page: Path, *, detail: bool = False, audience: Audience | None = None) -> Walk:
+    """Runs the demo on `name` (digits or mnist) and writes its page; with `detail` JumpReLU is
+    tuned too, and the sizes of the perturbations are measured.
+
+    Raises ValueError for another name.
+    """
     if name not in SCENES:
         raise ValueError(f"the demo knows {' and '.join(SCENES)}, got {name!r}")
-    scene = SCENES[name]
-    values = len(JumpReLU.grid)
+    scene, told = SCENES[name], audience or Nobody()
+    begin = _Steps(told, detail)
+    told.say(scene.intro)
+    networks = tuple(_walk(scene, begin, told.say, detail))
+    tuning = _tune(scene, begin("tuning JumpReLU", 12)) if detail else None
+    begin("drawing the page", 3)
+    return Walk(scene, networks, tuning, _write(scene, networks, tuning, page))
 
-    def tell(done: float, total: int) -> None:
-        if progress is not None:
-            progress(done, values + total + AUDITS)
 
+class _Steps:
+    """The steps of the demo one after the other, and how far they are in all: each is as long as
+    its weight, about its seconds."""
+
+    def __init__(self, audience: Audience, detail: bool) -> None:
+        self._audience, self._done, self._all = audience, 0.0, 48.0 if detail else 32.0
+
+    def __call__(self, doing: str, weight: float) -> Callable[[float, int], None]:
+        """Begins a step; what it returns is told how much of it is done of how much."""
+        start, self._done = self._done, self._done + weight
+
+        def tell(done: float, total: int) -> None:
+            self._audience.watch(doing, (start + weight * done / total) / self._all)
+
+        tell(0, 1)
+        return tell
+
+
+def _walk(scene: Scene, begin: _Steps, say: Callable[[str], None], detail: bool) -> Iterator[Shown]:
+    """The networks of the scene, each as soon as it is measured and said."""
+    begin("reading the network", 4)
+    net, images = _read(scene, say)
+    from retroact.reports.walk import Shown, fooled, legend
+
+    say(legend(len(images)))
+    taken: set[int] = set()
+    with TemporaryDirectory(prefix="retroact-") as folder:
+        for name, about, after in _networks(scene, net, begin):
+            tell = begin(f"attacking {name}", 9 if after is net else 3)
+            made = _audit(net, after, images, scene, Path(folder) / "plain.json", tell)
+            example = fooled(made.after, taken)
+            size = _size(net, after, images, scene) if detail else None
+            one = Shown(name, about, made.numbers(), after is net, example, size)
+            say(one.line)
+            yield one
+
+
+def _read(scene: Scene, say: Callable[[str], None]) -> tuple[Classifier, Images]:
+    """The network and its test images; says how many it decides rightly, which is the first number
+    and wants little of the package."""
+    from retroact.checkpoint import load
+    from retroact.evaluation.accuracy import clean_accuracy_of
+    from retroact.nets.data import data
+
+    net, images = load(scene.net), data(scene.test)
+    n = len(images)
+    right = round(clean_accuracy_of(net, images) * n)
+    say(f"Of {n} images that it has never seen it reads {right} rightly.")
+    return net, images
+
+
+def _networks(scene: Scene, net: Classifier, begin: _Steps) -> Iterator[tuple[str, str, Net]]:
+    """The name of each network, what was done to it, and it; the last is hardened when its turn
+    comes."""
+    yield "plain", "The network as it was trained.", net
+    for activation, about in scene.retrofits.items():
+        yield activation, about, activation
+    from retroact.training.hardening import harden
+
+    how: dict[str, Any] = {"keep": scene.keep, "held": scene.validation}
+    tell = begin("hardening the network", 7)
+    made = harden(net, scene.train, _threat(scene), scene.recipe, **how, progress=tell)
+    about = (
+        f"{made.learned:,} of its {made.parameters:,} numbers are trained a little more, half on"
+        " images as an attack has moved them."
+    )
+    yield f"hardened in {made.seconds:.0f} s", about, made.net
+
+
+def _audit(
+    net: Classifier,
+    after: Net,
+    images: Images,
+    scene: Scene,
+    plain: Path,
+    progress: Callable[[float, int], None],
+) -> Audit:
+    """The audit beside the plain network, whose own side is in the file `plain` from the first
+    audit on."""
+    from retroact.auditing.audit import audit
+
+    how: dict[str, Any] = {"battery": "quick", "baseline": plain, "progress": progress}
+    return audit(net, after, images, _threat(scene), **how)
+
+
+def _size(net: Classifier, after: Net, images: Images, scene: Scene) -> float:
+    """ρ₂ under the usual attack."""
+    from retroact.attacks.pgd import CLAIMED
+    from retroact.evaluation.evaluate import evaluate
+    from retroact.evaluation.metrics import rho
+    from retroact.reading import as_changed
+
+    changed = as_changed(after, net, images.images)
+    return rho(evaluate(changed, images, CLAIMED, _threat(scene)))
+
+
+def _tune(scene: Scene, progress: Callable[[float, int], None]) -> Tuning:
+    from retroact.experiments.tuning import tune
+    from retroact.ground import one_thread
+
+    how: dict[str, Any] = {"keep": scene.keep, "progress": progress}
     with one_thread():
-        tuned = tune(
-            load(scene.net),
-            JumpReLU,
-            read(scene.validation),
-            Linf(scene.eps),
-            keep=scene.keep,
-            progress=lambda done, _: tell(done, CELLS),
-        )
-    jump = tuned.activation if tuned.activation.jump else tuned.largest.activation
-    cells = [
-        cell for activation in (None, SReLU(100.0), jump) for cell in _cells(scene, activation)
-    ]
-    with Store(store, wait=wait) as opened:
-        fill(
-            cells,
-            opened,
-            executor=executor,
-            keep=KEPT,
-            progress=lambda done, total: tell(values + done, total),
-        )
-        mine = plan(cells, opened, keep=KEPT).cells
-        found = lines(opened, keys=mine, images=True)
-    found.sort(key=lambda line: list(mine).index(line.key))
-    with one_thread():
-        audits = _audits(scene, jump, lambda done: tell(values + len(cells) + done, len(cells)))
-    notes = [f"Tuned on {tuned.data}: {tuned}. Shown here: {show(jump)}.", *_findings(found)]
-    notes += [f"Audit of {what}: {made}." for what, made in audits]
-    curve = plots.tuning(tuned.points, tuned.knob, jump.kappa)
-    caption = f"Tuning on {tuned.data}, {tuned.threat}; the bar marks the value shown below."
-    told = [(what, made.numbers()) for what, made in audits]
-    text = html.page(
-        found,
-        title=f"retroact demo: {scene.net}",
-        notes=notes,
-        figures=[(caption, curve)],
-        audits=told,
+        return tune(scene.net, "JumpReLU", scene.validation, _threat(scene), **how)
+
+
+def _write(scene: Scene, networks: tuple[Shown, ...], tuning: Tuning | None, path: Path) -> Path:
+    from retroact.files import write
+    from retroact.reports.walk import page
+
+    title, figures = f"retroact demo: {scene.net}", [] if tuning is None else [_draw(scene, tuning)]
+    how: dict[str, Any] = {"intro": scene.intro, "commands": YOURS, "figures": figures}
+    return write(page(networks, title=title, **how), path)
+
+
+def _draw(scene: Scene, tuning: Tuning) -> tuple[str, str]:
+    """The caption and the curve of tuning JumpReLU."""
+    from retroact.reports import plots
+
+    caption = (
+        f"JumpReLU tuned on {tuning.data} (n = {tuning.n}) with three attacks of its own, which are"
+        f" not the audit's; the bar marks what was audited. {tuning}."
     )
-    return found, notes, write(text, page)
+    return caption, plots.tuning(tuning.points, tuning.knob, scene.kappa)
 
 
-def _audits(scene: Scene, jump: Any, tell: Callable[[float], None]) -> list[tuple[str, Audit]]:
-    """Both retrofits and the hardened network, each beside the plain one on the test split."""
-    net, threat = load(scene.net), Linf(scene.eps)
-    part = AUDITS / 4
-    hardened = harden(
-        net,
-        read(scene.train),
-        threat,
-        keep=scene.keep,
-        held=read(scene.validation),
-        progress=lambda done, total: tell(part * done / total),
-    )
-    changed = {show(a): retrofit(net, a) for a in (SReLU(100.0), jump)} | {
-        f"hardened ({hardened})": hardened.net
-    }
-    audits = []
-    for i, (what, defended) in enumerate(changed.items(), start=1):
-        audits.append((what, audit(net, defended, read(scene.test), threat, battery="quick")))
-        tell(part * (i + 1))
-    return audits
-
-
-def _cells(scene: Scene, activation: Any) -> list[Cell]:
-    model, threat = Model(scene.net, activation), Linf(scene.eps)
-    cells = [Cell(model, scene.test, attack, threat) for attack in (CLAIMED, ON_MARGIN)]
-    if activation is not None:
-        cells.append(
-            Cell(model, scene.test, PGD(steps=40, loss="margin"), threat, source=Model(scene.net))
-        )
-        if activation.jump:
-            beta = SHARPNESS / activation.kappa
-            cells.append(Cell(model, scene.test, ON_MARGIN, threat, beta=beta))
-    return cells
-
-
-def _findings(found: list[Line]) -> list[str]:
-    """One sentence per network: what the papers' attack claims, and what stands under all
-    attacks."""
-    names = list(dict.fromkeys(line.network for line in found))
-    own = {name: [line for line in found if line.network == name] for name in names}
-    verified = {
-        name: float(worst_case([line.record for line in own[name]]).mean()) for name in names
-    }
-    claimed = {name: _claimed(own[name]) for name in names}
-    twin = names[0]
-    return [
-        f"{name}: {claimed[name]:.1%} under cross-entropy PGD"
-        f" ({100 * (claimed[name] - claimed[twin]):+.1f} points claimed), {verified[name]:.1%}"
-        f" under all attacks ({100 * (verified[name] - verified[twin]):+.1f} verified)."
-        for name in names[1:]
-    ]
-
-
-def _claimed(mine: list[Line]) -> float:
-    line = next(
-        line for line in mine if line.fields.attack == show(CLAIMED) and line.fields.source is None
-    )
-    return robust_accuracy(line.record)
+def _threat(scene: Scene) -> str:
+    return f"Linf({scene.eps:g})"

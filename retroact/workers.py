@@ -7,7 +7,9 @@ that another still needs.
 
 On Linux what they import is paid for once in a program: they are forked from one process beside it
 that has imported what this one had, and has run nothing and started no thread, so that a fork of it
-is safe (one of this process, whose threads may hold locks, is not). They end with it.
+is safe (one of this process, whose threads may hold locks, is not). They end with it. A program
+that has imported all that it needs and is still one thread calls `fork_from_here`: the process
+beside it is then a fork of this one, and nothing is imported twice.
 """
 
 from __future__ import annotations
@@ -26,9 +28,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from multiprocessing import util
 from multiprocessing.connection import Connection, wait
 from multiprocessing.util import Finalize
-from typing import Any
+from typing import Any, NoReturn
+
+if sys.platform != "win32":
+    from multiprocessing import forkserver, resource_tracker
 
 TRIES = 2
 """Processes that a task may end before it is given up."""
@@ -37,6 +43,7 @@ PATIENCE = 5.0
 WATCH = 1.0  # seconds between two looks at processes whose end the system may not have told
 KILLED = -9  # the exit code of a process that was killed, as by a system that lacks memory
 _STARTS, _PAUSE = 5, 0.1  # tries to start a process, and seconds between them
+_LINGERS = 0.1  # seconds for which the system may still count a thread that has ended
 _FORKS = sys.platform == "linux"
 _CONTEXT: Any = multiprocessing.get_context("forkserver" if _FORKS else "spawn")
 _SET_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
@@ -278,14 +285,87 @@ def _end(process: Any, pipe: Connection) -> None:
 @contextmanager
 def _deaf() -> Iterator[None]:
     """What is started within the block does not hear Ctrl-C, which a terminal sends to all."""
-    if not hasattr(signal, "pthread_sigmask"):
+    if sys.platform == "win32":
         yield
         return
+    resource_tracker.ensure_running()  # as its start would end the deafness
     before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# ---------------------------------------------------------------------------- forked from this one
+
+
+def fork_from_here() -> bool:
+    """Whether this process, as it is now, became what all later ones are forked from: a copy that
+    does nothing else.
+
+    Not where it has a second thread, which may hold a lock that nobody would open in the copy, nor
+    where nothing is forked: there the process beside imports for itself, as it does where this is
+    not called. Files that are open here are not open there.
+    """
+    if sys.platform != "linux" or not _is_one_thread():
+        return False
+    with _deaf(), _forking():
+        forkserver.ensure_running()
+    return True
+
+
+def _is_one_thread() -> bool:
+    """To Python, and to the system, which also counts those of libraries."""
+    until = time.monotonic() + _LINGERS
+    while threading.active_count() == 1:
+        if len(os.listdir("/proc/self/task")) == 1:
+            return True
+        if time.monotonic() > until:
+            break
+        time.sleep(_LINGERS / 100)
+    return False
+
+
+@contextmanager
+def _forking() -> Iterator[None]:
+    """What multiprocessing would start a new interpreter for, a fork of this one runs instead."""
+    begin = util.spawnv_passfds
+    util.spawnv_passfds = _fork  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        util.spawnv_passfds = begin  # type: ignore[attr-defined]
+
+
+def _fork(_: object, words: Sequence[str], files: Sequence[int]) -> int:
+    """Gives a fork of this process the code that the words end with, and these open files."""
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()  # or the copy would say it again
+    pid = os.fork()
+    return pid or _run_bare(words[-1], files)
+
+
+def _run_bare(code: str, files: Sequence[int]) -> NoReturn:
+    """Runs it in this fork, which keeps nothing that was open; where the first process has held a
+    lock to start it, nobody has it here."""
+    try:
+        forkserver._forkserver._lock = threading.Lock()  # type: ignore[attr-defined]
+        _close_all_but(files)
+        exec(code, {})
+    except SystemExit:
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)
+
+
+def _close_all_but(files: Sequence[int]) -> None:
+    """Closes what is open, but the standard streams; the numbers stay taken, as objects of the
+    first process would close whatever came to have them."""
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for name in os.listdir("/proc/self/fd"):
+        if int(name) > 2 and int(name) not in files:
+            os.dup2(nothing, int(name))
 
 
 # ------------------------------------------------------------------------------ in the new process

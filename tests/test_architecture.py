@@ -10,7 +10,7 @@ import pytest
 import retroact
 
 HOUSE = Path(retroact.__file__).parent
-EVERYONES = {"spec", "files", "parts", "doors", "ground", "stopping", "shown"}
+EVERYONES = {"spec", "files", "parts", "doors", "ground", "stopping", "shown", "shares", "figures"}
 MAY_IMPORT: dict[str, set[str]] = {
     "spec": set(),
     "files": set(),
@@ -19,6 +19,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ground": set(),
     "stopping": set(),
     "shown": set(),
+    "shares": set(),
+    "figures": set(),
     "nets": set(),
     "workers": set(),
     "executors": {"nets", "workers"},
@@ -80,6 +82,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "auditing.evidence",
         "auditing.numbers",
         "auditing.verdict",
+        "experiments.curves",
         "experiments.fields",
         "experiments.store",
     },
@@ -113,7 +116,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 MAY_IMPORT["testing"] = MAY_IMPORT["auditing"] | {"auditing"}
 MAY_IMPORT["pytest_plugin"] = {"testing"}
-MAY_IMPORT["studies"] = MAY_IMPORT["demo"]
+MAY_IMPORT["studies"] = MAY_IMPORT["demo"] | {"changing"}
 MAY_IMPORT["cli"] = MAY_IMPORT["demo"] | {"demo", "studies", "workers", "playing"}
 MAY_IMPORT["__main__"] = {"cli"}
 FILES = sorted(p for p in HOUSE.rglob("*.py") if p != HOUSE / "__init__.py")

@@ -1,5 +1,6 @@
 """Processes that end with the one that began them, and tasks that survive their process."""
 
+import json
 import os
 import signal
 import subprocess
@@ -143,6 +144,53 @@ def test_what_is_imported_is_paid_for_once_and_the_environment_is_that_of_now(mo
     assert all(said == now for now, *_, said in found)
 
 
+def hears(task):
+    return signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no masks of signals")
+def test_processes_do_not_hear_what_a_terminal_sends_to_all():
+    assert [heard for _, heard in run_beside(2, nothing, hears, range(2))] == [False, False]
+    assert hears(None)
+
+
+FORKED = f"""
+import json, os, sys, threading
+sys.path.insert(0, {str(HERE)!r})
+from test_workers import nothing, say_origin
+from retroact.workers import fork_from_here, run_beside
+if __name__ == "__main__":
+    sys.modules["mark"], kept = sys, open(__file__)
+    if "thread" in sys.argv:
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
+    forked = fork_from_here()
+    found = [said for _, said in run_beside(2, nothing, say_origin, range(4))]
+    print(json.dumps([forked, os.getpid(), found]))
+"""
+
+
+def say_origin(task):
+    """Of what this process is a fork, whether that had a mark, and which files are open here."""
+    files = (f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd"))
+    opened = [os.readlink(file) for file in files if os.path.exists(file)]
+    return os.getppid(), "mark" in sys.modules, opened, hears(task)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="forks")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_program_of_one_thread_is_forked_as_it_is_and_another_is_not(threads, tmp_path):
+    program = tmp_path / "forked.py"
+    program.write_text(FORKED)
+    words = [sys.executable, program, *["thread"][: threads - 1]]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    forked, pid, found = json.loads(done.stdout)
+    assert forked == (threads == 1) and len(found) == 4
+    assert len({parent for parent, *_ in found}) == 1 and found[0][0] != pid
+    for _, marked, opened, heard in found:
+        assert marked == forked and str(program) not in opened and not heard
+
+
 def test_an_error_that_does_not_travel_is_told():
     with pytest.raises(RuntimeError, match="OddError: 1 and 5") as e:
         list(run_beside(1, nothing, raise_odd, [5]))
@@ -153,8 +201,9 @@ BUSY = f"""
 import os, sys, time
 sys.path.insert(0, {str(HERE)!r})
 from test_workers import busy
-from retroact.workers import run_beside
+from retroact.workers import fork_from_here, run_beside
 if __name__ == "__main__":
+    assert "fork" not in sys.argv or fork_from_here()
     list(run_beside(2, busy, busy, range(4)))
 """
 
@@ -168,12 +217,13 @@ def busy(*task):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("words", [[], ["fork"]], ids=["new", "forked"])
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGTERM", "SIGHUP", "SIGINT"])
-def test_processes_end_with_their_parent(how, tmp_path):
+def test_processes_end_with_their_parent(how, words, tmp_path):
     program = tmp_path / "busy.py"
     program.write_text(BUSY)
     parent = subprocess.Popen(
-        [sys.executable, program],
+        [sys.executable, program, *words],
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,

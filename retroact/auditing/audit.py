@@ -40,7 +40,7 @@ from retroact.auditing.numbers import (
 from retroact.auditing.paragraph import write_paragraph
 from retroact.auditing.resuming import check_same, name_sides, parts_of
 from retroact.auditing.subjects import KERNELS, Schedule, Subject, prepare
-from retroact.auditing.verdict import MARGIN, Counts, Verdict, count, fewest, judge
+from retroact.auditing.verdict import MARGIN, SHARES, Counts, Verdict, count, fewest, judge
 from retroact.checkpoint import digest
 from retroact.crafting.attack import Attack
 from retroact.crafting.domain import Domain, domain_of
@@ -73,11 +73,13 @@ from retroact.reading import (
 )
 from retroact.retrofitting.copying import copy_of
 from retroact.retrofitting.surgery import Retrofit
-from retroact.shown import as_html, percent
+from retroact.shown import as_html
 from retroact.spec import show, take
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+    from retroact.figures import Figure
 
 DRAWS = (10, 20, 40, 80)
 """Over how many draws a randomised network is averaged, one after the other until nothing moves."""
@@ -148,12 +150,10 @@ class Audit:
         return f"<Audit on {self.data} within {self.threat}: {self}>"
 
     def _repr_html_(self) -> str:
-        c = self.verdict.counts
-        shares = zip(c.clean, c.claimed, c.verified, strict=True)
         return as_html(
             f"{self}",
-            (f"{self.threat} on {self.data}", "clean %", "claimed %", "verified %"),
-            [(n, *map(percent, s)) for n, s in zip(self.names, shares, strict=True)],
+            (f"{self.threat} on {self.data}", *SHARES),
+            self.verdict.counts.rows(self.names),
             [*self.verdict.doubts, *(f"alarm: {r.title}" for r in self.alarms)],
         )
 
@@ -179,6 +179,19 @@ class Audit:
         told += [(f"{what}, before the change", pair[0], after) for what, pair in shares.items()]
         told += [(what, pair[1], after) for what, pair in shares.items()]
         return tuple(Measured(what, value, self.data, c.n, of) for what, value, of in told)
+
+    def plot(self) -> Figure:
+        """Clean, claimed and verified accuracy before and after the change, with Wilson's 95 %."""
+        from retroact.figures import TOLD, bars  # and with it matplotlib
+
+        v, c = self.verdict, self.verdict.counts
+        shares = zip(c.clean, c.claimed, c.verified, strict=True)
+        sides = {
+            f"{when}: {name}": side
+            for when, name, side in zip(Pair._fields, self.names, shares, strict=True)
+        }
+        title = f"{v.effect}; {v.claim}\n{self.threat} on {self.data}, n = {c.n}"
+        return bars(tuple(TOLD), sides, c.n, word=self.domain.word, title=title)
 
     def frame(self) -> DataFrame:
         """A row for each example, in the order of the data, as a pandas DataFrame.

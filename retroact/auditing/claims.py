@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from retroact.attacks.pgd import CLAIMED
 from retroact.auditing.audit import Audit, audit
@@ -22,6 +22,9 @@ from retroact.parts import HasParts
 from retroact.reading import Counting, Data, Net, Said, as_network
 from retroact.shown import as_html, percent
 from retroact.spec import CallError
+
+if TYPE_CHECKING:
+    from retroact.figures import Figure
 
 Statement = Literal["STANDS", "TOO HIGH", "CANNOT BE TOLD", "NOT ASKED"]
 
@@ -146,6 +149,16 @@ class Check:
             [(percent(self.clean), reported, percent(self.claimed), verified, str(self.n))],
             [*self.doubts, *(f"alarm: {title}" for title in self.alarms)],
         )
+
+    def plot(self) -> Figure:
+        """Clean, claimed and verified accuracy of the network, with Wilson's 95 %, and the reported
+        one as a dashed line."""
+        from retroact.figures import TOLD, bars  # and with it matplotlib
+
+        sides = {self.audit.names.after: (self.clean, self.claimed, self.verified)}
+        title = f"{self.statement}\n{self.audit.threat} on {self.audit.data}, n = {self.n}"
+        how: dict[str, Any] = {"word": self.audit.domain.word, "told": self.reported}
+        return bars(tuple(TOLD), sides, self.n, title=title, **how)
 
     @property
     def _told(self) -> str:

@@ -15,6 +15,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from retroact.shown import as_html, percent
+
 Effect = Literal[
     "GENUINE", "HARMFUL", "NO EFFECT", "INCONCLUSIVE", "ABSTAINED", "TOO STRONG A THREAT"
 ]
@@ -38,6 +40,9 @@ SETTLED: frozenset[str] = frozenset({"GENUINE", "HARMFUL", "NO EFFECT"})
 
 MARGIN = 0.05
 """Differences of accuracy smaller than this do not matter, unless the user says otherwise."""
+
+SHARES = ("clean %", "claimed %", "verified %")
+"""What heads the columns of `Counts.rows`."""
 
 _DRAWS = 10_000
 _NONE = 3  # of any n: the rule of three
@@ -98,6 +103,11 @@ class Counts:
         """The bootstrap's 95 % interval of V1 − V0."""
         return bootstrap(self.gained, self.lost, self.n)
 
+    def rows(self, names: tuple[str, str]) -> list[tuple[str, ...]]:
+        """A row for each network: its name, clean, claimed and verified accuracy in per cent."""
+        shares = zip(self.clean, self.claimed, self.verified, strict=True)
+        return [(name, *map(percent, side)) for name, side in zip(names, shares, strict=True)]
+
     def not_weaker(self, margin: float = MARGIN) -> bool:
         """Non-inferiority: whether the lower end of the interval of V1 − V0 lies above −`margin`.
 
@@ -123,6 +133,10 @@ class Verdict:
         None,
         None,
     )  # accuracy that twice the steps took, before and after; None: not asked
+
+    def _repr_html_(self) -> str:
+        head = (f"n = {self.counts.n}", *SHARES)
+        return as_html(str(self), head, self.counts.rows(("before", "after")), self.doubts)
 
     @property
     def mechanism(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,8 @@ import typer
 from retroact.cli import options
 from retroact.cli.console import note, print_json, print_lines, print_result, progress_bar
 from retroact.cli.named import activation_of, executor_of, files_of, model_of, say_of_cells
-from retroact.cli.stopping import if_stopped
+from retroact.cli.stopping import if_stopped, uncounted
+from retroact.workers import fork_from_here
 
 if TYPE_CHECKING:
     from retroact.executors import Executor
@@ -143,6 +145,11 @@ def sweep(
 ) -> None:
     """Every combination of networks, activations, attacks, threats and seeds; resumes by being run
     again."""
+    # numpy starts its threads as it is imported, and a program with several is not forked
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    where = executor_of(executor, workers, default=_at_once_on(device))
+    if device == "cpu" and not dry_run:
+        _import_for(where)
     from retroact.experiments.sweep import grid
 
     options.check_also(also, *(activation or []))
@@ -159,7 +166,6 @@ def sweep(
         also=also or (),
         crafting=crafting,
     )
-    where = executor_of(executor, workers, default=_at_once_on(device))
     _Run(store, wait, fresh, where, keep, chunk, device, as_json, dry_run)(cells)
 
 
@@ -168,6 +174,17 @@ def _at_once_on(device: str) -> int:
     from retroact.executors import cards_of
 
     return 0 if device == "cpu" else cards_of(device)
+
+
+def _import_for(executor: Executor) -> None:
+    """Imports once what all processes of a sweep need, which are then forked from here."""
+    from retroact.executors import Processes
+
+    if isinstance(executor, Processes) and executor.workers > 1:
+        from retroact.experiments import sweep  # noqa: F401
+
+        with uncounted():
+            fork_from_here()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
 from rich.padding import Padding
@@ -53,6 +53,47 @@ def progress_bar(what: str) -> Iterator[Progress]:
     finally:
         if bar.live.is_started:
             bar.stop()
+
+
+class Story:
+    """Lines of a result, each above a bar that goes on; no bar where nobody sees it move."""
+
+    def __init__(self, bar: Any, task: Any, quiet: bool) -> None:
+        self._bar, self._task, self._quiet = bar, task, quiet
+        self.go_on()
+
+    def say(self, line: str) -> None:
+        """A line of the result."""
+        if not self._quiet:
+            self.pause()
+            say(line, wrap=True)
+            self.go_on()
+
+    def watch(self, doing: str, done: float) -> None:
+        """What is being done, and the share of everything that is done, in [0, 1]."""
+        self._bar.update(self._task, description=doing, completed=done)
+
+    def go_on(self) -> None:
+        """Shows the bar."""
+        if err.is_terminal:
+            self._bar.start()
+
+    def pause(self) -> None:
+        """Takes the bar off the terminal."""
+        if err.is_terminal:
+            self._bar.stop()
+
+
+@contextmanager
+def story(what: str, *, quiet: bool = False) -> Iterator[Story]:
+    """A progress bar on stderr from the first moment on, with lines of a result above it on stdout,
+    each as soon as it is there; no lines where it is `quiet`."""
+    bar = _bar()
+    told = Story(bar, bar.add_task(what, total=1.0), quiet)
+    try:
+        yield told
+    finally:
+        told.pause()
 
 
 def _bar() -> Any:
@@ -140,45 +181,69 @@ def _print_blocks(rows: Sequence[Row]) -> None:
                 out.print(Padding(Text(f"{name}: {value}"), (0, 0, 0, 4), expand=False))
 
 
+CUT = "… stands where a name is cut; a wider terminal or --json has the whole of it"
+_LEAST = 12  # columns of a terminal that a name gets, however narrow it is
+
+
+class _Cells(NamedTuple):
+    """A row of a table: the texts of its cells, and how they look."""
+
+    texts: Sequence[str]
+    style: str | None = None
+
+
 def print_lines(lines: Sequence[Line]) -> None:
-    """A table for each data, threat and goal, and the alarms of its lines."""
+    """A table for each data, threat and goal, no wider than the terminal, and the alarms of its
+    lines; says where a name is cut."""
     from retroact.reports.tables import group_lines
 
     for (data, threat, goal), members in group_lines(lines):
         say(f"\n{threat} on {data}, {goal}, n = {len(members[0].record)}", style="bold", wrap=True)
-        out.print(_table_of(members))
+        _print_narrow(_COLUMNS, list(_rows_of(members)))
         for line in members:
             for alarm in line.alarms():
                 text = f"! {line.network}, {line.attack}: {alarm}, so this number is too good"
                 say(text, style="yellow", wrap=True)
 
 
-def _table_of(members: Sequence[Line]) -> Table:
+def _print_narrow(head: Sequence[str], rows: Sequence[_Cells]) -> None:
+    """A table whose first column is cut to what the others leave of the terminal."""
+    widths = (max(map(len, column)) for column in zip(head, *(r.texts for r in rows), strict=True))
+    room = max(_LEAST, out.width - sum(w + 2 for w in list(widths)[1:]))
+    table = _table(*head[:2])
+    for name in head[2:]:
+        table.add_column(name, justify="right", no_wrap=True)
+    for (first, *others), style in rows:
+        name = first if len(first) <= room else f"{first[: room - 1]}…"
+        table.add_row(*map(Text, (name, *others)), style=style)
+    out.print(table)
+    if any(len(row.texts[0]) > room for row in rows):
+        say(CUT, style="dim", wrap=True)
+
+
+_COLUMNS = ("network and attack", "box", "clean %", "under attack %", "95 %", "ρ₂ %")
+
+
+def _rows_of(members: Sequence[Line]) -> Iterator[_Cells]:
     from retroact.reports.tables import worst_cases
 
-    table = _table("network and attack", "box")
-    for name in ("clean %", "under attack %", "95 %", "ρ₂ %"):
-        table.add_column(name, justify="right", no_wrap=True)
     worst = {w.network: w for w in worst_cases(members)}
     for network in dict.fromkeys(line.network for line in members):
-        table.add_row(Text(network), style="bold cyan")
-        for line in members:
-            if line.network == network:
-                table.add_row(*_cells_of(line))
+        yield _Cells((network, "", "", "", "", ""), "bold cyan")
+        yield from (_Cells(_cells_of(line)) for line in members if line.network == network)
         if network in worst:
             w = worst[network]
             label, share = f"  worst case of these {w.attacks}", f"{100 * w.accuracy:.1f}"
-            table.add_row(label, "", "", share, _bounds(w.interval), "", style="bold")
-    return table
+            yield _Cells((label, "", "", share, _bounds(w.interval), ""), "bold")
 
 
-def _cells_of(line: Line) -> tuple[str | Text, ...]:
+def _cells_of(line: Line) -> tuple[str, ...]:
     from retroact.evaluation.metrics import clean_accuracy, rho, robust_accuracy
 
     values = clean_accuracy(line.record), robust_accuracy(line.record), rho(line.record)
     clean, robust, noise = (f"{100 * v:.1f}" for v in values)
     box = line.fields.knowledge
-    return Text(f"  {line.attack}"), box, clean, robust, _bounds(line.interval), noise
+    return f"  {line.attack}", box, clean, robust, _bounds(line.interval), noise
 
 
 def _table(*columns: str) -> Table:

@@ -8,14 +8,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retroact.cli import options
-from retroact.cli.console import note, print_json, print_lines, progress_bar, say
+from retroact.cli.console import (
+    note,
+    print_json,
+    print_lines,
+    print_rows,
+    progress_bar,
+    say,
+    story,
+)
 from retroact.cli.named import executor_of
 from retroact.cli.stopping import if_stopped
 
 if TYPE_CHECKING:
+    from retroact.demo import Walk
     from retroact.experiments.store import Store
+    from retroact.experiments.tuning import Point
     from retroact.studies.study import Study
 
+DetailOption = Annotated[
+    bool,
+    typer.Option("--detail", help="with intervals, the sizes of perturbations, and JumpReLU tuned"),
+]
 DemoDataOption = Annotated[str, typer.Option(help="digits (embedded) or mnist")]
 PageOption = Annotated[Path, typer.Option(help="where the report goes")]
 
@@ -23,26 +37,37 @@ PageOption = Annotated[Path, typer.Option(help="where the report goes")]
 def demo(
     data: DemoDataOption = "digits",
     report: PageOption = Path("retroact-demo.html"),
-    store: options.Store = Path("retroact-demo.sqlite"),
-    wait: options.Wait = False,
-    workers: options.Workers = None,
-    executor: options.Executor = None,
+    detail: DetailOption = False,
     as_json: options.Json = False,
 ) -> None:
-    """Retrofit, tune, attack and report on a small network, from start to end."""
-    from retroact.demo import run
+    """What two retrofits and hardening are worth, in half a minute: a small network under audit."""
+    from retroact.demo import YOURS, run
 
-    where = executor_of(executor, workers)
-    truth = f"finished cells are in {store}; the same command goes on with the rest"
-    with progress_bar("demo") as progress, if_stopped(truth):
-        how: dict[str, Any] = {"executor": where, "wait": wait, "progress": progress}
-        lines, notes, page = run(data, store, report, **how)
+    options.check_folder(report)
+    with story("starting", quiet=as_json) as audience:
+        made = run(data, report, detail=detail, audience=audience)
     if as_json:
-        return print_json([line.numbers() for line in lines])
-    print_lines(lines)
-    for text in notes:
-        say(f"- {text}", wrap=True)
-    say(f"report: {page}")
+        return print_json(made.to_json())
+    if detail:
+        _print_detail(made)
+    say(f"\n{made.summary}", wrap=True)
+    say("\nNow yours, where mine.py has a function net() that returns your network:")
+    for command in YOURS:
+        say(f"  {command}")
+
+
+def _print_detail(made: Walk) -> None:
+    say(f"\nWith 95 % intervals, n = {made.networks[0].n}; differences in points:", wrap=True)
+    print_rows([one.row() for one in made.networks])
+    if made.tuning is not None:
+        say(f"\nJumpReLU on {made.tuning.data} (n = {made.tuning.n}), by tuning's own attacks:")
+        print_rows([_tuned(point) for point in made.tuning.points])
+        say(f"{made.tuning}", wrap=True)
+
+
+def _tuned(point: Point) -> dict[str, str]:
+    shares = {"clean %": point.clean, "looks like %": point.claimed, "tuning's %": point.verified}
+    return {"kappa": f"{point.knob:g}"} | {w: f"{100 * share:.1f}" for w, share in shares.items()}
 
 
 CellsOption = Annotated[str, typer.Option(help="only cells whose key or print matches this glob")]
@@ -85,7 +110,7 @@ def report(
         print_lines(chosen)
 
 
-PaperArgument = Annotated[str, typer.Argument(help="jumprelu or srelu")]
+PaperArgument = Annotated[str, typer.Argument(help="jumprelu, srelu or ledger")]
 OnlyOption = Annotated[
     list[str] | None,
     typer.Option(help="one item, such as figure_2; may be given several times"),

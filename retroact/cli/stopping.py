@@ -56,24 +56,52 @@ def ended_by_two() -> Iterator[None]:
     if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield  # in the background of a shell, which is deaf to it, or within another program
         return
-    mine, told = socket.socketpair()
-    told.setblocking(False)
-    before = signal.set_wakeup_fd(told.fileno(), warn_on_full_buffer=False)
-    threading.Thread(target=_count, args=(mine,), daemon=True).start()
+    _COUNTING.append(_Counting())
     try:
         yield
     finally:
-        signal.set_wakeup_fd(before)
-        told.close()
+        _COUNTING.pop().end()
 
 
-def _count(mine: socket.socket) -> None:
-    """Reads which signals have come, and ends the program at the second Ctrl-C."""
-    came = 0
-    while signals := mine.recv(16):
-        came += signals.count(signal.SIGINT)
-        if came > 1:
-            if sys.stderr.isatty():
-                os.write(2, _SHOW_CURSOR)  # which a progress bar may have hidden
-            os._exit(STOPPED)  # with it its worker processes
-    mine.close()
+@contextmanager
+def uncounted() -> Iterator[None]:
+    """Within the block nobody counts Ctrl-C, so that a program may be one thread."""
+    if not _COUNTING:
+        yield
+        return
+    _COUNTING.pop().end()
+    try:
+        yield
+    finally:
+        _COUNTING.append(_Counting())
+
+
+class _Counting:
+    """A thread that reads which signals have come, and ends the program at the second Ctrl-C."""
+
+    def __init__(self) -> None:
+        self._mine, self._told = socket.socketpair()
+        self._told.setblocking(False)
+        self._before = signal.set_wakeup_fd(self._told.fileno(), warn_on_full_buffer=False)
+        self._thread = threading.Thread(target=self._count, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        """Ends the thread."""
+        signal.set_wakeup_fd(self._before)
+        self._told.close()
+        self._thread.join()
+
+    def _count(self) -> None:
+        came = 0
+        while signals := self._mine.recv(16):
+            came += signals.count(signal.SIGINT)
+            if came > 1:
+                if sys.stderr.isatty():
+                    os.write(2, _SHOW_CURSOR)  # which a progress bar may have hidden
+                os._exit(STOPPED)  # with it its worker processes
+        self._mine.close()
+
+
+_COUNTING: list[_Counting] = []
+"""The one that counts, if one does."""

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from retroact.evaluation.record import NORMS, Record
+from retroact.shares import wilson as wilson
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def metric(
 @metric("clean accuracy", better="higher")
 def clean_accuracy(record: Record) -> float:
     """Share of examples that the network decides rightly without an attack."""
-    return float(np.mean(record.clean == record.label))
+    return float(np.mean(record.right))
 
 
 @metric("robust accuracy", better="higher")
@@ -69,8 +70,7 @@ def success_rate(record: Record) -> float:
 @metric("zero gradients", better="lower")
 def zero_gradient_share(record: Record) -> float:
     """Share of all gradients that were exactly zero: an attack that saw them went nowhere."""
-    asked = int(record.gradients.sum())
-    return int(record.zero_gradients.sum()) / asked if asked else 0.0
+    return record.blind
 
 
 @metric("non-finite", better="lower")
@@ -94,8 +94,7 @@ def mean_gradients(record: Record) -> float:
 
 def survives(record: Record) -> NDArray[np.bool_]:
     """Bool (n,): decided rightly clean and under attack."""
-    right: NDArray[np.bool_] = (record.clean == record.label) & (record.adversarial == record.label)
-    return right
+    return record.robust
 
 
 def worst_case(records: Sequence[Record]) -> NDArray[np.bool_]:
@@ -135,16 +134,3 @@ def median_distance(record: Record, norm: str = "l2") -> float:
     broken = (record.clean == record.label) & (record.adversarial != record.label)
     sizes = record.distance[broken, NORMS.index(norm)]
     return float(np.median(sizes)) if broken.any() else math.nan
-
-
-def wilson(k: int, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's score interval of a share k/n (95 % by default); Wilson 1927.
-
-    (p + z²/2n ± z √(p(1−p)/n + z²/4n²)) / (1 + z²/n).
-    """
-    if not 0 <= k <= n or n == 0:
-        raise ValueError(f"expected 0 ≤ k ≤ n with n > 0, got k={k}, n={n}")
-    p, zz = k / n, z * z / n
-    centre, half = p + zz / 2, z * math.sqrt(p * (1 - p) / n + zz / (4 * n))
-    # p itself always lies within; min and max keep rounding from saying otherwise at 0 and at 1
-    return min(p, (centre - half) / (1 + zz)), max(p, (centre + half) / (1 + zz))

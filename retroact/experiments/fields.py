@@ -66,6 +66,11 @@ class CellFields:
         return self.attack + through + ("" if self._plain else f" in {self.crafting}")
 
     @property
+    def how(self) -> str:
+        """The same, and whose gradients were climbed where they are another network's."""
+        return self.attack_and_kernel + (f" from {self.source}" if self.source else "")
+
+    @property
     def _plain(self) -> bool:
         return self.crafting == "float32"
 

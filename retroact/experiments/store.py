@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from retroact.evaluation.record import Record, images_to_bytes, to_bytes
 from retroact.experiments import intact, sealed, spool
 from retroact.experiments.claim import Claim
 from retroact.experiments.claim import StoreInUseError as StoreInUseError
+from retroact.experiments.curves import draw_over_eps
 from retroact.experiments.fields import CellFields
 from retroact.experiments.sealed import FORMAT as FORMAT
 from retroact.experiments.sealed import RECORD_LIMIT, Packed
@@ -36,6 +37,9 @@ from retroact.experiments.store_file import StoreError as StoreError
 from retroact.experiments.stored_parts import StoredParts
 from retroact.files import parse_object
 from retroact.stopping import uninterrupted
+
+if TYPE_CHECKING:
+    from retroact.figures import Figure
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +228,23 @@ class Store:
     def rows(self, glob: str = "*") -> list[Row]:
         """The finished cells whose key or print matches `glob`, oldest first."""
         return sorted(self.each(glob), key=lambda row: row.written)
+
+    def plot(self, glob: str = "*") -> Figure:
+        """Robust accuracy over eps of the cells whose key or print matches `glob`, one curve per
+        network and attack, at 0 the clean accuracy.
+
+        Raises ValueError where no cell matches, and for cells of several data sets, norms or goals,
+        which say nothing of one another.
+        """
+        found = [(row, row.fields) for row in self.rows(glob)]
+        alike = {(f.data, f.norm, f.goal) for _, f in found}
+        if len(alike) != 1:
+            named = "; ".join(", ".join(group) for group in sorted(alike)) or "no cells"
+            raise ValueError(
+                f"expected cells of one data set, norm and goal that match {glob!r}, got {named};"
+                " give a glob that some of them match, such as '*mnist*'"
+            )
+        return draw_over_eps((fields, self.read(row.key)) for row, fields in found)
 
     def each(self, glob: str = "*") -> Iterator[Row]:
         """The same cells one by one, in the order of writing: for more than fit into memory."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from os import PathLike
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import nn
@@ -29,8 +29,12 @@ from retroact.ground import neutral
 from retroact.nets.classifier import sized
 from retroact.reading import Data, Examples, Said, as_activation, as_images, as_module, as_threat
 from retroact.retrofitting.surgery import retrofit
+from retroact.shown import as_html, percent
 from retroact.spec import CallError, show, take
 from retroact.training.learnable import SHARPNESS
+
+if TYPE_CHECKING:
+    from retroact.figures import Figure
 
 ON_MARGIN = PGD(steps=40, loss="margin")
 
@@ -88,6 +92,40 @@ class Tuning:
         """Verified accuracy of the recommended value over the neutral value's; a gain of noise's
         size is none."""
         return self.best.verified - self.points[0].verified
+
+    def __repr__(self) -> str:
+        return f"<Tuning on {self.data} within {self.threat}: {self}>"
+
+    def _repr_html_(self) -> str:
+        head = (self.knob, "clean %", "claimed %", "verified %", "")
+        rows = [
+            (f"{p.knob:g}", *map(percent, (p.clean, p.claimed, p.verified)), self._remark(p))
+            for p in self.points
+        ]
+        return as_html(str(self), head, rows)
+
+    def _remark(self, point: Point) -> str:
+        said = {"recommended": self.best, "the papers' rule": self.largest}
+        return ", ".join(words for words, taken in said.items() if taken == point)
+
+    def plot(self) -> Figure:
+        """Clean, claimed and verified accuracy on validation data, with Wilson's 95 %, over the
+        knob; the recommended value is marked."""
+        from retroact.figures import TOLD, Curve, curves  # and with it matplotlib
+
+        points = sorted(self.points, key=lambda point: point.knob)
+        knobs = [p.knob for p in points]
+        drawn = [
+            Curve(name, knobs, [getattr(p, name) for p in points], colour, self.n)
+            for name, colour in TOLD.items()
+        ]
+        return curves(
+            drawn,
+            self.knob,
+            "accuracy on validation data, %",
+            marked=self.best.knob,
+            title=f"{self.threat} on {self.data}, n = {self.n}",
+        )
 
     def __str__(self) -> str:
         plain = f"ReLU in the place of {', '.join(self.also)}" if self.also else "the plain network"

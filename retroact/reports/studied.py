@@ -196,7 +196,7 @@ def markdown(study: Study, folder: str) -> tuple[str, dict[str, str]]:
     figures: dict[str, str] = {}
     parts = [f"# {study.title}", study.source, *study.notes]
     parts += ["## In short", _number(study.lines)] if study.lines else []
-    parts += ["## Claims", _claims_table(study)]
+    parts += ["## Claims", _claims_table(study)] if study.said else []
     for item in study.items:
         parts += [
             f"## {item.title}",

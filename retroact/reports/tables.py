@@ -28,10 +28,6 @@ from retroact.evaluation.record import Record
 from retroact.experiments.fields import CellFields
 from retroact.experiments.store import Store
 
-ZERO_GRADIENT_ALARM = 0.01
-"""Above this share of exactly-zero gradients an attack was blind (AutoAttack's own flag has no
-slack)."""
-
 
 class Group(NamedTuple):
     """What lines must share to be compared."""
@@ -102,15 +98,7 @@ class Line:
 
     def alarms(self) -> list[str]:
         """What makes this line's number doubtful, each in a few words."""
-        reasons = []
-        if zero_gradient_share(self.record) > ZERO_GRADIENT_ALARM:
-            reasons.append(
-                f"{zero_gradient_share(self.record):.0%} of its gradients were exactly zero"
-            )
-        if nonfinite_share(self.record) > 0:
-            seen = f"{int(self.record.nonfinite.sum())} of {len(self.record)} images"
-            reasons.append(f"NaN, infinity or logits all alike on {seen}")
-        return reasons
+        return self.record.alarms()
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,7 @@ from retroact.retrofitting.selection import select
 from retroact.retrofitting.sites import NoSitesError, Survey, count_kinds, survey
 from retroact.retrofitting.tracing import keep_attributes, rewrite, trace
 from retroact.retrofitting.watching import trial
+from retroact.shown import as_html
 from retroact.spec import show, spec, take
 
 
@@ -91,6 +92,12 @@ class Retrofit:
         )
         keep_attributes(copy, {"retrofit": self, "left_alone": dict(stay.most_common())})
         return copy
+
+    def _repr_html_(self) -> str:
+        head = ("activation", "at sites", "in the place of", "may stay")
+        kinds = ", ".join(("relu", *self.kinds))
+        row = (show(self.activation), self.sites, kinds, ", ".join(self.allow) or "none")
+        return as_html(str(self), head, [row])
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -3,15 +3,15 @@ used."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol, TypeVar
 
 from retroact.evaluation.record import Record
 from retroact.executors import SERIAL, Executor
-from retroact.experiments.cell import Cell
+from retroact.experiments.cell import Cell, all_locked
 from retroact.experiments.facts import Measured, Measurement, locked_key, measured, measured_all
 from retroact.experiments.store import Store
-from retroact.experiments.sweep import fill, sweep
+from retroact.experiments.sweep import fill
 from retroact.spec import key, shorten, show
 from retroact.studies.earlier import Earlier
 
@@ -94,16 +94,11 @@ class Desk:
         A `stored` desk runs those alone of which images are kept, for pictures are not carried.
         """
         asked = list(cells)
-        how: dict[str, Any] = {"executor": self._executor, "keep": keep, "chunk": self._chunk}
-        how |= {"progress": self._tell}
-        if anew := self._pick_anew(asked):
-            fill(anew, self.store, **how, fresh=True)
-        by_cell = {cell: self._earlier.record(cell, self.store, keep=keep) for cell in asked}
+        by_cell = self._run(asked, keep=keep)
         todo = [cell for cell, record in by_cell.items() if record is None]
-        self._refuse([] if keep else todo)
-        swept = sweep(todo, self.store, **how)
+        now = (self.store.read(key(cell), images=keep > 0) for cell in all_locked(todo))
         records = {c: r for c, r in by_cell.items() if r is not None}
-        records |= zip(todo, swept, strict=True)
+        records |= zip(todo, now, strict=True)
         for cell in by_cell:
             self._note(cell.data, cell.seed, () if cell in todo else self._earlier.describe(cell))
             then = None if cell in todo else self._earlier.cell_key(cell)
@@ -139,13 +134,14 @@ class Desk:
             self._make(what)
         return [self._derive(what) for what in asked]
 
-    def run_before(self, asked: Sequence[Derived], cells: Sequence[Cell]) -> None:
-        """Runs the `cells` together of which those of `asked` are made, one each, that are not in
-        the store."""
-        both = zip(asked, cells, strict=True)
-        missing = [c for what, c in both if self._anew is not None or self._find(what) is None]
-        if missing:
-            self._inner().records(missing)
+    def run_before(self, made_of: Mapping[Any, Sequence[Cell]]) -> None:
+        """Runs together the cells that derived facts are made of, of those facts that are not in
+        the store; their records are read one after the other, as they are asked for."""
+        anew = self._anew is not None
+        missing = [w for w in made_of if anew or self._find(w) is None]
+        cells = dict.fromkeys(cell for what in missing for cell in made_of[what])
+        if cells:
+            self._run(list(cells))
 
     def again(self, what: Measurement) -> Facts:
         """Facts that another item counts already, so that the footnote does not count their minutes
@@ -155,6 +151,19 @@ class Desk:
             self._refuse([what])
         self.keys[locked_key(what) if found is None else self._earlier.key(what) or ""] = None
         return (found or measured(what, self.store)).facts
+
+    def _run(self, asked: Sequence[Cell], *, keep: int = 0) -> dict[Cell, Record | None]:
+        """Runs what the store lacks; gives the earlier records, None for what the store has as it
+        is run today."""
+        how: dict[str, Any] = {"executor": self._executor, "keep": keep, "chunk": self._chunk}
+        how |= {"progress": self._tell}
+        if anew := self._pick_anew(asked):
+            fill(anew, self.store, **how, fresh=True)
+        by_cell = {cell: self._earlier.record(cell, self.store, keep=keep) for cell in asked}
+        todo = [cell for cell, record in by_cell.items() if record is None]
+        self._refuse([] if keep else todo)
+        fill(todo, self.store, **how)
+        return by_cell
 
     def _derive(self, what: Derived) -> Facts:
         found = self._find(what)

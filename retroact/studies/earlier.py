@@ -48,28 +48,39 @@ class Earlier:
         return store.read(then, images=keep > 0) if store.has(then, keep=keep) else None
 
     def key(self, what: Any) -> str | None:
-        """The key that a measurement had, or one of a cell (`what.cell`); None where it has the
-        same today."""
+        """The key that a measurement had, or facts made of one cell (`what.cell`) or of groups of
+        attacks (`what.groups`); None where it has the same today."""
         if type(what) in self.measurements:
             return locked_key(what, self.measurements)
-        cell = getattr(what, "cell", None)
-        if not isinstance(cell, Cell) or cell.attack not in self.attacks:
-            return None
-        attack, version = self.attacks[cell.attack]
-        return locked_key(self._as_it_was(what), {type(attack): version})
+        if isinstance(what, Cell):
+            return self.cell_key(what)
+        then = dict(self._then(what))
+        return locked_key(self._as_it_was(what), then) if then else None
 
     def print(self, what: Any) -> tuple[str, str] | None:
         """That key, and the print that stands beside it."""
         name = self.key(what)
         return None if name is None else (name, show(self._as_it_was(what)))
 
+    def _then(self, what: Any) -> Iterator[tuple[type, int]]:
+        """The attacks of `what` that had another version, by class."""
+        for attack in _attacks_of(what):
+            if attack in self.attacks:
+                then, version = self.attacks[attack]
+                yield type(then), version
+
     def _as_it_was(self, what: Any) -> Any:
-        """The measurement with the attack of its cell as that was written then."""
-        cell = getattr(what, "cell", None)
-        if not isinstance(cell, Cell) or cell.attack not in self.attacks:
+        """The same with its attacks as they were written then."""
+        cell, groups = getattr(what, "cell", None), getattr(what, "groups", None)
+        if isinstance(cell, Cell):
+            return replace(what, cell=replace(cell, attack=self._was(cell.attack)))
+        if groups is None:
             return what
-        then = replace(cell, attack=self.attacks[cell.attack][0])
-        return replace(what, cell=then)
+        then = ((tuple(map(self._was, attacks)), threats) for attacks, threats in groups)
+        return replace(what, groups=tuple(then))
+
+    def _was(self, attack: Attack) -> Attack:
+        return self.attacks[attack][0] if attack in self.attacks else attack
 
     def cell_key(self, cell: Cell) -> str | None:
         """The key that a cell had; None where it has the same today."""
@@ -82,7 +93,13 @@ class Earlier:
         """What a footnote says of a measurement that stands there as it was."""
         if type(what) in self.measurements:
             yield f"{type(what).__name__}, version {self.measurements[type(what)]}"
-        cell = what if isinstance(what, Cell) else getattr(what, "cell", None)
-        if isinstance(cell, Cell) and cell.attack in self.attacks:
-            attack, version = self.attacks[cell.attack]
-            yield f"{type(attack).__name__}, version {version}"
+        for kind, version in self._then(what):
+            yield f"{kind.__name__}, version {version}"
+
+
+def _attacks_of(what: Any) -> tuple[Attack, ...]:
+    """Those of a cell, or that facts are made of."""
+    cell = what if isinstance(what, Cell) else getattr(what, "cell", None)
+    if isinstance(cell, Cell):
+        return (cell.attack,)
+    return tuple(a for attacks, _ in getattr(what, "groups", ()) for a in attacks)

@@ -31,10 +31,11 @@ from retroact.studies.published import claims, published
 PAPERS = {
     "jumprelu": "JumpReLU, made anew and audited",
     "srelu": "Sloped ReLU, made anew and audited",
+    "ledger": "The ledger: what changes of a network claim, and what is left of it",
 }
 PUBLISHED = "Published numbers stand in columns called “published” and in thin lines."
 SIZES = "How many images each number rests on stands beside it, and under every item."
-KINDS = ("table", "figure", "truth", "question")
+KINDS = ("table", "figure", "truth", "question", "entry")
 """What an item's file may be called after, in the order of the page."""
 
 

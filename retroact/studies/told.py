@@ -7,9 +7,7 @@ are still computed late, from these facts.
 
 from __future__ import annotations
 
-import base64
 import math
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -21,6 +19,7 @@ from retroact.evaluation.record import NORMS, Record
 from retroact.experiments.cell import Cell, all_locked
 from retroact.spec import spec
 from retroact.studies.desk import Desk, Facts
+from retroact.studies.packed import pack, unpack
 
 Column = Literal["gradients", "l2"]
 _KINDS: dict[Column, str] = {"gradients": "<u4", "l2": "<f4"}
@@ -54,15 +53,15 @@ class Outcomes:
     @classmethod
     def read(cls, facts: Facts) -> Outcomes:
         """Those that `facts` wrote."""
-        packed = {name: _unpack(facts[name], _KINDS[name]) for name in _KINDS if name in facts}
-        bits = (_unpack(facts[name], "u1") for name in ("right", "stands"))
+        packed = {name: unpack(facts[name], _KINDS[name]) for name in _KINDS if name in facts}
+        bits = (unpack(facts[name], "u1") for name in ("right", "stands"))
         right, stands = (np.unpackbits(b, count=facts["n"]).astype(bool) for b in bits)
         return cls(right, stands, facts["wall"], packed)
 
     def facts(self) -> Facts:
         """As JSON has them: bits and numbers deflated, in base64."""
         bits = {"right": np.packbits(self.right), "stands": np.packbits(self.stands)}
-        packed = {name: _pack(values) for name, values in (*bits.items(), *self.columns.items())}
+        packed = {k: pack(v, v.dtype.str) for k, v in (*bits.items(), *self.columns.items())}
         return {"n": len(self), "wall": self.seconds, **packed}
 
     def __len__(self) -> int:
@@ -122,13 +121,5 @@ def outcomes(desk: Desk, cells: Sequence[Cell], *also: Column) -> list[Outcomes]
     """The outcomes of each cell, in order; those that are neither told nor in the store are run
     together, where the executor runs them."""
     asked = [Told(cell, also) for cell in all_locked(cells)]
-    desk.run_before(asked, [what.cell for what in asked])
+    desk.run_before({what: [what.cell] for what in asked})
     return [Outcomes.read(facts) for facts in desk.derive(asked)]
-
-
-def _pack(values: NDArray[Any]) -> str:
-    return base64.b64encode(zlib.compress(values.tobytes(), 9)).decode("ascii")
-
-
-def _unpack(text: str, kind: str) -> NDArray[Any]:
-    return np.frombuffer(zlib.decompress(base64.b64decode(text, validate=True)), dtype=kind)

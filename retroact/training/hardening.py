@@ -18,7 +18,7 @@ from functools import partial
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +64,9 @@ from retroact.training.learnable import (
     install_numbers,
 )
 from retroact.training.resuming import drop_checkpoint, resume, write_checkpoint
+
+if TYPE_CHECKING:
+    from retroact.figures import Figure
 
 DOSES = (1.0, 0.85, 0.7, 0.55, 0.4, 0.25)
 """The shares of what was learned that are tried where some clean accuracy is to be kept."""
@@ -146,7 +149,8 @@ class Hardened:
     which cost.
 
     `curve` has the doses that were tried, from the plain network (0) to all of what was learned
-    (1); it is empty where there were no held-out images to try them on.
+    (1); it is empty where there were no held-out images to try them on, of which `held` is the
+    number.
     """
 
     net: nn.Module
@@ -157,6 +161,7 @@ class Hardened:
     curve: tuple[Dose, ...]
     seconds: float
     data: str
+    held: int = 0
 
     @property
     def share(self) -> float:
@@ -175,6 +180,23 @@ class Hardened:
     def _repr_html_(self) -> str:
         rows = [(f"{d.dose:.2f}", percent(d.clean)) for d in self.curve]
         return as_html(str(self), ("dose", "clean % of held-out images"), rows)
+
+    def plot(self) -> Figure:
+        """Clean accuracy on held-out images, with Wilson's 95 %, over the dose of what was learned;
+        the dose that was taken is marked. Raises ValueError where no dose was tried."""
+        from retroact.figures import Curve, curves  # and with it matplotlib
+
+        if not self.curve:
+            raise ValueError("no dose was tried, so there is nothing to draw; harden with held=")
+        points = sorted(self.curve, key=lambda point: point.dose)
+        doses, clean = [p.dose for p in points], [p.clean for p in points]
+        return curves(
+            [Curve("clean", doses, clean, n=self.held)],
+            f"dose of the learned {self.recipe.learn}",
+            "decided rightly, held-out images, %",
+            marked=self.dose,
+            title=f"{self.recipe.learn} learned on {self.data}, n = {self.held}",
+        )
 
 
 @neutral()
@@ -221,9 +243,9 @@ def harden(
         _tell(hardened, curve, held)
     dose, took = curve[-1].dose if curve else 1.0, time.monotonic() - began
     parameters = sum(p.numel() for p in net.parameters())
-    return Hardened(
-        hardened, recipe, learner.count, parameters, dose, tuple(curve), took, train.name
-    )
+    count = 0 if held is None else len(held)
+    how = recipe, learner.count, parameters, dose, tuple(curve), took, train.name
+    return Hardened(hardened, *how, held=count)
 
 
 def _describe_run(

@@ -139,7 +139,7 @@ def test_an_empty_report_is_refused_and_a_failed_write_leaves_the_old_page(
 def test_pictures_show_the_broken_first_and_need_kept_images(store):
     with pytest.raises(ValueError, match="kept no images"):
         plots.pictures(record(3))
-    assert plots._order_broken_first(record(4, images=True), 6) == [4, 5, 0, 1, 2, 3]
+    assert record(4, images=True)._broken_first(6) == [4, 5, 0, 1, 2, 3]
     assert plots.pictures(record(4, images=True)).startswith("<img")
 
 

@@ -3,6 +3,7 @@ tiny networks."""
 
 import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from retroact.experiments.cell import Cell, Model
 from retroact.nets.data import Images, data
 from retroact.retrofitting.folding import fold
 from retroact.retrofitting.surgery import refit, retrofit
+from retroact.studies.counted import Counts, cut
 from retroact.studies.published import published
 from retroact.studies.srelu import (
     figure_4,
@@ -138,17 +140,21 @@ def test_much_worse_asks_what_is_left_without_the_nan_images(counted, kept, answ
 
 def test_the_published_pixels_are_the_first_of_the_batterys_images():
     """A recovery of the first images alone, beside that of all."""
-    cells = {s: Cell(steep(s), "digits[:30]", FGSM(), Linf(0.1))() for s in (1.0, 100.0)}
     r = object.__new__(figure_4.Results)
     r.net = Net("digits", "cifar10_cnn2", "digits-cnn", "*", (0.0, 0.1), "digits", 20)
     r.n, r.slopes, r.eps = 30, (1.0, 100.0), (0.1,)
-    r.found = {s: {e.name: [cell] for e in BATTERY} for s, cell in cells.items()}
+    records = {s: Cell(steep(s), "digits[:30]", FGSM(), Linf(0.1))() for s in r.slopes}
+    counted = {
+        k: {s: Counts.of([cut(record, k)] * len(BATTERY)) for s, record in records.items()}
+        for k in (30, 20)
+    }
+    r.found = {s: replace(counted[30][s], first=counted[20][s]) for s in r.slopes}
     ruined = {
         (r.net.key, s): {"counted": [0.0, 50.0], "kept_out": [0.0, 50.0]} for s in (1.0, 100.0)
     }
     all_rows = list(figure_4._recovery_rows(r, ruined, 1.0))
     assert [row[0] for row in all_rows] == ["digits", "digits, first 20, original"]
-    left = [100 * survives(cells[s])[:20].mean() for s in (1.0, 100.0)]
+    left = [100 * survives(records[s])[:20].mean() for s in r.slopes]
     assert all_rows[1][1] == pytest.approx(left[1] - left[0]) and all_rows[1][-1] is None
 
 
@@ -312,7 +318,9 @@ def test_saliency_counts_exact_zeros_alone(digits):
     )
     assert blind["zero"]["cross_entropy"] > 90 > 10 > seeing["zero"]["cross_entropy"]
     assert blind["zero"]["margin"] == seeing["zero"]["margin"] == 0
-    assert len(blind["shown"]) == 4 and np.abs(blind["shown"][0]["margin"]).max() == 1
+    assert len(blind["rows"]) == 4 and set(blind["maps"]) == {"cross_entropy", "margin"}
+    maps = question_saliency._unpack(blind["maps"]["margin"]).view(4, -1)
+    assert maps.abs().amax(1).tolist() == [1] * 4 and (maps[0] == 0).sum() < 40
     assert seeing["alike"] == pytest.approx(1) and 0 < blind["alike"] < 0.999
 
 
@@ -350,7 +358,9 @@ def test_the_battery_serves_its_threats():
 
 
 def test_scores_and_the_network_at_slope_1_are_attacked_with_the_same_radius_as_the_gradient():
-    direct, scores, gray = question_beyond._ways(MNIST, 10.0, 20)
+    direct, scores, gray = (
+        c for what in question_beyond._ways(MNIST, 10.0, 20) for c in what.cells()
+    )
     assert direct.attack.needs == "gradient" and scores.attack.needs == "score"
     assert {cell.threat for cell in (direct, scores, gray)} == {Linf(0.1)}
     assert (

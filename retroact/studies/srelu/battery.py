@@ -254,3 +254,8 @@ BATTERY: tuple[Entry, ...] = (
     _run("LinearSearchBlendedUniformNoiseAttack", Straight("noise")),
 )
 """The distinct attacks in the published order; four of them stand twice in the published list."""
+
+BY_NORM: dict[type[Linf] | type[L2], tuple[Entry, ...]] = {
+    norm: tuple(e for e in BATTERY if e.threat is norm) for norm in (Linf, L2)
+}
+"""The same by the norm of their threat."""

@@ -14,20 +14,20 @@ from typing import Any
 from retroact.activations.piecewise import SReLU
 from retroact.activations.smooth import CELU, Sigmoid, Softplus, Softsign, Tanh
 from retroact.attacks.fgsm import FGSM
-from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.reports.plots import panels
-from retroact.reports.studied import Claim, Figure, Part, Table, Text
+from retroact.reports.studied import Claim, Figure, Part, Table, Takeaway, Text
+from retroact.studies.counted import Counts, counts
 from retroact.studies.desk import Desk, Facts
 from retroact.studies.published import published
 from retroact.studies.srelu.attacks import (
     ATTACKS,
     accuracies,
     as_published,
-    attack_cells,
+    attack_counts,
     columns,
     images,
 )
-from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, first, label, many
+from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, label
 from retroact.studies.srelu.panels import Curve, mean, panel, table
 from retroact.studies.truth import answer_by_network, answer_claim
 
@@ -41,6 +41,8 @@ OTHERS: Facts = {
     "relu": SReLU(1.0),
 }
 
+Found = dict[tuple[str, str, float], Counts]
+"""What was counted, by network, attack and slope."""
 Means = dict[tuple[str, str, float], float]
 """Accuracy averaged over the columns, by network, attack and slope."""
 Clean = dict[tuple[str, str, float], float]
@@ -55,14 +57,17 @@ ALMOST = 0.9
 
 def make(desk: Desk) -> Iterator[Part]:
     yield from _top(desk)
-    clean, means = _means(desk)
+    found = _under_all(desk)
+    clean, means = {k: f.clean for k, f in found.items()}, _means(found)
     yield from _middle(desk, clean, means)
     yield from _bottom(desk)
-    margins = _margins(desk)
-    yield _not_impacted(desk)
+    on_margin = _on_margin(desk)
+    margins = _means(on_margin)
+    yield _not_impacted(*({k: _cost(f) for k, f in by.items()} for by in (found, on_margin)))
     yield _starts_to_recover(clean, means, margins)
     yield _four_attacks(clean, means, margins)
     yield _hindered(clean, means, margins)
+    yield _say_fgsm(found, on_margin)
 
 
 # ------------------------------------------------------------------------------------------ top row
@@ -78,26 +83,23 @@ def _top(desk: Desk) -> Iterator[Part]:
         f"**Top row.** The first {n} test images of each set; one gradient per image serves every"
         " eps."
     )
-    yield from _show("FGSM: accuracy (%) against eps, per slope.", "slope", curves, known, n)
+    yield from _show("FGSM: accuracy (%) against eps, per slope.", "slope", curves, known)
 
 
 def fgsm_curves(
     desk: Desk, activations: Mapping[tuple[Net, str], Any], n: int, what: str = ""
 ) -> dict[tuple[Net, str], Curve]:
     """FGSM on each network with each activation: a curve over the network's eps."""
-    cells = {
-        (net, name): attack_cells(net, "FGSM", net.model(a), n)
+    asked = {
+        (net, name): attack_counts(net, "FGSM", net.model(a), n)
         for (net, name), a in activations.items()
     }
-    by_key = many(desk, cells)
+    return {(net, name): _curve(name, what, f) for (net, name), f in counts(desk, asked).items()}
 
-    def curve(net: Net, name: str) -> Curve:
-        records = by_key[net, name]
-        originals = accuracies(net, "FGSM", first(net.original, records)) if net.mixed(n) else None
-        y = accuracies(net, "FGSM", records)
-        return Curve(name, y, original=originals, what=what)
 
-    return {(net, name): curve(net, name) for net, name in cells}
+def _curve(name: str, what: str, found: Counts) -> Curve:
+    own = None if found.first is None else accuracies("FGSM", found.first)
+    return Curve(name, accuracies("FGSM", found), original=own, what=what)
 
 
 def _show(
@@ -105,7 +107,6 @@ def _show(
     what: str,
     curves_of: dict[tuple[Net, str], Curve],
     known: dict[tuple[Net, str], dict[str, float]],
-    n: int,
 ) -> Iterator[Part]:
     by_net = {
         net: [replace(c, published=known[k]) for k, c in curves_of.items() if k[0] is net]
@@ -160,21 +161,18 @@ def _draw_recovery(recovery: Means, known: Means) -> Figure:
     )
 
 
-def _means(desk: Desk) -> tuple[Clean, Means]:
+def _under_all(desk: Desk) -> Found:
     asked = {
-        (net, attack, s): attack_cells(net, attack, net.sloped(s), images(desk, attack))
+        (net, attack, s): attack_counts(net, attack, net.sloped(s), images(desk, attack))
         for net in NETS
         for attack in ATTACKS
         for s in SLOPES
     }
-    records = many(desk, asked)
-    clean = {
-        (net.key, attack, s): 100 * clean_accuracy(r[0]) for (net, attack, s), r in records.items()
-    }
-    return clean, {
-        (net.key, attack, s): mean(accuracies(net, attack, r))
-        for (net, attack, s), r in records.items()
-    }
+    return {(net.key, attack, s): f for (net, attack, s), f in counts(desk, asked).items()}
+
+
+def _means(found: Found) -> Means:
+    return {k: mean(accuracies(k[1], f)) for k, f in found.items()}
 
 
 def _quote_means() -> Means:
@@ -250,7 +248,7 @@ def _bottom(desk: Desk) -> Iterator[Part]:
         " network was trained with ReLU. Functions among the five from which FGSM at the largest"
         f" eps takes more points than from ReLU: {kept}."
     )
-    yield from _show("FGSM with other activations at slope 1.", "activation", curves, known, n)
+    yield from _show("FGSM with other activations at slope 1.", "activation", curves, known)
     yield _more_damaging({k: c.y for k, c in curves.items()})
 
 
@@ -262,14 +260,13 @@ def _costlier(net: Net, lost: dict[tuple[Net, str], float]) -> str:
 # ------------------------------------------------------------------------------------------- claims
 
 
-def _margins(desk: Desk) -> Means:
-    """FGSM up the margin loss, averaged over the columns."""
+def _on_margin(desk: Desk) -> Found:
+    """FGSM up the margin loss."""
     n = images(desk, "FGSM")
-    cells = {
-        (net, "FGSM", s): net.cells(net.sloped(s), ON_MARGIN, n) for net in NETS for s in SLOPES
+    asked = {
+        (net, "FGSM", s): net.counted(net.sloped(s), ON_MARGIN, n) for net in NETS for s in SLOPES
     }
-    records = many(desk, cells)
-    return {(k[0].key, *k[1:]): mean(accuracies(k[0], "FGSM", r)) for k, r in records.items()}
+    return {(net.key, attack, s): f for (net, attack, s), f in counts(desk, asked).items()}
 
 
 def _starts_to_recover(clean: Clean, means: Means, margins: Means) -> Claim:
@@ -344,9 +341,13 @@ def _more_damaging(curves: Mapping[tuple[Net, str], Sequence[float]]) -> Claim:
     share = {k: 1 - _under(y) / max(y[0], 1e-9) for k, y in curves.items()}
     truly = [k for k in pairs if share[k] > share[k[0], "relu"]]
     spared = ", ".join(f"{name} ({net.title})" for net, name in pairs if (net, name) not in truly)
+    by_net = [[k for k in pairs if k[0] is net] for net in NETS]
     return Claim(
         "activation_swap",
-        answer_claim(len(lower) == len(pairs), len(truly) == len(pairs)),
+        answer_by_network(
+            [all(k in lower for k in of) for of in by_net],
+            [all(k in truly for k in of) for of in by_net],
+        ),
         f"of {len(pairs)} pairs of function and network the mean accuracy under FGSM is below"
         f" ReLU's in {len(lower)}; FGSM fells a larger share of the images that are right clean in"
         f" {len(truly)}, not with {spared or 'none'}",
@@ -358,27 +359,36 @@ def _under(y: Sequence[float]) -> float:
     return mean(y[1:])
 
 
-def _not_impacted(desk: Desk) -> Claim:
+def _cost(found: Counts) -> float:
+    """Points of accuracy that an attack at the largest eps takes."""
+    return found.clean - found.robust[-1]
+
+
+def _not_impacted(plain: Means, margins: Means) -> Claim:
     """Not impacted: less than one point lost at the largest eps, at both slopes; truly: under the
     margin loss too."""
-    n, slopes = images(desk, "FGSM"), (10.0, 100.0)
-    eps = MNIST.eps[-1:]
-    attacks = {"lost": FGSM(), "truly": ON_MARGIN}
-    records = many(
-        desk,
-        {
-            (k, s): MNIST.cells(MNIST.sloped(s), a, n, eps=eps)
-            for k, a in attacks.items()
-            for s in slopes
-        },
-    )
-    costs = {k: 100 * (clean_accuracy(r) - robust_accuracy(r)) for k, (r,) in records.items()}
-    said_costs = " and ".join(f"{costs['lost', s]:.1f} ({costs['truly', s]:.1f})" for s in slopes)
+    slopes = (10.0, 100.0)
+    lost, truly = ([cost[MNIST.key, "FGSM", s] for s in slopes] for cost in (plain, margins))
+    told = " and ".join(f"{a:.1f} ({b:.1f})" for a, b in zip(lost, truly, strict=True))
     return Claim(
         "untargeted.slope_10_100.mnist",
-        answer_claim(
-            max(costs["lost", s] for s in slopes) < 1, max(costs["truly", s] for s in slopes) < 1
-        ),
-        f"at slopes 10 and 100, FGSM with eps {eps[0]:g} costs {said_costs} points; "
+        answer_claim(max(lost) < 1, max(truly) < 1),
+        f"at slopes 10 and 100, FGSM with eps {MNIST.eps[-1]:g} costs {told} points; "
         "in brackets one step on the margin loss",
+    )
+
+
+def _say_fgsm(found: Found, on_margin: Found) -> Takeaway:
+    """What the slope does to one step on either loss, in a line."""
+    told = []
+    for net in NETS:
+        plain, steep, hard = (
+            by[net.key, "FGSM", s].robust[-1]
+            for by, s in ((found, 1.0), (found, 100.0), (on_margin, 100.0))
+        )
+        told.append(f"{net.title} {plain:.1f} → {steep:.1f} ({hard:.1f})")
+    return Takeaway(
+        2,
+        "FGSM at the largest eps, accuracy at slope 1 → at slope 100, %, and in brackets where the"
+        f" same step climbs the margin of the logits: {'; '.join(told)}.",
     )

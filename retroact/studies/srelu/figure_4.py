@@ -12,24 +12,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from copy import copy
 from importlib.util import find_spec
-from itertools import product
 
 import numpy as np
 import torch
 
 from retroact.crafting.threat import L2
-from retroact.evaluation.metrics import clean_accuracy, robust_accuracy, worst_case
-from retroact.evaluation.record import Record
-from retroact.experiments.cell import Cell, Model
+from retroact.experiments.cell import Model
 from retroact.nets.data import data
 from retroact.reports.plots import Panel, Series, panels
-from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
+from retroact.reports.studied import Claim, Figure, Part, Table, Takeaway, Text, Value
 from retroact.spec import spec
+from retroact.studies.counted import Counted, Counts, counts
 from retroact.studies.desk import Desk, Facts
 from retroact.studies.published import published
-from retroact.studies.srelu.battery import BATTERY, Entry
-from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, first, label
-from retroact.studies.truth import answer_by_network, answer_claim
+from retroact.studies.srelu.battery import BATTERY, BY_NORM, Entry
+from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, label
+from retroact.studies.truth import answer_by_network
 
 CIFAR_SHOWN = 4000
 """CIFAR-10 images, the published pixels first: as many as two CPU hours give both networks."""
@@ -55,7 +53,7 @@ GROUPS = (
 
 
 def make(desk: Desk) -> Iterator[Part]:
-    if find_spec("foolbox") is None:
+    if not desk.stored and find_spec("foolbox") is None:
         yield Text(
             'This figure needs Foolbox, which is not installed: `pip install "retroact[foolbox]"`,'
             " then again."
@@ -87,42 +85,52 @@ def make(desk: Desk) -> Iterator[Part]:
 
 
 class Results:
-    """The battery's records on one network: `found[slope][name]`, one for each eps above 0."""
+    """What is counted of the battery on one network, by slope."""
 
     def __init__(self, desk: Desk, net: Net) -> None:
         self.net, self.n = net, desk.pick(50, 10_000 if net is MNIST else CIFAR_SHOWN)
         self.slopes = desk.pick((1.0, 10.0, 100.0), SLOPES)
         few = (0.1, 0.3) if net is MNIST else (0.01, 0.1)
         self.eps = desk.pick(few, tuple(e for e in net.eps if e > 0))
-        asked = list(product(self.slopes, BATTERY, self.eps))
-        records = iter(desk.records([self._cell(*one) for one in asked]))
-        self.found: dict[float, dict[str, list[Record]]] = {
-            s: {e.name: [] for e in BATTERY} for s in self.slopes
-        }
-        for slope, entry, _ in asked:
-            self.found[slope][entry.name].append(next(records))
+        self.found: dict[float, Counts] = {}
+        for slope in self.slopes:  # one by one, so that a stop leaves what is counted by then
+            self.found |= counts(desk, {slope: self._ask(slope)})
 
-    def _cell(self, slope: float, entry: Entry, eps: float) -> Cell:
-        return Cell(self.net.sloped(slope), self.net.slice(self.n), entry.attack, entry.threat(eps))
+    def _ask(self, slope: float) -> Counted:
+        groups = tuple(
+            (tuple(e.attack for e in entries), tuple(threat(eps) for eps in self.eps))
+            for threat, entries in BY_NORM.items()
+        )
+        return self.net.counted_groups(self.net.sloped(slope), groups, self.n)
 
     def originals(self) -> Results:
         """The same of the published pixels alone."""
-        cut, k = copy(self), self.net.original
-        cut.n = k
-        cut.found = {
-            s: {name: first(k, records) for name, records in of.items()}
-            for s, of in self.found.items()
-        }
-        return cut
+        own = {slope: found.first for slope, found in self.found.items()}
+        alone = copy(self)
+        alone.found = {slope: first for slope, first in own.items() if first is not None}
+        alone.n = self.net.original
+        return alone
 
     def clean(self, slope: float) -> float:
-        return 100 * clean_accuracy(self.found[slope][VAT.name][0])
+        return self.found[slope].clean
+
+    def robust(self, slope: float, name: str) -> list[float]:
+        """Accuracy (%) under an attack at each eps above 0."""
+        return self.found[slope].robust[self._places(name)]
+
+    def is_ruined(self, name: str) -> bool:
+        """Whether a NaN or infinite logit or gradient was seen under an attack."""
+        return any(any(found.nonfinite[self._places(name)]) for found in self.found.values())
+
+    def _places(self, name: str) -> slice:
+        at = [e.name for entries in BY_NORM.values() for e in entries].index(name)
+        return slice(at * len(self.eps), (at + 1) * len(self.eps))
 
     def mean(self, slope: float, names: Sequence[str], at: int = -1) -> float:
         """The mean accuracy (%) over the named attacks at one eps, each as often as the published
         list has it."""
         chosen = [e for e in BATTERY if e.name in names]
-        values = [100 * robust_accuracy(self.found[slope][e.name][at]) for e in chosen]
+        values = [self.robust(slope, e.name)[at] for e in chosen]
         return float(np.average(values, weights=[e.times for e in chosen]))
 
     def against_eps(self) -> Panel:
@@ -155,10 +163,7 @@ class Results:
 
     def rows(self) -> tuple[tuple[Value, ...], ...]:
         rows = [self._row(entry) for entry in BATTERY]
-        worst = [
-            100 * float(np.mean(worst_case([r[-1] for r in self.found[s].values()])))
-            for s in self.slopes
-        ]
+        worst = [self.found[s].robust_to_all for s in self.slopes]
         said_so = [
             100 * _read_runs(self.net)[s]["worst case (best attack per-sample)"][-1]
             for s in self._beside()
@@ -166,7 +171,7 @@ class Results:
         return (*rows, ("worst case, image by image", "", *worst, *said_so))
 
     def _row(self, entry: Entry) -> tuple[Value, ...]:
-        measured = [100 * robust_accuracy(self.found[s][entry.name][-1]) for s in self.slopes]
+        measured = [self.robust(s, entry.name)[-1] for s in self.slopes]
         there = [100 * _quote(self.net, s, entry)[-1] for s in self._beside()]
         name = entry.name + (" (twice)" if entry.times == 2 else "")
         return (name, "gradient" if entry.gradient else "degradation", *measured, *there)
@@ -177,14 +182,7 @@ class Results:
 
 
 def _sample(desk: Desk, results: list[Results]) -> str:
-    ruined = {
-        e.name
-        for r in results
-        for of in r.found.values()
-        for e in BATTERY
-        for i in of[e.name]
-        if _is_ruined(i)
-    }
+    ruined = {e.name for r in results for e in BATTERY if r.is_ruined(e.name)}
     shown = ", ".join(f"{r.n} for {r.net.title}" for r in results)
     seen = ", ".join(sorted(ruined)) or "none"
     return (
@@ -193,10 +191,6 @@ def _sample(desk: Desk, results: list[Results]) -> str:
         " list (L∞ PGD, BIM, DeepFool and uniform noise), so 21 are distinct. Attacks on which a"
         f" NaN or infinite logit or gradient was seen: {seen}. CIFAR10-CNN2 was not published."
     )
-
-
-def _is_ruined(record: Record) -> bool:
-    return bool(record.nonfinite.any())
 
 
 # ------------------------------------------------------------------------------------ the published
@@ -375,6 +369,7 @@ def _claims(desk: Desk, results: dict[str, Results], ruined: Ruined) -> Iterator
     cifar = [(n, recovered[n.key], truly[n.key]) for n in NETS if n is not MNIST]
     yield _around("figure4.recovery.cifar10", (10.0, 15.0), cifar)
     yield _kind(results, on_margin)
+    yield _say_recovery([(r.net, recovered[key], truly[key]) for key, r in results.items()])
 
 
 def _recovery_rows(r: Results, ruined: Ruined, truly: float) -> Iterator[tuple[Value, ...]]:
@@ -439,10 +434,20 @@ def _around(
     values = "; ".join(f"{net.title} {a:.1f} points ({b:.1f})" for net, a, b in recoveries)
     return Claim(
         about,
-        answer_claim(all(met(a) for _, a, _ in recoveries), all(met(b) for _, _, b in recoveries)),
+        answer_by_network([met(a) for _, a, _ in recoveries], [met(b) for _, _, b in recoveries]),
         f"{values}, NaN images as Foolbox counts; in brackets with these kept out and the margin"
         f" loss where an attack climbs a loss; “around” taken as {span[0] - AROUND:g} to"
         f" {span[1] + AROUND:g}",
+    )
+
+
+def _say_recovery(recoveries: list[tuple[Net, float, float]]) -> Takeaway:
+    """What all 25 attacks say, in a line."""
+    told = "; ".join(f"{net.title} {a:+.1f} ({b:+.1f})" for net, a, b in recoveries)
+    return Takeaway(
+        4,
+        "Slope 100 against 1, mean accuracy under Foolbox's 25 attacks at the last eps, points:"
+        f" {told}; in brackets with NaN images kept out and the margin loss where one is climbed.",
     )
 
 
@@ -464,7 +469,7 @@ def _kind(
     )
     return Claim(
         "figure4.kind",
-        answer_claim(min(gains) > 5, min(truly) > 5),
+        answer_by_network([v > 5 for v in gains], [v > 5 for v in truly]),
         f"recovery under gradient attacks less that under degradation, in points: {shown}; in"
         " brackets with the margin loss where an attack climbs a loss; more than 5 on every"
         " network is asked for",
@@ -474,18 +479,19 @@ def _kind(
 def _on_margin(desk: Desk, r: Results) -> dict[float, dict[str, float]]:
     """Accuracies (%) at the last eps by slope and attack, climbing the margin loss where a loss is
     climbed."""
-    slopes, climbing = (1.0, 100.0), [e for e in BATTERY if e.margin is not None]
-    asked = list(product(slopes, climbing))
-    images, eps = r.net.slice(r.n), r.eps[-1]
-    records = desk.records(
-        [Cell(r.net.sloped(s), images, e.margin, e.threat(eps)) for s, e in asked]
+    names = [e.name for e in BATTERY]
+    slopes, eps = (1.0, 100.0), r.eps[-1]
+    climbing = {norm: [e for e in es if e.margin is not None] for norm, es in BY_NORM.items()}
+    groups = tuple(
+        (tuple(e.margin for e in entries), (threat(eps),)) for threat, entries in climbing.items()
     )
-    shares = {
-        s: {name: 100 * robust_accuracy(of[-1]) for name, of in r.found[s].items()} for s in slopes
+    found = counts(desk, {s: r.net.counted_groups(r.net.sloped(s), groups, r.n) for s in slopes})
+    climbed = [e.name for entries in climbing.values() for e in entries]
+    return {
+        s: {name: r.robust(s, name)[-1] for name in names}
+        | dict(zip(climbed, found[s].robust, strict=True))
+        for s in slopes
     }
-    for (slope, entry), record in zip(asked, records, strict=True):
-        shares[slope][entry.name] = 100 * robust_accuracy(record)
-    return shares
 
 
 def _mean(shares: dict[str, float], names: Sequence[str] = ()) -> float:

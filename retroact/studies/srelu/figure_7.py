@@ -12,11 +12,12 @@ from collections.abc import Iterator, Sequence
 from retroact.attacks.fgsm import FGSM
 from retroact.crafting.losses import Loss
 from retroact.reports.plots import panels
-from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
+from retroact.reports.studied import Claim, Figure, Part, Table, Takeaway, Text, Value
+from retroact.studies.counted import counts
 from retroact.studies.desk import Desk
 from retroact.studies.published import published
 from retroact.studies.srelu.attacks import accuracies, images
-from retroact.studies.srelu.networks import ABOVE_1, CNN1, MNIST, SLOPES, Net, label, many
+from retroact.studies.srelu.networks import ABOVE_1, CNN1, MNIST, SLOPES, Net, label
 from retroact.studies.srelu.panels import Curve, mean, panel, table
 from retroact.studies.srelu.scaled_pixels import ScaledPixels
 from retroact.studies.truth import answer_claim
@@ -60,6 +61,7 @@ def make(desk: Desk) -> Iterator[Part]:
     yield _mnist_clipped(by_net[MNIST])
     yield _mnist_unclipped(desk, n, by_net[MNIST], slopes[MNIST])
     yield _cifar(by_net[CNN1])
+    yield _say_scaled(by_net, slopes)
 
 
 # ------------------------------------------------------------------------------------------ numbers
@@ -93,8 +95,8 @@ def _quote(net: Net, column: str, scale: float) -> dict[str, float]:
 def _slopes(desk: Desk, net: Net, attack: FGSM = PLAIN) -> dict[float, list[float]]:
     """FGSM's curve per slope, as in Figure 2."""
     n = images(desk, "FGSM")
-    by_slope = many(desk, {s: net.cells(net.sloped(s), attack, n) for s in SLOPES})
-    return {s: accuracies(net, "FGSM", records) for s, records in by_slope.items()}
+    by_slope = counts(desk, {s: net.counted(net.sloped(s), attack, n) for s in SLOPES})
+    return {s: accuracies("FGSM", found) for s, found in by_slope.items()}
 
 
 def _eps(net: Net) -> list[str]:
@@ -204,4 +206,21 @@ def _cifar(by_key: dict[Key, Curve]) -> Claim:
     )
     return Claim(
         "figure7.cifar", answer_claim(best <= NO_HELP), f"{because} (allowed: {NO_HELP:g})"
+    )
+
+
+def _say_scaled(
+    by_net: dict[Net, dict[Key, Curve]], slopes: dict[Net, dict[float, list[float]]]
+) -> Takeaway:
+    """What scaling does beside a slope, in a line."""
+    told = []
+    for net, curves in by_net.items():
+        plain, steep = (_under_attack(slopes[net][s]) for s in (1.0, 100.0))
+        scaled = (_under_attack(curves[net.key, column, 100.0].y) for column in COLUMNS)
+        shown = ", ".join(f"{value:.1f}" for value in (plain, steep, *scaled))
+        told.append(f"{net.title} {shown}")
+    return Takeaway(
+        6,
+        "Mean accuracy under FGSM, %, at slope 1, at slope 100, and at slope 1 with pixels times"
+        f" 100, clipped and unclipped: {'; '.join(told)}.",
     )

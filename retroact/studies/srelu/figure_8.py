@@ -13,26 +13,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from retroact.crafting.losses import Loss
 from retroact.crafting.oracle import evaluating
 from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import decide, evaluate_all
-from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
-from retroact.experiments.cell import Cell, Model
+from retroact.evaluation.metrics import robust_accuracy
+from retroact.experiments.cell import Model
 from retroact.nets.data import Images, data
 from retroact.nets.zoo import NETWORKS
 from retroact.reports.plots import Panel, Series, panels
-from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
+from retroact.reports.studied import Claim, Figure, Part, Table, Takeaway, Text, Value
 from retroact.spec import Count, Positive, spec
+from retroact.studies.counted import counts
 from retroact.studies.desk import Desk, Facts
 from retroact.studies.srelu import CHUNK
-from retroact.studies.srelu.attacks import make_attack
+from retroact.studies.srelu.attacks import climb, make_attack
 from retroact.studies.srelu.networks import CNN1, MNIST, NETS, Net, label
-from retroact.studies.truth import answer_claim
+from retroact.studies.truth import answer_by_network
 
 WAYS = ("direct, slope 1", "direct, this slope", "surrogate", "from slope 1", "direct, margin loss")
 Curves = dict[tuple[str, float, str], list[float]]
@@ -62,6 +63,7 @@ def make(desk: Desk) -> Iterator[Part]:
             folded=True,
         )
     yield _claim(by_net, slopes, learned)
+    yield _say_transfer(by_net, max(slopes))
 
 
 # ----------------------------------------------------------------------------------- the surrogate
@@ -208,20 +210,9 @@ def _curves(desk: Desk, net: Net, learned: dict[float, Facts]) -> Curves:
     return by_way
 
 
-def _curve(
-    desk: Desk,
-    net: Net,
-    slope: float,
-    name: str,
-    *,
-    loss: Loss = "cross_entropy",
-    source: Model | None = None,
-) -> list[float]:
-    model, images = net.sloped(slope), net.slice(_n(desk, net))
-    records = desk.records(
-        [Cell(model, images, make_attack(name, e, loss), Linf(e), source=source) for e in _eps(net)]
-    )
-    return [100 * v for v in (clean_accuracy(records[0]), *map(robust_accuracy, records))]
+def _curve(desk: Desk, net: Net, slope: float, name: str, **how: Any) -> list[float]:
+    found = counts(desk, {name: climb(net, slope, name, _n(desk, net), **how)})[name]
+    return [found.clean, *found.robust]
 
 
 def _panel(net: Net, by_way: Curves, attack: str, slope: float) -> Panel:
@@ -274,29 +265,48 @@ def _claim(by_net: dict[str, Curves], slopes: tuple[float, ...], learned: Learne
     1; truly: so is that under the gradients of slope 1. Not tested with surrogates that do not know
     their targets (`AGREEMENT`).
     """
-    cases = [
-        (c, key)
-        for c in by_net.values()
-        for key in c
-        if key[2] == "surrogate" and key[1] == max(slopes)
-    ]
-    hindered = all(min(c[key]) < c[key][0] / 2 for c, key in cases)
-    above = [_mean_gap(c, key, "surrogate") for c, key in cases]
-    from_1 = [_mean_gap(c, key, "from slope 1") for c, key in cases]
-    margins = [_mean_gap(c, key, "direct, margin loss") for c, key in cases]
+    cases = {
+        net: [(c, key) for key in c if key[1:] == (max(slopes), "surrogate")]
+        for net, c in by_net.items()
+    }
+    halved = [all(min(c[key]) < c[key][0] / 2 for c, key in of) for of in cases.values()]
+    above, from_1, margins = (
+        [[_mean_gap(c, key, way) for c, key in of] for of in cases.values()]
+        for way in ("surrogate", "from slope 1", "direct, margin loss")
+    )
     agreement = [f["agree"] for by_slope in learned.values() for f in by_slope.values()]
-    answer = answer_claim(hindered and min(above) > 0, min(from_1) > 1)
+    met = [is_so and min(of) > 0 for is_so, of in zip(halved, above, strict=True)]
+    answer = answer_by_network(met, [min(of) > 1 for of in from_1])
     return Claim(
         "figure8",
         "cannot be told" if _weak(learned) else answer,
         f"surrogates that decide like their targets on {min(agreement):.0f} to"
         f" {max(agreement):.0f} % of the test images{', too few' if _weak(learned) else ''};"
         f" slope {max(slopes):g}, FGSM and PGD, three networks: the surrogate takes half of the"
-        f" clean accuracy or more {'everywhere' if hindered else 'not everywhere'}; mean accuracy"
-        f" above the direct attack at slope 1 by {min(above):+.1f} to {max(above):+.1f} points"
-        f" under the surrogate, {min(from_1):+.1f} to {max(from_1):+.1f} under the gradients"
-        f" of slope 1, {min(margins):+.1f} to {max(margins):+.1f} under its own with the margin"
+        f" clean accuracy or more {'everywhere' if all(halved) else 'not everywhere'}; mean"
+        f" accuracy above the direct attack at slope 1 by {_span(above)} points"
+        f" under the surrogate, {_span(from_1)} under the gradients"
+        f" of slope 1, {_span(margins)} under its own with the margin"
         " loss",
+    )
+
+
+def _span(values: list[list[float]]) -> str:
+    every = [v for of in values for v in of]
+    return f"{min(every):+.1f} to {max(every):+.1f}"
+
+
+def _say_transfer(by_net: dict[str, Curves], slope: float) -> Takeaway:
+    """What other networks' gradients find, in a line."""
+    ways = ("direct, this slope", "from slope 1", "direct, margin loss")
+    told = "; ".join(
+        f"{net.title} " + ", ".join(f"{by_net[net.key]['PGD', slope, w][-1]:.1f}" for w in ways)
+        for net in NETS
+    )
+    return Takeaway(
+        7,
+        f"PGD at the largest eps leaves slope {slope:g}, %, by its own gradients, by those of slope"
+        f" 1, and by its own of the margin: {told}.",
     )
 
 

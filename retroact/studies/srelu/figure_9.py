@@ -10,6 +10,7 @@ ratio between/within, which no factor changes.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -25,11 +26,14 @@ from retroact.reports.studied import Claim, Figure, Part, Table, Value
 from retroact.retrofitting.installed import installed
 from retroact.spec import spec
 from retroact.studies.desk import Desk, Facts
+from retroact.studies.packed import pack, unpack
 from retroact.studies.srelu.networks import MNIST, SLOPES
 from retroact.studies.truth import answer_claim
 
 LAYERS = {"hidden": "the 50 numbers after the last activation", "logits": "the 10 logits"}
 DIGITS = (*plots.CYCLE, "#db2777", "#84cc16")
+TENTH, PLACES = 0.1, "<i2"
+"""A map is some hundred units wide, and its picture some hundred pixels."""
 SAME = 0.05
 """A ratio that changes by less than this part is taken to be the same."""
 
@@ -45,7 +49,7 @@ def make(desk: Desk) -> Iterator[Part]:
     yield Figure(
         "t-SNE maps of the first test digits, a colour per digit. Axes have no unit; the number is"
         " the ratio between/within in the layer itself, which no factor changes.",
-        _maps(by_slope),
+        _maps(by_slope, data(images).labels.numpy()),
     )
     head = (
         "layer",
@@ -74,20 +78,20 @@ def _row(layer: str, slope: float, facts: Facts) -> tuple[Value, ...]:
 
 @spec
 class Clusters:
-    """How the digits of `data` lie in the last hidden layer and in the logits: t-SNE maps,
-    distances, ratios."""
+    """How the digits of `data` lie in the last hidden layer and in the logits: distances, ratios,
+    and t-SNE maps (`packed`), whose places are kept to a tenth."""
 
     model: Model
     data: str
     perplexity: float = 30.0
     seed: int = 0
+    version: ClassVar[int] = 2
 
     def __call__(self) -> Facts:
         images = data(self.data)
         labels = images.labels.numpy()
         hidden, logits = last_layers(self.model(), images.images)
         return {
-            "labels": labels.tolist(),
             "hidden": self._of(hidden, labels),
             "logits": self._of(logits, labels),
         }
@@ -105,7 +109,7 @@ class Clusters:
             "between": between,
             "within": within,
             "ratio": between / within,
-            "map": drawn.round(2).tolist(),
+            "map": pack((drawn / TENTH).round(), PLACES),
             "map_ratio": on_map[0] / on_map[1],
         }
 
@@ -135,13 +139,13 @@ def spread(points: NDArray[np.float64], labels: NDArray[np.int64]) -> tuple[floa
 # -------------------------------------------------------------------------------------- the picture
 
 
-def _maps(by_slope: dict[float, Facts]) -> str:
+def _maps(by_slope: dict[float, Facts], labels: NDArray[np.int64]) -> str:
     figure = Canvas(figsize=(9.6, 0.6 + 9.0 / len(by_slope) * len(LAYERS)), layout="constrained")
     grid = figure.subplots(len(LAYERS), len(by_slope), squeeze=False)
     for column, (slope, facts) in enumerate(by_slope.items()):
-        labels = np.array(facts["labels"])
         for row, layer in enumerate(LAYERS):
-            _scatter(grid[row, column], np.array(facts[layer]["map"]), labels)
+            points = TENTH * unpack(facts[layer]["map"], PLACES).reshape(-1, 2)
+            _scatter(grid[row, column], points, labels)
             grid[row, column].set_title(
                 f"slope {slope:g}, ratio {facts[layer]['ratio']:.2f}", fontsize=9
             )

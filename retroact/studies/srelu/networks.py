@@ -3,19 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from retroact.activations.activation import Activation
 from retroact.activations.piecewise import SReLU
 from retroact.crafting.attack import Attack
 from retroact.crafting.threat import Linf
-from retroact.evaluation.record import Record
-from retroact.experiments.cell import Cell, Model
-from retroact.studies.desk import Desk, Facts
-
-K = TypeVar("K")
+from retroact.experiments.cell import Model
+from retroact.studies.counted import Counted, Group
 
 SLOPES = (0.5, 1.0, 2.0, 5.0, 10.0, 100.0)
 ABOVE_1 = (2.0, 5.0, 10.0, 100.0)
@@ -48,19 +44,20 @@ class Net:
         """The first `n` test images."""
         return f"{self.data}[:{n}]"
 
-    def cells(
-        self,
-        model: Model,
-        attack: Attack,
-        n: int,
-        *,
-        eps: tuple[float, ...] | None = None,
-        **others: Any,
-    ) -> list[Cell]:
-        """One cell for each radius above 0."""
-        return [
-            Cell(model, self.slice(n), attack, Linf(e), **others) for e in eps or self.eps if e > 0
-        ]
+    def counted(
+        self, model: Model, attack: Attack, n: int, *, eps: tuple[float, ...] = (), **others: Any
+    ) -> Counted:
+        """Counts under `attack` at each radius above 0."""
+        threats = tuple(Linf(e) for e in eps or self.eps if e > 0)
+        return self.counted_groups(model, (((attack,), threats),), n, **others)
+
+    def counted_groups(
+        self, model: Model, groups: tuple[Group, ...], n: int, **others: Any
+    ) -> Counted:
+        """Counts under several groups of attacks, of the published pixels by themselves too where
+        the first `n` images are more than those."""
+        first = self.original if self.mixed(n) else 0
+        return Counted(model, self.slice(n), groups, first=first, **others)
 
     def mixed(self, n: int) -> bool:
         """Whether the first `n` images are more than the published pixels, so that those get a
@@ -84,15 +81,3 @@ SHIFTED = replace(MNIST, title="MNIST CNN, trained on normalised images", net="m
 def label(number: float) -> str:
     """A slope or radius as published.json names it: 0.5, 1, 100."""
     return f"{number:g}"
-
-
-def many(desk: Desk, asked: Mapping[K, list[Cell]]) -> dict[K, list[Record]]:
-    """The records of every list of cells; what is missing runs in one sweep."""
-    records = iter(desk.records([cell for cells in asked.values() for cell in cells]))
-    return {k: [next(records) for _ in cells] for k, cells in asked.items()}
-
-
-def first(n: int, records: list[Record]) -> list[Record]:
-    """The facts of the first `n` examples alone."""
-    cut: list[Facts] = [{k: v[:n] for k, v in r.facts().items()} for r in records]
-    return [replace(r, **facts) for r, facts in zip(records, cut, strict=True)]

@@ -12,12 +12,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from retroact.attacks.fgsm import FGSM
-from retroact.evaluation.metrics import robust_accuracy, zero_gradient_share
-from retroact.evaluation.record import Record
 from retroact.reports.studied import Part, Table, Text, Value
+from retroact.studies.counted import Counts, counts
 from retroact.studies.desk import Desk
 from retroact.studies.srelu.attacks import as_published, images
-from retroact.studies.srelu.networks import CNN1, CNN2, MNIST, SHIFTED, SLOPES, Net, label, many
+from retroact.studies.srelu.networks import CNN1, CNN2, MNIST, SHIFTED, SLOPES, Net, label
 
 ALONE, AVERAGED = FGSM(), FGSM(batch=100)
 ASKED = 5.0
@@ -46,16 +45,14 @@ class Row:
 def make(desk: Desk) -> Iterator[Part]:
     nets, n = (MNIST, SHIFTED, CNN1, CNN2), images(desk, "FGSM")
     asked = {
-        (net, s, attack): net.cells(net.sloped(s), attack, n, eps=net.eps[-1:])
+        (net, s, attack): net.counted(net.sloped(s), attack, n, eps=net.eps[-1:])
         for net in nets
         for s in SLOPES
         for attack in (ALONE, AVERAGED)
     }
-    records = {key: one for key, (one,) in many(desk, asked).items()}
+    found = counts(desk, asked)
     rows = [
-        _row(net, s, records[net, s, ALONE], records[net, s, AVERAGED])
-        for net in nets
-        for s in SLOPES
+        _row(net, s, found[net, s, ALONE], found[net, s, AVERAGED]) for net in nets for s in SLOPES
     ]
     yield Table(
         f"FGSM at the largest eps, n = {n}: accuracy and exactly zero gradients (%)",
@@ -69,12 +66,10 @@ def make(desk: Desk) -> Iterator[Part]:
     yield Text(_describe(rows))
 
 
-def _row(net: Net, slope: float, alone: Record, averaged: Record) -> Row:
-    shares = (robust_accuracy(alone), robust_accuracy(averaged))
-    zeros = (zero_gradient_share(alone), zero_gradient_share(averaged))
+def _row(net: Net, slope: float, alone: Counts, averaged: Counts) -> Row:
     there = as_published(net, "FGSM", slope).get(label(net.eps[-1]))
-    own, mean, zero, zero_mean = (100 * v for v in (*shares, *zeros))
-    return Row(net, slope, own, mean, there, zero, zero_mean)
+    accuracies = (alone.robust[-1], averaged.robust[-1])
+    return Row(net, slope, *accuracies, there, alone.blind[-1], averaged.blind[-1])
 
 
 def _values(row: Row) -> tuple[Value, ...]:

@@ -10,27 +10,16 @@ ours, which sees raw pixels both times.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from retroact.attacks.fgsm import FGSM
 from retroact.attacks.square import Square
 from retroact.crafting.threat import Linf
-from retroact.evaluation.metrics import clean_accuracy, robust_accuracy, zero_gradient_share
-from retroact.experiments.cell import Cell
 from retroact.nets.zoo import entry
 from retroact.reports.studied import Part, Table, Text, Value
+from retroact.studies.counted import Counted, counts
 from retroact.studies.desk import Desk
 from retroact.studies.srelu.attacks import make_attack
-from retroact.studies.srelu.networks import (
-    CIFAR_EPS,
-    MNIST,
-    NETS,
-    SHIFTED,
-    SLOPES,
-    Net,
-    label,
-    many,
-)
+from retroact.studies.srelu.networks import CIFAR_EPS, MNIST, NETS, SHIFTED, SLOPES, Net, label
 from retroact.studies.truth import BATTERIES, Audited, audits
 
 RESIDUAL = Net("ResNet-20", "", "resnet20-cifar10", "*", CIFAR_EPS, "cifar10", 1017)
@@ -58,10 +47,17 @@ def make(desk: Desk) -> Iterator[Part]:
 def _without_gradients(desk: Desk) -> Iterator[Part]:
     slopes, n = (1.0, 10.0, 100.0), desk.pick(100, 500)
     asked = {(net, s): _ways(net, s, n) for net in NETS for s in slopes}
-    records = many(desk, asked)
+    found = counts(
+        desk, {(*k, i): what for k, ways in asked.items() for i, what in enumerate(ways)}
+    )
     rows: list[tuple[Value, ...]] = [
-        (net.title, label(s), *_percent(clean_accuracy(r[0]), *map(robust_accuracy, r)))
-        for (net, s), r in records.items()
+        (
+            k[0].title,
+            label(k[1]),
+            found[*k, 0].clean,
+            *(f for i in range(len(ways)) for f in found[*k, i].robust),
+        )
+        for k, ways in asked.items()
     ]
     head = (
         "network",
@@ -83,10 +79,14 @@ def _without_gradients(desk: Desk) -> Iterator[Part]:
     )
 
 
-def _ways(net: Net, slope: float, n: int) -> list[Cell]:
-    eps = EPS[net.data]
-    direct = Cell(net.sloped(slope), net.slice(n), make_attack("PGD", eps), Linf(eps))
-    return [direct, replace(direct, attack=Square(500)), replace(direct, source=net.sloped(1.0))]
+def _ways(net: Net, slope: float, n: int) -> list[Counted]:
+    """PGD on the cross-entropy and Square, and PGD by the gradients of slope 1."""
+    eps, model = EPS[net.data], net.sloped(slope)
+    pgd, threats = make_attack("PGD", eps), (Linf(eps),)
+    return [
+        net.counted_groups(model, (((pgd, Square(500)), threats),), n),
+        net.counted_groups(model, (((pgd,), threats),), n, source=net.sloped(1.0)),
+    ]
 
 
 # ------------------------------------------------------------------------------- a residual network
@@ -94,16 +94,10 @@ def _ways(net: Net, slope: float, n: int) -> list[Cell]:
 
 def _residual(desk: Desk) -> Iterator[Part]:
     n, eps = desk.pick(100, 1000), 0.007
-    cells = {s: [Cell(RESIDUAL.sloped(s), RESIDUAL.slice(n), FGSM(), Linf(eps))] for s in GENTLE}
-    margins = {
-        s: [replace(c, attack=FGSM(loss="margin")) for c in same] for s, same in cells.items()
-    }
-    plain, beside = many(desk, cells), many(desk, margins)
-    clean = {s: clean_accuracy(r) for s, (r,) in plain.items()}
-    rows: list[tuple[Value, ...]] = [
-        (label(s), *_percent(clean[s], *map(robust_accuracy, (r, *beside[s]))))
-        for s, (r,) in plain.items()
-    ]
+    steps = (((FGSM(), FGSM(loss="margin")), (Linf(eps),)),)
+    found = counts(desk, {s: RESIDUAL.counted_groups(RESIDUAL.sloped(s), steps, n) for s in GENTLE})
+    clean = {s: f.clean for s, f in found.items()}
+    rows: list[tuple[Value, ...]] = [(label(s), f.clean, *f.robust) for s, f in found.items()]
     head = ("slope", "clean", "FGSM", "FGSM, margin")
     yield Table(
         f"ResNet-20, every activation: accuracy (%), n = {n}, eps {eps:g}", head, tuple(rows)
@@ -136,24 +130,15 @@ def _audit(desk: Desk, slope: float) -> Table:
 
 def _shift_inputs(desk: Desk) -> Iterator[Part]:
     n, eps = desk.pick(500, 10_000), MNIST.eps[-1]
+    steps = (((FGSM(), FGSM(loss="margin")), (Linf(eps),)),)
     asked = {
-        (net, s): [
-            Cell(net.sloped(s), net.slice(n), FGSM(loss), Linf(eps))
-            for loss in ("cross_entropy", "margin")
-        ]
+        (net, s): net.counted_groups(net.sloped(s), steps, n)
         for net in (MNIST, SHIFTED)
         for s in SLOPES
     }
-    records = many(desk, asked)
+    found = counts(desk, asked)
     rows: list[tuple[Value, ...]] = [
-        (
-            net.title,
-            label(s),
-            *_percent(
-                clean_accuracy(ce), *map(robust_accuracy, (ce, margin)), zero_gradient_share(ce)
-            ),
-        )
-        for (net, s), (ce, margin) in records.items()
+        (net.title, label(s), f.clean, *f.robust, f.blind[0]) for (net, s), f in found.items()
     ]
     measured = (f"FGSM, eps {eps:g}", "the same, margin", "gradients exactly zero")
     head = ("network", "slope", "clean", *measured)
@@ -162,8 +147,7 @@ def _shift_inputs(desk: Desk) -> Iterator[Part]:
         head,
         tuple(rows),
     )
-    robust = {k: robust_accuracy(ce) for k, (ce, _) in records.items()}
-    apart = {s: abs(100 * (robust[MNIST, s] - robust[SHIFTED, s])) for s in SLOPES}
+    apart = {s: abs(found[MNIST, s].robust[0] - found[SHIFTED, s].robust[0]) for s in SLOPES}
     far = max(apart, key=lambda s: apart[s])
     yield Text(
         "The published weights were trained on normalised images and tested on raw pixels;"
@@ -171,7 +155,3 @@ def _shift_inputs(desk: Desk) -> Iterator[Part]:
         f" test images, `mnist-cnn` {100 * entry(MNIST.net).accuracy:.2f}). Under FGSM the two are"
         f" farthest apart at slope {far:g}, by {apart[far]:.1f} points."
     )
-
-
-def _percent(*shares: float) -> list[float]:
-    return [100 * share for share in shares]

@@ -11,7 +11,8 @@ shows where the last maps with places speak for the class.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -31,13 +32,14 @@ from retroact.reports.studied import Figure, Part, Text
 from retroact.retrofitting.installed import installed
 from retroact.spec import Count, spec
 from retroact.studies.desk import Desk, Facts
+from retroact.studies.packed import pack, unpack
 from retroact.studies.srelu.networks import CNN1, MNIST, Net
 
 SHOWN, STEEP, SAME = 4, 10.0, 0.7
 LOSSES: dict[Loss, str] = {"cross_entropy": "cross-entropy", "margin": "margin"}
 
 
-CAM = "cam"
+CAM, STEPS = "cam", 127
 
 
 def make(desk: Desk) -> Iterator[Part]:
@@ -48,23 +50,31 @@ def make(desk: Desk) -> Iterator[Part]:
         f"Input gradients at slope 1 and at slope {STEEP:g}, of the cross-entropy and of the"
         " margin, and Grad-CAM of the true class, on the first images that both networks decide"
         " rightly.",
-        _draw(
-            [
-                (net, [_join(*both) for both in zip(by_net[net], cams[net], strict=True)])
-                for net in nets
-            ]
-        ),
+        _draw([_show(desk, net, by_net[net], cams[net]) for net in nets]),
     )
     yield Text(" ".join(_sentence(net, *pair) for net, pair in by_net.items()))
     yield Text(_describe_cams(cams))
 
 
-def _join(gradients: Facts, cam: Facts) -> list[Facts]:
-    """The maps that are shown, image by image."""
-    return [
-        one | {CAM: _list(_enlarge(torch.tensor(of), len(one["image"][0])))}
-        for one, of in zip(gradients["shown"], cam["shown"], strict=True)
-    ]
+@dataclass(frozen=True)
+class Shown:
+    """The first images of a network, and by kind of map and place of the slope their maps."""
+
+    net: Net
+    images: Tensor
+    maps: dict[tuple[str, int], Tensor]
+
+
+def _show(desk: Desk, net: Net, by_slope: list[Facts], cams: list[Facts]) -> Shown:
+    images = data(_ask(desk, net, 1.0).data).images[by_slope[0]["rows"]]
+    size = images.shape[2:]
+    maps = {
+        (loss, i): _unpack(f["maps"][loss]).view(-1, *size)
+        for i, f in enumerate(by_slope)
+        for loss in LOSSES
+    }
+    small = {(CAM, i): torch.tensor(f["shown"]) for i, f in enumerate(cams)}
+    return Shown(net, images, maps | {k: _enlarge(cam, size[0]) for k, cam in small.items()})
 
 
 def _describe_cams(cams: dict[Net, list[Facts]]) -> str:
@@ -122,15 +132,16 @@ class Saliency:
     """Gradients of cross-entropy and margin at the pixels.
 
     `zero`: the share (%) of the images that `model` decides rightly where they are exactly zero.
-    `alike`: the mean cosine between the margin's gradients of `model` and `other`. `shown`: the
-    first images that both decide rightly, and their maps. A map is divided by its largest entry;
-    the colours of an image are summed.
+    `alike`: the mean cosine between the margin's gradients of `model` and `other`. `rows`: the
+    places of the first images that both decide rightly, and `maps` theirs, by loss (`packed`). A
+    map is divided by its largest entry; the colours of an image are summed.
     """
 
     model: Model
     other: Model
     data: str
     shown: Count = SHOWN
+    version: ClassVar[int] = 2
 
     def __call__(self) -> Facts:
         net, images = self.model().eval(), data(self.data)
@@ -150,11 +161,8 @@ class Saliency:
                 loss: 100 * float((g.flatten(1).abs().amax(1) == 0).float().mean())
                 for loss, g in maps.items()
             },
-            "shown": [
-                {"image": _list(x[i]), "label": int(y[i])}
-                | {k: _list(_scale(g[i])) for k, g in maps.items()}
-                for i in rows.tolist()
-            ],
+            "rows": right.nonzero()[rows, 0].tolist(),
+            "maps": {k: _pack(torch.stack([_scale(g[i]) for i in rows])) for k, g in maps.items()},
         }
 
 
@@ -176,6 +184,15 @@ def _compare(one: Tensor, other: Tensor) -> float:
 def _scale(gradient: Tensor) -> Tensor:
     one = gradient.double().sum(0)
     return one / one.abs().max() if one.any() else one
+
+
+def _pack(maps: Tensor) -> str:
+    """Maps from −1 to 1 in steps of 1/127, as many as the colours that they are drawn in."""
+    return pack((STEPS * maps).round().numpy(), "i1")
+
+
+def _unpack(text: str) -> Tensor:
+    return torch.from_numpy(unpack(text, "i1").astype("f8")) / STEPS
 
 
 def _list(values: Tensor) -> list[Any]:
@@ -240,27 +257,27 @@ def _grad_cam(net: nn.Module, x: Tensor, classes: Tensor) -> Tensor:
     return (slope.mean((2, 3), keepdim=True) * maps).sum(1).relu().detach()
 
 
-def _enlarge(cam: Tensor, size: int) -> Tensor:
-    """A map (h, w) at the size of the image, as the paper's authors do, bilinearly."""
-    return F.interpolate(cam[None, None], size=(size, size), mode="bilinear")[0, 0]
+def _enlarge(cams: Tensor, size: int) -> Tensor:
+    """Maps (n, h, w) at the size of the image, as the paper's authors do, bilinearly."""
+    return F.interpolate(cams[None], size=(size, size), mode="bilinear")[0]
 
 
 # ---------------------------------------------------------------------------------------- the panel
 
 
-def _draw(by_net: list[tuple[Net, list[list[Facts]]]]) -> str:
+def _draw(by_net: list[Shown]) -> str:
     """A row per slope and kind of map below a row of the images, SHOWN columns per network."""
     kinds = {str(loss): name for loss, name in LOSSES.items()} | {CAM: "Grad-CAM"}
     rows = [(slope, kind) for kind in kinds for slope in (0, 1)]
     figure = Canvas(figsize=(9.6, 1.25 * (1 + len(rows))), layout="constrained")
     grid = figure.subplots(1 + len(rows), SHOWN * len(by_net), squeeze=False)
-    for block, (net, pair) in enumerate(by_net):
-        for i, one in enumerate(pair[0]):
+    for block, shown in enumerate(by_net):
+        for i, image in enumerate(shown.images):
             column = block * SHOWN + i
-            plots.draw_image(grid[0, column], np.array(one["image"], dtype=np.float32))
+            plots.draw_image(grid[0, column], image.numpy())
             for row, (slope, kind) in enumerate(rows, start=1):
-                _map(grid[row, column], np.array(pair[slope][i][kind]))
-        grid[0, block * SHOWN].set_title(net.title, fontsize=9, loc="left")
+                _map(grid[row, column], shown.maps[kind, slope][i].numpy())
+        grid[0, block * SHOWN].set_title(shown.net.title, fontsize=9, loc="left")
     for row, (slope, kind) in enumerate(rows, start=1):
         text = f"{kinds[kind]},\nslope {(1, STEEP)[slope]:g}"
         grid[row, 0].set_ylabel(text, fontsize=8, rotation=0, ha="right", va="center")

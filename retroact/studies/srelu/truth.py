@@ -10,23 +10,23 @@ the sloped network alike and takes the worst case, example by example.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 
+from retroact.auditing.numbers import AuditNumbers
 from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import evaluate_all
-from retroact.evaluation.metrics import clean_accuracy, robust_accuracy, zero_gradient_share
-from retroact.evaluation.record import Record
-from retroact.experiments.cell import Cell, Model
+from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
+from retroact.experiments.cell import Model
 from retroact.nets.data import data
 from retroact.reports.plots import Panel, Series, panels
-from retroact.reports.studied import Figure, Part, Table
+from retroact.reports.studied import Figure, Part, Table, Takeaway
 from retroact.retrofitting.folding import fold
 from retroact.spec import spec
+from retroact.studies.counted import Counted, counts
 from retroact.studies.desk import Desk, Facts
 from retroact.studies.srelu import CHUNK
-from retroact.studies.srelu.attacks import make_attack
+from retroact.studies.srelu.attacks import climb, make_attack
 from retroact.studies.srelu.networks import MNIST, NETS, SLOPES, Net, label
-from retroact.studies.truth import BATTERIES, Audited, audits
+from retroact.studies.truth import BATTERIES, Audited, audits, numbers
 
 Curves = dict[float, list[float]]
 """Accuracy in percent over the net's eps grid, by slope."""
@@ -56,7 +56,9 @@ def make(desk: Desk) -> Iterator[Part]:
         ("network", *(f"slope {s:g}" for s in SLOPES)),
         tuple((net.title, *_dead(desk, net)) for net in NETS),
     )
-    yield audits(desk, "Audits: slope 1 → this slope, accuracies in %", _audit(desk))
+    asked = _audit(desk)
+    yield audits(desk, "Audits: slope 1 → this slope, accuracies in %", asked)
+    yield _say_audits([numbers(desk, what) for _, what in asked])
 
 
 # -------------------------------------------------------------------------------------- four ways
@@ -86,28 +88,22 @@ class OnFolded:
 
 
 def _ways(desk: Desk, net: Net, slopes: tuple[float, ...], name: str) -> dict[str, Curves]:
-    images = net.slice(
-        desk.pick(500, 10_000) if name == "FGSM" else desk.pick(40, min(2000, net.original))
-    )
+    n = desk.pick(500, 10_000) if name == "FGSM" else desk.pick(40, min(2000, net.original))
     eps = tuple(e for e in net.eps if e > 0)
 
-    def curve(make: Callable[[float, float], Cell]) -> Curves:
-        return {s: _accuracies(desk.records([make(s, e) for e in eps])) for s in slopes}
+    def curve(what: Callable[[float], Counted]) -> Curves:
+        found = counts(desk, {s: what(s) for s in slopes})
+        return {s: [f.clean, *f.robust] for s, f in found.items()}
 
-    def direct(slope: float, e: float) -> Cell:
-        return Cell(net.sloped(slope), images, make_attack(name, e), Linf(e))
-
-    folded = {s: desk.facts(OnFolded(net.sloped(s), images, name, eps))["accuracy"] for s in slopes}
-    return {
-        "cross-entropy, as published": curve(direct),
-        "margin": curve(lambda s, e: replace(direct(s, e), attack=make_attack(name, e, "margin"))),
-        "cross-entropy, folded": folded,
-        "gradients of slope 1": curve(lambda s, e: replace(direct(s, e), source=net.sloped(1.0))),
+    folded = {
+        s: desk.facts(OnFolded(net.sloped(s), net.slice(n), name, eps))["accuracy"] for s in slopes
     }
-
-
-def _accuracies(records: list[Record]) -> list[float]:
-    return [100 * v for v in (clean_accuracy(records[0]), *map(robust_accuracy, records))]
+    return {
+        "cross-entropy, as published": curve(lambda s: climb(net, s, name, n)),
+        "margin": curve(lambda s: climb(net, s, name, n, loss="margin")),
+        "cross-entropy, folded": folded,
+        "gradients of slope 1": curve(lambda s: climb(net, s, name, n, source=net.sloped(1.0))),
+    }
 
 
 def _draw(by_attack: dict[tuple[str, str], dict[str, Curves]], name: str) -> str:
@@ -134,12 +130,9 @@ def _ends(ways: dict[str, Curves], slope: float) -> list[float]:
 
 def _dead(desk: Desk, net: Net) -> list[float]:
     """The share of one FGSM's gradients that are exactly zero, in percent, per slope."""
-    images = net.slice(desk.pick(500, 10_000))
-    cells = [
-        Cell(net.sloped(s), images, make_attack("FGSM", net.eps[-1]), Linf(net.eps[-1]))
-        for s in SLOPES
-    ]
-    return [100 * zero_gradient_share(r) for r in desk.records(cells)]
+    n = desk.pick(500, 10_000)
+    found = counts(desk, {s: climb(net, s, "FGSM", n) for s in SLOPES})
+    return [found[s].blind[-1] for s in SLOPES]
 
 
 def _audit(desk: Desk) -> list[tuple[str, Audited]]:
@@ -152,3 +145,15 @@ def _audit(desk: Desk) -> list[tuple[str, Audited]]:
             what = Audited(net.sloped(1.0), net.sloped(slope), images, threat, battery)
             asked.append((f"{net.title}, slope {slope:g}", what))
     return asked
+
+
+def _say_audits(outcomes: list[AuditNumbers]) -> Takeaway:
+    """What the audits say, in a line."""
+    claimed = [100 * (a.claimed.after - a.claimed.before) for a in outcomes]
+    gains, genuine = [100 * a.gain for a in outcomes], sum(a.effect == "GENUINE" for a in outcomes)
+    return Takeaway(
+        9,
+        f"Of {len(outcomes)} audits of a slope beside slope 1 {genuine} call a gain genuine: under"
+        f" PGD the accuracy changes by {min(claimed):+.1f} to {max(claimed):+.1f} points, and what"
+        f" withstands every attack by {min(gains):+.1f} to {max(gains):+.1f}.",
+    )

@@ -1,0 +1,228 @@
+"""The demo's networks, as lines and as a page: for each what it looks like under the usual attack,
+and what it really is under all attacks of an audit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from retroact.auditing.numbers import AttackResult, AuditNumbers
+from retroact.evaluation.metrics import wilson
+from retroact.reports import plots
+from retroact.reports.audited import WHY, Attacked, Broken
+from retroact.reports.html import render
+
+WORDS = {
+    "looks like": (
+        "The claimed accuracy: how many images are read rightly under the usual attack, PGD on the"
+        " cross-entropy, the protocol of most papers."
+    ),
+    "really": (
+        "The verified accuracy: how many images no attack of the audit broke, image by image. An"
+        " upper bound on what the network withstands, never a certificate."
+    ),
+    "95 % interval": (
+        "Where the share would lie if all images like these were asked (Wilson's). It knows"
+        " nothing of attacks that were not run."
+    ),
+    "eps": "The radius of the attacks: how far each pixel of [0, 1] may be moved (L∞).",
+    "masked": (
+        "The usual attack was blinded, so its number is too high: gradient masking, or obfuscated"
+        " gradients (Athalye et al. 2018)."
+    ),
+    "saturation": (
+        "Scores so large that softmax is rounded to 0 and 1, where the cross-entropy has no"
+        " gradient. A mechanism of masking."
+    ),
+    "jump": "A step in an activation, which its gradient does not see. A mechanism of masking.",
+    "weak protocol": (
+        "The usual attack overestimates the plain network too, so it is no measure even there."
+    ),
+    "ρ₂": (
+        "The mean size of the usual attack's perturbations, ‖x_adv − x‖₂ over ‖x‖₂"
+        " (Moosavi-Dezfooli et al. 2016)."
+    ),
+}
+"""What the words of the page mean."""
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """A network of the demo: its name, what was done to it, its audit beside the plain one (of
+    which the plain one's is beside itself), an example that an attack broke, and ρ₂ under the usual
+    attack, where it was measured."""
+
+    name: str
+    about: str
+    numbers: AuditNumbers
+    is_plain: bool
+    example: Broken | None = None
+    rho: float | None = None
+
+    @property
+    def clean(self) -> int:
+        """How many images it reads rightly without an attack."""
+        return self._count(self.numbers.clean.after)
+
+    @property
+    def looks(self) -> int:
+        """How many under the usual attack."""
+        return self._count(self.numbers.claimed.after)
+
+    @property
+    def really(self) -> int:
+        """How many under all attacks."""
+        return self._count(self.numbers.verified.after)
+
+    @property
+    def n(self) -> int:
+        return self.numbers.n
+
+    @property
+    def line(self) -> str:
+        """What is found, as a line."""
+        return f"{self.name}: looks like {self.looks}, really {self.really}{self.beside}"
+
+    @property
+    def beside(self) -> str:
+        """What the audit makes of it beside the plain network."""
+        if self.is_plain:
+            return ""
+        said = f" (masked by {self.numbers.mechanism})" if self.numbers.mechanism else ""
+        more = self.numbers.gained - self.numbers.lost
+        return (
+            said
+            + {
+                "GENUINE": f", {more} more than plain, and that holds",
+                "HARMFUL": f", {-more} fewer than plain",
+                "NO EFFECT": ", no more than plain",
+                "INCONCLUSIVE": "" if said else ", too few images to tell from plain",
+                "ABSTAINED": ", and that is in doubt",
+                "TOO STRONG A THREAT": ", too strong an attack to tell",
+            }[self.numbers.effect]
+        )
+
+    @property
+    def why(self) -> str:
+        """What blinded the usual attack."""
+        return " ".join(WHY[m] for m in self.numbers.mechanisms)
+
+    @property
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """The 95 % intervals of what it looks like and really is, in [0, 1]."""
+        counts = {"looks": self.looks, "really": self.really}
+        return {name: wilson(count, self.n) for name, count in counts.items()}
+
+    @property
+    def attacks(self) -> tuple[AttackResult, ...]:
+        """What was run on it."""
+        return self.numbers.attacks.after if self.numbers.attacks else ()
+
+    def row(self) -> dict[str, str]:
+        """The numbers with their intervals, as the columns of a table."""
+        looks, really = (
+            f"{count} ({100 * low:.0f}-{100 * high:.0f})"
+            for count, (low, high) in zip(
+                (self.looks, self.really), self.bounds.values(), strict=True
+            )
+        )
+        row = {"network": self.name, "clean": str(self.clean)}
+        row |= {"looks like": looks, "really": really, "beside plain": self._gain}
+        return row | ({} if self.rho is None else {"ρ₂ %": f"{100 * self.rho:.1f}"})
+
+    @property
+    def _gain(self) -> str:
+        if self.is_plain:
+            return ""
+        low, high = (100 * v for v in self.numbers.interval)
+        return f"{100 * self.numbers.gain:+.0f} ({low:+.0f} to {high:+.0f})"
+
+    def _count(self, share: float) -> int:
+        return round(share * self.numbers.n)
+
+
+def fooled(side: Attacked, taken: set[int]) -> Broken | None:
+    """The example that the last of the attacks broke, as those before could not, of a row that is
+    not `taken` yet; it is then. None where nothing was broken."""
+    left = [e for e in side.examples if e.row not in taken] or list(side.examples)
+    example = max(left, key=lambda e: (e.turn, -e.row), default=None)
+    taken |= set() if example is None else {example.row}
+    return example
+
+
+def legend(n: int) -> str:
+    """What the two numbers of a line are, of n images."""
+    return (
+        f'Of {n} images, how many are still read rightly? "Looks like": under the usual attack,'
+        ' PGD as papers run it. "Really": under every attack of an audit.'
+    )
+
+
+def verdict(networks: Sequence[Shown]) -> str:
+    """All of it in a few sentences."""
+    plain, *others = networks
+    said = [
+        f"Under every attack of the audit the plain network still reads {plain.really} of"
+        f" {plain.n} images rightly."
+    ]
+    for one in others:
+        if one.numbers.mechanism:
+            said.append(f"{one.name} makes that look like {one.looks}; really it is {one.really}.")
+        else:
+            name = one.name[0].upper() + one.name[1:]
+            said.append(f"{name}, it is {one.really}{one.beside}.")
+    return " ".join(said)
+
+
+def page(
+    networks: Sequence[Shown],
+    *,
+    title: str,
+    intro: str,
+    commands: Sequence[str] = (),
+    figures: Sequence[tuple[str, str]] = (),
+) -> str:
+    """The page as a string: the networks, the plain one first, with further `figures` of `plots`
+    and their captions, and `commands` to try. Raises ValueError where there is no network."""
+    if not networks:
+        raise ValueError("expected at least one network, got none")
+    measured = networks[0].rho is not None
+    return render(
+        "walk.html",
+        title=title,
+        intro=intro,
+        verdict=verdict(networks),
+        networks=networks,
+        examples=[_draw(one) for one in networks if one.example is not None],
+        figures=[(caption, Markup(figure)) for caption, figure in figures],
+        commands=commands,
+        weak=any("WEAK PROTOCOL" in one.numbers.words for one in networks),
+        measured=measured,
+        words={word: said for word, said in WORDS.items() if measured or word != "ρ₂"},
+        run=networks[0].numbers,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+    )
+
+
+def _draw(one: Shown) -> dict[str, Any]:
+    """An image that was broken, before and after, and what there is to say of it."""
+    example = one.example
+    assert example is not None
+    failed = "" if example.role == "claimed" else "; the usual attack had failed"
+    by = "the usual attack" if example.role == "claimed" else example.by
+    return {
+        "name": one.name,
+        "image": plots.image(example.image),
+        "x_adv": plots.image(example.x_adv),
+        "was": f"image {example.row} of the data, a {example.label}",
+        "became": f"the same after the attack on {one.name}, read as {example.decided}",
+        "label": example.label,
+        "decided": example.decided,
+        "by": f"{by}{failed}",
+        "moved": f"{float(np.abs(example.x_adv - example.image).max()):.2f}",
+    }
