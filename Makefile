@@ -1,6 +1,7 @@
 # make demo   the environment, and what retrofits are worth, in half a minute
 # make test   the environment, and all tests     make fast   the tests that take no time
-# make check  lint, format, types                make bench  paired speed ratios     make docs  docs/reference.md
+# make check  lint, format, types                make bench  paired speed ratios
+# make docs   the reference and the site, in docs/_build/html; make site: and a playground in it
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -8,7 +9,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One thread a process: two processes with two threads each on two cores are many times slower than either.
 ONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test check fast bench docs clean
+.PHONY: demo test check fast bench docs site clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/retroact demo
@@ -32,6 +33,10 @@ bench: $(VENV)/.dev
 
 docs: $(VENV)/.dev
 	$(BIN)/python docs/make_reference.py
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
+
+site: docs
+	$(BIN)/retroact playground lenet-mnist --out docs/_build/html/play.html
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -47,4 +52,4 @@ $(VENV)/.dev: pyproject.toml constraints.txt | $(VENV)/bin/python
 	touch $@ $(VENV)/.runtime
 
 clean:
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis docs/_build

@@ -19,7 +19,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict, cast
+from typing import Protocol, TypedDict, cast
 
 import safetensors
 import torch
@@ -32,6 +32,7 @@ from retroact.doors import Shape, named
 from retroact.files import CheckpointError, parse_object, replacing
 from retroact.ground import neutral
 from retroact.nets import foreign, onnx_file, zoo
+from retroact.nets.cards import Measured, model_index
 from retroact.nets.classifier import Classifier, Output, sized
 from retroact.nets.tensors import Layout, bare, find_faults, pack, unpack
 from retroact.retrofitting.installed import Installed
@@ -60,10 +61,20 @@ class Page(TypedDict, total=False):
     held: Layout
 
 
+class Audited(Protocol):
+    """An audit, as far as a file says it: what was measured of both networks."""
+
+    def measured(self) -> tuple[Measured, ...]: ...
+
+
 @neutral()
-def save(net: str | os.PathLike[str] | nn.Module, path: str | Path) -> Path:
+def save(
+    net: str | os.PathLike[str] | nn.Module, path: str | Path, *, audit: Audited | None = None
+) -> Path:
     """Writes a network, retrofitted or not, to one safetensors file, whole or not at all.
 
+    What an `audit` measured of it, and what `harden` did when it made it, stands in the file's
+    metadata as a model card has it (`model-index`). Raises ValueError for an audit of others.
     Raises ValueError for a plain module (wrap it in a Classifier, which knows its normalisation)
     and for an `output=` adapter that is a function, which no file can hold (that of a
     `package.module:function` can).
@@ -83,7 +94,24 @@ def save(net: str | os.PathLike[str] | nn.Module, path: str | Path) -> Path:
     page = _describe(net, retrofit)
     if held:
         page["held"] = held
-    return _write(tensors, {"retroact": json.dumps(page)}, Path(path))
+    told = dict(page) | _card(net, audit)
+    return _write(tensors, {"retroact": json.dumps(told)}, Path(path))
+
+
+def _card(net: Classifier, audit: Audited | None) -> dict[str, object]:
+    """What was measured of this very network; nothing where nobody measured it."""
+    audited = () if audit is None else audit.measured()
+    if audit is None and not net.measured:
+        return {}
+    own = digest(net)
+    if audited and own not in {one.of for one in audited}:
+        raise ValueError(
+            "expected an audit of the network that is saved, got one of others; save the network"
+            " that was audited, as it was then"
+        )
+    # a network that was changed after it was measured is another one
+    known = [one for one in (*net.measured, *audited) if one.of == own]
+    return {"model-index": model_index(net.name, net.shape, known)} if known else {}
 
 
 def _check_can_be_saved(net: nn.Module, path: Path) -> Classifier:

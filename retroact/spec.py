@@ -268,7 +268,12 @@ def _a(kind: type) -> str:
 
 def show(value: Any) -> str:
     """Prints a spec as the code that makes it: the first field (the knob) as a rule, others where
-    they differ from their default. `parse(show(s)) == s` for every spec."""
+    they differ from their default. `parse(show(s)) == s` for every spec.
+
+    >>> import retroact as ra
+    >>> ra.show(ra.PGD(steps=40, relative_step=1 / 30))
+    'PGD(steps=40, relative_step=1/30)'
+    """
     if is_spec(value):
         said = ", ".join(f"{f}={show(v)}" for f, v in _said(value))
         return f"{type(value).__name__}({said})"
@@ -325,6 +330,10 @@ def parse(text: str, kind: type = object) -> object:
 
     `kind` says what the outermost spec must be: `parse("PGD", Attack)`. Raises SpecError for
     anything else, naming the nearest spec or field, or all that belong there.
+
+    >>> import retroact as ra
+    >>> ra.parse("Linf(8/255)").eps == 8 / 255
+    True
     """
     return _parsed(text, kind)
 

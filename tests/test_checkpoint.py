@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from huggingface_hub.repocard_data import model_index_to_eval_results
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -15,6 +16,8 @@ from torch import nn
 from retroact.activations.per_site import PerSite
 from retroact.activations.piecewise import JumpReLU, ReLU, SReLU
 from retroact.activations.shifted import write_shifts
+from retroact.auditing.audit import audit
+from retroact.auditing.battery import Battery
 from retroact.checkpoint import CheckpointError, code_of, digest, load, save
 from retroact.crafting.threat import Linf
 from retroact.nets import zoo
@@ -286,3 +289,40 @@ def test_a_hardened_network_is_the_same_bit_for_bit_where_nothing_but_its_file_i
     with torch.no_grad():
         assert torch.equal(torch.load(there, weights_only=True), made(images))
         assert not torch.equal(net(images), made(images))
+
+
+def card(path):
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["retroact"]).get("model-index")
+
+
+def test_a_saved_network_carries_what_was_measured_of_it_and_of_nothing_else(net, tmp_path):
+    """As a model card says it: huggingface_hub reads the numbers back."""
+    little = Battery(1, 1, 1, 1, trial_steps=0, sample=4, queries=0, points=20)
+    train, held = "digits/train[:100]", "digits/validation[:60]"
+    made = harden(net, train, Linf(0.1), Hardening(steps=1, batch=20), held=held)
+    audited = audit(net, made.net, "digits[:40]", Linf(0.1), battery=little)
+    name, results = model_index_to_eval_results(
+        card(save(made.net, tmp_path / "hard.safetensors", audit=audited))
+    )
+    told = {(r.metric_name, r.dataset_name): r.metric_value for r in results}
+    counts, numbers = audited.verdict.counts, list(told.values())
+    assert name == "digits-cnn" and {r.task_type for r in results} == {"image-classification"}
+    assert told["clean accuracy before hardening", held] == made.curve[0].clean
+    assert told["clean accuracy", held] == made.curve[-1].clean
+    assert told["clean accuracy", "digits[:40]"] == counts.clean[1]
+    assert numbers[-1] == counts.verified[1] and counts.verified[0] in numbers
+    assert card(save(net, tmp_path / "net.safetensors")) is None
+    assert (
+        len(
+            model_index_to_eval_results(
+                card(save(net, tmp_path / "net.safetensors", audit=audited))
+            )[1]
+        )
+        == 3
+    )
+    with pytest.raises(ValueError, match="expected an audit of the network that is saved"):
+        save(retrofit(net, JumpReLU(0.7)), tmp_path / "jump.safetensors", audit=audited)
+    with torch.no_grad():
+        next(made.net.parameters()).add_(0.1)  # another network from here on
+    assert card(save(made.net, tmp_path / "moved.safetensors")) is None

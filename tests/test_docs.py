@@ -1,7 +1,9 @@
-"""The docs say what the code does: the reference is up to date, the README's Python runs, paths
-stay out."""
+"""The docs say what the code does: the reference is up to date, README and the guides run, examples
+give what stands below them, and the site builds without a warning."""
 
+import doctest
 import importlib
+import inspect
 import os
 import re
 import shlex
@@ -14,10 +16,15 @@ import pytest
 import torch
 from torch import nn
 
+import retroact
 from retroact.nets import zoo
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+PAGES = sorted(
+    [*ROOT.glob("*.md")]
+    + [page for page in (ROOT / "docs").rglob("*.md") if "_build" not in page.parts]
+)
+README = (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize(
@@ -35,13 +42,114 @@ def test_what_is_written_from_the_code_is_up_to_date(made, written):
     not os.environ.get("RETROACT_DATA"), reason="the README's example needs MNIST in RETROACT_DATA"
 )
 def test_the_readmes_python_runs(tmp_path):
-    text = (ROOT / "README.md").read_text()
     code = next(
-        block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "ra.tune" in block
+        block for block in re.findall(r"```python\n(.*?)```", README, re.S) if "ra.tune" in block
     )
     code = code.replace("[:500]", "[:20]").replace("[:1000]", "[:20]")
+    little = "steps=1, targets=1, targeted_steps=1, finish=1, trial_steps=0, queries=0, points=20"
+    assert 'battery="quick"' in code
+    code = code.replace('battery="quick"', f"battery=Battery({little})")
+    code = f"from retroact.auditing.battery import Battery\n{code}"
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_readmes_own_network_needs_nothing_but_its_file():
+    """`mynets.py` is written as it stands there, and its network answers."""
+    code = next(
+        block
+        for block in re.findall(r"```python\n(.*?)```", README, re.S)
+        if block.startswith("# mynets.py")
+    )
+    made = {}
+    exec(compile(code, "mynets.py", "exec"), made)
+    assert made["build"]()(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_readme_is_short_and_begins_with_picture_playground_command_and_verdict():
+    assert len(README.splitlines()) <= 120
+    first = "\n".join(README.splitlines()[:35])
+    assert re.findall(r"\]\(([^)]+)\)", README)[0] == "docs/playground.md"
+    assert re.search(r'<img src="docs/audit.svg"', first)
+    assert _audit_of_readme() and re.search(r"^NO EFFECT; MASKED by saturation", first, re.M)
+
+
+def _audit_of_readme():
+    return next(
+        line for line in README.splitlines() if line.startswith("retroact audit digits-cnn")
+    )
+
+
+def _excerpt_of_readme():
+    return re.search(r"```text\n(NO EFFECT.*?)```", README, re.S).group(1)
+
+
+def test_the_picture_has_the_numbers_of_the_excerpt():
+    drawn = re.findall(r">([\d.]+)<", (ROOT / "docs" / "audit.svg").read_text())
+    rows = [line for line in _excerpt_of_readme().splitlines() if line.startswith("digits-cnn")]
+    told = [number for row in rows for number in re.findall(r" (\d+\.\d)\b", row)]
+    assert len(told) == 6
+    assert set(told) <= set(drawn)
+
+
+@pytest.mark.slow
+def test_the_excerpt_in_readme_is_what_the_command_prints(tmp_path):
+    """Word for word, on one line; numbers may be those of another processor, 3 points away."""
+    words = shlex.split(_audit_of_readme())[1:]
+    done = subprocess.run(
+        [sys.executable, "-m", "retroact", *words], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    told, found = (" ".join(text.split()) for text in (_excerpt_of_readme(), done.stdout))
+    number = r"[-+]?\d+(?:\.\d+)?(?:e-\d+)?"
+    assert re.sub(number, "#", found).startswith(re.sub(number, "#", told))
+    for a, b in zip(re.findall(number, told), re.findall(number, found), strict=False):
+        assert abs(float(a) - float(b)) <= 3, (a, b)
+
+
+class _Examples(doctest.DocTestRunner):
+    """Keeps what went wrong, so that the test says it."""
+
+    def __init__(self):
+        super().__init__(verbose=False)
+        self.said = []
+
+    def run_text(self, text, where):
+        made = doctest.DocTestParser().get_doctest(text, {}, where, where, 0)
+        self.run(made, out=self.said.append)
+        return len(made.examples)
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if "```pycon" in page.read_text()], ids=lambda p: p.name
+)
+def test_a_pages_examples_give_what_stands_below_them(page):
+    runner = _Examples()
+    blocks = re.findall(r"```pycon\n(.*?)```", page.read_text(), re.S)
+    assert runner.run_text("\n".join(blocks), page.name) >= len(blocks)
+    assert not runner.said, "".join(runner.said)
+
+
+def test_examples_in_docstrings_give_what_stands_below_them():
+    runner = _Examples()
+    texts = {name: inspect.getdoc(getattr(retroact, name)) or "" for name in retroact.__all__}
+    ran = sum(runner.run_text(text, name) for name, text in texts.items() if ">>>" in text)
+    assert ran > 3
+    assert not runner.said, "".join(runner.said)
+
+
+@pytest.mark.slow
+def test_the_site_builds_without_a_warning(tmp_path):
+    """Every link and anchor within the site is found, every docstring can be read, no page is left
+    out."""
+    words = ["--quiet", "--fail-on-warning", "--keep-going", "-b", "dummy", "docs"]
+    done = subprocess.run(
+        [sys.executable, "-m", "sphinx", *words, str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
 
@@ -49,7 +157,11 @@ def test_the_readmes_python_runs(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("page", "verdicts", "report"),
-    [("your-network.md", 9, "verdict.html"), ("tables.md", 6, "rows.html")],
+    [
+        ("your-network.md", 9, "verdict.html"),
+        ("tables.md", 6, "rows.html"),
+        ("ten-minutes.md", 1, "defence.html"),
+    ],
 )
 def test_a_guide_runs_from_the_data_to_its_verdicts(page, verdicts, report, tmp_path):
     """Each named block is written, each command run in turn, in one folder; verdicts come out of

@@ -55,6 +55,7 @@ from retroact.evaluation.proof import logits_of
 from retroact.evaluation.surroundings import surroundings
 from retroact.executors import SERIAL, Executor, Here
 from retroact.ground import neutral, one_thread
+from retroact.nets.cards import Measured
 from retroact.nets.data import Images
 from retroact.parts import Filed, HasParts
 from retroact.reading import (
@@ -166,6 +167,21 @@ class Audit:
         """The audit in five sentences for a review or a paper: networks, examples, threat, battery,
         clean, claimed and verified accuracy, intervals, p, seed and version."""
         return write_paragraph(self.numbers())
+
+    def measured(self) -> tuple[Measured, ...]:
+        """What the audit found of each network, and, of the one after the change, what it was
+        before: `save(net, path, audit=audit)` writes it beside the network."""
+        c, under = self.verdict.counts, f"within {self.threat}"
+        shares = {
+            "clean accuracy": c.clean,
+            f"accuracy under {self.claimed_attack}, {under}": c.claimed,
+            f"verified accuracy {under}, by {show(self.battery)}": c.verified,
+        }
+        before, after = self.fingerprints.weights
+        told = [(what, pair[0], before) for what, pair in shares.items()]
+        told += [(f"{what}, before the change", pair[0], after) for what, pair in shares.items()]
+        told += [(what, pair[1], after) for what, pair in shares.items()]
+        return tuple(Measured(what, value, self.data, c.n, of) for what, value, of in told)
 
     def plot(self) -> Figure:
         """Clean, claimed and verified accuracy before and after the change, with Wilson's 95 %."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from retroact.doors import IMAGE, Place, Shape, check_batch, logits_in, switch_to_eval
+from retroact.nets.cards import Measured
 
 Output = Place | Callable[[Any], Tensor] | None
 
@@ -59,6 +60,7 @@ class Classifier(nn.Module):
         self.code = ""  # the package.module:function that built it, where one did
         self.change = ""  # the print of the change of the whole net, where it has been through one
         self.notes: tuple[str, ...] = ()  # sentences on how its weights were brought
+        self.measured: tuple[Measured, ...] = ()  # by whoever made it; a card that `save` writes
         dtype = next((p.dtype for p in module.parameters() if p.is_floating_point()), torch.float32)
         like = torch.empty(0, dtype=dtype)
         self.register_buffer("mean", _per_channel(mean, "mean", self.shape, like))

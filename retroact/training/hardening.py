@@ -36,7 +36,8 @@ from retroact.doors import checked
 from retroact.evaluation.accuracy import clean_accuracy_of
 from retroact.evaluation.proof import prove
 from retroact.ground import neutral
-from retroact.nets.classifier import sized
+from retroact.nets.cards import Measured
+from retroact.nets.classifier import Classifier, sized
 from retroact.nets.data import Images
 from retroact.reading import Data, Said, as_images, as_module, as_threat
 from retroact.retrofitting.copying import deep_copy
@@ -239,6 +240,7 @@ def harden(
     hardened = learner.build(1.0)
     if held is not None:
         hardened, curve = _choose_dose(learner, held, doses, keep)
+        _tell(hardened, curve, held)
     dose, took = curve[-1].dose if curve else 1.0, time.monotonic() - began
     parameters = sum(p.numel() for p in net.parameters())
     count = 0 if held is None else len(held)
@@ -278,6 +280,16 @@ def _choose_dose(
         f"no dose keeps {keep:.0%} of the clean accuracy of {plain:.1%}, the best leaves"
         f" {best:.1%}: give a smaller keep=, more clean_weight, or a smaller eps"
     )
+
+
+def _tell(hardened: nn.Module, curve: Sequence[Dose], held: Images) -> None:
+    """Leaves on the network what it kept of its clean accuracy, for the file it is saved in."""
+    if isinstance(hardened, Classifier):
+        of, words = digest(hardened), ("clean accuracy before hardening", "clean accuracy")
+        hardened.measured = tuple(
+            Measured(what, point.clean, held.name, len(held), of)
+            for what, point in zip(words, (curve[0], curve[-1]), strict=True)
+        )
 
 
 def _as_recipe(said: Hardening | str | None) -> Hardening:
