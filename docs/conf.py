@@ -25,6 +25,7 @@ default_role = "code"
 highlight_language = "none"  # commands; what is Python says so
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"
+autodoc_inherit_docstrings = False  # torch's own say nothing of ours
 
 
 def setup(app: Any) -> None:
