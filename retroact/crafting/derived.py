@@ -127,14 +127,27 @@ def _trace(network: Network, sample: Tensor, mode: Literal["symbolic", "real"]) 
     make = partial(make_fx, tracing_mode=mode, _allow_non_fake_inputs=True)
     with _OwnDraws():
         first = make(partial(_logits_of, net))(sample)
-    # twice: functorch refuses a backward pass of somebody's own, which the first drops
-    graph = make(torch.func.functionalize(first))(sample)
+    # twice where it must be: functorch refuses a backward pass of somebody's own, which the first
+    # drops
+    graph = first if _only_reads(first) else make(torch.func.functionalize(first))(sample)
     for node in graph.graph.nodes:
         if node.op == "call_function" and node.target in _PASSED_ON:
             node.target, node.args, node.kwargs = _ATEN.clone.default, node.args[:1], {}
     graph.recompile()
     assert isinstance(graph, fx.GraphModule)
     return graph
+
+
+def _only_reads(graph: fx.GraphModule) -> bool:
+    """Whether every call is an operation of torch's, or a number's, that writes to none of its
+    inputs."""
+    targets = [node.target for node in graph.graph.nodes if node.op == "call_function"]
+    return all(
+        not target._schema.is_mutable
+        if isinstance(target, torch._ops.OpOverload)
+        else getattr(target, "__module__", "") in ("_operator", "math")
+        for target in targets
+    )
 
 
 def _logits_of(network: Network, images: Tensor) -> Tensor:

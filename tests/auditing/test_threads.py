@@ -3,12 +3,12 @@
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
 import torch
 from torch import nn
 
 import retroact as ra
 from retroact.auditing.battery import Battery
+from retroact.auditing.subjects import TRACE, prepare
 from retroact.retrofitting.tracing import trace
 
 
@@ -34,29 +34,45 @@ def normed(seed):
     return net, ra.Images.of(x, net(x).argmax(1))
 
 
-@pytest.mark.parametrize("round", range(20))
-def test_two_audits_of_nets_with_norms_in_two_threads(round):
+SMALL = Battery(steps=2, targets=1, targeted_steps=2, finish=0, queries=0, trial_steps=0)
+
+
+def audited(pair):
+    net, data = pair
+    hard = ra.retrofit(net, ra.JumpReLU(0.05))
+    how = {"battery": SMALL, "claimed": ra.PGD(steps=2), "executor": ra.Threads(2)}
+    return ra.audit(net, hard, data, ra.Linf(0.1), **how)
+
+
+def prepared(pair):
+    """All that an audit traces."""
+    net, data = pair
+    pair = prepare(net, ra.retrofit(net, ra.JumpReLU(0.05)), data, ra.Linf(0.1))
+    return [source.name for side in pair for source in (*side.sources, *side.derived)]
+
+
+def twice(work, pairs):
+    """The work in two threads at once, which leaves torch's modules as they were."""
     calls = nn.Module.__call__, nn.Module.__getattr__
-    pairs = [normed(seed) for seed in (0, 1)]
-
-    def audited(pair):
-        net, data = pair
-        small = Battery(steps=2, targets=1, targeted_steps=2, finish=0, queries=0, trial_steps=0)
-        return ra.audit(
-            net,
-            ra.retrofit(net, ra.JumpReLU(0.05)),
-            data,
-            ra.Linf(0.1),
-            battery=small,
-            executor=ra.Threads(2),
-        )
-
     with ThreadPoolExecutor(2) as pool:
-        beside = list(pool.map(audited, pairs))
+        done = list(pool.map(work, pairs))
     assert (nn.Module.__call__, nn.Module.__getattr__) == calls
-    if round == 0:
-        alone = [audited(pair) for pair in pairs]
-        assert [str(a) for a in alone] == [str(b) for b in beside]
+    return done
+
+
+def test_two_audits_of_nets_with_norms_in_two_threads():
+    pairs = [normed(seed) for seed in (0, 1)]
+    alone = [str(audited(pair)) for pair in pairs]
+    for _ in range(4):
+        assert [str(made) for made in twice(audited, pairs)] == alone
+
+
+def test_what_two_audits_trace_is_traced_in_two_threads():
+    pairs = [normed(seed) for seed in (0, 1)]
+    alone = [prepared(pair) for pair in pairs]
+    assert all(TRACE in names for names in alone)
+    for _ in range(10):
+        assert twice(prepared, pairs) == alone
 
 
 def test_a_net_runs_while_another_thread_traces():
