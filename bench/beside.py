@@ -1,9 +1,10 @@
 """A sweep of eight cells one after the other, by two threads and by two processes.
 
     python bench/beside.py lenet-mnist --data "mnist[:1000]"
+    python bench/beside.py digits-cnn --data "digits[:100]" --times 5 --only "Serial()"
 
-Seconds of wall clock, and CPU seconds of the command and all that it started (Linux). Meant for an
-idle machine.
+Seconds of wall clock, and CPU seconds of the command and all that it started (Linux): medians of
+so many times, by turns. Meant for an idle machine.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import ctypes
 import os
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,13 +30,20 @@ def main() -> None:
     parser.add_argument("net")
     parser.add_argument("--data", required=True)
     parser.add_argument("--threat", default="Linf(0.1)")
+    parser.add_argument("--times", type=int, default=1)
+    parser.add_argument("--only", nargs="+", default=EXECUTORS, metavar="EXECUTOR")
     args = parser.parse_args()
     ctypes.CDLL(None).prctl(_SET_CHILD_SUBREAPER, 1)
     print("| network | data | executor | wall s | CPU s |\n|---|---|---|---|---|")
-    for executor in EXECUTORS:
-        with tempfile.TemporaryDirectory() as folder:
-            wall, cpu = time_command(_sweep(args, executor, Path(folder, "store.sqlite")))
-        print(f"| {args.net} | {args.data} | `{executor}` | {wall:.1f} | {cpu:.1f} |", flush=True)
+    took: dict[str, list[tuple[float, float]]] = {executor: [] for executor in args.only}
+    for _ in range(args.times):
+        for executor in args.only:
+            with tempfile.TemporaryDirectory() as folder:
+                said = _sweep(args, executor, Path(folder, "store.sqlite"))
+                took[executor].append(time_command(said))
+    for executor, each in took.items():
+        wall, cpu = (statistics.median(seconds) for seconds in zip(*each, strict=True))
+        print(f"| {args.net} | {args.data} | `{executor}` | {wall:.1f} | {cpu:.1f} |")
 
 
 def _sweep(args: argparse.Namespace, executor: str, store: Path) -> list[str]:
