@@ -330,19 +330,19 @@ def _is_one_thread() -> bool:
 def _forking() -> Iterator[None]:
     """What multiprocessing would start a new interpreter for, a fork of this one runs instead."""
     begin = util.spawnv_passfds
-    util.spawnv_passfds = _fork  # type: ignore[attr-defined]
+    util.spawnv_passfds = _fork
     try:
         yield
     finally:
-        util.spawnv_passfds = begin  # type: ignore[attr-defined]
+        util.spawnv_passfds = begin
 
 
-def _fork(_: object, words: Sequence[str], files: Sequence[int]) -> int:
-    """Gives a fork of this process the code that the words end with, and these open files."""
+def _fork(path: object, args: Sequence[Any], passfds: Sequence[int]) -> int:
+    """Gives a fork of this process the code that the arguments end with, and these open files."""
     for stream in (sys.stdout, sys.stderr):
         stream.flush()  # or the copy would say it again
     pid = os.fork()
-    return pid or _run_bare(words[-1], files)
+    return pid or _run_bare(str(args[-1]), passfds)
 
 
 def _run_bare(code: str, files: Sequence[int]) -> NoReturn:
