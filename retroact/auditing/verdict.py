@@ -46,7 +46,7 @@ SHARES = ("clean %", "claimed %", "verified %")
 
 _DRAWS = 10_000
 _NONE = 3  # of any n: the rule of three
-_RARE = 0.05
+_RARE, _RARER = 0.05, 0.01  # of a gain that is settled, and of one at a first look
 _WORTH_A_WORD = 1.0  # points of clean accuracy
 _Z = 1.959964
 
@@ -279,7 +279,8 @@ def judge(
     """The verdict from the counts, the mechanisms whose alarms fired, and the reasons to abstain.
 
     TOO STRONG A THREAT: hardly anything is robust on either network. GENUINE: the interval of
-    V1 − V0 lies above 0, and McNemar's p is at most 0.05. HARMFUL: the interval lies below 0.
+    V1 − V0 lies above 0, and McNemar's p is at most 0.05, or 0.01 at a `first_look`, which leaves
+    some images that more attacks would take. HARMFUL: the interval lies below 0.
     NO EFFECT: within ± `margin`. INCONCLUSIVE: none of these. A doubt about the network after the
     change makes it ABSTAINED but for HARMFUL, as what attacks missed there could only add to the
     harm; one about the network before (`doubts_before`) but for GENUINE, as it could only add to
@@ -289,7 +290,8 @@ def judge(
     network, as the claim is measured by what was verified. Raises ValueError for a margin outside
     (0, 1).
     """
-    effect = _effect(counts.interval, counts.p, _check_margin(margin))
+    rare = _RARER if first_look else _RARE
+    effect = _effect(counts.interval, counts.p, _check_margin(margin), rare)
     heard = {"GENUINE": [*doubts], "HARMFUL": [*doubts_before]}
     reasons = heard.get(effect, [*doubts, *doubts_before])
     if counts.at_floor:
@@ -306,7 +308,7 @@ def judge(
     elif (doubts or doubts_before) and not counts.at_floor:
         claim = "NOT SETTLED"
     mechanisms = tuple(dict.fromkeys(alarms)) if masked else ()
-    needs = settling(counts, margin) if effect == "INCONCLUSIVE" else 0
+    needs = settling(counts, margin, rare) if effect == "INCONCLUSIVE" else 0
     said = tuple(reasons if effect == "ABSTAINED" else doubts)
     how = (needs, tells, first_look, planted, moved)
     return Verdict(effect, claim, mechanisms, counts, said, *how)
@@ -320,18 +322,18 @@ def _check_margin(margin: float) -> float:
     return margin
 
 
-def _effect(interval: tuple[float, float], p: float, margin: float) -> Effect:
+def _effect(interval: tuple[float, float], p: float, margin: float, rare: float) -> Effect:
     low, high = interval
-    if low > 0 and p <= _RARE:
+    if low > 0 and p <= rare:
         return "GENUINE"
     if high < 0:
         return "HARMFUL"
     return "NO EFFECT" if -margin <= low and high <= margin else "INCONCLUSIVE"
 
 
-def settling(counts: Counts, margin: float = MARGIN) -> int:
-    """About the n at which an interval of this spread would exclude 0 or lie within ± `margin`,
-    whichever is sooner.
+def settling(counts: Counts, margin: float = MARGIN, rare: float = _RARE) -> int:
+    """About the n at which an interval of this spread would exclude 0, with a p of at most `rare`
+    for a gain, or lie within ± `margin`, whichever is sooner.
 
     Found by growing n until the interval of as many gained and lost in proportion is conclusive;
     rounded up to two digits, as more of them would promise too much.
@@ -339,7 +341,7 @@ def settling(counts: Counts, margin: float = MARGIN) -> int:
     gained, lost = counts.gained / counts.n, counts.lost / counts.n
     gain, variance = gained - lost, gained + lost - (gained - lost) ** 2
     n = max(counts.n + 1, math.ceil(_Z**2 * variance / max(abs(gain), margin - abs(gain)) ** 2))
-    while _effect(*_expect(gained, lost, n), margin) == "INCONCLUSIVE":
+    while _effect(*_expect(gained, lost, n), margin, rare) == "INCONCLUSIVE":
         n = math.ceil(1.05 * n)
     unit = int(10 ** max(0, math.floor(math.log10(n)) - 1))
     return unit * math.ceil(n / unit)

@@ -184,6 +184,14 @@ def test_a_gain_that_chance_explains_is_not_genuine():
     assert few.p > 0.05 and judge(few, []).effect != "GENUINE"
 
 
+def test_a_first_look_asks_more_of_a_gain_as_more_attacks_would_take_some_of_it():
+    marginal = counts(150, 15, 5)
+    assert 0.01 < marginal.p < 0.05 and judge(marginal, []).effect == "GENUINE"
+    assert judge(marginal, [], first_look=True).effect == "INCONCLUSIVE"
+    assert judge(marginal, [], first_look=True).needs > judge(marginal, []).counts.n
+    assert judge(counts(150, 18, 3), [], first_look=True).effect == "GENUINE"
+
+
 def test_what_a_change_costs_where_nobody_attacks_is_said():
     some = counts(300, 40, 5)
     assert "clean" not in str(judge(some, []))
