@@ -13,6 +13,8 @@ _WORDS = {
         " under an adaptive attack. An upper bound on what the network withstands, never a"
         " certificate."
     ),
+    "looks like": "The claimed accuracy, in the words of the demo.",
+    "really": "The verified accuracy, in the words of the demo.",
     "worst case": (
         "An example counts as robust only if every attack that is listed leaves it decided rightly."
     ),

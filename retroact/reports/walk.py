@@ -18,38 +18,11 @@ from retroact.reports.audited import WHY
 from retroact.reports.fallen import Attacked, Broken
 from retroact.reports.html import render
 
-WORDS = {
-    "looks like": (
-        "The claimed accuracy: how many images are read rightly under the usual attack, PGD on the"
-        " cross-entropy, the protocol of most papers."
-    ),
-    "really": (
-        "The verified accuracy: how many images no attack of the audit broke, image by image. An"
-        " upper bound on what the network withstands, never a certificate."
-    ),
-    "95 % interval": (
-        "Where the share would lie if all images like these were asked (Wilson's). It knows"
-        " nothing of attacks that were not run."
-    ),
-    "eps": "The radius of the attacks: how far each pixel of [0, 1] may be moved (L∞).",
-    "masked": (
-        "The usual attack was blinded, so its number is too high: gradient masking, or obfuscated"
-        " gradients (Athalye et al. 2018)."
-    ),
-    "saturation": (
-        "Scores so large that softmax is rounded to 0 and 1, where the cross-entropy has no"
-        " gradient. A mechanism of masking."
-    ),
-    "jump": "A step in an activation, which its gradient does not see. A mechanism of masking.",
-    "weak protocol": (
-        "The usual attack overestimates the plain network too, so it is no measure even there."
-    ),
-    "ρ₂": (
-        "The mean size of the usual attack's perturbations, ‖x_adv − x‖₂ over ‖x‖₂"
-        " (Moosavi-Dezfooli et al. 2016)."
-    ),
-}
-"""What the words of the page mean."""
+TERMS = (
+    *("looks like", "really", "95 % interval", "threat model", "masked", "saturation", "jump"),
+    *("weak protocol", "clean accuracy"),
+)
+"""Of the glossary, what the page uses."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +183,7 @@ def page(
         commands=commands,
         weak=any("WEAK PROTOCOL" in one.numbers.words for one in networks),
         measured=measured,
-        words={word: said for word, said in WORDS.items() if measured or word != "ρ₂"},
+        terms=[*TERMS, "ρ₂"] if measured else TERMS,
         run=networks[0].numbers,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
