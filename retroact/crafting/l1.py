@@ -22,6 +22,7 @@ from retroact.spec import Positive, spec
 
 _HALVINGS = 24  # of the interval of a number: as many as float32 has bits
 _SPREAD = 2.0  # a step changes at least so many times fewer entries than have changed already
+_DUST = 64  # roundings of an entry: less than so many of them is no change of it
 
 
 @spec
@@ -134,7 +135,10 @@ def shrink(d: Tensor, room: Tensor, radius: Tensor | float) -> Tensor:
     kept = left(high)
     free = ((kept > 0) & (kept < room)).sum(1, keepdim=True)  # so many lengths change with λ
     spare = (most - kept.sum(1, keepdim=True)) / free.clamp_min(1)
-    return (d.sign().flatten(1) * left(torch.maximum(high - spare, low))).to(d).view_as(d)
+    kept = left(torch.maximum(high - spare, low))
+    # what rounding alone leaves of an entry is none that has moved, which `Sparse` counts
+    kept = kept.where(kept > _DUST * torch.finfo(d.dtype).eps * size, 0.0)
+    return (d.sign().flatten(1) * kept).to(d).view_as(d)
 
 
 def fill(rank: Tensor, amounts: Tensor, wanted: Tensor) -> Tensor:

@@ -66,7 +66,7 @@ def crafted(attack: Any, net: Any, data: Few, threat: Any, goal: Any = None) -> 
         ("PGD(relative_step=0)", "greater than 0"),
         ("PGD(loss='hinge')", "unknown choice"),
         ("PGD(loss='away_from')", "did you mean away_from_true?"),
-        ("PDG(steps=3)", "did you mean PGD?"),
+        ("PDG(steps=3)", "did you mean PGD(steps=3)?"),
         ("Targeted(-1)", "at least 0"),
     ],
 )
