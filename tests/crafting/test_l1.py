@@ -110,8 +110,7 @@ def test_an_audit_and_a_sweep_take_it(tmp_path):
 
 def test_an_entry_of_which_rounding_alone_is_left_has_not_moved():
     d = torch.tensor([[0.3, 0.3, 0.1, 0.1 + 2e-16, 0.0]], dtype=torch.float64)
-    near = ra.L1.cut(
-        d, 0.4
-    )  # λ = 0.1, on which the third lies and from which the fourth rounds away
+    # λ = 0.1, on which the third lies and from which the fourth rounds away
+    near = ra.L1.cut(d, 0.4)
     assert (near != 0).tolist() == [[True, True, False, False, False]]
     assert near.sum().item() == pytest.approx(0.4, abs=1e-15)
