@@ -167,7 +167,7 @@ def test_version_enters_the_key():
         ("Inner('NaN')", "NaN"),
         ("Inner(width=True)", "expected a number"),
         ("Inner()", "Inner needs width"),
-        ("Iner(1)", "did you mean Inner?"),
+        ("Iner(1)", "did you mean Inner(1)?"),
         ("Outer(stps=3)", "did you mean steps?"),
         ("Outer(kind='od')", "did you mean odd?"),
         ("Outer(steps=1.5)", "expected a whole number, got 1.5"),
