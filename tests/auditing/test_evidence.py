@@ -220,9 +220,9 @@ def test_names_say_how_a_network_is_made_again():
     assert Origin.of("a + JumpReLU(kappa=1.0)") == Origin("a", change="JumpReLU(kappa=1.0)")
     hard = ra.retrofit(ra.load("digits-cnn"), ra.JumpReLU(0.5), sites="conv1*")
     named = f"digits-cnn + {hard.retrofit}"
-    again = Origin.of(named).load(lambda net, _: ra.load(net))
+    again = Origin.of(named).load(lambda origin: ra.load(origin.net))
     assert again.retrofit == hard.retrofit
-    averaged = Origin("digits-cnn", draws=3).load(lambda net, _: ra.load(net))
+    averaged = Origin("digits-cnn", draws=3).load(lambda origin: ra.load(origin.net))
     assert isinstance(averaged, ra.Expectation) and averaged.draws == 3
 
 
