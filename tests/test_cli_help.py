@@ -4,10 +4,12 @@ import json
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import typer
 
+import retroact
 from retroact.cli import listing
 from retroact.cli.app import app
 from retroact.cli.codes import EPILOG
@@ -47,6 +49,17 @@ def test_every_help_has_an_example_that_is_a_right_call_and_the_exit_codes(name)
         COMMANDS[called].make_context(
             called, words[len(called.split()) :]
         )  # raises for a wrong one
+
+
+def test_commands_that_pages_name_are_right_calls():
+    pages = Path(retroact.__file__).parent.rglob("*.html")
+    told = [
+        c for page in pages for c in re.findall(r"<code>(retroact .*?)</code>", page.read_text())
+    ]
+    whole = [re.sub(r"{{.*?}}", "1", command) for command in told if len(command.split()) > 2]
+    assert len(whole) >= 2
+    for name, words in ((w[1], w[2:]) for w in map(shlex.split, whole)):
+        COMMANDS[name].make_context(name, words)
 
 
 @pytest.mark.parametrize("name", COMMANDS)

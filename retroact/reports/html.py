@@ -9,7 +9,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from retroact.auditing.numbers import AuditNumbers
 from retroact.evaluation.metrics import (
     clean_accuracy,
     mean_gradients,
@@ -36,14 +35,8 @@ def page(
     lines: Sequence[Line],
     *,
     title: str = "retroact report",
-    notes: Sequence[str] = (),
-    figures: Sequence[tuple[str, str]] = (),
-    audits: Sequence[tuple[str, AuditNumbers]] = (),
 ) -> str:
-    """The page as a string. `notes` are sentences for its top, `figures` further ones of `plots`
-    with their captions, `audits` what was audited with the audit's numbers. Raises ValueError where
-    there is nothing.
-    """
+    """The page as a string. Raises ValueError where there is nothing."""
     if not lines:
         raise ValueError(
             "nothing to report: the store has no such cell; run an attack or a sweep first"
@@ -53,9 +46,6 @@ def page(
         terms=TERMS,
         title=title,
         summary=summary(lines),
-        notes=notes,
-        figures=[(caption, Markup(figure)) for caption, figure in figures],
-        audits=audits,
         groups=[_group(group, members) for group, members in group_lines(lines)],
         curves=_curves(lines),
         pictures=_pictures(lines),

@@ -20,7 +20,6 @@ from retroact.crafting.domain import Domain
 from retroact.experiments.store import Store
 from retroact.reports import audited, plots
 from retroact.reports.fallen import show
-from retroact.reports.html import render
 from retroact.reports.report import report
 
 PNG = r'src="data:image/png;base64,([^"]+)"'
@@ -435,24 +434,3 @@ def test_a_real_audit_reports_itself(tmp_path):
     assert turns == sorted(turns, reverse=True) and turns[0] == made.after.broken_by[lost].max()
     for side in made.sides:
         assert all(f"<td>{run.title}<div" in text for run in side.attacks)
-
-
-def test_the_page_of_a_store_can_hold_audits():
-    shown = {
-        "title": "t",
-        "notes": [],
-        "figures": [],
-        "groups": [],
-        "curves": [],
-        "pictures": [],
-        "summary": "A sentence.",
-        "undrawn": False,
-        "runs": [],
-    }
-    text = render("report.html", **shown, audits=[("SReLU <100>", numbers())], written="now")
-    assert (
-        "SReLU &lt;100&gt;" in text
-        and "25.0 → 30.0" in text
-        and "NO EFFECT; MASKED by jump, WEAK PROTOCOL" in text
-    )
-    assert "What the audits say" not in render("report.html", **shown, audits=[], written="now")

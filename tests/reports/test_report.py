@@ -3,7 +3,6 @@ own."""
 
 import json
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -139,16 +138,6 @@ def test_a_record_by_itself_has_a_page_and_a_table(tmp_path):
     (row,) = json.loads(report(made, tmp_path / "r.json").read_text())
     assert (row["net"], row["robust_accuracy"], row["source"]) == ("mine", 0.6, None)
     assert report(record(3), tmp_path / "s.csv").read_text().count("a network") == 1
-
-
-def test_notes_and_further_figures_stand_at_the_top(store):
-    points = [
-        SimpleNamespace(knob=k, clean=1.0, claimed=0.9, verified=0.4) for k in (0.0, 0.5, 1.0)
-    ]
-    figure = plots.tuning(points, "kappa", 0.5)
-    text = html.page(lines(store), notes=["a <note>"], figures=[("the curve", figure)])
-    assert "a &lt;note&gt;" in text and "<figcaption>the curve</figcaption>" in text
-    assert text.index("the curve") < text.index("<th>network</th>")
 
 
 def test_an_empty_report_is_refused_and_a_failed_write_leaves_the_old_page(
