@@ -113,8 +113,8 @@ def test_audits_are_laid_side_by_side(call, tmp_path):
     code, _, err = call("report", "a.json", "b.json", "--html", "l.html", "--md", "l.md")
     assert code == 0 and err.count("wrote") == 2
     assert (tmp_path / "l.html").read_text().count('<tr id="audit-') == 2
-    code, out, _ = call("report", "a.json", "--json")
-    assert [row["n"] for row in json.loads(out)] == [json.loads(stored.read_text())["n"]]
+    code, out, _ = call("report", "--json", "a.json", "b.json")
+    assert [row["n"] for row in json.loads(out)] == 2 * [json.loads(stored.read_text())["n"]]
     code, _, err = call("report", "a.json", "--cells", "x")
     assert code == 2 and "expected audits or --cells" in err
 

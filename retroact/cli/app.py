@@ -60,7 +60,9 @@ class ImportsAnywhere(TyperGroup):
 
 
 def _refuse_json_file(words: Sequence[str]) -> None:
-    """--json is a flag; until 0.1 it took a file in two commands."""
+    """--json is a flag; until 0.1 it took a file in two commands, whose arguments are no files."""
+    if not {"audit", "check"} & set(words):
+        return
     after = dict(pairwise(words)).get("--json", "")
     given = [after] if after.endswith(".json") else []
     given += [word.removeprefix("--json=") for word in words if word.startswith("--json=")]
