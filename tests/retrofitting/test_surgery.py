@@ -531,7 +531,8 @@ class TestRefusals:
             retrofit(SEQUENTIAL, JumpReLU(0.4))
 
     def test_no_activation_spec(self) -> None:
-        with pytest.raises(SpecError, match="an activation, .* which inherits Activation"):
+        said = "an activation: `retroact list activations` names .* which inherits Activation"
+        with pytest.raises(SpecError, match=said):
             retrofit(SEQUENTIAL, F.relu, example=IMAGES)
 
     def test_an_unknown_kind(self) -> None:
