@@ -109,7 +109,7 @@ def page(audit: Reported, *, title: str = "retroact audit", evidence: str = "") 
         draws=list(_say_draws(numbers.pedigree)) if numbers.pedigree else [],
         statistics=statistics(numbers),
         word=numbers.example,
-        panels=_panels(numbers.curves),
+        panels=_panels(numbers.curves, numbers.example),
         indicators=[_reading(r) for r in sorted(numbers.indicators, key=lambda r: not r.fired)],
         examples=_examples(audit, numbers),
         sides=_attacks(numbers),
@@ -257,7 +257,7 @@ def why(numbers: AuditNumbers) -> str:
     return f"{said} Here, though, the usual attack promises no more than what was verified."
 
 
-def _panels(curves: Pair[Curves] | None) -> list[dict[str, Markup | str]]:
+def _panels(curves: Pair[Curves] | None, example: str) -> list[dict[str, Markup | str]]:
     if curves is None:
         return []
     before, after = curves
@@ -276,7 +276,7 @@ def _panels(curves: Pair[Curves] | None) -> list[dict[str, Markup | str]]:
             plots.fidelity(before.fidelity, after.fidelity),
             (
                 f"Within a factor of 2 of what the gradient predicts: {_honest(before.fidelity)}"
-                f" of the images before, {_honest(after.fidelity)} after."
+                f" of the {example}s before, {_honest(after.fidelity)} after."
             ),
             (
                 "What a small step really changed, over what the gradient predicted; an honest"

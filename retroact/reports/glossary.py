@@ -20,7 +20,7 @@ _WORDS = {
     ),
     "threat model": (
         "How far an attack may move an example, such as Linf(eps=0.1): no entry by more than eps."
-        " Of images eps is in pixels of [0, 1], so 8/255 is 8 grey levels of 255."
+        " For an image it is in pixels of [0, 1], so 8/255 is 8 grey levels of 255."
     ),
     "95 % interval": (
         "Of an accuracy: Wilson's, of the examples as a sample. Of a difference: the bootstrap's,"
