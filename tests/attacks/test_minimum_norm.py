@@ -469,7 +469,7 @@ def test_no_weaker_than_foolbox(which, attack, p, peer, options):
 
     net, data = (
         retrofits()[which]().eval(),
-        ra.data("cifar10[:10]" if which == "resnet" else "mnist[:50]"),
+        ra.data("cifar10[:5]" if which == "resnet" else "mnist[:25]"),
     )
     torch.manual_seed(0)
     model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")

@@ -193,11 +193,10 @@ def test_the_networks_stay_as_they_were():
 
 def test_threads_find_what_one_finds_and_leave_the_networks_as_they_were():
     old, hard = copy.deepcopy(plain()).train(), jump().train()
-    beside = run(
-        hard, before=old, executor=ra.Threads(2), battery=dataclasses.replace(SMALL, queries=20)
-    )
+    asking = dataclasses.replace(SMALL, queries=20)
+    beside = run(hard, 30, before=old, executor=ra.Threads(2), battery=asking)
     assert old.training and hard.training
-    assert untimed(beside) == untimed(run(jump(), battery=dataclasses.replace(SMALL, queries=20)))
+    assert untimed(beside) == untimed(run(jump(), 30, battery=asking))
 
 
 @pytest.mark.parametrize(
@@ -205,8 +204,8 @@ def test_threads_find_what_one_finds_and_leave_the_networks_as_they_were():
 )
 def test_threads_do_not_take_each_others_random_numbers(how):
     old, hard = (Noisy(), Noisy()) if "draws" in how else (plain(), jump())
-    assert untimed(run(hard, 25, before=old, executor=ra.Threads(2), **how)) == untimed(
-        run(hard, 25, before=old, **how)
+    assert untimed(run(hard, 12, before=old, executor=ra.Threads(2), **how)) == untimed(
+        run(hard, 12, before=old, **how)
     )
 
 
@@ -315,9 +314,10 @@ def test_a_plain_module_takes_its_shape_from_the_images():
 
 
 def test_a_randomised_network_is_averaged_whether_it_is_said_or_not():
-    made = run(Noisy(), 25, draws=3)
-    assert made.verdict.counts.n == 25 and made.verdict.effect != "GENUINE"
-    grown = run(Noisy(), 12)
+    made = run(Noisy(), 12, draws=3)
+    assert made.verdict.counts.n == 12 and made.verdict.effect != "GENUINE"
+    little = Battery(1, 1, 1, 1, trial_steps=0, sample=4, queries=0, points=20)
+    grown = run(Noisy(), 12, battery=little)
     # only the one that draws is averaged
     assert grown.names.before == "digits-cnn"
     assert grown.names.after.startswith("Noisy, mean of ")
@@ -394,7 +394,7 @@ class Cached(nn.Module):
 def test_a_network_that_remembers_is_refused(after):
     for how in ({}, {"draws": 3}):  # not even where a mean is asked for
         with pytest.raises(ValueError, match="after the change remembers"):
-            run(Cached(after), 25, **how)
+            run(Cached(after), 12, **how)
 
 
 def test_a_network_that_looks_at_its_batch_is_refused():
@@ -414,7 +414,7 @@ def test_numbers_that_are_none_where_attacks_walk_are_a_doubt():
             out: Tensor = torch.where(off, torch.nan, plain()(x))
             return out
 
-    made = run(Breaking(), 40)
+    made = run(Breaking(), 16)
     assert made.verdict.effect == "ABSTAINED" and "are no numbers" in str(made)
 
 
@@ -468,14 +468,14 @@ def test_a_network_that_gives_classes_alone_is_searched_by_decisions(student, mo
     if not student:
         monkeypatch.setattr(Battery, "imitate", lambda *_: None)
     whole = dataclasses.replace(SMALL, queries=30)
-    made = run(Decides(), 40, battery=whole)
+    made = run(Decides(), 24, battery=whole)
     assert made.verdict.counts.clean[0] == made.verdict.counts.clean[1] > 0.9
     searched = {r.title: r.broken for r in made.after.attacks if r.asked_by}
     assert "RayS" in searched and "no gradient" in {r.title for r in made.alarms}
     first = "Momentum along a student" if student else "RayS"
     assert searched[first] > 0, searched
     assert made.verdict.effect != "GENUINE"
-    both = run(Decides(), 40, before=Decides())
+    both = run(Decides(), 24, before=Decides())
     assert both.verdict.effect != "GENUINE" and both.verdict.counts.verified_gain == 0
 
 

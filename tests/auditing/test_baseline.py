@@ -9,13 +9,17 @@ from torch import nn
 
 import retroact as ra
 from retroact.auditing.attack_run import AttackRun
+from retroact.auditing.battery import Battery
 from retroact.auditing.baseline import StoredSideError
 
 EPS = ra.Linf(0.1)
+LITTLE = Battery(
+    steps=4, targets=2, targeted_steps=4, finish=4, trial_steps=3, sample=12, queries=20, points=60
+)
 
 
 def audit(path, after="JumpReLU(1.0)", before="digits-cnn", data="digits[:60]", **how):
-    how = {"battery": "quick", "threat": EPS} | how
+    how = {"battery": LITTLE, "threat": EPS} | how
     return ra.audit(before, after, data, baseline=path, **how)
 
 

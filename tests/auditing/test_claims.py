@@ -8,9 +8,11 @@ import torch
 from torch import Tensor, nn
 
 import retroact as ra
+from retroact.auditing.battery import Battery
 from retroact.spec import CallError
 
 DATA, EPS = "digits[:60]", "Linf(0.1)"
+SMALL = Battery(steps=12, targets=3, targeted_steps=15, trial_steps=8, sample=20, queries=60)
 
 
 class Rounded(nn.Module):
@@ -39,7 +41,7 @@ class Nearest(nn.Module):
 
 
 def check(net: object, reported: float | None, **how: object) -> object:
-    return ra.check(net, DATA, EPS, reported, battery="quick", **how)
+    return ra.check(net, DATA, EPS, reported, battery=SMALL, **how)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +61,7 @@ def test_no_claim_stands_without_controls(plain):
 
 
 def test_it_is_the_audits_number(plain):
-    beside = ra.audit("digits-cnn", "JumpReLU(0.5)", DATA, EPS, battery="quick")
+    beside = ra.audit("digits-cnn", "JumpReLU(0.5)", DATA, EPS, battery=SMALL)
     assert plain.verified == beside.verdict.counts.verified[0]
 
 

@@ -58,7 +58,7 @@ def runs(monkeypatch):
 
 
 def audit(store=None, after="JumpReLU(1.0)", before="digits-cnn", data="digits[:30]", **how):
-    how = {"battery": "quick", "threat": EPS} | how
+    how = {"battery": WHOLE, "threat": EPS} | how
     return ra.audit(before, after, data, store=store, **how)
 
 
@@ -80,7 +80,7 @@ def _told(attack):
 
 
 def test_an_audit_goes_on_where_it_was_killed_and_runs_no_attack_twice(tmp_path, runs):
-    whole = audit(battery=WHOLE)
+    whole = audit()
     count = len(runs.done)
     assert count > 6
     stops, ran = (1, count - 3), []
@@ -88,18 +88,18 @@ def test_an_audit_goes_on_where_it_was_killed_and_runs_no_attack_twice(tmp_path,
         for stop in stops:  # each goes on from the last
             runs.again(stop - len(ran))
             with pytest.raises(Killed):
-                audit(store, battery=WHOLE)
+                audit(store)
             ran += runs.done
             assert len(ran) == stop
         runs.again()
-        assert_same(whole, audit(store, battery=WHOLE))
+        assert_same(whole, audit(store))
         assert len(ran) + len(runs.done) == count
         runs.again()
-        last = audit(store, battery=WHOLE)
+        last = audit(store)
         assert_same(whole, last) and not runs.done
         assert last.before.seconds > 0  # as they were measured
         # anew: everything again, and the same
-        assert_same(whole, audit(store, battery=WHOLE, fresh=True))
+        assert_same(whole, audit(store, fresh=True))
         assert len(runs.done) == count
 
 
@@ -218,7 +218,7 @@ def test_a_network_without_weights_cannot_be_known_again(tmp_path):
 
 
 def test_a_check_goes_on_too(tmp_path, runs):
-    how = {"battery": "quick"}
+    how = {"battery": WHOLE}
     whole = ra.check("digits-cnn", "digits[:30]", EPS, 40.0, **how)
     count = len(runs.done)
     with ra.Store(tmp_path / "a.sqlite") as store:
