@@ -52,10 +52,8 @@ def ours() -> Audit:
     return ra.audit("lenet-mnist", "JumpReLU(1.0)", "mnist[:80]", EPS, battery=SMALL)
 
 
-@pytest.mark.parametrize("changed", ["JumpReLU(1.0)", "by hand"])
-def test_it_gets_the_verdict_of_our_own(ours, changed):
-    after = by_hand(1.0) if changed == "by hand" else changed
-    made = ra.audit(by_hand(0.0), after, "mnist[:80]", EPS, battery=SMALL)
+def test_it_gets_the_verdict_of_our_own(ours):
+    made = ra.audit(by_hand(0.0), by_hand(1.0), "mnist[:80]", EPS, battery=SMALL)
     assert made.verdict.effect == "HARMFUL" and made.verdict.claim.startswith("MASKED")
     assert made.pedigree.forms == ("frozen", "frozen")
     assert made.verdict.counts == ours.verdict.counts
@@ -105,5 +103,5 @@ def test_kernels_of_a_jump_of_its_own_have_something_to_fall_back_on(monkeypatch
         return torch.arange(len(crafted[0].outcome.x_adv))[:3]
 
     monkeypatch.setattr("retroact.evaluation.proof._find_differing", differs)
-    made = ra.audit(by_hand(0.0), by_hand(1.0), "mnist[:40]", EPS, battery=SMALL)
+    made = ra.audit(by_hand(0.0), by_hand(1.0), "mnist[:20]", EPS, battery=SMALL)
     assert made.after.kernel and seen

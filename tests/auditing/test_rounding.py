@@ -27,12 +27,21 @@ class Rounded(nn.Module):
         return self.round(logits) if self.what == "logits" else logits
 
 
+DATA = {"digits-cnn": "digits[:60]", "lenet-mnist": "mnist[:60]"}
+
+
 @pytest.mark.parametrize(
-    ("what", "grid"), [("logits", 0.01), ("logits", 0.5), ("input", 1 / 255), ("activations", 0.25)]
+    ("name", "what", "grid"),
+    [
+        ("digits-cnn", "logits", 0.01),
+        ("digits-cnn", "logits", 0.5),
+        ("digits-cnn", "input", 1 / 255),
+        ("digits-cnn", "activations", 0.25),
+        ("lenet-mnist", "input", 1 / 255),
+    ],
 )
-@pytest.mark.parametrize("name", ["digits-cnn", "lenet-mnist"])
 def test_rounding_gains_nothing_and_is_named(name, what, grid):
-    data = ra.data({"digits-cnn": "digits[:60]", "lenet-mnist": "mnist[:60]"}[name])
+    data = ra.data(DATA[name])
     made = ra.audit(
         ra.load(name), Rounded(ra.load(name), what, grid), data, ra.Linf(0.1), battery=QUICK
     )
@@ -43,9 +52,9 @@ def test_rounding_gains_nothing_and_is_named(name, what, grid):
     assert made.after.kernel.startswith("difference quotient")
 
 
-@pytest.mark.parametrize("name", ["digits-cnn", "lenet-mnist"])
-def test_two_networks_that_are_rounded_alike_do_not_hide_each_other(name):
-    data = ra.data({"digits-cnn": "digits[:60]", "lenet-mnist": "mnist[:60]"}[name])
+def test_two_networks_that_are_rounded_alike_do_not_hide_each_other():
+    name = "lenet-mnist"
+    data = ra.data(DATA[name])
     pair = [Rounded(ra.load(name), "activations", 1 / levels) for levels in (16, 8)]
     made = ra.audit(*pair, data, ra.Linf(0.1), battery=QUICK)
     assert made.verdict.claim != "HONEST" and made.verdict.effect != "GENUINE"
