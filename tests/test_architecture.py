@@ -10,7 +10,10 @@ import pytest
 import retroact
 
 HOUSE = Path(retroact.__file__).parent
-EVERYONES = {"spec", "files", "parts", "doors", "ground", "stopping", "shown", "shares", "figures"}
+EVERYONES = {
+    *("spec", "files", "parts", "doors", "ground", "stopping", "shown", "shares", "figures"),
+    "durations",
+}
 MAY_IMPORT: dict[str, set[str]] = {
     "spec": set(),
     "files": set(),
@@ -21,6 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "shown": set(),
     "shares": set(),
     "figures": set(),
+    "durations": set(),
     "nets": set(),
     "workers": set(),
     "executors": {"nets", "workers"},

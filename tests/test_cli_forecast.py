@@ -127,3 +127,27 @@ def test_words_for_times_and_bytes():
         "about 10 days",
     ]
     assert [about_bytes(b) for b in (5e4, 3e6, 2.34e9)] == ["1 MB", "3 MB", "2.3 GB"]
+
+
+def test_a_budget_says_how_many_steps_it_holds_and_learns_every_weight(call, nothing_runs):
+    words = ("--budget", "20s", "--dry-run", "--json")
+    code, out, err = call(*HARDEN, *words)
+    told = json.loads(out)
+    assert code == 0 and told["steps"] >= 60 and told["seconds, about"] < 40, err
+    code, _, err = call(*HARDEN, "--budget", "20s", "--steps", "5")
+    assert code == 2 and "expected --budget or --steps, got both" in err
+    code, _, err = call(*HARDEN, "--budget", "soon")
+    assert code == 2 and "expected a budget such as 90s" in err
+    for flag in (("--quick",), ("--html", "page.html")):
+        code, _, err = call(*HARDEN, *flag)
+        assert code == 2 and f"{flag[0]} is said of --audit" in err
+
+
+def test_the_outcome_is_audited_as_the_last_step(call, tmp_path):
+    words = ("--learn", "early", "--steps", "3", "--attack-steps", "1", "--pull", "0.5")
+    last = ("--audit", "digits[:40]", "--quick", "--html", "page.html", "--out", "h.safetensors")
+    code, out, err = call(*HARDEN, *words, *last, "--json")
+    told = json.loads(out)
+    assert code == 0 and told["audit"]["n"] == 40 and told["saved"] == "h.safetensors", err
+    assert "pull=0.5" in told["recipe"] and told["learned"] == 266
+    assert "Claimed and verified" in (tmp_path / "page.html").read_text()

@@ -72,12 +72,12 @@ def test_a_check_goes_on_where_it_was_interrupted(call, stop, monkeypatch):
 def test_a_hardening_goes_on_where_it_was_interrupted(call, tmp_path, monkeypatch):
     loss, steps = _Learner._loss, []
 
-    def noted(self, rows, seed):
+    def noted(self, rows, seed, share):
         if len(steps) == 12:
             steps.append("stopped")
             raise KeyboardInterrupt
         steps.append(seed)
-        return loss(self, rows, seed)
+        return loss(self, rows, seed, share)
 
     monkeypatch.setattr(_Learner, "_loss", noted)
     code, _, err = call(*HARDEN)

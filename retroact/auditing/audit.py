@@ -24,7 +24,7 @@ from retroact.attacks.pgd import CLAIMED
 from retroact.auditing.attack_run import Conditions, Side
 from retroact.auditing.baseline import StoredSide
 from retroact.auditing.battery import STAGES, VERSION, Battery, Named, battery_of
-from retroact.auditing.boxed import Box, seconds_of
+from retroact.auditing.boxed import Box
 from retroact.auditing.checks import NAMES, Witness, check, check_chance, is_random
 from retroact.auditing.doubts import Doubts, find_telling
 from retroact.auditing.filed import Looked, pack_looked, unpack_looked
@@ -50,6 +50,7 @@ from retroact.crafting.expectation import Expectation
 from retroact.crafting.oracle import Network, device_of, evaluating
 from retroact.crafting.threat import ThreatModel
 from retroact.doors import checked, whole
+from retroact.durations import seconds_of
 from retroact.evaluation.evaluate import decide, describe, left_alone
 from retroact.evaluation.proof import logits_of
 from retroact.evaluation.surroundings import surroundings

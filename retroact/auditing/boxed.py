@@ -9,38 +9,18 @@ what comes of an audit within a box is, bit for bit, what comes of one on `data[
 from __future__ import annotations
 
 import math
-import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from retroact.spec import CallError
-
 LADDER = (1.0, 1.5, 2.0, 3.0, 5.0, 7.0)
 """The steps of n within a power of ten."""
-
-_UNITS = {"h": 3600, "m": 60, "s": 1}
-_SAID = re.compile(r"(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 
 Progress = Callable[[int, int], None]
 
 
 class BudgetError(ValueError):
     """A time box in which nothing could be told."""
-
-
-def seconds_of(budget: float | str) -> float:
-    """The seconds of "90s", "5m", "1h30m", or of a number of them. Raises CallError for anything
-    else, and for none at all."""
-    if isinstance(budget, str):
-        found = _SAID.fullmatch(budget.strip())
-        parts = zip(found.groups(), _UNITS.values(), strict=True) if found else ()
-        seconds = sum(float(number) * unit for number, unit in parts if number)
-    else:
-        seconds = float(budget)
-    if not 0 < seconds < math.inf:
-        raise CallError(f"expected a budget such as 90s, 5m or 1h30m, got {budget!r}")
-    return seconds
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,10 @@ from torch import nn
 
 from retroact.attacks.pgd import CLAIMED
 from retroact.auditing.battery import Battery, Named, battery_of
-from retroact.auditing.boxed import seconds_of
 from retroact.auditing.numbers import Pair
 from retroact.crafting.attack import CHUNK, Attack
 from retroact.crafting.oracle import device_of, in_float
+from retroact.durations import seconds_of
 from retroact.evaluation.trial import try_gradient
 from retroact.executors import SERIAL, Executor
 from retroact.ground import neutral, one_thread

@@ -197,20 +197,20 @@ def audit(
     how |= {"margin": margin, "seed": seed, "baseline": baseline, "rejected": rejected}
     with opened(store, wait) as parts:
         how |= {"store": parts, "fresh": fresh}
-        result = _run(before, after, images, radius, **how)
+        result = run_audit(before, after, images, radius, **how)
     if result.pedigree.budget:
         note(f"took {result.pedigree.budget}")
     if baseline is not None:
         note(f"the network before: {'read from' if result.before.stored else 'kept in'} {baseline}")
     # before anything is printed, so that `| head` does not cost them
-    _write(result, pages, evidence)
+    write_pages(result, pages, evidence)
     if evidence is not None:
         origins = _origins(net, weights, activation, sites, also, against, against_weights)
         _write_evidence(result, evidence, Pair(*map(bring.complete, origins)))
     every = [result] if result.also is None else [result, result.also]
     if not tell_json(loads(as_text(result)), as_json, json_out):
         for one in every:
-            _print_audit(one.numbers())
+            print_audit(one.numbers())
     tell = note if as_json else partial(say, wrap=True)
     codes = [asked.answer(one.verdict, tell) for one in every]
     answers.end(junit, "audit", map(asked.case, every, codes))
@@ -247,7 +247,7 @@ def print_forecast(
 def _check_budget(budget: str | None) -> None:
     """Says before anything is loaded that it is no time."""
     if budget is not None:
-        from retroact.auditing.boxed import seconds_of
+        from retroact.durations import seconds_of
 
         seconds_of(budget)
 
@@ -387,7 +387,7 @@ def _answers(text: str) -> frozenset[str]:
     return frozenset(words)
 
 
-def _run(
+def run_audit(
     before: nn.Module, after: nn.Module, images: Images, threat: ThreatModel, **how: Any
 ) -> Audit:
     from retroact.auditing.audit import audit
@@ -396,7 +396,7 @@ def _run(
         return audit(before, after, images, threat, progress=progress, **how)
 
 
-def _write(result: Audit, pages: Mapping[str, Path | None], evidence: Path | None) -> None:
+def write_pages(result: Audit, pages: Mapping[str, Path | None], evidence: Path | None) -> None:
     from retroact.files import write
     from retroact.reports import audited
 
@@ -514,7 +514,7 @@ def _print_verification(made: Verification, as_json: bool, json_out: Path | None
     say("HOLDS" if made.holds else "DIFFERS", style="bold")
 
 
-def _print_audit(numbers: AuditNumbers) -> None:
+def print_audit(numbers: AuditNumbers) -> None:
     low, high = (f"{100 * v:+.1f}" for v in numbers.interval)
     say(
         f"{numbers.effect}; {numbers.explained_claim} (verified {100 * numbers.gain:+.1f} points "

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from json import loads
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from retroact.cli import options
+from retroact.cli.audits import QuickOption, print_audit, run_audit, write_pages
 from retroact.cli.console import (
     about_bytes,
     about_seconds,
@@ -27,6 +29,7 @@ from retroact.spec import CallError
 if TYPE_CHECKING:
     from torch import nn
 
+    from retroact.auditing.audit import Audit
     from retroact.experiments.tuning import Tuning
     from retroact.nets.data import Images
     from retroact.training.hardening import Hardened, Hardening
@@ -381,7 +384,12 @@ HeldOption = Annotated[
 KeepOption = Annotated[
     float | None, typer.Option(help="share of clean accuracy to keep (with --held: 0.99)")
 ]
-LearnOption = Annotated[str, typer.Option(help="shifts, kappa, slopes, norms, ends, or all")]
+LearnOption = Annotated[
+    str | None,
+    typer.Option(
+        help="shifts (the default), kappa, slopes, early, norms, ends, or all (with --budget)"
+    ),
+]
 StepsOption = Annotated[
     int | None, typer.Option(min=1, help="of the optimiser (default: the recipe's)")
 ]
@@ -398,6 +406,21 @@ FactorOption = Annotated[float | None, typer.Option(help="learn at so many times
 AttackStepsOption = Annotated[
     int | None, typer.Option(min=1, help="of the attack in each step (default: 7)")
 ]
+RampOption = Annotated[
+    float | None, typer.Option(help="share of the steps over which eps grows from 0")
+]
+AverageOption = Annotated[
+    float | None, typer.Option(help="share of the steps, the last, whose mean is kept")
+]
+PullOption = Annotated[
+    float | None, typer.Option(help="share of the target that is the network's own answer")
+]
+TimeOption = Annotated[
+    str | None, typer.Option("--budget", help="as many steps as this time holds, such as 60s or 5m")
+]
+AuditOption = Annotated[
+    str | None, typer.Option("--audit", help="then audit the outcome on these test images")
+]
 Bf16Option = Annotated[
     bool, typer.Option("--bf16", help="learn in bfloat16, on a processor that has it")
 ]
@@ -412,14 +435,21 @@ def harden(
     data: LearningOption,
     held: HeldOption = None,
     keep: KeepOption = None,
-    learn: LearnOption = "shifts",
+    budget: TimeOption = None,
+    learn: LearnOption = None,
     steps: StepsOption = None,
     batch: BatchOption = None,
     lr: RateOption = None,
     clean_weight: CleanWeightOption = None,
     eps_factor: FactorOption = None,
     attack_steps: AttackStepsOption = None,
+    ramp: RampOption = None,
+    average: AverageOption = None,
+    pull: PullOption = None,
     bf16: Bf16Option = False,
+    tried_on: AuditOption = None,
+    quick: QuickOption = False,
+    html: options.Html = None,
     also: options.Also = None,
     seed: options.Seed = 0,
     out: HardenedOption = None,
@@ -433,33 +463,45 @@ def harden(
     json_out: options.JsonOut = None,
     dry_run: options.Dry = False,
 ) -> None:
-    """Learn very little of a trained network, such as its activations' shifts, so that it is harder
-    to fool; with --out it goes on where it was stopped. What it takes is said before it begins.
+    """Learn of a trained network what makes it harder to fool: very little, such as its
+    activations' shifts, or with --budget every weight for so long. With --out it goes on where it
+    was stopped. What it takes is said before it begins, and --audit says what it was worth.
 
     \b
     Example:
       retroact harden digits-cnn --threat "Linf(0.1)" --data digits/train \\
-          --held digits/validation --out hard.safetensors
+          --held digits/validation --budget 30s --out hard.safetensors --audit digits
     """
     _check_file(out)
+    options.check_folder(html)
     options.check_fresh(fresh, out, "--out")
+    _check_audited(tried_on, quick, html)
+    if budget is not None and steps is not None:
+        raise CallError("expected --budget or --steps, got both: a budget says how many steps")
+    from retroact import checkpoint
     from retroact.nets.data import data as read
+    from retroact.reading import as_threat
+    from retroact.training.budget import within
+    from retroact.training.hardening import begun, looks
     from retroact.training.hardening import harden as run
     from retroact.training.resuming import drop_checkpoint
 
     numbers = {"steps": steps, "batch": batch, "lr": lr, "clean_weight": clean_weight}
     numbers |= {"eps_factor": eps_factor, "attack_steps": attack_steps}
-    recipe = _recipe(learn, bf16, numbers)
+    numbers |= {"ramp": ramp, "average": average, "pull": pull}
+    recipe = _recipe(learn or ("shifts" if budget is None else "all"), bf16, numbers)
     share = keep if keep is not None else 0.0 if held is None else 0.99
     images, kept = read(data), None if held is None else read(held)
     bring = Bringing.of([net], mean, std, shape, device)
     plain = bring.load(net, weights, images)
+    folder = None if out is None else out.parent / "checkpoints" / out.stem
+    if budget is not None:
+        recipe = begun(folder, recipe, fresh) or within(plain, images, recipe, budget, looks(kept))
     forecast = _forecast(plain, recipe, images, kept, share)
     if dry_run:
         return print_result(forecast, as_json, json_out)
     note(f"harden: {forecast['in words']}")
     how: dict[str, Any] = {"keep": share, "held": kept, "also": also or (), "seed": seed}
-    folder = None if out is None else out.parent / "checkpoints" / out.stem
     how |= {"checkpoint_dir": folder, "fresh": fresh}
     truth = NOTHING
     if folder is not None:
@@ -467,9 +509,21 @@ def harden(
     with if_stopped(truth), progress_bar(f"harden {net}") as progress:
         hard = run(plain, images, threat, recipe, **how, progress=progress)
     say_left_alone(hard.net)
-    _print_hardened(hard, out, held is not None, as_json, json_out)
+    saved = None if out is None else checkpoint.save(hard.net, out)
     if folder is not None:
         drop_checkpoint(folder)
+    made = None
+    if tried_on is not None:
+        battery = {"battery": "quick" if quick else None}
+        made = run_audit(plain, hard.net, read(tried_on), as_threat(threat), **battery)
+        write_pages(made, {"page": html}, None)
+    _print_hardened(hard, saved, made, as_json, json_out)
+
+
+def _check_audited(data: str | None, quick: bool, html: Path | None) -> None:
+    for given, flag in ((quick, "--quick"), (html is not None, "--html")):
+        if given and data is None:
+            raise CallError(f"{flag} is said of --audit, and no images are given for that")
 
 
 def _check_file(path: Path | None) -> None:
@@ -506,11 +560,11 @@ def _forecast(
 
 
 def _print_hardened(
-    hard: Hardened, out: Path | None, with_curve: bool, as_json: bool, json_out: Path | None
+    hard: Hardened, saved: Path | None, audit: Audit | None, as_json: bool, json_out: Path | None
 ) -> None:
-    from retroact import checkpoint
+    from retroact.reports.audited import as_json as as_text
 
-    if with_curve and not as_json:
+    if hard.curve and not as_json:
         print_rows(
             [
                 {"dose": f"{p.dose:.2f}", "clean % on held-out": f"{100 * p.clean:.1f}"}
@@ -525,10 +579,15 @@ def _print_hardened(
     }
     numbers: dict[str, object] = {"learned": hard.learned, "parameters": hard.parameters}
     numbers |= {"recipe": str(hard.recipe), "curve": [vars(p) for p in hard.curve]}
-    if out is not None:
-        result["saved"] = str(checkpoint.save(hard.net, out))
-    if not tell_json(result | numbers, as_json, json_out):
-        print_result(result, as_json)
+    if saved is not None:
+        result["saved"] = str(saved)
+    if audit is not None:
+        numbers["audit"] = loads(as_text(audit))
+    if tell_json(result | numbers, as_json, json_out):
+        return
+    print_result(result, as_json)
+    if audit is not None:
+        print_audit(audit.numbers())
 
 
 FileArgument = Annotated[Path, typer.Argument(help="FILE.onnx or FILE.pt2")]

@@ -10,9 +10,8 @@ from torch import nn
 from retroact.evaluation.trial import try_gradient
 from retroact.ground import neutral
 from retroact.nets.data import Images
-from retroact.training.hardening import DOSES, Hardening, check
-
-_FORWARD = 3  # forward passes in the time of a gradient
+from retroact.training.budget import FORWARD
+from retroact.training.hardening import Hardening, check, looks
 
 
 @dataclass(frozen=True)
@@ -45,10 +44,8 @@ def forecast(
     Raises as it does for what cannot be learned on."""
     check(net, train, held, keep)
     batch = min(len(train), recipe.batch)
-    halves = sum(weight > 0 for weight in (recipe.clean_weight, 1 - recipe.clean_weight))
-    passes = recipe.attack_steps + halves
     tried = try_gradient(net, train.images.shape[1:], batch)
-    looked = 0.0 if held is None else len(held) * (1 + len(DOSES)) / _FORWARD
-    seconds = tried.seconds * (recipe.steps * batch * passes + looked)
+    seconds = tried.seconds * (recipe.steps * batch * recipe.passes + looks(held) / FORWARD)
     # what one half keeps stays until both are differentiated
-    return Forecast(recipe.steps, batch, passes, seconds, round(tried.bytes * batch * halves))
+    kept = round(tried.bytes * batch * (recipe.passes - recipe.attack_steps))
+    return Forecast(recipe.steps, batch, recipe.passes, seconds, kept)

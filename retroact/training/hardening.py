@@ -1,10 +1,10 @@
 """harden: a trained network made harder to fool by learning very little of it, everything else
 frozen.
 
-What is learned (`Hardening.learn`), `learnable` says. The loss is half cross-entropy on clean
-examples and half on examples that a few steps of the margin loss have moved (Madry et al. 2017,
-with Carlini & Wagner's loss inside). Borji 2020 closes with the guess that "elevating the bias of
-neurons" may do what his slopes were meant to do; this is where that leads.
+What is learned (`Hardening.learn`) `learnable` says. The loss is half
+cross-entropy on clean examples and half on examples that a few steps of the margin loss have moved
+(Madry et al. 2017, with Carlini & Wagner's loss inside). Borji 2020 closes with the guess that
+"elevating the bias of neurons" may do what his slopes were meant to do; this is where that leads.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ from retroact.crafting.oracle import device_of, in_float
 from retroact.crafting.threat import ThreatModel
 from retroact.doors import checked
 from retroact.evaluation.accuracy import clean_accuracy_of
+from retroact.evaluation.evaluate import decide
 from retroact.evaluation.proof import prove
 from retroact.ground import neutral
 from retroact.nets.cards import Measured
@@ -56,6 +58,7 @@ from retroact.spec import (
     show,
     spec,
 )
+from retroact.training.budget import within
 from retroact.training.learnable import (
     LEARNABLE,
     Learn,
@@ -63,7 +66,13 @@ from retroact.training.learnable import (
     LearnedActivation,
     install_numbers,
 )
-from retroact.training.resuming import drop_checkpoint, resume, write_checkpoint
+from retroact.training.resuming import (
+    FILE,
+    drop_checkpoint,
+    read_checkpoint,
+    resume,
+    write_checkpoint,
+)
 
 if TYPE_CHECKING:
     from retroact.figures import Figure
@@ -85,6 +94,7 @@ class How(TypedDict, total=False):
     seed: int
     checkpoint_dir: str | PathLike[str] | None
     fresh: bool
+    budget: float | str | None
     progress: Callable[[float, int], None] | None
 
 
@@ -95,9 +105,14 @@ class Hardening:
 
     The adversarial half comes from `attack_steps` steps of the margin loss at `eps_factor` times
     the threat's eps. `lr` is in units of a pre-activation for shifts and kappa, of the weights for
-    the rest; 0 is what suits `learn`: 0.03 for shifts, kappa, slopes and ends (whose weights take
-    0.3 of it), 0.01 for norms, 0.001 for all. `bf16`: forward passes and the adversarial images in
-    bfloat16, faster on a processor that has it.
+    the rest; 0 is what suits `learn`: 0.03 for shifts, kappa, slopes, early and ends (whose weights
+    take 0.3 of it), 0.01 for norms, 0.001 for all. `bf16`: forward passes and the adversarial
+    images in bfloat16, faster on a processor that has it.
+
+    Over the first `ramp` of all steps eps grows from 0. Over the last `average` of them the rate
+    stays what it is by then, and the mean of what was learned after each is what is kept (Izmailov
+    et al. 2018, arXiv:1803.05407). `pull` is the share of the target that is the plain network's
+    own answer to the clean image, the label the rest: at 1 no labels are needed.
     """
 
     learn: Learn = "shifts"
@@ -108,6 +123,9 @@ class Hardening:
     eps_factor: Positive = 1.0
     clean_weight: UnitInterval = 0.5
     bf16: bool = False
+    ramp: UnitInterval = 0.0
+    average: UnitInterval = 0.0
+    pull: UnitInterval = 0.0
 
     @property
     def learnable(self) -> Learnable:
@@ -119,9 +137,25 @@ class Hardening:
         """The rate of the first step."""
         return self.lr or self.learnable.rate
 
+    @property
+    def averaged_from(self) -> int:
+        """The step, counted from 0, after which the mean begins; `steps` where there is none."""
+        return self.steps - round(self.average * self.steps)
+
     def rate_at(self, step: int) -> float:
-        """The rate of `step`, counted from 0: half a cosine down to 0."""
-        return self.rate * 0.5 * (1 + math.cos(math.pi * step / self.steps))
+        """The rate of `step`, counted from 0: half a cosine down to 0, or to where the mean
+        begins."""
+        at = min(step, self.averaged_from)
+        return self.rate * 0.5 * (1 + math.cos(math.pi * at / self.steps))
+
+    def share_of_eps_at(self, step: int) -> float:
+        """The share of eps of `step`, counted from 0: it grows evenly to 1 over the ramp."""
+        return min(1.0, (step + 1) / max(1.0, self.ramp * self.steps))
+
+    @property
+    def passes(self) -> int:
+        """Of every step: forward and backward passes of its batch."""
+        return self.attack_steps + sum(w > 0 for w in (self.clean_weight, 1 - self.clean_weight))
 
     def __call__(
         self,
@@ -132,6 +166,10 @@ class Hardening:
     ) -> Hardened:
         """`harden` by this recipe."""
         return harden(net, train, threat, self, **how)
+
+
+ALL = Hardening(learn="all")
+"""What a budget is spent on where nobody says."""
 
 
 @dataclass(frozen=True)
@@ -213,6 +251,7 @@ def harden(
     seed: int = 0,
     checkpoint_dir: str | PathLike[str] | None = None,
     fresh: bool = False,
+    budget: float | str | None = None,
     progress: Callable[[float, int], None] | None = None,
 ) -> Hardened:
     """A copy of `net` with a small part of it learned on `train` so that it withstands `threat`;
@@ -224,15 +263,21 @@ def harden(
     too, so that dose 0 is no longer the plain network. A half-precision network is learned in
     float32 and given back in its own dtype. With `checkpoint_dir` it goes on from the checkpoint
     there, with the same bits, unless it is to start `fresh`, and writes one after every `EVERY`
-    steps. Texts do for all four; data are as `as_images` has it.
+    steps. A `budget`, "60s" or seconds, takes as many steps as fit, of every weight where no recipe
+    is given. Images without labels, a tensor (n, …), do for a recipe whose `pull` is 1. Texts do
+    for all four; data are as `as_images` has it.
     Raises ValueError for test data, a retrofitted net, nothing to learn, no dose that keeps enough,
-    and CheckpointError for a checkpoint of another run.
+    a budget that is too small, and CheckpointError for a checkpoint of another run.
     """
-    net, threat, recipe = as_module(net), as_threat(threat), _as_recipe(recipe)
-    train, held = as_images(train, net), None if held is None else as_images(held, net)
+    net, threat = as_module(net), as_threat(threat)
+    recipe = _as_recipe(ALL if recipe is None and budget is not None else recipe)
+    train, held = _as_train(train, net, recipe), None if held is None else as_images(held, net)
     seed, _, _ = checked(seed)
     check(net, train, held, keep)
     net, began = sized(net, train.images.shape[1:]), time.monotonic()
+    if budget is not None:
+        going = begun(checkpoint_dir, recipe, fresh)
+        recipe = going or within(net, train, recipe, budget, looks(held))
     learner = _Learner(net, recipe, train, threat, tuple(also))
     run = _describe_run(net, train, threat, recipe, tuple(also), seed)
     learner.learn(seed, _Checkpoints.of(checkpoint_dir, run, fresh), progress)
@@ -246,6 +291,26 @@ def harden(
     count = 0 if held is None else len(held)
     how = recipe, learner.count, parameters, dose, tuple(curve), took, train.name
     return Hardened(hardened, *how, held=count)
+
+
+def _as_train(train: Data, net: nn.Module, recipe: Hardening) -> Images:
+    """The images to learn on; where the recipe needs no labels they may have none, and the
+    network's own decisions stand there."""
+    if recipe.pull == 1.0 and isinstance(train, Tensor | np.ndarray):
+        shape = net.shape if isinstance(net, Classifier) else None
+        bare = Images.of(train, np.zeros(len(train), dtype=np.int64), shape=shape)
+        return Images.of(train, decide(net, bare.images).clamp_min(0), shape=shape)
+    return as_images(train, net)
+
+
+def begun(folder: str | PathLike[str] | None, recipe: Hardening, fresh: bool) -> Hardening | None:
+    """The recipe of the run that goes on from `folder`, where it is this one but for what a budget
+    decides by the clock."""
+    path = None if folder is None or fresh else Path(folder) / FILE
+    if path is None or not path.exists():
+        return None
+    going = _as_recipe(read_checkpoint(path)[0].get("recipe"))
+    return going if replace(going, steps=recipe.steps, batch=recipe.batch) == recipe else None
 
 
 def _describe_run(
@@ -299,6 +364,11 @@ def _as_recipe(said: Hardening | str | None) -> Hardening:
     return recipe
 
 
+def looks(held: Images | None) -> int:
+    """Forward passes of one example to choose a dose, at most."""
+    return 0 if held is None else len(held) * (1 + len(DOSES))
+
+
 def check(net: nn.Module, train: Images, held: Images | None, keep: float) -> None:
     """Raises as `harden` does, before anything is learned."""
     for part in (train, held):
@@ -322,14 +392,29 @@ def check(net: nn.Module, train: Images, held: Images | None, keep: float) -> No
 
 @dataclass(frozen=True)
 class _Learned:
-    """What a step changes: the tensors that are learned, by name, and Adam's state of each."""
+    """What a step changes: the tensors that are learned, by name, Adam's state of each, and the
+    mean of each over the last steps, where one is kept."""
 
     named: Mapping[str, nn.Parameter]
     adam: torch.optim.Adam
+    mean: dict[str, Tensor] = field(default_factory=dict)
+
+    def average(self, count: int) -> None:
+        """Takes the tensors as they are into the mean, as the `count`-th, from 1 on."""
+        for name, p in self.named.items():
+            last = self.mean.get(name, p.detach())
+            self.mean[name] = torch.lerp(last, p.detach(), 1 / count)
+
+    def settle(self) -> None:
+        """Puts the mean in the place of the last."""
+        with torch.no_grad():
+            for name, value in self.mean.items():
+                self.named[name].copy_(value)
 
     def tensors(self) -> dict[str, Tensor]:
         """All of it by name, on the CPU."""
-        found = {f"learned.{name}": p for name, p in self.named.items()}
+        found: dict[str, Tensor] = {f"learned.{name}": p for name, p in self.named.items()}
+        found |= {f"mean.{name}": value for name, value in self.mean.items()}
         for name, p in self.named.items():
             found |= {f"adam.{part}.{name}": v for part, v in self.adam.state[p].items()}
         return {name: v.detach().cpu().contiguous() for name, v in found.items()}
@@ -339,6 +424,8 @@ class _Learned:
         with torch.no_grad():
             for name, p in self.named.items():
                 p.copy_(tensors[f"learned.{name}"])
+                if f"mean.{name}" in tensors:
+                    self.mean[name] = torch.empty_like(p).copy_(tensors[f"mean.{name}"])
                 parts = {part: tensors[f"adam.{part}.{name}"] for part in _ADAM}
                 moved = {part: torch.empty_like(p).copy_(parts[part]) for part in _ADAM[1:]}
                 self.adam.state[p] = {_ADAM[0]: parts[_ADAM[0]].clone(), **moved}
@@ -472,10 +559,14 @@ class _Learner:
         for step in range(done, recipe.steps):
             for group, share in zip(adam.param_groups, shares, strict=True):
                 group["lr"] = share * recipe.rate_at(step)
-            loss = self._loss(next(batches), seed + step)
+            loss = self._loss(next(batches), seed + step, recipe.share_of_eps_at(step))
             adam.zero_grad()
             loss.backward()
             adam.step()
+            if step >= recipe.averaged_from:
+                state.average(step + 1 - recipe.averaged_from)
+            if step + 1 == recipe.steps:
+                state.settle()
             checkpoints.write(state, step + 1, recipe.steps)
             if progress is not None:
                 progress(float(step + 1), recipe.steps)
@@ -487,21 +578,36 @@ class _Learner:
             shares.setdefault(self._recipe.learnable.share(p), []).append(p)
         return shares
 
-    def _loss(self, rows: Tensor, seed: int) -> Tensor:
-        """The loss of one step: of the training examples `rows` and of what an attack makes of
-        them."""
+    def _loss(self, rows: Tensor, seed: int, share: float) -> Tensor:
+        """The loss of one step: of the training examples `rows` and of what an attack within that
+        share of eps makes of them."""
         recipe, device, train = self._recipe, device_of(self.work), self._train
         x, y, index = (t[rows].to(device) for t in (train.images, train.labels, train.index))
+        target = self._target(x, y)
+        threat = self._threat if share == 1.0 else self._threat.times(share)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
-            x_adv = self._attack(x, y, index, seed)
+            x_adv = self._attack(x, y, index, threat, seed)
             halves = ((recipe.clean_weight, x), (1 - recipe.clean_weight, x_adv))
-            losses = [w * F.cross_entropy(in_float(self.work, part), y) for w, part in halves if w]
+            losses = [
+                w * F.cross_entropy(in_float(self.work, part), target) for w, part in halves if w
+            ]
         return torch.stack(losses).sum()
 
-    def _attack(self, x: Tensor, y: Tensor, index: Tensor, seed: int) -> Tensor:
+    def _target(self, x: Tensor, y: Tensor) -> Tensor:
+        """The labels, or of every class the share that it has of the target."""
+        pull = self._recipe.pull
+        if not pull:
+            return y
+        with torch.no_grad():
+            own = in_float(self.net, x).softmax(1)
+        return pull * own + (1 - pull) * F.one_hot(y, own.shape[1])
+
+    def _attack(
+        self, x: Tensor, y: Tensor, index: Tensor, threat: ThreatModel, seed: int
+    ) -> Tensor:
         """Steps of 2.5 eps/steps up the margin loss from a random point of the ball around `x`."""
-        steps, threat = self._recipe.attack_steps, self._threat
-        start, loss = threat.start(x, self._domain, index, seed), partial(margin, aim=Aim(y))
+        steps, loss = self._recipe.attack_steps, partial(margin, aim=Aim(y))
+        start = threat.start(x, self._domain, index, seed)
         run = (self.attacked, start, x, threat, self._domain, loss)
         return climb(*run, step=2.5 * threat.eps / steps, steps=steps)
 

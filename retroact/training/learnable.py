@@ -1,9 +1,9 @@
 """What hardening may learn of a network, everything else frozen.
 
 Of every activation a number: one *shift* per channel, ReLU(z + b), which equals moving the biases
-and so folds to no cost; one *kappa*, or one *slope*. Or weights: the affine parameters of the batch
+and so folds to no cost; one *kappa*, or one *slope*. Or weights: the affine parameters of the
 *norms*; these and the *ends*, the layer that sees the example and the one that gives the logits; or
-*all*, for comparison. The logits' biases always belong to it.
+*all*. *Early* is the shifts and the first layer's weights. The logits' biases always belong to it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from retroact.activations.shifted import ShiftedReLU
 from retroact.crafting.oracle import in_float
 from retroact.retrofitting.installed import installed
 
-Learn = Literal["shifts", "kappa", "slopes", "norms", "ends", "all"]
+Learn = Literal["shifts", "kappa", "slopes", "early", "norms", "ends", "all"]
 
 SHARPNESS = 8.0
 """beta · kappa of the smoothed backward of a jump: within [4, 16], where it sees the jump and is
@@ -37,7 +37,10 @@ ENDS_SHARE = 0.3
 """The weights of the first and last layer, which are small numbers and many, take this share of the
 norms' rate."""
 
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_NORMS = (
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
+    *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
+)
 _LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -200,6 +203,10 @@ def _ends(net: nn.Module, example: Tensor) -> set[str]:
     return _norms(net, example) | _affine(layers[:1] + layers[-1:])
 
 
+def _early(net: nn.Module, example: Tensor) -> set[str]:
+    return _biases_of_logits(net, example) | {f"{layers_of(net, example)[0]}.weight"}
+
+
 def _affine(paths: list[str]) -> set[str]:
     return {f"{path}.{what}" for path in paths for what in ("weight", "bias")}
 
@@ -232,6 +239,7 @@ LEARNABLE: dict[Learn, Learnable] = {
     "shifts": Learnable(0.03, _biases_of_logits, Shift()),
     "kappa": Learnable(0.03, _biases_of_logits, Kappa()),
     "slopes": Learnable(0.03, _biases_of_logits, Slope()),
+    "early": Learnable(0.03, _early, Shift(), slow=ENDS_SHARE),
     "norms": Learnable(0.01, _norms),
     "ends": Learnable(0.03, _ends, slow=ENDS_SHARE),
     "all": Learnable(0.001, _every),

@@ -9,8 +9,8 @@ from torch import nn
 
 import retroact as ra
 from retroact.auditing.attack_run import AttackRun
-from retroact.auditing.battery import Battery
 from retroact.auditing.baseline import StoredSideError
+from retroact.auditing.battery import Battery
 
 EPS = ra.Linf(0.1)
 LITTLE = Battery(

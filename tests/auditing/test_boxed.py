@@ -10,6 +10,7 @@ import retroact as ra
 from retroact.auditing import boxed
 from retroact.auditing.audit import _ask_within
 from retroact.auditing.verdict import bootstrap, fewest
+from retroact.durations import seconds_of
 from retroact.spec import CallError
 
 
@@ -18,13 +19,13 @@ from retroact.spec import CallError
     [("5m", 300), ("90s", 90), ("1h30m", 5400), ("0.5m", 30), (12, 12), (" 2m ", 120)],
 )
 def test_budgets_are_read(said, seconds):
-    assert boxed.seconds_of(said) == seconds
+    assert seconds_of(said) == seconds
 
 
 @pytest.mark.parametrize("said", ["", "5", "m", "5 min", "-3s", "0s", 0, -1, float("nan"), "s5"])
 def test_what_is_no_time_is_refused(said):
     with pytest.raises(CallError, match="expected a budget such as 90s"):
-        boxed.seconds_of(said)
+        seconds_of(said)
 
 
 @pytest.mark.parametrize("margin", [0.02, 0.05, 0.2])

@@ -2,7 +2,9 @@
 network harder to fool."""
 
 import copy
+from dataclasses import replace
 from typing import get_args
+from unittest import mock
 
 import pytest
 import torch
@@ -14,9 +16,12 @@ from retroact.activations.piecewise import JumpReLU, ReLU, SReLU
 from retroact.crafting.driver import craft
 from retroact.crafting.oracle import AccessError
 from retroact.evaluation.evaluate import decide
+from retroact.evaluation.trial import Trial
 from retroact.files import CheckpointError
+from retroact.training.budget import within
 from retroact.training.hardening import Hardening, harden
 from retroact.training.learnable import LEARNABLE, Kappa, Learn
+from retroact.training.resuming import FILE, read_checkpoint
 
 THREAT = ra.Linf(0.1)
 BRIEF = Hardening(steps=6, batch=64, attack_steps=2)
@@ -46,10 +51,10 @@ def robust(net, data, threat):
     )
 
 
-@pytest.mark.parametrize("bf16", [False, True])
-def test_learned_shifts_make_the_network_harder_to_fool(bf16, net, train, held):
+@pytest.mark.parametrize(("bf16", "steps"), [(False, 100), (True, 30)])  # slow without AMX
+def test_learned_shifts_make_the_network_harder_to_fool(bf16, steps, net, train, held):
     hardened = harden(
-        net, train, THREAT, Hardening(steps=100, batch=128, lr=0.1, bf16=bf16), seed=0
+        net, train, THREAT, Hardening(steps=steps, batch=128, lr=0.1, bf16=bf16), seed=0
     )
     assert {p.dtype for p in hardened.net.parameters()} == {torch.float32}
     assert robust(hardened.net, held, THREAT) > robust(net, held, THREAT) + 0.03
@@ -121,6 +126,81 @@ def test_without_weight_on_clean_images_the_loss_is_that_of_the_moved_ones(net, 
     torch.testing.assert_close(first, second)
 
 
+def test_early_learns_the_shifts_and_the_first_layer(net, train):
+    hardened = harden(net, train, THREAT, replace(BRIEF, learn="early"))
+    before, after = dict(net.named_parameters()), dict(hardened.net.named_parameters())
+    moved = [name for name in before if not torch.equal(before[name], after[name])]
+    assert moved == ["module.conv1.weight", "module.fc2.bias"]
+    assert hardened.net.retrofit.activation.sha256
+    assert hardened.learned - before["module.conv1.weight"].numel() == 16 + 32 + 64 + 10
+
+
+def test_eps_grows_over_the_ramp_and_the_rate_stays_where_the_mean_begins():
+    shares = [Hardening(steps=10, ramp=0.4).share_of_eps_at(step) for step in range(10)]
+    assert shares == [0.25, 0.5, 0.75] + [1.0] * 7
+    assert [Hardening(steps=10).share_of_eps_at(step) for step in (0, 9)] == [1.0, 1.0]
+    rates = [Hardening(steps=10, average=0.3).rate_at(step) for step in range(10)]
+    assert rates[:7] == [Hardening(steps=10).rate_at(step) for step in range(7)]
+    assert len(set(rates[7:])) == 1 and rates[7] < rates[6]
+
+
+def test_the_mean_over_the_last_steps_is_what_is_kept(net, train, tmp_path):
+    recipe, seen = replace(BRIEF, steps=5, average=0.4), []
+    folder = tmp_path / "run"
+
+    def look(done, _):
+        tensors = read_checkpoint(folder / FILE)[1] if (folder / FILE).exists() else {}
+        seen.append({k: v for k, v in tensors.items() if k.startswith("learned.")})
+
+    with mock.patch("retroact.training.hardening.EVERY", 1):
+        harden(net, train, THREAT, recipe, checkpoint_dir=folder, progress=look)
+        alone = harden(net, train, THREAT, replace(recipe, average=0.0), seed=0)
+    # after the third step, when nothing was averaged yet; the rates part with the fourth
+    assert len(seen) == 5 and seen[2] and alone.learned
+    mean = read_checkpoint(folder / FILE)[1]
+    for name, value in seen[4].items():
+        assert torch.equal(value, mean[name.replace("learned.", "mean.")])
+        assert not torch.equal(value, seen[3][name])
+
+
+def test_a_pull_of_one_needs_no_labels(net, train):
+    recipe = replace(BRIEF, learn="all", pull=1.0)
+    bare = harden(net, train.images, THREAT, recipe).net.state_dict()
+    told = ra.Images.of(train.images, decide(net, train.images))
+    same = harden(net, told, THREAT, recipe).net.state_dict()
+    assert all(torch.equal(bare[k], same[k]) for k in bare)
+    with pytest.raises((ValueError, TypeError), match="labels"):
+        harden(net, train.images, THREAT, replace(recipe, pull=0.5))
+    # without moved images there is nothing to learn from one's own answers
+    still = harden(net, train, THREAT, replace(recipe, clean_weight=1.0)).net.state_dict()
+    labels = harden(net, train, THREAT, replace(recipe, clean_weight=1.0, pull=0.0)).net
+    before = net.state_dict()
+    far = [
+        sum(float((s[k] - before[k]).square().sum()) for k in before)
+        for s in (still, labels.state_dict())
+    ]
+    assert far[0] < far[1]
+
+
+def test_a_budget_takes_as_many_steps_as_fit_and_goes_on_with_those(net, train, tmp_path):
+    trial = Trial(seconds=1e-4, bytes=8.0)
+    with mock.patch("retroact.training.budget.try_gradient", return_value=trial):
+        chosen = within(net, train, Hardening(), "40s")
+        assert chosen == Hardening(steps=200)  # 200 images, 9 passes, 1e-4 s each: .18 s a step
+        assert within(net, train, Hardening(), 10).batch == 100
+        assert within(net, train, Hardening(), 10, looks=27_000).steps == 100
+        with pytest.raises(ValueError, match="60 steps of 25 examples take this net"):
+            within(net, train, Hardening(), "1s")
+    quick = Hardening(learn="all", batch=50, attack_steps=1)
+    slow = Trial(seconds=0.02 / 60, bytes=8.0)
+    with mock.patch("retroact.training.budget.try_gradient", return_value=slow):
+        made = harden(net, train, THREAT, quick, budget=4, checkpoint_dir=tmp_path)
+    assert made.recipe == replace(quick, steps=80)
+    again = harden(net, train, THREAT, quick, budget=4, checkpoint_dir=tmp_path)
+    assert again.recipe == made.recipe  # the clock says something else by now
+    assert harden(net, train[:200], THREAT, budget=2).recipe.learn == "all"
+
+
 def test_the_dose_keeps_what_was_asked_for(net, train, held):
     # at a radius that costs far too much, on purpose
     recipe = Hardening(steps=40, batch=64, lr=0.1)
@@ -181,7 +261,7 @@ def test_the_rate_suits_what_is_learned_unless_it_is_given():
     assert Hardening(learn="all", lr=0.5).rate == 0.5
 
 
-@pytest.mark.parametrize("learn", ["shifts", "kappa", "slopes", "norms", "ends", "all"])
+@pytest.mark.parametrize("learn", get_args(Learn))
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
 def test_a_net_of_another_dtype_learns_what_its_float32_copy_learns_and_keeps_its_dtype(
     net, train, dtype, learn
@@ -236,9 +316,13 @@ def weights(made):
     return {k: v.clone() for k, v in made.net.state_dict().items()}, ra.show(learned)
 
 
-@pytest.mark.parametrize("learn", ["shifts", "ends"])
-def test_a_run_that_was_killed_goes_on_with_the_same_bits(learn, net, train, tmp_path):
-    recipe = Hardening(learn=learn, steps=25, batch=700, attack_steps=1)  # an epoch: two batches
+@pytest.mark.parametrize(
+    "recipe",
+    [Hardening(), Hardening(learn="ends"), Hardening(ramp=0.5, average=0.6, pull=0.5)],
+    ids=str,
+)
+def test_a_run_that_was_killed_goes_on_with_the_same_bits(recipe, net, train, tmp_path):
+    recipe = replace(recipe, steps=25, batch=700, attack_steps=1)  # an epoch: two batches
     whole, number = weights(harden(net, train, THREAT, recipe, seed=3))
     told = []
     for step in (14, 22):
