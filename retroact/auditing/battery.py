@@ -29,7 +29,7 @@ from retroact.crafting.student import train_student
 from retroact.evaluation.proof import leave_as_is
 from retroact.spec import AtLeast0, Count, Within, spec
 
-VERSION = 3
+VERSION = 4
 """Counts the changes of what an audit runs and how it judges. It enters the keys of stored audits,
 so that no old one is served for a new one; tests/auditing/test_version.py says when to raise it.
 """
@@ -42,6 +42,9 @@ _ALARMED_FINISH = 100  # steps at the end of a targeted attack, at least
 _USELESS = ("no gradient", "gradient mismatch", "random directions", "equal logits")
 """Alarms of a backward pass that is not to be followed."""
 _FIRST_ROUND = 3  # times the steps of the main attack
+_ANEW, _FEW = 4, 0.05
+"""How often at most the targeted attack begins anew on a network that draws, and the share of what
+it is asked of which less is too little to go on."""
 
 
 @spec
@@ -137,7 +140,9 @@ class Battery:
         """What alarms ask for: the untargeted attack through what broke most, the targeted one
         through what came next, and through the trace where the backward pass is not its derivative;
         where nothing that is its own computation broke two, along a student; and where nothing at
-        all was broken, attacks that ask for decisions and scores alone."""
+        all was broken, attacks that ask for decisions and scores alone. Of a network that draws,
+        alarms hear the noise: its own averaged gradient is followed too, and what breaks most is
+        begun anew."""
         asked, targeted = subject.alarms, self.targeted(under.classes)
         title = f"APGD{_through(climbs[0])}"
         run.attack(title, "white box", self.untargeted(), climbs[0], asked_by=asked)
@@ -146,14 +151,29 @@ class Battery:
         trace = subject.source(TRACE)
         mismatched = "gradient mismatch" in subject.alarms and trace is not None
         more = [*climbs[1:], *([subject.through(trace)] if mismatched else [])]
+        more += [Climb(subject.folded)] if subject.draws else []
+        found = {}
         for climb in {c.kernel: c for c in more if c.kernel != climbs[0].kernel}.values():
-            run.attack(f"targeted{_through(climb)}", "white box", targeted, climb, asked_by=asked)
+            title = f"targeted{_through(climb)}"
+            found[climb] = run.attack(title, "white box", targeted, climb, asked_by=asked)
+        if subject.draws:
+            self.begin_anew(run, max(found, key=found.__getitem__, default=climbs[0]), under)
         own = {s.name for s in (*subject.sources, *subject.derived) if not s.foreign}
         if subject.derives and not any(a.kernel in own and a.broken > 1 for a in run.attacks):
             self.imitate(run, subject, under)
         blind = "no gradient" in subject.alarms
         if self.queries and blind and not any(a.kernel and a.broken for a in run.attacks):
             self.search(run, subject, under)
+
+    def begin_anew(self, run: AttackRun, climb: Climb, under: Conditions) -> None:
+        """The targeted attack from fresh starts on a network that draws, until one breaks few: a
+        mean over few draws leads astray in one run and not in the next."""
+        for turn in range(1, _ANEW + 1):
+            asked = int(run.robust.sum())
+            title, attack = f"targeted anew, {turn}{_through(climb)}", self.targeted(under.classes)
+            broken = run.attack(title, "white box", attack, climb, fresh=turn)
+            if broken < 2 or broken < _FEW * asked:
+                return
 
     def imitate(self, run: AttackRun, subject: Subject, under: Conditions) -> None:
         """The attacks along a student of the network's answers, where its backward pass is useless.

@@ -123,6 +123,11 @@ class Subject:
         known: set[str] = _OF_JUMPS if self.sources else set()
         return bool(set(self.alarms) - known)
 
+    @property
+    def draws(self) -> bool:
+        """Whether the network draws at random, so that its mean is what is attacked."""
+        return isinstance(self.net.network, Expectation)
+
     def through(self, source: Source | None) -> Climb:
         """What an attack along `source` (None: the folded net) is run on: a source that computes
         the same decides too, which is cheaper; of a `foreign` one only the gradients are taken."""

@@ -85,7 +85,15 @@ def _whole(value: Any) -> str:
 
 def _constants() -> Iterator[str]:
     places = {
-        battery: ("_FIRST_ROUND", "_ALARMED", "_ALARMED_FINISH", "_QUERIES", "_SMALL"),
+        battery: (
+            "_FIRST_ROUND",
+            "_ALARMED",
+            "_ALARMED_FINISH",
+            "_QUERIES",
+            "_SMALL",
+            "_ANEW",
+            "_FEW",
+        ),
         attack_run: ("_APART",),
         doubts: ("POINT", "RISING", "DEAD", "ANSWERED"),
         indicators: ("STEPS", "SHARE"),
