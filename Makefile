@@ -14,11 +14,12 @@ ONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 demo: $(VENV)/.runtime
 	$(BIN)/retroact demo
 
+# A file is one worker's, as its fixtures and caches serve all of its tests.
 test: $(VENV)/.dev
-	$(ONE) $(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(ONE) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 fast: $(VENV)/.dev
-	$(ONE) $(BIN)/python -m pytest -n 2 --dist loadgroup -m "not slow"
+	$(ONE) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

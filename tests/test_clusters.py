@@ -195,7 +195,6 @@ def where(_: int) -> tuple[int, str]:
 
 
 @pytest.mark.slow
-@pytest.mark.xdist_group("ray")
 class TestCluster:
     def test_every_task_is_yielded_once_with_its_result(self, cluster):
         here = Ray(cluster.address)

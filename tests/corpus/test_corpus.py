@@ -18,8 +18,7 @@ from retroact.retrofitting.export import Exported
 from retroact.retrofitting.sites import survey
 from retroact.retrofitting.surgery import CoverageError
 
-# one worker walks the corpus, since what it learns of a network serves several tests
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("corpus")]
+pytestmark = pytest.mark.slow
 every = pytest.mark.parametrize("name", ARCHITECTURES)
 
 AT_THE_BOUNDARY = 1e-3
