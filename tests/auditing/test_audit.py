@@ -20,6 +20,7 @@ from retroact.auditing.numbers import AuditNumbers
 from retroact.crafting.threat import L2, Linf
 
 SMALL = Battery(steps=12, targets=3, targeted_steps=15, trial_steps=8, sample=20, queries=0)
+LITTLE = Battery(1, 1, 1, 1, trial_steps=0, sample=4, queries=0, points=20)
 EPS = Linf(0.12)
 
 
@@ -80,6 +81,14 @@ class Noisy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.net(x + 0.1 * torch.randn_like(x))
         return out
+
+
+@pytest.fixture
+def brief_alarms(monkeypatch):
+    """What alarms of a network that draws ask for, and means of it, at little cost."""
+    monkeypatch.setattr("retroact.auditing.audit.DRAWS", (2, 4))
+    monkeypatch.setattr("retroact.auditing.battery._ALARMED_FINISH", 8)
+    monkeypatch.setattr("retroact.auditing.battery._ANEW", 1)
 
 
 # -------------------------------------------------------------------------------- known verdicts
@@ -200,9 +209,11 @@ def test_threads_find_what_one_finds_and_leave_the_networks_as_they_were():
 
 
 @pytest.mark.parametrize(
-    "how", [{"draws": 3}, {"claimed": ra.Foolbox("LinfPGD", steps=5)}], ids=str
+    "how",
+    [{"draws": 3, "battery": LITTLE}, {"claimed": ra.Foolbox("LinfPGD", steps=5)}],
+    ids=["draws", "foolbox"],
 )
-def test_threads_do_not_take_each_others_random_numbers(how):
+def test_threads_do_not_take_each_others_random_numbers(how, brief_alarms):
     old, hard = (Noisy(), Noisy()) if "draws" in how else (plain(), jump())
     assert untimed(run(hard, 12, before=old, executor=ra.Threads(2), **how)) == untimed(
         run(hard, 12, before=old, **how)
@@ -313,11 +324,10 @@ def test_a_plain_module_takes_its_shape_from_the_images():
     assert note.startswith("the net failed on images of shape (1, 8, 8)")
 
 
-def test_a_randomised_network_is_averaged_whether_it_is_said_or_not():
-    made = run(Noisy(), 12, draws=3)
+def test_a_randomised_network_is_averaged_whether_it_is_said_or_not(brief_alarms):
+    made = run(Noisy(), 12, draws=3, battery=LITTLE)
     assert made.verdict.counts.n == 12 and made.verdict.effect != "GENUINE"
-    little = Battery(1, 1, 1, 1, trial_steps=0, sample=4, queries=0, points=20)
-    grown = run(Noisy(), 12, battery=little)
+    grown = run(Noisy(), 12, battery=LITTLE)
     # only the one that draws is averaged
     assert grown.names.before == "digits-cnn"
     assert grown.names.after.startswith("Noisy, mean of ")
@@ -328,7 +338,7 @@ def test_a_randomised_network_is_averaged_whether_it_is_said_or_not():
     assert AuditNumbers.from_json(stored).pedigree.single == grown.pedigree.single
 
 
-def test_one_that_draws_only_where_attacks_are_is_averaged_too():
+def test_one_that_draws_only_where_attacks_are_is_averaged_too(brief_alarms):
     class Shy(Noisy):
         def forward(self, x: Tensor) -> Tensor:
             off = (16 * x - (16 * x).round()).abs().flatten(1).amax(1) > 1e-3
@@ -339,10 +349,12 @@ def test_one_that_draws_only_where_attacks_are_is_averaged_too():
     assert made.names.before == "digits-cnn" and made.names.after != made.names.before
 
 
-def test_a_randomised_network_against_itself_is_one():
+def test_a_randomised_network_against_itself_is_one(brief_alarms):
     noisy = Noisy()
     seen = []
-    made = run(noisy, 12, before=noisy, draws=3, progress=lambda *at: seen.append(at))
+    made = run(
+        noisy, 12, before=noisy, draws=3, battery=LITTLE, progress=lambda *at: seen.append(at)
+    )
     assert made.before is made.after and made.verdict.counts.verified_gain == 0
     assert [done for done, _ in seen] == list(range(1, seen[-1][1] + 1))
 
