@@ -117,6 +117,18 @@ def test_all_learns_every_weight_and_norms_only_norms_and_logits(train):
     assert 0.1 < far["module.0.weight"] / far["module.1.weight"] < 0.5
 
 
+def test_the_norms_of_groups_and_layers_are_learned_too(train):
+    layers = nn.Conv2d(1, 6, 3), nn.GroupNorm(2, 6), nn.ReLU(), nn.Flatten(), nn.LayerNorm(216)
+    torch.manual_seed(0)
+    net = ra.Classifier(nn.Sequential(*layers, nn.Linear(216, 10)), shape=(1, 8, 8))
+    recipe = Hardening(learn="norms", steps=2, batch=32, attack_steps=1)
+    hardened = harden(net, train, THREAT, recipe)
+    before, after = net.state_dict(), hardened.net.state_dict()
+    moved = {k.removeprefix("module.") for k in before if not torch.equal(before[k], after[k])}
+    assert moved == {"1.weight", "1.bias", "4.weight", "4.bias", "5.bias"}
+    assert hardened.learned == 2 * 6 + 2 * 216 + 10
+
+
 def test_without_weight_on_clean_images_the_loss_is_that_of_the_moved_ones(net, train):
     both = [
         harden(net, train, THREAT, Hardening(steps=3, batch=32, attack_steps=1, clean_weight=w))
