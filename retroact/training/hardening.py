@@ -498,6 +498,9 @@ class _Learner:
             in_channels_last(self.work)
         for p in self.tensors:
             p.requires_grad_(True)
+        # the backward pass of torch 2.13's GroupNorm kills the process where its input lies in
+        # channels last and needs no gradient
+        self._groups = any(isinstance(m, nn.GroupNorm) for m in self.work.modules())
 
     def _prepare(self, part: Learnable) -> nn.Module:
         """The frozen copy in which `part` is learned."""
@@ -587,6 +590,8 @@ class _Learner:
         threat = self._threat if share == 1.0 else self._threat.times(share)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
             x_adv = self._attack(x, y, index, threat, seed)
+            if self._groups:
+                x, x_adv = x.clone().requires_grad_(), x_adv.requires_grad_()
             halves = ((recipe.clean_weight, x), (1 - recipe.clean_weight, x_adv))
             losses = [
                 w * F.cross_entropy(in_float(self.work, part), target) for w, part in halves if w
