@@ -150,4 +150,6 @@ def test_the_outcome_is_audited_as_the_last_step(call, tmp_path):
     told = json.loads(out)
     assert code == 0 and told["audit"]["n"] == 40 and told["saved"] == "h.safetensors", err
     assert "pull=0.5" in told["recipe"] and told["learned"] == 266
-    assert "Claimed and verified" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert "Claimed and verified" in page and "266 of 38,282 numbers were learned" in page
+    assert "pull=0.5" in page and "held out" not in page  # there was no curve

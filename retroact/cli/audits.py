@@ -203,7 +203,7 @@ def audit(
     if baseline is not None:
         note(f"the network before: {'read from' if result.before.stored else 'kept in'} {baseline}")
     # before anything is printed, so that `| head` does not cost them
-    write_pages(result, pages, evidence)
+    _write(result, pages, evidence)
     if evidence is not None:
         origins = _origins(net, weights, activation, sites, also, against, against_weights)
         _write_evidence(result, evidence, Pair(*map(bring.complete, origins)))
@@ -396,7 +396,7 @@ def run_audit(
         return audit(before, after, images, threat, progress=progress, **how)
 
 
-def write_pages(result: Audit, pages: Mapping[str, Path | None], evidence: Path | None) -> None:
+def _write(result: Audit, pages: Mapping[str, Path | None], evidence: Path | None) -> None:
     from retroact.files import write
     from retroact.reports import audited
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retroact.cli import options
-from retroact.cli.audits import QuickOption, print_audit, run_audit, write_pages
+from retroact.cli.audits import QuickOption, print_audit, run_audit
 from retroact.cli.console import (
     about_bytes,
     about_seconds,
@@ -481,6 +481,7 @@ def harden(
     from retroact import checkpoint
     from retroact.nets.data import data as read
     from retroact.reading import as_threat
+    from retroact.reports.report import report
     from retroact.training.budget import within
     from retroact.training.hardening import begun, looks
     from retroact.training.hardening import harden as run
@@ -516,7 +517,8 @@ def harden(
     if tried_on is not None:
         battery = {"battery": "quick" if quick else None}
         made = run_audit(plain, hard.net, read(tried_on), as_threat(threat), **battery)
-        write_pages(made, {"page": html}, None)
+        if html is not None:
+            note(f"wrote {report(made, html, hardened=hard)}")
     _print_hardened(hard, saved, made, as_json, json_out)
 
 

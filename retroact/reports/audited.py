@@ -28,6 +28,7 @@ from retroact.auditing.numbers import (
 )
 from retroact.auditing.verdict import Mechanism
 from retroact.evaluation.metrics import wilson
+from retroact.figures import Figure
 from retroact.reports import plots
 from retroact.reports.fallen import Attacked, Boxed, Shown, Trail, show
 from retroact.reports.html import render
@@ -88,9 +89,36 @@ class Reported(Protocol):
     def trails(self) -> Sequence[Trail]: ...
 
 
-def page(audit: Reported, *, title: str = "retroact audit", evidence: str = "") -> str:
+class Learning(Protocol):
+    """What `harden` gives, for the page of its audit."""
+
+    @property
+    def learned(self) -> int: ...
+    @property
+    def parameters(self) -> int: ...
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def data(self) -> str: ...
+    @property
+    def dose(self) -> float: ...
+    @property
+    def curve(self) -> Sequence[object]: ...
+    @property
+    def recipe(self) -> object: ...
+
+    def plot(self) -> Figure: ...
+
+
+def page(
+    audit: Reported,
+    *,
+    title: str = "retroact audit",
+    evidence: str = "",
+    hardened: Learning | None = None,
+) -> str:
     """The audit as one self-contained page, which links the files of its `evidence`, a folder as
-    seen from the page."""
+    seen from the page, and says what was learned of a `hardened` network."""
     numbers = audit.numbers()
     rows = table(numbers)
     return render(
@@ -109,6 +137,7 @@ def page(audit: Reported, *, title: str = "retroact audit", evidence: str = "") 
         draws=list(_say_draws(numbers.pedigree)) if numbers.pedigree else [],
         statistics=statistics(numbers),
         word=numbers.example,
+        learned=None if hardened is None else _learned(hardened),
         panels=_panels(numbers.curves, numbers.example),
         indicators=[_reading(r) for r in sorted(numbers.indicators, key=lambda r: not r.fired)],
         examples=_examples(audit, numbers),
@@ -255,6 +284,15 @@ def why(numbers: AuditNumbers) -> str:
             f"{said} The usual attack promises no more than what was verified, which is in doubt."
         )
     return f"{said} Here, though, the usual attack promises no more than what was verified."
+
+
+def _learned(made: Learning) -> dict[str, Markup | str]:
+    count, of = f"{made.learned:,}", f"{made.parameters:,}"
+    numbers = f"All {of} numbers" if made.learned == made.parameters else f"{count} of {of} numbers"
+    share = "all" if made.dose == 1.0 else f"{100 * made.dose:.0f} %"
+    says = f"{numbers} were learned on {made.data} in {made.seconds:.0f} s; {share} of that"
+    drawn = Markup(plots.told(plots.svg(made.plot()), f"{says}.")) if made.curve else ""
+    return {"says": f"{says} is applied.", "curve": drawn, "recipe": str(made.recipe)}
 
 
 def _panels(curves: Pair[Curves] | None, example: str) -> list[dict[str, Markup | str]]:

@@ -14,24 +14,29 @@ from retroact.files import write
 from retroact.reports.tables import Line, as_csv, line_of, lines, markdown
 
 if TYPE_CHECKING:
-    from retroact.reports.audited import Reported
+    from retroact.reports.audited import Learning, Reported
 
 Writers = Mapping[str, Callable[[], str | bytes]]
 Several: TypeAlias = "Sequence[Line] | Sequence[Record] | Sequence[Told]"
 
 
 def report(
-    what: Store | Record | Several | Reported, path: str | Path, *, title: str | None = None
+    what: Store | Record | Several | Reported,
+    path: str | Path,
+    *,
+    title: str | None = None,
+    hardened: Learning | None = None,
 ) -> Path:
     """Writes what was found to `path`: .html, .md, .json or .csv.
 
     A store, or lines taken from one: every cell. A record, or several: the same of it. An audit:
     its page; .csv and .parquet have a row for each example, its `frame()`. Several audits, or the
     files that `audit --json` wrote: a row for each, side by side.
-    `title` heads the page. Returns the path. Raises ValueError for another suffix and for a store
+    `title` heads the page; that of an audit says what was learned of a `hardened` network, what
+    `harden` gave. Returns the path. Raises ValueError for another suffix and for a store
     without cells.
     """
-    writers = _writers(what, Path(path), title)
+    writers = _writers(what, Path(path), title, hardened)
     suffix = Path(path).suffix.lower()
     if suffix not in writers:
         raise ValueError(
@@ -40,13 +45,18 @@ def report(
     return write(writers[suffix](), path)
 
 
-def _writers(what: Store | Record | Several | Reported, path: Path, title: str | None) -> Writers:
+def _writers(
+    what: Store | Record | Several | Reported,
+    path: Path,
+    title: str | None,
+    hardened: Learning | None,
+) -> Writers:
     if isinstance(what, Store):
         return _of_cells(lines(what, images=True), title)
     if isinstance(what, Record):
         return _of_cells([line_of(what)], title)
     if not isinstance(what, Sequence):
-        return _of_audit(what, title)
+        return _of_audit(what, title, hardened)
     cells = [line_of(w) if isinstance(w, Record) else w for w in what]
     found = [cell for cell in cells if isinstance(cell, Line)]
     if len(found) == len(cells):
@@ -67,11 +77,11 @@ def _of_cells(cells: Sequence[Line], title: str | None) -> Writers:
     }
 
 
-def _of_audit(audit: Reported, title: str | None) -> Writers:
+def _of_audit(audit: Reported, title: str | None, hardened: Learning | None) -> Writers:
     from retroact.reports import audited
 
     return {
-        ".html": lambda: audited.page(audit, title=title or "retroact audit"),
+        ".html": lambda: audited.page(audit, title=title or "retroact audit", hardened=hardened),
         ".md": lambda: audited.markdown(audit, title=title or "retroact audit"),
         ".json": lambda: audited.as_json(audit),
         ".csv": lambda: str(audit.frame().to_csv(index=False)),

@@ -230,7 +230,7 @@ class Hardened:
         doses, clean = [p.dose for p in points], [p.clean for p in points]
         return curves(
             [Curve("clean", doses, clean, n=self.held)],
-            f"dose of the learned {self.recipe.learn}",
+            f"dose of what was learned ({self.recipe.learn})",
             "decided rightly, held-out images, %",
             marked=self.dose,
             title=f"{self.recipe.learn} learned on {self.data}, n = {self.held}",
