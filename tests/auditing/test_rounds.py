@@ -17,10 +17,10 @@ from retroact.attacks.momentum import Momentum
 from retroact.auditing.attack_run import AttackRun, Conditions
 from retroact.auditing.audit import audit
 from retroact.auditing.battery import QUICK, THOROUGH, Battery
-from retroact.auditing.subjects import Climb, prepare
+from retroact.auditing.subjects import Climb, Subject, prepare
 from retroact.crafting.driver import craft
 from retroact.crafting.threat import L2, Linf
-from retroact.evaluation.proof import leave_as_is
+from retroact.evaluation.proof import Proved, leave_as_is
 
 EPS = Linf(0.12)
 WEAK = Battery(steps=2, targets=1, targeted_steps=3, finish=0, trial_steps=0, queries=0)
@@ -70,6 +70,51 @@ def test_rounds_have_an_end_and_none_are_none():
     Battery(rounds=2).again(run, ALONE, 10)
     Battery(rounds=0).again(run, ALONE, 10)
     assert [title for title, *_ in run.asked] == ["round 1", "round 2"]
+
+
+class Answered(Told):
+    """One that knows how many are left, and what was asked for by alarms."""
+
+    attacks: tuple[Any, ...] = ()
+
+    def __init__(self, left: int, *breaks: int) -> None:
+        super().__init__(*breaks)
+        self.robust = np.ones(left, dtype=bool)
+
+    def attack(self, title: str, role: str, attack: Any, climb: Climb, **how: Any) -> int:
+        self.asked.append((title, how.get("fresh", 0)))
+        broken = self.breaks.pop(0)
+        self.robust[np.flatnonzero(self.robust)[:broken]] = False
+        return broken
+
+
+@pytest.mark.parametrize(
+    ("breaks", "anew"),
+    [
+        ((3, 0, 20, 9, 4, 3), 3),  # of 77, 68 and 64 left: 3 are less than a twentieth of 64
+        ((3, 0, 20, 9, 9, 9, 9), 4),  # four times at most
+        ((3, 0, 2, 1), 1),  # one is no sign of anything
+    ],
+)
+def test_a_network_that_draws_is_followed_itself_and_begun_anew(breaks, anew):
+    net = Proved(*[ra.Expectation(plain(), draws=2)] * 2)
+    chosen, next_best = Climb(net, kernel="stand-in"), Climb(net, kernel="another")
+    subject = Subject(net, net, net, alarms=("falling loss", "gradient fidelity"), derives=False)
+    run = Answered(100, *breaks)
+    Battery(queries=0).answer(run, subject, [chosen, next_best], under())
+    assert [title for title, _ in run.asked[:3]] == [
+        *("APGD through a stand-in", "targeted through a another", "targeted"),
+    ]
+    assert run.asked[3:] == [(f"targeted anew, {turn}", turn) for turn in range(1, anew + 1)]
+    assert not run.breaks
+
+
+def test_one_that_does_not_draw_is_not():
+    subject = Subject(ITSELF, ITSELF, ITSELF, alarms=("falling loss",), derives=False)
+    run = Answered(100, 3, 5)
+    chosen, next_best = Climb(ITSELF, kernel="stand-in"), Climb(ITSELF, kernel="another")
+    Battery(queries=0).answer(run, subject, [chosen, next_best], under())
+    assert len(run.asked) == 2
 
 
 def under(n: int = 60) -> Conditions:
