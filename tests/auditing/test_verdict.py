@@ -217,9 +217,9 @@ def test_the_margin_is_the_users():
 def test_settling_names_an_n_that_settles(margin):
     shapes = [
         (n, g, b)
-        for n in (30, 60, 150, 300)
-        for g in range(0, 31, 5)
-        for b in range(0, 31, 4)
+        for n in (30, 60, 300)
+        for g in range(0, 31, 6)
+        for b in range(0, 31, 7)
         if g + b <= n
     ]
     open_ones = [
@@ -227,7 +227,7 @@ def test_settling_names_an_n_that_settles(margin):
         for c in (counts(*shape) for shape in shapes)
         if judge(c, [], margin=margin).effect == "INCONCLUSIVE"
     ]
-    assert len(open_ones) > 50
+    assert len(open_ones) > 20
     for c in open_ones:
         n = settling(c, margin)
         assert n == float(f"{n:.1e}")  # two digits, for it is an estimate
