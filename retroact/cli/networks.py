@@ -470,7 +470,8 @@ def harden(
     \b
     Example:
       retroact harden digits-cnn --threat "Linf(0.1)" --data digits/train \\
-          --held digits/validation --budget 30s --out hard.safetensors --audit digits
+          --held digits/validation --budget 30s --out hard.safetensors \\
+          --audit digits
     """
     _check_file(out)
     options.check_folder(html)
