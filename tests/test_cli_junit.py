@@ -41,7 +41,7 @@ def made():
 
 
 def test_what_is_required_and_not_shown_is_a_failure(call, monkeypatch, tmp_path, made):
-    monkeypatch.setattr(audits, "_run", lambda *_, **__: made)
+    monkeypatch.setattr(audits, "run_audit", lambda *_, **__: made)
     code, _, err = call(*WORDS, *ASKED)
     suite, case, children = case_in(tmp_path / "a.xml")
     assert code in (1, 4) and "wrote a.xml" in err and suite.get("failures") == "1"
@@ -58,7 +58,7 @@ def test_what_did_not_come_to_an_end_is_an_error(call, monkeypatch, tmp_path):
     def fail(*_, **__):
         raise RuntimeError("nothing comes of it")
 
-    monkeypatch.setattr(audits, "_run", fail)
+    monkeypatch.setattr(audits, "run_audit", fail)
     (tmp_path / "a.xml").write_text("<testsuites/>")  # of yesterday, when all was fine
     assert call(*WORDS, *ASKED)[0] == 3
     assert case_in(tmp_path / "a.xml")[2] == ["error"]
