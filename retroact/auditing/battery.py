@@ -96,9 +96,9 @@ class Battery:
         progress()
         title = f"targeted{_through(climb)}"
         spent = self.alarmed() if subject.alarms else self
-        run.attack(title, "white box", spent.targeted(under.classes), climb)
+        broken = run.attack(title, "white box", spent.targeted(under.classes), climb)
         if subject.alarms:
-            spent.answer(run, subject, [climb, *others[:1]], under)
+            spent.answer(run, subject, [climb, *others[:1]], under, broken)
         progress()
         self.again(run, climb, under.classes)
         if self.queries:
@@ -135,14 +135,19 @@ class Battery:
         return [climbs[i] for i in order]
 
     def answer(
-        self, run: AttackRun, subject: Subject, climbs: Sequence[Climb], under: Conditions
+        self,
+        run: AttackRun,
+        subject: Subject,
+        climbs: Sequence[Climb],
+        under: Conditions,
+        broken: int,
     ) -> None:
         """What alarms ask for: the untargeted attack through what broke most, the targeted one
         through what came next, and through the trace where the backward pass is not its derivative;
         where nothing that is its own computation broke two, along a student; and where nothing at
         all was broken, attacks that ask for decisions and scores alone. Of a network that draws,
-        alarms hear the noise: its own averaged gradient is followed too, and what breaks most is
-        begun anew."""
+        alarms hear the noise: its own averaged gradient is followed too, and what breaks most, the
+        first of `climbs` having `broken` so many, is begun anew."""
         asked, targeted = subject.alarms, self.targeted(under.classes)
         title = f"APGD{_through(climbs[0])}"
         run.attack(title, "white box", self.untargeted(), climbs[0], asked_by=asked)
@@ -152,12 +157,12 @@ class Battery:
         mismatched = "gradient mismatch" in subject.alarms and trace is not None
         more = [*climbs[1:], *([subject.through(trace)] if mismatched else [])]
         more += [Climb(subject.folded)] if subject.draws else []
-        found = {}
+        found = {climbs[0]: broken}
         for climb in {c.kernel: c for c in more if c.kernel != climbs[0].kernel}.values():
             title = f"targeted{_through(climb)}"
             found[climb] = run.attack(title, "white box", targeted, climb, asked_by=asked)
         if subject.draws:
-            self.begin_anew(run, max(found, key=found.__getitem__, default=climbs[0]), under)
+            self.begin_anew(run, max(found, key=found.__getitem__), under)
         own = {s.name for s in (*subject.sources, *subject.derived) if not s.foreign}
         if subject.derives and not any(a.kernel in own and a.broken > 1 for a in run.attacks):
             self.imitate(run, subject, under)

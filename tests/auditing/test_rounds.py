@@ -89,23 +89,26 @@ class Answered(Told):
 
 
 @pytest.mark.parametrize(
-    ("breaks", "anew"),
+    ("breaks", "through", "anew"),
     [
-        ((3, 0, 20, 9, 4, 3), 3),  # of 77, 68 and 64 left: 3 are less than a twentieth of 64
-        ((3, 0, 20, 9, 9, 9, 9), 4),  # four times at most
-        ((3, 0, 2, 1), 1),  # one is no sign of anything
+        ((3, 0, 20, 9, 4, 3), "", 3),  # of 77, 68 and 64 left: 3 are less than a twentieth of 64
+        ((3, 0, 20, 9, 9, 9, 9), "", 4),  # four times at most
+        ((3, 0, 12, 1), "", 1),  # one is no sign of anything
+        ((3, 0, 10, 1), " through a stand-in", 1),  # the first broke eleven
     ],
 )
-def test_a_network_that_draws_is_followed_itself_and_begun_anew(breaks, anew):
+def test_a_network_that_draws_is_followed_itself_and_begun_anew(breaks, through, anew):
     net = Proved(*[ra.Expectation(plain(), draws=2)] * 2)
     chosen, next_best = Climb(net, kernel="stand-in"), Climb(net, kernel="another")
     subject = Subject(net, net, net, alarms=("falling loss", "gradient fidelity"), derives=False)
     run = Answered(100, *breaks)
-    Battery(queries=0).answer(run, subject, [chosen, next_best], under())
+    Battery(queries=0).answer(run, subject, [chosen, next_best], under(), broken=11)
     assert [title for title, _ in run.asked[:3]] == [
         *("APGD through a stand-in", "targeted through a another", "targeted"),
     ]
-    assert run.asked[3:] == [(f"targeted anew, {turn}", turn) for turn in range(1, anew + 1)]
+    assert run.asked[3:] == [
+        (f"targeted anew, {turn}{through}", turn) for turn in range(1, anew + 1)
+    ]
     assert not run.breaks
 
 
@@ -113,7 +116,7 @@ def test_one_that_does_not_draw_is_not():
     subject = Subject(ITSELF, ITSELF, ITSELF, alarms=("falling loss",), derives=False)
     run = Answered(100, 3, 5)
     chosen, next_best = Climb(ITSELF, kernel="stand-in"), Climb(ITSELF, kernel="another")
-    Battery(queries=0).answer(run, subject, [chosen, next_best], under())
+    Battery(queries=0).answer(run, subject, [chosen, next_best], under(), broken=11)
     assert len(run.asked) == 2
 
 
