@@ -7,7 +7,7 @@ import pytest
 
 import retroact as ra
 from retroact.auditing.battery import QUICK, THOROUGH, Battery
-from retroact.evaluation.trial import try_gradient
+from retroact.evaluation.trial import Trial, try_gradient
 from retroact.experiments.tuning import ON_MARGIN, passes_of
 
 LINF = ("--threat", "Linf(0.1)")
@@ -129,11 +129,15 @@ def test_words_for_times_and_bytes():
     assert [about_bytes(b) for b in (5e4, 3e6, 2.34e9)] == ["1 MB", "3 MB", "2.3 GB"]
 
 
-def test_a_budget_says_how_many_steps_it_holds_and_learns_every_weight(call, nothing_runs):
-    words = ("--budget", "20s", "--dry-run", "--json")
-    code, out, err = call(*HARDEN, *words)
+def test_a_budget_says_how_many_steps_it_holds(call, nothing_runs, monkeypatch):
+    for room in ("budget", "forecast"):
+        trial = Trial(seconds=1e-3, bytes=8.0)
+        monkeypatch.setattr(f"retroact.training.{room}.try_gradient", lambda *_, t=trial: t)
+    code, out, err = call(*HARDEN, "--budget", "20s", "--dry-run", "--json")
     told = json.loads(out)
-    assert code == 0 and told["steps"] >= 60 and told["seconds, about"] < 40, err
+    # 60 images, 9 passes: 37 steps; of 30 images 74
+    assert code == 0 and (told["steps"], told["examples a step"]) == (70, 30), err
+    assert told["seconds, about"] == 18.9
     code, _, err = call(*HARDEN, "--budget", "20s", "--steps", "5")
     assert code == 2 and "expected --budget or --steps, got both" in err
     code, _, err = call(*HARDEN, "--budget", "soon")

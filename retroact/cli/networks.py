@@ -483,9 +483,8 @@ def harden(
     from retroact.nets.data import data as read
     from retroact.reading import as_threat
     from retroact.reports.report import report
-    from retroact.training.budget import within
-    from retroact.training.hardening import begun, looks
     from retroact.training.hardening import harden as run
+    from retroact.training.hardening import spent
     from retroact.training.resuming import drop_checkpoint
 
     numbers = {"steps": steps, "batch": batch, "lr": lr, "clean_weight": clean_weight}
@@ -498,7 +497,7 @@ def harden(
     plain = bring.load(net, weights, images)
     folder = None if out is None else out.parent / "checkpoints" / out.stem
     if budget is not None:
-        recipe = begun(folder, recipe, fresh) or within(plain, images, recipe, budget, looks(kept))
+        recipe = spent(budget, recipe, plain, images, kept, None if fresh else folder)
     forecast = _forecast(plain, recipe, images, kept, share)
     if dry_run:
         return print_result(forecast, as_json, json_out)

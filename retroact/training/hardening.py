@@ -276,8 +276,7 @@ def harden(
     check(net, train, held, keep)
     net, began = sized(net, train.images.shape[1:]), time.monotonic()
     if budget is not None:
-        going = begun(checkpoint_dir, recipe, fresh)
-        recipe = going or within(net, train, recipe, budget, looks(held))
+        recipe = spent(budget, recipe, net, train, held, None if fresh else checkpoint_dir)
     learner = _Learner(net, recipe, train, threat, tuple(also))
     run = _describe_run(net, train, threat, recipe, tuple(also), seed)
     learner.learn(seed, _Checkpoints.of(checkpoint_dir, run, fresh), progress)
@@ -303,14 +302,30 @@ def _as_train(train: Data, net: nn.Module, recipe: Hardening) -> Images:
     return as_images(train, net)
 
 
-def begun(folder: str | PathLike[str] | None, recipe: Hardening, fresh: bool) -> Hardening | None:
-    """The recipe of the run that goes on from `folder`, where it is this one but for what a budget
-    decides by the clock."""
-    path = None if folder is None or fresh else Path(folder) / FILE
-    if path is None or not path.exists():
+def spent(
+    budget: float | str,
+    recipe: Hardening,
+    net: nn.Module,
+    train: Images,
+    held: Images | None,
+    folder: str | PathLike[str] | None,
+) -> Hardening:
+    """The recipe with as many steps as `budget` holds: those of the run that goes on from `folder`,
+    where it is this one but for what the clock decides, else by a trial."""
+    path = None if folder is None else Path(folder) / FILE
+    if path is not None and path.exists():
+        going = _read_recipe(read_checkpoint(path)[0].get("recipe", ""))
+        if going and replace(going, steps=recipe.steps, batch=recipe.batch) == recipe:
+            return going
+    return within(net, train, recipe, budget, looks(held))
+
+
+def _read_recipe(text: str) -> Hardening | None:
+    """The recipe that a checkpoint names; None where it is of other training."""
+    try:
+        return _as_recipe(text)
+    except SpecError:
         return None
-    going = _as_recipe(read_checkpoint(path)[0].get("recipe"))
-    return going if replace(going, steps=recipe.steps, batch=recipe.batch) == recipe else None
 
 
 def _describe_run(

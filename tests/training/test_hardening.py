@@ -2,12 +2,14 @@
 network harder to fool."""
 
 import copy
+import json
 from dataclasses import replace
 from typing import get_args
 from unittest import mock
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 import retroact as ra
@@ -164,22 +166,27 @@ def test_eps_grows_over_the_ramp_and_the_rate_stays_where_the_mean_begins():
 
 
 def test_the_mean_over_the_last_steps_is_what_is_kept(net, train, tmp_path):
-    recipe, seen = replace(BRIEF, steps=5, average=0.4), []
-    folder = tmp_path / "run"
+    recipe = replace(BRIEF, steps=5, average=0.4)
 
-    def look(done, _):
-        tensors = read_checkpoint(folder / FILE)[1] if (folder / FILE).exists() else {}
-        seen.append({k: v for k, v in tensors.items() if k.startswith("learned.")})
+    def learned(folder):
+        """What is learned after each step."""
+        seen = []
+        how = {"checkpoint_dir": folder, "progress": lambda *_: seen.append(read(folder))}
+        harden(net, train, THREAT, recipe, **how)
+        return seen
+
+    def read(folder):
+        tensors = read_checkpoint(folder / FILE)[1]
+        return {k: v for k, v in tensors.items() if k.startswith("learned.")}
 
     with mock.patch("retroact.training.hardening.EVERY", 1):
-        harden(net, train, THREAT, recipe, checkpoint_dir=folder, progress=look)
-        alone = harden(net, train, THREAT, replace(recipe, average=0.0), seed=0)
-    # after the third step, when nothing was averaged yet; the rates part with the fourth
-    assert len(seen) == 5 and seen[2] and alone.learned
-    mean = read_checkpoint(folder / FILE)[1]
-    for name, value in seen[4].items():
-        assert torch.equal(value, mean[name.replace("learned.", "mean.")])
-        assert not torch.equal(value, seen[3][name])
+        kept = learned(tmp_path / "kept")
+        with mock.patch("retroact.training.hardening._Learned.settle"):
+            walked = learned(tmp_path / "walked")
+    for name, mean in kept[4].items():
+        assert torch.equal(kept[3][name], walked[3][name])
+        torch.testing.assert_close(mean, (walked[3][name] + walked[4][name]) / 2)
+        assert not torch.equal(mean, walked[4][name])
 
 
 def test_a_pull_of_one_needs_no_labels(net, train):
@@ -217,6 +224,11 @@ def test_a_budget_takes_as_many_steps_as_fit_and_goes_on_with_those(net, train, 
     assert made.recipe == replace(quick, steps=80)
     again = harden(net, train, THREAT, quick, budget=4, checkpoint_dir=tmp_path)
     assert again.recipe == made.recipe  # the clock says something else by now
+    (tmp_path / "other").mkdir()
+    facts = {"run": json.dumps({"recipe": "Standard(epochs=3)", "epochs": "1"})}
+    save_file({"x": torch.zeros(1)}, tmp_path / "other" / FILE, metadata=facts)
+    with pytest.raises(CheckpointError, match="is of another run"):
+        harden(net, train, THREAT, quick, budget=4, checkpoint_dir=tmp_path / "other")
     assert harden(net, train[:200], THREAT, budget=2).recipe.learn == "all"
 
 
