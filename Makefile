@@ -1,6 +1,7 @@
 # make demo   the environment, and what retrofits are worth, in half a minute
 # make test   the environment, and all tests     make fast   the tests that take no time
 # make check  lint, format, types                make bench  paired speed ratios
+# make long   the studies, notebooks and guides that take minutes, from their first line to the last
 # make docs   the reference and the site, in docs/_build/html; make site: and a playground in it
 PYTHON ?= python3
 VENV ?= .venv
@@ -9,7 +10,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One thread a process: two processes with two threads each on two cores are many times slower than either.
 ONE := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
-.PHONY: demo test check fast bench docs site clean
+.PHONY: demo test check fast long bench docs site clean
 
 demo: $(VENV)/.runtime
 	$(BIN)/retroact demo
@@ -19,7 +20,10 @@ test: $(VENV)/.dev
 	$(ONE) $(BIN)/python -m pytest -n 2 --dist loadfile
 
 fast: $(VENV)/.dev
-	$(ONE) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(ONE) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not long"
+
+long: $(VENV)/.dev
+	$(ONE) $(BIN)/python -m pytest -n 2 --dist load -m long
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

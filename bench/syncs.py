@@ -85,7 +85,7 @@ class Counted(nn.Module):
 def count(attack: Any, threat: Any, net: nn.Module, images: ra.Images) -> tuple[Counter[str], int]:
     """What waits in one run in one chunk, and the passes through the network, forward and
     backward."""
-    n, seen = len(images.images), (images.images, images.labels, images.index)
+    n, seen = max(32, len(images)), (images.images, images.labels, images.index)
     with pretended.pretended():
         asked = Counted(copy.deepcopy(net).to(NAME))
         with mock.patch("pretended._computed", waits := Waits()):

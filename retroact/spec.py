@@ -142,6 +142,8 @@ def spec(cls: type[C]) -> type[C]:
             "names are the notation, so rename one"
         )
     _known[cls.__name__] = made
+    _listed.cache_clear()
+    _is_inherited.cache_clear()
     return made
 
 
@@ -163,7 +165,12 @@ def known(kind: type = object) -> list[type]:
     package = importlib.import_module(__package__)
     for name in package.__all__:
         getattr(package, name)  # a spec is known once its home is imported
-    return [cls for _, cls in sorted(_known.items()) if _is_of(cls, kind)]
+    return list(_listed(kind))
+
+
+@cache  # until one more is known
+def _listed(kind: type) -> tuple[type, ...]:
+    return tuple(cls for _, cls in sorted(_known.items()) if _is_of(cls, kind))
 
 
 def homes() -> list[str]:
@@ -211,7 +218,12 @@ def take(value: object, kind: type[T], where: str = "") -> T:
 def _is_of(cls: type, kind: type) -> bool:
     if kind in cls.__mro__:
         return True
-    return not any(kind in other.__mro__ for other in _known.values()) and _has_all(cls, kind)
+    return not _is_inherited(kind) and _has_all(cls, kind)
+
+
+@cache  # until one more is known
+def _is_inherited(kind: type) -> bool:
+    return any(kind in other.__mro__ for other in _known.values())
 
 
 def _has_all(thing: object, protocol: type) -> bool:
@@ -286,18 +298,18 @@ def show(value: Any) -> str:
 
 
 def _said(value: Any) -> Iterator[tuple[str, Any]]:
+    cls: Any = type(value)
     for i, field in enumerate(dataclasses.fields(value)):
         v = getattr(value, field.name)
         default = field.default
-        plain = default is not dataclasses.MISSING and v == _settled_default(
-            type(value), field.name
-        )
+        plain = default is not dataclasses.MISSING and v == _settled_default(cls, field.name)
         # infinity and None say nothing
         if not plain or (i == 0 and v is not None and v != math.inf):
             yield field.name, v
 
 
-def _settled_default(cls: type, name: str) -> Any:
+@cache  # as `_hints`
+def _settled_default(cls: Any, name: str) -> Any:
     field = next(f for f in dataclasses.fields(cls) if f.name == name)
     return _settle(field.default, _hints(cls)[name], f"{cls.__name__}.{name}")
 

@@ -158,8 +158,8 @@ def test_the_site_builds_without_a_warning(tmp_path):
 @pytest.mark.parametrize(
     ("page", "verdicts", "report"),
     [
-        ("your-network.md", 9, "verdict.html"),
-        ("tables.md", 6, "rows.html"),
+        pytest.param("your-network.md", 9, "verdict.html", marks=pytest.mark.long),
+        pytest.param("tables.md", 6, "rows.html", marks=pytest.mark.long),
         ("ten-minutes.md", 1, "defence.html"),
     ],
 )

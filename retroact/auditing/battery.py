@@ -29,7 +29,7 @@ from retroact.crafting.student import train_student
 from retroact.evaluation.proof import leave_as_is
 from retroact.spec import AtLeast0, Count, Within, spec
 
-VERSION = 4
+VERSION = 5
 """Counts the changes of what an audit runs and how it judges. It enters the keys of stored audits,
 so that no old one is served for a new one; tests/auditing/test_version.py says when to raise it.
 """
@@ -44,7 +44,7 @@ _USELESS = ("no gradient", "gradient mismatch", "random directions", "equal logi
 _FIRST_ROUND = 3  # times the steps of the main attack
 _ANEW, _FEW = 4, 0.05
 """How often at most the targeted attack begins anew on a network that draws, and the share of what
-it is asked of which less is too little to go on."""
+it is asked of which less is too little to go on, whoever begins anew."""
 
 
 @spec
@@ -54,7 +54,8 @@ class Battery:
     a jump, gradients taken within `noise`.
 
     Then up to `rounds` of the targeted attack from fresh starts, the first with 3 times the steps,
-    the next with 4 times, and so on until one of them breaks nothing. Kernels are tried for
+    the next with 4 times, and so on until one of them breaks nothing. Where alarms fired that no
+    kernel answers, what broke most begins `anew` so often at most. Kernels are tried for
     `trial_steps` (0: the first is taken) on `sample` robust examples; the Square control takes
     `queries` on half as many; the indicators look at `points`. Gradients per example that is robust
     to the end: (steps + targets · targeted_steps + finish) · restarts and those of the rounds; the
@@ -67,6 +68,7 @@ class Battery:
     finish: Annotated[int, Within(0)] = 150
     noise: AtLeast0 = 0.7
     rounds: Annotated[int, Within(0)] = 0
+    anew: Annotated[int, Within(0)] = 0
     restarts: Count = 1
     trial_steps: Annotated[int, Within(0)] = 10
     sample: Count = 64
@@ -146,8 +148,8 @@ class Battery:
         through what came next, and through the trace where the backward pass is not its derivative;
         where nothing that is its own computation broke two, along a student; and where nothing at
         all was broken, attacks that ask for decisions and scores alone. Of a network that draws,
-        alarms hear the noise: its own averaged gradient is followed too, and what breaks most, the
-        first of `climbs` having `broken` so many, is begun anew."""
+        alarms hear the noise: its own averaged gradient is followed too. What breaks most there, or
+        by a battery of few steps, is begun anew; the first of `climbs` has `broken` so many."""
         asked, targeted = subject.alarms, self.targeted(under.classes)
         title = f"APGD{_through(climbs[0])}"
         run.attack(title, "white box", self.untargeted(), climbs[0], asked_by=asked)
@@ -161,8 +163,8 @@ class Battery:
         for climb in {c.kernel: c for c in more if c.kernel != climbs[0].kernel}.values():
             title = f"targeted{_through(climb)}"
             found[climb] = run.attack(title, "white box", targeted, climb, asked_by=asked)
-        if subject.draws:
-            self.begin_anew(run, max(found, key=found.__getitem__), under)
+        turns = _ANEW if subject.draws else self.anew
+        self.begin_anew(run, max(found, key=found.__getitem__), under, turns)
         own = {s.name for s in (*subject.sources, *subject.derived) if not s.foreign}
         if subject.derives and not any(a.kernel in own and a.broken > 1 for a in run.attacks):
             self.imitate(run, subject, under)
@@ -170,10 +172,10 @@ class Battery:
         if self.queries and blind and not any(a.kernel and a.broken for a in run.attacks):
             self.search(run, subject, under)
 
-    def begin_anew(self, run: AttackRun, climb: Climb, under: Conditions) -> None:
-        """The targeted attack from fresh starts on a network that draws, until one breaks few: a
-        mean over few draws leads astray in one run and not in the next."""
-        for turn in range(1, _ANEW + 1):
+    def begin_anew(self, run: AttackRun, climb: Climb, under: Conditions, turns: int) -> None:
+        """The targeted attack from fresh starts, until one breaks few: a mean over few draws, or
+        few steps on what is ragged, lead astray in one run and not in the next."""
+        for turn in range(1, turns + 1):
             asked = int(run.robust.sum())
             title, attack = f"targeted anew, {turn}{_through(climb)}", self.targeted(under.classes)
             broken = run.attack(title, "white box", attack, climb, fresh=turn)
@@ -273,6 +275,7 @@ QUICK = Battery(
     sample=24,
     queries=0,
     points=100,
+    anew=2,
 )
 """The decisive attacks alone, for a first answer; the controls only before it says GENUINE."""
 

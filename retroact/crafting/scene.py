@@ -14,6 +14,8 @@ from retroact.crafting.goals import Aim
 from retroact.crafting.oracle import Network, Oracle
 from retroact.crafting.threat import ThreatModel
 
+_TOGETHER = 32  # a pass of fewer small examples takes as long
+
 
 @dataclass(frozen=True, eq=False)
 class Scene:
@@ -80,9 +82,10 @@ class Scene:
         self, ask: Callable[[Tensor, Tensor], Tensor], points: Tensor, rows: Tensor
     ) -> Tensor:
         """`ask(x, rows)`, such as `oracle.logits`, at s points (m, s, …) of each example, (m, s,
-        …); no more of them at once than the scene has examples."""
+        …); as many of them at once as the scene has examples, or 32 where it has fewer."""
         flat, names = points.flatten(0, 1), rows.repeat_interleave(points.shape[1])
-        both = zip(flat.split(len(self)), names.split(len(self)), strict=True)
+        together = max(len(self), _TOGETHER)
+        both = zip(flat.split(together), names.split(together), strict=True)
         answers = torch.cat([ask(x, part) for x, part in both])
         return answers.view(*points.shape[:2], *answers.shape[1:])
 

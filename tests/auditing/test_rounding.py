@@ -52,6 +52,19 @@ def test_rounding_gains_nothing_and_is_named(name, what, grid):
     assert made.after.kernel.startswith("difference quotient")
 
 
+def test_a_battery_of_few_steps_begins_what_broke_most_anew():
+    data, net = ra.data("digits[:60]"), ra.load("digits-cnn")
+    made = ra.audit(net, Rounded(net, "logits", 0.5), data, ra.Linf(0.1), battery=QUICK)
+    targeted = [run for run in made.after.attacks if run.title.startswith("targeted")]
+    once = [run for run in targeted if "anew" not in run.title]
+    anew = targeted[len(once) :]
+    through = max(once, key=lambda run: run.broken).title.removeprefix("targeted")
+    titles = [f"targeted anew, {turn}{through}" for turn in (1, 2)]
+    assert [run.title for run in anew] == titles[: len(anew)] and anew
+    assert len(anew) == 2 or anew[0].broken < max(2, 0.05 * anew[0].asked)
+    assert not any("anew" in run.title for run in made.before.attacks)
+
+
 def test_two_networks_that_are_rounded_alike_do_not_hide_each_other():
     name = "lenet-mnist"
     data = ra.data(DATA[name])

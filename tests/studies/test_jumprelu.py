@@ -345,7 +345,12 @@ def spoken(parts):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "item", [table_2, figure_4, figure_9, truth], ids=lambda m: m.__name__.rsplit(".", 1)[1]
+    "item",
+    [
+        figure_9,
+        *(pytest.param(item, marks=pytest.mark.long) for item in (table_2, figure_4, truth)),
+    ],
+    ids=lambda m: m.__name__.rsplit(".", 1)[1],
 )
 def test_items_say_what_they_found_and_say_it_again_from_the_store(
     item, tmp_path, monkeypatch, few

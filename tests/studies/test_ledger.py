@@ -396,7 +396,7 @@ CHEAP = [
 ]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_quick_run_measures_every_line_prints_it_and_prints_the_same_from_the_store(
     tmp_path, monkeypatch
 ):

@@ -177,7 +177,7 @@ def test_packed_numbers_come_back():
     assert unpack(pack(-300 * np.ones(2), "<i2"), "<i2").tolist() == [-300, -300]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_page_of_a_small_run_is_printed_from_its_json_to_the_byte(tmp_path, monkeypatch):
     names = ("question_averaging", "question_saliency")
     path = tmp_path / "srelu.json"
