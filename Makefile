@@ -1,7 +1,7 @@
 # make demo   the environment, and what retrofits are worth, in half a minute
 # make test   the environment, and all tests     make fast   the tests that take no time
 # make check  lint, format, types                make bench  paired speed ratios
-# make long   the studies, notebooks and guides that take minutes, from their first line to the last
+# make long   the studies and guides that take minutes, from their first line to the last
 # make docs   the reference and the site, in docs/_build/html; make site: and a playground in it
 PYTHON ?= python3
 VENV ?= .venv

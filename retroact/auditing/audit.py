@@ -600,7 +600,7 @@ class _Procedure:
             return None
         x, labels, shares = side.attacked(self.under.data.images), self.under.data.labels, []
         for draw in range(net.draws):
-            with drawing(net.seed + draw, device_of(net)):
+            with drawing(net.seed + draw, device_of(net), net):
                 decided = decide(net.net, x, chunk=self.under.chunk, attacked=True)
             shares.append(float((decided == labels).double().mean()))
         return statistics.fmean(shares), _Z * statistics.stdev(shares) / math.sqrt(len(shares))

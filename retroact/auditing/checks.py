@@ -77,8 +77,9 @@ def _settle(net: Network, x: Tensor, name: str) -> Tensor:
     first, second = _ask_twice(net, x, name)
     if not _same(first, second).all():
         raise ValueError(
-            f"{name} gives other logits each time it is asked, also with the same seed of torch and"
-            " numpy, so its mean cannot be attacked; fix its randomness"
+            f"{name} gives other logits each time it is asked, also with the same seed of torch,"
+            " numpy and Python, so its mean cannot be attacked; draw from their generators, or from"
+            " one that the module holds"
         )
     return first
 
@@ -147,7 +148,7 @@ class Witness:
 
 
 def _answer(net: Network, x: Tensor) -> Tensor:
-    with torch.no_grad(), evaluating(net), drawing(0, device_of(net)):
+    with torch.no_grad(), evaluating(net), drawing(0, device_of(net), net):
         return in_float(net, x.to(device_of(net))).cpu()
 
 

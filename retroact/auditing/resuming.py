@@ -78,6 +78,8 @@ def check_same(subject: Subject, under: Conditions, who: str) -> None:
     if not under.filed.about:
         return
     around = threat.start(x, domain, index, under.seed)
-    with drawing(0, device_of(subject.net.network)):  # some draw in their backward pass
+    with drawing(
+        0, device_of(subject.net.network), subject.net.network
+    ):  # some draw in their backward pass
         look = FirstLook(subject.net, around, y, index, threat, under.seed, domain)
         check_answers(under.filed, who, look.uphill.loss, look.uphill.gradient)

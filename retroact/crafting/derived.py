@@ -112,7 +112,7 @@ def _trace_one_batch(network: Network, sample: Tensor) -> Traced:
     graph = _trace(network, sample, "real")
     traced = Traced(graph, len(sample), _Origin(network, sample))
     moved = 0.9 * sample.flip(0)
-    with drawing(0, sample.device):
+    with drawing(0, sample.device, network):
         expected = _logits_of(network, moved)
     with drawing(0, sample.device):
         given = traced(moved)

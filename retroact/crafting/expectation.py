@@ -16,12 +16,12 @@ from retroact.crafting.oracle import Network, in_float
 
 
 class Expectation(nn.Module):
-    """f(x) = 1/draws · Σ_i net_i(x), net_i the net with its randomness drawn from torch's or
-    numpy's generator.
+    """f(x) = 1/draws · Σ_i net_i(x), net_i the net with its randomness drawn from torch's, numpy's
+    or Python's generator, or from one that a module of it holds.
 
     Maps (n, …) to mean logits (n, k). The draws depend on `seed` and on the images, so every
     step draws anew and yet a run repeats; the generators are as they were afterwards. A net that
-    draws from a generator of its own is averaged but not repeated. Raises ValueError for draws < 1.
+    makes a generator for every call is averaged but not repeated. Raises ValueError for draws < 1.
     """
 
     def __init__(self, net: Network, draws: int = 20, seed: int = 0) -> None:
@@ -31,7 +31,9 @@ class Expectation(nn.Module):
         self.net, self.draws, self.seed = net, draws, seed
 
     def forward(self, x: Tensor) -> Tensor:
-        with drawing(hash((self.seed, float(x.detach().double().sum()))) % 2**32, x.device):
+        with drawing(
+            hash((self.seed, float(x.detach().double().sum()))) % 2**32, x.device, self.net
+        ):
             total = in_float(self.net, x)
             for _ in range(self.draws - 1):
                 total = total + in_float(self.net, x)

@@ -360,17 +360,29 @@ def test_a_randomised_network_against_itself_is_one(brief_alarms):
 
 
 def test_a_network_that_draws_where_no_seed_reaches_is_refused():
-    class Own(nn.Module):
+    class Anew(Noisy):
+        def forward(self, x: Tensor) -> Tensor:
+            noise = np.random.default_rng().normal(size=x.shape)
+            out: Tensor = self.net(x + 0.3 * torch.from_numpy(noise).float())
+            return out
+
+    with pytest.raises(ValueError, match="also with the same seed"):
+        run(Anew(), 25)
+
+
+def test_a_network_that_draws_from_a_generator_of_its_own_is_averaged(brief_alarms):
+    class Own(Noisy):
         def __init__(self) -> None:
             super().__init__()
             self.own = torch.Generator().manual_seed(0)
 
         def forward(self, x: Tensor) -> Tensor:
-            out: Tensor = plain()(x + 0.3 * torch.rand(x.shape, generator=self.own))
+            out: Tensor = self.net(x + 0.1 * torch.randn(x.shape, generator=self.own))
             return out
 
-    with pytest.raises(ValueError, match="also with the same seed"):
-        run(Own(), 25)
+    made = run(Own(), 12, draws=3, battery=LITTLE)
+    assert made.pedigree.draws == (0, 3)
+    assert untimed(run(Own(), 12, draws=3, battery=LITTLE)) == untimed(made)
 
 
 class Cached(nn.Module):
