@@ -63,6 +63,7 @@ class Doubts:
             *self._find_dead(),
             *self._find_nonfinite(),
             *self._find_by_controls(),
+            *self._find_unsettled(),
             *self._find_unanswered(readings, gain),
             *self._find_known(gain),
         ]
@@ -73,12 +74,12 @@ class Doubts:
     def find_lower(self) -> list[str]:
         """Signs that a network withstands even less than was verified, by what was run anyway: they
         only add to a harm."""
-        return [*self._find_nonfinite(), *self._find_by_controls()]
+        return [*self._find_nonfinite(), *self._find_by_controls(), *self._find_unsettled()]
 
     def find_moving(self) -> list[str]:
-        """The reasons why this network may be less robust, by controls and doubling alone: of the
-        one before a change nothing else is asked."""
-        reasons = [*self._find_by_controls()]
+        """The reasons why this network may be less robust, by controls, by what was begun anew and
+        by doubling alone: of the one before a change nothing else is asked."""
+        reasons = [*self._find_by_controls(), *self._find_unsettled()]
         if not self.battery.queries:
             return reasons
         half = replace(self.battery, sample=max(1, self.battery.sample // 2))
@@ -123,6 +124,15 @@ class Doubts:
                     f"{attack.title}, a control, broke {attack.broken} of {attack.asked} that the"
                     " white-box attacks left"
                 )
+
+    def _find_unsettled(self) -> Iterator[str]:
+        """Where what broke most was begun anew as often as it may, and the last time it still broke
+        more than few, the next would have."""
+        anew = [a for a in self.side.attacks if "anew" in a.title][-1:]
+        for attack in anew:
+            points = attack.broken / len(self.side.clean)
+            if attack.broken > 1 and points > POINT and attack.broken >= ANSWERED * attack.asked:
+                yield f"{attack.title} still broke {attack.broken} of {attack.asked}"
 
     def _find_unanswered(self, readings: Sequence[Reading], gain: float) -> Iterator[str]:
         """A gain beside an alarm counts only where attacks that answer it broke what the others had

@@ -63,6 +63,8 @@ def test_a_battery_of_few_steps_begins_what_broke_most_anew():
     assert [run.title for run in anew] == titles[: len(anew)] and anew
     assert len(anew) == 2 or anew[0].broken < max(2, 0.05 * anew[0].asked)
     assert not any("anew" in run.title for run in made.before.attacks)
+    still = anew[-1].broken >= max(2, 0.05 * anew[-1].asked)
+    assert still == any("still broke" in doubt for doubt in made.verdict.doubts)
 
 
 def test_two_networks_that_are_rounded_alike_do_not_hide_each_other():
