@@ -41,7 +41,8 @@ def main() -> None:
     torch.set_num_threads(1)
     before = ra.load(args.net)
     after, made_by = _changed(before, args)
-    data, threat = ra.data(f"{_data_of(args.net)}[:{args.n}]"), ra.Linf(args.eps)
+    part = f"{_data_of(args.net)}[{args.first or ''}:{args.first + args.n}]"
+    data, threat = ra.data(part), ra.Linf(args.eps)
     began = time.process_time()
     audit = ra.audit(before, after, data, threat, battery=_battery(args), seed=args.seed)
     spent = time.process_time() - began
@@ -90,6 +91,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--keep", type=float, default=0.0)
     parser.add_argument("--eps", required=True, help="in pixels, such as 0.1 or 2/255")
     parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--first", type=int, default=0, help="the test image to begin with")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--thorough", action="store_true")

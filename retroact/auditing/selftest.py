@@ -44,7 +44,7 @@ OVER = 0.03
 """How far a jump's verified accuracy may lie above that of the network without it."""
 
 
-FEW = 32
+FEW = 24
 """On how many examples mechanisms are tried: what gains nothing must not be GENUINE on any."""
 
 _STEPS = 10  # of the attack that knows a mechanism
