@@ -45,6 +45,8 @@ _FIRST_ROUND = 3  # times the steps of the main attack
 _ANEW, _FEW = 4, 0.05
 """How often at most the targeted attack begins anew on a network that draws, and the share of what
 it is asked of which less is too little to go on, whoever begins anew."""
+_PATIENCE = 2
+"""How many such in a row end it on a network that draws, where each follows other means."""
 
 
 @spec
@@ -163,8 +165,8 @@ class Battery:
         for climb in {c.kernel: c for c in more if c.kernel != climbs[0].kernel}.values():
             title = f"targeted{_through(climb)}"
             found[climb] = run.attack(title, "white box", targeted, climb, asked_by=asked)
-        turns = _ANEW if subject.draws else self.anew
-        self.begin_anew(run, max(found, key=found.__getitem__), under, turns)
+        turns, patience = (_ANEW, _PATIENCE) if subject.draws else (self.anew, 1)
+        self.begin_anew(run, max(found, key=found.__getitem__), under, turns, patience)
         own = {s.name for s in (*subject.sources, *subject.derived) if not s.foreign}
         if subject.derives and not any(a.kernel in own and a.broken > 1 for a in run.attacks):
             self.imitate(run, subject, under)
@@ -172,14 +174,18 @@ class Battery:
         if self.queries and blind and not any(a.kernel and a.broken for a in run.attacks):
             self.search(run, subject, under)
 
-    def begin_anew(self, run: AttackRun, climb: Climb, under: Conditions, turns: int) -> None:
-        """The targeted attack from fresh starts, until one breaks few: a mean over few draws, or
-        few steps on what is ragged, lead astray in one run and not in the next."""
+    def begin_anew(
+        self, run: AttackRun, climb: Climb, under: Conditions, turns: int, patience: int
+    ) -> None:
+        """The targeted attack from fresh starts, until so many in a row break few: a mean over few
+        draws, or few steps on what is ragged, lead astray in one run and not in the next."""
+        idle = 0
         for turn in range(1, turns + 1):
             asked = int(run.robust.sum())
             title, attack = f"targeted anew, {turn}{_through(climb)}", self.targeted(under.classes)
             broken = run.attack(title, "white box", attack, climb, fresh=turn)
-            if broken < 2 or broken < _FEW * asked:
+            idle = idle + 1 if broken < 2 or broken < _FEW * asked else 0
+            if idle == patience:
                 return
 
     def imitate(self, run: AttackRun, subject: Subject, under: Conditions) -> None:

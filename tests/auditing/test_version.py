@@ -93,6 +93,7 @@ def _constants() -> Iterator[str]:
             "_SMALL",
             "_ANEW",
             "_FEW",
+            "_PATIENCE",
         ),
         attack_run: ("_APART",),
         doubts: ("POINT", "RISING", "DEAD", "ANSWERED"),
