@@ -17,8 +17,9 @@ from retroact.auditing.numbers import AttackResult, Role
 from retroact.auditing.subjects import Climb
 from retroact.crafting.attack import Attack
 from retroact.crafting.domain import domain_of
-from retroact.crafting.goals import Goal, PastRejection, Untargeted
-from retroact.crafting.oracle import AccessError, Network
+from retroact.crafting.expectation import Expectation
+from retroact.crafting.goals import BeyondChance, Goal, PastRejection, Untargeted
+from retroact.crafting.oracle import AccessError, Network, device_of
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples, decide, decided
 from retroact.evaluation.proof import Crafted, craft_on
@@ -26,6 +27,12 @@ from retroact.parts import UNFILED, Arrays, Filed
 from retroact.spec import key, show
 
 _APART = 1_000_003  # seeds of fresh starts, out of the way of a user's own
+
+SURE = 10
+"""Of a network that draws: times the draws that attacks average, those whose mean judges."""
+_LUCK, _FEW = 2, 32
+"""How many standard errors of the mean over its draws an attack must go beyond, and over how many
+examples these are taken."""
 
 
 @dataclass(frozen=True)
@@ -143,8 +150,10 @@ class AttackRun:
     has broken."""
 
     def __init__(self, net: Network, under: Conditions) -> None:
-        self._under = under
-        decisions = decide(net, under.data.images, chunk=under.chunk)
+        self._under, self._goal, self._judge = under, under.goal, net
+        if isinstance(net, Expectation) and not under.past_rejection:
+            self._goal, self._judge = beyond_chance(net, under.data), net.longer(SURE)
+        decisions = decide(self._judge, under.data.images, chunk=under.chunk)
         self.clean: NDArray[np.bool_] = (decisions == under.data.labels).numpy()
         self.robust = self.clean.copy()
         self.broken_by = np.full(len(self.robust), -1, dtype=np.int64)
@@ -213,7 +222,7 @@ class AttackRun:
         except AccessError:
             # alarms say so, and ask for attacks that need none
             return Attempt(replace(result, zero_gradients=len(rows)), rows[:0], rows[:0], None)
-        decisions, outcome = decided(crafted.logits, attacked=True), crafted.outcome
+        decisions, outcome = self._decide(crafted), crafted.outcome
         # −1: the network overflowed, which is no success
         hit = (decisions != self._under.data.labels[rows]) & (decisions >= 0)
         gradients, zeros, queries = (
@@ -230,6 +239,13 @@ class AttackRun:
         )
         return Attempt(result, rows[hit], decisions[hit], outcome.x_adv[hit])
 
+    def _decide(self, crafted: Crafted) -> Tensor:
+        """The classes (n,) decided where the attack ended, by more draws than the attack saw."""
+        if isinstance(self._goal, BeyondChance):
+            x_adv = crafted.outcome.x_adv
+            return decide(self._judge, x_adv, chunk=self._under.chunk, attacked=True)
+        return decided(crafted.logits, attacked=True)
+
     def _craft(self, attack: Attack, climb: Climb, rows: Tensor, fresh: int) -> Crafted:
         data, under = self._under.data, self._under
         how: dict[str, Any] = {
@@ -239,7 +255,7 @@ class AttackRun:
             "chunk": under.chunk,
         }
         examples = data.images[rows], data.labels[rows], data.index[rows]
-        (crafted,) = craft_on(climb.on, attack, *examples, [under.threat], under.goal, **how)
+        (crafted,) = craft_on(climb.on, attack, *examples, [under.threat], self._goal, **how)
         return crafted
 
     def file(self, attempt: Attempt) -> int:
@@ -277,6 +293,14 @@ class AttackRun:
         robust, broken_by = self.robust.copy(), self.broken_by.copy()
         facts = self.clean, claimed, robust, broken_by
         return Side(*facts, tuple(self.attacks), examples, kernel, self._under.data)
+
+
+def beyond_chance(net: Expectation, data: Examples) -> BeyondChance:
+    """What an attack on a mean over few draws must reach: of the many means that it sees some are
+    wrong by luck."""
+    x, labels = data.images[:_FEW], data.labels[:_FEW]
+    device = device_of(net)
+    return BeyondChance(_LUCK * net.error_of(x.to(device), labels.to(device)))
 
 
 _JUDGED = ("clean", "claimed", "verified")

@@ -9,9 +9,14 @@ such a net should be judged.
 
 from __future__ import annotations
 
+import math
+
+import torch
 from torch import Tensor, nn
 
 from retroact.crafting.drawing import drawing
+from retroact.crafting.goals import Aim
+from retroact.crafting.losses import margin
 from retroact.crafting.oracle import Network, in_float
 
 
@@ -38,3 +43,16 @@ class Expectation(nn.Module):
             for _ in range(self.draws - 1):
                 total = total + in_float(self.net, x)
         return total / self.draws
+
+    def longer(self, times: int) -> Expectation:
+        """The mean over so many times the draws, other ones."""
+        return Expectation(self.net, times * self.draws, self.seed + 1)
+
+    @torch.no_grad()
+    def error_of(self, x: Tensor, labels: Tensor) -> float:
+        """The standard error of the mean's margin, the median over x (n, …); 0 of a single draw."""
+        if self.draws < 2:
+            return 0.0
+        with drawing(self.seed, x.device, self.net):
+            margins = [margin(in_float(self.net, x), Aim(labels)) for _ in range(self.draws)]
+        return float(torch.stack(margins).std(0).median()) / math.sqrt(self.draws)

@@ -89,9 +89,25 @@ class PastRejection:
         return classes.scatter(1, at, right)
 
 
+@dataclass(frozen=True)
+class BeyondChance:
+    """A wrong decision by more than `by` of logits, in which a mean over few draws errs by luck: an
+    attack sees many such means and would stop at the luckiest."""
+
+    by: float
+
+    def __call__(self, labels: Tensor, logits: Tensor, index: Tensor) -> Aim:
+        return Aim(labels)
+
+    def view(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits (n, k) with `by` added to the true class."""
+        at = labels[:, None].to(logits.device)
+        return logits.scatter_add(1, at, logits.new_full(at.shape, self.by))
+
+
 def view_of(goal: Goal) -> Callable[[Tensor, Tensor], Tensor] | None:
     """What a goal makes of logits and labels before anybody looks at them; None for nothing."""
-    return goal.view if isinstance(goal, PastRejection) else None
+    return goal.view if isinstance(goal, PastRejection | BeyondChance) else None
 
 
 @spec

@@ -12,13 +12,15 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from retroact.attacks.momentum import Momentum
+from retroact.auditing.attack_run import SURE, beyond_chance
 from retroact.auditing.mechanisms.mechanism import Made
 from retroact.crafting.attack import Attack
 from retroact.crafting.driver import craft
 from retroact.crafting.expectation import Expectation
+from retroact.crafting.goals import Goal
 from retroact.crafting.oracle import Network
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import decide
@@ -41,7 +43,11 @@ def truth(
     `draws` judges the mean over so many of a random network; along `transfer`, other networks, the
     untargeted attack alone is run.
     """
-    judge: Network = Expectation(made.judged, draws) if draws else made.judged
+    net: Network = made.judged
+    judge, goal = net, None
+    if draws:  # whoever sees many means over few draws finds one that is wrong by luck
+        net = mean = Expectation(made.judged, draws)
+        judge, goal = mean.longer(SURE), beyond_chance(mean, data)
     robust = (decide(judge, data.images) == data.labels).numpy()
     plain, knowing = Momentum(steps), Momentum(steps, targets=3, finish=steps, noise=0.7)
     if draws:  # its gradients are noise enough, and a lucky draw is seen only where it is judged
@@ -52,21 +58,28 @@ def truth(
     for source, attack in plan:
         rows = np.flatnonzero(robust)
         if len(rows):
-            robust[rows] = _withstand(judge, source, attack, data, threat, rows)
+            x_adv = _attack(net, source, attack, data, threat, rows, goal)
+            robust[rows] = _withstands(judge, x_adv, data, threat, rows)
     return robust
 
 
-def _withstand(
-    judge: Network,
+def _attack(
+    net: Network,
     source: nn.Module,
     attack: Attack,
     data: Images,
     threat: ThreatModel,
     rows: NDArray[np.int64],
+    goal: Goal | None,
+) -> Tensor:
+    at = torch.from_numpy(rows)
+    examples = data.images[at], data.labels[at], data.index[at]
+    return craft(attack, net, *examples, threat, goal, source=source).x_adv
+
+
+def _withstands(
+    judge: Network, x_adv: Tensor, data: Images, threat: ThreatModel, rows: NDArray[np.int64]
 ) -> NDArray[np.bool_]:
     at = torch.from_numpy(rows)
-    x, labels, index = data.images[at], data.labels[at], data.index[at]
-    found = craft(attack, judge, x, labels, index, threat, source=source).x_adv
-    decided = decide(judge, found, attacked=True)
-    inside = threat(found, x)
-    return ((decided == labels) | (decided < 0) | ~inside).numpy()
+    decided, inside = decide(judge, x_adv, attacked=True), threat(x_adv, data.images[at])
+    return ((decided == data.labels[at]) | (decided < 0) | ~inside).numpy()
