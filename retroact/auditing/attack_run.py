@@ -12,14 +12,15 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from retroact.auditing.chance import Chance
 from retroact.auditing.filed import fingerprint
 from retroact.auditing.numbers import AttackResult, Role
 from retroact.auditing.subjects import Climb
 from retroact.crafting.attack import Attack
 from retroact.crafting.domain import domain_of
 from retroact.crafting.expectation import Expectation
-from retroact.crafting.goals import BeyondChance, Goal, PastRejection, Untargeted
-from retroact.crafting.oracle import AccessError, Network, device_of
+from retroact.crafting.goals import Goal, PastRejection, Untargeted
+from retroact.crafting.oracle import AccessError, Network
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples, decide, decided
 from retroact.evaluation.proof import Crafted, craft_on
@@ -27,12 +28,6 @@ from retroact.parts import UNFILED, Arrays, Filed
 from retroact.spec import key, show
 
 _APART = 1_000_003  # seeds of fresh starts, out of the way of a user's own
-
-SURE = 10
-"""Of a network that draws: times the draws that attacks average, those whose mean judges."""
-_LUCK, _FEW = 2, 32
-"""How many standard errors of the mean over its draws an attack must go beyond, and over how many
-examples these are taken."""
 
 
 @dataclass(frozen=True)
@@ -150,10 +145,12 @@ class AttackRun:
     has broken."""
 
     def __init__(self, net: Network, under: Conditions) -> None:
-        self._under, self._goal, self._judge = under, under.goal, net
+        self._under, self._goal, judge = under, under.goal, net
+        self._chance: Chance | None = None
         if isinstance(net, Expectation) and not under.past_rejection:
-            self._goal, self._judge = beyond_chance(net, under.data), net.longer(SURE)
-        decisions = decide(self._judge, under.data.images, chunk=under.chunk)
+            self._chance = Chance.of(net, under.data)
+            self._goal, judge = self._chance.goal, self._chance.judge
+        decisions = decide(judge, under.data.images, chunk=under.chunk)
         self.clean: NDArray[np.bool_] = (decisions == under.data.labels).numpy()
         self.robust = self.clean.copy()
         self.broken_by = np.full(len(self.robust), -1, dtype=np.int64)
@@ -222,9 +219,13 @@ class AttackRun:
         except AccessError:
             # alarms say so, and ask for attacks that need none
             return Attempt(replace(result, zero_gradients=len(rows)), rows[:0], rows[:0], None)
-        decisions, outcome = self._decide(crafted), crafted.outcome
+        outcome, labels = crafted.outcome, self._under.data.labels[rows]
+        if self._chance is None:
+            decisions = decided(crafted.logits, attacked=True)
+        else:
+            decisions = self._chance.decide(outcome.x_adv, labels, self._under.chunk)
         # −1: the network overflowed, which is no success
-        hit = (decisions != self._under.data.labels[rows]) & (decisions >= 0)
+        hit = (decisions != labels) & (decisions >= 0)
         gradients, zeros, queries = (
             int(c.sum()) for c in (outcome.gradients, outcome.zero_gradients, outcome.queries)
         )
@@ -238,13 +239,6 @@ class AttackRun:
             nonfinite=int((outcome.nonfinite & ~hit).sum()),
         )
         return Attempt(result, rows[hit], decisions[hit], outcome.x_adv[hit])
-
-    def _decide(self, crafted: Crafted) -> Tensor:
-        """The classes (n,) decided where the attack ended, by more draws than the attack saw."""
-        if isinstance(self._goal, BeyondChance):
-            x_adv = crafted.outcome.x_adv
-            return decide(self._judge, x_adv, chunk=self._under.chunk, attacked=True)
-        return decided(crafted.logits, attacked=True)
 
     def _craft(self, attack: Attack, climb: Climb, rows: Tensor, fresh: int) -> Crafted:
         data, under = self._under.data, self._under
@@ -293,14 +287,6 @@ class AttackRun:
         robust, broken_by = self.robust.copy(), self.broken_by.copy()
         facts = self.clean, claimed, robust, broken_by
         return Side(*facts, tuple(self.attacks), examples, kernel, self._under.data)
-
-
-def beyond_chance(net: Expectation, data: Examples) -> BeyondChance:
-    """What an attack on a mean over few draws must reach: of the many means that it sees some are
-    wrong by luck."""
-    x, labels = data.images[:_FEW], data.labels[:_FEW]
-    device = device_of(net)
-    return BeyondChance(_LUCK * net.error_of(x.to(device), labels.to(device)))
 
 
 _JUDGED = ("clean", "claimed", "verified")

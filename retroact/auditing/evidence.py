@@ -20,7 +20,8 @@ from torch import nn
 
 from retroact import checkpoint
 from retroact.auditing import kept
-from retroact.auditing.attack_run import SURE, Side
+from retroact.auditing.attack_run import Side
+from retroact.auditing.chance import SURE
 from retroact.auditing.numbers import AuditNumbers, Fingerprints, Pair
 from retroact.crafting.expectation import Expectation
 from retroact.crafting.oracle import Network

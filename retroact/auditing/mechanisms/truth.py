@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retroact.attacks.momentum import Momentum
-from retroact.auditing.attack_run import SURE, beyond_chance
+from retroact.auditing.chance import Chance
 from retroact.auditing.mechanisms.mechanism import Made
 from retroact.crafting.attack import Attack
 from retroact.crafting.driver import craft
@@ -44,10 +44,11 @@ def truth(
     untargeted attack alone is run.
     """
     net: Network = made.judged
-    judge, goal = net, None
-    if draws:  # whoever sees many means over few draws finds one that is wrong by luck
+    judge, goal, chance = net, None, None
+    if draws:
         net = mean = Expectation(made.judged, draws)
-        judge, goal = mean.longer(SURE), beyond_chance(mean, data)
+        chance = Chance.of(mean, data)
+        judge, goal = chance.judge, chance.goal
     robust = (decide(judge, data.images) == data.labels).numpy()
     plain, knowing = Momentum(steps), Momentum(steps, targets=3, finish=steps, noise=0.7)
     if draws:  # its gradients are noise enough, and a lucky draw is seen only where it is judged
@@ -59,7 +60,7 @@ def truth(
         rows = np.flatnonzero(robust)
         if len(rows):
             x_adv = _attack(net, source, attack, data, threat, rows, goal)
-            robust[rows] = _withstands(judge, x_adv, data, threat, rows)
+            robust[rows] = _withstands(chance or judge, x_adv, data, threat, rows)
     return robust
 
 
@@ -78,8 +79,16 @@ def _attack(
 
 
 def _withstands(
-    judge: Network, x_adv: Tensor, data: Images, threat: ThreatModel, rows: NDArray[np.int64]
+    judge: Network | Chance,
+    x_adv: Tensor,
+    data: Images,
+    threat: ThreatModel,
+    rows: NDArray[np.int64],
 ) -> NDArray[np.bool_]:
     at = torch.from_numpy(rows)
-    decided, inside = decide(judge, x_adv, attacked=True), threat(x_adv, data.images[at])
-    return ((decided == data.labels[at]) | (decided < 0) | ~inside).numpy()
+    labels, inside = data.labels[at], threat(x_adv, data.images[at])
+    if isinstance(judge, Chance):
+        decided = judge.decide(x_adv, labels)
+    else:
+        decided = decide(judge, x_adv, attacked=True)
+    return ((decided == labels) | (decided < 0) | ~inside).numpy()

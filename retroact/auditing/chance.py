@@ -1,0 +1,61 @@
+"""Luck: whoever looks at many means over few draws finds one that is wrong.
+
+An attack on a network that draws sees another mean at every step and ends at the luckiest, and
+every attack of a battery is one more draw of the lot. So attacks must go beyond chance, and what
+they find is judged by more draws than they saw, beyond chance as well.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from retroact.crafting.expectation import Expectation
+from retroact.crafting.goals import BeyondChance
+from retroact.crafting.oracle import device_of, evaluating, in_float
+from retroact.evaluation.evaluate import Examples, decided
+
+SURE = 10
+"""Times the draws that attacks average: those whose mean judges."""
+_LUCK, _SURELY = 2.0, 3.0
+"""How many standard errors of its mean an attack, and who judges it, must go beyond."""
+_FEW, _CHUNK = 32, 64
+
+
+@dataclass(frozen=True)
+class Chance:
+    """How far means over the draws of `mean` err: the standard `error` of its margin, in logits."""
+
+    mean: Expectation
+    error: float
+
+    @classmethod
+    def of(cls, mean: Expectation, data: Examples) -> Chance:
+        """The median over the first examples."""
+        device = device_of(mean)
+        x, labels = (t[:_FEW].to(device) for t in (data.images, data.labels))
+        with evaluating(mean):
+            return cls(mean, mean.error_of(x, labels))
+
+    @property
+    def goal(self) -> BeyondChance:
+        """What an attack on the mean must reach."""
+        return BeyondChance(_LUCK * self.error)
+
+    @property
+    def judge(self) -> Expectation:
+        """The mean over more draws."""
+        return self.mean.longer(SURE)
+
+    def decide(self, x: Tensor, labels: Tensor, chunk: int | None = None) -> Tensor:
+        """The decided class of each attacked example, int64 (n,) on the CPU: the true one unless
+        another is ahead by more than chance; −1 where the logits decide nothing."""
+        judge, device = self.judge, device_of(self.mean)
+        with evaluating(judge), torch.no_grad():
+            parts = x.split(chunk or _CHUNK)
+            logits = torch.cat([in_float(judge, part.to(device)).cpu() for part in parts])
+        sure = BeyondChance(_SURELY * self.error / math.sqrt(SURE))
+        return decided(sure.view(logits, labels), attacked=True)
