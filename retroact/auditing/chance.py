@@ -20,7 +20,7 @@ from retroact.evaluation.evaluate import Examples, decided
 
 SURE = 10
 """Times the draws that attacks average: those whose mean judges."""
-_LUCK, _SURELY = 2.0, 3.0
+_LUCK, _SURELY = 4.0, 1.0
 """How many standard errors of its mean an attack, and who judges it, must go beyond."""
 _FEW, _CHUNK = 32, 64
 
