@@ -21,7 +21,6 @@ from torch import nn
 from retroact import checkpoint
 from retroact.auditing import kept
 from retroact.auditing.attack_run import Side
-from retroact.auditing.chance import SURE
 from retroact.auditing.numbers import AuditNumbers, Fingerprints, Pair
 from retroact.crafting.expectation import Expectation
 from retroact.crafting.oracle import Network
@@ -78,7 +77,7 @@ class Origin:
         net: nn.Module = load(self)
         if self.change:
             net = self._change(net)
-        return Expectation(net, self.draws).longer(SURE) if self.draws else net
+        return Expectation(net, self.draws) if self.draws else net
 
     def _change(self, net: nn.Module) -> nn.Module:
         said = parse(self.change) if self.change.startswith("Retrofit(") else None
@@ -232,7 +231,7 @@ class Evidence:
     def averaged(self, i: int, net: Network) -> Network:
         """A network that is given, over as many draws as the audited one."""
         draws = self.networks[i].draws
-        return Expectation(net, draws).longer(SURE) if draws else net
+        return Expectation(net, draws) if draws else net
 
 
 def _load(origin: Origin) -> nn.Module:

@@ -91,10 +91,11 @@ class Answered(Told):
 @pytest.mark.parametrize(
     ("breaks", "through", "anew"),
     [
-        ((3, 0, 20, 9, 4, 3), "", 3),  # of 77, 68 and 64 left: 3 are less than a twentieth of 64
+        ((3, 0, 20, 9, 3, 3), "", 3),  # of 77, 68 and 65 left: 3 are less than a twentieth of 65
         ((3, 0, 20, 9, 9, 9, 9), "", 4),  # four times at most
-        ((3, 0, 12, 1), "", 1),  # one is no sign of anything
-        ((3, 0, 10, 1), " through a stand-in", 1),  # the first broke eleven
+        ((3, 0, 12, 1, 1), "", 2),  # one is no sign of anything
+        ((3, 0, 12, 1, 9, 1, 0), "", 4),  # twice in a row
+        ((3, 0, 10, 1, 0), " through a stand-in", 2),  # the first broke eleven
     ],
 )
 def test_a_network_that_draws_is_followed_itself_and_begun_anew(breaks, through, anew):
@@ -118,6 +119,16 @@ def test_one_that_does_not_draw_is_not():
     chosen, next_best = Climb(ITSELF, kernel="stand-in"), Climb(ITSELF, kernel="another")
     Battery(queries=0).answer(run, subject, [chosen, next_best], under(), broken=11)
     assert len(run.asked) == 2
+
+
+@pytest.mark.parametrize(("breaks", "anew"), [((3, 5, 1), 1), ((3, 5, 9, 9), 2)])
+def test_a_battery_of_few_steps_begins_anew_until_one_breaks_few(breaks, anew):
+    subject = Subject(ITSELF, ITSELF, ITSELF, alarms=("falling loss",), derives=False)
+    run = Answered(100, *breaks)
+    chosen, next_best = Climb(ITSELF, kernel="stand-in"), Climb(ITSELF, kernel="another")
+    Battery(queries=0, anew=2).answer(run, subject, [chosen, next_best], under(), broken=11)
+    titles = [f"targeted anew, {turn} through a stand-in" for turn in range(1, anew + 1)]
+    assert [title for title, _ in run.asked[2:]] == titles and not run.breaks
 
 
 def under(n: int = 60) -> Conditions:

@@ -22,6 +22,7 @@ from retroact.attacks.pgd import CLAIMED
 from retroact.auditing import (
     attack_run,
     battery,
+    chance,
     doubts,
     indicators,
     planted,
@@ -96,6 +97,7 @@ def _constants() -> Iterator[str]:
             "_PATIENCE",
         ),
         attack_run: ("_APART",),
+        chance: ("SURE", "_LUCK", "_SURELY"),
         doubts: ("POINT", "RISING", "DEAD", "ANSWERED"),
         indicators: ("STEPS", "SHARE"),
         planted: ("ENOUGH", "SHARE", "DRAWS", "DEPTH", "LOCAL"),
