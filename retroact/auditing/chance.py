@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from retroact.crafting.expectation import Expectation
-from retroact.crafting.goals import BeyondChance
+from retroact.crafting.goals import Aim, BeyondChance
+from retroact.crafting.losses import margin
 from retroact.crafting.oracle import device_of, evaluating, in_float
 from retroact.evaluation.evaluate import Examples, decided
 
@@ -38,7 +39,7 @@ class Chance:
         device = device_of(mean)
         x, labels = (t[:_FEW].to(device) for t in (data.images, data.labels))
         with evaluating(mean):
-            return cls(mean, mean.error_of(x, labels))
+            return cls(mean, float(mean.errors_of(x, labels).median()))
 
     @property
     def goal(self) -> BeyondChance:
@@ -52,10 +53,19 @@ class Chance:
 
     def decide(self, x: Tensor, labels: Tensor, chunk: int | None = None) -> Tensor:
         """The decided class of each attacked example, int64 (n,) on the CPU: the true one unless
-        another is ahead by more than chance; −1 where the logits decide nothing."""
-        judge, device = self.judge, device_of(self.mean)
-        with evaluating(judge), torch.no_grad():
-            parts = x.split(chunk or _CHUNK)
-            logits = torch.cat([in_float(judge, part.to(device)).cpu() for part in parts])
-        sure = BeyondChance(_SURELY * self.error / math.sqrt(SURE))
-        return decided(sure.view(logits, labels), attacked=True)
+        another is ahead by more than chance; −1 where the logits decide nothing.
+
+        Chance is what it is at that very point: a network may draw much at some and nothing at
+        others.
+        """
+        parts = zip(x.split(chunk or _CHUNK), labels.split(chunk or _CHUNK), strict=True)
+        with evaluating(self.judge), torch.no_grad():
+            return torch.cat([self._decide(*part) for part in parts])
+
+    def _decide(self, x: Tensor, labels: Tensor) -> Tensor:
+        there = x.to(device_of(self.mean))
+        logits = in_float(self.judge, there).cpu()
+        errors = self.mean.errors_of(there, labels.to(there.device)) / math.sqrt(SURE)
+        decisions, ahead = decided(logits, attacked=True), margin(logits, Aim(labels))
+        by_luck = (decisions >= 0) & (ahead <= _SURELY * errors)
+        return torch.where(by_luck, labels, decisions)

@@ -49,10 +49,10 @@ class Expectation(nn.Module):
         return Expectation(self.net, times * self.draws, self.seed + 1)
 
     @torch.no_grad()
-    def error_of(self, x: Tensor, labels: Tensor) -> float:
-        """The standard error of the mean's margin, the median over x (n, …); 0 of a single draw."""
+    def errors_of(self, x: Tensor, labels: Tensor) -> Tensor:
+        """The standard error of the mean's margin at each x (n, …), (n,); 0 of a single draw."""
         if self.draws < 2:
-            return 0.0
+            return torch.zeros(len(x))
         with drawing(self.seed, x.device, self.net):
             margins = [margin(in_float(self.net, x), Aim(labels)) for _ in range(self.draws)]
-        return float(torch.stack(margins).std(0).median()) / math.sqrt(self.draws)
+        return torch.stack(margins).std(0).cpu() / math.sqrt(self.draws)

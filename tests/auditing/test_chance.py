@@ -37,14 +37,30 @@ def test_the_error_of_a_mean_is_that_of_its_margin():
     net, x = nn.Linear(3, 2), torch.rand(32, 3)
     mean = Expectation(NoisyLogits(net, 0.7), 50)
     expected = 0.7 * 2**0.5 / 50**0.5
-    assert mean.error_of(x, torch.zeros(32).long()) == pytest.approx(expected, rel=0.15)
-    assert Expectation(net, 50).error_of(x, torch.zeros(32).long()) == 0.0
+    errors = mean.errors_of(x, torch.zeros(32).long())
+    assert float(errors.median()) == pytest.approx(expected, rel=0.15)
+    assert Expectation(net, 50).errors_of(x, torch.zeros(32).long()).tolist() == [0.0] * 32
 
 
 def test_the_judge_sees_more_draws_and_none_of_the_attackers():
     mean = Expectation(NoisyLogits(nn.Linear(3, 2), 1.0), 4, seed=7)
     judge = Chance(mean, 0.1).judge
     assert judge.draws == SURE * 4 and judge.seed != mean.seed and judge.net is mean.net
+
+
+def test_chance_is_what_it_is_where_the_attack_ended():
+    """A network that draws much on clean examples and nothing elsewhere gains nothing by it."""
+
+    class Loud(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            z = torch.cat([x, 1 - x], 1)
+            return z + torch.where(x > 0.5, 40.0, 0.0) * torch.randn_like(z)
+
+    clean, attacked = torch.full((40, 1), 0.9), torch.full((40, 1), 0.45)
+    labels = torch.zeros(40).long()
+    chance = Chance.of(Expectation(Loud(), 10), ra.Images(clean, labels, torch.arange(40)))
+    assert chance.error > 5
+    assert (chance.decide(attacked, labels) == 1).all()
 
 
 def test_a_network_whose_mean_is_the_plain_one_withstands_what_that_does(monkeypatch):
