@@ -137,12 +137,13 @@ class Doubts:
     def _find_unanswered(self, readings: Sequence[Reading], gain: float) -> Iterator[str]:
         """A gain beside an alarm counts only where attacks that answer it broke what the others had
         left, more than one example. That an alarm is silent on what was attacked instead is no
-        answer: the trace of a network is silent wherever its backward pass is what alarms. Where
+        answer: the trace of a network is silent wherever its backward pass is what alarms. What an
+        attack breaks when it is begun anew is no answer either, as any would break some. Where
         there was nothing to break, planted examples are asked."""
         blind = [r.title for r in readings if r.fired and r.mechanism != "saturation"]
         if gain <= 0 or not blind:
             return
-        answers = [a for a in self.side.attacks if a.kernel]
+        answers = [a for a in self.side.attacks if a.kernel and "anew" not in a.title]
         broken, left = sum(a.broken for a in answers), max((a.asked for a in answers), default=0)
         if broken >= 2 and broken >= ANSWERED * left:
             return

@@ -255,19 +255,20 @@ def test_points_of_one_example_are_counted_and_flagged_each():
     assert oracle.nonfinite.tolist() == [True, False, False]
 
 
-def test_a_scene_asks_about_no_more_points_at_once_than_it_has_examples():
+@pytest.mark.parametrize(("n", "s", "asked"), [(4, 10, [32, 8]), (40, 2, [40, 40])])
+def test_a_scene_asks_about_32_points_at_once_or_as_many_as_it_has_examples(n, s, asked):
     sizes = []
 
     def net(x: Tensor) -> Tensor:
         sizes.append(len(x))
         return x
 
-    x = torch.rand(4, 3)
-    scene = Scene.on(net, x, Aim(torch.zeros(4, dtype=torch.int64)), Linf(0.1))
-    points = torch.rand(2, 5, 3)
-    answers = scene.at_several(scene.oracle.logits, points, torch.tensor([3, 1]))
-    assert torch.equal(answers, points) and sizes == [4, 4, 2]
-    assert scene.oracle.queries.tolist() == [0, 5, 0, 5]
+    x = torch.rand(n, 3)
+    scene = Scene.on(net, x, Aim(torch.zeros(n, dtype=torch.int64)), Linf(0.1))
+    points, rows = torch.rand(n, s, 3), torch.arange(n).flip(0)
+    answers = scene.at_several(scene.oracle.logits, points, rows)
+    assert torch.equal(answers, points) and sizes == asked
+    assert scene.oracle.queries.tolist() == [s] * n
 
 
 def test_a_stream_for_each_example_is_the_stream_itself():
