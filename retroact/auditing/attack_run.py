@@ -147,8 +147,8 @@ class AttackRun:
     def __init__(self, net: Network, under: Conditions) -> None:
         self._under, self._goal, judge = under, under.goal, net
         self._chance: Chance | None = None
-        if isinstance(net, Expectation) and not under.past_rejection:
-            self._chance = Chance.of(net, under.data)
+        if isinstance(net, Expectation):
+            self._chance = Chance.of(net, under.data, under.goal)
             self._goal, judge = self._chance.goal, self._chance.judge
         decisions = decide(judge, under.data.images, chunk=under.chunk)
         self.clean: NDArray[np.bool_] = (decisions == under.data.labels).numpy()

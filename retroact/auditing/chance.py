@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from retroact.crafting.expectation import Expectation
-from retroact.crafting.goals import Aim, BeyondChance
+from retroact.crafting.goals import Aim, BeyondChance, Goal, seen_by
 from retroact.crafting.losses import margin
 from retroact.crafting.oracle import device_of, evaluating, in_float
 from retroact.evaluation.evaluate import Examples, decided
@@ -28,23 +28,25 @@ _FEW, _CHUNK = 32, 64
 
 @dataclass(frozen=True)
 class Chance:
-    """How far means over the draws of `mean` err: the standard `error` of its margin, in logits."""
+    """How far means over the draws of `mean` err: the standard `error` of its margin, in logits, as
+    the `aimed` goal sees it."""
 
     mean: Expectation
     error: float
+    aimed: Goal | None = None
 
     @classmethod
-    def of(cls, mean: Expectation, data: Examples) -> Chance:
+    def of(cls, mean: Expectation, data: Examples, aimed: Goal | None = None) -> Chance:
         """The median over the first examples."""
         device = device_of(mean)
         x, labels = (t[:_FEW].to(device) for t in (data.images, data.labels))
         with evaluating(mean):
-            return cls(mean, float(mean.errors_of(x, labels).median()))
+            return cls(mean, float(mean.errors_of(x, labels, aimed).median()), aimed)
 
     @property
     def goal(self) -> BeyondChance:
         """What an attack on the mean must reach."""
-        return BeyondChance(_LUCK * self.error)
+        return BeyondChance(_LUCK * self.error, self.aimed)
 
     @property
     def judge(self) -> Expectation:
@@ -65,7 +67,8 @@ class Chance:
     def _decide(self, x: Tensor, labels: Tensor) -> Tensor:
         there = x.to(device_of(self.mean))
         logits = in_float(self.judge, there).cpu()
-        errors = self.mean.errors_of(there, labels.to(there.device)) / math.sqrt(SURE)
-        decisions, ahead = decided(logits, attacked=True), margin(logits, Aim(labels))
+        errors = self.mean.errors_of(there, labels.to(there.device), self.aimed) / math.sqrt(SURE)
+        decisions = decided(logits, attacked=True)
+        ahead = margin(seen_by(self.aimed, logits, labels), Aim(labels))
         by_luck = (decisions >= 0) & (ahead <= _SURELY * errors)
         return torch.where(by_luck, labels, decisions)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from retroact.crafting.drawing import drawing
-from retroact.crafting.goals import Aim
+from retroact.crafting.goals import Aim, Goal, seen_by
 from retroact.crafting.losses import margin
 from retroact.crafting.oracle import Network, in_float
 
@@ -49,10 +49,12 @@ class Expectation(nn.Module):
         return Expectation(self.net, times * self.draws, self.seed + 1)
 
     @torch.no_grad()
-    def errors_of(self, x: Tensor, labels: Tensor) -> Tensor:
-        """The standard error of the mean's margin at each x (n, …), (n,); 0 of a single draw."""
+    def errors_of(self, x: Tensor, labels: Tensor, goal: Goal | None = None) -> Tensor:
+        """The standard error of the mean's margin at each x (n, …), as an untargeted `goal` sees
+        it, (n,); 0 of a single draw."""
         if self.draws < 2:
             return torch.zeros(len(x))
         with drawing(self.seed, x.device, self.net):
-            margins = [margin(in_float(self.net, x), Aim(labels)) for _ in range(self.draws)]
+            each = (in_float(self.net, x) for _ in range(self.draws))
+            margins = [margin(seen_by(goal, z, labels), Aim(labels)) for z in each]
         return torch.stack(margins).std(0).cpu() / math.sqrt(self.draws)

@@ -91,16 +91,18 @@ class PastRejection:
 
 @dataclass(frozen=True)
 class BeyondChance:
-    """A wrong decision by more than `by` of logits, in which a mean over few draws errs by luck: an
-    attack sees many such means and would stop at the luckiest."""
+    """The goal `of`, or any wrong decision, by more than `by` of logits, in which a mean over few
+    draws errs by luck: an attack sees many such means and would stop at the luckiest."""
 
     by: float
+    of: Goal | None = None
 
     def __call__(self, labels: Tensor, logits: Tensor, index: Tensor) -> Aim:
         return Aim(labels)
 
     def view(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits (n, k) with `by` added to the true class."""
+        """What `of` makes of the logits, with `by` added to the true class."""
+        logits = seen_by(self.of, logits, labels)
         at = labels[:, None].to(logits.device)
         return logits.scatter_add(1, at, logits.new_full(at.shape, self.by))
 
@@ -108,6 +110,12 @@ class BeyondChance:
 def view_of(goal: Goal) -> Callable[[Tensor, Tensor], Tensor] | None:
     """What a goal makes of logits and labels before anybody looks at them; None for nothing."""
     return goal.view if isinstance(goal, PastRejection | BeyondChance) else None
+
+
+def seen_by(goal: Goal | None, logits: Tensor, labels: Tensor) -> Tensor:
+    """What is left to look at of the logits under a goal; all of it where there is none."""
+    view = None if goal is None else view_of(goal)
+    return logits if view is None else view(logits, labels)
 
 
 @spec

@@ -77,8 +77,8 @@ def test_a_network_whose_mean_is_the_plain_one_withstands_what_that_does(monkeyp
 
 class _Credulous(Chance):
     @classmethod
-    def of(cls, mean, data):
-        return cls(mean, 0.0)
+    def of(cls, mean, data, aimed=None):
+        return cls(mean, 0.0, aimed)
 
     @property
     def judge(self) -> Expectation:

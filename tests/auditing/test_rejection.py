@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import retroact as ra
 from retroact.attacks.square import Square
+from retroact.auditing.battery import Battery
 from retroact.cli.codes import FOUND, NOT_SETTLED, worst
 from retroact.crafting.goals import PastRejection
 from retroact.evaluation.evaluate import decided
@@ -118,6 +119,29 @@ def test_rejecting_is_worth_something_only_by_the_users_word():
     )
     assert robust.after.verified.sum() > wrong.after.verified.sum() + 10
     assert not (wrong.after.verified & ~robust.after.verified).any()
+
+
+class Noisy(nn.Module):
+    """A network whose mean over draws is the network itself."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.net(x)
+        return z + 3 * torch.randn_like(z)
+
+
+def test_one_that_draws_as_well_falls_beyond_chance_alone():
+    data, net = draw(45, 2), DETECTORS["noise as the last class"]()
+    few = Battery(steps=8, targets=2, targeted_steps=8, finish=8, trial_steps=0, queries=0)
+    how = {"rejected": "robust", "battery": few, "kernels": ()}
+    calm = ra.audit(trained(3), net, data, ra.Linf(EPS), **how).after
+    noisy = ra.audit(trained(3), Noisy(net), data, ra.Linf(EPS), draws=6, **how).after
+    assert 0.2 < calm.verified.mean() < 0.8 * calm.clean.mean()
+    assert abs(noisy.verified.mean() - calm.verified.mean()) < 0.08
+    assert not {3} & {fell.decided for fell in noisy.examples}
 
 
 def test_every_image_that_fell_is_decided_for_a_wrong_class():
