@@ -558,9 +558,15 @@ class _Learner:
                 named[name].copy_(before + dose * (learned.detach() - before))
         number = self._recipe.learnable.number
         if number is None:
-            return built
+            return self._call(built)
         values = {site: a.dose(dose) for site, a in self.activations.items()}
         return retrofit(built, number.activation(values), also=self._also)
+
+    def _call(self, built: nn.Module) -> nn.Module:
+        """A net of other weights is called another than the one that it was."""
+        if isinstance(built, Classifier) and built.name:
+            built.name = f"{built.name} hardened ({self._recipe.learn})"
+        return built
 
     def learn(
         self,

@@ -106,13 +106,18 @@ def test_all_learns_every_weight_and_norms_only_norms_and_logits(train):
         nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.LazyLinear(10)
     )
     plain(train.images[:2])
-    net = ra.Classifier(plain, shape=tuple(train.images.shape[1:]))
+    net = ra.Classifier(plain, shape=tuple(train.images.shape[1:]), name="mine")
     every = harden(net, train, THREAT, Hardening(learn="all", steps=2, batch=32, attack_steps=1))
     assert every.learned == every.parameters
     hardened = harden(
         net, train, THREAT, Hardening(learn="norms", steps=2, batch=32, attack_steps=1)
     )
     assert hardened.learned == 6 + 6 + 10
+    assert [h.net.name for h in (every, hardened)] == [
+        "mine hardened (all)",
+        "mine hardened (norms)",
+    ]
+    assert net.name == "mine"
     before, after = net.state_dict(), hardened.net.state_dict()
     moved = {k for k in before if not torch.equal(before[k], after[k])}
     assert moved == {"module.1.weight", "module.1.bias", "module.4.bias"}
