@@ -29,11 +29,12 @@ from retroact.activations.piecewise import ReLU
 from retroact.checkpoint import digest
 from retroact.crafting.ascent import climb
 from retroact.crafting.domain import domain_of
+from retroact.crafting.drawing import drawing
 from retroact.crafting.goals import Aim
 from retroact.crafting.losses import margin
 from retroact.crafting.oracle import device_of, in_float
 from retroact.crafting.threat import ThreatModel
-from retroact.doors import checked
+from retroact.doors import SLACK, checked
 from retroact.evaluation.accuracy import clean_accuracy_of
 from retroact.evaluation.evaluate import decide
 from retroact.evaluation.proof import prove
@@ -84,6 +85,10 @@ EVERY = 10
 """Steps from one checkpoint to the next: what a kill loses at most."""
 
 
+Augment = Callable[[Tensor], Tensor]
+"""Makes of examples (n, …) others of the same shape, in the same box, with the same labels."""
+
+
 class How(TypedDict, total=False):
     """The words of `harden` beyond network, data, threat and recipe."""
 
@@ -95,6 +100,7 @@ class How(TypedDict, total=False):
     checkpoint_dir: str | PathLike[str] | None
     fresh: bool
     budget: float | str | None
+    augment: Augment | None
     progress: Callable[[float, int], None] | None
 
 
@@ -252,6 +258,7 @@ def harden(
     checkpoint_dir: str | PathLike[str] | None = None,
     fresh: bool = False,
     budget: float | str | None = None,
+    augment: Augment | None = None,
     progress: Callable[[float, int], None] | None = None,
 ) -> Hardened:
     """A copy of `net` with a small part of it learned on `train` so that it withstands `threat`;
@@ -264,10 +271,14 @@ def harden(
     float32 and given back in its own dtype. With `checkpoint_dir` it goes on from the checkpoint
     there, with the same bits, unless it is to start `fresh`, and writes one after every `EVERY`
     steps. A `budget`, "60s" or seconds, takes as many steps as fit, of every weight where no recipe
-    is given. Images without labels, a tensor (n, …), do for a recipe whose `pull` is 1. Texts do
-    for all four; data are as `as_images` has it.
+    is given. Images without labels, a tensor (n, …), do for a recipe whose `pull` is 1. `augment`
+    makes others of the examples of each step, in their own units, before they are moved; what it
+    draws from torch's, numpy's or Python's generator depends on `seed` alone. Weights of a part
+    that is frozen (`requires_grad` False) stay as they are, unless all of `net` is. Texts do
+    for net, train, threat and recipe; data are as `as_images` has it.
     Raises ValueError for test data, a retrofitted net, nothing to learn, no dose that keeps enough,
-    a budget that is too small, and CheckpointError for a checkpoint of another run.
+    a budget that is too small, what is augmented out of its shape or box, and CheckpointError for a
+    checkpoint of another run.
     """
     net, threat = as_module(net), as_threat(threat)
     recipe = _as_recipe(ALL if recipe is None and budget is not None else recipe)
@@ -277,8 +288,8 @@ def harden(
     net, began = sized(net, train.images.shape[1:]), time.monotonic()
     if budget is not None:
         recipe = spent(budget, recipe, net, train, held, None if fresh else checkpoint_dir)
-    learner = _Learner(net, recipe, train, threat, tuple(also))
-    run = _describe_run(net, train, threat, recipe, tuple(also), seed)
+    learner = _Learner(net, recipe, train, threat, tuple(also), augment)
+    run = _describe_run(net, train, threat, recipe, tuple(also), seed, augment)
     learner.learn(seed, _Checkpoints.of(checkpoint_dir, run, fresh), progress)
     curve: list[Dose] = []
     hardened = learner.build(1.0)
@@ -335,12 +346,15 @@ def _describe_run(
     recipe: Hardening,
     also: tuple[str, ...],
     seed: int,
+    augment: Augment | None,
 ) -> dict[str, str]:
-    """All that what is learned depends on, for a checkpoint to say."""
+    """All that what is learned depends on, for a checkpoint to say; of what augments its name."""
     index = hashlib.sha256(train.index.contiguous().numpy().tobytes()).hexdigest()[:16]
     data = f"{train.fingerprint[:16]}-{index}"
     said = {"net": digest(net), "data": data, "threat": show(threat), "recipe": show(recipe)}
-    return said | {"also": ", ".join(also), "seed": str(seed)}
+    said |= {"also": ", ".join(also), "seed": str(seed)}
+    name = getattr(augment, "__qualname__", type(augment).__qualname__)
+    return said if augment is None else said | {"augment": name}
 
 
 def _choose_dose(
@@ -491,8 +505,10 @@ class _Learner:
         train: Images,
         threat: ThreatModel,
         also: tuple[str, ...] = (),
+        augment: Augment | None = None,
     ) -> None:
         self.net, self._recipe, self._train, self._also = net, recipe, train, also
+        self._augment = augment
         self._threat = threat.times(recipe.eps_factor)
         self._domain = domain_of(train)
         part, example = recipe.learnable, train.images[:2].to(device_of(net))
@@ -500,12 +516,14 @@ class _Learner:
         self.activations: dict[str, LearnedActivation] = {}
         if part.number is not None:
             self.activations = install_numbers(self.work, part.number, example)
-        self.weights = part.parameters_of(self.work, example)
+        frozen = _frozen(net)
+        learned = part.parameters_of(self.work, example)
+        self.weights = {name: p for name, p in learned.items() if name not in frozen}
         self._before = {name: p.detach().clone() for name, p in self.weights.items()}
         if not self.tensors:
             raise ValueError(
-                f"{type(net).__name__} has nothing to learn as {recipe.learn!r}; choose another"
-                " `learn`"
+                f"{type(net).__name__} has nothing to learn as {recipe.learn!r}"
+                f"{' that is not frozen' if frozen else ''}; choose another `learn`"
             )
         where, domain = (train.images, train.index, threat), self._domain
         self._form = prove(self.work, *where, passes=recipe.steps, domain=domain).form
@@ -607,6 +625,7 @@ class _Learner:
         share of eps makes of them."""
         recipe, device, train = self._recipe, device_of(self.work), self._train
         x, y, index = (t[rows].to(device) for t in (train.images, train.labels, train.index))
+        x = self._augmented(x, seed)
         target = self._target(x, y)
         threat = self._threat if share == 1.0 else self._threat.times(share)
         with torch.autocast(device.type, dtype=torch.bfloat16, enabled=recipe.bf16):
@@ -618,6 +637,23 @@ class _Learner:
                 w * F.cross_entropy(in_float(self.work, part), target) for w, part in halves if w
             ]
         return torch.stack(losses).sum()
+
+    def _augmented(self, x: Tensor, seed: int) -> Tensor:
+        """What the user's augmentation makes of `x`, by draws that depend on the seed alone."""
+        if self._augment is None:
+            return x
+        with drawing(seed, x.device), torch.no_grad():
+            made = self._augment(x)
+        if not isinstance(made, Tensor) or made.shape != x.shape:
+            said = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+            raise ValueError(f"augment: expected a tensor {tuple(x.shape)}, got {said}")
+        low, high = (float(end) for end in made.aminmax())
+        if low < self._domain.low - SLACK or high > self._domain.high + SLACK:
+            raise ValueError(
+                f"augment: expected examples in [{self._domain.low:g}, {self._domain.high:g}],"
+                f" got {low:g} to {high:g}; normalisation is in the classifier"
+            )
+        return self._domain.clamp(made)
 
     def _target(self, x: Tensor, y: Tensor) -> Tensor:
         """The labels, or of every class the share that it has of the target."""
@@ -636,6 +672,13 @@ class _Learner:
         start = threat.start(x, self._domain, index, seed)
         run = (self.attacked, start, x, threat, self._domain, loss)
         return climb(*run, step=2.5 * threat.eps / steps, steps=steps)
+
+
+def _frozen(net: nn.Module) -> set[str]:
+    """The parameters that are to stay, by name; none where all are frozen, which is how a network
+    is kept that nobody trains any more."""
+    frozen = {name for name, p in net.named_parameters() if not p.requires_grad}
+    return frozen if len(frozen) < len(list(net.parameters())) else set()
 
 
 def _widen(net: nn.Module) -> nn.Module:

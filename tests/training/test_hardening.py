@@ -20,6 +20,7 @@ from retroact.crafting.oracle import AccessError
 from retroact.evaluation.evaluate import decide
 from retroact.evaluation.trial import Trial
 from retroact.files import CheckpointError
+from retroact.retrofitting.copying import deep_copy
 from retroact.training.budget import within
 from retroact.training.hardening import Hardening, harden
 from retroact.training.learnable import LEARNABLE, Kappa, Learn
@@ -211,6 +212,65 @@ def test_a_pull_of_one_needs_no_labels(net, train):
         for s in (still, labels.state_dict())
     ]
     assert far[0] < far[1]
+
+
+def test_a_part_that_is_frozen_stays_unless_all_of_the_network_is(net, train):
+    tuned = deep_copy(net).requires_grad_(True)
+    first = next(iter(dict(tuned.named_parameters())))
+    tuned.get_parameter(first).requires_grad_(False)
+    recipe = replace(BRIEF, learn="all", steps=2)
+    made = harden(tuned, train, THREAT, recipe)
+    assert made.learned == made.parameters - tuned.get_parameter(first).numel()
+    before, after = dict(tuned.named_parameters()), dict(made.net.named_parameters())
+    assert {k for k in before if torch.equal(before[k], after[k])} == {first}
+    frozen = deep_copy(net).requires_grad_(False)
+    assert harden(frozen, train, THREAT, recipe).learned == made.parameters
+    tuned.requires_grad_(True)
+    for name, p in tuned.named_parameters():
+        p.requires_grad_("bias" not in name)
+    with pytest.raises(ValueError, match="not frozen"):
+        harden(tuned.module, train, THREAT, replace(recipe, learn="norms"))
+
+
+class Shifted:
+    """Moves images by up to a pixel, and keeps what it was shown."""
+
+    def __init__(self):
+        self.shown = []
+
+    def __call__(self, x):
+        self.shown.append(x)
+        there = torch.randint(-1, 2, (2,)).tolist()
+        return torch.roll(x, there, (2, 3))
+
+
+def test_what_augments_is_asked_once_a_step_and_draws_by_the_seed(net, train):
+    recipe, state = replace(BRIEF, learn="all", steps=3), torch.random.get_rng_state()
+    with mock.patch("retroact.training.hardening._Learner._attack", side_effect=moved) as attack:
+        one = harden(net, train, THREAT, recipe, augment=Shifted(), seed=4)
+    given = [call.args[0] for call in attack.call_args_list]
+    again = Shifted()
+    with mock.patch("retroact.training.hardening._Learner._attack", side_effect=moved):
+        two = harden(net, train, THREAT, recipe, augment=again, seed=4)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert len(again.shown) == 3 and all(len(x) == recipe.batch for x in again.shown)
+    pairs = zip(given, again.shown, strict=True)
+    assert any(not torch.equal(x, shown) for x, shown in pairs)
+    same = two.net.state_dict()
+    assert all(torch.equal(v, same[k]) for k, v in one.net.state_dict().items())
+
+
+def moved(x, y, index, threat, seed):
+    return x
+
+
+@pytest.mark.parametrize(
+    ("augment", "words"),
+    [(lambda x: x - 1, r"expected examples in \[0, 1\]"), (lambda x: x[:, :, 1:], "a tensor")],
+)
+def test_what_augments_leaves_shape_and_box(net, train, augment, words):
+    with pytest.raises(ValueError, match=words):
+        harden(net, train, THREAT, BRIEF, augment=augment)
 
 
 def test_a_budget_takes_as_many_steps_as_fit_and_goes_on_with_those(net, train, tmp_path):
