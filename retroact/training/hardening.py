@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from retroact.activations.activation import Activation
 from retroact.activations.piecewise import ReLU
 from retroact.checkpoint import digest
 from retroact.crafting.ascent import climb
@@ -32,7 +33,7 @@ from retroact.crafting.domain import domain_of
 from retroact.crafting.drawing import drawing
 from retroact.crafting.goals import Aim
 from retroact.crafting.losses import margin
-from retroact.crafting.oracle import device_of, in_float
+from retroact.crafting.oracle import device_of, dtype_of, in_float
 from retroact.crafting.threat import ThreatModel
 from retroact.doors import SLACK, checked
 from retroact.evaluation.accuracy import clean_accuracy_of
@@ -512,6 +513,7 @@ class _Learner:
         self._threat = threat.times(recipe.eps_factor)
         self._domain = domain_of(train)
         part, example = recipe.learnable, train.images[:2].to(device_of(net))
+        self._example = example
         self.work = self._prepare(part)
         self.activations: dict[str, LearnedActivation] = {}
         if part.number is not None:
@@ -544,7 +546,7 @@ class _Learner:
             )
         work = _widen(self.net)
         if part.number is not None:
-            work = retrofit(work, ReLU(), also=self._also)
+            work = self._retrofit(work, ReLU())
         return work.eval().requires_grad_(False)
 
     @property
@@ -578,7 +580,12 @@ class _Learner:
         if number is None:
             return self._call(built)
         values = {site: a.dose(dose) for site, a in self.activations.items()}
-        return retrofit(built, number.activation(values), also=self._also)
+        return self._retrofit(built, number.activation(values))
+
+    def _retrofit(self, net: nn.Module, activation: Activation) -> nn.Module:
+        """The net with that activation, found on training examples of its own dtype."""
+        example = self._example.to(dtype_of(net))
+        return retrofit(net, activation, also=self._also, example=example)
 
     def _call(self, built: nn.Module) -> nn.Module:
         """A net of other weights is called another than the one that it was."""

@@ -379,6 +379,15 @@ def test_a_net_of_another_dtype_learns_what_its_float32_copy_learns_and_keeps_it
         assert getattr(hardened, "retrofit", None) == getattr(wide_net, "retrofit", None)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_bare_module_learns_shifts_from_the_shape_of_its_examples(net, train, dtype):
+    bare = deep_copy(net.module).to(dtype)
+    made = harden(bare, train, THREAT, replace(BRIEF, steps=2))
+    assert made.learned == 122 and {p.dtype for p in made.net.parameters()} == {dtype}
+    x = train.images[:4].to(dtype)
+    assert not torch.equal(made.net(x), bare(x))
+
+
 def test_other_kinds_are_learned_where_they_are_named_only(train):
     body = nn.Sequential(
         nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 16), nn.GELU(), nn.Linear(16, 10)
