@@ -19,6 +19,7 @@ from retroact.nets.data import Images
 from retroact.reading import Data, Said, as_activation, as_changed, as_images, as_module
 from retroact.retrofitting.installed import installed
 from retroact.spec import CallError, SpecError, known, show
+from retroact.training.channels import channels_of
 
 _CHUNK = 256
 
@@ -37,7 +38,8 @@ def calibrate(
 
     The numbers go into `file` (.safetensors), which the spec then names with its SHA-256; without a
     file they are kept in memory, and in whatever network is saved with them. Channels are on axis 1
-    of an activation's input. A class stands for its defaults: calibrate(net, MeanSparse, train).
+    of an activation's input after a convolution, on the last axis after a linear layer. A class
+    stands for its defaults: calibrate(net, MeanSparse, train).
     Raises ValueError for test data, for a retrofitted net and for an activation that has no
     numbers to measure.
     """
@@ -73,9 +75,10 @@ def _check(net: nn.Module, images: Images) -> None:
 
 def _look(work: nn.Module, images: Images, chunk: int) -> dict[str, Moments]:
     """What goes into each site of `work`, which carries the ReLUs that the net has."""
-    watchers = {}
+    watchers, channels = {}, channels_of(work, images.images[:2].to(device_of(work)))
     for name, module in installed(work).items():
-        watchers[name] = _Watcher(cast(Activation, module.activation))
+        axis, _ = channels.get(name, (1, 0))
+        watchers[name] = _Watcher(cast(Activation, module.activation), axis)
         module.become(watchers[name])
     device, dtype = device_of(work), dtype_of(work)
     with torch.no_grad():
@@ -87,19 +90,19 @@ def _look(work: nn.Module, images: Images, chunk: int) -> dict[str, Moments]:
 class _Watcher(nn.Module):
     """An activation that adds up the moments of what goes into it."""
 
-    def __init__(self, inner: Activation) -> None:
+    def __init__(self, inner: Activation, axis: int) -> None:
         super().__init__()
-        self.inner = inner
+        self.inner, self.axis = inner, axis
         self.seen: Moments | None = None
 
     def forward(self, z: Tensor) -> Tensor:
-        moments = _moments(z)
+        moments = _moments(z, self.axis)
         self.seen = moments if self.seen is None else self.seen + moments
         return self.inner(z)
 
 
-def _moments(z: Tensor) -> Moments:
-    """Those of each channel of z (n, c, …)."""
-    rows = z.detach().double().transpose(0, 1).flatten(1).cpu()
+def _moments(z: Tensor, axis: int) -> Moments:
+    """Those of each channel of z, along that axis."""
+    rows = z.detach().double().movedim(axis, 0).flatten(1).cpu()
     ends = rows.amin(1), rows.amax(1)
     return Moments(rows.mean(1), rows.var(1, correction=0), *ends, rows.shape[1])

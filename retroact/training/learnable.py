@@ -20,12 +20,14 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from retroact.activations.activation import Activation
+from retroact.activations.channel_shift import channel_view
 from retroact.activations.files import embed
 from retroact.activations.per_site import PerSite
 from retroact.activations.piecewise import JumpReLU, SReLU
 from retroact.activations.shifted import ShiftedReLU
 from retroact.crafting.oracle import in_float
 from retroact.retrofitting.installed import installed
+from retroact.training.channels import channels_of
 
 Learn = Literal["shifts", "kappa", "slopes", "early", "norms", "ends", "all"]
 
@@ -96,7 +98,7 @@ class Shift(Number):
         return channels
 
     def __call__(self, inner: Activation, z: Tensor, value: Tensor) -> Tensor:
-        return inner(z + value.view(-1, *[1] * (z.dim() - 2)))
+        return inner(z + value.view(channel_view(len(value), z, "shifts")))
 
     def activation(self, values: Mapping[str, Tensor]) -> ShiftedReLU:
         content = to_bytes({site: v.contiguous() for site, v in values.items()})
@@ -162,21 +164,11 @@ def install_numbers(
     net: nn.Module, number: Number, example: Tensor
 ) -> dict[str, LearnedActivation]:
     """Puts a learned activation in the place of every installed one of `net`, by site."""
-    channels: dict[str, int] = {}
-    places = installed(net)
-    with _watching(
-        (
-            module.register_forward_hook(
-                lambda m, args, out, name=name: channels.__setitem__(name, args[0].shape[1])
-            )
-            for name, module in places.items()
-        ),
-    ):
-        in_float(net, example)
+    places, channels = installed(net), channels_of(net, example)
     learned = {}
     for name, module in places.items():
         assert not isinstance(module.activation, nn.Module)
-        learned[name] = LearnedActivation(number, module.activation, channels[name])
+        learned[name] = LearnedActivation(number, module.activation, channels[name][1])
         module.become(learned[name].to(example.device))
     return learned
 
