@@ -99,10 +99,12 @@ class Battery:
         climb, *others = self.rank(run, subject)
         progress()
         title = f"targeted{_through(climb)}"
-        spent = self.alarmed() if subject.alarms else self
+        spent = self.alarmed() if subject.alarms or subject.draws else self
         broken = run.attack(title, "white box", spent.targeted(under.classes), climb)
         if subject.alarms:
             spent.answer(run, subject, [climb, *others[:1]], under, broken)
+        if subject.draws and not subject.is_baffling:
+            spent.begin_anew(run, climb, under, _ANEW, _PATIENCE)
         progress()
         self.again(run, climb, under.classes)
         if self.queries:

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from retroact.auditing.numbers import Curves, Reading
 from retroact.auditing.verdict import Mechanism
 from retroact.crafting.domain import Domain
+from retroact.crafting.expectation import Expectation, same_draws
 from retroact.crafting.goals import Aim
 from retroact.crafting.losses import LossFunction, cross_entropy, margin
 from retroact.crafting.noise import normal, uniform
@@ -82,7 +83,7 @@ class FirstLook:
         self.traced = traced
         device = device_of(on.network)
         self.network, self.threat, self.seed = on.network, threat, seed
-        self._cheap = on.lean
+        self._cheap, self._draws = on.lean, isinstance(on.network, Expectation)
         self.x, self.y, self.index = x.to(device), y.to(device), index.to(device)
         self.gradients = 0
 
@@ -184,7 +185,7 @@ class FirstLook:
         the margin loss between x − `SHARE` · eps · u and x + `SHARE` · eps · u, and what the
         gradient foretells of it."""
         m = min(len(self.x), _PROBED)
-        gradient, length = self.uphill.gradient[:m].flatten(1), SHARE * self.threat.eps
+        gradient, length = self._uphill_of(m).flatten(1), SHARE * self.threat.eps
         found, foretold, aim = [], [], Aim(self.y[:m])
         for k in range(DIRECTIONS):
             drawn = normal(self.domain.shape, self.index[:m], self.seed, _PROBES + k).to(self.x)
@@ -194,6 +195,13 @@ class FirstLook:
             found.append(change)
             foretold.append((gradient * (up - down).flatten(1)).sum(1))
         return torch.stack(found), torch.stack(foretold)
+
+    def _uphill_of(self, m: int) -> Tensor:
+        """The gradient of the margin loss at the first points; in a batch of their own where the
+        network draws, which draws for a batch."""
+        if not self._draws:
+            return self.uphill.gradient[:m]
+        return self._gradient(self.x[:m], margin, torch.arange(m, device=self.x.device)).gradient
 
     @cached_property
     def infidelity(self) -> float:
@@ -214,7 +222,6 @@ class FirstLook:
         m, width = min(len(self.x), _TRIED), self.domain.entries
         k, length = min(_ENTRIES, width), SHARE * self.threat.eps
         x = self._start_inside(m)
-        gradient = self._gradient(x, margin, torch.arange(m, device=x.device)).gradient.flatten(1)
         at = uniform((width,), self.index[:m], self.seed, _PROBES - 2).argsort(1)[:, :k]
         step = length * nn.functional.one_hot(at, width).to(x)
         points = [x.flatten(1)[:, None] + sign * step for sign in (1, -1)]
@@ -222,8 +229,17 @@ class FirstLook:
         aim = Aim(self.y[:m].repeat_interleave(k))
         change = margin(self._logits(up), aim) - margin(self._logits(down), aim)
         whole = (up - down).flatten(1).sum(1) > 1.9 * length
-        foretold = gradient.gather(1, at) * 2 * length
+        foretold = self._gradient_of_entries(x, at) * 2 * length
         return change.where(whole, 0.0).view(m, k), foretold
+
+    def _gradient_of_entries(self, x: Tensor, at: Tensor) -> Tensor:
+        """The gradient of the margin loss at the first points `x` (m, …) for their entries `at`
+        (m, k); in a batch as large as that of entries moved alone where the network draws."""
+        (m, k), rows = at.shape, torch.arange(len(at), device=x.device)
+        if not self._draws:
+            return self._gradient(x, margin, rows).gradient.flatten(1).gather(1, at)
+        each = self._gradient(x.repeat_interleave(k, 0), margin, rows.repeat_interleave(k))
+        return each.gradient.flatten(1).gather(1, at.view(-1, 1)).view(m, k)
 
     @cached_property
     def missing(self) -> float:
@@ -274,7 +290,7 @@ class FirstLook:
         return _share(~logits.isfinite().all(1))
 
     def _logits(self, x: Tensor) -> Tensor:
-        with torch.no_grad(), evaluating(self._cheap):
+        with torch.no_grad(), evaluating(self._cheap), same_draws():
             return torch.cat([in_float(self._cheap, part) for part in x.split(_CHUNK)])
 
     def _gradient(
@@ -289,7 +305,7 @@ class FirstLook:
         self.gradients += 1
         parts, labels = [], self.y if rows is None else self.y[rows]
         network = self._cheap if on is None else on
-        with evaluating(network):
+        with evaluating(network), same_draws():
             for part, y in zip(x.split(_CHUNK), labels.split(_CHUNK), strict=True):
                 aim, oracle = Aim(y), Oracle(network, len(y), device=x.device)
                 logits, gradient = _look(oracle, part, partial(loss, aim=aim))

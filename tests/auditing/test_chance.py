@@ -1,16 +1,21 @@
 """A network that draws: what falls is wrong by more than chance, and whoever looks often enough at
 means over few draws is not misled."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 import retroact as ra
 from retroact.auditing import attack_run
+from retroact.auditing import indicators as indicators_of
 from retroact.auditing.battery import Battery
 from retroact.auditing.chance import SURE, Chance
-from retroact.crafting.expectation import Expectation
+from retroact.auditing.indicators import FirstLook, indicators
+from retroact.crafting.expectation import Expectation, same_draws
 from retroact.crafting.goals import BeyondChance, view_of
+from retroact.evaluation.proof import leave_as_is
 
 SMALL = Battery(steps=8, targets=2, targeted_steps=8, finish=8, trial_steps=0, sample=8, queries=0)
 
@@ -61,6 +66,48 @@ def test_chance_is_what_it_is_where_the_attack_ended():
     chance = Chance.of(Expectation(Loud(), 10), ra.Images(clean, labels, torch.arange(40)))
     assert chance.error > 5
     assert (chance.decide(attacked, labels) == 1).all()
+
+
+class Dropped(nn.Module):
+    """A net that sees a share of its pixels, others each time, by a backward pass of one's own."""
+
+    def __init__(self, net: nn.Module, blind: bool) -> None:
+        super().__init__()
+        self.net, self.blind = net, blind
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = x * (torch.rand_like(x) > 0.2)
+        if self.blind:  # half of the image hands no gradient back
+            left, right = seen.chunk(2, -1)
+            seen = torch.cat([left.detach(), right], -1)
+        return self.net(seen)
+
+
+def heard(net: nn.Module, data: ra.Images) -> set[str]:
+    """What fires on the mean of a net that draws, beside the plain one, of jumps and gradients."""
+    points = data.images, data.labels, data.index, ra.Linf(0.1)
+    both = ra.load("digits-cnn"), Expectation(net, 6)
+    before, after = (FirstLook(leave_as_is(n), *points) for n in both)
+    asked = [i for i in indicators() if i.mechanism in ("jump", "wrong gradient")]
+    return {i.title for i in asked if i(after, before).fired}
+
+
+@pytest.mark.parametrize("n", [20, 70])  # beside the 50 points of which random directions are asked
+def test_alarms_do_not_hear_the_draws_and_hear_what_is_wrong_beside_them(n, monkeypatch):
+    plain, data = ra.load("digits-cnn"), ra.data(f"digits[:{n}]")
+    assert heard(Dropped(plain, blind=False), data) == set()
+    assert heard(Dropped(plain, blind=True), data) >= {"random directions", "single entries"}
+    monkeypatch.setattr(indicators_of, "same_draws", nullcontext)
+    assert heard(Dropped(plain, blind=False), data)
+
+
+def test_draws_are_the_same_within_the_block_alone():
+    mean = Expectation(NoisyLogits(nn.Linear(3, 2), 1.0), 3)
+    x, y = torch.rand(2, 4, 3)
+    with same_draws():
+        noise = mean(x) - mean.net.net(x)
+        torch.testing.assert_close(mean(y) - mean.net.net(y), noise)
+    assert (mean(y) - mean.net.net(y) - noise).abs().max() > 0.1
 
 
 def test_a_network_whose_mean_is_the_plain_one_withstands_what_that_does(monkeypatch):

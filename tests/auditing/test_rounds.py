@@ -113,6 +113,20 @@ def test_a_network_that_draws_is_followed_itself_and_begun_anew(breaks, through,
     assert not run.breaks
 
 
+def test_one_that_draws_and_raises_no_alarm_is_begun_anew_as_well(monkeypatch):
+    mean, titles = ra.Expectation(plain(), draws=2), []
+
+    def attack(run: AttackRun, title: str, *args: Any, **how: Any) -> int:
+        titles.append(title)
+        return 0
+
+    monkeypatch.setattr(AttackRun, "attack", attack)
+    Battery(queries=0)(Subject(*[leave_as_is(mean)] * 3), under(), ra.PGD(2))
+    Battery(queries=0)(Subject(*[ITSELF] * 3), under(), ra.PGD(2))
+    always = ["claimed", "APGD, margin", "targeted"]
+    assert titles == [*always, "targeted anew, 1", "targeted anew, 2", *always]
+
+
 def test_one_that_does_not_draw_is_not():
     subject = Subject(ITSELF, ITSELF, ITSELF, alarms=("falling loss",), derives=False)
     run = Answered(100, 3, 5)
