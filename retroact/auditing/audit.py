@@ -41,7 +41,16 @@ from retroact.auditing.paragraph import write_paragraph
 from retroact.auditing.resuming import check_same, name_sides, parts_of
 from retroact.auditing.subjects import KERNELS, Schedule, Subject, prepare
 from retroact.auditing.trails import Trail, follow
-from retroact.auditing.verdict import MARGIN, SHARES, Counts, Verdict, count, fewest, judge
+from retroact.auditing.verdict import (
+    MARGIN,
+    SHARES,
+    Counts,
+    Verdict,
+    check_margin,
+    count,
+    fewest,
+    judge,
+)
 from retroact.checkpoint import digest
 from retroact.crafting.attack import Attack
 from retroact.crafting.domain import Domain, domain_of
@@ -316,6 +325,7 @@ def audit(
     own = None if surrogate is None else as_network(surrogate)
     (seed, chunk, _), draws = checked(seed, chunk), whole(draws, "draws")
     where, prints = take(executor, Executor), _fingerprint(images, nets)
+    check_margin(margin)
     parts = parts_of(store, fresh, (*nets, own))
 
     untouched = Pair(*map(copy_of, nets))  # before anybody asks them anything

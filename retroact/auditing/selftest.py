@@ -224,11 +224,14 @@ class _Told:
     seed: int
 
     def __call__(self, case: int) -> Check:
-        every = list(_cases(self.net, self.robust, self.kappa))
-        title, expected, before, after, holds = every[case]
+        title, expected, before, after, holds = self._every[case]
         how: dict[str, Any] = {"battery": self.battery, "kernels": self.kernels, "seed": self.seed}
         outcome = audit(before, after, self.data, self.threat, **how)
         return Check(title, expected, outcome, holds(outcome))
+
+    @cached_property
+    def _every(self) -> list[_Case]:
+        return list(_cases(self.net, self.robust, self.kappa))
 
 
 @dataclass(frozen=True, eq=False)

@@ -113,7 +113,7 @@ class Counts:
 
         Raises ValueError for a margin outside (0, 1).
         """
-        return self.interval[0] > -_check_margin(margin)
+        return self.interval[0] > -check_margin(margin)
 
 
 @dataclass(frozen=True)
@@ -291,7 +291,7 @@ def judge(
     (0, 1).
     """
     rare = _RARER if first_look else _RARE
-    effect = _effect(counts.interval, counts.p, _check_margin(margin), rare)
+    effect = _effect(counts.interval, counts.p, check_margin(margin), rare)
     heard = {"GENUINE": [*doubts], "HARMFUL": [*doubts_before]}
     reasons = heard.get(effect, [*doubts, *doubts_before])
     if counts.at_floor:
@@ -314,7 +314,8 @@ def judge(
     return Verdict(effect, claim, mechanisms, counts, said, *how)
 
 
-def _check_margin(margin: float) -> float:
+def check_margin(margin: float) -> float:
+    """The margin; ValueError where it is none."""
     if not 0 < margin < 1:
         raise ValueError(
             f"expected a margin in (0, 1), the accuracy difference that matters, got {margin}"
@@ -350,7 +351,7 @@ def settling(counts: Counts, margin: float = MARGIN, rare: float = _RARE) -> int
 def fewest(margin: float = MARGIN) -> int:
     """The least n that could tell anything: two networks that fare alike on so many examples are
     within ± `margin` of one another. About 3/`margin`, as the rule of three has it."""
-    n = math.ceil(1 / _check_margin(margin))
+    n = math.ceil(1 / check_margin(margin))
     while bootstrap(0, 0, n)[0] <= -margin:
         n += 1 + n // 100
     return n

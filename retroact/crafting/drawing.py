@@ -73,7 +73,8 @@ def drawing(seed: int, device: torch.device, net: object = None) -> Iterator[Non
 def _own(net: object) -> Iterator[tuple[Any, _Ways]]:
     """The generators that modules of `net` hold, each once."""
     modules = net.modules() if isinstance(net, nn.Module) else ()
-    held = {id(value): value for module in modules for value in vars(module).values()}
+    kept = (value for module in modules for value in vars(module).values())
+    held = {id(value): value for value in kept if isinstance(value, tuple(_KINDS))}
     for value in held.values():
         for kind, ways in _KINDS.items():
             if isinstance(value, kind):

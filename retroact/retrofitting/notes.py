@@ -50,7 +50,7 @@ class Notes:
             any(not _alike(_content(held), content) for held, content in self._kept)
             or any(not _alike(scope.read(), content) for scope, content in self._scopes)
             or any(_state(held) != state for held, state in self._states)
-            or repr(self._random) != repr(_random_states())
+            or not _same_states(self._random, _random_states())
         )
 
     def restore(self) -> None:
@@ -249,6 +249,19 @@ def _alike(content: Content, other: Content) -> bool:
 def _same(value: object, other: object) -> bool:
     alike = type(value) is type(other) and isinstance(value, _SIMPLE)
     return value is other or (alike and repr(value) == repr(other))
+
+
+def _same_states(states: object, other: object) -> bool:
+    """Whether two states of generators are alike, arrays by their entries."""
+    if isinstance(states, tuple | dict) and type(states) is type(other):
+        assert isinstance(other, tuple | dict)
+        pair = (list(s.values()) if isinstance(s, dict) else s for s in (states, other))
+        one, two = pair
+        return len(one) == len(two) and all(map(_same_states, one, two))
+    numpy = sys.modules.get("numpy")
+    if numpy and isinstance(states, numpy.ndarray):
+        return bool(numpy.array_equal(states, other))
+    return states == other
 
 
 def _random_states() -> tuple[tuple[object, ...], dict[str, object] | None]:

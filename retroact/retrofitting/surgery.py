@@ -13,7 +13,7 @@ a site that was found but not replaced is a `CoverageError`, never a quiet gap.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from os import PathLike
@@ -287,13 +287,19 @@ def _rewrite(
         expected = _run(_reroute(deep_copy(net), seen, chosen, stand_in), inputs)
         for overwrites in (False, True):
             put_in = _modules_for(chosen, stand_in.activation, overwrites=overwrites)
-            for candidate in (
-                _swap(deep_copy(net), seen, put_in),
-                _rewrite_graph(deep_copy(graph), seen, put_in, inputs),
-            ):
+            for candidate in _put_in_copies(net, graph, seen, put_in, inputs):
                 if candidate is not None and _same(_run(candidate, inputs), expected):
                     return candidate
     return _reroute(net, seen, chosen, wanted)
+
+
+def _put_in_copies(
+    net: nn.Module, graph: nn.Module, seen: Survey, put_in: dict[str, Installed], inputs: Inputs
+) -> Iterator[nn.Module | None]:
+    """The net with the modules in it, and its graph, which is made only where the net is not
+    taken."""
+    yield _swap(deep_copy(net), seen, put_in)
+    yield _rewrite_graph(deep_copy(graph), seen, put_in, inputs)
 
 
 def _stand_ins(chosen: tuple[Site, ...]) -> PerSite:

@@ -19,8 +19,15 @@ from retroact.auditing.battery import Battery
 from retroact.auditing.numbers import AuditNumbers
 from retroact.crafting.threat import L2, Linf
 
-SMALL = Battery(steps=12, targets=3, targeted_steps=15, trial_steps=8, sample=20, queries=0)
+SMALL = Battery(
+    steps=12, targets=3, targeted_steps=15, finish=20, trial_steps=8, sample=20, queries=0
+)
 LITTLE = Battery(1, 1, 1, 1, trial_steps=0, sample=4, queries=0, points=20)
+BRIEF = Battery(
+    steps=3, targets=2, targeted_steps=3, finish=3, trial_steps=2, sample=6, queries=10, points=20
+)
+"""Every step of the whole battery, for what does not hang on how many are broken."""
+TOUCH = ra.PGD(steps=3)
 EPS = Linf(0.12)
 
 
@@ -30,7 +37,7 @@ def plain() -> nn.Module:
 
 
 @cache
-def data(n: int = 80) -> ra.Images:
+def data(n: int = 50) -> ra.Images:
     return ra.data(f"digits[:{n}]")
 
 
@@ -39,7 +46,7 @@ def jump(kappa: float = 0.5) -> nn.Module:
 
 
 def run(
-    hard: object, n: int = 80, threat: object = EPS, before: object = None, **how: object
+    hard: object, n: int = 50, threat: object = EPS, before: object = None, **how: object
 ) -> Audit:
     return audit(
         plain() if before is None else before, hard, data(n), threat, **{"battery": SMALL} | how
@@ -49,6 +56,11 @@ def run(
 @cache
 def of_the_jump() -> Audit:
     return run(jump())
+
+
+@cache
+def of_a_jump_by_hand() -> Audit:
+    return run(Handmade(0.5))
 
 
 class Handmade(nn.Module):
@@ -87,6 +99,7 @@ class Noisy(nn.Module):
 def brief_alarms(monkeypatch):
     """What alarms of a network that draws ask for, and means of it, at little cost."""
     monkeypatch.setattr("retroact.auditing.audit.DRAWS", (2, 4))
+    monkeypatch.setattr("retroact.auditing.battery._ALARMED", 2)
     monkeypatch.setattr("retroact.auditing.battery._ALARMED_FINISH", 8)
     monkeypatch.setattr("retroact.auditing.battery._ANEW", 1)
 
@@ -119,12 +132,12 @@ def untimed(made: Audit) -> dict[str, object]:
 def test_the_numbers_are_plain_and_repeat():
     first, again = untimed(of_the_jump()), untimed(run(jump()))
     assert first == again
-    assert first["n"] == 80 and first["verdict"] == str(of_the_jump())
+    assert first["n"] == 50 and first["verdict"] == str(of_the_jump())
     assert first["verified"] == of_the_jump().after.verified.mean()
 
 
 def test_a_jump_that_no_spec_tells_of_is_never_genuine():
-    blind = run(Handmade(0.5))
+    blind = of_a_jump_by_hand()
     assert "gradient fidelity" in {r.title for r in blind.alarms}
     assert not any("kernel" in r.title for r in blind.after.attacks)
     assert blind.verdict.effect != "GENUINE"
@@ -140,7 +153,7 @@ def test_a_jump_that_its_code_tells_of_is_attacked_through_kernels():
 
 def test_a_surrogate_answers_a_jump_without_a_spec():
     source = ra.refit(jump(), ra.JumpReLU(0.5).surrogate(8 / 0.5))
-    blind, seeing = run(Handmade(0.5)), run(Handmade(0.5), surrogate=source)
+    blind, seeing = of_a_jump_by_hand(), run(Handmade(0.5), surrogate=source)
     assert any("your surrogate" in r.title for r in seeing.after.attacks)
     assert seeing.after.verified.sum() < blind.after.verified.sum()
 
@@ -154,7 +167,7 @@ def test_a_surrogate_gives_gradients_and_decides_nothing():
         def forward(self, x):
             return source(x) - 1e4 * torch.nn.functional.one_hot(source(x).argmax(1), 10)
 
-    made = run(Handmade(0.5), surrogate=Turned())
+    made = run(Handmade(0.5), 20, surrogate=Turned())
     asked = next(r for r in made.after.attacks if r.title.startswith("targeted"))
     assert asked.broken > 0 and asked.gradients > 0
 
@@ -195,22 +208,25 @@ def test_an_l2_radius_works_too():
 def test_the_networks_stay_as_they_were():
     hard = jump().train()
     before = {k: v.clone() for k, v in hard.state_dict().items()}
-    run(hard, 30)
+    run(hard, 12, battery=BRIEF, claimed=TOUCH)
     assert hard.training and all(torch.equal(v, before[k]) for k, v in hard.state_dict().items())
     assert all(p.grad is None for p in [*hard.parameters(), *plain().parameters()])
 
 
 def test_threads_find_what_one_finds_and_leave_the_networks_as_they_were():
     old, hard = copy.deepcopy(plain()).train(), jump().train()
-    asking = dataclasses.replace(SMALL, queries=20)
-    beside = run(hard, 30, before=old, executor=ra.Threads(2), battery=asking)
+    how = {"battery": BRIEF, "claimed": TOUCH}
+    beside = run(hard, 16, before=old, executor=ra.Threads(2), **how)
     assert old.training and hard.training
-    assert untimed(beside) == untimed(run(jump(), 30, battery=asking))
+    assert untimed(beside) == untimed(run(jump(), 16, **how))
 
 
 @pytest.mark.parametrize(
     "how",
-    [{"draws": 3, "battery": LITTLE}, {"claimed": ra.Foolbox("LinfPGD", steps=5)}],
+    [
+        {"draws": 2, "battery": LITTLE, "claimed": TOUCH},
+        {"claimed": ra.Foolbox("LinfPGD", steps=5), "battery": BRIEF},
+    ],
     ids=["draws", "foolbox"],
 )
 def test_threads_do_not_take_each_others_random_numbers(how, brief_alarms):
@@ -229,13 +245,14 @@ def test_what_goes_wrong_in_the_other_thread_is_raised():
             return out
 
     with pytest.raises(ArithmeticError, match="the first network failed"):
-        run(jump(), 25, before=Failing(), executor=ra.Threads(2))
+        run(jump(), 12, before=Failing(), executor=ra.Threads(2), battery=BRIEF)
 
 
 @pytest.mark.parametrize("executor", [ra.Serial(), ra.Threads(2)], ids=str)
 def test_progress_ends_where_it_says(executor):
     seen = []
-    run(plain(), 25, executor=executor, progress=lambda *at: seen.append(at))
+    how = {"battery": BRIEF, "claimed": TOUCH, "executor": executor}
+    run(jump(), 12, progress=lambda *at: seen.append(at), **how)
     assert sorted(done for done, _ in seen) == list(range(1, seen[-1][1] + 1))
 
 
@@ -315,7 +332,7 @@ def test_labels_that_count_from_one_are_recognised_where_none_is_out_of_range():
 
 def test_a_plain_module_takes_its_shape_from_the_images():
     bare, part = plain().module, data()
-    outcome = audit(bare, "SReLU(2)", (part.images, part.labels), EPS, battery=SMALL)
+    outcome = audit(bare, "SReLU(2)", (part.images, part.labels), EPS, battery=LITTLE)
     assert outcome.numbers().clean.after > 0.9
     other = nn.Sequential(nn.Flatten(), nn.Linear(49, 10), nn.ReLU())
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as raised:
@@ -325,9 +342,9 @@ def test_a_plain_module_takes_its_shape_from_the_images():
 
 
 def test_a_randomised_network_is_averaged_whether_it_is_said_or_not(brief_alarms):
-    made = run(Noisy(), 12, draws=3, battery=LITTLE)
+    made = run(Noisy(), 12, draws=2, battery=LITTLE, claimed=TOUCH)
     assert made.verdict.counts.n == 12 and made.verdict.effect != "GENUINE"
-    grown = run(Noisy(), 12, battery=LITTLE)
+    grown = run(Noisy(), 12, battery=LITTLE, claimed=TOUCH)
     # only the one that draws is averaged
     assert grown.names.before == "digits-cnn"
     assert grown.names.after.startswith("Noisy, mean of ")
@@ -345,16 +362,15 @@ def test_one_that_draws_only_where_attacks_are_is_averaged_too(brief_alarms):
             out: Tensor = torch.where(off[:, None], super().forward(x), self.net(x))
             return out
 
-    made = run(Shy(), 12, draws=2)
+    made = run(Shy(), 12, draws=2, battery=LITTLE, claimed=TOUCH)
     assert made.names.before == "digits-cnn" and made.names.after != made.names.before
 
 
 def test_a_randomised_network_against_itself_is_one(brief_alarms):
     noisy = Noisy()
     seen = []
-    made = run(
-        noisy, 12, before=noisy, draws=3, battery=LITTLE, progress=lambda *at: seen.append(at)
-    )
+    how = {"draws": 3, "battery": LITTLE, "claimed": TOUCH}
+    made = run(noisy, 12, before=noisy, progress=lambda *at: seen.append(at), **how)
     assert made.before is made.after and made.verdict.counts.verified_gain == 0
     assert [done for done, _ in seen] == list(range(1, seen[-1][1] + 1))
 
@@ -380,9 +396,10 @@ def test_a_network_that_draws_from_a_generator_of_its_own_is_averaged(brief_alar
             out: Tensor = self.net(x + 0.1 * torch.randn(x.shape, generator=self.own))
             return out
 
-    made = run(Own(), 12, draws=3, battery=LITTLE)
+    how = {"draws": 3, "battery": LITTLE, "claimed": TOUCH}
+    made = run(Own(), 12, **how)
     assert made.pedigree.draws == (0, 3)
-    assert untimed(run(Own(), 12, draws=3, battery=LITTLE)) == untimed(made)
+    assert untimed(run(Own(), 12, **how)) == untimed(made)
 
 
 class Cached(nn.Module):
@@ -415,10 +432,10 @@ class Cached(nn.Module):
 
 
 @pytest.mark.parametrize("after", [0, 9])
-def test_a_network_that_remembers_is_refused(after):
+def test_a_network_that_remembers_is_refused(after, brief_alarms):
     for how in ({}, {"draws": 3}):  # not even where a mean is asked for
         with pytest.raises(ValueError, match="after the change remembers"):
-            run(Cached(after), 12, **how)
+            run(Cached(after), 12, battery=LITTLE, claimed=TOUCH, **how)
 
 
 def test_a_network_that_looks_at_its_batch_is_refused():
@@ -431,14 +448,14 @@ def test_a_network_that_looks_at_its_batch_is_refused():
         run(Batched(), 25)
 
 
-def test_numbers_that_are_none_where_attacks_walk_are_a_doubt():
+def test_numbers_that_are_none_where_attacks_walk_are_a_doubt(brief_alarms):
     class Breaking(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             off = ((16 * x - (16 * x).round()).abs().flatten(1).amax(1) > 0.02)[:, None]
             out: Tensor = torch.where(off, torch.nan, plain()(x))
             return out
 
-    made = run(Breaking(), 16)
+    made = run(Breaking(), 16, battery=BRIEF)
     assert made.verdict.effect == "ABSTAINED" and "are no numbers" in str(made)
 
 
@@ -452,7 +469,7 @@ def test_a_gradient_that_is_another_where_attacks_walk_is_seen():
             out: Tensor = plain()(x * (1 - hidden) + (x * hidden).detach())
             return out
 
-    made = run(Slow(), 40)
+    made = run(Slow(), 24)
     assert "gradient mismatch" in {r.title for r in made.alarms}
     assert made.verdict.effect != "GENUINE" and made.verdict.counts.verified_gain <= 0.05
 
@@ -499,7 +516,10 @@ def test_a_network_that_gives_classes_alone_is_searched_by_decisions(student, mo
     first = "Momentum along a student" if student else "RayS"
     assert searched[first] > 0, searched
     assert made.verdict.effect != "GENUINE"
-    both = run(Decides(), 24, before=Decides())
+
+
+def test_two_networks_that_give_classes_alone_gain_nothing(brief_alarms):
+    both = run(Decides(), 16, before=Decides(), battery=BRIEF)
     assert both.verdict.effect != "GENUINE" and both.verdict.counts.verified_gain == 0
 
 
@@ -510,7 +530,7 @@ def test_a_network_without_a_graph_is_attacked_through_its_trace():
                 out: Tensor = plain()(x)
                 return out
 
-    made = run(Silent(), 40)
+    made = run(Silent(), 24)
     assert made.verdict.effect in ("NO EFFECT", "INCONCLUSIVE") and made.verdict.masked
     assert made.verdict.counts.verified_gain <= 0.05 < made.verdict.counts.claimed_gain
     assert {"no gradient", "gradient mismatch"} <= {r.title for r in made.alarms}
@@ -534,25 +554,23 @@ def test_an_attack_that_does_not_bite_makes_it_abstain():
             out = nn.functional.one_hot(plain()(x).argmax(1), 10).float()
             return out + 0.0 * x.flatten(1).sum(1, keepdim=True)
 
-    made = run(Deaf(), 40)
+    made = run(Deaf(), 20)
     assert made.verdict.effect != "GENUINE"
     assert made.verdict.effect == "ABSTAINED" and "the attacks do not bite" in str(made)
     assert "zero gradient" in {r.title for r in made.alarms}
 
 
 def test_controls_run_with_a_whole_battery_only():
-    whole = dataclasses.replace(SMALL, queries=30)
-    roles = {r.role for side in run(plain(), 25, battery=whole).sides for r in side.attacks}
+    how, short = {"n": 16, "claimed": TOUCH}, dataclasses.replace(BRIEF, queries=0)
+    roles = {r.role for side in run(plain(), battery=BRIEF, **how).sides for r in side.attacks}
     assert roles == {"claimed", "white box", "control"}
-    assert {r.role for side in run(plain(), 25).sides for r in side.attacks} == {
-        "claimed",
-        "white box",
-    }
+    fewer = {r.role for side in run(plain(), battery=short, **how).sides for r in side.attacks}
+    assert fewer == {"claimed", "white box"}
 
 
 def test_a_wide_l2_radius_is_audited_and_half_the_diagonal_refused():
     """Half the diagonal of the box (8 here) reaches one grey image from all others."""
-    made = run(plain(), 25, L2(3.0), battery=dataclasses.replace(SMALL, queries=20))
+    made = run(plain(), 16, L2(3.0), battery=BRIEF)
     assert np.mean(made.after.verified) < 0.1
     with pytest.raises(ValueError, match="expected eps below 4"):
         run(plain(), 25, L2(4.0))
@@ -561,5 +579,5 @@ def test_a_wide_l2_radius_is_audited_and_half_the_diagonal_refused():
 def test_a_retrofit_made_with_an_example_needs_no_shape():
     bare = ra.Classifier(plain().module)
     hard = ra.retrofit(bare, ra.JumpReLU(0.5), example=data(25).images[:2])
-    made = run(hard, 25, before=bare)
+    made = run(hard, 12, before=bare, battery=BRIEF, claimed=TOUCH)
     assert any("kernel" in r.title for r in made.after.attacks)

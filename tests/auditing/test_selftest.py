@@ -23,7 +23,9 @@ from retroact.training.recipes import MixedFGSM, Standard
 
 # Small enough for seconds, and enough for what is asked here: 100 images, a few dozen gradients
 # each.
-SMALL = Battery(steps=15, targets=3, targeted_steps=20, trial_steps=10, sample=24, queries=0)
+SMALL = Battery(
+    steps=15, targets=3, targeted_steps=20, finish=30, trial_steps=10, sample=24, queries=0
+)
 EPS = ra.Linf(0.12)
 
 
@@ -92,6 +94,9 @@ def test_a_fake_that_decides_as_the_net_does_has_the_very_same_verified_accuracy
 
 
 def test_without_kernels_and_controls_it_fails(monkeypatch):
+    every, titles = selftesting._cases, ("itself", "JumpReLU(1)")
+    asked = lambda *how: [case for case in every(*how) if case[0] in titles]  # noqa: E731
+    monkeypatch.setattr(selftesting, "_cases", asked)
     monkeypatch.setattr(Battery, "add_controls", lambda battery, side, *_: side)
     checks = run(kernels=())
     assert not checks["JumpReLU(1)"].passed and checks["itself"].passed
@@ -151,14 +156,15 @@ NAMES = (
 )
 
 
-def run_fakes(monkeypatch: pytest.MonkeyPatch, said: object = None) -> dict[str, Check]:
-    """The self-test of some mechanisms alone; `said` puts other words in the audit's mouth."""
+def run_fakes(
+    monkeypatch: pytest.MonkeyPatch, audit: Callable[..., Audit], truth: Callable[..., object]
+) -> dict[str, Check]:
+    """The self-test of some mechanisms alone, by this audit and this truth."""
     some = [m for name in NAMES for m in mechanisms() if m.name == name]
-    honest = selftesting.audit
     monkeypatch.setattr(selftesting, "mechanisms", lambda fast: some)
     monkeypatch.setattr(selftesting, "_cases", lambda *_: [])
-    if said is not None:
-        monkeypatch.setattr(selftesting, "audit", lambda *a, **k: said(honest, *a, **k))
+    monkeypatch.setattr(selftesting, "audit", audit)
+    monkeypatch.setattr(selftesting, "truth", truth)
     net = ra.load("digits-cnn")
     fakes = [Given(net, (), ra.data("digits/train[:200]"), EPS.eps)]
     checks = selftest(net, data(), EPS, battery=SMALL, fakes=fakes)
@@ -166,27 +172,39 @@ def run_fakes(monkeypatch: pytest.MonkeyPatch, said: object = None) -> dict[str,
     return dict(zip(NAMES, checks, strict=True))
 
 
-@cache
-def found() -> tuple[Audit | ValueError, ...]:
-    """What the audit finds of each, or refuses it with."""
-    told: list[Audit | ValueError] = []
+def noting(told: list[object], ask: Callable[..., object]) -> Callable[..., object]:
+    """What is asked, with every answer and every refusal put into the list."""
 
-    def keep(honest: Callable[..., Audit], *a: object, **k: object) -> Audit:
+    def noted(*what: object, **how: object) -> object:
         try:
-            told.append(made := honest(*a, **k))
+            told.append(made := ask(*what, **how))
         except ValueError as error:
             told.append(error)
             raise
         return made
 
+    return noted
+
+
+@cache
+def found() -> tuple[list[Audit | ValueError], list[object]]:
+    """What the audit finds of each, or refuses it with, and what is true of them, in order."""
+    audits, truths = [], []
+    asked = noting(audits, selftesting.audit), noting(truths, selftesting.truth)
     with pytest.MonkeyPatch.context() as patch:
-        run_fakes(patch, keep)
-    return tuple(told)
+        run_fakes(patch, *asked)
+    return audits, truths
 
 
-def saying(**words: object) -> object:
+def replay_fakes(monkeypatch: pytest.MonkeyPatch, audit: Callable[..., Audit]) -> dict[str, Check]:
+    """The self-test of an audit that says other words of the same truths."""
+    truths = iter(found()[1])
+    return run_fakes(monkeypatch, audit, lambda *_, **__: next(truths))
+
+
+def saying(**words: object) -> Callable[..., Audit]:
     """An audit that finds the same facts and says these words of them."""
-    facts = iter(found())
+    facts = iter(found()[0])
 
     def say(*_: object, **__: object) -> Audit:
         made = next(facts)
@@ -202,7 +220,7 @@ def failed(checks: dict[str, Check]) -> set[str]:
 
 
 def test_a_fake_that_is_called_genuine_fails(monkeypatch):
-    checks = run_fakes(monkeypatch, saying(effect="GENUINE", claim="MASKED", doubts=()))
+    checks = replay_fakes(monkeypatch, saying(effect="GENUINE", claim="MASKED", doubts=()))
     assert "backward pass zero" in failed(checks)
     check = checks["backward pass zero"]
     assert str(check).startswith("FAILED: backward pass zero, the same seed: expected not GENUINE")
@@ -214,26 +232,26 @@ def test_a_fake_that_is_called_genuine_fails(monkeypatch):
 
 def test_a_masked_claim_that_is_called_honest_fails(monkeypatch):
     said = saying(effect="ABSTAINED", claim="HONEST", doubts=("nothing is sure",))
-    assert "backward pass zero" in failed(run_fakes(monkeypatch, said))
+    assert "backward pass zero" in failed(replay_fakes(monkeypatch, said))
 
 
 def test_an_audit_that_doubts_passes(monkeypatch):
     said = saying(effect="ABSTAINED", claim="MASKED", doubts=("nothing is sure",))
-    assert not failed(run_fakes(monkeypatch, said)) - {"one-hot of the decision"}
+    assert not failed(replay_fakes(monkeypatch, said)) - {"one-hot of the decision"}
 
 
 def test_a_crash_fails_and_a_refusal_passes_where_answers_depend_on_the_past(monkeypatch):
     def crash(*_: object, **__: object) -> Audit:
         raise RuntimeError("no graph\nhere")
 
-    checks = run_fakes(monkeypatch, crash)
+    checks = replay_fakes(monkeypatch, crash)
     assert failed(checks) == set(NAMES)
     assert str(checks["backward pass zero"]).endswith("RuntimeError: no graph")
 
     def refuse(*_: object, **__: object) -> Audit:
         raise ValueError("it remembers")
 
-    assert failed(run_fakes(monkeypatch, refuse)) == set(NAMES) - {"answers remembered"}
+    assert failed(replay_fakes(monkeypatch, refuse)) == set(NAMES) - {"answers remembered"}
 
 
 def test_what_is_tried_in_another_process_says_the_same(tmp_path):
