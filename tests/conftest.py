@@ -35,3 +35,14 @@ def call(tmp_path, monkeypatch, capsys):
         return code, *capsys.readouterr()
 
     return called
+
+
+@pytest.fixture
+def brief(monkeypatch):
+    """`--quick` takes its every step at next to no cost: for what does not hang on how many
+    fall."""
+    from retroact.auditing import battery
+
+    spent = {"steps": 4, "targets": 2, "targeted_steps": 4, "finish": 4, "sample": 8, "points": 30}
+    little = battery.Battery(**spent, trial_steps=0, queries=0, anew=1)
+    monkeypatch.setitem(battery._NAMED, "quick", little)

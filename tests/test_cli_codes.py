@@ -108,7 +108,7 @@ def test_the_margin_is_met_by_the_interval_not_by_the_difference():
 # ---------------------------------------------------------------------------------- of the command
 
 
-def test_an_audit_answers_what_it_is_asked(call):
+def test_an_audit_answers_what_it_is_asked(call, brief):
     code, out, _ = call(*AUDIT, "--fail-on", "masked")
     assert code == 1 and "MASKED by saturation" in out
     code, out, _ = call(*ITSELF, "--require", "not-weaker", "--margin", "0.1")
@@ -122,7 +122,7 @@ def test_an_audit_answers_what_it_is_asked(call):
     assert call(*ITSELF, *asked)[0] == 1
 
 
-def test_a_weaker_network_is_found(call):
+def test_a_weaker_network_is_found(call, brief):
     words = ("audit", "digits-cnn", "JumpReLU(1.2)", *QUESTION)
     code, out, _ = call(*words, "--require", "not-weaker")
     assert code == 1 and "HARMFUL" in out and "\nWEAKER: " in out
@@ -197,7 +197,7 @@ CHECK = ("check", "digits-cnn", *QUESTION)
         (("--quick", "--thorough"), 2, "got both"),
     ],
 )
-def test_what_check_says_and_answers(call, more, code, said):
+def test_what_check_says_and_answers(call, more, code, said, brief):
     exit_code, out, err = call(*CHECK, *more)
     assert exit_code == code and said in " ".join((out + err).split())
 

@@ -6,7 +6,7 @@ import sys
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-QUESTION = ("--threat", "Linf(0.1)", "--data", "digits[:40]", "--quick")
+QUESTION = ("--threat", "Linf(0.1)", "--data", "digits[:20]", "--quick")
 
 OURS = """
 import retroact as ra
@@ -18,7 +18,7 @@ def build():
 """
 
 
-def test_evidence_is_written_and_judged_again(call, tmp_path):
+def test_evidence_is_written_and_judged_again(call, tmp_path, brief):
     words = ("audit", "digits-cnn", "JumpReLU(0.8)", *QUESTION, "--evidence", "made")
     code, _, err = call(*words, "--json-out", "a.json")
     assert code == 0 and "wrote made" in err
@@ -32,7 +32,7 @@ def test_evidence_is_written_and_judged_again(call, tmp_path):
     assert code == 0 and out.rstrip().endswith("HOLDS") and "the audit says" in out
     code, out, _ = call("verify", "made", "--json")
     told = json.loads(out)
-    assert told["holds"] and told["n"] == 40 and len(told["counts"]) == 6
+    assert told["holds"] and told["n"] == 20 and len(told["counts"]) == 6
     assert all(row["the audit says"] == row["found"] for row in told["counts"])
 
     path = tmp_path / "made" / "after.safetensors"
@@ -46,7 +46,9 @@ def test_evidence_is_written_and_judged_again(call, tmp_path):
     assert code == 3 and "is no evidence of an audit" in err
 
 
-def test_evidence_of_a_network_of_ones_own_runs_what_the_command_names(call, tmp_path, monkeypatch):
+def test_evidence_of_a_network_of_ones_own_runs_what_the_command_names(
+    call, tmp_path, monkeypatch, brief
+):
     monkeypatch.delitem(sys.modules, "ours_there", raising=False)
     (tmp_path / "ours_there.py").write_text(OURS)
     words = ("audit", "ours_there:build", "JumpReLU(0.8)", *QUESTION, "--evidence", "made")
@@ -55,9 +57,9 @@ def test_evidence_of_a_network_of_ones_own_runs_what_the_command_names(call, tmp
     assert code == 3 and "runs only where you name it" in err and "--net" in err
     code, out, _ = call("verify", "made", "--net", "ours_there:build")
     assert code == 0 and "HOLDS" in out
-    code, out, _ = call("verify", "made", "--net", "digits-cnn", "--data", "digits[:40]")
+    code, out, _ = call("verify", "made", "--net", "digits-cnn", "--data", "digits[:20]")
     assert code == 0 and "HOLDS" in out  # the same weights by another name
-    code, _, err = call("verify", "made", "--net", "ours_there:build", "--data", "digits[:39]")
+    code, _, err = call("verify", "made", "--net", "ours_there:build", "--data", "digits[:19]")
     assert code == 3 and "other images or labels" in err
 
 
@@ -69,7 +71,7 @@ def test_a_file_in_the_place_of_the_folder_is_refused_before_the_work(call, tmp_
     assert call(*words, "no/where")[0] == 3
 
 
-def test_the_network_before_is_kept_and_read(call, tmp_path):
+def test_the_network_before_is_kept_and_read(call, tmp_path, brief):
     words = ("audit", "digits-cnn", *QUESTION, "--baseline", "before.json")
     code, first, err = call(*words, "JumpReLU(0.8)")
     assert code == 0 and "the network before: kept in before.json" in err

@@ -101,7 +101,7 @@ def test_json_goes_into_a_file_and_people_are_told_all_the_same(call, tmp_path):
     assert code == 3 and "make it first" in err
 
 
-def test_an_audit_as_json_answers_a_script_and_says_why_on_stderr(call):
+def test_an_audit_as_json_answers_a_script_and_says_why_on_stderr(call, brief):
     words = ("audit", "digits-cnn", "--against", "digits-cnn", "--threat", "Linf(0.1)")
     more = ("--data", "digits[:60]", "--quick", "--require", "not-weaker", "--margin", "0.1")
     code, out, err = call(*words, *more, "--json")

@@ -7,7 +7,7 @@ import pytest
 from retroact.auditing.attack_run import AttackRun
 from retroact.training.hardening import _Learner
 
-AUDIT = ("digits-cnn", "--data", "digits[:30]", "--threat", "Linf(0.1)", "--quick")
+AUDIT = ("digits-cnn", "--data", "digits[:20]", "--threat", "Linf(0.1)", "--quick")
 HARDEN = ("harden", "digits-cnn", "--threat", "Linf(0.1)", "--data", "digits/train[:200]")
 HARDEN = (
     *HARDEN,
@@ -37,7 +37,7 @@ def stop(monkeypatch):
     return ran, at
 
 
-def test_an_audit_goes_on_where_it_was_interrupted(call, stop, tmp_path):
+def test_an_audit_goes_on_where_it_was_interrupted(call, stop, tmp_path, brief):
     ran, at = stop
     words = ("audit", AUDIT[0], "SReLU(2.0)", *AUDIT[1:], "--executor", "Serial()")
     _, whole, _ = call(*words)
@@ -58,7 +58,7 @@ def test_an_audit_goes_on_where_it_was_interrupted(call, stop, tmp_path):
     assert code == 2 and "--fresh starts anew what --store keeps, and none is given" in err
 
 
-def test_a_check_goes_on_where_it_was_interrupted(call, stop, monkeypatch):
+def test_a_check_goes_on_where_it_was_interrupted(call, stop, monkeypatch, brief):
     ran, at = stop
     monkeypatch.setenv("RETROACT_STORE", "c.sqlite")
     at[0] = 2
