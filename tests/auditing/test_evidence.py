@@ -19,7 +19,7 @@ EPS = ra.Linf(0.1)
 
 @pytest.fixture(scope="module")
 def made():
-    return ra.audit("digits-cnn", "JumpReLU(1.0)", "digits[:60]", EPS, battery="quick")
+    return ra.audit("digits-cnn", "JumpReLU(1.0)", "digits[:30]", EPS, battery="quick")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def test_the_images_of_an_audit_show_what_it_says(made, written):
 
 
 def test_every_image_that_fell_is_there_with_the_attack_that_felled_it(made, written):
-    net, images = ra.load("digits-cnn"), ra.data("digits[:60]")
+    net, images = ra.load("digits-cnn"), ra.data("digits[:30]")
     for who, side in zip(("before", "after"), made.sides, strict=True):
         tensors = load_file(written / f"{who}.safetensors")
         fell = np.flatnonzero(side.broken_by >= 0)
@@ -80,7 +80,7 @@ def test_every_image_that_fell_is_there_with_the_attack_that_felled_it(made, wri
 
 
 def test_the_tensor_that_robustbench_takes_is_the_slice_as_attacked(made, written):
-    net, images = ra.load("digits-cnn"), ra.data("digits[:60]")
+    net, images = ra.load("digits-cnn"), ra.data("digits[:30]")
     whole = torch.load(written / "before.pt", weights_only=True)
     assert type(whole) is torch.Tensor and whole.shape == images.images.shape
     right = (net(whole).argmax(1) == images.labels).numpy()
@@ -105,7 +105,7 @@ def test_an_image_outside_ball_or_box_is_found(folder):
 
 
 def test_an_image_that_is_no_success_is_found(folder):
-    clean = ra.data("digits[:60]").images
+    clean = ra.data("digits[:30]").images
 
     def give_back(tensors):
         tensors["x_adv"][3] = clean[tensors["row"][3]]
@@ -129,7 +129,7 @@ def test_an_image_that_is_left_out_is_missed(folder):
 @pytest.mark.parametrize("what", ["clean", "claimed", "verified", "clean_twin", "verified_twin"])
 def test_a_number_that_was_changed_is_found(folder, what):
     said = json.loads((folder / NUMBERS).read_text())[what]
-    tell(folder / NUMBERS, **{what: said - 2 / 60})
+    tell(folder / NUMBERS, **{what: said - 2 / 30})
     found = ra.verify(folder)
     who = "before" if what.endswith("_twin") else "after"
     assert [t for t in found.findings if t.startswith(f"{who}: {what.removesuffix('_twin')}")]
@@ -182,7 +182,7 @@ def test_other_weights_are_found_and_noted_where_the_network_was_given(folder):
 
 
 def test_images_of_ones_own_are_given_again_and_must_be_the_same(tmp_path):
-    net, images = ra.load("digits-cnn"), ra.data("digits[:40]")
+    net, images = ra.load("digits-cnn"), ra.data("digits[:20]")
     mine = (images.images.numpy(), images.labels.numpy())
     audit = ra.audit(net, net, mine, EPS, battery="quick")
     folder = ra.write_evidence(audit, tmp_path / "mine")

@@ -57,8 +57,8 @@ def runs(monkeypatch):
     return Runs(monkeypatch)
 
 
-def audit(store=None, after="JumpReLU(1.0)", before="digits-cnn", data="digits[:30]", **how):
-    how = {"battery": WHOLE, "threat": EPS} | how
+def audit(store=None, after="JumpReLU(1.0)", before="digits-cnn", data="digits[:20]", **how):
+    how = {"battery": WHOLE, "threat": EPS, "claimed": "PGD(steps=4)"} | how
     return ra.audit(before, after, data, store=store, **how)
 
 
@@ -124,7 +124,7 @@ def test_a_student_is_not_taught_again(tmp_path, runs, monkeypatch):
         def forward(self, x):
             return self.inner(torch.from_numpy(x.detach().numpy().round(1)))
 
-    how = {"after": Detached(), "data": "digits[:20]"}
+    how = {"after": Detached(), "data": "digits[:16]"}
     whole = audit(**how)
     assert taught
     with ra.Store(tmp_path / "a.sqlite") as store:
@@ -143,7 +143,7 @@ def test_what_an_outcome_depends_on_is_in_its_key(tmp_path, runs):
     with ra.Store(tmp_path / "a.sqlite") as store:
         audit(store, **how)
         for other in (
-            {"data": "digits[1:31]"},
+            {"data": "digits[1:21]"},
             {"threat": ra.Linf(0.09)},
             {"seed": 1},
             {"chunk": 7},
@@ -218,15 +218,15 @@ def test_a_network_without_weights_cannot_be_known_again(tmp_path):
 
 
 def test_a_check_goes_on_too(tmp_path, runs):
-    how = {"battery": WHOLE}
-    whole = ra.check("digits-cnn", "digits[:30]", EPS, 40.0, **how)
+    how = {"battery": WHOLE, "claimed": "PGD(steps=4)"}
+    whole = ra.check("digits-cnn", "digits[:20]", EPS, 40.0, **how)
     count = len(runs.done)
     with ra.Store(tmp_path / "a.sqlite") as store:
         runs.again(count // 2)
         with pytest.raises(Killed):
-            ra.check("digits-cnn", "digits[:30]", EPS, 40.0, store=store, **how)
+            ra.check("digits-cnn", "digits[:20]", EPS, 40.0, store=store, **how)
         runs.again()
-        assert str(ra.check("digits-cnn", "digits[:30]", EPS, 40.0, store=store, **how)) == str(
+        assert str(ra.check("digits-cnn", "digits[:20]", EPS, 40.0, store=store, **how)) == str(
             whole
         )
         assert len(runs.done) == count - count // 2
