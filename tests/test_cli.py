@@ -176,7 +176,7 @@ AUDIT = (
 )
 
 
-def test_audit_prints_the_verdict_and_writes_its_files(call, tmp_path):
+def test_audit_prints_the_verdict_and_writes_its_files(call, tmp_path, brief):
     files = ("--html", "a.html", "--md", "a.md", "--json-out", "a.json")
     code, out, err = call(*AUDIT, *files, "--claimed", "PGD(steps=9)", "--seed", "4")
     told = json.loads((tmp_path / "a.json").read_text())
@@ -197,7 +197,7 @@ def test_audit_prints_the_verdict_and_writes_its_files(call, tmp_path):
     )
 
 
-def test_audit_fails_on_the_answers_that_are_named(call, tmp_path):
+def test_audit_fails_on_the_answers_that_are_named(call, tmp_path, brief):
     words = ("audit", "digits-cnn", "--threat", "Linf(0.1)", "--data", "digits[:60]", "--quick")
     code, out, _ = call(
         *words, "SReLU(100)", "--fail-on", "harmful, Masked", "--json-out", "a.json"
@@ -229,7 +229,7 @@ def test_selftest_fails_where_a_check_fails(call, monkeypatch):
 HARDEN = ("harden", "digits-cnn", "--threat", "Linf(0.1)", "--data", "digits/train[:200]")
 
 
-def test_harden_saves_a_network_that_an_audit_takes(call, tmp_path):
+def test_harden_saves_a_network_that_an_audit_takes(call, tmp_path, brief):
     small = (
         "--steps",
         "4",
@@ -259,7 +259,7 @@ def test_harden_saves_a_network_that_an_audit_takes(call, tmp_path):
     assert code == 0 and "ShiftedReLU" in out
 
 
-def test_calibrate_prints_an_activation_that_every_command_takes(call):
+def test_calibrate_prints_an_activation_that_every_command_takes(call, brief):
     words = ("calibrate", "digits-cnn", "MeanSparse(0.3)", "--data", "digits/train[:200]")
     code, out, _ = call(*words, "--out", "means.safetensors")
     text = out.strip()
@@ -326,7 +326,9 @@ def build():
 """
 
 
-def test_a_hardened_network_of_ones_own_is_read_again_by_every_command(call, tmp_path, monkeypatch):
+def test_a_hardened_network_of_ones_own_is_read_again_by_every_command(
+    call, tmp_path, monkeypatch, brief
+):
     (tmp_path / "ours_here.py").write_text(OURS)
     threat, digits = ("--threat", "Linf(0.1)"), ("--data", "digits[:40]")
     learn = (
@@ -499,7 +501,7 @@ def test_every_command_takes_a_checkpoint_and_names_the_kinds_that_it_leaves_alo
 
 
 def test_an_audit_takes_a_checkpoint_on_both_sides_and_names_what_it_leaves_alone(
-    call, plain, tmp_path
+    call, plain, tmp_path, brief
 ):
     train = (
         "harden",

@@ -67,7 +67,7 @@ def test_the_same_from_python(tmp_path, monkeypatch):
         ra.load("brought_here:build", weights="r.safetensors", mean=0.5)
 
 
-def test_an_audit_says_it_once_and_its_evidence_knows_how_pixels_are_normalised(call):
+def test_an_audit_says_it_once_and_its_evidence_knows_how_pixels_are_normalised(call, brief):
     words = ("audit", "brought_here:build", "JumpReLU(0.2)", "--threat", "Linf(0.1)")
     words = (*words, "--data", "npz:d.npz", "--quick", "--evidence", "made")
     _write_learnable("d.npz")

@@ -12,6 +12,7 @@ from typing import get_args
 import pytest
 import typer
 
+from retroact.auditing import claims
 from retroact.auditing.verdict import Counts, Effect, Verdict
 from retroact.cli import audits, codes
 from retroact.cli.app import app
@@ -109,17 +110,18 @@ def test_the_margin_is_met_by_the_interval_not_by_the_difference():
 
 
 def test_an_audit_answers_what_it_is_asked(call, brief):
+    itself = (*ITSELF, "--store", "s.sqlite")
     code, out, _ = call(*AUDIT, "--fail-on", "masked")
     assert code == 1 and "MASKED by saturation" in out
-    code, out, _ = call(*ITSELF, "--require", "not-weaker", "--margin", "0.1")
+    code, out, _ = call(*itself, "--require", "not-weaker", "--margin", "0.1")
     assert code == 0 and "NOT WEAKER: the lower end" in out and "above -10.0" in out
-    code, out, _ = call(*ITSELF, "--require", "not-weaker", "--margin", "0.01")
+    code, out, _ = call(*itself, "--require", "not-weaker", "--margin", "0.01")
     assert code == 4 and "NOT SETTLED" in out  # 60 images cannot tell one point
-    code, out, _ = call(*ITSELF, "--fail-on", "HARMFUL", "--margin", "0.01")
+    code, out, _ = call(*itself, "--fail-on", "HARMFUL", "--margin", "0.01")
     assert code == 4 and "INCONCLUSIVE" in out
-    assert call(*ITSELF, "--margin", "0.01")[0] == 0
+    assert call(*itself, "--margin", "0.01")[0] == 0
     asked = ("--require", "not-weaker", "--fail-on", "NO EFFECT", "--margin", "0.1")
-    assert call(*ITSELF, *asked)[0] == 1
+    assert call(*itself, *asked)[0] == 1
 
 
 def test_a_weaker_network_is_found(call, brief):
@@ -182,6 +184,19 @@ def test_the_codes_stand_in_the_help_and_in_the_docs(call):
 
 
 CHECK = ("check", "digits-cnn", *QUESTION)
+AUDITS = []
+
+
+@pytest.fixture
+def one_audit(brief, monkeypatch):
+    """One audit for every question about it."""
+    audit = claims.audit
+
+    def ask_once(*what, **how):
+        AUDITS[:] = AUDITS or [audit(*what, **how)]
+        return AUDITS[0]
+
+    monkeypatch.setattr(claims, "audit", ask_once)
 
 
 @pytest.mark.parametrize(
@@ -197,7 +212,7 @@ CHECK = ("check", "digits-cnn", *QUESTION)
         (("--quick", "--thorough"), 2, "got both"),
     ],
 )
-def test_what_check_says_and_answers(call, more, code, said, brief):
+def test_what_check_says_and_answers(call, more, code, said, one_audit):
     exit_code, out, err = call(*CHECK, *more)
     assert exit_code == code and said in " ".join((out + err).split())
 

@@ -51,9 +51,9 @@ def test_nothing_runs_and_the_cost_is_said(call, tmp_path, nothing_runs, words, 
 
 def test_no_example_takes_more_gradients_than_is_forecast():
     for battery in (QUICK, Battery(steps=4, targets=2, targeted_steps=3, finish=2, queries=9)):
-        made = ra.audit("digits-cnn", "digits-cnn", "digits[:60]", "Linf(0.05)", battery=battery)
+        made = ra.audit("digits-cnn", "digits-cnn", "digits[:20]", "Linf(0.05)", battery=battery)
         asked = sum(a.gradients for a in made.after.attacks if not a.asked_by)
-        assert 0 < asked <= battery.passes(ra.PGD(40), 60, 10)
+        assert 0 < asked <= battery.passes(ra.PGD(40), 20, 10)
 
 
 def test_rounds_are_counted():
@@ -147,7 +147,7 @@ def test_a_budget_says_how_many_steps_it_holds(call, nothing_runs, monkeypatch):
         assert code == 2 and f"{flag[0]} is said of --audit" in err
 
 
-def test_the_outcome_is_audited_as_the_last_step(call, tmp_path):
+def test_the_outcome_is_audited_as_the_last_step(call, tmp_path, brief):
     words = ("--learn", "early", "--steps", "3", "--attack-steps", "1", "--pull", "0.5")
     last = ("--audit", "digits[:40]", "--quick", "--html", "page.html", "--out", "h.safetensors")
     code, out, err = call(*HARDEN, *words, *last, "--json")

@@ -601,14 +601,14 @@ def test_a_goal_of_ones_own_is_let_pass():
     assert as_goal(mine) is mine and as_goal(None) is None
 
 
-def test_an_audit_takes_an_activation_for_the_changed_network():
+def test_an_audit_takes_an_activation_for_the_changed_network(brief):
     quick = {"battery": "quick", "seed": 1}
-    before, part = ra.load("digits-cnn"), ra.data("digits[:60]")
+    before, part = ra.load("digits-cnn"), ra.data("digits[:20]")
     by_hand = ra.audit(before, ra.retrofit(before, ra.JumpReLU(0.5)), part, ra.Linf(0.1), **quick)
     by_text = ra.audit(
         "digits-cnn",
         "JumpReLU(0.5)",
-        "digits[:60]",
+        "digits[:20]",
         "Linf(0.1)",
         claimed="PGD(steps=40, relative_step=1/30)",
         **quick,
