@@ -19,7 +19,9 @@ from retroact.crafting.threat import Linf
 from retroact.evaluation.proof import Proved, leave_as_is
 from retroact.retrofitting.installed import installed
 
-SMALL = Battery(steps=10, targets=2, targeted_steps=12, trial_steps=6, sample=16, queries=0)
+SMALL = Battery(
+    steps=10, targets=2, targeted_steps=12, finish=16, trial_steps=6, sample=16, queries=0
+)
 EPS = Linf(0.12)
 PGD = ra.PGD(steps=10)
 
@@ -30,7 +32,7 @@ def plain() -> nn.Module:
 
 
 @cache
-def data(n: int = 60) -> ra.Images:
+def data(n: int = 40) -> ra.Images:
     return ra.data(f"digits/validation[:{n}]")
 
 

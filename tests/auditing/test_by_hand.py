@@ -12,7 +12,11 @@ from retroact.auditing.audit import Audit
 from retroact.auditing.battery import Battery
 
 EPS = ra.Linf(0.1)
-SMALL = Battery(steps=12, targets=3, targeted_steps=15, trial_steps=8, sample=20, queries=0)
+SMALL = Battery(
+    steps=12, targets=3, targeted_steps=15, finish=20, trial_steps=8, sample=20, queries=0
+)
+
+BRIEF = Battery(steps=3, targets=2, targeted_steps=3, finish=3, trial_steps=2, queries=0)
 
 
 class LeNet(nn.Module):
@@ -49,11 +53,11 @@ def by_hand(kappa: float) -> ra.Classifier:
 
 @pytest.fixture(scope="module")
 def ours() -> Audit:
-    return ra.audit("lenet-mnist", "JumpReLU(1.0)", "mnist[:80]", EPS, battery=SMALL)
+    return ra.audit("lenet-mnist", "JumpReLU(1.0)", "mnist[:50]", EPS, battery=SMALL)
 
 
 def test_it_gets_the_verdict_of_our_own(ours):
-    made = ra.audit(by_hand(0.0), by_hand(1.0), "mnist[:80]", EPS, battery=SMALL)
+    made = ra.audit(by_hand(0.0), by_hand(1.0), "mnist[:50]", EPS, battery=SMALL)
     assert made.verdict.effect == "HARMFUL" and made.verdict.claim.startswith("MASKED")
     assert made.pedigree.forms == ("frozen", "frozen")
     assert made.verdict.counts == ours.verdict.counts
@@ -83,7 +87,7 @@ def test_every_report_names_the_kinds_that_a_retrofit_left(tmp_path):
     with torch.no_grad():
         net.module.out.bias -= net(x).median(0).values
         data = ra.Images.of(x, net(x).argmax(1))
-    made = ra.audit(net, "JumpReLU(0.1)", data, EPS, battery=SMALL)
+    made = ra.audit(net, "JumpReLU(0.1)", data, EPS, battery=BRIEF)
     assert made.numbers().pedigree.left_alone == {"gelu": 2}
     for name in ("audit.html", "audit.md", "audit.json"):
         ra.report(made, tmp_path / name)
@@ -103,5 +107,5 @@ def test_kernels_of_a_jump_of_its_own_have_something_to_fall_back_on(monkeypatch
         return torch.arange(len(crafted[0].outcome.x_adv))[:3]
 
     monkeypatch.setattr("retroact.evaluation.proof._find_differing", differs)
-    made = ra.audit(by_hand(0.0), by_hand(1.0), "mnist[:20]", EPS, battery=SMALL)
+    made = ra.audit(by_hand(0.0), by_hand(1.0), "mnist[:12]", EPS, battery=BRIEF)
     assert made.after.kernel and seen

@@ -11,8 +11,10 @@ import retroact as ra
 from retroact.auditing.battery import Battery
 from retroact.spec import CallError
 
-DATA, EPS = "digits[:60]", "Linf(0.1)"
-SMALL = Battery(steps=12, targets=3, targeted_steps=15, trial_steps=8, sample=20, queries=60)
+DATA, EPS = "digits[:40]", "Linf(0.1)"
+SMALL = Battery(
+    steps=12, targets=3, targeted_steps=15, finish=20, trial_steps=8, sample=20, queries=60
+)
 
 
 class Rounded(nn.Module):
@@ -75,14 +77,19 @@ def test_a_claim_above_what_is_left_is_too_high_by_at_least_so_much():
 def test_where_the_attacks_are_blind_a_claim_below_them_cannot_be_told():
     said = check(Nearest(), 20.0)
     assert said.clean > 0.8 and said.statement == "CANNOT BE TOLD" and said.doubts
-    assert check(Nearest(), None).statement == "NOT ASKED"
+
+
+def test_where_nothing_is_claimed_nothing_is_said_of_it():
+    little = Battery(1, 1, 1, 1, trial_steps=0, sample=4, queries=0, points=20)
+    asked = ra.check("digits-cnn", "digits[:12]", EPS, None, battery=little)
+    assert asked.statement == "NOT ASKED"
 
 
 def test_json_holds_what_it_says(plain):
     told = plain.to_json()
     assert told["statement"] == "STANDS" and told["reported"] == 0.5
     assert told["n"] == plain.n and told["verified"] == plain.verified
-    assert sum(a["felled"] for a in told["attacks"]) == round((plain.clean - plain.verified) * 60)
+    assert sum(a["felled"] for a in told["attacks"]) == round((plain.clean - plain.verified) * 40)
     assert json.loads(json.dumps(told, allow_nan=False)) == told
 
 

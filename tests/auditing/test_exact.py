@@ -105,7 +105,7 @@ def test_what_the_audit_verifies_is_the_truth_but_for_a_jumps_last_examples(kapp
         if hasattr(m, "bias")
     ]
     hard = ra.retrofit(net, ra.JumpReLU(kappa))
-    side = ra.audit(net, hard, data, ra.Linf(eps)).after
+    side = ra.audit(net, hard, data, ra.Linf(eps), battery="quick").after
     missed = 0
     for row in np.flatnonzero(side.clean):
         x, y = data.images[row].double().numpy(), int(data.labels[row])

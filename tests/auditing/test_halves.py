@@ -9,7 +9,9 @@ from torch import Tensor, nn
 import retroact as ra
 from retroact.auditing.battery import Battery
 
-SMALL = Battery(steps=12, targets=3, targeted_steps=15, trial_steps=8, sample=20, queries=0)
+SMALL = Battery(
+    steps=12, targets=3, targeted_steps=15, finish=20, trial_steps=8, sample=20, queries=0
+)
 
 
 class Strict(nn.Module):

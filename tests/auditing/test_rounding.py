@@ -27,7 +27,7 @@ class Rounded(nn.Module):
         return self.round(logits) if self.what == "logits" else logits
 
 
-DATA = {"digits-cnn": "digits[:60]", "lenet-mnist": "mnist[:60]"}
+DATA = {"digits-cnn": "digits[:40]", "lenet-mnist": "mnist[:30]"}
 
 
 @pytest.mark.parametrize(
@@ -53,7 +53,7 @@ def test_rounding_gains_nothing_and_is_named(name, what, grid):
 
 
 def test_a_battery_of_few_steps_begins_what_broke_most_anew():
-    data, net = ra.data("digits[:60]"), ra.load("digits-cnn")
+    data, net = ra.data(DATA["digits-cnn"]), ra.load("digits-cnn")
     made = ra.audit(net, Rounded(net, "logits", 0.5), data, ra.Linf(0.1), battery=QUICK)
     targeted = [run for run in made.after.attacks if run.title.startswith("targeted")]
     once = [run for run in targeted if "anew" not in run.title]
@@ -80,10 +80,10 @@ def test_quick_says_genuine_only_after_its_controls():
     net, threat = ra.load("digits-cnn"), ra.Linf(0.1)
     recipe = ra.Hardening(learn="all", steps=60, batch=128, lr=0.003)
     robust = ra.harden(net, ra.data("digits/train"), threat, recipe).net
-    made = ra.audit(net, robust, ra.data("digits[:120]"), threat, battery=QUICK)
+    made = ra.audit(net, robust, ra.data("digits[:80]"), threat, battery=QUICK)
     assert made.verdict.effect == "GENUINE" and not made.verdict.doubts
     controls = [run.title for run in made.after.attacks if run.role == "control"]
     assert controls == ["APGD, transfer", "Square"]
     assert not any(run.role == "control" for run in made.before.attacks)
-    same = ra.audit(net, net, ra.data("digits[:60]"), threat, battery=QUICK)
+    same = ra.audit(net, net, ra.data("digits[:20]"), threat, battery=QUICK)
     assert not any(run.role == "control" for run in same.after.attacks)
