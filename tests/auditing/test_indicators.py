@@ -46,13 +46,13 @@ CHANGES = {
 
 @cache
 def readings(change: str, threat: ThreatModel = EPS) -> dict[str, tuple[float, float, bool]]:
-    """What each indicator shows on 120 points that the net and the changed net decide rightly."""
-    net, hard, data = plain(), CHANGES[change](plain()), ra.data("digits/validation[:130]")
+    """What each indicator shows on 60 points that the net and the changed net decide rightly."""
+    net, hard, data = plain(), CHANGES[change](plain()), ra.data("digits/validation[:66]")
     with torch.no_grad():
         right = (net(data.images).argmax(1) == data.labels) & (
             hard(data.images).argmax(1) == data.labels
         )
-    part = data.select(right.nonzero()[:120, 0])
+    part = data.select(right.nonzero()[:60, 0])
     looks = [
         FirstLook(leave_as_is(n), part.images, part.labels, part.index, threat) for n in (hard, net)
     ]

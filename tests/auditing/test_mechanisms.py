@@ -52,6 +52,11 @@ def under_truth(made: Made, **how: int) -> np.ndarray:
     return truth(made, data(), EPS, steps=20, **how)
 
 
+@cache
+def of_the_network() -> np.ndarray:
+    return under_truth(Made(net(), (net(),)))
+
+
 def has_gradient(made: nn.Module) -> bool:
     x = data().images[:2].clone().requires_grad_()
     try:
@@ -106,7 +111,7 @@ def test_a_network_is_rewritten_bit_for_bit():
     ],
 )
 def test_where_no_answer_is_changed_the_truth_is_that_of_the_network(name):
-    plain = under_truth(Made(net(), (net(),)))
+    plain = of_the_network()
     assert 0.3 < plain.mean() < 0.8
     assert under_truth(find(name).build(given())).tolist() == plain.tolist()
 
@@ -121,7 +126,7 @@ def test_what_its_own_gradient_leaves_standing_is_brought_down(name):
 
 
 def test_a_gain_is_a_gain_and_draws_are_averaged():
-    plain = under_truth(Made(net(), (net(),))).mean()
+    plain = of_the_network().mean()
     assert under_truth(find("images of 2 levels").build(given())).mean() > plain + 0.1
     noisy = find("noise of 0.1 on the image")
     assert under_truth(noisy.build(given()), draws=4).mean() < plain + 0.1

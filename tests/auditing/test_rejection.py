@@ -100,9 +100,10 @@ def decide(net: nn.Module, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("counted", ["wrong", "robust"])
 @pytest.mark.parametrize("name", DETECTORS)
 def test_what_is_broken_is_what_a_grid_finds(name, counted):
-    net, data = DETECTORS[name](), draw(90, 2)
+    net, data = DETECTORS[name](), draw(60, 2)
     broken = broken_on_a_grid(net, data, counted).numpy()
-    made = ra.audit(trained(3), net, data, ra.Linf(EPS), rejected=counted)
+    battery = None if name == "a huge logit off the data" else "quick"  # which leaves some there
+    made = ra.audit(trained(3), net, data, ra.Linf(EPS), rejected=counted, battery=battery)
     assert (made.after.verified & broken).mean() <= 0.02  # what the attacks missed
     assert (~made.after.verified & ~broken).mean() <= 0.02  # between the points of the grid
     share = float((decide(net, data.images) == 3).double().mean())
@@ -162,8 +163,8 @@ def test_an_attack_without_gradients_sees_past_rejection_too():
     assert fooled.any() and torch.equal(fooled, (own != data.labels) & (own != 3))
 
 
-def test_a_flag_is_seen_through_a_classifier():
-    net, data = ra.Classifier(Confident(0.9), shape=(2,)), draw(60, 2)
+def test_a_flag_is_seen_through_a_classifier(brief):
+    net, data = ra.Classifier(Confident(0.9), shape=(2,)), draw(30, 2)
     how = {"rejected": "robust", "battery": "quick"}
     wrapped, bare = (
         ra.audit(trained(3), after, data, ra.Linf(EPS), **how) for after in (net, net.module)
@@ -192,7 +193,7 @@ def test_nothing_to_reject_is_an_error_too():
         ra.audit(trained(3), trained(4), draw(60, 2), ra.Linf(EPS), rejected="rihgt")
 
 
-def test_no_evidence_is_kept_that_cannot_be_verified(tmp_path):
+def test_no_evidence_is_kept_that_cannot_be_verified(tmp_path, brief):
     made = ra.audit(
         trained(3), trained(4), draw(60, 2), ra.Linf(EPS), rejected="wrong", battery="quick"
     )
@@ -200,7 +201,7 @@ def test_no_evidence_is_kept_that_cannot_be_verified(tmp_path):
         ra.write_evidence(made, tmp_path)
 
 
-def test_both_is_one_audit_after_the_other(tmp_path):
+def test_both_is_one_audit_after_the_other(tmp_path, brief):
     data, net = draw(40, 2), DETECTORS["noise as the last class"]()
     how = {"battery": "quick", "baseline": tmp_path / "before.json"}
     heard = []
