@@ -150,10 +150,10 @@ class TestWhatDraws:
         assert torch.allclose(ra.StochasticPruning(50.0)(z), F.relu(z), atol=1e-4)
         assert not ra.StochasticPruning(1.0)(torch.zeros(3, 4)).any()
 
-    def test_an_audit_notices_that_they_draw(self) -> None:
+    def test_an_audit_notices_that_they_draw(self, brief: None) -> None:
         net = ra.load("digits-cnn")
         hard = ra.retrofit(net, ra.NoisyReLU(0.3))
-        made = ra.audit(net, hard, "digits[:40]", ra.Linf(0.1), battery="quick", draws=4)
+        made = ra.audit(net, hard, "digits[:30]", ra.Linf(0.1), battery="quick", draws=4)
         assert tuple(made.numbers().pedigree.draws) == (0, 4) and made.verdict.effect != "GENUINE"
 
 

@@ -111,6 +111,7 @@ def test_draws_are_the_same_within_the_block_alone():
 
 
 def test_a_network_whose_mean_is_the_plain_one_withstands_what_that_does(monkeypatch):
+    monkeypatch.setattr("retroact.auditing.battery._ALARMED_FINISH", 8)
     plain, data = ra.load("digits-cnn"), ra.data("digits[:24]")
     noisy = NoisyLogits(plain, 8.0)
     how = {"draws": 4, "battery": SMALL, "kernels": ()}
