@@ -128,7 +128,7 @@ class Doubts:
     def _find_unsettled(self) -> Iterator[str]:
         """Where what broke most was begun anew as often as it may, and the last time it still broke
         more than few, the next would have."""
-        anew = [a for a in self.side.attacks if "anew" in a.title][-1:]
+        anew = [a for a in self.side.attacks if a.is_anew][-1:]
         for attack in anew:
             points = attack.broken / len(self.side.clean)
             if attack.broken > 1 and points > POINT and attack.broken >= ANSWERED * attack.asked:
@@ -143,7 +143,7 @@ class Doubts:
         blind = [r.title for r in readings if r.fired and r.mechanism != "saturation"]
         if gain <= 0 or not blind:
             return
-        answers = [a for a in self.side.attacks if a.kernel and "anew" not in a.title]
+        answers = [a for a in self.side.attacks if a.kernel and not a.is_anew]
         broken, left = sum(a.broken for a in answers), max((a.asked for a in answers), default=0)
         if broken >= 2 and broken >= ANSWERED * left:
             return
@@ -169,7 +169,7 @@ class Doubts:
         """None where planted examples are found along what was climbed and no alarm but that of
         steps, which is one of values, fires on it: such a network, were that its backward pass,
         would have raised none. Else what was wrong."""
-        ran = (a.kernel for a in self.side.attacks if "trial" not in a.title)
+        ran = (a.kernel for a in self.side.attacks if not a.is_trial)
         quiet = [k for k in dict.fromkeys(ran) if k and self._is_quiet(k, readings)]
         if not quiet:
             return ""

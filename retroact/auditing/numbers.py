@@ -59,6 +59,16 @@ class AttackResult:
     asked_by: str = ""
     nonfinite: int = 0
 
+    @property
+    def is_trial(self) -> bool:
+        """Whether it only tried out what to climb."""
+        return self.title.startswith("trial")
+
+    @property
+    def is_anew(self) -> bool:
+        """Whether it began the targeted attack anew."""
+        return self.title.startswith("targeted anew")
+
     def to_json(self, schema: int = SCHEMA) -> Json:
         said, late = _rename(vars(self), {"broken": "felled"}), ("kernel", "asked_by", "nonfinite")
         if schema >= 3:

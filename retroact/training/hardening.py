@@ -513,7 +513,6 @@ class _Learner:
         self._threat = threat.times(recipe.eps_factor)
         self._domain = domain_of(train)
         part, example = recipe.learnable, train.images[:2].to(device_of(net))
-        self._example = example
         self.work = self._prepare(part)
         self.activations: dict[str, LearnedActivation] = {}
         if part.number is not None:
@@ -584,7 +583,7 @@ class _Learner:
 
     def _retrofit(self, net: nn.Module, activation: Activation) -> nn.Module:
         """The net with that activation, found on training examples of its own dtype."""
-        example = self._example.to(dtype_of(net))
+        example = self._train.images[:2].to(device_of(net), dtype_of(net))
         return retrofit(net, activation, also=self._also, example=example)
 
     def _call(self, built: nn.Module) -> nn.Module:
@@ -655,7 +654,8 @@ class _Learner:
             said = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
             raise ValueError(f"augment: expected a tensor {tuple(x.shape)}, got {said}")
         low, high = (float(end) for end in made.aminmax())
-        if low < self._domain.low - SLACK or high > self._domain.high + SLACK:
+        # so that NaN is refused too
+        if not (low >= self._domain.low - SLACK and high <= self._domain.high + SLACK):
             raise ValueError(
                 f"augment: expected examples in [{self._domain.low:g}, {self._domain.high:g}],"
                 f" got {low:g} to {high:g}; normalisation is in the classifier"

@@ -272,7 +272,11 @@ def moved(x, y, index, threat, seed):
 
 @pytest.mark.parametrize(
     ("augment", "words"),
-    [(lambda x: x - 1, r"expected examples in \[0, 1\]"), (lambda x: x[:, :, 1:], "a tensor")],
+    [
+        (lambda x: x - 1, r"expected examples in \[0, 1\]"),
+        (lambda x: x / 0, r"got nan"),
+        (lambda x: x[:, :, 1:], "a tensor"),
+    ],
 )
 def test_what_augments_leaves_shape_and_box(net, train, augment, words):
     with pytest.raises(ValueError, match=words):
