@@ -38,7 +38,6 @@ STAGES = 5
 _QUERIES = 6  # times those of the Square control: what a decision-based attack may ask
 _SMALL = 128  # entries of an example that scores alone find their way in
 _ALARMED = 10  # steps of a trial where an alarm asks for one
-_ALARMED_FINISH = 100  # steps at the end of a targeted attack, at least
 _USELESS = ("no gradient", "gradient mismatch", "random directions", "equal logits")
 """Alarms of a backward pass that is not to be followed."""
 _FIRST_ROUND = 3  # times the steps of the main attack
@@ -56,8 +55,9 @@ class Battery:
     a jump, gradients taken within `noise`.
 
     Then up to `rounds` of the targeted attack from fresh starts, the first with 3 times the steps,
-    the next with 4 times, and so on until one of them breaks nothing. Where alarms fired that no
-    kernel answers, what broke most begins `anew` so often at most. Kernels are tried for
+    the next with 4 times, and so on until one of them breaks nothing. Where alarms fired `finish`
+    is `alarmed_finish` at least, and where no kernel answers them, what broke most begins `anew` so
+    often at most. Kernels are tried for
     `trial_steps` (0: the first is taken) on `sample` robust examples; the Square control takes
     `queries` on half as many; the indicators look at `points`. Gradients per example that is robust
     to the end: (steps + targets · targeted_steps + finish) · restarts and those of the rounds; the
@@ -76,6 +76,7 @@ class Battery:
     sample: Count = 64
     queries: Annotated[int, Within(0)] = 500
     points: Count = 200
+    alarmed_finish: Annotated[int, Within(0)] = 100
 
     def __call__(
         self,
@@ -237,7 +238,7 @@ class Battery:
 
     def alarmed(self) -> Battery:
         """What is spent where an alarm fired, as what is climbed there is steep and ragged."""
-        return replace(self, finish=max(self.finish, _ALARMED_FINISH))
+        return replace(self, finish=max(self.finish, self.alarmed_finish))
 
     def doubled(self) -> Battery:
         """Twice the steps and twice the starts."""

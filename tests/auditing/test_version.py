@@ -89,7 +89,6 @@ def _constants() -> Iterator[str]:
         battery: (
             "_FIRST_ROUND",
             "_ALARMED",
-            "_ALARMED_FINISH",
             "_QUERIES",
             "_SMALL",
             "_ANEW",
