@@ -30,10 +30,11 @@ from torch import Tensor, nn
 
 import retroact as ra
 from retroact.auditing.indicators import FirstLook, Indicator, indicators
-from retroact.auditing.mechanisms import activations, backward, inputs, outputs
+from retroact.auditing.mechanisms import activations, backward, inputs, outputs, scale
 from retroact.auditing.mechanisms.mechanism import Given, Mechanism
 from retroact.auditing.selftest import Louder
 from retroact.crafting.derived import trace_forward
+from retroact.crafting.inner import end_in_last_layer
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.proof import leave_as_is
 from retroact.nets.zoo import NETWORKS
@@ -125,6 +126,7 @@ GROUPS: dict[str, tuple[Mechanism, ...]] = {
     "activations rounded": activations.ROUNDED,
     "logits rounded": tuple(m for m in outputs.CHANGED if "decimals" in m.name),
     "one-hot answers": outputs.HARD,
+    "logits resized": scale.RESCALED,
 }
 """Changes of the network of one seed by which the indicators of one network are tried."""
 
@@ -140,6 +142,7 @@ MEANT = {
     "random directions": ("jumps and staircases by hand", "high frequencies", "pixels detached"),
     "single entries": ("pixels detached",),
     "equal logits": ("activations rounded", "logits rounded", "one-hot answers"),
+    "misled margin": ("logits resized",),
 }
 """What each of them is for."""
 
@@ -297,13 +300,17 @@ _AROUND = (
     "images rounded",
     "logits rounded",
     "one-hot answers",
+    "logits resized",
 )
 """Groups whose changes stand around a network."""
 
 
 def _look(net: nn.Module, part: ra.Images, threat: ThreatModel, seed: int) -> FirstLook:
-    how = part.images, part.labels, part.index, threat, seed
-    return FirstLook(leave_as_is(net), *how, traced=trace_forward(net, part.images))
+    how, traced = (
+        (part.images, part.labels, part.index, threat, seed),
+        trace_forward(net, part.images),
+    )
+    return FirstLook(leave_as_is(net), *how, traced=traced, last_layer=end_in_last_layer(traced))
 
 
 def _shifted(net: nn.Module, held: ra.Images, file: Path) -> nn.Module:

@@ -27,7 +27,7 @@ def test_two_calls_at_once_give_what_they_give_alone():
 
 @pytest.mark.slow
 def test_so_they_do_many_times_with_attention_too():
-    held(12, threads.KINDS)
+    held(5, threads.KINDS)
 
 
 def test_a_difference_is_seen(monkeypatch):

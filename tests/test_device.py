@@ -169,6 +169,7 @@ CHECKS = dict(checks("cpu", images()))
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("brief")
 @pytest.mark.filterwarnings("ignore:.*no-op")  # torch's word on weights loaded into `meta`
 @pytest.mark.parametrize("name", [name for name in CHECKS if " under " not in name])
 def test_a_check_passes_on_a_device(name: str) -> None:
@@ -203,6 +204,7 @@ DATA = {"tune": "digits/validation[:40]", "harden": "digits/train", "calibrate":
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("brief")
 @pytest.mark.filterwarnings("ignore:.*no-op")
 @pytest.mark.parametrize("words", COMMANDS, ids=lambda words: str(words[0]))
 def test_a_command_says_the_same_on_a_device(

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import retroact as ra
+from retroact.auditing.battery import Battery
 from retroact.cli import attacks
 from retroact.cli.named import executor_of
 from retroact.executors import (
@@ -311,9 +312,11 @@ def test_tuning_gives_the_same_curve(executor):
 
 @pytest.mark.parametrize("executor", ["Threads(2)", PROCESSES, Backwards()], ids=str)
 def test_an_audit_gives_the_same_verdict(executor):
+    little = Battery(steps=4, targets=2, targeted_steps=4, finish=4, trial_steps=2, queries=50)
+
     def numbers(**how):
         of = "digits-cnn", "JumpReLU(0.5)", "digits[:40]", "Linf(0.1)"
-        found = vars(ra.audit(*of, battery="quick", progress=lambda *at: None, **how).numbers())
+        found = vars(ra.audit(*of, battery=little, progress=lambda *at: None, **how).numbers())
         return {k: v for k, v in found.items() if k not in ("pedigree", "attacks")}
 
     assert numbers(executor=executor) == numbers()

@@ -530,9 +530,10 @@ class _Procedure:
         """The verdict on what was counted, after doubts were looked for on the side that could
         overturn it."""
         counts, alarms = _count(sides), [r.mechanism for r in readings if r.fired]
+        besides = (None, None) if self._is_alone else (sides.after, sides.before)
         before, after = (
-            Doubts(s, side, self._under(s), self.battery)
-            for s, side in zip(subjects, sides, strict=True)
+            Doubts(s, side, self._under(s), self.battery, beside)
+            for s, side, beside in zip(subjects, sides, besides, strict=True)
         )
         judged = partial(judge, counts, alarms, margin=margin, first_look=not self.battery.queries)
         if counts.at_floor:
@@ -543,8 +544,11 @@ class _Procedure:
         first = judged()
         honest = first.claim == "HONEST"  # which is said of both networks
         ask_after, ask_before = (honest or first.effect != e for e in ("HARMFUL", "GENUINE"))
-        reasons = after.find(readings, counts.verified_gain) if ask_after else after.find_lower()
-        reasons_before = before.find_moving() if ask_before else []
+        # who says that both numbers stand must have answered every alarm, on both
+        gain, turned = counts.verified_gain, [r.turned for r in readings]
+        least_before, least = counts.verified if honest else (-gain, gain)
+        reasons = after.find(readings, least) if ask_after else after.find_lower()
+        reasons_before = before.find_moving(turned, least_before) if ask_before else []
         return judged(reasons, doubts_before=reasons_before, **_record(before, after))
 
     @property
@@ -579,7 +583,7 @@ class _Procedure:
         rows = right.nonzero()[: self.battery.points, 0]
         points = data.images[rows], data.labels[rows], data.index[rows]
         before, after = (
-            FirstLook(s.net, *points, self.under.threat, self.under.seed, domain, s.traced)
+            FirstLook(s.net, *points, self.under.threat, self.under.seed, domain, *s.computed)
             for s in self.subjects
         )
         readings = tuple(ask(after, before) for ask in indicators())

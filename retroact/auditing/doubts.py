@@ -12,15 +12,17 @@ import torch
 from numpy.typing import NDArray
 
 from retroact.attacks.fmn import FMN
-from retroact.auditing.attack_run import AttackRun, Conditions, Side, Some
+from retroact.auditing.attack_run import AttackRun, Broken, Conditions, Side, Some
 from retroact.auditing.battery import Battery
+from retroact.auditing.chance import Chance
 from retroact.auditing.indicators import FirstLook, indicators
 from retroact.auditing.numbers import Reading
 from retroact.auditing.planted import LOCAL, Planted, compare_movement, seek_planted
 from retroact.auditing.subjects import Climb, Subject
 from retroact.crafting.domain import domain_of
+from retroact.crafting.expectation import Expectation
 from retroact.crafting.oracle import AccessError
-from retroact.evaluation.evaluate import decided
+from retroact.evaluation.evaluate import decide, decided
 from retroact.evaluation.proof import Proved, craft_on
 from retroact.spec import show
 
@@ -49,12 +51,14 @@ class Record:
 @dataclass(frozen=True)
 class Doubts:
     """Looks for them on a subject whose side of the audit is done; what it costs follows
-    `battery`. `record` is filled on the way."""
+    `battery`. `beside` is the side of the other network, None where there is none. `record` is
+    filled on the way."""
 
     subject: Subject
     side: Side
     under: Conditions
     battery: Battery
+    beside: Side | None = None
     record: Record = field(default_factory=Record)
 
     def find(self, readings: Sequence[Reading], gain: float) -> list[str]:
@@ -63,6 +67,7 @@ class Doubts:
             *self._find_dead(),
             *self._find_nonfinite(),
             *self._find_by_controls(),
+            *self._find_shared(),
             *self._find_unsettled(),
             *self._find_unanswered(readings, gain),
             *self._find_known(gain),
@@ -76,10 +81,16 @@ class Doubts:
         only add to a harm."""
         return [*self._find_nonfinite(), *self._find_by_controls(), *self._find_unsettled()]
 
-    def find_moving(self) -> list[str]:
-        """The reasons why this network may be less robust, by controls, by what was begun anew and
-        by doubling alone: of the one before a change nothing else is asked."""
-        reasons = [*self._find_by_controls(), *self._find_unsettled()]
+    def find_moving(self, readings: Sequence[Reading], loss: float) -> list[str]:
+        """The reasons why this network, the one before a change, may be less robust: by controls,
+        by what fooled the other, by what was begun anew, by alarms of its own where it would
+        withstand more by `loss`, and by doubling; nothing else is asked of it."""
+        reasons = [
+            *self._find_by_controls(),
+            *self._find_shared(),
+            *self._find_unsettled(),
+            *self._find_unanswered(readings, loss),
+        ]
         if not self.battery.queries:
             return reasons
         half = replace(self.battery, sample=max(1, self.battery.sample // 2))
@@ -125,6 +136,31 @@ class Doubts:
                     " white-box attacks left"
                 )
 
+    def _find_shared(self) -> Iterator[str]:
+        """What attacks made of images for the other network is judged on this one, too: attacks on
+        this one have missed what fools both."""
+        if self.beside is None or self.under.past_rejection:
+            return
+        others = [e for e in self.beside.examples if self.side.verified[e.row]]
+        fooled = self._count_fooled(others)
+        if fooled > 1 and fooled / len(self.side.clean) > POINT:
+            yield (
+                f"{fooled} of {len(others)} that it withstood and the other network did not fool it"
+                " as they were made for the other"
+            )
+
+    def _count_fooled(self, examples: Sequence[Broken]) -> int:
+        if not examples:
+            return 0
+        x = torch.from_numpy(np.stack([example.x_adv for example in examples]))
+        labels = torch.tensor([example.label for example in examples])
+        net, chunk = self.subject.net.network, self.under.chunk
+        if isinstance(net, Expectation):
+            decisions = Chance.of(net, self.under.data).decide(x, labels, chunk)
+        else:
+            decisions = decide(net, x, chunk=chunk, attacked=True)
+        return int(((decisions != labels) & (decisions >= 0)).sum())
+
     def _find_unsettled(self) -> Iterator[str]:
         """Where what broke most was begun anew as often as it may, and the last time it still broke
         more than few, the next would have."""
@@ -135,11 +171,11 @@ class Doubts:
                 yield f"{attack.title} still broke {attack.broken} of {attack.asked}"
 
     def _find_unanswered(self, readings: Sequence[Reading], gain: float) -> Iterator[str]:
-        """A gain beside an alarm counts only where attacks that answer it broke what the others had
-        left, more than one example. That an alarm is silent on what was attacked instead is no
-        answer: the trace of a network is silent wherever its backward pass is what alarms. What an
-        attack breaks when it is begun anew is no answer either, as any would break some. Where
-        there was nothing to break, planted examples are asked."""
+        """What is gained beside an alarm counts only where attacks that answer it broke what the
+        others had left, more than one example. That an alarm is silent on what was attacked instead
+        is no answer: the trace of a network is silent wherever its backward pass is what alarms.
+        What an attack breaks when it is begun anew is no answer either, as any would break some.
+        Where there was nothing to break, planted examples are asked."""
         blind = [r.title for r in readings if r.fired and r.mechanism != "saturation"]
         if gain <= 0 or not blind:
             return

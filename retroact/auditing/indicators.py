@@ -29,6 +29,7 @@ from retroact.auditing.verdict import Mechanism
 from retroact.crafting.domain import Domain
 from retroact.crafting.expectation import Expectation, same_draws
 from retroact.crafting.goals import Aim
+from retroact.crafting.inner import OverSpread
 from retroact.crafting.losses import LossFunction, cross_entropy, margin
 from retroact.crafting.noise import normal, uniform
 from retroact.crafting.oracle import (
@@ -78,9 +79,10 @@ class FirstLook:
         seed: int = 0,
         domain: Domain | None = None,
         traced: Network | None = None,
+        last_layer: Network | None = None,
     ) -> None:
         self.domain = Domain(tuple(x.shape[1:])) if domain is None else domain
-        self.traced = traced
+        self.traced, self.last_layer = traced, last_layer
         device = device_of(on.network)
         self.network, self.threat, self.seed = on.network, threat, seed
         self._cheap, self._draws = on.lean, isinstance(on.network, Expectation)
@@ -178,6 +180,19 @@ class FirstLook:
         ratio = own.norm(dim=1) / true.norm(dim=1)
         wrong = (cosine < PARALLEL) | (ratio < 0.5) | (ratio > 2.0)
         return _share(wrong & ((own != 0) | (true != 0)).any(1))
+
+    @cached_property
+    def misled(self) -> float:
+        """What is robust to a climb of the margin and not to one of the margin over the spread of
+        the logits, or of the margin in the last layer with weights; 0 where that is no more than
+        one point. Of two classes the margin is the spread."""
+        ratio = None if self._logits(self.x[:1]).shape[1] < 3 else OverSpread(self._cheap)
+        others = [on for on in (ratio, self.last_layer) if on is not None]
+        if not others:
+            return 0.0
+        own, *theirs = (self._robust(self.threat, margin, on) for on in (None, *others))
+        lead = own - min(theirs)
+        return lead if lead * len(self.x) > 1.5 else 0.0
 
     @cached_property
     def probes(self) -> tuple[Tensor, Tensor]:
@@ -322,9 +337,11 @@ class FirstLook:
     def _step(self, x: Tensor, gradient: Tensor, centre: Tensor, threat: ThreatModel) -> Tensor:
         return threat.step(x, gradient, threat.eps / 4, centre, self.domain)
 
-    def _robust(self, threat: ThreatModel, loss: LossFunction) -> float:
-        """Share that `STEPS` steps of eps/4 up the loss do not fool; those that are fooled are left
-        out at once."""
+    def _robust(
+        self, threat: ThreatModel, loss: LossFunction, guide: Network | None = None
+    ) -> float:
+        """Share that `STEPS` steps of eps/4 up the loss, that of the network `guide` (None: this
+        one), do not fool; those that are fooled are left out at once."""
         if not len(self.x):
             return 0.0
         x, rows = (
@@ -332,8 +349,9 @@ class FirstLook:
             torch.arange(len(self.x), device=self.x.device),
         )
         for step in range(STEPS):
-            seen = self._gradient(x, loss, rows)
-            left = ~seen.fooled if step else torch.ones_like(seen.fooled)
+            seen = self._gradient(x, loss, rows, guide)
+            fooled = seen.fooled if guide is None else Aim(self.y[rows]).reached(self._logits(x))
+            left = ~fooled if step else torch.ones_like(fooled)
             x, gradient, rows = x[left], seen.gradient[left], rows[left]
             if not len(rows):
                 return 0.0
@@ -542,6 +560,19 @@ def single_entries(after: FirstLook, before: FirstLook) -> tuple[float, float]:
     """Share of single pixels (entries) that move the margin although its gradient there is zero, or
     less than a thousandth of what they do."""
     return after.missing, before.missing
+
+
+@indicator(
+    "misled margin",
+    "wrong gradient",
+    0.05,
+    "Croce & Hein 2020, arXiv:2003.01690, section 4.1; Carlini & Wagner 2016, arXiv:1607.04311",
+    absolute=True,
+)
+def misled_margin(after: FirstLook, before: FirstLook) -> tuple[float, float]:
+    """What is robust to a climb of the margin and not to one that the size of the logits cannot
+    mislead: of the margin over their spread, or of that in the last layer with weights."""
+    return after.misled, before.misled
 
 
 @indicator("equal logits", "steps", 0.05, "Guo et al. 2018, arXiv:1711.00117", absolute=True)

@@ -102,6 +102,12 @@ class Reading:
     absolute: bool = False
     fired_before: bool = False
 
+    @property
+    def turned(self) -> Reading:
+        """What it says of the network before."""
+        fired, after = self.fired_before, self.fired and self.absolute
+        return replace(self, value=self.before, before=self.value, fired=fired, fired_before=after)
+
     def __str__(self) -> str:
         state = "FIRED" if self.fired else "silent"
         state += ", FIRED before too" if self.fired_before else ""

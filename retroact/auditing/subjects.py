@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
@@ -24,6 +24,7 @@ from retroact.crafting.derived import Traced, TraceError, soften, trace_forward
 from retroact.crafting.domain import domain_of
 from retroact.crafting.expectation import Expectation
 from retroact.crafting.float_twin import float_twin
+from retroact.crafting.inner import OverSpread, end_in_last_layer
 from retroact.crafting.oracle import Network, device_of, dtype_of, evaluating
 from retroact.crafting.stand_ins import StandIn, Way, find_ways, fit_front
 from retroact.crafting.threat import ThreatModel
@@ -53,6 +54,8 @@ _SURVEYED = 16  # images on which ways around what leaves torch are looked for
 
 TRACE = "trace of its computation"
 TWIN = "twin in floats"
+OVER_SPREAD = "margin over the spread of the logits"
+LAST_LAYER = "network that ends in its last layer"
 
 OWN_JUMP = "jumprelu"  # what recognition calls a jump that a network's own code makes
 _MANY = 1000  # what an audit asks of an image: always more than a proof costs
@@ -92,7 +95,8 @@ class Subject:
     fold); `other` is the network it is compared with; `sources` see a jump in their backward pass,
     or are a user's surrogate. `traced` is the network's own computation (None where it cannot be
     traced) and `derived` the sources that are made of it, for a network that nobody has described;
-    `stand_ins` give gradients alone, around what leaves torch. None of these where nothing is to be
+    `stand_ins` give gradients alone, around what leaves torch, and so does what is climbed
+    `inside`, where the size of the logits leads astray. None of these where nothing is to be
     derived (`derives`). `alarms` are the titles of the indicators that fired on it, by itself or
     beside the other; `about` names what its attacks depend on, where they are filed.
     """
@@ -104,6 +108,7 @@ class Subject:
     traced: Network | None = None
     derived: tuple[Source, ...] = ()
     stand_ins: tuple[Source, ...] = ()
+    inside: tuple[Source, ...] = ()
     alarms: tuple[str, ...] = ()
     derives: bool = True
     about: str = ""
@@ -115,6 +120,7 @@ class Subject:
         through all that was derived."""
         first: list[Source | None] = [*self.sources] or [None]
         derived = (*self.derived, *self.stand_ins) if self.is_baffling else self.derived[:1]
+        derived += self.inside if "misled margin" in self.alarms else ()
         return [self.through(s) for s in (*first, *derived)]
 
     @property
@@ -122,6 +128,13 @@ class Subject:
         """Whether an alarm fired that no kernel of its own spec answers."""
         known: set[str] = _OF_JUMPS if self.sources else set()
         return bool(set(self.alarms) - known)
+
+    @property
+    def computed(self) -> tuple[Network | None, Network | None]:
+        """The network's own computation, and that up to its last layer where more than affine calls
+        follow; None for what there is not."""
+        source = self.source(LAST_LAYER)
+        return self.traced, None if source is None else source.make().network
 
     @property
     def draws(self) -> bool:
@@ -139,7 +152,7 @@ class Subject:
 
     def source(self, kernel: str) -> Source | None:
         """The source with a kernel of this name; None for the name of none."""
-        every = (*self.sources, *self.derived, *self.stand_ins)
+        every = (*self.sources, *self.derived, *self.stand_ins, *self.inside)
         return next((source for source in every if source.name == kernel), None)
 
 
@@ -171,8 +184,8 @@ def prepare(
     derived = [_derive(on, data, threat) if kernels else _NOTHING for on in (old, new)]
     around = [_stand_in(on, data, threat, seed) if kernels else () for on in (old, new)]
     pair = Pair(
-        Subject(old, folded[0], new, traced=derived[0][0], derived=derived[0][1]),
-        Subject(new, folded[1], old, traced=derived[1][0], derived=derived[1][1]),
+        Subject(old, folded[0], new, **derived[0]._asdict()),
+        Subject(new, folded[1], old, **derived[1]._asdict()),
     )
     pair = Pair(
         *(replace(s, stand_ins=a, derives=bool(kernels)) for s, a in zip(pair, around, strict=True))
@@ -192,9 +205,9 @@ def prepare_writable(
     """A network to which one happens to `like`'s, to be attacked as that is: nothing in it is a
     copy, so that what is written to the network's weights is seen wherever it is climbed."""
     on = leave_as_is(network)
-    traced, derived = _derive(on, data, threat)
+    made = _derive(on, data, threat)._asdict()
     sources = () if any(s.foreign for s in like.sources) else _make_sources(on, KERNELS)
-    return Subject(on, on, like.other, sources, traced=traced, derived=derived, alarms=like.alarms)
+    return Subject(on, on, like.other, sources, **made, alarms=like.alarms)
 
 
 def _dress_own_jumps(on: Proved, data: Examples, threat: ThreatModel) -> Proved:
@@ -247,29 +260,68 @@ def _give(network: N) -> N:
 # -------------------------------------------------------------------------- traced, not described
 
 
-def _derive(
-    on: Proved, data: Examples, threat: ThreatModel
-) -> tuple[Network | None, tuple[Source, ...]]:
-    """What the network computes, traced, and the sources made of it; nothing where it cannot be
-    traced or is not proved to compute the same. Of a quantised one, its twin in floats."""
+class _Derived(NamedTuple):
+    """What a `Subject` has of its network's computation."""
+
+    traced: Network | None = None
+    derived: tuple[Source, ...] = ()
+    inside: tuple[Source, ...] = ()
+
+
+def _derive(on: Proved, data: Examples, threat: ThreatModel) -> _Derived:
+    """What the network computes, traced, and the sources made of it; nothing but the margin over
+    the spread where it cannot be traced or is not proved to compute the same. Of a quantised one,
+    its twin in floats."""
     images, (net, dress) = data.images[:_MEASURED], _undress(on.network)
     with evaluating(net):
         twin = float_twin(net, images.to(device_of(net)))
     if twin is not None:
         floats = leave_as_is(dress(twin))
-        return None, (Source(TWIN, partial(_give, floats), foreign=True),)
+        return _Derived(derived=(Source(TWIN, partial(_give, floats), foreign=True),))
+    over = Source(OVER_SPREAD, _Inside(partial(OverSpread, net), dress), foreign=True)
     try:
         graph = trace_forward(net, images)
     except TraceError:
-        return None, ()
+        return _Derived(inside=(over,))
     traced, where = dress(graph), (data.images, data.index, threat)
     if not prove_same(on.network, traced, *where, domain=domain_of(data), gradients=False):
-        return None, ()
+        return _Derived(inside=(over,))
     sources = (Source(_name_widths(w), _Softening(on, graph, images, w, dress)) for w in WIDTHS)
-    return traced, (*sources, Source(TRACE, partial(_run_on, on, traced)))
+    ends = end_in_last_layer(graph) is not None
+    last = Source(LAST_LAYER, _Inside(partial(_end, graph), dress), foreign=True)
+    return _Derived(
+        traced,
+        (*sources, Source(TRACE, partial(_run_on, on, traced))),
+        (over, last) if ends else (over,),
+    )
 
 
-_NOTHING: tuple[None, tuple[Source, ...]] = (None, ())
+@dataclass(frozen=True, eq=False)
+class _Inside:
+    """Makes a network that gives other logits, once."""
+
+    build: Callable[[], nn.Module]
+    dress: Callable[[nn.Module], nn.Module]
+
+    def __call__(self) -> Proved:
+        return self._made
+
+    def __reduce__(self) -> tuple[type[_Inside], tuple[Any, ...]]:
+        # what was made of a trace is made anew in another process
+        return _Inside, (self.build, self.dress)
+
+    @cached_property
+    def _made(self) -> Proved:
+        return leave_as_is(self.dress(self.build()))
+
+
+def _end(graph: Traced) -> nn.Module:
+    ended = end_in_last_layer(graph)
+    assert ended is not None, "it was asked when the source was made"
+    return ended
+
+
+_NOTHING = _Derived()
 
 
 def _undress(net: Network) -> tuple[Network, Callable[[nn.Module], nn.Module]]:

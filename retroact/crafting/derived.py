@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.overrides import TorchFunctionMode
 
@@ -103,7 +104,8 @@ def trace_forward(network: Network, x: Tensor) -> Traced:
 def _trace_any_batch(network: Network, sample: Tensor) -> Traced:
     graph = _trace(network, sample, "symbolic")
     for size in _SIZES:  # what loops over its batch is traced for one batch only
-        graph(sample[:size])
+        if isinstance(graph(sample[:size]), FakeTensor):
+            raise TraceError("a number of its own was drawn while it was traced")
     return Traced(graph, None, _Origin(network, sample))
 
 
@@ -188,7 +190,7 @@ def soften(traced: Traced, x: Tensor, width: float) -> Traced:
 
     The values that it computes are the same. Chains end where a call mixes entries.
     """
-    soft = fx.GraphModule(traced.graph, _copy(traced.graph.graph))
+    soft = fx.GraphModule(traced.graph, copy_graph(traced.graph.graph))
     known = _Chains.of(soft.graph)
     chains, choices = list(_find_chains(known)), list(find_choices(soft.graph, known.moving))
     bases = [base for chain in chains for base in chain.bases]
@@ -209,7 +211,13 @@ def soften(traced: Traced, x: Tensor, width: float) -> Traced:
     return Traced(soft, traced.batch, None)
 
 
-def _copy(graph: fx.Graph) -> fx.Graph:
+def moving_nodes(graph: fx.Graph) -> set[fx.Node]:
+    """The nodes of a trace that depend on its input."""
+    return _Chains.of(graph).moving
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """The calls of a trace in a graph of its own."""
     copy, at = fx.Graph(), dict[fx.Node, fx.Node]()
     for node in graph.nodes:
         at[node] = copy.node_copy(node, lambda n: at[n])
@@ -256,9 +264,9 @@ class _Chains:
         if several and _is_real(node) and all(map(_is_real, inputs)):
             return
         # what is broadcast beside it, such as a threshold for all entries, is held
-        whole = {base for base in merged if _shape(base) == _shape(node)}
+        whole = {base for base in merged if shape_of(base) == shape_of(node)}
         if not whole and len(merged) == 1:  # each entry gives several, as in a thermometer
-            whole = {base for base in merged if _has_grown(_shape(base), _shape(node))}
+            whole = {base for base in merged if _has_grown(shape_of(base), shape_of(node))}
         if whole and all(map(_is_real, merged)):
             self.bases[node] = tuple(sorted(whole, key=lambda n: n.name))
 
@@ -280,7 +288,7 @@ def _find_chains(known: _Chains) -> Iterator[_Chain]:
         leaves = any(known.bases.get(user) != bases for user in node.users)
         if leaves and _is_real(node):
             calls = tuple(_calls_between(node, known))
-            if not all(call.target in _AFFINE for call in calls):
+            if not all(call.target in AFFINE for call in calls):
                 yield _Chain(node, bases, calls)
 
 
@@ -302,7 +310,9 @@ def _is_elementwise(node: fx.Node) -> bool:
     if node.target in _MASKED:
         mask = node.args[1][0] if isinstance(node.args[1], Sequence) else node.args[1]
         return (
-            isinstance(mask, fx.Node) and _shape(mask) == _shape(node) and _is_number(node.args[2])
+            isinstance(mask, fx.Node)
+            and shape_of(mask) == shape_of(node)
+            and _is_number(node.args[2])
         )
     return torch.Tag.pointwise in node.target.tags or node.target in _KEPT
 
@@ -317,7 +327,7 @@ _LOOKED_UP: dict[Any, int] = {
 }
 """Which argument is the table."""
 _KEPT = {_ATEN.clone.default, _ATEN._to_copy.default}
-_AFFINE = {
+AFFINE = {
     *_KEPT,
     *(_ATEN.add.Tensor, _ATEN.add.Scalar, _ATEN.sub.Tensor, _ATEN.sub.Scalar, _ATEN.neg.default),
     *(_ATEN.mul.Tensor, _ATEN.mul.Scalar, _ATEN.div.Tensor, _ATEN.div.Scalar, _ATEN.rsub.Scalar),
@@ -327,7 +337,7 @@ of one base alone but z · z, whose derivative is right too."""
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) or (isinstance(value, fx.Node) and _shape(value) == ())
+    return isinstance(value, int | float) or (isinstance(value, fx.Node) and shape_of(value) == ())
 
 
 def _is_real(node: fx.Node) -> bool:
@@ -335,7 +345,8 @@ def _is_real(node: fx.Node) -> bool:
     return isinstance(value, Tensor) and value.dtype.is_floating_point
 
 
-def _shape(node: fx.Node) -> tuple[Any, ...] | None:
+def shape_of(node: fx.Node) -> tuple[Any, ...] | None:
+    """The shape of what a node of a trace gives; None where that is no tensor."""
     value = node.meta.get("val")
     return tuple(value.shape) if isinstance(value, Tensor) else None
 

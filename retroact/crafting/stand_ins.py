@@ -89,7 +89,9 @@ class StandIn(nn.Module):
         # a network that draws may call some of them alone; where it calls none, nothing is known of
         # its derivative, which is 0
         given = [run.given[path] for path in self.way.exits if path in run.given]
-        return torch.stack(given).mean(0) if given else out + 0.0 * run.slope.sum()
+        if given:
+            return torch.stack(given).mean(0)
+        return logits_in(out, len(x)) + 0.0 * run.slope.sum()
 
 
 @dataclass(frozen=True)

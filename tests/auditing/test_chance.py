@@ -2,6 +2,7 @@
 means over few draws is not misled."""
 
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -111,10 +112,9 @@ def test_draws_are_the_same_within_the_block_alone():
 
 
 def test_a_network_whose_mean_is_the_plain_one_withstands_what_that_does(monkeypatch):
-    monkeypatch.setattr("retroact.auditing.battery._ALARMED_FINISH", 8)
     plain, data = ra.load("digits-cnn"), ra.data("digits[:24]")
     noisy = NoisyLogits(plain, 8.0)
-    how = {"draws": 4, "battery": SMALL, "kernels": ()}
+    how = {"draws": 4, "battery": replace(SMALL, alarmed_finish=8), "kernels": ()}
     made = ra.audit(plain, noisy, data, ra.Linf(0.05), **how)
     assert abs(made.verdict.counts.verified_gain) <= 3 / 24
     # a judge that sees as many draws as the attacks do finds many to be fooled

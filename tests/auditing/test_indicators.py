@@ -267,7 +267,8 @@ def test_the_cost_is_a_few_dozen_passes_each_counted():
     look = FirstLook(leave_as_is(plain()), data.images, data.labels, data.index, EPS)
     for ask in indicators():
         ask(look, look)
-    assert 2 + STEPS < look.gradients <= 2 + 4 * STEPS
+    # six climbs, two of them of the margin and of what the size of the logits cannot mislead
+    assert 2 + STEPS < look.gradients <= 2 + 6 * STEPS
 
 
 def test_no_points_show_nothing():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import retroact as ra
 from retroact.crafting.derived import TraceError, soften, trace_forward
 
 
@@ -191,3 +192,14 @@ def test_what_leaves_torch_or_depends_on_values_is_refused(plain, x):
     ):
         with pytest.raises(TraceError, match="cannot be traced"):
             trace_forward(Wrapped(plain, call), x)
+
+
+def test_signs_that_are_drawn_in_the_forward_pass_are_numbers_of_the_trace():
+    def tinted(net: nn.Module, x: Tensor) -> Tensor:
+        signs = torch.randn(64, generator=torch.Generator().manual_seed(5)).sign().to(x)
+        return net(x) * torch.exp(-(x.flatten(1) @ signs)[:, None] / 64)
+
+    net, x = ra.load("digits-cnn"), ra.data("digits/validation[:20]").images
+    traced = trace_forward(Wrapped(net, tinted), x)
+    assert type(traced(x)) is Tensor
+    torch.testing.assert_close(traced(x), tinted(net, x))

@@ -235,3 +235,15 @@ def test_the_audit_decides_behind_numpy(plain):
     assert found.after.kernel == "straight-through identity in front of net"
     assert abs(found.verdict.counts.verified_gain) <= 0.05
     assert not found.verdict.doubts
+
+
+@pytest.mark.parametrize("output", [dict, tuple])
+def test_logits_in_a_larger_output_are_found_there(plain, output):
+    def rounded(net: nn.Module, x: Tensor):
+        z = net(torch.round(15 * x) / 15)
+        return {"logits": z} if output is dict else (z, z.new_zeros(len(z)))
+
+    data = ra.data("digits/validation[:20]")
+    found = ra.audit(plain, Wrapped(plain, rounded), data, ra.Linf(0.1), battery="quick")
+    assert found.verdict.effect != "GENUINE"
+    assert found.verdict.counts.verified[1] < found.verdict.counts.clean[1]

@@ -76,7 +76,7 @@ def test_it_is_the_same_again_whatever_the_generators_say(plain, data, from_scra
 
 
 def test_an_audit_asks_for_a_student_where_nothing_else_answers(plain, data, monkeypatch):
-    monkeypatch.setattr(subjects, "_derive", lambda *_: (None, ()))
+    monkeypatch.setattr(subjects, "_derive", lambda *_: subjects._NOTHING)
     monkeypatch.setattr(subjects, "_stand_in", lambda *_: ())
     given = ra.audit(plain, Hard(plain), data, EPS, battery="quick")
     taught = [a for a in given.after.attacks if "student" in a.title]

@@ -14,11 +14,12 @@ from retroact.auditing.mechanisms import (
     numbers,
     outputs,
     random,
+    scale,
     state,
 )
 from retroact.auditing.mechanisms.mechanism import Mechanism
 
-_ROOM = (controls, activations, memory, inputs, backward, outputs, random, state, numbers)
+_ROOM = (controls, activations, memory, inputs, backward, outputs, scale, random, state, numbers)
 
 
 def mechanisms(*, fast: bool = False) -> list[Mechanism]:

@@ -1,0 +1,139 @@
+"""Networks whose margin rises with the size of their logits rather than with what decides: seen,
+climbed around, and never praised or blamed for it."""
+
+from functools import cache
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import retroact as ra
+from retroact.auditing.attack_run import Conditions
+from retroact.auditing.audit import Audit
+from retroact.auditing.battery import Battery
+from retroact.auditing.doubts import Doubts
+from retroact.auditing.indicators import FirstLook, indicators
+from retroact.auditing.subjects import Subject
+from retroact.evaluation.proof import leave_as_is
+from retroact.training.anew import trained_anew
+
+LINF = ra.Linf(0.1)
+
+
+class Digits(nn.Module):
+    """The digits net in one function, so that no module of it gives the plain logits."""
+
+    def __init__(self, net: nn.Module, how: str) -> None:
+        super().__init__()
+        inside, self.how = net.module, how
+        layers = (inside.conv1, inside.conv2, inside.fc1, inside.fc2)
+        self.weights = nn.ParameterList([layer.weight for layer in layers])
+        self.biases = nn.ParameterList([layer.bias for layer in layers])
+
+    def forward(self, x: Tensor) -> Tensor:
+        (a, b, c, d), (e, f, g, h) = self.weights, self.biases
+        z = F.max_pool2d(F.relu(F.conv2d(F.relu(F.conv2d(x, a, e, padding=1)), b, f, padding=1)), 2)
+        z = F.linear(F.relu(F.linear(z.flatten(1), c, g)), d, h)
+        top = z.topk(2, 1).values
+        gap = top[:, :1] - top[:, 1:]
+        if self.how == "cooler where sure":
+            return z / (1 + (gap / 2).square())
+        if self.how == "cooler by a sum":
+            signs = torch.arange(64).remainder(2).mul(2).sub(1).to(x)
+            return z * torch.exp(-2.0 * (x.flatten(1) @ signs)[:, None])
+        return z + F.one_hot(z.argmax(1), 10).to(z) * F.relu(2 * (9 - gap))
+
+
+HOWS = ("cooler where sure", "cooler by a sum", "mirrored")
+
+
+@cache
+def plain(seed: int = 0) -> nn.Module:
+    return trained_anew("digits-cnn", seed) if seed else ra.load("digits-cnn")
+
+
+@cache
+def made(before: str, after: str) -> Audit:
+    """A network of another seed after one of the first, each as it is or led astray, or the first
+    one alone (after: "itself")."""
+    old = Digits(plain(), before) if before else plain()
+    new = plain() if after == "itself" else Digits(plain(1), after)
+    return ra.audit(old, new, ra.data("digits[:80]"), LINF, battery="quick")
+
+
+@cache
+def bare() -> Audit:
+    return ra.audit(plain(), plain(1), ra.data("digits[:80]"), LINF, battery="quick")
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_it_decides_as_the_plain_one_and_withstands_no_more(how):
+    x = ra.data("digits[:80]").images
+    assert torch.equal(Digits(plain(1), how)(x).argmax(1), plain(1)(x).argmax(1))
+    audit = made("", how)
+    assert "misled margin" in [r.title for r in audit.readings if r.fired]
+    assert audit.verdict.effect != "GENUINE"
+    after, expected = (a.verdict.counts.verified[1] for a in (audit, bare()))
+    assert after <= expected + 0.03
+    assert audit.verdict.counts.claimed[1] > after + 0.2  # there was something to see through
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_two_that_are_led_astray_alike_hide_nothing(how):
+    audit = made(how, how)
+    expected = bare().verdict.counts.verified
+    assert all(v <= e + 0.03 for v, e in zip(audit.verdict.counts.verified, expected, strict=True))
+    assert audit.verdict.claim != "HONEST"
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_what_is_taken_away_harms_nothing(how):
+    audit = made(how, "itself")
+    assert audit.verdict.effect == "NO EFFECT" and not audit.verdict.doubts
+    alarms = [r.title for r in audit.readings if r.fired_before]
+    assert "misled margin" in alarms
+
+
+@pytest.mark.parametrize(
+    "net",
+    ["digits-cnn", "mnist-cnn", "lenet-mnist", "lenet-mnist-robust", "resnet20-cifar10"],
+)
+@pytest.mark.parametrize("share", [0.2, 1.0])
+def test_it_is_silent_on_plain_networks_deep_within_and_near_the_boundary(net, share):
+    name = "digits" if "digits" in net else "mnist" if "mnist" in net else "cifar10"
+    eps, data = 2 / 255 if name == "cifar10" else 0.1, ra.data(f"{name}/validation[:40]")
+    network = ra.load(net)
+    with torch.no_grad():
+        data = data.select((network(data.images).argmax(1) == data.labels).nonzero()[:, 0])
+    part = data.images, data.labels, data.index
+    look = FirstLook(leave_as_is(network), *part, ra.Linf(share * eps))
+    ask = next(i for i in indicators() if i.title == "misled margin")
+    assert not ask(look, look).fired
+
+
+def test_two_classes_have_no_other_margin():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(64, 2)).eval()
+    x = ra.data("digits/validation[:30]").images
+    part = x, net(x).argmax(1), torch.arange(30)
+    assert FirstLook(leave_as_is(net), *part, ra.Linf(0.01)).misled == 0.0
+
+
+# ------------------------------------------------------------------- what fooled the other network
+
+
+def test_what_fools_both_is_a_doubt_about_the_one_whose_attacks_missed_it():
+    audit = made("", "mirrored")
+    net, side = plain(), audit.before
+    missed = type(side)(**vars(side) | {"verified": side.clean.copy()})  # as if nothing fell
+    subject = Subject(leave_as_is(net), leave_as_is(net), leave_as_is(net))
+    under = Conditions(ra.data("digits[:80]"), LINF, 10)
+    ask = lambda beside: list(  # noqa: E731
+        Doubts(subject, missed, under, Battery(queries=0), beside)._find_shared()
+    )
+    (said,) = ask(side)
+    fell = len(side.examples)
+    assert said.startswith(f"{fell} of {fell} that it withstood and the other network did not")
+    assert ask(None) == []
+    honest = Doubts(subject, side, under, Battery(queries=0), side)
+    assert list(honest._find_shared()) == []
