@@ -341,8 +341,10 @@ class L2(ThreatModel):
     def start(self, x: Tensor, domain: Domain, index: Tensor, seed: int, stream: int = 0) -> Tensor:
         """Drawn evenly from the ball."""
         direction = self.steepest(normal(domain.shape, index, seed, stream))
-        drawn = uniform((1,), index, seed, stream + _LENGTH)[:, 0]
-        d = direction * each(drawn ** (1 / domain.entries) * self.eps, direction)
+        # in double, as the power of float32 is rounded otherwise at the end of a batch
+        drawn = uniform((1,), index, seed, stream + _LENGTH)[:, 0].double()
+        length = (drawn ** (1 / domain.entries)).float() * self.eps
+        d = direction * each(length, direction)
         return self.project(x + d, x, domain)
 
     def draw(self, shape: tuple[int, ...], index: Tensor, seed: int, stream: int = 0) -> Tensor:
