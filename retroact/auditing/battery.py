@@ -150,11 +150,12 @@ class Battery:
         broken: int,
     ) -> None:
         """What alarms ask for: the untargeted attack through what broke most, the targeted one
-        through what came next, and through the trace where the backward pass is not its derivative;
-        where nothing that is its own computation broke two, along a student; and where nothing at
-        all was broken, attacks that ask for decisions and scores alone. Of a network that draws,
-        alarms hear the noise: its own averaged gradient is followed too. What breaks most there, or
-        by a battery of few steps, is begun anew; the first of `climbs` has `broken` so many."""
+        through what came next, through the trace where the backward pass is not its derivative,
+        and through what no size of the logits can mislead where the margin misleads; where nothing
+        that is its own computation broke two, along a student; and where nothing at all was broken,
+        attacks that ask for decisions and scores alone. Of a network that draws, alarms hear the
+        noise: its own averaged gradient is followed too. What breaks most there, or by a battery of
+        few steps, is begun anew; the first of `climbs` has `broken` so many."""
         asked, targeted = subject.alarms, self.targeted(under.classes)
         title = f"APGD{_through(climbs[0])}"
         run.attack(title, "white box", self.untargeted(), climbs[0], asked_by=asked)
@@ -163,6 +164,7 @@ class Battery:
         trace = subject.source(TRACE)
         mismatched = "gradient mismatch" in subject.alarms and trace is not None
         more = [*climbs[1:], *([subject.through(trace)] if mismatched else [])]
+        more += map(subject.through, subject.answers_misled)
         more += [Climb(subject.folded)] if subject.draws else []
         found = {climbs[0]: broken}
         for climb in {c.kernel: c for c in more if c.kernel != climbs[0].kernel}.values():

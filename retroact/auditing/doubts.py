@@ -103,16 +103,26 @@ class Doubts:
 
     def _find_dead(self) -> Iterator[str]:
         """Where the loss has no gradient at all, attacks that follow it see nothing, and robust
-        means nothing."""
+        means nothing; unless what else was climbed, and broke what the others had left, has one."""
         sample = self._some(self.side.clean, self.battery.points)
         if sample is None:
             return
-        climb = self._climb
-        dead = self._look(climb.source or climb.on, sample).dead
-        if dead > DEAD:
+        kernels = dict.fromkeys([self.side.kernel, *self._find_answers()])
+        climbs = (self.subject.through(self.subject.source(k)) for k in kernels)
+        dead = (self._look(climb.source or climb.on, sample).dead for climb in climbs)
+        first = next(dead)
+        if first > DEAD and all(share > DEAD for share in dead):
             yield (
-                f"the gradient is exactly zero at {100 * dead:.0f} % of the points: give surrogate="
+                f"the gradient is exactly zero at {100 * first:.0f} % of the points: give"
+                " surrogate="
             )
+
+    def _find_answers(self) -> Iterator[str]:
+        """The kernels through which more than one, and a twentieth of what was left, fell."""
+        for attack in self.side.attacks:
+            few = attack.broken < 2 or attack.broken < ANSWERED * attack.asked
+            if attack.kernel and not few and not attack.is_trial:
+                yield attack.kernel
 
     def _find_nonfinite(self) -> Iterator[str]:
         """An attack is blind where it meets no numbers, and no such point counts as broken."""

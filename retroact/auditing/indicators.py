@@ -5,8 +5,9 @@ and give a value for both; such a one fires where the difference (or the ratio) 
 threshold. Those of the last group look at one network alone and fire on either, so two networks
 that are blind alike do not hide each other.
 *Saturation*: the loss is flat because logits are huge. *Jump*: the gradient is finite, well scaled
-and wrong. *Wrong gradient*: the backward pass is not the derivative of the forward pass. *Steps*:
-the network answers alike all around a point. To add an indicator, add a function here.
+and wrong. *Wrong gradient*: the backward pass is not the derivative of the forward pass, or leads
+to the size of the logits rather than to another decision. *Steps*: the network answers alike all
+around a point. To add an indicator, add a function here.
 
 Thresholds: docs/calibration.md says on which networks they were calibrated, and what they miss
 there.

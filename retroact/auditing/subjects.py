@@ -116,12 +116,16 @@ class Subject:
     @property
     def climbs(self) -> list[Climb]:
         """What an attack may be run on, the likeliest first: through the kernels of its own spec,
-        or the folded net where it has none; then through differences, and where an alarm fired
-        through all that was derived."""
+        or the folded net where it has none; then what no size of the logits can mislead, where they
+        do; then through differences, and where an alarm fired through all that was derived."""
         first: list[Source | None] = [*self.sources] or [None]
         derived = (*self.derived, *self.stand_ins) if self.is_baffling else self.derived[:1]
-        derived += self.inside if "misled margin" in self.alarms else ()
-        return [self.through(s) for s in (*first, *derived)]
+        return [self.through(s) for s in (*first, *self.answers_misled, *derived)]
+
+    @property
+    def answers_misled(self) -> tuple[Source, ...]:
+        """What no size of the logits can mislead, where it misled their margin."""
+        return self.inside if "misled margin" in self.alarms else ()
 
     @property
     def is_baffling(self) -> bool:
