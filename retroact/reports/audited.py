@@ -65,9 +65,9 @@ WHY: dict[Mechanism, str] = {
         " directions; an attack that is told where the jumps are finds its way again."
     ),
     "wrong gradient": (
-        "The gradient that the network gives is not the derivative of what it computes, or none, or"
-        " it leads to the size of the scores and not to another decision; an attack that follows the"
-        " computation itself, to what decides, finds its way again."
+        "The gradient that the network gives is not the derivative of what it computes, or there is"
+        " none, or it leads to the size of the scores and not to another decision; an attack that"
+        " follows the computation itself, to what decides, finds its way again."
     ),
     "steps": (
         "Something between image and scores is rounded, so a small step changes nothing and the"
