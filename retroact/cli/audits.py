@@ -287,7 +287,8 @@ def selftest(
         pair = net, trained_anew("digits-cnn", seed=1)
         fakes = [Given(n, tuple(o for o in pair if o is not n), train, threat.eps) for n in pair]
         how: dict[str, Any] = {"robust": robust, "kappa": 0.5, "battery": QUICK, "fakes": fakes}
-        how |= {"executor": executor_of(None, workers)}
+        # audits of few small images hold Python's lock, so that threads wait for one another
+        how |= {"executor": executor_of(None, workers, default=options.cores())}
         checks = run(net, data("digits[:120]"), threat, progress=progress, **how)
     _tell(checks, as_json, json_out)
 
