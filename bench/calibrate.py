@@ -306,10 +306,8 @@ _AROUND = (
 
 
 def _look(net: nn.Module, part: ra.Images, threat: ThreatModel, seed: int) -> FirstLook:
-    how, traced = (
-        (part.images, part.labels, part.index, threat, seed),
-        trace_forward(net, part.images),
-    )
+    how = part.images, part.labels, part.index, threat, seed
+    traced = trace_forward(net, part.images)
     return FirstLook(leave_as_is(net), *how, traced=traced, last_layer=end_in_last_layer(traced))
 
 

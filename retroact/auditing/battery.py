@@ -57,11 +57,11 @@ class Battery:
     Then up to `rounds` of the targeted attack from fresh starts, the first with 3 times the steps,
     the next with 4 times, and so on until one of them breaks nothing. Where alarms fired `finish`
     is `alarmed_finish` at least, and where no kernel answers them, what broke most begins `anew` so
-    often at most. Kernels are tried for
-    `trial_steps` (0: the first is taken) on `sample` robust examples; the Square control takes
-    `queries` on half as many; the indicators look at `points`. Gradients per example that is robust
-    to the end: (steps + targets · targeted_steps + finish) · restarts and those of the rounds; the
-    transfer control `steps` more. Chosen on validation images: docs/audit.md.
+    often at most. Kernels are tried for `trial_steps` (0: the first is taken) on `sample` robust
+    examples; the Square control takes `queries` on half as many; the indicators look at `points`.
+    Gradients per example that is robust to the end: (steps + targets · targeted_steps + finish) ·
+    restarts and those of the rounds; the transfer control `steps` more. Chosen on validation
+    images: docs/audit.md.
     """
 
     steps: Count = 30

@@ -16,7 +16,7 @@ from retroact.auditing.attack_run import AttackRun, Broken, Conditions, Side, So
 from retroact.auditing.battery import Battery
 from retroact.auditing.chance import Chance
 from retroact.auditing.indicators import FirstLook, indicators
-from retroact.auditing.numbers import Reading
+from retroact.auditing.numbers import AttackResult, Reading
 from retroact.auditing.planted import LOCAL, Planted, compare_movement, seek_planted
 from retroact.auditing.subjects import Climb, Subject
 from retroact.crafting.domain import domain_of
@@ -120,8 +120,7 @@ class Doubts:
     def _find_answers(self) -> Iterator[str]:
         """The kernels through which more than one, and a twentieth of what was left, fell."""
         for attack in self.side.attacks:
-            few = attack.broken < 2 or attack.broken < ANSWERED * attack.asked
-            if attack.kernel and not few and not attack.is_trial:
+            if attack.kernel and not attack.is_trial and not _broke_few(attack):
                 yield attack.kernel
 
     def _find_nonfinite(self) -> Iterator[str]:
@@ -176,8 +175,7 @@ class Doubts:
         more than few, the next would have."""
         anew = [a for a in self.side.attacks if a.is_anew][-1:]
         for attack in anew:
-            points = attack.broken / len(self.side.clean)
-            if attack.broken > 1 and points > POINT and attack.broken >= ANSWERED * attack.asked:
+            if not _broke_few(attack) and attack.broken / len(self.side.clean) > POINT:
                 yield f"{attack.title} still broke {attack.broken} of {attack.asked}"
 
     def _find_unanswered(self, readings: Sequence[Reading], gain: float) -> Iterator[str]:
@@ -298,6 +296,11 @@ class Doubts:
     def _some(self, which: NDArray[np.bool_], at_most: int) -> Some | None:
         rows = torch.from_numpy(np.flatnonzero(which)[:at_most])
         return Some.of(self.under, rows) if len(rows) else None
+
+
+def _broke_few(attack: AttackResult) -> bool:
+    """Whether no more than one of what was asked, or less than a twentieth, fell."""
+    return attack.broken < 2 or attack.broken < ANSWERED * attack.asked
 
 
 def find_telling(subject: Subject, side: Side, under: Conditions) -> str:
