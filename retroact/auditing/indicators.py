@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -186,14 +187,17 @@ class FirstLook:
     def misled(self) -> float:
         """What is robust to a climb of the margin and not to one of the margin over the spread of
         the logits, or of the margin in the last layer with weights; 0 where that is no more than
-        one point. Of two classes the margin is the spread."""
+        one point, or, of a network that draws, than chance: two deviations of the points that one
+        climb fooled and the other did not. Of two classes the margin is the spread."""
         ratio = None if self._logits(self.x[:1]).shape[1] < 3 else OverSpread(self._cheap)
         others = [on for on in (ratio, self.last_layer) if on is not None]
         if not others:
             return 0.0
-        own, *theirs = (self._robust(self.threat, margin, on) for on in (None, *others))
-        lead = own - min(theirs)
-        return lead if lead * len(self.x) > 1.5 else 0.0
+        own, *theirs = (self._standing(self.threat, margin, on) for on in (None, *others))
+        least = min(theirs, key=lambda standing: int(standing.sum()))
+        lead, differ = int(own.sum() - least.sum()), int((own ^ least).sum())
+        chance = 2 * math.sqrt(differ) if self._draws else 1
+        return lead / len(self.x) if lead > chance else 0.0
 
     @cached_property
     def probes(self) -> tuple[Tensor, Tensor]:
@@ -338,13 +342,18 @@ class FirstLook:
     def _step(self, x: Tensor, gradient: Tensor, centre: Tensor, threat: ThreatModel) -> Tensor:
         return threat.step(x, gradient, threat.eps / 4, centre, self.domain)
 
-    def _robust(
+    def _robust(self, threat: ThreatModel, loss: LossFunction) -> float:
+        """Share that `STEPS` steps of eps/4 up the loss do not fool."""
+        return _share(self._standing(threat, loss))
+
+    def _standing(
         self, threat: ThreatModel, loss: LossFunction, guide: Network | None = None
-    ) -> float:
-        """Share that `STEPS` steps of eps/4 up the loss, that of the network `guide` (None: this
-        one), do not fool; those that are fooled are left out at once."""
-        if not len(self.x):
-            return 0.0
+    ) -> Tensor:
+        """Which points `STEPS` steps of eps/4 up the loss, that of the network `guide` (None: this
+        one), do not fool, (m,); those that are fooled are left out at once."""
+        standing = torch.zeros_like(self.y, dtype=torch.bool)
+        if not len(standing):
+            return standing
         x, rows = (
             threat.start(self.x, self.domain, self.index, self.seed),
             torch.arange(len(self.x), device=self.x.device),
@@ -355,10 +364,10 @@ class FirstLook:
             left = ~fooled if step else torch.ones_like(fooled)
             x, gradient, rows = x[left], seen.gradient[left], rows[left]
             if not len(rows):
-                return 0.0
+                return standing
             x = self._step(x, gradient, self.x[rows], threat)
-        robust = ~Aim(self.y[rows]).reached(self._logits(x))
-        return int(robust.sum()) / len(self.x)
+        standing[rows] = ~Aim(self.y[rows]).reached(self._logits(x))
+        return standing
 
 
 def _look(oracle: Oracle, x: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
