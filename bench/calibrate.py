@@ -33,8 +33,8 @@ from retroact.auditing.indicators import FirstLook, Indicator, indicators
 from retroact.auditing.mechanisms import activations, backward, inputs, outputs, scale
 from retroact.auditing.mechanisms.mechanism import Given, Mechanism
 from retroact.auditing.selftest import Louder
-from retroact.crafting.derived import trace_forward
-from retroact.crafting.inner import end_in_last_layer
+from retroact.crafting.derived import TraceError, trace_forward
+from retroact.crafting.inner import end_inside, watch_inside
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.proof import leave_as_is
 from retroact.nets.zoo import NETWORKS
@@ -131,6 +131,7 @@ GROUPS: dict[str, tuple[Mechanism, ...]] = {
 """Changes of the network of one seed by which the indicators of one network are tried."""
 
 MEANT = {
+    "gradient fidelity": ("jump", "jumps and staircases by hand"),
     "no gradient": ("images rounded", "activations rounded", "logits rounded", "one-hot answers"),
     "gradient mismatch": (
         "the whole backward pass",
@@ -307,8 +308,13 @@ _AROUND = (
 
 def _look(net: nn.Module, part: ra.Images, threat: ThreatModel, seed: int) -> FirstLook:
     how = part.images, part.labels, part.index, threat, seed
-    traced = trace_forward(net, part.images)
-    return FirstLook(leave_as_is(net), *how, traced=traced, last_layer=end_in_last_layer(traced))
+    first = part.images[:64]
+    try:
+        traced = trace_forward(net, part.images)
+    except TraceError:
+        return FirstLook(leave_as_is(net), *how, inner=watch_inside(net, first))
+    inner = end_inside(traced, first)
+    return FirstLook(leave_as_is(net), *how, traced=traced, inner=inner)
 
 
 def _shifted(net: nn.Module, held: ra.Images, file: Path) -> nn.Module:

@@ -18,7 +18,7 @@ from retroact.auditing.chance import Chance
 from retroact.auditing.indicators import FirstLook, indicators
 from retroact.auditing.numbers import AttackResult, Reading
 from retroact.auditing.planted import LOCAL, Planted, compare_movement, seek_planted
-from retroact.auditing.subjects import Climb, Subject
+from retroact.auditing.subjects import INNER, Climb, Subject
 from retroact.crafting.domain import domain_of
 from retroact.crafting.expectation import Expectation
 from retroact.crafting.oracle import AccessError
@@ -37,6 +37,7 @@ ANSWERED = 0.05
 
 _TOLD, _FMN_STEPS = 32, 40
 _TAMPERED = "gradient mismatch"  # an alarm that planted examples do not answer
+_MISLED = "misled margin"  # what is left by what goes around it alone is no proof
 
 
 @dataclass
@@ -183,13 +184,15 @@ class Doubts:
         others had left, more than one example. That an alarm is silent on what was attacked instead
         is no answer: the trace of a network is silent wherever its backward pass is what alarms.
         What an attack breaks when it is begun anew is no answer either, as any would break some.
-        Where there was nothing to break, planted examples are asked."""
+        Where the margin misleads and no scores inside decide alike, nothing is an answer, and
+        nothing need be gained. Where there was nothing to break, planted examples are asked."""
         blind = [r.title for r in readings if r.fired and r.mechanism != "saturation"]
-        if gain <= 0 or not blind:
+        led = _MISLED in blind and self.subject.source(INNER) is None
+        if not blind or (gain <= 0 and not led):
             return
         answers = [a for a in self.side.attacks if a.kernel and not a.is_anew]
         broken, left = sum(a.broken for a in answers), max((a.asked for a in answers), default=0)
-        if broken >= 2 and broken >= ANSWERED * left:
+        if broken >= 2 and broken >= ANSWERED * left and not led:
             return
         tried = "nothing that was derived answers it" if answers else "no kernel answers it"
         planted = "" if _TAMPERED in blind else self._ask_planted(readings)

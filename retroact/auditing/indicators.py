@@ -2,7 +2,7 @@
 
 Most are functions of two first looks, one at the network after the change and one at it before,
 and give a value for both; such a one fires where the difference (or the ratio) passes its
-threshold. Those of the last group look at one network alone and fire on either, so two networks
+threshold. Those that are `absolute` look at one network alone and fire on either, so two networks
 that are blind alike do not hide each other.
 *Saturation*: the loss is flat because logits are huge. *Jump*: the gradient is finite, well scaled
 and wrong. *Wrong gradient*: the backward pass is not the derivative of the forward pass, or leads
@@ -31,7 +31,7 @@ from retroact.auditing.verdict import Mechanism
 from retroact.crafting.domain import Domain
 from retroact.crafting.expectation import Expectation, same_draws
 from retroact.crafting.goals import Aim
-from retroact.crafting.inner import OverSpread
+from retroact.crafting.inner import OverOthers, OverSpread
 from retroact.crafting.losses import LossFunction, cross_entropy, margin
 from retroact.crafting.noise import normal, uniform
 from retroact.crafting.oracle import (
@@ -57,6 +57,7 @@ PARALLEL = 0.99
 
 _CHUNK = 64
 _PROBED = 50  # points at which random directions are tried
+_LED = 64  # points from which what misleads the margin is climbed
 _PROBES = 700_000_001  # streams of their own
 _TRIED, _ENTRIES = 6, 64  # points and entries of each that are moved alone
 _MOVES = 0.25  # of the root mean square over a point's entries: what counts as moving
@@ -81,10 +82,10 @@ class FirstLook:
         seed: int = 0,
         domain: Domain | None = None,
         traced: Network | None = None,
-        last_layer: Network | None = None,
+        inner: Network | None = None,
     ) -> None:
         self.domain = Domain(tuple(x.shape[1:])) if domain is None else domain
-        self.traced, self.last_layer = traced, last_layer
+        self.traced, self.inner = traced, inner
         device = device_of(on.network)
         self.network, self.threat, self.seed = on.network, threat, seed
         self._cheap, self._draws = on.lean, isinstance(on.network, Expectation)
@@ -185,19 +186,22 @@ class FirstLook:
 
     @cached_property
     def misled(self) -> float:
-        """What is robust to a climb of the margin and not to one of the margin over the spread of
-        the logits, or of the margin in the last layer with weights; 0 where that is no more than
-        one point, or, of a network that draws, than chance: two deviations of the points that one
-        climb fooled and the other did not. Of two classes the margin is the spread."""
-        ratio = None if self._logits(self.x[:1]).shape[1] < 3 else OverSpread(self._cheap)
-        others = [on for on in (ratio, self.last_layer) if on is not None]
+        """Of the first points, what is robust to a climb of the margin and not to one of the margin
+        over the spread of the logits, of what the others have among themselves, or of the margin of
+        inner scores that decide alike; 0 where that is no more than one point, or, of a network
+        that draws, than chance: two deviations of the points that one climb fooled and the other
+        did not. Of two classes the margin is the spread."""
+        many = len(self.x) and self._logits(self.x[:1]).shape[1] > 2
+        ways = [OverSpread, OverOthers] if many else []
+        others = [*(way(self._cheap) for way in ways), self.inner]
+        others = [on for on in others if on is not None]
         if not others:
             return 0.0
-        own, *theirs = (self._standing(self.threat, margin, on) for on in (None, *others))
+        own, *theirs = (self._standing(self.threat, margin, on, _LED) for on in (None, *others))
         least = min(theirs, key=lambda standing: int(standing.sum()))
         lead, differ = int(own.sum() - least.sum()), int((own ^ least).sum())
         chance = 2 * math.sqrt(differ) if self._draws else 1
-        return lead / len(self.x) if lead > chance else 0.0
+        return lead / len(own) if lead > chance else 0.0
 
     @cached_property
     def probes(self) -> tuple[Tensor, Tensor]:
@@ -347,16 +351,21 @@ class FirstLook:
         return _share(self._standing(threat, loss))
 
     def _standing(
-        self, threat: ThreatModel, loss: LossFunction, guide: Network | None = None
+        self,
+        threat: ThreatModel,
+        loss: LossFunction,
+        guide: Network | None = None,
+        m: int | None = None,
     ) -> Tensor:
-        """Which points `STEPS` steps of eps/4 up the loss, that of the network `guide` (None: this
-        one), do not fool, (m,); those that are fooled are left out at once."""
-        standing = torch.zeros_like(self.y, dtype=torch.bool)
+        """Which of the first `m` points (None: of all) `STEPS` steps of eps/4 up the loss, that of
+        the network `guide` (None: this one), do not fool, (m,); those that are fooled are left out
+        at once."""
+        standing = torch.zeros_like(self.y[:m], dtype=torch.bool)
         if not len(standing):
             return standing
         x, rows = (
-            threat.start(self.x, self.domain, self.index, self.seed),
-            torch.arange(len(self.x), device=self.x.device),
+            threat.start(self.x[:m], self.domain, self.index[:m], self.seed),
+            torch.arange(len(standing), device=self.x.device),
         )
         for step in range(STEPS):
             seen = self._gradient(x, loss, rows, guide)
@@ -503,7 +512,11 @@ def non_finite(after: FirstLook, before: FirstLook) -> tuple[float, float]:
 
 
 @indicator(
-    "gradient fidelity", "jump", 0.03, "Athalye et al. 2018, arXiv:1802.00420 (shattered gradients)"
+    "gradient fidelity",
+    "jump",
+    0.03,
+    "Athalye et al. 2018, arXiv:1802.00420 (shattered gradients)",
+    absolute=True,
 )
 def gradient_fidelity(after: FirstLook, before: FirstLook) -> tuple[float, float]:
     """Share of points where a step of eps/30 changes the margin by less than half or more than
@@ -581,7 +594,8 @@ def single_entries(after: FirstLook, before: FirstLook) -> tuple[float, float]:
 )
 def misled_margin(after: FirstLook, before: FirstLook) -> tuple[float, float]:
     """What is robust to a climb of the margin and not to one that the size of the logits cannot
-    mislead: of the margin over their spread, or of that in the last layer with weights."""
+    mislead: of the margin over their spread, of what the others have among themselves, or of the
+    margin of inner scores that decide alike."""
     return after.misled, before.misled
 
 

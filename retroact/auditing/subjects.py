@@ -24,7 +24,7 @@ from retroact.crafting.derived import Traced, TraceError, soften, trace_forward
 from retroact.crafting.domain import domain_of
 from retroact.crafting.expectation import Expectation
 from retroact.crafting.float_twin import float_twin
-from retroact.crafting.inner import OverSpread, end_in_last_layer
+from retroact.crafting.inner import OverOthers, OverSpread, end_inside, watch_inside
 from retroact.crafting.oracle import Network, device_of, dtype_of, evaluating
 from retroact.crafting.stand_ins import StandIn, Way, find_ways, fit_front
 from retroact.crafting.threat import ThreatModel
@@ -36,6 +36,7 @@ from retroact.retrofitting.surgery import refit_sharing, retrofit
 from retroact.spec import SpecError
 
 N = TypeVar("N")
+Build = Callable[[], nn.Module | None]
 Schedule = tuple[Kernel, tuple[float, ...]]
 KERNELS: tuple[Schedule, ...] = (
     ("sigmoid", (2.0, 3.0, 4.0, 5.0, 7.0, 9.0, 12.0, 16.0, 22.0, 30.0)),
@@ -55,7 +56,8 @@ _SURVEYED = 16  # images on which ways around what leaves torch are looked for
 TRACE = "trace of its computation"
 TWIN = "twin in floats"
 OVER_SPREAD = "margin over the spread of the logits"
-LAST_LAYER = "network that ends in its last layer"
+OVER_OTHERS = "rise among the other logits"
+INNER = "network that ends in its inner scores"
 
 OWN_JUMP = "jumprelu"  # what recognition calls a jump that a network's own code makes
 _MANY = 1000  # what an audit asks of an image: always more than a proof costs
@@ -135,9 +137,9 @@ class Subject:
 
     @property
     def computed(self) -> tuple[Network | None, Network | None]:
-        """The network's own computation, and that up to its last layer where more than affine calls
-        follow; None for what there is not."""
-        source = self.source(LAST_LAYER)
+        """The network's own computation, and that up to inner scores that decide alike where more
+        than a scale follows; None for what there is not."""
+        source = self.source(INNER)
         return self.traced, None if source is None else source.make().network
 
     @property
@@ -273,38 +275,67 @@ class _Derived(NamedTuple):
 
 
 def _derive(on: Proved, data: Examples, threat: ThreatModel) -> _Derived:
-    """What the network computes, traced, and the sources made of it; nothing but the margin over
-    the spread where it cannot be traced or is not proved to compute the same. Of a quantised one,
-    its twin in floats."""
-    images, (net, dress) = data.images[:_MEASURED], _undress(on.network)
+    """What the network computes, traced, and the sources made of it; nothing but what is climbed
+    inside where it cannot be traced or is not proved to compute the same. Of a quantised one, its
+    twin in floats."""
+    net, dress = _undress(on.network)
+    images = data.images[:_MEASURED].to(device_of(net))
     with evaluating(net):
-        twin = float_twin(net, images.to(device_of(net)))
+        twin = float_twin(net, images)
     if twin is not None:
         floats = leave_as_is(dress(twin))
-        return _Derived(derived=(Source(TWIN, partial(_give, floats), foreign=True),))
-    over = Source(OVER_SPREAD, _Inside(partial(OverSpread, net), dress), foreign=True)
-    try:
-        graph = trace_forward(net, images)
-    except TraceError:
-        return _Derived(inside=(over,))
-    traced, where = dress(graph), (data.images, data.index, threat)
-    if not prove_same(on.network, traced, *where, domain=domain_of(data), gradients=False):
-        return _Derived(inside=(over,))
+        found = (Source(TWIN, partial(_give, floats), foreign=True),)
+        return _Derived(derived=found, inside=_find_inside(twin, images, dress))
+    graph = _trace_same(on, data, threat, dress)
+    if graph is None:
+        return _Derived(inside=_find_inside(net, images, dress))
     sources = (Source(_name_widths(w), _Softening(on, graph, images, w, dress)) for w in WIDTHS)
-    ends = end_in_last_layer(graph) is not None
-    last = Source(LAST_LAYER, _Inside(partial(_end, graph), dress), foreign=True)
+    traced = dress(graph)
     return _Derived(
         traced,
         (*sources, Source(TRACE, partial(_run_on, on, traced))),
-        (over, last) if ends else (over,),
+        _find_inside(net, images, dress, graph),
     )
+
+
+def _trace_same(
+    on: Proved, data: Examples, threat: ThreatModel, dress: Callable[[nn.Module], Any]
+) -> Traced | None:
+    """The trace of a network, where there is one that is proved to compute the same."""
+    net, _ = _undress(on.network)
+    try:
+        graph = trace_forward(net, data.images[:_MEASURED])
+    except TraceError:
+        return None
+    where = data.images, data.index, threat
+    same = prove_same(on.network, dress(graph), *where, domain=domain_of(data), gradients=False)
+    return graph if same else None
+
+
+def _find_inside(
+    net: Network,
+    images: Tensor,
+    dress: Callable[[nn.Module], Any],
+    graph: Traced | None = None,
+) -> tuple[Source, ...]:
+    """What no size of the logits can mislead: made of the logits, and of scores inside that decide
+    alike, where there are any, in the trace or, without one, as the network runs."""
+    made: dict[str, Build] = {
+        OVER_SPREAD: partial(OverSpread, net),
+        OVER_OTHERS: partial(OverOthers, net),
+    }
+    look = partial(watch_inside, net) if graph is None else partial(end_inside, graph)
+    with evaluating(net):
+        if look(images) is not None:
+            made[INNER] = partial(look, images)
+    return tuple(Source(name, _Inside(build, dress), foreign=True) for name, build in made.items())
 
 
 @dataclass(frozen=True, eq=False)
 class _Inside:
     """Makes a network that gives other logits, once."""
 
-    build: Callable[[], nn.Module]
+    build: Build
     dress: Callable[[nn.Module], nn.Module]
 
     def __call__(self) -> Proved:
@@ -316,13 +347,9 @@ class _Inside:
 
     @cached_property
     def _made(self) -> Proved:
-        return leave_as_is(self.dress(self.build()))
-
-
-def _end(graph: Traced) -> nn.Module:
-    ended = end_in_last_layer(graph)
-    assert ended is not None, "it was asked when the source was made"
-    return ended
+        built = self.build()
+        assert built is not None, "it was asked when the source was made"
+        return leave_as_is(self.dress(built))
 
 
 _NOTHING = _Derived()

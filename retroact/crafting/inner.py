@@ -1,28 +1,34 @@
 """The logits inside: what is climbed where the size of the logits leads attacks astray.
 
-A network that multiplies its logits by a positive number that depends on the image, or that makes
-them smaller the surer they are, decides as it did before. The margin of the logits that it gives
-changes with that number as much as with what decides, so whoever climbs it climbs the number. Two
-ways around it: the margin over the spread of the logits, which no positive factor changes, and the
-logits of the last layer with weights, in the network's traced computation, without what follows.
+A network that multiplies its logits by a positive number that depends on the image, that makes them
+smaller the surer they are, or that adds to the largest what it thinks of the image, decides as it
+did before. The margin of the logits that it gives changes with that number as much as with what
+decides, so whoever climbs it climbs the number. Three ways around it: the margin over the spread of
+the logits, which no positive factor changes; how the others stand among themselves, which nothing
+that is done to the largest changes; and, in the network's traced computation, the earliest scores
+of the classes that decide as the answers do, without what follows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
 
-from retroact.crafting.derived import AFFINE, Traced, copy_graph, moving_nodes, shape_of
+from retroact.crafting.derived import Traced, copy_graph, moving_nodes, shape_of
+from retroact.crafting.drawing import drawing
 from retroact.crafting.geometry import nonzero
 from retroact.crafting.losses import spread
 from retroact.crafting.oracle import Network, in_float
 
+ALIKE = 0.98
+"""Of the points: on how many inner scores must decide as the answers do."""
+
+_SCALED = 1e-3  # of the answers' norm: what is left of them where they are inner scores, scaled
 _ATEN = torch.ops.aten
-_WEIGHTS = {_ATEN.mm.default: 1, _ATEN.addmm.default: 2}
-"""Linear layers, and which argument holds the weights."""
-_VIEWS = {_ATEN.view.default, _ATEN._unsafe_view.default, _ATEN.squeeze.dim, _ATEN.clone.default}
 
 
 class OverSpread(nn.Module):
@@ -37,52 +43,175 @@ class OverSpread(nn.Module):
         return logits / nonzero(spread(logits))[:, None]
 
 
-def end_in_last_layer(traced: Traced) -> Traced | None:
-    """The computation up to the last linear layer that gives a number for each class; None where
-    nothing but affine calls follows, or where no such layer sees all the others of its kind, as in
-    a mean of several networks."""
+class OverOthers(nn.Module):
+    """The logits of `network` from the mean of all but the largest, over the spread of these, the
+    largest 0: what another class has of its own, whatever is done to the one that is decided."""
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = in_float(self.network, x)
+        largest = nn.functional.one_hot(logits.argmax(1), logits.shape[1]).bool()
+        others = logits[~largest].view(len(logits), -1)
+        centred = (logits - others.mean(1, keepdim=True)).masked_fill(largest, 0.0)
+        return centred / nonzero(spread(others))[:, None]
+
+
+def end_inside(traced: Traced, x: Tensor) -> Traced | None:
+    """The computation up to the earliest scores of the classes that decide as the answers do, on
+    the images `x` (n, …) and on mixtures of two; None where the answers are those scores themselves
+    but for a scale and a shift of each class."""
+    with drawing(0, x.device):
+        nodes, scores, answers = _scores_of_trace(traced, _mix(x))
+    at = _find_inner(scores, answers)
+    if at is None:
+        return None
     graph = fx.GraphModule(traced.graph, copy_graph(traced.graph.graph))
-    (output,) = (node for node in graph.graph.nodes if node.op == "output")
-    logits, moving = output.args[0], moving_nodes(graph.graph)
-    if not isinstance(logits, fx.Node):
-        return None
-    layers = {node for node in _behind(logits) if _is_layer(node, moving, shape_of(logits))}
-    last = next((node for node in layers if layers <= _behind(node)), None)
-    if last is None or _only_scales(last, logits, moving):
-        return None
-    output.args = (last,)
+    output = _output_of(graph)
+    (end,) = (node for node in graph.graph.nodes if node.name == nodes[at].name)
+    with graph.graph.inserting_before(output):
+        flat = graph.graph.call_function(_ATEN.flatten.using_ints, (end, 1))
+    output.args = (flat,)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return Traced(graph, traced.batch, None)
 
 
-def _behind(node: fx.Node) -> set[fx.Node]:
-    """The node, and all that it is computed of."""
-    return _walk(node, lambda one: one.all_input_nodes)
+def watch_inside(network: Network, x: Tensor) -> InnerScores | None:
+    """The same of a network that cannot be traced, as it runs: with all images at once, or, where
+    its code takes them one by one, with each alone."""
+    for alone in (False, True):
+        with drawing(0, x.device, network):
+            seen = [_watch(network, part) for part in _mix(x).split(1 if alone else 2 * len(x))]
+        fewest = min(len(scores) for scores, _ in seen)
+        scores = [torch.cat([scores[at] for scores, _ in seen]) for at in range(fewest)]
+        answers = torch.cat([answers for _, answers in seen])
+        at = _find_inner(scores, answers)
+        if at is not None:
+            return InnerScores(network, at, answers.shape[1], alone)
+    return None
 
 
-def _walk(node: fx.Node, on: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
-    found, waiting = {node}, [node]
-    while waiting:
-        for one in on(waiting.pop()):
-            if one not in found:
-                found.add(one)
-                waiting.append(one)
-    return found
+class InnerScores(nn.Module):
+    """What the call `at` of those of a network gives that have one number for each class; its
+    answers where it makes no such call."""
+
+    def __init__(self, network: Network, at: int, classes: int, alone: bool) -> None:
+        super().__init__()
+        self.network, self.at, self.classes, self.alone = network, at, classes, alone
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self._look(part) for part in x.split(1 if self.alone else len(x))])
+
+    def _look(self, x: Tensor) -> Tensor:
+        with _Calls(len(x)) as calls:
+            answers = in_float(self.network, x)
+        scores = calls.with_one_each(self.classes)
+        return scores[self.at].flatten(1).float() if self.at < len(scores) else answers
 
 
-def _is_layer(node: fx.Node, moving: set[fx.Node], shape: tuple[object, ...] | None) -> bool:
-    at = _WEIGHTS.get(node.target)  # type: ignore[call-overload]
-    if at is None or node not in moving or shape is None or len(shape) != 2:
+class _Calls(TorchFunctionMode):
+    """Keeps what the calls of a network give of `n` images."""
+
+    def __init__(self, n: int) -> None:
+        super().__init__()
+        self.n, self.seen = n, list[Tensor]()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        value = func(*args, **(kwargs or {}))
+        if isinstance(value, Tensor) and value.dim() > 1 and len(value) == self.n:
+            self.seen.append(value)
+        return value
+
+    def with_one_each(self, classes: int) -> list[Tensor]:
+        """What has a number for each class, in the order of the calls."""
+        return [t for t in self.seen if t.is_floating_point() and _is_one_each(t.shape, classes)]
+
+
+@torch.no_grad()
+def _watch(network: Network, x: Tensor) -> tuple[list[Tensor], Tensor]:
+    with _Calls(len(x)) as calls:
+        answers = in_float(network, x)
+    scores = [t.flatten(1).float() for t in calls.with_one_each(answers.shape[1])]
+    return scores, answers
+
+
+def _mix(x: Tensor) -> Tensor:
+    return torch.cat([x, (x + x.roll(1, 0)) / 2])
+
+
+def _scores_of_trace(traced: Traced, x: Tensor) -> tuple[list[fx.Node], list[Tensor], Tensor]:
+    """The calls of a trace that give one number for each class, what they give, and the answers."""
+    (answers,) = _output_of(traced.graph).all_input_nodes
+    graph, moving = traced.graph.graph, moving_nodes(traced.graph.graph)
+    nodes = [n for n in graph.nodes if n in moving and _gives_one_each(n, shape_of(answers))]
+    found = {node: list[Tensor]() for node in (*nodes, answers)}
+    watch = _Watch(traced.graph, set(found))
+    for part in x.split(traced.batch or len(x)):
+        watch.run(traced.fill(part))
+        for node, values in found.items():
+            values.append(watch.seen[node][: len(part)])
+    last = torch.cat(found.pop(answers))
+    return [*found], [torch.cat(values) for values in found.values()], last
+
+
+def _output_of(graph: fx.GraphModule) -> fx.Node:
+    output: fx.Node = next(node for node in graph.graph.nodes if node.op == "output")
+    return output
+
+
+def _gives_one_each(node: fx.Node, answers: tuple[Any, ...] | None) -> bool:
+    value = node.meta.get("val")
+    if node.op != "call_function" or not isinstance(value, Tensor) or value.dim() < 2:
         return False
-    known = shape_of(node)
-    return known is not None and known[1:] == shape[1:] and node.args[at] not in moving
+    if answers is None or value.shape[0] != answers[0] or not value.dtype.is_floating_point:
+        return False
+    return _is_one_each(value.shape, answers[1])
 
 
-def _only_scales(layer: fx.Node, logits: fx.Node, moving: set[fx.Node]) -> bool:
-    """Whether the logits are the layer's, but for views and calls that are affine in it alone."""
-    between = _behind(logits) & _walk(layer, lambda node: node.users) - {layer}
-    return all(
-        node.target in AFFINE | _VIEWS and len(set(node.all_input_nodes) & moving) == 1
-        for node in between
-    )
+def _is_one_each(shape: Sequence[Any], classes: Any) -> bool:
+    return [size for size in shape[1:] if size != 1] == [classes]
+
+
+class _Watch(fx.Interpreter):
+    """Runs a trace, and keeps what some of its calls give."""
+
+    def __init__(self, graph: fx.GraphModule, nodes: set[fx.Node]) -> None:
+        super().__init__(graph)
+        self.nodes, self.seen = nodes, dict[fx.Node, Tensor]()
+
+    @torch.no_grad()
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        if n in self.nodes:
+            self.seen[n] = value.flatten(1).float()
+        return value
+
+
+# ------------------------------------------------------------------------------------- which decide
+
+
+def _find_inner(scores: Sequence[Tensor], answers: Tensor) -> int | None:
+    """Which scores are the first of those that decide most often as the answers do; None where
+    that is not often enough, or the answers are no more than they, scaled."""
+    alike = [_share_alike(each, answers) for each in scores]
+    most = max(alike, default=0.0)
+    if most < ALIKE or _are_scaled(scores[alike.index(most)], answers):
+        return None
+    return alike.index(most)
+
+
+def _share_alike(scores: Tensor, answers: Tensor) -> float:
+    """Share of points at which no answer is above that of the class that the scores decide for."""
+    chosen = answers.gather(1, scores.argmax(1, keepdim=True))
+    return float((chosen == answers.amax(1, keepdim=True)).float().mean())
+
+
+def _are_scaled(scores: Tensor, answers: Tensor) -> bool:
+    """Whether the answers are the scores, scaled, and each class shifted by a number of its own."""
+    scores, answers = (t.double() - t.double().mean(0) for t in (scores, answers))
+    factor = (scores * answers).sum() / scores.square().sum().clamp_min(1e-300)
+    rest = answers - factor * scores
+    return bool(rest.norm() <= _SCALED * answers.norm())

@@ -506,19 +506,19 @@ class Decides(nn.Module):
         return plain()(x).argmax(1)
 
 
-def test_a_network_that_gives_classes_alone_is_climbed_to_its_last_layer():
+def test_a_network_that_gives_classes_alone_is_climbed_to_its_scores():
     made = run(Decides(), 24)
-    assert made.after.kernel == "network that ends in its last layer"
+    assert made.after.kernel == "network that ends in its inner scores"
     assert abs(made.verdict.counts.verified_gain) <= 1 / 24 and not made.verdict.doubts
 
 
 @pytest.fixture
-def no_last_layer(monkeypatch):
-    """The trace of a network with no layer that gives a number for each class."""
-    monkeypatch.setattr("retroact.auditing.subjects.end_in_last_layer", lambda *_: None)
+def nothing_inside(monkeypatch):
+    """The trace of a network with no scores inside that decide alike."""
+    monkeypatch.setattr("retroact.auditing.subjects.end_inside", lambda *_: None)
 
 
-@pytest.mark.usefixtures("no_last_layer")
+@pytest.mark.usefixtures("nothing_inside")
 @pytest.mark.parametrize("student", [True, False])
 def test_a_network_that_gives_classes_alone_is_searched_by_decisions(student, monkeypatch):
     if not student:
@@ -561,7 +561,7 @@ def test_a_margin_that_is_none_is_refused():
 # ----------------------------------------------------------------------------------- the doubts
 
 
-@pytest.mark.usefixtures("no_last_layer")
+@pytest.mark.usefixtures("nothing_inside")
 def test_an_attack_that_does_not_bite_makes_it_abstain():
     """A network that gives away no more than its decisions: no gradient reaches them."""
 

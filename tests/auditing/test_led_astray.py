@@ -9,12 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import retroact as ra
+from retroact.auditing import subjects
 from retroact.auditing.attack_run import Conditions
 from retroact.auditing.audit import Audit
 from retroact.auditing.battery import Battery
 from retroact.auditing.doubts import Doubts
 from retroact.auditing.indicators import FirstLook, indicators
-from retroact.auditing.subjects import Subject
+from retroact.auditing.subjects import INNER, Subject
 from retroact.evaluation.proof import leave_as_is
 from retroact.training.anew import trained_anew
 
@@ -42,10 +43,13 @@ class Digits(nn.Module):
         if self.how == "cooler by a sum":
             signs = torch.arange(64).remainder(2).mul(2).sub(1).to(x)
             return z * torch.exp(-2.0 * (x.flatten(1) @ signs)[:, None])
-        return z + F.one_hot(z.argmax(1), 10).to(z) * F.relu(2 * (9 - gap))
+        largest = F.one_hot(z.argmax(1), 10).to(z)
+        if self.how == "surer by the image":
+            return z + largest * 20 * x.square().flatten(1).sum(1, keepdim=True)
+        return z + largest * F.relu(2 * (9 - gap))
 
 
-HOWS = ("cooler where sure", "cooler by a sum", "mirrored")
+HOWS = ("cooler where sure", "cooler by a sum", "surer by the image", "mirrored")
 
 
 @cache
@@ -137,3 +141,39 @@ def test_what_fools_both_is_a_doubt_about_the_one_whose_attacks_missed_it():
     assert ask(None) == []
     honest = Doubts(subject, side, under, Battery(queries=0), side)
     assert list(honest._find_shared()) == []
+
+
+# -------------------------------------------------------------------------- where nothing is traced
+
+
+class Branches(nn.Module):
+    """A network that looks at its values first, so that no trace is made of it."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x) * (2.0 if float(x.detach().sum()) < 0 else 1.0)
+
+
+@pytest.fixture
+def led() -> nn.Module:
+    """Led astray, and robust to what goes around it without looking inside."""
+    return Branches(Digits(plain(1), "mirrored"))
+
+
+def test_scores_inside_are_climbed_as_the_network_runs(led):
+    audit = ra.audit(plain(), led, ra.data("digits[:80]"), LINF, battery="quick")
+    assert audit.verdict.counts.verified[1] <= bare().verdict.counts.verified[1] + 0.03
+    assert audit.verdict.effect != "GENUINE" and not audit.verdict.doubts
+    broke = {a.kernel for a in audit.after.attacks if a.broken > 1}
+    assert INNER in broke
+
+
+def test_what_goes_around_it_alone_is_no_answer(led, monkeypatch):
+    monkeypatch.setattr(subjects, "watch_inside", lambda *_: None)
+    audit = ra.audit(plain(), led, ra.data("digits[:80]"), LINF, battery="quick")
+    assert audit.verdict.counts.verified[1] > bare().verdict.counts.verified[1]
+    assert audit.verdict.effect == "ABSTAINED"
+    assert any("misled margin" in doubt for doubt in audit.verdict.doubts)
