@@ -104,6 +104,7 @@ class Battery:
         broken = run.attack(title, "white box", spent.targeted(under.classes), climb)
         if subject.alarms:
             spent.answer(run, subject, [climb, *others[:1]], under, broken)
+        spent.look_inside(run, subject, under.classes)
         if subject.draws and not subject.is_baffling:
             spent.begin_anew(run, climb, under, _ANEW, _PATIENCE)
         progress()
@@ -123,9 +124,10 @@ class Battery:
         return run.finish(side.claimed, side.kernel)
 
     def rank(self, run: AttackRun, subject: Subject) -> list[Climb]:
-        """What to climb, first what breaks most of a few robust examples: kernels, differences, or
-        the folded net as it is."""
-        climbs, steps = subject.climbs, self.trial_steps or (_ALARMED if subject.alarms else 0)
+        """What to climb, first what breaks most of a few robust examples: kernels, scores inside,
+        differences, or the folded net as it is."""
+        suspect = subject.alarms or subject.inner
+        climbs, steps = subject.climbs, self.trial_steps or (_ALARMED if suspect else 0)
         if not steps or len(climbs) == 1:
             return climbs[:1]
         if not self.trial_steps:  # the first kernel alone, and what was derived
@@ -178,6 +180,16 @@ class Battery:
         blind = "no gradient" in subject.alarms
         if self.queries and blind and not any(a.kernel and a.broken for a in run.attacks):
             self.search(run, subject, under)
+
+    def look_inside(self, run: AttackRun, subject: Subject, classes: int) -> None:
+        """The targeted attack towards scores inside that decide as the answers do, where there are
+        any and nothing asked for it: what little is added to them no alarm hears."""
+        ran = {attack.kernel for attack in run.attacks if not attack.is_trial}
+        for source in subject.inner:
+            if source.name not in ran:
+                climb = subject.through(source)
+                title = f"targeted{_through(climb)}"
+                run.attack(title, "white box", self.targeted(classes), climb)
 
     def begin_anew(
         self, run: AttackRun, climb: Climb, under: Conditions, turns: int, patience: int

@@ -18,7 +18,7 @@ from retroact.auditing.chance import Chance
 from retroact.auditing.indicators import FirstLook, indicators
 from retroact.auditing.numbers import AttackResult, Reading
 from retroact.auditing.planted import LOCAL, Planted, compare_movement, seek_planted
-from retroact.auditing.subjects import INNER, Climb, Subject
+from retroact.auditing.subjects import Climb, Subject
 from retroact.crafting.domain import domain_of
 from retroact.crafting.expectation import Expectation
 from retroact.crafting.oracle import AccessError
@@ -187,7 +187,7 @@ class Doubts:
         Where the margin misleads and no scores inside decide alike, nothing is an answer, and
         nothing need be gained. Where there was nothing to break, planted examples are asked."""
         blind = [r.title for r in readings if r.fired and r.mechanism != "saturation"]
-        led = _MISLED in blind and self.subject.source(INNER) is None
+        led = _MISLED in blind and not self.subject.inner
         if not blind or (gain <= 0 and not led):
             return
         answers = [a for a in self.side.attacks if a.kernel and not a.is_anew]

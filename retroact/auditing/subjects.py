@@ -118,16 +118,23 @@ class Subject:
     @property
     def climbs(self) -> list[Climb]:
         """What an attack may be run on, the likeliest first: through the kernels of its own spec,
-        or the folded net where it has none; then what no size of the logits can mislead, where they
-        do; then through differences, and where an alarm fired through all that was derived."""
+        or the folded net where it has none; then scores inside that decide alike, where there are
+        any, and what no size of the logits can mislead, where they do; then through differences,
+        and where an alarm fired through all that was derived."""
         first: list[Source | None] = [*self.sources] or [None]
         derived = (*self.derived, *self.stand_ins) if self.is_baffling else self.derived[:1]
         return [self.through(s) for s in (*first, *self.answers_misled, *derived)]
 
     @property
     def answers_misled(self) -> tuple[Source, ...]:
-        """What no size of the logits can mislead, where it misled their margin."""
-        return self.inside if "misled margin" in self.alarms else ()
+        """What no size of the logits can mislead, where it misled their margin; the scores inside
+        in any case, as what little is added to them is missed by an alarm."""
+        return self.inside if "misled margin" in self.alarms else self.inner
+
+    @property
+    def inner(self) -> tuple[Source, ...]:
+        """The network that ends in scores inside that decide alike, where there are any."""
+        return tuple(source for source in self.inside if source.name == INNER)
 
     @property
     def is_baffling(self) -> bool:
@@ -139,8 +146,8 @@ class Subject:
     def computed(self) -> tuple[Network | None, Network | None]:
         """The network's own computation, and that up to inner scores that decide alike where more
         than a scale follows; None for what there is not."""
-        source = self.source(INNER)
-        return self.traced, None if source is None else source.make().network
+        inner = [source.make().network for source in self.inner]
+        return self.traced, inner[0] if inner else None
 
     @property
     def draws(self) -> bool:

@@ -69,11 +69,12 @@ def end_inside(traced: Traced, x: Tensor) -> Traced | None:
     if at is None:
         return None
     graph = fx.GraphModule(traced.graph, copy_graph(traced.graph.graph))
-    output = _output_of(graph)
-    (end,) = (node for node in graph.graph.nodes if node.name == nodes[at].name)
+    output, (inner, turned) = _output_of(graph), [*nodes.items()][at]
+    (end,) = (node for node in graph.graph.nodes if node.name == inner.name)
     with graph.graph.inserting_before(output):
         flat = graph.graph.call_function(_ATEN.flatten.using_ints, (end, 1))
-    output.args = (flat,)
+        rows = graph.graph.call_function(_ATEN.t.default, (flat,)) if turned else flat
+    output.args = (rows,)
     graph.graph.eliminate_dead_code()
     graph.recompile()
     return Traced(graph, traced.batch, None)
@@ -82,15 +83,17 @@ def end_inside(traced: Traced, x: Tensor) -> Traced | None:
 def watch_inside(network: Network, x: Tensor) -> InnerScores | None:
     """The same of a network that cannot be traced, as it runs: with all images at once, or, where
     its code takes them one by one, with each alone."""
+    with torch.no_grad():
+        classes = in_float(network, x[:2]).shape[1]
     for alone in (False, True):
+        parts = _mix(x).split(1 if alone else 2 * len(x))
         with drawing(0, x.device, network):
-            seen = [_watch(network, part) for part in _mix(x).split(1 if alone else 2 * len(x))]
+            seen = [_watch(network, part, classes) for part in parts]
         fewest = min(len(scores) for scores, _ in seen)
         scores = [torch.cat([scores[at] for scores, _ in seen]) for at in range(fewest)]
-        answers = torch.cat([answers for _, answers in seen])
-        at = _find_inner(scores, answers)
+        at = _find_inner(scores, torch.cat([answers for _, answers in seen]))
         if at is not None:
-            return InnerScores(network, at, answers.shape[1], alone)
+            return InnerScores(network, at, classes, alone)
     return None
 
 
@@ -106,55 +109,66 @@ class InnerScores(nn.Module):
         return torch.cat([self._look(part) for part in x.split(1 if self.alone else len(x))])
 
     def _look(self, x: Tensor) -> Tensor:
-        with _Calls(len(x)) as calls:
+        with _Calls(len(x), self.classes) as calls:
             answers = in_float(self.network, x)
-        scores = calls.with_one_each(self.classes)
-        return scores[self.at].flatten(1).float() if self.at < len(scores) else answers
+        return calls.scores[self.at] if self.at < len(calls.scores) else answers
 
 
 class _Calls(TorchFunctionMode):
-    """Keeps what the calls of a network give of `n` images."""
+    """Keeps what the calls of a network give that has one number for each of `classes` of `n`
+    images."""
 
-    def __init__(self, n: int) -> None:
+    def __init__(self, n: int, classes: int) -> None:
         super().__init__()
-        self.n, self.seen = n, list[Tensor]()
+        self.n, self.classes, self.scores = n, classes, list[Tensor]()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         value = func(*args, **(kwargs or {}))
-        if isinstance(value, Tensor) and value.dim() > 1 and len(value) == self.n:
-            self.seen.append(value)
+        if isinstance(value, Tensor) and value.is_floating_point():
+            turned = _is_turned(value.shape, self.n, self.classes)
+            if turned is not None:  # a copy, as it may be written to
+                self.scores.append(_rows_of(value, turned).float().clone())
         return value
 
-    def with_one_each(self, classes: int) -> list[Tensor]:
-        """What has a number for each class, in the order of the calls."""
-        return [t for t in self.seen if t.is_floating_point() and _is_one_each(t.shape, classes)]
+
+def _is_turned(shape: Sequence[Any], n: Any, classes: Any) -> bool | None:
+    """Whether images of scores run along the second of two sizes, beside others of 1; None where
+    these are not scores."""
+    sizes = [size for size in shape if size != 1] if n != 1 else [1, *(s for s in shape if s != 1)]
+    if len(shape) > 1 and sizes == [n, classes] and shape[0] == n:
+        return False
+    return True if len(shape) > 1 and sizes == [classes, n] else None
+
+
+def _rows_of(scores: Tensor, turned: bool) -> Tensor:
+    return scores.flatten(1).T if turned else scores.flatten(1)
 
 
 @torch.no_grad()
-def _watch(network: Network, x: Tensor) -> tuple[list[Tensor], Tensor]:
-    with _Calls(len(x)) as calls:
+def _watch(network: Network, x: Tensor, classes: int) -> tuple[list[Tensor], Tensor]:
+    with _Calls(len(x), classes) as calls:
         answers = in_float(network, x)
-    scores = [t.flatten(1).float() for t in calls.with_one_each(answers.shape[1])]
-    return scores, answers
+    return calls.scores, answers
 
 
 def _mix(x: Tensor) -> Tensor:
     return torch.cat([x, (x + x.roll(1, 0)) / 2])
 
 
-def _scores_of_trace(traced: Traced, x: Tensor) -> tuple[list[fx.Node], list[Tensor], Tensor]:
-    """The calls of a trace that give one number for each class, what they give, and the answers."""
+def _scores_of_trace(traced: Traced, x: Tensor) -> tuple[dict[fx.Node, bool], list[Tensor], Tensor]:
+    """The calls of a trace that give one number for each class, and whether turned, what they give,
+    and the answers."""
     (answers,) = _output_of(traced.graph).all_input_nodes
     graph, moving = traced.graph.graph, moving_nodes(traced.graph.graph)
-    nodes = [n for n in graph.nodes if n in moving and _gives_one_each(n, shape_of(answers))]
-    found = {node: list[Tensor]() for node in (*nodes, answers)}
-    watch = _Watch(traced.graph, set(found))
+    inner = [node for node in graph.nodes if node in moving and node is not answers]
+    turned = {node: _gives_turned(node, shape_of(answers)) for node in inner}
+    nodes = {node: turn for node, turn in turned.items() if turn is not None}
+    watch, seen = _Watch(traced.graph, nodes | {answers: False}), list[dict[fx.Node, Tensor]]()
     for part in x.split(traced.batch or len(x)):
         watch.run(traced.fill(part))
-        for node, values in found.items():
-            values.append(watch.seen[node][: len(part)])
-    last = torch.cat(found.pop(answers))
-    return [*found], [torch.cat(values) for values in found.values()], last
+        seen.append({node: value[: len(part)] for node, value in watch.seen.items()})
+    scores = [torch.cat([values[node] for values in seen]) for node in (*nodes, answers)]
+    return nodes, scores[:-1], scores[-1]
 
 
 def _output_of(graph: fx.GraphModule) -> fx.Node:
@@ -162,23 +176,17 @@ def _output_of(graph: fx.GraphModule) -> fx.Node:
     return output
 
 
-def _gives_one_each(node: fx.Node, answers: tuple[Any, ...] | None) -> bool:
+def _gives_turned(node: fx.Node, answers: tuple[Any, ...] | None) -> bool | None:
     value = node.meta.get("val")
-    if node.op != "call_function" or not isinstance(value, Tensor) or value.dim() < 2:
-        return False
-    if answers is None or value.shape[0] != answers[0] or not value.dtype.is_floating_point:
-        return False
-    return _is_one_each(value.shape, answers[1])
-
-
-def _is_one_each(shape: Sequence[Any], classes: Any) -> bool:
-    return [size for size in shape[1:] if size != 1] == [classes]
+    if node.op != "call_function" or not isinstance(value, Tensor) or answers is None:
+        return None
+    return _is_turned(value.shape, *answers) if value.dtype.is_floating_point else None
 
 
 class _Watch(fx.Interpreter):
     """Runs a trace, and keeps what some of its calls give."""
 
-    def __init__(self, graph: fx.GraphModule, nodes: set[fx.Node]) -> None:
+    def __init__(self, graph: fx.GraphModule, nodes: dict[fx.Node, bool]) -> None:
         super().__init__(graph)
         self.nodes, self.seen = nodes, dict[fx.Node, Tensor]()
 
@@ -186,7 +194,7 @@ class _Watch(fx.Interpreter):
     def run_node(self, n: fx.Node) -> Any:
         value = super().run_node(n)
         if n in self.nodes:
-            self.seen[n] = value.flatten(1).float()
+            self.seen[n] = _rows_of(value, self.nodes[n]).float()
         return value
 
 
