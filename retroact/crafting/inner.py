@@ -11,6 +11,7 @@ of the classes that decide as the answers do, without what follows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from retroact.crafting.derived import Traced, copy_graph, moving_nodes, shape_of
+from retroact.crafting.derived import Traced, copy_graph, copy_sharing, moving_nodes, shape_of
 from retroact.crafting.drawing import drawing
 from retroact.crafting.geometry import nonzero
 from retroact.crafting.losses import spread
@@ -27,6 +28,7 @@ from retroact.crafting.oracle import Network, in_float
 ALIKE = 0.98
 """Of the points: on how many inner scores must decide as the answers do."""
 
+_NEAR = 1e-3  # of the way to another image: how far scores that are no steps move
 _SCALED = 1e-3  # of the answers' norm: what is left of them where they are inner scores, scaled
 _ATEN = torch.ops.aten
 
@@ -62,7 +64,7 @@ class OverOthers(nn.Module):
 def end_inside(traced: Traced, x: Tensor) -> Traced | None:
     """The computation up to the earliest scores of the classes that decide as the answers do, on
     the images `x` (n, …) and on mixtures of two; None where the answers are those scores themselves
-    but for a scale and a shift of each class."""
+    but for a scale and a shift of each class. Scores that move in steps alone are none."""
     with drawing(0, x.device):
         nodes, scores, answers = _scores_of_trace(traced, _mix(x))
     at = _find_inner(scores, answers)
@@ -72,7 +74,8 @@ def end_inside(traced: Traced, x: Tensor) -> Traced | None:
     output, (inner, turned) = _output_of(graph), [*nodes.items()][at]
     (end,) = (node for node in graph.graph.nodes if node.name == inner.name)
     with graph.graph.inserting_before(output):
-        flat = graph.graph.call_function(_ATEN.flatten.using_ints, (end, 1))
+        ends = (0, -2) if turned else (1, -1)
+        flat = graph.graph.call_function(_ATEN.flatten.using_ints, (end, *ends))
         rows = graph.graph.call_function(_ATEN.t.default, (flat,)) if turned else flat
     output.args = (rows,)
     graph.graph.eliminate_dead_code()
@@ -83,12 +86,14 @@ def end_inside(traced: Traced, x: Tensor) -> Traced | None:
 def watch_inside(network: Network, x: Tensor) -> InnerScores | None:
     """The same of a network that cannot be traced, as it runs: with all images at once, or, where
     its code takes them one by one, with each alone."""
+    copied = copy_sharing(network)  # what a network keeps of what it sees is its own
+    shown = network if copied is None else copied
     with torch.no_grad():
-        classes = in_float(network, x[:2]).shape[1]
+        classes = in_float(shown, x[:2]).shape[1]
     for alone in (False, True):
-        parts = _mix(x).split(1 if alone else 2 * len(x))
-        with drawing(0, x.device, network):
-            seen = [_watch(network, part, classes) for part in parts]
+        parts = _mix(x).split(1 if alone else 3 * len(x))
+        with drawing(0, x.device, shown):
+            seen = [_watch(shown, part, classes) for part in parts]
         fewest = min(len(scores) for scores, _ in seen)
         scores = [torch.cat([scores[at] for scores, _ in seen]) for at in range(fewest)]
         at = _find_inner(scores, torch.cat([answers for _, answers in seen]))
@@ -132,16 +137,15 @@ class _Calls(TorchFunctionMode):
 
 
 def _is_turned(shape: Sequence[Any], n: Any, classes: Any) -> bool | None:
-    """Whether images of scores run along the second of two sizes, beside others of 1; None where
-    these are not scores."""
-    sizes = [size for size in shape if size != 1] if n != 1 else [1, *(s for s in shape if s != 1)]
-    if len(shape) > 1 and sizes == [n, classes] and shape[0] == n:
+    """Whether the images of scores run along the last dimension, in the place of the first; None
+    where these are not scores."""
+    if len(shape) > 1 and shape[0] == n and math.prod(shape[1:]) == classes:
         return False
-    return True if len(shape) > 1 and sizes == [classes, n] else None
+    return True if len(shape) > 1 and [math.prod(shape[:-1]), shape[-1]] == [classes, n] else None
 
 
 def _rows_of(scores: Tensor, turned: bool) -> Tensor:
-    return scores.flatten(1).T if turned else scores.flatten(1)
+    return scores.flatten(0, -2).T if turned else scores.flatten(1)
 
 
 @torch.no_grad()
@@ -152,7 +156,9 @@ def _watch(network: Network, x: Tensor, classes: int) -> tuple[list[Tensor], Ten
 
 
 def _mix(x: Tensor) -> Tensor:
-    return torch.cat([x, (x + x.roll(1, 0)) / 2])
+    """The images, mixtures of two, and the images moved by next to nothing."""
+    others = x.roll(1, 0)
+    return torch.cat([x, torch.lerp(x, others, 0.5), torch.lerp(x, others, _NEAR)])
 
 
 def _scores_of_trace(traced: Traced, x: Tensor) -> tuple[dict[fx.Node, bool], list[Tensor], Tensor]:
@@ -202,13 +208,20 @@ class _Watch(fx.Interpreter):
 
 
 def _find_inner(scores: Sequence[Tensor], answers: Tensor) -> int | None:
-    """Which scores are the first of those that decide most often as the answers do; None where
-    that is not often enough, or the answers are no more than they, scaled."""
-    alike = [_share_alike(each, answers) for each in scores]
+    """Which scores are the first of those that decide most often as the answers do, of all that
+    move; None where that is not often enough, or the answers are no more than they, scaled."""
+    alike = [0.0 if _stands_still(each) else _share_alike(each, answers) for each in scores]
     most = max(alike, default=0.0)
     if most < ALIKE or _are_scaled(scores[alike.index(most)], answers):
         return None
     return alike.index(most)
+
+
+def _stands_still(scores: Tensor) -> bool:
+    """Whether most scores are the same where the images are moved by next to nothing, as those of
+    a decision, of ranks or of votes are."""
+    here, _, near = scores.chunk(3)
+    return bool((here == near).all(1).float().mean() > 0.5)
 
 
 def _share_alike(scores: Tensor, answers: Tensor) -> float:

@@ -146,6 +146,27 @@ def test_nothing_is_left_out_of_scores_that_are_only_scaled(net, x, change, look
 
 
 @pytest.mark.parametrize("look", [end_inside, watch_inside])
+def test_what_moves_in_steps_alone_is_no_score(net, x, look):
+    """The scores lie apart, (2, n, 5), and which is the largest decides as they do."""
+
+    class Apart(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            z = self._apart(x)
+            largest = (z == z.amax((0, 2))[:, None]).to(z)
+            decided = largest.transpose(0, 1).flatten(1)
+            return (z + largest * 0.1).transpose(0, 1).flatten(1) + 0.2 * decided
+
+        def _apart(self, x: Tensor) -> Tensor:
+            f = nn.Sequential(*[*net.module.children()][:-1])((x - net.mean) / net.std)
+            halves = zip(net.module.fc2.weight.chunk(2), net.module.fc2.bias.chunk(2), strict=True)
+            return torch.stack([f @ w.T + b for w, b in halves])
+
+    ended = look(trace_forward(Apart(), x) if look is end_inside else Apart(), x)
+    assert ended is not None
+    assert len(ended(x).unique()) > 5 * len(x)  # not what is decided, which is 0 or 1
+
+
+@pytest.mark.parametrize("look", [end_inside, watch_inside])
 def test_a_mean_of_answers_has_no_scores_inside(net, x, look):
     class Mean(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
