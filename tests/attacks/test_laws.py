@@ -160,6 +160,8 @@ EACH = [(a, p) for a in ATTACKS for p in norms(a)]
 each_norm = pytest.mark.parametrize(("attack", "p"), [case(a, p) for a, p in EACH], ids=str)
 OURS = [(a, p) for a, p in EACH if not isinstance(a, FOREIGN)]
 each_of_ours = pytest.mark.parametrize(("attack", "p"), OURS, ids=str)
+
+
 def aimed(pairs: Iterable[tuple[Attack, str]]) -> list[tuple[Attack, str, Goal]]:
     """Each attack under each of its norms, and towards a class under one of them, by turns."""
     least = {a: p for i, (a, p) in enumerate(pairs) if i % 3 == 0 or p == a.norms[0]}
