@@ -49,7 +49,8 @@ def measure(
     for name, (eps, words) in NETWORKS.items():
         case = _case(name, eps, test[: min(4 if toy else 512, len(test))], device)
         only = "FGSM" if toy else words
-        args = attacks.arguments(["--only", *only.split(), "--seconds", str(SECONDS)])
+        seconds = 0.2 if toy else SECONDS
+        args = attacks.arguments(["--only", *only.split(), "--seconds", str(seconds)])
         for title, run in attacks.attacks_on(case, args):
             if left() < RESERVE and not toy:
                 skipped.append(f"{title} on {name}")

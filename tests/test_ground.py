@@ -11,11 +11,15 @@ import torch
 from torch import nn
 
 import retroact as ra
+from retroact.auditing.battery import Battery
 from retroact.crafting.oracle import evaluating
 from retroact.ground import neutral, one_thread
 from retroact.retrofitting.watching import trial
 
 EPS = ra.Linf(0.1)
+LITTLE = Battery(
+    2, 1, 2, 2, trial_steps=0, sample=4, queries=0, points=12, anew=1, alarmed_finish=2
+)
 
 
 def small():
@@ -68,7 +72,7 @@ JOBS = {
     "APGD": lambda net, d: flat(ra.evaluate(net, d, ra.APGD(steps=5), EPS)),
     "Foolbox": lambda net, d: flat(ra.evaluate(net, d, ra.Foolbox("LinfPGD", steps=2), EPS)),
     "audit": lambda net, d: str(
-        ra.audit(net, ra.retrofit(net, ra.JumpReLU(0.1)), d, EPS, battery="quick")
+        ra.audit(net, ra.retrofit(net, ra.JumpReLU(0.1)), d, EPS, battery=LITTLE)
     ),
     "harden": lambda net, d: hardened(net),
     "tune": lambda net, d: str(ra.tune(net, ra.JumpReLU, d, EPS, grid=[0.1])),

@@ -43,7 +43,10 @@ ATTACKS = [
 ]
 cases = pytest.mark.parametrize(
     ("attack", "p", "goal"),
-    [(a, p, g) for a in ATTACKS for p in a.norms for g in (Untargeted(), LeastLikely())],
+    [
+        *((a, p, Untargeted()) for a in ATTACKS for p in a.norms),
+        *((a, a.norms[i % len(a.norms)], LeastLikely()) for i, a in enumerate(ATTACKS)),
+    ],
     ids=str,
 )
 
@@ -102,7 +105,7 @@ def test_the_result_is_an_image_that_reaches_the_goal_or_the_clean_one(scene, at
 def test_chunks_run_in_any_order_with_the_same_bits(scene, attack, p, goal):
     net, x, y, index = scene
     whole = craft(attack, net, x, y, index, FAR[p], goal, seed=3, chunk=8)
-    for rows in (slice(16, 24), slice(0, 8), slice(8, 16)):
+    for rows in (slice(16, 24), slice(0, 8)):
         part = craft(attack, net, x[rows], y[rows], index[rows], FAR[p], goal, seed=3, chunk=8)
         assert torch.equal(part.x_adv, whole.x_adv[rows])
         assert torch.equal(part.gradients, whole.gradients[rows])
@@ -460,11 +463,11 @@ NETS = ("base", "robust", "jump", "sloped", "resnet")
 
 @pytest.mark.parametrize(
     ("which", "attack", "p", "peer", "options"),
-    [  # each beside its peer on three of the five networks
+    [  # each beside its peer on two of the five networks
         (which, *row)
         for i, row in enumerate(PEERS)
         for j, which in enumerate(NETS)
-        if (i + j) % 5 in (0, 2, 3)
+        if (i + j) % 5 in (0, 2)
     ],
     ids=lambda v: str(v) if not isinstance(v, dict) else "",
 )
@@ -476,7 +479,7 @@ def test_no_weaker_than_foolbox(which, attack, p, peer, options):
 
     net, data = (
         retrofits()[which]().eval(),
-        ra.data("cifar10[:5]" if which == "resnet" else "mnist[:25]"),
+        ra.data("cifar10[:4]" if which == "resnet" else "mnist[:16]"),
     )
     torch.manual_seed(0)
     model = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")

@@ -15,7 +15,15 @@ from retroact.auditing.battery import Battery
 
 EPS = ra.Linf(0.1)
 LITTLE = Battery(
-    steps=4, targets=2, targeted_steps=4, finish=4, trial_steps=3, sample=12, queries=20, points=24
+    steps=4,
+    targets=2,
+    targeted_steps=4,
+    finish=4,
+    trial_steps=3,
+    sample=12,
+    queries=20,
+    points=16,
+    alarmed_finish=4,
 )
 
 

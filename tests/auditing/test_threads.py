@@ -34,7 +34,16 @@ def normed(seed):
     return net, ra.Images.of(x, net(x).argmax(1))
 
 
-SMALL = Battery(steps=2, targets=1, targeted_steps=2, finish=0, queries=0, trial_steps=0)
+SMALL = Battery(
+    steps=2,
+    targets=1,
+    targeted_steps=2,
+    finish=0,
+    queries=0,
+    trial_steps=0,
+    points=12,
+    alarmed_finish=2,
+)
 
 
 def audited(pair):
@@ -63,7 +72,7 @@ def twice(work, pairs):
 def test_two_audits_of_nets_with_norms_in_two_threads():
     pairs = [normed(seed) for seed in (0, 1)]
     alone = [str(audited(pair)) for pair in pairs]
-    for _ in range(4):
+    for _ in range(2):
         assert [str(made) for made in twice(audited, pairs)] == alone
 
 
@@ -71,7 +80,7 @@ def test_what_two_audits_trace_is_traced_in_two_threads():
     pairs = [normed(seed) for seed in (0, 1)]
     alone = [prepared(pair) for pair in pairs]
     assert all(TRACE in names for names in alone)
-    for _ in range(10):
+    for _ in range(5):
         assert twice(prepared, pairs) == alone
 
 

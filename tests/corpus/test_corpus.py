@@ -21,6 +21,13 @@ from retroact.retrofitting.surgery import CoverageError
 pytestmark = pytest.mark.slow
 every = pytest.mark.parametrize("name", ARCHITECTURES)
 
+
+def third(first: int, step: int = 3) -> pytest.MarkDecorator:
+    """Every third architecture, for what takes long: each family has several, and what takes long
+    in other ways is asked of others."""
+    return pytest.mark.parametrize("name", list(ARCHITECTURES)[first::step])
+
+
 AT_THE_BOUNDARY = 1e-3
 """Of the spread of the logits: a decision within it is made by rounding, and two networks may
 differ in it."""
@@ -83,7 +90,7 @@ def test_the_form_that_attacks_run_on_is_the_network(name):
         assert torch.equal(z.argmax(1), w.argmax(1))
 
 
-@every
+@third(0)
 def test_an_image_alone_has_the_gradient_that_it_has_in_company(name):
     # torch's batch norm in eval mode has been seen to get a batch of one wrong, and attacks end
     # with one image left
@@ -95,7 +102,7 @@ def test_an_image_alone_has_the_gradient_that_it_has_in_company(name):
         assert float(torch.cosine_similarity(alone.flatten(1), together.flatten(1)).min()) > 0.999
 
 
-@every
+@third(1)
 def test_attacks_end_alike_on_the_network_and_on_its_form(name):
     walk = walked(name)
     before = walk.made.data.images.clone()
@@ -111,7 +118,7 @@ def test_attacks_end_alike_on_the_network_and_on_its_form(name):
     assert torch.equal(walk.made.data.images, before)
 
 
-@every
+@third(2)
 def test_the_retrofitted_network_is_saved_and_loaded(name, tmp_path):
     walk = walked(name)
     net = walk.made.net if walk.hard is None else walk.hard
@@ -138,8 +145,8 @@ def _pickles(net: nn.Module) -> bool:
     return True
 
 
-# every third, as one takes torch six seconds; each family has several
-@pytest.mark.parametrize("name", list(ARCHITECTURES)[::3])
+# as one takes torch up to six seconds
+@third(0, step=6)
 def test_the_retrofitted_network_exports_where_the_network_does(name, tmp_path):
     walk = walked(name)
     if walk.hard is None:

@@ -114,43 +114,48 @@ def by_hand(activation, spelling: str) -> Conv:
     return Conv(act)
 
 
+NEUTRAL = (ReLU(), JumpReLU(0.0), SReLU(1.0), BoundedReLU(), ShiftedReLU(), MeanSparse(0.0))
+ACTIVATIONS = (
+    *(JumpReLU(0.3), SReLU(4.0), BoundedReLU(0.5), Swish(2.0), Polynomial(1.0)),
+    *(KWTA(0.3), QuantizedReLU(3, 2.0), QuantizedReLU(3, 2.0).surrogate(2.0)),
+)
+
+
+def by_turns(activations: tuple) -> pytest.MarkDecorator:
+    """Each spelling with two of the activations, so that each of these meets many spellings."""
+    n = len(activations)
+    pairs = [(s, activations[(i + j) % n]) for i, s in enumerate(SPELLINGS) for j in (0, n // 2)]
+    return pytest.mark.parametrize(("spelling", "activation"), pairs, ids=str)
+
+
+@by_turns(NEUTRAL)
+def test_the_neutral_value_gives_the_same_bits(spelling: str, activation) -> None:
+    net = net_of(spelling)
+    assert torch.equal(retrofit(net, activation, example=IMAGES)(IMAGES), net(IMAGES))
+
+
+@by_turns(ACTIVATIONS)
+def test_logits_and_gradients_are_those_of_a_net_written_by_hand(spelling, activation) -> None:
+    hard, hand = (
+        retrofit(net_of(spelling), activation, example=IMAGES),
+        by_hand(activation, spelling),
+    )
+    x, x_hand = IMAGES.clone().requires_grad_(), IMAGES.clone().requires_grad_()
+    out, expected = hard(x), hand(x_hand)
+    out.logsumexp(1).sum().backward()
+    expected.logsumexp(1).sum().backward()
+    assert torch.equal(out, expected)
+    assert torch.equal(x.grad, x_hand.grad)
+    assert torch.equal(hard.get_parameter("conv1.weight").grad, hand.conv1.weight.grad)
+    assert not torch.equal(out, net_of(spelling)(IMAGES))
+
+
 @pytest.mark.parametrize("spelling", SPELLINGS)
 class TestSpellings:
     def test_all_three_calls_are_found_with_their_cap(self, spelling: str) -> None:
         found = sites(net_of(spelling), IMAGES)
         assert [s.own for s in found] == [Ramp(cap=6.0 if spelling in CAPPED else float("inf"))] * 3
         assert [s.shape for s in found] == [(8, 10, 10), (8, 8, 8), (32,)]
-
-    @pytest.mark.parametrize(
-        "neutral",
-        [ReLU(), JumpReLU(0.0), SReLU(1.0), BoundedReLU(), ShiftedReLU(), MeanSparse(0.0)],
-    )
-    def test_the_neutral_value_gives_the_same_bits(self, spelling: str, neutral) -> None:
-        net = net_of(spelling)
-        assert torch.equal(retrofit(net, neutral, example=IMAGES)(IMAGES), net(IMAGES))
-
-    @pytest.mark.parametrize(
-        "activation",
-        [
-            *(JumpReLU(0.3), SReLU(4.0), BoundedReLU(0.5), Swish(2.0), Polynomial(1.0)),
-            *(KWTA(0.3), QuantizedReLU(3, 2.0), QuantizedReLU(3, 2.0).surrogate(2.0)),
-        ],
-    )
-    def test_logits_and_gradients_are_those_of_a_net_written_by_hand(
-        self, spelling, activation
-    ) -> None:
-        hard, hand = (
-            retrofit(net_of(spelling), activation, example=IMAGES),
-            by_hand(activation, spelling),
-        )
-        x, x_hand = IMAGES.clone().requires_grad_(), IMAGES.clone().requires_grad_()
-        out, expected = hard(x), hand(x_hand)
-        out.logsumexp(1).sum().backward()
-        expected.logsumexp(1).sum().backward()
-        assert torch.equal(out, expected)
-        assert torch.equal(x.grad, x_hand.grad)
-        assert torch.equal(hard.get_parameter("conv1.weight").grad, hand.conv1.weight.grad)
-        assert not torch.equal(out, net_of(spelling)(IMAGES))
 
     def test_the_net_stays_as_it_was(self, spelling: str) -> None:
         net = net_of(spelling).train()

@@ -15,6 +15,7 @@ from retroact.experiments.carried import carried_keys, read_json
 from retroact.experiments.cell import Cell, hashed_once
 from retroact.experiments.facts import locked_key
 from retroact.experiments.store import Store
+from retroact.nets import sources
 from retroact.reports import studied
 from retroact.spec import key, parse
 from retroact.studies import study as studies
@@ -29,9 +30,25 @@ pytestmark = pytest.mark.skipif(
 each = pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.stem)
 
 
-@pytest.fixture(autouse=True)
-def _weights_are_hashed_once():
+@pytest.fixture(autouse=True, scope="module")
+def _weights_and_pixels_are_hashed_once():
     with hashed_once():
+        yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _pictures_are_decoded_once():
+    """Keys name many slices of the same few thousand pictures."""
+    decode, known = sources._pixels, {}
+
+    def decoded(cell, row):
+        name = cell["bytes"] or cell["path"]
+        if name not in known:
+            known[name] = decode(cell, row)
+        return known[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "_pixels", decoded)
         yield
 
 
