@@ -169,16 +169,27 @@ class FirstLook:
     def mismatch(self) -> float:
         """Share of points at which the gradient of the margin loss is not that of the network's
         computation, traced anew: their cosine is below `PARALLEL`, or one is twice as long. The
-        larger of that at the clean points and at random ones around them, where attacks walk. 0
-        where no trace was made."""
-        around = self.threat.start(self.x, self.domain, self.index, self.seed)
+        largest of that at the clean points, at random ones around them, and at the last two of a
+        climb from some, near the boundary. 0 where no trace was made."""
         if self.traced is None:
             return 0.0
-        return max(self._mismatch_at(self.x), self._mismatch_at(around))
+        around = self.threat.start(self.x, self.domain, self.index, self.seed)
+        return max(map(self._mismatch_at, (self.x, around, *self._near_boundary())))
+
+    def _near_boundary(self) -> tuple[Tensor, Tensor]:
+        """Where the last two of `STEPS` steps of eps/4 up the margin loss lead from the first
+        points, (m, …)."""
+        x, rows = self.x[:_LED], torch.arange(min(_LED, len(self.x)), device=self.x.device)
+        last = x
+        for _ in range(STEPS):
+            gradient = self._gradient(x, margin, rows).gradient
+            last, x = x, self._step(x, gradient, self.x[rows], self.threat)
+        return last, x
 
     def _mismatch_at(self, x: Tensor) -> float:
-        own = (self.uphill if x is self.x else self._gradient(x, margin)).gradient.flatten(1)
-        true = self._gradient(x, margin, on=self.traced).gradient.flatten(1)
+        rows = torch.arange(len(x), device=x.device)
+        own = (self.uphill if x is self.x else self._gradient(x, margin, rows)).gradient.flatten(1)
+        true = self._gradient(x, margin, rows, self.traced).gradient.flatten(1)
         cosine = nn.functional.cosine_similarity(own.double(), true.double(), dim=1, eps=1e-30)
         ratio = own.norm(dim=1) / true.norm(dim=1)
         wrong = (cosine < PARALLEL) | (ratio < 0.5) | (ratio > 2.0)
