@@ -103,7 +103,7 @@ def test_ones_own_network_is_changed_kept_and_audited(tmp_path):
     assert (tmp_path / "mine.safetensors").exists()
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @needs_mnist
 def test_two_papers_claim_what_an_audit_does_not_find(tmp_path):
     notebook, told = run(
@@ -126,7 +126,7 @@ def test_two_papers_claim_what_an_audit_does_not_find(tmp_path):
     assert len(shown(notebook, "image/png")) == 5
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_an_attack_and_an_activation_of_ones_own_are_audited(tmp_path):
     notebook, told = run(
         "your_own_attack_and_activation",
