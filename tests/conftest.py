@@ -43,7 +43,15 @@ def brief(monkeypatch):
     fall."""
     from retroact.auditing import battery
 
-    spent = {"steps": 4, "targets": 2, "targeted_steps": 4, "finish": 4, "sample": 8, "points": 30}
+    spent = {
+        "steps": 4,
+        "targets": 2,
+        "targeted_steps": 4,
+        "finish": 4,
+        "alarmed_finish": 4,
+        "sample": 8,
+        "points": 20,
+    }
     little = battery.Battery(**spent, trial_steps=0, queries=0, anew=1)
     monkeypatch.setitem(battery._NAMED, "quick", little)
     monkeypatch.setattr(battery.Battery, "queries", 20)  # of the controls of what looks genuine

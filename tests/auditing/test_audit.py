@@ -20,11 +20,26 @@ from retroact.auditing.numbers import AuditNumbers
 from retroact.crafting.threat import L2, Linf
 
 SMALL = Battery(
-    steps=12, targets=3, targeted_steps=15, finish=20, trial_steps=8, sample=20, queries=0
+    steps=12,
+    targets=3,
+    targeted_steps=15,
+    finish=20,
+    trial_steps=8,
+    sample=20,
+    queries=0,
+    points=60,
 )
-LITTLE = Battery(1, 1, 1, 1, trial_steps=0, sample=4, queries=0, points=20)
+LITTLE = Battery(1, 1, 1, 1, trial_steps=0, sample=4, queries=0, points=20, alarmed_finish=1)
 BRIEF = Battery(
-    steps=3, targets=2, targeted_steps=3, finish=3, trial_steps=2, sample=6, queries=10, points=20
+    steps=3,
+    targets=2,
+    targeted_steps=3,
+    finish=3,
+    trial_steps=2,
+    sample=6,
+    queries=10,
+    points=20,
+    alarmed_finish=3,
 )
 """Every step of the whole battery, for what does not hang on how many are broken."""
 TOUCH = ra.PGD(steps=3)
