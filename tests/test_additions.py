@@ -142,7 +142,7 @@ def test_each_is_one_class_of_one_file(mine):
     assert parse("Creep(steps=2)", ra.Attack) == mine.Creep(2)
 
 
-def test_they_go_the_whole_walk_in_python(mine, tmp_path):
+def test_they_go_the_whole_walk_in_python(mine, tmp_path, brief):
     hard = ra.retrofit("digits-cnn", mine.Squaresum(0.5))
     ra.save(hard, tmp_path / "hard.safetensors")
     assert ra.load(tmp_path / "hard.safetensors").retrofit.activation == mine.Squaresum(0.5)

@@ -121,7 +121,7 @@ SPECIAL: dict[str, st.SearchStrategy[Any]] = {
 
 
 @pytest.mark.parametrize("cls", specs(), ids=lambda cls: cls.__name__)
-@settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_reads_back_from_its_print_with_the_same_key(cls, data):
     made = data.draw(strategy(cls))

@@ -261,7 +261,16 @@ class TestCluster:
             ra.tune("digits-cnn", "JumpReLU", part, "Linf(0.05)", **how)
         )
         asked = "digits-cnn", "JumpReLU(0.5)", "digits[:25]", "Linf(0.05)"
-        little = Battery(steps=4, targets=2, targeted_steps=4, finish=4, trial_steps=2, queries=50)
+        little = Battery(
+            steps=4,
+            targets=2,
+            targeted_steps=4,
+            finish=4,
+            trial_steps=2,
+            queries=10,
+            points=20,
+            alarmed_finish=4,
+        )
         there, mine = (ra.audit(*asked, battery=little, executor=e) for e in (here, "Serial"))
         assert there.verdict == mine.verdict
 

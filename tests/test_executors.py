@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass
+from functools import cache
 
 import pytest
 import torch
@@ -300,26 +301,42 @@ def test_a_sweep_gives_the_same_bits(tmp_path, alone, executor):
     assert seen[-1] == (8.0, 8) and all(0 < done <= total for done, total in seen)
 
 
+LITTLE = Battery(
+    steps=4,
+    targets=2,
+    targeted_steps=4,
+    finish=4,
+    trial_steps=2,
+    queries=10,
+    points=20,
+    alarmed_finish=4,
+)
+
+
+def tuned(**how):
+    net, part = ra.load("digits-cnn"), ra.data("digits/validation[:20]")
+    return tune(net, "JumpReLU", part, "Linf(0.1)", grid=[0.0, 0.3, 0.6], keep=0.9, **how)
+
+
+def audited(**how):
+    of = "digits-cnn", "JumpReLU(0.5)", "digits[:20]", "Linf(0.1)"
+    found = vars(ra.audit(*of, battery=LITTLE, progress=lambda *at: None, **how).numbers())
+    return {k: v for k, v in found.items() if k not in ("pedigree", "attacks")}
+
+
+tuned_alone, audited_alone = cache(tuned), cache(audited)
+
+
 @pytest.mark.parametrize("executor", [Threads(3), PROCESSES, Backwards()], ids=str)
 def test_tuning_gives_the_same_curve(executor):
-    net, part, seen = ra.load("digits-cnn"), ra.data("digits/validation[:30]"), []
-    how = {"grid": [0.0, 0.3, 0.6], "keep": 0.9}
-    one = tune(net, "JumpReLU", part, "Linf(0.1)", **how)
-    how |= {"executor": executor, "progress": lambda *at: seen.append(at)}
-    assert tune(net, "JumpReLU", part, "Linf(0.1)", **how) == one
+    seen = []
+    assert tuned(executor=executor, progress=lambda *at: seen.append(at)) == tuned_alone()
     assert seen == [(1.0, 3), (2.0, 3), (3.0, 3)]
 
 
 @pytest.mark.parametrize("executor", ["Threads(2)", PROCESSES, Backwards()], ids=str)
 def test_an_audit_gives_the_same_verdict(executor):
-    little = Battery(steps=4, targets=2, targeted_steps=4, finish=4, trial_steps=2, queries=50)
-
-    def numbers(**how):
-        of = "digits-cnn", "JumpReLU(0.5)", "digits[:40]", "Linf(0.1)"
-        found = vars(ra.audit(*of, battery=little, progress=lambda *at: None, **how).numbers())
-        return {k: v for k, v in found.items() if k not in ("pedigree", "attacks")}
-
-    assert numbers(executor=executor) == numbers()
+    assert audited(executor=executor) == audited_alone()
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,7 @@ def test_its_jump_is_smoothed_where_its_place_is_known() -> None:
         Rounded().surrogate(8.0)
 
 
-def test_it_is_audited(net) -> None:
+def test_it_is_audited(net, brief) -> None:
     quick = ra.audit(net, "SteepJump(0.3)", digits(), "Linf(0.1)", battery="quick")
     assert quick.after.kernel.startswith("sigmoid kernel")
     assert quick.names.after.endswith("SteepJump(kappa=0.3)")

@@ -144,7 +144,7 @@ class TestKWTA:
 
 
 @pytest.mark.parametrize("text", ["QuantizedReLU(bits=2, cap=4.0)", "KWTA(share=0.2)"])
-def test_an_audit_tries_their_kernels(text: str) -> None:
+def test_an_audit_tries_their_kernels(text: str, brief: None) -> None:
     digits = ra.data("digits/validation[:60]")
     made = ra.audit("digits-cnn", text, digits, "Linf(0.1)", battery="quick")
     assert any(a.kernel.startswith("sigmoid kernel") for a in made.after.attacks)

@@ -26,7 +26,7 @@ class Strict(nn.Module):
         return self.net(x)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float16])
 def test_a_network_of_halves_gains_nothing(dtype):
     data = ra.data("digits/validation[:40]")
     made = ra.audit("digits-cnn", Strict(dtype), data, "Linf(0.1)", battery=SMALL)

@@ -367,8 +367,13 @@ def test_the_rate_suits_what_is_learned_unless_it_is_given():
     assert Hardening(learn="all", lr=0.5).rate == 0.5
 
 
-@pytest.mark.parametrize("learn", get_args(Learn))
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+DTYPES = (torch.float16, torch.bfloat16, torch.float64)
+
+
+# each word of learn with one of them, by turns
+@pytest.mark.parametrize(
+    ("dtype", "learn"), [(DTYPES[i % 3], w) for i, w in enumerate(get_args(Learn))], ids=str
+)
 def test_a_net_of_another_dtype_learns_what_its_float32_copy_learns_and_keeps_its_dtype(
     net, train, dtype, learn
 ):
