@@ -5,8 +5,8 @@ smaller the surer they are, or that adds to the largest what it thinks of the im
 did before. The margin of the logits that it gives changes with that number as much as with what
 decides, so whoever climbs it climbs the number. Three ways around it: the margin over the spread of
 the logits, which no positive factor changes; how the others stand among themselves, which nothing
-that is done to the largest changes; and, in the network's traced computation, the earliest scores
-of the classes that decide as the answers do, without what follows.
+that is done to the largest changes; and, in the network's traced computation or as it runs, the
+earliest scores of the classes that decide as the answers do, without what follows.
 """
 
 from __future__ import annotations
