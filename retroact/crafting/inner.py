@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 
-from retroact.crafting.derived import Traced, copy_graph, copy_sharing, moving_nodes, shape_of
+from retroact.crafting.derived import Traced, copy_graph, copy_sharing, moving_nodes
 from retroact.crafting.drawing import drawing
 from retroact.crafting.geometry import nonzero
 from retroact.crafting.losses import spread
@@ -114,22 +114,24 @@ class InnerScores(nn.Module):
         return torch.cat([self._look(part) for part in x.split(1 if self.alone else len(x))])
 
     def _look(self, x: Tensor) -> Tensor:
-        with _Calls(len(x), self.classes) as calls:
+        with _Calls(x, self.classes) as calls:
             answers = in_float(self.network, x)
         return calls.scores[self.at] if self.at < len(calls.scores) else answers
 
 
 class _Calls(TorchFunctionMode):
-    """Keeps what the calls of a network give that has one number for each of `classes` of `n`
-    images."""
+    """Keeps what the calls of a network give that has one number for each of `classes` of the
+    images `x`, on their device."""
 
-    def __init__(self, n: int, classes: int) -> None:
+    def __init__(self, x: Tensor, classes: int) -> None:
         super().__init__()
-        self.n, self.classes, self.scores = n, classes, list[Tensor]()
+        self.n, self.classes, self.scores = len(x), classes, list[Tensor]()
+        self.device = x.device
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         value = func(*args, **(kwargs or {}))
-        if isinstance(value, Tensor) and value.is_floating_point():
+        here = isinstance(value, Tensor) and value.device == self.device
+        if here and value.is_floating_point():
             turned = _is_turned(value.shape, self.n, self.classes)
             if turned is not None:  # a copy, as it may be written to
                 self.scores.append(_rows_of(value, turned).float().clone())
@@ -150,7 +152,7 @@ def _rows_of(scores: Tensor, turned: bool) -> Tensor:
 
 @torch.no_grad()
 def _watch(network: Network, x: Tensor, classes: int) -> tuple[list[Tensor], Tensor]:
-    with _Calls(len(x), classes) as calls:
+    with _Calls(x, classes) as calls:
         answers = in_float(network, x)
     return calls.scores, answers
 
@@ -167,7 +169,7 @@ def _scores_of_trace(traced: Traced, x: Tensor) -> tuple[dict[fx.Node, bool], li
     (answers,) = _output_of(traced.graph).all_input_nodes
     graph, moving = traced.graph.graph, moving_nodes(traced.graph.graph)
     inner = [node for node in graph.nodes if node in moving and node is not answers]
-    turned = {node: _gives_turned(node, shape_of(answers)) for node in inner}
+    turned = {node: _gives_turned(node, answers) for node in inner}
     nodes = {node: turn for node, turn in turned.items() if turn is not None}
     watch, seen = _Watch(traced.graph, nodes | {answers: False}), list[dict[fx.Node, Tensor]]()
     for part in x.split(traced.batch or len(x)):
@@ -182,11 +184,12 @@ def _output_of(graph: fx.GraphModule) -> fx.Node:
     return output
 
 
-def _gives_turned(node: fx.Node, answers: tuple[Any, ...] | None) -> bool | None:
-    value = node.meta.get("val")
-    if node.op != "call_function" or not isinstance(value, Tensor) or answers is None:
+def _gives_turned(node: fx.Node, answers: fx.Node) -> bool | None:
+    value, said = node.meta.get("val"), answers.meta.get("val")
+    if node.op != "call_function" or not isinstance(value, Tensor) or not isinstance(said, Tensor):
         return None
-    return _is_turned(value.shape, *answers) if value.dtype.is_floating_point else None
+    scores = value.dtype.is_floating_point and value.device == said.device
+    return _is_turned(value.shape, *said.shape) if scores else None
 
 
 class _Watch(fx.Interpreter):
