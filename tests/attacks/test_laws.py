@@ -3,7 +3,6 @@
 import copy
 import dataclasses
 import importlib.util
-import itertools
 from collections.abc import Iterable
 from functools import cache
 
