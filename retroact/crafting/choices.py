@@ -20,6 +20,9 @@ _ATEN = torch.ops.aten
 _BEST: dict[Any, int] = {_ATEN.argmax.default: 1, _ATEN.argmin.default: -1}
 _BEST_OF: dict[Any, int] = {_ATEN.max.dim: 1, _ATEN.min.dim: -1}
 """What says which entry is best, and whether that is the largest."""
+_RIVALS = 9
+"""How many places behind the best is the score from which its lead is counted: those in between are
+what an attacker can hope to bring about."""
 _PASSED = {_ATEN.clone.default, _ATEN._to_copy.default}
 
 
@@ -34,6 +37,12 @@ class Choice:
     dim: int = -1
     table: fx.Node | None = None
     index: fx.Node | None = None
+
+    def lead(self, scores: Tensor) -> Tensor:
+        """By how much the best of these scores is ahead of the tenth best, on average."""
+        places = min(_RIVALS, scores.shape[self.dim] - 1) + 1
+        best = (self.sign * scores).topk(places, self.dim).values
+        return (best.narrow(self.dim, 0, 1) - best.narrow(self.dim, -1, 1)).mean()
 
 
 def find_choices(graph: fx.Graph, moving: Container[fx.Node]) -> Iterator[Choice]:

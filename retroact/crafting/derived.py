@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from typing import Any, Literal
@@ -186,7 +186,7 @@ _PASSED_ON = {_ATEN.detach.default, _ATEN.alias.default, _ATEN.lift_fresh_copy.d
 def soften(traced: Traced, x: Tensor, width: float) -> Traced:
     """What was traced, with the derivative of each chain of elementwise calls that is not affine
     taken as differences over `width` times the spread of what the chain begins with, on the images
-    `x`, and that of each choice at a temperature of `width` times the spread of its scores.
+    `x`, and that of each choice at a temperature of `width` times the lead of its best score.
 
     The values that it computes are the same. Chains end where a call mixes entries.
     """
@@ -194,7 +194,9 @@ def soften(traced: Traced, x: Tensor, width: float) -> Traced:
     known = _Chains.of(soft.graph)
     chains, choices = list(_find_chains(known)), list(find_choices(soft.graph, known.moving))
     bases = [base for chain in chains for base in chain.bases]
-    spreads = _measure(soft, [*bases, *(choice.scores for choice in choices)], traced.fill(x))
+    filled = traced.fill(x)
+    spreads = _measure(soft, dict.fromkeys(bases, Tensor.std), filled)
+    leads = _measure(soft, {choice.scores: choice.lead for choice in choices}, filled)
     for number, chain in enumerate(chains):
         steps = [width * spreads[base] for base in chain.bases]
         if all(step > 0 for step in steps):
@@ -202,7 +204,7 @@ def soften(traced: Traced, x: Tensor, width: float) -> Traced:
     for number, choice in enumerate(choices):
         # a softmax that is soft enough keeps its own derivative
         least = 1.0 if choice.table is None else 0.0
-        temperature = max(least, width * spreads[choice.scores])
+        temperature = max(least, width * leads[choice.scores])
         if temperature > least:
             soften_choice(soft, choice, temperature, f"choice_{number}")
     soft.graph.eliminate_dead_code()
@@ -368,21 +370,23 @@ def _gather(entries: Tensor, shape: torch.Size) -> Tensor:
     return entries.sum_to_size(shape)
 
 
-def _measure(graph: fx.GraphModule, bases: Sequence[fx.Node], x: Tensor) -> dict[fx.Node, float]:
-    """The standard deviation of each base over the images `x`."""
-    wanted, spreads = set(bases), {}
+def _measure(
+    graph: fx.GraphModule, wanted: Mapping[fx.Node, Callable[[Tensor], Tensor]], x: Tensor
+) -> dict[fx.Node, float]:
+    """A number of what each node gives for the images `x`: of a base its standard deviation."""
+    found = {}
 
     class _Watch(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
             if n in wanted:
-                spreads[n] = float(value.float().std().nan_to_num(0.0, 0.0, 0.0))
+                found[n] = float(wanted[n](value.float()).nan_to_num(0.0, 0.0, 0.0))
             return value
 
     device = device_of(graph)
     with torch.no_grad(), drawing(0, device):  # a randomised network has its spreads, too
         _Watch(graph).run(x.to(device))
-    return spreads
+    return found
 
 
 def _replace(graph: fx.GraphModule, chain: _Chain, steps: list[float], name: str) -> None:
