@@ -2,6 +2,7 @@
 name, the copy that attacks run on is the network or not used, and it can be saved, exported and
 pickled."""
 
+import gc
 import pickle
 from collections import Counter
 from pathlib import Path
@@ -26,6 +27,20 @@ def third(first: int, step: int = 3) -> pytest.MarkDecorator:
     """Every third architecture, for what takes long: each family has several, and what takes long
     in other ways is asked of others."""
     return pytest.mark.parametrize("name", list(ARCHITECTURES)[first::step])
+
+
+@pytest.fixture(autouse=True)
+def spared():
+    """The garbage collector passes over what is there already: every trace calls it, and after a
+    few dozen networks it has millions of objects to look at, none of which goes away."""
+    gc.freeze()
+    yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def looked_at_again():
+    yield
+    gc.unfreeze()
 
 
 AT_THE_BOUNDARY = 1e-3
