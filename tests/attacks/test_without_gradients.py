@@ -175,7 +175,7 @@ def fallen(attack: Attack) -> Outcome:
 
 @pytest.mark.parametrize("attack", [ra.RayS(queries=1000), ra.SPSA()], ids=str)
 def test_digits_fall_as_they_fall_by_gradients(attack):
-    net, x, y = digits()
+    net, _, y = digits()
     white, made = by_gradients(ra.PGD()), fallen(attack)
     assert 10 < white < 50 and robust(net, made.x_adv, y) <= white + 3  # of 59
     assert int(made.gradients.max()) == 0
