@@ -65,8 +65,7 @@ class Votes(nn.Module):
 # --------------------------------------------------------------------------------- known answers
 
 
-@pytest.mark.parametrize("eps", [0.004, 0.008])
-@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize(("classes", "eps"), [(2, 0.004), (5, 0.008)])
 def test_rays_breaks_a_linear_network_where_theory_says(classes, eps):
     net, x, y = linear(classes)
     far = distances(net, x, y, dual=1)
@@ -104,8 +103,7 @@ def test_the_estimate_of_hop_skip_jump_is_the_normal_of_the_boundary():
     assert 0.45 < float(few.mean()) < 0.8 and float(many.mean()) > 0.95
 
 
-@pytest.mark.parametrize("estimator", ["spsa", "nes"])
-@pytest.mark.parametrize("reach", [0.05, 1.0])
+@pytest.mark.parametrize(("estimator", "reach"), [("spsa", 1.0), ("nes", 0.05)])
 def test_the_estimate_of_spsa_is_the_gradient(estimator, reach):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(60, 80), nn.Tanh(), nn.Linear(80, 5)).double()
