@@ -83,12 +83,14 @@ class _Pretending(TorchDispatchMode):
 
 
 def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-    flat: list[Any] = []
-    plain_args, plain = _mapped(lambda t: flat.append(t) or _inner(t), (args, kwargs))
+    flat: list[torch.Tensor] = []
+    plain_args = tuple([_plain(v, flat) for v in args])
+    plain = {k: _plain(v, flat) for k, v in kwargs.items()} if kwargs else {}
     there = [t for t in flat if isinstance(t, There)]
     device = kwargs.get("device")
     sent = device is not None and torch.device(device).type == NAME
-    _refuse_mixtures(func, args, flat)
+    if 0 < len(there) < len(flat):
+        _refuse_mixtures(func, args, flat)
     known = {id(t.inner): t for t in there}
     out = func(*plain_args, **(plain | {"device": torch.device("cpu")} if sent else plain))
     if func is aten.copy_.default:
@@ -106,22 +108,24 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 
 
 def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    """As torch's `tree_map`, for what operations take and give, in a third of the time."""
+    """As torch's `tree_map`, for what operations give, in a third of the time."""
     if isinstance(value, tuple | list):
         return type(value)([_mapped(function, v) for v in value])
-    if isinstance(value, dict):
-        return {k: _mapped(function, v) for k, v in value.items()}
     return function(value)
 
 
-def _inner(value: Any) -> Any:
-    return value.inner if isinstance(value, There) else value
+def _plain(value: Any, flat: list[torch.Tensor]) -> Any:
+    """What an operation takes, with the numbers in the place of tensors, which `flat` collects."""
+    if isinstance(value, torch.Tensor):
+        flat.append(value)
+        return value.inner if isinstance(value, There) else value
+    if isinstance(value, tuple | list):
+        return type(value)([_plain(v, flat) for v in value])
+    return value
 
 
-def _refuse_mixtures(func: Any, args: Any, flat: list[Any]) -> None:
-    there = any(isinstance(t, There) for t in flat)
-    here = any(isinstance(t, torch.Tensor) and not isinstance(t, There) and t.dim() for t in flat)
-    if not (there and here):
+def _refuse_mixtures(func: Any, args: Any, flat: list[torch.Tensor]) -> None:
+    if not any(not isinstance(t, There) and t.dim() for t in flat):
         return
     if func in _PUTTING:
         mixed = not isinstance(args[0], There) or not (

@@ -27,6 +27,7 @@ from gpu_checks import checks
 from syncs import count
 
 SHORT = {"steps": 5, "queries": 20, "draws": 3, "repeats": 2, "search_steps": 2}
+SHORT |= {"samples": 8}
 FOREIGN = ("AutoAttack", "Foolbox")
 
 
@@ -70,7 +71,7 @@ def test_the_pretended_device_refuses_what_a_real_one_refuses() -> None:
 
 
 ONCE = {type(attack): (attack, threat) for attack, threat in attacks()}.values()  # its last norm
-OTHERS = [case for case in attacks() if case not in ONCE]
+FIRST = {type(attack): (attack, threat) for attack, threat in reversed([*attacks()])}.values()
 """Every attack is asked both of the next questions, where it has several norms in another one each:
 a case takes seconds."""
 
@@ -88,9 +89,7 @@ def test_an_attack_finds_the_same_on_a_device(attack: Any, threat: Any) -> None:
     assert abs(found.distance - expected.distance).max() < 1e-4
 
 
-@pytest.mark.parametrize(
-    ("attack", "threat"), [*OTHERS, *(c for c in ONCE if c[0] not in dict(OTHERS))], ids=str
-)
+@pytest.mark.parametrize(("attack", "threat"), FIRST, ids=str)
 def test_an_attack_waits_for_its_device_once_in_a_pass(attack: Any, threat: Any) -> None:
     waits, passes = count(attack, threat, ra.load("cifar10-cnn1"), fewer(attack))
     # RayS looks for what is broken and for rounds that are over, and waits again where it finds one
@@ -166,12 +165,18 @@ def test_crafting_in_bfloat16_is_known_on_a_device() -> None:
 
 
 CHECKS = dict(checks("cpu", images()))
+# the commands below audit and tune on a device, too
+TOLD = [
+    pytest.param(name, marks=[pytest.mark.long] * (name in ("audit", "tune")))
+    for name in CHECKS
+    if " under " not in name
+]
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("brief")
 @pytest.mark.filterwarnings("ignore:.*no-op")  # torch's word on weights loaded into `meta`
-@pytest.mark.parametrize("name", [name for name in CHECKS if " under " not in name])
+@pytest.mark.parametrize("name", TOLD)
 def test_a_check_passes_on_a_device(name: str) -> None:
     with pretended():
         found: dict[str, Callable[[], str]] = dict(checks(NAME, images()))
@@ -200,7 +205,7 @@ COMMANDS = (
     ("harden", "digits-cnn", "--threat", "Linf(0.1)", "--steps", "2", "--batch", "16", "--json"),
     ("attack", "digits-cnn", "FGSM", "--threat", "Linf(0.1)", "--store", "s.sqlite"),
 )
-DATA = {"tune": "digits/validation[:40]", "harden": "digits/train", "calibrate": "digits/train"}
+DATA = {"tune": "digits/validation[:20]", "harden": "digits/train", "calibrate": "digits/train"}
 
 
 @pytest.mark.slow
@@ -213,7 +218,7 @@ def test_a_command_says_the_same_on_a_device(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    data = DATA.get(words[0], "digits[:40]")
+    data = DATA.get(words[0], "digits[:12]")
     monkeypatch.chdir(tmp_path)
 
     def run(*more: str) -> str:

@@ -94,7 +94,7 @@ def scene():
 
 @cases
 def test_keeps_the_laws_of_every_attack(scene, attack, threat, goal):
-    net, x, y, index = scene
+    net, x, y, index = scene[0], *(part[:16] for part in scene[1:])
     before = {k: v.clone() for k, v in net.state_dict().items()}
     clean = x.clone()
     whole = craft(attack, net, x, y, index, threat, goal, seed=3, chunk=8)
@@ -107,18 +107,12 @@ def test_keeps_the_laws_of_every_attack(scene, attack, threat, goal):
     assert whole.x_adv.min() >= 0 and whole.x_adv.max() <= 1 and torch.equal(x, clean)
     assert all(torch.equal(v, before[k]) for k, v in net.state_dict().items())
     assert all(p.grad is None for p in net.parameters()) and all(m.training for m in net.modules())
-    for rows in (slice(16, 24), slice(0, 8)):
-        part = craft(attack, net, x[rows], y[rows], index[rows], threat, goal, seed=3, chunk=8)
-        assert torch.equal(part.x_adv, whole.x_adv[rows]) and torch.equal(
-            part.queries, whole.queries[rows]
-        )
-    assert int(whole.gradients.max()) <= attack.passes
-    if attack.needs != "gradient":
-        assert int(whole.gradients.max()) == 0
-        scoped = type(threat)(threat.eps, access=attack.needs)
-        assert torch.equal(
-            craft(attack, net, x, y, index, scoped, goal, seed=3, chunk=8).x_adv, whole.x_adv
-        )
+    # a part alone, with no more access than the attack needs
+    rows, scoped = slice(8, 16), type(threat)(threat.eps, access=attack.needs)
+    part = craft(attack, net, x[rows], y[rows], index[rows], scoped, goal, seed=3, chunk=8)
+    assert torch.equal(part.x_adv, whole.x_adv[rows])
+    assert torch.equal(part.queries, whole.queries[rows])
+    assert int(whole.gradients.max()) <= (attack.passes if attack.needs == "gradient" else 0)
 
 
 @pytest.mark.parametrize("attack", BUDGET + TARGETED + PATHS, ids=str)
@@ -153,11 +147,19 @@ def linear(scale: float = 1.0):
     return net, x, y
 
 
-@pytest.mark.parametrize("threat", [ra.Linf(0.0041), ra.L2(0.19)], ids=str)
+ON_MARGINS = ra.APGD(steps=40, loss="margin")
+ON_TARGETS = ra.APGD(steps=20, loss="dlr", targets=9)  # takes longer, so not on every scale
+
+
 @pytest.mark.parametrize(
-    "attack", [ra.APGD(steps=40, loss="margin"), ra.APGD(steps=20, loss="dlr", targets=9)], ids=str
+    ("threat", "attack", "scale"),
+    [
+        *((threat, ON_MARGINS, s) for threat in (ra.Linf(0.0041), ra.L2(0.19)) for s in (1.0, 1e3)),
+        (ra.Linf(0.0041), ON_TARGETS, 1e3),
+        (ra.L2(0.19), ON_TARGETS, 1.0),
+    ],
+    ids=str,
 )
-@pytest.mark.parametrize("scale", [1.0, 1e3])
 def test_apgd_fools_a_linear_network_exactly_where_theory_says(threat, attack, scale):
     net, x, y = linear(scale)
     with torch.no_grad():
@@ -451,12 +453,12 @@ def right(net, x, y) -> int:
 @needs_mnist
 @needs_autoattack
 @pytest.mark.parametrize(
-    ("name", "threat", "loss"),  # every threat with every loss
+    ("name", "threat", "loss"),  # each threat and each loss, and long every pair
     [
         ("lenet-mnist", ra.Linf(0.1), "cross_entropy"),
-        ("lenet-mnist-robust", ra.L2(1.5), "cross_entropy"),
         ("JumpReLU(kappa=1.0)", ra.L2(1.5), "dlr"),
-        ("SReLU(alpha=100.0)", ra.Linf(0.1), "dlr"),
+        pytest.param("lenet-mnist-robust", ra.L2(1.5), "cross_entropy", marks=pytest.mark.long),
+        pytest.param("SReLU(alpha=100.0)", ra.Linf(0.1), "dlr", marks=pytest.mark.long),
     ],
     ids=str,
 )
@@ -520,8 +522,12 @@ BESIDE = [
 @needs_mnist
 @needs_foolbox
 @pytest.mark.parametrize(
-    ("name", "ours", "theirs", "threat"),  # each pair on two of the networks
-    [(NETS[(i + j) % 4], *pair) for i, pair in enumerate(BESIDE) for j in (0, 2)],
+    ("name", "ours", "theirs", "threat"),  # each pair on a network, and long on another one
+    [
+        pytest.param(NETS[(i + j) % 4], *pair, marks=marks)
+        for j, marks in ((0, ()), (2, pytest.mark.long))
+        for i, pair in enumerate(BESIDE)
+    ],
     ids=str,
 )
 @pytest.mark.slow

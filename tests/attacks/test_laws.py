@@ -152,7 +152,10 @@ def case(attack: Attack, *rest: object) -> object:
     """A case, left out where the package of a foreign attack is not installed."""
     needed = {ra.Foolbox: "foolbox", ra.AutoAttack: "pyautoattack"}.get(type(attack))
     gone = needed is not None and not importlib.util.find_spec(needed)
-    return pytest.param(attack, *rest, marks=pytest.mark.skipif(gone, reason=f"no {needed}"))
+    marks = [pytest.mark.skipif(gone, reason=f"no {needed}")]
+    if isinstance(attack, ra.AutoAttack) and rest[0] == "l2":  # its images take a second each
+        marks.append(pytest.mark.long)
+    return pytest.param(attack, *rest, marks=marks)
 
 
 EACH = [(a, p) for a in ATTACKS for p in norms(a)]
@@ -194,9 +197,9 @@ def small() -> tuple[nn.Module, Tensor, Tensor, Tensor]:
 
 def run(attack: Attack, p: str, goal: Goal, **more: object) -> Outcome:
     net, x, y, index = small()
-    return craft(
-        attack, net, x, y, index, threat_of(attack, p), goal, **{"seed": 3, "chunk": 4} | more
-    )
+    # our own are asked about chunks below
+    how = {"seed": 3, "chunk": 4 if isinstance(attack, FOREIGN) else 8} | more
+    return craft(attack, net, x, y, index, threat_of(attack, p), goal, **how)
 
 
 first_run = cache(run)  # the laws that ask for nothing else share one run
@@ -269,9 +272,9 @@ def test_an_example_does_not_depend_on_the_others(attack, p, goal):
         craft(
             attack, net, x[rows], y[rows], index[rows], threat_of(attack, p), goal, seed=3, chunk=1
         )
-        for rows in ([6, 1, 3], [1, 3, 6])
+        for rows in ([6, 1], [1, 6])
     )
-    there = [1, 2, 0]
+    there = [1, 0]
     assert torch.equal(one.x_adv[there], other.x_adv)
     assert torch.equal(one.queries[there], other.queries) and torch.equal(
         one.gradients[there], other.gradients
@@ -294,8 +297,16 @@ def test_chunks_change_nothing_but_rounding(attack, p):
     assert torch.equal(one.queries, other.queries) and torch.equal(one.gradients, other.gradients)
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
-@each_of_ours
+DTYPES = (torch.float64, torch.bfloat16)
+# one for each norm, by turns, and both where an attack has one norm only
+DTYPED_BY = [
+    (a, p, dtype)
+    for i, (a, p) in enumerate(OURS)
+    for dtype in (DTYPES if len(a.norms) == 1 else [DTYPES[i % 2]])
+]
+
+
+@pytest.mark.parametrize(("attack", "p", "dtype"), DTYPED_BY, ids=str)
 def test_serves_a_network_of_another_dtype(attack, p, dtype):
     net, x, y, index = small()
     made = craft(attack, copy.deepcopy(net).to(dtype), x, y, index, threat_of(attack, p), seed=3)
@@ -325,9 +336,9 @@ def test_costs_no_more_than_it_says_and_needs_no_more_than_it_says(attack, p, go
         if ACCESS.index(access) < ACCESS.index(attack.needs):
             with pytest.raises(ValueError, match=f"needs {attack.needs} access"):
                 craft(attack, net, *rest, scoped, goal)
-        elif access != "gradient":
+        elif access == attack.needs and access != "gradient":
             assert torch.equal(
-                craft(attack, net, *rest, scoped, goal, seed=3, chunk=4).x_adv, made.x_adv
+                craft(attack, net, *rest, scoped, goal, seed=3, chunk=8).x_adv, made.x_adv
             )
             assert int(made.gradients.max()) == 0
 
@@ -343,7 +354,7 @@ def test_a_minimum_norm_attack_moves_only_what_reaches_the_goal_within_the_radiu
         assert bool(aim.reached(logits(found))[size > 0].all())
     radius = float(size[size > 0].median()) if bool((size > 0).any()) else 0.1
     near = type(WIDE[p])(min(radius * (1 + 1e-4), WIDE[p].eps))
-    made = craft_all(attack, net, x, y, index, [WIDE[p], near], goal, seed=3, chunk=4)
+    made = craft_all(attack, net, x, y, index, [WIDE[p], near], goal, seed=3, chunk=8)
     assert torch.equal(made[0].x_adv, found)
     assert torch.equal(made[1].x_adv, found.where((size <= near.eps)[:, None, None, None], x))
 
@@ -434,7 +445,7 @@ def facts(
     _, x, y, index = small()
     data = ra.Images(x, y, index)
     return evaluate(
-        net, data, attack, threat or threat_of(attack, p), goal=goal, seed=3, chunk=4, keep=8
+        net, data, attack, threat or threat_of(attack, p), goal=goal, seed=3, chunk=8, keep=8
     )
 
 
@@ -693,6 +704,7 @@ CLIMBS = [c for c in CASES if c[0] in CLIMBERS and not untargeted_only(c[0])]
 @pytest.mark.parametrize(("attack", "p", "goal"), CLIMBS, ids=str)
 def test_climbs_its_own_loss(scene, attack, p, goal):
     net, x, y, index = scene
+    x, y, index = x[:20], y[:20], index[:20]
     made = craft(at_length(attack, p), net, x, y, index, NEAR[p], goal)
     net.eval()
     with torch.no_grad():

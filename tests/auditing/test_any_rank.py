@@ -32,6 +32,14 @@ SMALL = Battery(
     alarmed_finish=20,
 )
 kinds = pytest.mark.parametrize("kind", SHAPES)
+
+
+def known(kind: str) -> pytest.MarkDecorator:
+    """One kind for each known answer, by turns, as each takes an audit; `make long` asks all."""
+    others = [pytest.param(k, marks=pytest.mark.long) for k in SHAPES if k != kind]
+    return pytest.mark.parametrize("kind", [kind, *others])
+
+
 EPS = ra.Linf(0.9, width=7.0)
 
 
@@ -83,17 +91,25 @@ def trained(kind: str) -> ra.Classifier:
     return net.eval().requires_grad_(False)
 
 
+ASKED = {"table": "small", "series": "quick", "video": "small"}
+
+
 @cache
-def jumped(kind: str, battery: str = "small") -> Audit:
-    """The audit of a jump, in full or quick."""
+def asked(kind: str, battery: str) -> Audit:
+    """The audit of a jump, which all share that only read it."""
     spent = SMALL if battery == "small" else battery
     return ra.audit(trained(kind), "JumpReLU(0.5)", data(kind), EPS, battery=spent)
+
+
+def jumped(kind: str) -> Audit:
+    """The audit of a jump, with its controls or quick, by turns."""
+    return asked(kind, ASKED[kind])
 
 
 # ------------------------------------------------------------------------------------ known answers
 
 
-@kinds
+@known("video")
 def test_a_network_beside_itself_shows_nothing(kind):
     made = ra.audit(trained(kind), trained(kind), data(kind), EPS, battery=SMALL)
     counts = made.verdict.counts
@@ -101,7 +117,7 @@ def test_a_network_beside_itself_shows_nothing(kind):
     assert counts.gained == counts.lost == 0 and 0.1 < counts.verified[0] < counts.clean[0] - 0.1
 
 
-@kinds
+@known("series")
 def test_loud_logits_are_masked_by_saturation_and_gain_nothing(kind):
     verdict = ra.audit(
         trained(kind), Louder(trained(kind), 2.0**14), data(kind), EPS, battery=SMALL
@@ -110,13 +126,13 @@ def test_loud_logits_are_masked_by_saturation_and_gain_nothing(kind):
     assert verdict.counts.claimed_gain > 0.1 and abs(verdict.counts.verified_gain) <= 0.04
 
 
-RUNS = [(kind, "small") for kind in SHAPES]
+RUNS = [("series", "small"), ("table", "thorough")]
+LONG = [pytest.param(*run, marks=pytest.mark.long) for run in RUNS]
 
 
-# once is enough for the others
-@pytest.mark.parametrize(("kind", "battery"), [*RUNS, ("series", "quick"), ("table", "thorough")])
+@pytest.mark.parametrize(("kind", "battery"), [*ASKED.items(), *LONG])
 def test_what_was_broken_lies_in_ball_and_box_and_controls_ran(kind, battery):
-    made, examples = jumped(kind, battery), data(kind)
+    made, examples = asked(kind, battery), data(kind)
     for side in made.sides:
         assert bool((side.verified <= side.claimed).all() and (side.claimed <= side.clean).all())
         assert side.examples and all(f.image.shape == SHAPES[kind] for f in side.examples)
@@ -131,7 +147,7 @@ def test_what_was_broken_lies_in_ball_and_box_and_controls_ran(kind, battery):
     assert any(f.x_adv.min() < 0 or f.x_adv.max() > 1 for f in made.after.examples)
 
 
-@kinds
+@known("table")
 def test_a_little_that_is_learned_makes_it_robust_and_the_audit_says_so(kind):
     recipe = Hardening(learn="all", steps=60, batch=60, lr=0.002)
     how = {"held": data(kind, "validation"), "keep": 0.8}
@@ -140,7 +156,7 @@ def test_a_little_that_is_learned_makes_it_robust_and_the_audit_says_so(kind):
     assert verdict.effect == "GENUINE" and verdict.counts.verified_gain > 0.05
 
 
-@kinds
+@known("video")
 def test_the_knob_is_tuned_on_validation_data(kind):
     tuned = ra.tune(trained(kind), "JumpReLU", data(kind, "validation"), EPS, grid=(0.0, 0.5, 2.0))
     assert [p.knob for p in tuned.points] == [0.0, 0.5, 2.0]
@@ -217,12 +233,18 @@ def test_pixels_of_the_usual_box_say_nothing_of_it():
 # --------------------------------------------------------------------------------------- the pages
 
 
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """The folder of evidence of a jump's audit, written once: the plots of its page take
+    seconds."""
+    return cache(lambda kind: ra.write_evidence(jumped(kind), tmp_path_factory.mktemp(kind) / "e"))
+
+
 @kinds
-def test_the_page_of_an_audit_speaks_of_examples_and_draws_none(kind, tmp_path):
-    made = jumped(kind)
-    page, text, numbers = (
-        ra.report(made, tmp_path / f"audit.{suffix}").read_text()
-        for suffix in ("html", "md", "json")
+def test_the_page_of_an_audit_speaks_of_examples_and_draws_none(kind, kept, tmp_path):
+    made, page = jumped(kind), (kept(kind) / "audit.html").read_text()
+    text, numbers = (
+        ra.report(made, tmp_path / f"audit.{suffix}").read_text() for suffix in ("md", "json")
     )
     assert "Only images are drawn" in page and "The examples that decide most" in page
     assert "data:image" not in page and "of the examples withstand" in page
@@ -270,9 +292,8 @@ def test_cells_of_every_rank_are_swept_stored_and_reported(kind, tmp_path, monke
 
 
 @kinds
-def test_what_was_broken_is_kept_and_judged_again(kind, tmp_path):
-    made = jumped(kind)
-    folder = ra.write_evidence(made, tmp_path / "evidence")
+def test_what_was_broken_is_kept_and_judged_again(kind, kept):
+    folder = kept(kind)
     hard = ra.retrofit(trained(kind), ra.JumpReLU(0.5))
     how = {"before": trained(kind), "after": hard}
     assert ra.verify(folder, **how, data=data(kind)).holds

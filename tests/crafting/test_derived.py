@@ -2,6 +2,7 @@
 differences in the place of derivatives."""
 
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 import torch
@@ -111,29 +112,37 @@ def slope(net: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return gradient
 
 
+@pytest.fixture(scope="module")
+def traced(plain, x):
+    """The graph of each by its name, traced once: the tests only ask it."""
+    return cache(lambda name: trace_forward(Wrapped(plain, (HIDDEN | FLAT)[name]), x))
+
+
+@pytest.fixture(scope="module")
+def softened(traced, x):
+    return cache(lambda name: soften(traced(name), x, 0.3))
+
+
 @pytest.mark.parametrize("name", [*HIDDEN, *FLAT])
-def test_it_computes_the_same_bits_in_any_batch(plain, x, name):
-    net = Wrapped(plain, (HIDDEN | FLAT)[name])
-    graph = trace_forward(net, x)
-    soft = soften(graph, x, 0.3)
+def test_it_computes_the_same_bits_in_any_batch(plain, x, traced, softened, name):
+    net, graph, soft = Wrapped(plain, (HIDDEN | FLAT)[name]), traced(name), softened(name)
     with torch.no_grad():
         for n in (1, 7, 40):
             assert torch.equal(graph(x[:n]), net(x[:n])) and torch.equal(soft(x[:n]), net(x[:n]))
 
 
 @pytest.mark.parametrize("name", list(HIDDEN))
-def test_its_derivative_is_that_of_what_it_computes(plain, x, name):
-    graph = trace_forward(Wrapped(plain, HIDDEN[name]), x)
-    assert torch.allclose(slope(graph, x), slope(plain, x), rtol=1e-4, atol=1e-6)
+def test_its_derivative_is_that_of_what_it_computes(plain, x, traced, name):
+    assert torch.allclose(slope(traced(name), x), slope(plain, x), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", list(FLAT))
-def test_differences_point_as_the_network_without_its_steps(plain, x, name):
-    soft = soften(trace_forward(Wrapped(plain, FLAT[name]), x), x, 0.3)
+def test_differences_point_as_the_network_without_its_steps(plain, x, traced, softened, name):
+    soft = softened(name)
     cosine = nn.functional.cosine_similarity(slope(soft, x).flatten(1), slope(plain, x).flatten(1))
     assert cosine.median() > 0.8
     if name in ("rounded input", "rounded logits"):
-        assert (slope(trace_forward(Wrapped(plain, FLAT[name]), x), x) == 0).all()
+        assert (slope(traced(name), x) == 0).all()
 
 
 def test_a_difference_is_the_mean_over_four_widths():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import io
+import itertools
 import pickle
 import subprocess
 import sys
@@ -122,9 +123,8 @@ ACTIVATIONS = (
 
 
 def by_turns(activations: tuple) -> pytest.MarkDecorator:
-    """Each spelling with two of the activations, so that each of these meets many spellings."""
-    n = len(activations)
-    pairs = [(s, activations[(i + j) % n]) for i, s in enumerate(SPELLINGS) for j in (0, n // 2)]
+    """Each spelling with one of the activations, so that each of these meets several spellings."""
+    pairs = list(zip(SPELLINGS, itertools.cycle(activations), strict=False))
     return pytest.mark.parametrize(("spelling", "activation"), pairs, ids=str)
 
 
