@@ -24,7 +24,7 @@ from retroact.auditing.selftest import FEW, Check, selftest
 SMALL = Battery(
     steps=15, targets=3, targeted_steps=20, finish=30, trial_steps=10, sample=24, queries=0
 )
-EPS, WIDE = ra.Linf(0.08), ra.Linf(0.12)
+EPS, WIDE = ra.Linf(0.08), ra.Linf(0.1)
 
 
 @cache
@@ -101,7 +101,7 @@ def test_without_kernels_and_controls_it_fails(monkeypatch):
     asked = lambda *how: [case for case in every(*how) if case[0] in titles]  # noqa: E731
     monkeypatch.setattr(selftesting, "_cases", asked)
     monkeypatch.setattr(Battery, "add_controls", lambda battery, side, *_: side)
-    made = selftest(scaled(), data(), WIDE, battery=SMALL, kernels=())
+    made = selftest(scaled(), data(), ra.Linf(0.12), battery=SMALL, kernels=())
     checks = {check.title: check for check in made}
     assert not checks["JumpReLU(1)"].passed and checks["itself"].passed
     assert str(checks["JumpReLU(1)"]).startswith("FAILED: JumpReLU(1): expected ")
