@@ -13,10 +13,20 @@ from retroact.auditing.battery import Battery
 
 EPS = ra.Linf(0.1)
 SMALL = Battery(
-    steps=12, targets=3, targeted_steps=15, finish=20, trial_steps=8, sample=20, queries=0
+    steps=12,
+    targets=3,
+    targeted_steps=15,
+    finish=20,
+    trial_steps=8,
+    sample=12,
+    queries=0,
+    points=30,
+    alarmed_finish=30,
 )
 
-BRIEF = Battery(steps=3, targets=2, targeted_steps=3, finish=3, trial_steps=2, queries=0)
+BRIEF = Battery(
+    steps=3, targets=2, targeted_steps=3, finish=3, trial_steps=2, queries=0, alarmed_finish=3
+)
 
 
 class LeNet(nn.Module):
@@ -53,11 +63,11 @@ def by_hand(kappa: float) -> ra.Classifier:
 
 @pytest.fixture(scope="module")
 def ours() -> Audit:
-    return ra.audit("lenet-mnist", "JumpReLU(1.0)", "mnist[:50]", EPS, battery=SMALL)
+    return ra.audit("lenet-mnist", "JumpReLU(1.0)", "mnist[:30]", EPS, battery=SMALL)
 
 
 def test_it_gets_the_verdict_of_our_own(ours):
-    made = ra.audit(by_hand(0.0), by_hand(1.0), "mnist[:50]", EPS, battery=SMALL)
+    made = ra.audit(by_hand(0.0), by_hand(1.0), "mnist[:30]", EPS, battery=SMALL)
     assert made.verdict.effect == "HARMFUL" and made.verdict.claim.startswith("MASKED")
     assert made.pedigree.forms == ("frozen", "frozen")
     assert made.verdict.counts == ours.verdict.counts

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from little import two_layers
 from torch import Tensor, nn
 
 import retroact as ra
@@ -87,7 +88,7 @@ class Dropped(nn.Module):
 def heard(net: nn.Module, data: ra.Images) -> set[str]:
     """What fires on the mean of a net that draws, beside the plain one, of jumps and gradients."""
     points = data.images, data.labels, data.index, ra.Linf(0.1)
-    both = ra.load("digits-cnn"), Expectation(net, 6)
+    both = two_layers(), Expectation(net, 6)
     before, after = (FirstLook(leave_as_is(n), *points) for n in both)
     asked = [i for i in indicators() if i.mechanism in ("jump", "wrong gradient")]
     return {i.title for i in asked if i(after, before).fired}
@@ -95,7 +96,7 @@ def heard(net: nn.Module, data: ra.Images) -> set[str]:
 
 @pytest.mark.parametrize("n", [20, 70])  # beside the 50 points of which random directions are asked
 def test_alarms_do_not_hear_the_draws_and_hear_what_is_wrong_beside_them(n, monkeypatch):
-    plain, data = ra.load("digits-cnn"), ra.data(f"digits[:{n}]")
+    plain, data = two_layers(), ra.data(f"digits[:{n}]")
     assert heard(Dropped(plain, blind=False), data) == set()
     assert heard(Dropped(plain, blind=True), data) >= {"random directions", "single entries"}
     monkeypatch.setattr(indicators_of, "same_draws", nullcontext)
@@ -112,7 +113,7 @@ def test_draws_are_the_same_within_the_block_alone():
 
 
 def test_a_network_whose_mean_is_the_plain_one_withstands_what_that_does(monkeypatch):
-    plain, data = ra.load("digits-cnn"), ra.data("digits[:24]")
+    plain, data = two_layers(), ra.data("digits[:24]")
     noisy = NoisyLogits(plain, 8.0)
     how = {"draws": 4, "battery": replace(SMALL, alarmed_finish=8), "kernels": ()}
     made = ra.audit(plain, noisy, data, ra.Linf(0.05), **how)

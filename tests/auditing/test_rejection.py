@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import retroact as ra
 from retroact.attacks.square import Square
+from retroact.auditing.audit import Audit
 from retroact.auditing.battery import Battery
 from retroact.cli.codes import FOUND, NOT_SETTLED, worst
 from retroact.crafting.goals import PastRejection
@@ -97,17 +98,26 @@ def decide(net: nn.Module, x: Tensor) -> Tensor:
     return out.argmax(1)
 
 
+@cache
+def points() -> ra.Images:
+    return draw(60, 2)
+
+
+@cache
+def audited(name: str, counted: str) -> Audit:
+    few = name == "a flag below a confidence"  # quick leaves some elsewhere
+    how = {"rejected": counted, "battery": "quick" if few else None}
+    return ra.audit(trained(3), DETECTORS[name](), points(), ra.Linf(EPS), **how)
+
+
 COUNTED = [(name, ("robust", "wrong")[i % 2]) for i, name in enumerate(DETECTORS)]
 
 
 @pytest.mark.parametrize(("name", "counted"), COUNTED)
 def test_what_is_broken_is_what_a_grid_finds(name, counted):
-    net, data = DETECTORS[name](), draw(60, 2)
+    net, data = DETECTORS[name](), points()
     broken = broken_on_a_grid(net, data, counted).numpy()
-    battery = (
-        "quick" if name == "a flag below a confidence" else None
-    )  # quick leaves some elsewhere
-    made = ra.audit(trained(3), net, data, ra.Linf(EPS), rejected=counted, battery=battery)
+    made = audited(name, counted)
     assert (made.after.verified & broken).mean() <= 0.02  # what the attacks missed
     assert (~made.after.verified & ~broken).mean() <= 0.02  # between the points of the grid
     share = float((decide(net, data.images) == 3).double().mean())
@@ -140,7 +150,8 @@ class Noisy(nn.Module):
 
 def test_one_that_draws_as_well_falls_beyond_chance_alone():
     data, net = draw(45, 2), DETECTORS["noise as the last class"]()
-    few = Battery(steps=8, targets=2, targeted_steps=8, finish=8, trial_steps=0, queries=0)
+    spent = {"steps": 8, "targets": 2, "targeted_steps": 8, "finish": 8, "alarmed_finish": 20}
+    few = Battery(**spent, trial_steps=0, queries=0)
     how = {"rejected": "robust", "battery": few, "kernels": ()}
     calm = ra.audit(trained(3), net, data, ra.Linf(EPS), **how).after
     noisy = ra.audit(trained(3), Noisy(net), data, ra.Linf(EPS), draws=6, **how).after
@@ -150,8 +161,8 @@ def test_one_that_draws_as_well_falls_beyond_chance_alone():
 
 
 def test_every_image_that_fell_is_decided_for_a_wrong_class():
-    data, net = draw(90, 2), DETECTORS["a huge logit off the data"]()
-    made = ra.audit(trained(3), net, data, ra.Linf(EPS), rejected="robust", battery="quick")
+    name = "a huge logit off the data"
+    net, made = DETECTORS[name](), audited(name, "robust")
     assert made.after.examples
     for fell in made.after.examples:
         (own,) = decide(net, torch.from_numpy(fell.x_adv)[None]).tolist()
@@ -178,7 +189,7 @@ def test_a_flag_is_seen_through_a_classifier(brief):
         ra.audit(trained(3), net, data, ra.Linf(EPS))
 
 
-def test_check_takes_the_word_as_well():
+def test_check_takes_the_word_as_well(brief):
     net, data = Confident(0.9), draw(60, 2)
     made = ra.check(net, data, ra.Linf(EPS), reported=99.0, rejected="robust", battery="quick")
     assert made.statement == "TOO HIGH" and "Rejected counts as robust" in str(made)
@@ -197,10 +208,8 @@ def test_nothing_to_reject_is_an_error_too():
         ra.audit(trained(3), trained(4), draw(60, 2), ra.Linf(EPS), rejected="rihgt")
 
 
-def test_no_evidence_is_kept_that_cannot_be_verified(tmp_path, brief):
-    made = ra.audit(
-        trained(3), trained(4), draw(60, 2), ra.Linf(EPS), rejected="wrong", battery="quick"
-    )
+def test_no_evidence_is_kept_that_cannot_be_verified(tmp_path):
+    made = audited("noise as the last class", "wrong")
     with pytest.raises(ValueError, match="not kept of networks that reject"):
         ra.write_evidence(made, tmp_path)
 
@@ -229,7 +238,7 @@ def test_both_is_one_audit_after_the_other(tmp_path, brief):
     assert type(numbers).from_json(numbers.to_json()).also.verified == numbers.also.verified
 
 
-def test_a_check_of_both_holds_where_both_hold():
+def test_a_check_of_both_holds_where_both_hold(brief):
     data, net = draw(40, 2), DETECTORS["noise as the last class"]()
     robust = ra.check(net, data, ra.Linf(EPS), rejected="robust", battery="quick")
     made = ra.check(

@@ -8,6 +8,7 @@ from functools import cache
 
 import pytest
 import torch
+from little import two_layers
 from torch import nn
 
 import retroact as ra
@@ -17,16 +18,13 @@ from retroact.auditing.battery import Battery
 from retroact.auditing.mechanisms.collection import mechanisms
 from retroact.auditing.mechanisms.mechanism import Given
 from retroact.auditing.selftest import FEW, Check, selftest
-from retroact.nets.zoo import NETWORKS
-from retroact.training.fit import fit
-from retroact.training.recipes import MixedFGSM, Standard
 
 # Small enough for seconds, and enough for what is asked here: 100 images, a few dozen gradients
 # each.
 SMALL = Battery(
     steps=15, targets=3, targeted_steps=20, finish=30, trial_steps=10, sample=24, queries=0
 )
-EPS = ra.Linf(0.12)
+EPS, WIDE = ra.Linf(0.08), ra.Linf(0.1)
 
 
 @cache
@@ -47,10 +45,14 @@ def scaled() -> nn.Module:
 
 
 @cache
+def small() -> ra.Classifier:
+    return ra.Classifier(two_layers(), shape=(1, 8, 8))
+
+
+@cache
 def robust() -> nn.Module:
-    torch.manual_seed(0)
-    recipe = MixedFGSM(Standard(epochs=15, lr=0.1, batch=64), ratio=0.6, eps=0.12)
-    return fit(NETWORKS["digits-cnn"](), ra.data("digits/train"), recipe)
+    recipe = ra.Hardening(learn="all", steps=200, batch=128, lr=0.003)
+    return ra.harden(small(), ra.data("digits/train"), EPS, recipe).net
 
 
 @cache
@@ -59,12 +61,13 @@ def data() -> ra.Images:
 
 
 def run(**how: object) -> dict[str, Check]:
-    return {check.title: check for check in selftest(scaled(), data(), EPS, battery=SMALL, **how)}
+    made = selftest(small(), data(), EPS, robust=robust(), battery=SMALL, **how)
+    return {check.title: check for check in made}
 
 
 @cache
 def honest_run() -> dict[str, Check]:
-    return run(robust=robust())
+    return run()
 
 
 def test_the_scaled_net_is_the_net():
@@ -98,7 +101,8 @@ def test_without_kernels_and_controls_it_fails(monkeypatch):
     asked = lambda *how: [case for case in every(*how) if case[0] in titles]  # noqa: E731
     monkeypatch.setattr(selftesting, "_cases", asked)
     monkeypatch.setattr(Battery, "add_controls", lambda battery, side, *_: side)
-    checks = run(kernels=())
+    made = selftest(scaled(), data(), ra.Linf(0.12), battery=SMALL, kernels=())
+    checks = {check.title: check for check in made}
     assert not checks["JumpReLU(1)"].passed and checks["itself"].passed
     assert str(checks["JumpReLU(1)"]).startswith("FAILED: JumpReLU(1): expected ")
     assert checks["JumpReLU(1)"].audit.verdict.counts.verified_gain > 0.03
@@ -109,7 +113,7 @@ def wrongly(monkeypatch: pytest.MonkeyPatch, **said: object) -> dict[str, Check]
     made = iter([check.audit for check in honest_run().values()])
     monkeypatch.setattr(selftesting, "audit", lambda *a, **k: with_verdict(next(made), **said))
     done: list[tuple[int, int]] = []
-    checks = run(robust=robust(), progress=lambda *at: done.append(at))
+    checks = run(progress=lambda *at: done.append(at))
     assert done == [(k, 7) for k in range(1, 8)]
     return checks
 
@@ -165,9 +169,9 @@ def run_fakes(
     monkeypatch.setattr(selftesting, "_cases", lambda *_: [])
     monkeypatch.setattr(selftesting, "audit", audit)
     monkeypatch.setattr(selftesting, "truth", truth)
-    net = ra.load("digits-cnn")
-    fakes = [Given(net, (), ra.data("digits/train[:200]"), EPS.eps)]
-    checks = selftest(net, data(), EPS, battery=SMALL, fakes=fakes)
+    net = small()
+    fakes = [Given(net, (), ra.data("digits/train[:200]"), WIDE.eps)]
+    checks = selftest(net, data(), WIDE, battery=SMALL, fakes=fakes)
     assert [check.title for check in checks] == [f"{name}, the same seed" for name in NAMES]
     return dict(zip(NAMES, checks, strict=True))
 
@@ -255,7 +259,7 @@ def test_a_crash_fails_and_a_refusal_passes_where_answers_depend_on_the_past(mon
 
 
 def test_what_is_tried_in_another_process_says_the_same(tmp_path):
-    net = ra.load("digits-cnn")
+    net = small()
     fakes = (Given(net, (), ra.data("digits/train[:200]"), EPS.eps),)
     trial = selftesting._Trial(net, data()[:20], EPS, SMALL, 0, tmp_path / "b.json", fakes)
     names = [m.name for m in mechanisms(fast=True)]

@@ -72,15 +72,14 @@ def twice(work, pairs):
 def test_two_audits_of_nets_with_norms_in_two_threads():
     pairs = [normed(seed) for seed in (0, 1)]
     alone = [str(audited(pair)) for pair in pairs]
-    for _ in range(2):
-        assert [str(made) for made in twice(audited, pairs)] == alone
+    assert [str(made) for made in twice(audited, pairs)] == alone
 
 
 def test_what_two_audits_trace_is_traced_in_two_threads():
     pairs = [normed(seed) for seed in (0, 1)]
     alone = [prepared(pair) for pair in pairs]
     assert all(TRACE in names for names in alone)
-    for _ in range(5):
+    for _ in range(3):
         assert twice(prepared, pairs) == alone
 
 
