@@ -17,7 +17,6 @@ from rich.console import Console
 
 from retroact.cli import console
 
-
 ATTACK = ("attack", "digits-cnn", "PGD(steps=5)", "--threat", "Linf(0.1)", "--data", "digits[:40]")
 
 
