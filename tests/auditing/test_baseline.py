@@ -81,9 +81,7 @@ def equal(one, other):
         assert np.array_equal(a.x_adv, b.x_adv) and np.array_equal(a.image, b.image)
 
 
-def test_the_network_before_is_attacked_once_and_its_number_stays(
-    begun, path, tmp_path, attacked
-):
+def test_the_network_before_is_attacked_once_and_its_number_stays(begun, path, tmp_path, attacked):
     first, nets, _ = begun
     assert [net is None for net in nets] == [True, False]
     assert not first.before.stored and "baseline" not in first.numbers().pedigree.to_json()
@@ -103,13 +101,17 @@ def test_the_network_before_is_attacked_once_and_its_number_stays(
     assert ra.verify(ra.write_evidence(again, tmp_path / "evidence")).holds
 
 
+@pytest.fixture
+def one_look(monkeypatch):
+    """One indicator looks before the attacks, for what is not about what they see."""
+    monkeypatch.setattr("retroact.auditing.audit.indicators", lambda: indicators()[:1])
+
+
 class Attacked(BaseException):
     pass
 
 
-def test_what_the_number_depends_on_is_in_the_key(tmp_path, monkeypatch):
-    # one look before the attacks, which are the question
-    monkeypatch.setattr("retroact.auditing.audit.indicators", lambda: indicators()[:1])
+def test_what_the_number_depends_on_is_in_the_key(tmp_path, monkeypatch, one_look):
     path = tmp_path / "before.json"
     asked = partial(audit, path, kernels=[])  # which is quick: nothing is derived
     net = ra.load("digits-cnn")
@@ -154,7 +156,7 @@ class Code(nn.Module):
         return self.inner((x * 4).round() / 4 if self.flipped else x)
 
 
-def test_other_code_under_the_same_weights_is_refused(tmp_path):
+def test_other_code_under_the_same_weights_is_refused(tmp_path, one_look):
     path, net = tmp_path / "before.json", Code()
     asked = partial(audit, path, Code(), before=net, kernels=[])
     asked()

@@ -59,6 +59,12 @@ def runs(monkeypatch):
     return Runs(monkeypatch)
 
 
+@pytest.fixture
+def one_look(monkeypatch):
+    """One indicator looks before the attacks, for what is not about what they see."""
+    monkeypatch.setattr("retroact.auditing.audit.indicators", lambda: indicators()[:1])
+
+
 def audit(store=None, after="JumpReLU(1.0)", before="digits-cnn", data="digits[:20]", **how):
     how = {"battery": WHOLE, "threat": EPS, "claimed": "PGD(steps=2)"} | how
     return ra.audit(before, after, data, store=store, **how)
@@ -137,9 +143,7 @@ def test_a_student_is_not_taught_again(tmp_path, runs, monkeypatch):
         assert not taught
 
 
-def test_what_an_outcome_depends_on_is_in_its_key(tmp_path, runs, monkeypatch):
-    # one look before the attacks, which are the question
-    monkeypatch.setattr("retroact.auditing.audit.indicators", lambda: indicators()[:1])
+def test_what_an_outcome_depends_on_is_in_its_key(tmp_path, runs, one_look):
     net = ra.load("digits-cnn")
     with torch.no_grad():
         next(net.parameters()).mul_(1.0001)
@@ -200,7 +204,7 @@ class Code(nn.Module):
 
 
 @pytest.mark.parametrize("changed", ["forwards", "backwards"])
-def test_other_code_under_the_same_weights_is_refused(tmp_path, changed):
+def test_other_code_under_the_same_weights_is_refused(tmp_path, changed, one_look):
     net = Code()
     with ra.Store(tmp_path / "a.sqlite") as store:
         audit(store, "ReLU", net, kernels=[])
@@ -235,7 +239,7 @@ def test_a_check_goes_on_too(tmp_path, runs):
         assert len(runs.done) == count - count // 2
 
 
-def test_a_damaged_part_is_an_error_that_names_it(tmp_path):
+def test_a_damaged_part_is_an_error_that_names_it(tmp_path, one_look):
     path = tmp_path / "a.sqlite"
     with ra.Store(path) as store:
         audit(store, kernels=[])
