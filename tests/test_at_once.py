@@ -3,9 +3,12 @@ leaves nothing changed."""
 
 import importlib.util
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
+
+import retroact as ra
 
 ROOT = Path(__file__).parents[1]
 SPEC = importlib.util.spec_from_file_location("threads", ROOT / "bench" / "faults" / "threads.py")
@@ -13,6 +16,12 @@ assert SPEC is not None and SPEC.loader is not None
 threads = importlib.util.module_from_spec(SPEC)
 sys.modules["threads"] = threads
 SPEC.loader.exec_module(threads)
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """An audit's claimed attack takes few steps."""
+    monkeypatch.setattr(ra, "audit", partial(ra.audit, claimed="PGD(steps=2)"))
 
 
 def held(rounds, kinds):
@@ -25,8 +34,13 @@ def test_two_calls_at_once_give_what_they_give_alone():
     held(1, threads.KINDS[:2])
 
 
+def test_so_they_do_with_attention_too():
+    held(1, threads.KINDS[1:])
+
+
 @pytest.mark.slow
-def test_so_they_do_many_times_with_attention_too():
+@pytest.mark.long
+def test_so_they_do_many_times():
     held(3, threads.KINDS)
 
 

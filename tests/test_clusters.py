@@ -255,23 +255,24 @@ class TestCluster:
         assert list((tmp_path / "results").iterdir()) == []
 
     def test_tune_and_audit_run_there_as_here(self, cluster):
-        here, part = Ray(cluster.address), "digits/validation[:40]"
+        here, part = Ray(cluster.address), "digits/validation[:12]"
         how = {"grid": [0.0, 0.5]}
         assert ra.tune("digits-cnn", "JumpReLU", part, "Linf(0.05)", executor=here, **how) == (
             ra.tune("digits-cnn", "JumpReLU", part, "Linf(0.05)", **how)
         )
-        asked = "digits-cnn", "JumpReLU(0.5)", "digits[:25]", "Linf(0.05)"
+        asked = "digits-cnn", "JumpReLU(0.5)", "digits[:12]", "Linf(0.05)"
         little = Battery(
             steps=4,
             targets=2,
             targeted_steps=4,
             finish=4,
             trial_steps=2,
-            queries=10,
-            points=20,
+            queries=4,
+            points=8,
             alarmed_finish=4,
         )
-        there, mine = (ra.audit(*asked, battery=little, executor=e) for e in (here, "Serial"))
+        how = {"battery": little, "claimed": "PGD(steps=2)"}
+        there, mine = (ra.audit(*asked, executor=e, **how) for e in (here, "Serial"))
         assert there.verdict == mine.verdict
 
     def test_a_node_that_is_killed_loses_nothing(self, cluster, tmp_path):

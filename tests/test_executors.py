@@ -307,20 +307,21 @@ LITTLE = Battery(
     targeted_steps=4,
     finish=4,
     trial_steps=2,
-    queries=10,
-    points=20,
+    queries=4,
+    points=8,
     alarmed_finish=4,
 )
 
 
 def tuned(**how):
     net, part = ra.load("digits-cnn"), ra.data("digits/validation[:20]")
-    return tune(net, "JumpReLU", part, "Linf(0.1)", grid=[0.0, 0.3, 0.6], keep=0.9, **how)
+    return tune(net, "JumpReLU", part, "Linf(0.1)", grid=[0.0, 0.6], keep=0.9, **how)
 
 
 def audited(**how):
     of = "digits-cnn", "JumpReLU(0.5)", "digits[:20]", "Linf(0.1)"
-    found = vars(ra.audit(*of, battery=LITTLE, progress=lambda *at: None, **how).numbers())
+    how |= {"battery": LITTLE, "claimed": "PGD(steps=2)", "progress": lambda *at: None}
+    found = vars(ra.audit(*of, **how).numbers())
     return {k: v for k, v in found.items() if k not in ("pedigree", "attacks")}
 
 
@@ -331,7 +332,7 @@ tuned_alone, audited_alone = cache(tuned), cache(audited)
 def test_tuning_gives_the_same_curve(executor):
     seen = []
     assert tuned(executor=executor, progress=lambda *at: seen.append(at)) == tuned_alone()
-    assert seen == [(1.0, 3), (2.0, 3), (3.0, 3)]
+    assert seen == [(1.0, 2), (2.0, 2)]
 
 
 @pytest.mark.parametrize("executor", ["Threads(2)", PROCESSES, Backwards()], ids=str)

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,71 @@ def run(stage: str, out: Path, env: dict[str, str], *words: str) -> str:
     return done.stdout
 
 
+# each architecture and each kind of recipe by default; `tests-and-bench` takes a step of all
+OFTEN = ("wideresnet-cifar10", "mobilenetv2-cifar10-robust", "preactresnet18-cifar10-robust")
+STAGES: tuple[tuple[str, ...], ...] = (
+    ("tests-and-bench",),
+    ("attacks-and-audit",),
+    *((name,) for name in OFTEN),
+    ("mobilenetv2-cifar10", "--minutes", "0"),
+)
+
+_EACH = """
+import contextlib, io, json, os, sys, traceback
+sys.path.insert(0, "bench")
+import gpu
+from retroact.auditing import battery
+from retroact.crafting import student
+
+# the stages are tested here, the battery and what it teaches elsewhere
+student._STEPS = 2
+spent = {"steps": 2, "targets": 2, "targeted_steps": 2, "finish": 2, "alarmed_finish": 2}
+battery._NAMED["quick"] = battery.Battery(**spent, trial_steps=0, queries=0, points=20)
+told = {}
+for stage, *words in json.loads(sys.argv[1]):
+    os.environ.pop("RETROACT_ZOO", None)
+    folder = os.path.join(sys.argv[2], stage)
+    kept, sys.argv = sys.argv, ["gpu.py", stage, "--toy", "--out", folder, "--before", folder]
+    sys.argv += words
+    said, code = io.StringIO(), None
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            gpu.main()
+        except SystemExit as ended:
+            code = ended.code
+        except Exception:
+            traceback.print_exc()
+    sys.argv, told[stage] = kept, (code, said.getvalue())
+print(json.dumps(told))
+"""
+
+
+@dataclass(frozen=True)
+class Ran:
+    """Stages that ran: what each said and how it ended, and the folder of its outputs."""
+
+    told: dict[str, tuple[int | None, str]]
+    folder: Path
+
+    def of(self, stage: str) -> tuple[Path, str]:
+        code, said = self.told[stage]
+        assert code == 0, said
+        out = self.folder / stage
+        assert all(path.stat().st_size <= LIMIT for path in out.iterdir())
+        return out, said
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory: pytest.TempPathFactory, bare: dict[str, str]) -> Ran:
+    """The stages, one after the other in one process, as most of a toy's time is its imports."""
+    folder = tmp_path_factory.mktemp("ran")
+    env = bare | {"PYTHONPATH": f"{bare['PYTHONPATH']}{os.pathsep}{ROOT}"}
+    words = [sys.executable, "-c", _EACH, json.dumps(STAGES), str(folder)]
+    done = subprocess.run(words, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return Ran(json.loads(done.stdout.splitlines()[-1]), folder)
+
+
 def test_the_machine_of_these_tests_is_bare(bare: dict[str, str]) -> None:
     for name in MISSING:
         done = subprocess.run(
@@ -80,12 +146,12 @@ def test_the_machine_of_these_tests_is_bare(bare: dict[str, str]) -> None:
 
 
 @pytest.mark.slow
-def test_the_checks_pass_and_the_bench_is_written(tmp_path: Path, bare: dict[str, str]) -> None:
-    run("tests-and-bench", tmp_path, bare)
-    checks = json.loads((tmp_path / "checks.json").read_text())["checks"]
+def test_the_checks_pass_and_the_bench_is_written(ran: Ran) -> None:
+    out, _ = ran.of("tests-and-bench")
+    checks = json.loads((out / "checks.json").read_text())["checks"]
     assert len(checks) > 20
     assert all(one["passed"] is True for one in checks.values()), checks
-    bench = json.loads((tmp_path / "bench.json").read_text())
+    bench = json.loads((out / "bench.json").read_text())
     assert bench["trainings"].keys() == set(TRAININGS)
     assert all(one["minutes_foretold"] > 0 for one in bench["trainings"].values())
     assert {one["dtype"] for one in bench["attacks"]} == {"torch.float32", "torch.bfloat16"}
@@ -93,15 +159,13 @@ def test_the_checks_pass_and_the_bench_is_written(tmp_path: Path, bare: dict[str
 
 
 @pytest.mark.slow
-def test_attacks_are_timed_beside_the_peers_that_are_installed(
-    tmp_path: Path, bare: dict[str, str]
-) -> None:
-    said = run("attacks-and-audit", tmp_path, bare)
-    found = json.loads((tmp_path / "audit.json").read_text())
+def test_attacks_are_timed_beside_the_peers_that_are_installed(ran: Ran) -> None:
+    out, said = ran.of("attacks-and-audit")
+    found = json.loads((out / "audit.json").read_text())
     assert found["audit"]["seconds"] > 0 and found["audit"]["n"] == 4
     assert "torchattacks" in found["absent"] or "torchattacks" in said
     assert not found["no time for"]
-    rows = [json.loads(line) for line in (tmp_path / "attacks.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (out / "attacks.jsonl").read_text().splitlines()]
     nets = ["lenet-mnist", "resnet20-cifar10", "wideresnet-cifar10"]
     assert [row["net"] for row in rows] == nets and {row["device"] for row in rows} == {"cpu"}
     for row in rows:
@@ -110,19 +174,18 @@ def test_attacks_are_timed_beside_the_peers_that_are_installed(
         assert row["limit"] > 0 and min(row["seconds"]["ours"]) > 0 and row["passes"] == 1
 
 
-# each architecture and each kind of recipe by default; `tests-and-bench` takes a step of all
-OFTEN = ("wideresnet-cifar10", "mobilenetv2-cifar10-robust", "preactresnet18-cifar10-robust")
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[] if n in OFTEN else [pytest.mark.long]) for n in TRAININGS],
 )
 def test_a_training_writes_a_network_that_loads(
-    name: str, tmp_path: Path, bare: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    name: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    run(name, tmp_path, bare)
+    if name in OFTEN:
+        tmp_path, _ = request.getfixturevalue("ran").of(name)
+    else:
+        run(name, tmp_path, request.getfixturevalue("bare"))
     monkeypatch.setenv("RETROACT_ZOO", str(tmp_path))
     page, report = zoo.entry(name), json.loads((tmp_path / f"{name}.report.json").read_text())
     assert (page.epochs, page.dtype, page.test_n) == (2, "float16", 4)
@@ -142,21 +205,22 @@ def test_a_training_writes_a_network_that_loads(
 
 @pytest.mark.slow
 def test_a_training_that_was_not_done_in_time_goes_on_in_the_next_call(
-    tmp_path: Path, bare: dict[str, str]
+    ran: Ran, bare: dict[str, str]
 ) -> None:
     name = "mobilenetv2-cifar10"
-    assert "1 of 2 epochs are behind" in run(name, tmp_path, bare, "--minutes", "0")
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
+    out, said = ran.of(name)
+    assert "1 of 2 epochs are behind" in said
+    assert sorted(p.name for p in out.iterdir()) == [
         f"{name}.checkpoint.safetensors",
         f"{name}.report.json",
     ]
-    assert not json.loads((tmp_path / f"{name}.report.json").read_text())["finished"]
-    run(name, tmp_path, bare, "--minutes", "0")
-    report = json.loads((tmp_path / f"{name}.report.json").read_text())
+    assert not json.loads((out / f"{name}.report.json").read_text())["finished"]
+    run(name, out, bare, "--minutes", "0")  # as it is called on such a machine
+    report = json.loads((out / f"{name}.report.json").read_text())
     assert (
         report["finished"] and report["went_on"] and [e["epoch"] for e in report["epochs"]] == [2]
     )
-    assert not (tmp_path / f"{name}.checkpoint.safetensors").exists()
+    assert not (out / f"{name}.checkpoint.safetensors").exists()
 
 
 def test_the_pack_has_the_splits_of_the_data_room(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ changed."""
 import random
 import threading
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from torch import nn
 import retroact as ra
 from retroact.auditing.battery import Battery
 from retroact.crafting.oracle import evaluating
+from retroact.experiments import tuning
 from retroact.ground import neutral, one_thread
 from retroact.retrofitting.watching import trial
 
 EPS = ra.Linf(0.1)
+FEW = ra.PGD(steps=3)
 LITTLE = Battery(
     2, 1, 2, 2, trial_steps=0, sample=4, queries=0, points=12, anew=1, alarmed_finish=2
 )
@@ -72,7 +75,7 @@ JOBS = {
     "APGD": lambda net, d: flat(ra.evaluate(net, d, ra.APGD(steps=5), EPS)),
     "Foolbox": lambda net, d: flat(ra.evaluate(net, d, ra.Foolbox("LinfPGD", steps=2), EPS)),
     "audit": lambda net, d: str(
-        ra.audit(net, ra.retrofit(net, ra.JumpReLU(0.1)), d, EPS, battery=LITTLE)
+        ra.audit(net, ra.retrofit(net, ra.JumpReLU(0.1)), d, EPS, battery=LITTLE, claimed=FEW)
     ),
     "harden": lambda net, d: hardened(net),
     "tune": lambda net, d: str(ra.tune(net, ra.JumpReLU, d, EPS, grid=[0.1])),
@@ -121,6 +124,15 @@ def of(net):
         (m.training, len(m._forward_hooks), len(m._forward_pre_hooks), m._parameters.keys())
         for m in net.modules()
     ] + [(p.requires_grad, p.grad, p.detach().numpy().tobytes()) for p in net.parameters()]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_steps():
+    """`tune` attacks with few."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tuning, "CLAIMED", FEW)
+        patch.setattr(tuning, "ON_MARGIN", replace(FEW, loss="margin"))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -252,8 +264,8 @@ class Watching(nn.Module):
     "job",
     [
         lambda net, d: ra.evaluate(net, d, ra.PGD(steps=2), EPS),
-        lambda net, d: ra.audit(net, net, d, EPS, battery="quick"),
-        lambda net, d: ra.check(net, d, EPS, battery="quick"),
+        lambda net, d: ra.audit(net, net, d, EPS, battery=LITTLE, claimed=FEW),
+        lambda net, d: ra.check(net, d, EPS, battery=LITTLE, claimed=FEW),
     ],
     ids=["evaluate", "audit", "check"],
 )

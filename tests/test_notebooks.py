@@ -7,6 +7,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client.manager import start_new_kernel
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parents[1] / "docs" / "notebooks"
@@ -22,14 +23,26 @@ def read(name):
     return nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
 
 
-def run(name, folder, **expressions):
-    """The notebook as it ran, and what the expressions are worth in it, which must be JSON."""
+@pytest.fixture(scope="module")
+def kernel():
+    """One kernel for all of them, as most of its start is the import of torch."""
+    manager, client = start_new_kernel(kernel_name="python3")
+    client.stop_channels()
+    yield manager
+    manager.shutdown_kernel(now=True)
+
+
+def run(kernel, name, folder, **expressions):
+    """The notebook as it ran, and what the expressions are worth in it, which must be JSON. It
+    finds no name that another notebook has left."""
     notebook = read(name)
     asked = ", ".join(f"{name!r}: {expression}" for name, expression in expressions.items())
     ask = f"import json; print({TOLD!r} + json.dumps({{{asked}}}))"
     notebook.cells.append(nbformat.v4.new_code_cell(ask))
-    where = {"metadata": {"path": str(folder)}}
-    NotebookClient(notebook, kernel_name="python3", resources=where).execute()
+    begin = f"%reset -f\n%cd -q {folder}"
+    notebook.cells.insert(0, nbformat.v4.new_code_cell(begin))
+    NotebookClient(notebook, km=kernel, iopub_timeout=60).execute()
+    del notebook.cells[0]
     printed = notebook.cells.pop()["outputs"][-1]["text"]
     return notebook, json.loads(printed.removeprefix(TOLD))
 
@@ -63,8 +76,9 @@ def test_a_notebook_is_valid_and_carries_nothing_of_a_machine(name):
 
 
 @pytest.mark.slow
-def test_the_first_audit_finds_the_mask(tmp_path):
+def test_the_first_audit_finds_the_mask(kernel, tmp_path):
     notebook, told = run(
+        kernel,
         "first_audit",
         tmp_path,
         claimed="ra.robust_accuracy(claimed)",
@@ -84,8 +98,9 @@ def test_the_first_audit_finds_the_mask(tmp_path):
 
 
 @pytest.mark.slow
-def test_ones_own_network_is_changed_kept_and_audited(tmp_path):
+def test_ones_own_network_is_changed_kept_and_audited(kernel, tmp_path):
     notebook, told = run(
+        kernel,
         "your_own_network",
         tmp_path,
         clean="ra.clean_accuracy(mine)",
@@ -105,8 +120,9 @@ def test_ones_own_network_is_changed_kept_and_audited(tmp_path):
 
 @pytest.mark.slow
 @needs_mnist
-def test_two_papers_claim_what_an_audit_does_not_find(tmp_path):
+def test_two_papers_claim_what_an_audit_does_not_find(kernel, tmp_path):
     notebook, told = run(
+        kernel,
         "two_papers_in_ten_minutes",
         tmp_path,
         tuned="[(p.claimed, p.verified) for p in tuned.points]",
@@ -127,8 +143,9 @@ def test_two_papers_claim_what_an_audit_does_not_find(tmp_path):
 
 
 @pytest.mark.slow
-def test_an_attack_and_an_activation_of_ones_own_are_audited(tmp_path):
+def test_an_attack_and_an_activation_of_ones_own_are_audited(kernel, tmp_path):
     notebook, told = run(
+        kernel,
         "your_own_attack_and_activation",
         tmp_path,
         plain="ra.robust_accuracy(plain)",

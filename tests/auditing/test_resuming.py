@@ -11,20 +11,21 @@ import retroact as ra
 from retroact.auditing import battery
 from retroact.auditing.attack_run import AttackRun
 from retroact.auditing.battery import Battery
+from retroact.auditing.indicators import indicators
 from retroact.experiments.store import StoreError
 from retroact.parts import PartError
 
 EPS = ra.Linf(0.1)
 WHOLE = Battery(
-    steps=4,
+    steps=3,
     targets=2,
-    targeted_steps=4,
-    finish=4,
-    trial_steps=3,
-    sample=12,
-    queries=20,
-    points=16,
-    alarmed_finish=4,
+    targeted_steps=3,
+    finish=3,
+    trial_steps=2,
+    sample=8,
+    queries=6,
+    points=12,
+    alarmed_finish=3,
 )
 """Every step of the whole battery, at next to no cost."""
 
@@ -58,8 +59,14 @@ def runs(monkeypatch):
     return Runs(monkeypatch)
 
 
+@pytest.fixture
+def one_look(monkeypatch):
+    """One indicator looks before the attacks, for what is not about what they see."""
+    monkeypatch.setattr("retroact.auditing.audit.indicators", lambda: indicators()[:1])
+
+
 def audit(store=None, after="JumpReLU(1.0)", before="digits-cnn", data="digits[:20]", **how):
-    how = {"battery": WHOLE, "threat": EPS, "claimed": "PGD(steps=4)"} | how
+    how = {"battery": WHOLE, "threat": EPS, "claimed": "PGD(steps=2)"} | how
     return ra.audit(before, after, data, store=store, **how)
 
 
@@ -136,7 +143,7 @@ def test_a_student_is_not_taught_again(tmp_path, runs, monkeypatch):
         assert not taught
 
 
-def test_what_an_outcome_depends_on_is_in_its_key(tmp_path, runs):
+def test_what_an_outcome_depends_on_is_in_its_key(tmp_path, runs, one_look):
     net = ra.load("digits-cnn")
     with torch.no_grad():
         next(net.parameters()).mul_(1.0001)
@@ -197,7 +204,7 @@ class Code(nn.Module):
 
 
 @pytest.mark.parametrize("changed", ["forwards", "backwards"])
-def test_other_code_under_the_same_weights_is_refused(tmp_path, changed):
+def test_other_code_under_the_same_weights_is_refused(tmp_path, changed, one_look):
     net = Code()
     with ra.Store(tmp_path / "a.sqlite") as store:
         audit(store, "ReLU", net, kernels=[])
@@ -218,7 +225,7 @@ def test_a_network_without_weights_cannot_be_known_again(tmp_path):
 
 
 def test_a_check_goes_on_too(tmp_path, runs):
-    how = {"battery": WHOLE, "claimed": "PGD(steps=4)"}
+    how = {"battery": WHOLE, "claimed": "PGD(steps=2)"}
     whole = ra.check("digits-cnn", "digits[:20]", EPS, 40.0, **how)
     count = len(runs.done)
     with ra.Store(tmp_path / "a.sqlite") as store:
@@ -232,7 +239,7 @@ def test_a_check_goes_on_too(tmp_path, runs):
         assert len(runs.done) == count - count // 2
 
 
-def test_a_damaged_part_is_an_error_that_names_it(tmp_path):
+def test_a_damaged_part_is_an_error_that_names_it(tmp_path, one_look):
     path = tmp_path / "a.sqlite"
     with ra.Store(path) as store:
         audit(store, kernels=[])

@@ -299,7 +299,7 @@ def few(monkeypatch):
     monkeypatch.setattr(Sizes, "of", of)
 
 
-def test_table_1_is_rebuilt_from_its_store(tmp_path, monkeypatch, few):
+def test_table_1_is_rebuilt_from_its_store(tmp_path, monkeypatch, few, brief):
     monkeypatch.setattr(table_1, "NETS", (DIGITS, WIDE))
     for module in (table_1, gray_box, tuned):
         monkeypatch.setattr(
@@ -374,7 +374,10 @@ def test_items_say_what_they_found_and_say_it_again_from_the_store(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("net", "gain"), [(LENET, 10), (LENET_ROBUST, 2), (LENET_STEPS, 2)])
+@pytest.mark.parametrize(
+    ("net", "gain"),
+    [(LENET, 10), (LENET_ROBUST, 2), pytest.param(LENET_STEPS, 2, marks=pytest.mark.long)],
+)
 def test_the_published_pattern_appears_on_lenet(net, gain, tmp_path, monkeypatch):
     try:
         data(net.slice(1))
