@@ -325,6 +325,8 @@ def find_telling(subject: Subject, side: Side, under: Conditions) -> str:
         return ""
     hit = decided(crafted.logits, attacked=True) != data.labels[rows]
     sizes = under.threat.size(crafted.outcome.x_adv - data.images[rows])[hit]
-    if not len(sizes) or not float(sizes.median()) < under.threat.eps:
+    radius = float(sizes.median()) if len(sizes) else 0.0
+    # 0: a network that draws may be wrong where it is not attacked at all
+    if not 0 < radius < under.threat.eps:
         return ""
-    return show(replace(under.threat, eps=float(f"{float(sizes.median()):.2g}")))  # type: ignore[type-var]
+    return show(replace(under.threat, eps=float(f"{radius:.2g}")))  # type: ignore[type-var]

@@ -421,6 +421,18 @@ def test_one_that_draws_only_where_attacks_are_is_averaged_too(brief_alarms):
     assert made.names.before == "Classifier" and made.names.after != made.names.before
 
 
+def test_one_that_errs_without_an_attack_has_no_radius_that_would_tell(brief_alarms):
+    class Lost(nn.Module):
+        """Right by the mean of many draws, often wrong by that of two."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = small()(x) + 12 * torch.randn(len(x), 10)
+            return out
+
+    made = run_small(Lost(), 12, before=Lost(), threat=Linf(0.3), draws=2, **DRAWN)
+    assert made.verdict.effect == "TOO STRONG A THREAT", str(made)
+
+
 def test_a_randomised_network_against_itself_is_one(brief_alarms):
     noisy = Noisy()
     seen = []
