@@ -141,8 +141,10 @@ class Tracer(fx.Tracer):
 
     def is_kept(self) -> bool:
         """Whether anything still holds a proxy, though the trace is over."""
-        if any(proxy() is not None for proxy in self._proxies):
-            gc.collect()
+        for generation in range(3):  # a look at all that a large process holds takes long
+            if all(proxy() is None for proxy in self._proxies):
+                break
+            gc.collect(generation)
         return any(proxy() is not None for proxy in self._proxies)
 
 
