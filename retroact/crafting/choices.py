@@ -20,8 +20,9 @@ _ATEN = torch.ops.aten
 _BEST: dict[Any, int] = {_ATEN.argmax.default: 1, _ATEN.argmin.default: -1}
 _BEST_OF: dict[Any, int] = {_ATEN.max.dim: 1, _ATEN.min.dim: -1}
 """What says which entry is best, and whether that is the largest."""
-_RIVALS = 9
-"""How many places behind the best is the score from which its lead is counted: those in between are
+_RIVALS, _SHARE = 9, 100
+"""How many places behind the best is the score from which its lead is counted, and of which share
+of the others these are at least, as entries may stand there several times: those in between are
 what an attacker can hope to bring about."""
 _PASSED = {_ATEN.clone.default, _ATEN._to_copy.default}
 
@@ -39,8 +40,10 @@ class Choice:
     index: fx.Node | None = None
 
     def lead(self, scores: Tensor) -> Tensor:
-        """By how much the best of these scores is ahead of the tenth best, on average."""
-        places = min(_RIVALS, scores.shape[self.dim] - 1) + 1
+        """By how much the best of these scores is ahead of the tenth best, or of a hundredth of the
+        others where these are more, on average."""
+        others = scores.shape[self.dim] - 1
+        places = 1 + min(others, max(_RIVALS, others // _SHARE))
         best = (self.sign * scores).topk(places, self.dim).values
         return (best.narrow(self.dim, 0, 1) - best.narrow(self.dim, -1, 1)).mean()
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
 from typing import Any, Literal
@@ -194,17 +194,18 @@ def soften(traced: Traced, x: Tensor, width: float) -> Traced:
     known = _Chains.of(soft.graph)
     chains, choices = list(_find_chains(known)), list(find_choices(soft.graph, known.moving))
     bases = [base for chain in chains for base in chain.bases]
-    filled = traced.fill(x)
-    spreads = _measure(soft, dict.fromkeys(bases, Tensor.std), filled)
-    leads = _measure(soft, {choice.scores: choice.lead for choice in choices}, filled)
+    asked: list[_Asked] = [(base, Tensor.std) for base in bases]
+    asked += [(choice.scores, choice.lead) for choice in choices]
+    found = _measure(soft, asked, traced.fill(x))
+    spreads, leads = dict(zip(bases, found, strict=False)), found[len(bases) :]
     for number, chain in enumerate(chains):
         steps = [width * spreads[base] for base in chain.bases]
         if all(step > 0 for step in steps):
             _replace(soft, chain, steps, f"chain_{number}")
-    for number, choice in enumerate(choices):
+    for number, (choice, lead) in enumerate(zip(choices, leads, strict=True)):
         # a softmax that is soft enough keeps its own derivative
         least = 1.0 if choice.table is None else 0.0
-        temperature = max(least, width * leads[choice.scores])
+        temperature = max(least, width * lead)
         if temperature > least:
             soften_choice(soft, choice, temperature, f"choice_{number}")
     soft.graph.eliminate_dead_code()
@@ -370,17 +371,20 @@ def _gather(entries: Tensor, shape: torch.Size) -> Tensor:
     return entries.sum_to_size(shape)
 
 
-def _measure(
-    graph: fx.GraphModule, wanted: Mapping[fx.Node, Callable[[Tensor], Tensor]], x: Tensor
-) -> dict[fx.Node, float]:
-    """A number of what each node gives for the images `x`: of a base its standard deviation."""
-    found = {}
+_Asked = tuple[fx.Node, Callable[[Tensor], Tensor]]
+"""A node, and what is to be known of its values."""
+
+
+def _measure(graph: fx.GraphModule, asked: Sequence[_Asked], x: Tensor) -> list[float]:
+    """What is asked of the nodes of a graph, for the images `x`; 0 where that is no number."""
+    found = [0.0] * len(asked)
 
     class _Watch(fx.Interpreter):
         def run_node(self, n: fx.Node) -> Any:
             value = super().run_node(n)
-            if n in wanted:
-                found[n] = float(wanted[n](value.float()).nan_to_num(0.0, 0.0, 0.0))
+            for at, (node, read) in enumerate(asked):
+                if n is node:
+                    found[at] = float(read(value.float()).nan_to_num(0.0, 0.0, 0.0))
             return value
 
     device = device_of(graph)

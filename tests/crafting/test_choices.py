@@ -2,8 +2,9 @@
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from retroact.crafting.choices import Choice
 from retroact.crafting.derived import soften, trace_forward
 
 TABLE = torch.tensor([[0.0, 1.0], [2.0, -1.0], [0.5, 0.5]])
@@ -63,3 +64,32 @@ def test_a_table_that_moves_with_the_image_is_left_alone():
     filled = traced.fill(X)
     assert torch.equal(soft(filled), traced(filled))
     assert not [n for n in soft.graph.graph.nodes if "choice" in str(n.target)]
+
+
+def test_choices_of_the_largest_and_the_least_of_the_same_scores_have_leads_of_their_own():
+    wide = torch.cat([WEIGHTS, *(0.1 * k * WEIGHTS for k in range(1, 5)), 9 * WEIGHTS[:, :1]], 1)
+    table = torch.linspace(-1, 1, 2 * wide.shape[1]).view(-1, 2).sin()
+
+    class Both(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            scores = x @ wide
+            return table[scores.argmax(1)] + table.flip(1)[scores.argmin(1)]
+
+    soft, scores = soften(trace_forward(Both(), X), X, 1.0), (X @ wide).sort(1).values
+    leads = (
+        float((scores[:, -1] - scores[:, -10]).mean()),
+        float((scores[:, 9] - scores[:, 0]).mean()),
+    )
+    assert leads[0] > 2 * leads[1]
+    x = X.clone().requires_grad_()
+    most, least = (x @ wide / leads[0]).softmax(1), (-x @ wide / leads[1]).softmax(1)
+    made = most @ table + least @ table.flip(1)
+    (pulled,) = torch.autograd.grad((made * 2 * Both()(X)).sum(), x)
+    assert float(nn.functional.cosine_similarity(slopes(soft, X), pulled, dim=1).min()) > 0.98
+
+
+def test_entries_that_stand_there_twelve_times_hide_no_lead():
+    once = (X @ WEIGHTS @ torch.linspace(-1, 1, 900).view(3, 300).sin()).sort(1).values
+    node = fx.Graph().placeholder("x")
+    lead = Choice(node, node).lead
+    assert float(lead(once.repeat_interleave(12, 1))) > 0.1 * float(lead(once)) > 0
