@@ -1,15 +1,16 @@
 """Choices in a traced network, softened: what a sharp softmax or an argmax picks from a table.
 
-Attention of a large scale, a memory, a codebook or the nearest of several answers with one entry,
-and its derivative is zero or all but zero. Its values are kept, and its derivative becomes that of
-the same choice at a higher temperature T, of scores s and rows v: Σ_k v_k ∂softmax(s/T)_k (hard
-attention: Athalye et al. 2018, arXiv:1802.00420, section 4.1; Bengio et al. 2013, arXiv:1308.3432).
+Attention of a large scale, a memory, a codebook or the nearest of several answers with one entry or
+a few, and its derivative is zero or all but zero. Its values are kept, and the derivative of each
+row that it takes becomes that of the same choice at a higher temperature T, of scores s and rows v:
+Σ_k v_k ∂softmax(s/T)_k (hard attention: Athalye et al. 2018, arXiv:1802.00420, section 4.1; Bengio
+et al. 2013, arXiv:1308.3432; nearest neighbours: Sitawarin and Wagner 2019, arXiv:1903.08333).
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,96 +18,172 @@ import torch
 from torch import Tensor, fx, nn
 
 _ATEN = torch.ops.aten
-_BEST: dict[Any, int] = {_ATEN.argmax.default: 1, _ATEN.argmin.default: -1}
-_BEST_OF: dict[Any, int] = {_ATEN.max.dim: 1, _ATEN.min.dim: -1}
-"""What says which entry is best, and whether that is the largest."""
+_FIRST: dict[Any, int] = {
+    _ATEN.argmax.default: 1,
+    _ATEN.argmin.default: -1,
+    _ATEN.max.dim: 1,
+    _ATEN.min.dim: -1,
+    _ATEN.topk.default: 1,
+    _ATEN.sort.default: -1,
+    _ATEN.sort.stable: -1,
+}
+"""What says which entries are the largest (1) or the least (-1), unless it is asked otherwise."""
+_OTHERWISE = {"largest": False, "descending": True}
 _RIVALS, _SHARE = 9, 100
-"""How many places behind the best is the score from which its lead is counted, and of which share
-of the others these are at least, as entries may stand there several times: those in between are
-what an attacker can hope to bring about."""
-_PASSED = {_ATEN.clone.default, _ATEN._to_copy.default}
+"""How many places behind what is taken is the score from which the lead of the best is counted, and
+of which share of the others these are at least, as entries may stand there several times: those in
+between are what an attacker can hope to bring about."""
+_COPIED = {_ATEN.clone.default, _ATEN._to_copy.default}
+_COMPARED = {
+    getattr(getattr(_ATEN, name), kind)
+    for name in ("eq", "ne", "lt", "le", "gt", "ge")
+    for kind in ("Tensor", "Scalar")
+}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A `node` that chooses along the last dimension of `scores` (of the largest, `sign` 1, or the
-    least, −1): their softmax, or the rows of a `table` at their best `index`."""
+    """A `node` that chooses along the dimension `dim` of `scores` (of the largest, `sign` 1, or the
+    least, −1): their softmax, or what the calls `read` make of the `index` of the `taken` best."""
 
     node: fx.Node
     scores: fx.Node
-    sign: int = 1
     dim: int = -1
-    table: fx.Node | None = None
+    sign: int = 1
+    taken: int = 1
     index: fx.Node | None = None
+    read: tuple[fx.Node, ...] = ()
 
     def lead(self, scores: Tensor) -> Tensor:
-        """By how much the best of these scores is ahead of the tenth best, or of a hundredth of the
-        others where these are more, on average."""
-        others = scores.shape[self.dim] - 1
-        places = 1 + min(others, max(_RIVALS, others // _SHARE))
+        """By how much the best of these scores is ahead of the ninth behind those that are taken,
+        or of a hundredth of the others where these are more, on average."""
+        others = scores.shape[self.dim] - self.taken
+        places = self.taken + min(others, max(_RIVALS, others // _SHARE))
         best = (self.sign * scores).topk(places, self.dim).values
         return (best.narrow(self.dim, 0, 1) - best.narrow(self.dim, -1, 1)).mean()
 
 
 def find_choices(graph: fx.Graph, moving: Container[fx.Node]) -> Iterator[Choice]:
-    """Those whose scores depend on the input (`moving`) and whose table does not."""
+    """Those whose scores depend on the input (`moving`), and what is read there does not."""
     for node in graph.nodes:
-        found = _read(node)
-        if found is not None and found.scores in moving and found.table not in moving:
-            yield found
+        if node not in moving:
+            continue
+        if node.target == _ATEN._softmax.default and not node.args[2]:
+            scores, dim, _ = node.args
+            yield Choice(node, scores, dim)
+        best = _read_best(node)
+        if best is not None:
+            for read in _follow(node, moving):
+                yield Choice(read[-1], best.scores, -1, best.sign, best.taken, node, read)
 
 
-def _read(node: fx.Node) -> Choice | None:
-    if node.target == _ATEN._softmax.default and not node.args[2]:
-        scores, dim = node.args[0], node.args[1]
-        assert isinstance(scores, fx.Node) and isinstance(dim, int)
-        return Choice(node, scores, dim=dim)
-    looked_up = _read_table(node)
-    if looked_up is None:
+@dataclass(frozen=True)
+class _Best:
+    scores: fx.Node
+    sign: int
+    taken: int
+
+
+def _read_best(index: fx.Node) -> _Best | None:
+    """The scores of which a node says where the best along their last dimension are, the sign of
+    best, and how many it takes; None where it says no such thing."""
+    node, sign = index, 1
+    while node.target in (_ATEN.slice.Tensor, _ATEN.select.int):
+        sign *= _end_of(node)
+        node = _arguments(node)["self"]
+    if node.target == operator.getitem and node.args[1] == 1:
+        (node,) = node.all_input_nodes
+    if node.target not in _FIRST or not sign:
         return None
-    table, index = looked_up
-    best = _read_best(index)
-    return None if best is None else Choice(node, *best, table=table, index=index)
-
-
-def _read_table(node: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """The table of which a node gives rows, and their index."""
-    if node.target == _ATEN.index_select.default and node.args[1] == 0:
-        table, index = node.args[0], node.args[2]
-    elif node.target in (_ATEN.index.Tensor, _ATEN.embedding.default):
-        table, index = node.args[0], node.args[1]
-        if isinstance(index, Sequence) and len(index) == 1:
-            (index,) = index
-    else:
+    given = _arguments(node)
+    scores, dim = given["self"], given["dim"]
+    along = _shape(scores)
+    taken = _shape(index)[-1] if len(_shape(index)) == len(along) else 1
+    if dim not in (-1, len(along) - 1) or not isinstance(taken, int) or taken >= along[-1]:
         return None
-    both = isinstance(table, fx.Node) and isinstance(index, fx.Node)
-    return (table, index) if both else None  # type: ignore[return-value]
+    turned = any(given.get(name) is value for name, value in _OTHERWISE.items())
+    return _Best(scores, sign * _FIRST[node.target] * (-1 if turned else 1), taken)
 
 
-def _read_best(index: fx.Node) -> tuple[fx.Node, int] | None:
-    """The scores whose best along the last dimension an index is, and the sign of best."""
-    while index.target in _PASSED:
-        index = index.args[0]  # type: ignore[assignment]
-    of, signs = index, _BEST
-    if index.target is operator.getitem and index.args[1] == 1:
-        of, signs = index.args[0], _BEST_OF  # type: ignore[assignment]
-    if of.target not in signs or len(of.args) != 2:
-        return None
-    scores, dim = of.args
-    value = scores.meta.get("val") if isinstance(scores, fx.Node) else None
-    if not isinstance(value, Tensor) or dim not in (-1, value.dim() - 1):
-        return None
-    return scores, signs[of.target]  # type: ignore[return-value]
+def _end_of(cut: fx.Node) -> int:
+    """Whether a cut takes the first places (1), the last (-1), or neither (0)."""
+    given = _arguments(cut)
+    shape = _shape(given["self"])
+    if given["dim"] not in (-1, len(shape) - 1):
+        return 0 if cut.target == _ATEN.select.int else 1
+    if cut.target == _ATEN.select.int:
+        return {0: 1, -1: -1}.get(given["index"], 0)
+    if given["start"] in (0, None):
+        return 1
+    to = given["end"]
+    return -1 if to is None or (isinstance(to, int) and to >= shape[-1]) else 0
+
+
+def _follow(
+    index: fx.Node, moving: Container[fx.Node], before: tuple[fx.Node, ...] = ()
+) -> Iterator[tuple[fx.Node, ...]]:
+    """The calls that lead from an index to numbers, each entry by itself and by nothing else that
+    moves: rows of a table, classes, and what is compared with them."""
+    at = before[-1] if before else index
+    for user in at.users:
+        beside = [n for n in user.all_input_nodes if n is not at]
+        if any(n in moving for n in beside) or not _is_by_entry(user, at, index):
+            continue
+        read = (*before, user)
+        if user.meta["val"].dtype.is_floating_point:
+            yield read
+        else:
+            yield from _follow(index, moving, read)
+
+
+def _is_by_entry(call: fx.Node, of: fx.Node, index: fx.Node) -> bool:
+    """Whether a call gives a row for each entry of an index, of what was made `of` it so far."""
+    if call.target in _COPIED:
+        return True
+    if call.target in (_ATEN.index.Tensor, _ATEN.embedding.default):
+        return call.args[1] in (of, [of])
+    if call.target == _ATEN.index_select.default:
+        return bool(call.args[1] == 0) and call.args[2] is of
+    if call.target == _ATEN.unsqueeze.default:
+        return call.args[1] in (-1, len(_shape(of)))
+    within = len(_shape(call)) - len(_shape(index))  # what is compared with stands behind the entry
+    beside = [n for n in call.all_input_nodes if n is not of]
+    return call.target in _COMPARED and all(len(_shape(n)) <= within for n in beside)
+
+
+def _arguments(call: fx.Node) -> dict[str, Any]:
+    """What a call was given or does without, by name."""
+    expected = call.target._schema.arguments  # type: ignore[union-attr]
+    given = {a.name: a.default_value for a in expected if a.has_default_value()}
+    return given | dict(zip((a.name for a in expected), call.args, strict=False)) | call.kwargs
+
+
+def _shape(node: fx.Node) -> tuple[Any, ...]:
+    value = node.meta.get("val")
+    return tuple(value.shape) if isinstance(value, Tensor) else ()
 
 
 def soften_choice(graph: fx.GraphModule, choice: Choice, temperature: float, name: str) -> None:
     """Its node becomes a call with the same values and the derivative at this temperature."""
     graph.add_module(name, _Softly(choice.dim, choice.sign, temperature))
-    given = [n for n in (choice.scores, choice.table, choice.index) if n is not None]
     with graph.graph.inserting_after(choice.node):
-        call = graph.graph.call_module(name, tuple(given))
+        call = graph.graph.call_module(name)
     call.meta = dict(choice.node.meta)
     choice.node.replace_all_uses_with(call)
+    with graph.graph.inserting_before(call):
+        tables = [_write_table(graph.graph, choice)] if choice.index is not None else []
+    call.args = (choice.scores, choice.node, *tables)
+
+
+def _write_table(graph: fx.Graph, choice: Choice) -> fx.Node:
+    """What would be read at each place."""
+    assert choice.index is not None
+    device = choice.scores.meta["val"].device
+    every = graph.call_function(torch.arange, (_shape(choice.scores)[-1],), {"device": device})
+    copies = {choice.index: every}
+    for call in choice.read:
+        copies[call] = graph.node_copy(call, lambda n: copies.get(n, n))
+    return copies[choice.node]
 
 
 class _Softly(nn.Module):
@@ -114,29 +191,25 @@ class _Softly(nn.Module):
         super().__init__()
         self.dim, self.sign, self.temperature = dim, sign, temperature
 
-    def forward(self, scores: Tensor, *rows: Tensor) -> Tensor:
-        out: Tensor = _Soft.apply(scores, self, *rows)
+    def forward(self, scores: Tensor, chosen: Tensor, *table: Tensor) -> Tensor:
+        out: Tensor = _Soft.apply(scores, self, chosen.detach(), *table)
         return out
 
 
 class _Soft(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, how: _Softly, *rows: Tensor) -> Tensor:
+    def forward(ctx: Any, scores: Tensor, how: _Softly, chosen: Tensor, *table: Tensor) -> Tensor:
         ctx.how = how
-        ctx.save_for_backward(scores, *rows[:1])
-        if not rows:
-            return torch.softmax(scores, how.dim)
-        table, index = rows
-        return table[index]
+        ctx.save_for_backward(scores, *table)
+        return chosen.clone()
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (scores, *tables), how, (gradient,) = ctx.saved_tensors, ctx.how, gradients
         scale = how.sign / how.temperature
         p = torch.softmax(scores * scale, how.dim)
-        for table in tables:  # of each row, how much more of it would do
-            lead = scores.dim() - 1
-            rows = table.reshape(len(table), -1)
-            gradient = gradient.reshape(*gradient.shape[:lead], -1) @ rows.T
+        for table in tables:  # of each row, how much more of it would do, in each place
+            lead, rows = scores.shape[:-1], table.flatten(1) if table.dim() > 1 else table[:, None]
+            gradient = gradient.reshape(*lead, -1, rows.shape[1]).sum(-2) @ rows.T
         pulled = p * (gradient - (p * gradient).sum(how.dim, keepdim=True)) * scale
-        return pulled, None, *(None for _ in tables), *(None for _ in tables)
+        return pulled, None, None, *(None for _ in tables)

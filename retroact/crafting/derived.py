@@ -204,7 +204,7 @@ def soften(traced: Traced, x: Tensor, width: float) -> Traced:
             _replace(soft, chain, steps, f"chain_{number}")
     for number, (choice, lead) in enumerate(zip(choices, leads, strict=True)):
         # a softmax that is soft enough keeps its own derivative
-        least = 1.0 if choice.table is None else 0.0
+        least = 1.0 if choice.index is None else 0.0
         temperature = max(least, width * lead)
         if temperature > least:
             soften_choice(soft, choice, temperature, f"choice_{number}")

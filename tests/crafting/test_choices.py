@@ -88,6 +88,71 @@ def test_choices_of_the_largest_and_the_least_of_the_same_scores_have_leads_of_t
     assert float(nn.functional.cosine_similarity(slopes(soft, X), pulled, dim=1).min()) > 0.98
 
 
+MANY = torch.linspace(-9, 9, 120).view(3, 40).sin()
+ROWS, CLASSES = torch.linspace(-1, 1, 80).view(40, 2).cos(), torch.arange(40) % 3
+FEW = {
+    "five nearest": (5, 1, lambda z: ROWS[z.topk(5, 1).indices].mean(1)),
+    "five least": (5, -1, lambda z: ROWS[z.topk(5, largest=False).indices].mean(1)),
+    "by their order": (5, -1, lambda z: ROWS[z.argsort(1)[:, :5]].mean(1)),
+    "downwards": (5, 1, lambda z: ROWS[z.sort(1, descending=True).indices[:, :5]].mean(1)),
+    "the last five": (5, 1, lambda z: ROWS[z.sort(stable=True)[1][..., -5:]].mean(1)),
+    "the first of five": (1, 1, lambda z: ROWS[z.topk(5).indices[:, 0]]),
+    "the last": (1, 1, lambda z: ROWS[z.argsort(1)[:, -1]]),
+    "kept dimension": (1, -1, lambda z: ROWS[z.argmin(1, keepdim=True)].squeeze(1)),
+    "one-hot": (1, 1, lambda z: nn.functional.one_hot(z.argmax(1), 40).float() @ ROWS),
+    "compared": (1, 1, lambda z: (z.argmax(1)[:, None] == torch.arange(40)).float() @ ROWS),
+    "label": (1, 1, lambda z: ROWS[CLASSES[z.argmax(1)]]),
+    "votes": (5, 1, lambda z: nn.functional.one_hot(CLASSES[z.topk(5).indices], 3).float().mean(1)),
+    "a longer table": (1, 1, lambda z: ROWS.repeat(2, 1)[z.argmax(1)]),
+}
+
+
+class Takes(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = FEW[self.name][2](x @ MANY)
+        return out
+
+
+@pytest.mark.parametrize("name", FEW)
+def test_what_is_read_at_the_best_few_has_the_derivative_of_all_of_them(name):
+    taken, sign, take = FEW[name]
+    soft, scores = soften(trace_forward(Takes(name), X), X, 0.3), (sign * X @ MANY).sort(1).values
+    lead = float((scores[:, -1] - scores[:, -taken - 9]).mean())
+    assert torch.equal(soft(X), Takes(name)(X))
+    at_each = take(sign * 100 * torch.eye(40)) if taken == 1 else None
+    if at_each is None:
+        at_each = nn.functional.one_hot(CLASSES, 3).float() if name == "votes" else ROWS
+    x = X.clone().requires_grad_()
+    p = (sign * x @ MANY / (0.3 * lead)).softmax(1)
+    (pulled,) = torch.autograd.grad((p @ at_each * 2 * Takes(name)(X)).sum(), x)
+    assert float(nn.functional.cosine_similarity(slopes(soft, X), pulled, dim=1).min()) > 0.98
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda z: ROWS[z.argsort(1)].mean(1) + z[:, :2],  # all of them: nothing is chosen
+        lambda z: ROWS[z.argsort(1)[:, 3:5]].mean(1) + z[:, :2],  # neither first nor last
+        lambda z: ROWS.T[:, z.argmax(0)].mean(1) + z[:, :2],  # the best image
+        lambda z: (CLASSES[z.argmax(1)] == z.argmin(1))[:, None] + z[:, :2],  # two at once
+    ],
+)
+def test_what_takes_no_best_is_left_alone(take):
+    class Own(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = take(x @ MANY)
+            return out
+
+    traced = trace_forward(Own(), X)
+    soft, filled = soften(traced, X, 1.0), traced.fill(X)
+    assert torch.equal(soft(filled), traced(filled))
+    assert not [n for n in soft.graph.graph.nodes if "choice" in str(n.target)]
+
+
 def test_entries_that_stand_there_twelve_times_hide_no_lead():
     once = (X @ WEIGHTS @ torch.linspace(-1, 1, 900).view(3, 300).sin()).sort(1).values
     node = fx.Graph().placeholder("x")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from retroact.auditing.mechanisms.mechanism import Front, Given, Made, Mechanism, straight
 from retroact.nets.classifier import Classifier
 
-_STORED, _WORDS = 1000, 128
+_STORED, _WORDS, _NEAREST = 1000, 128, 5
 
 
 class Memory(nn.Module):
@@ -52,6 +52,51 @@ MEMORIES = tuple(
         ("features of the nearest training image", None, True),
         ("sharp attention over training images", 20.0, False),
         ("attention over training images", 3.0, False),
+    )
+)
+
+
+class Neighbours(nn.Module):
+    """A network that answers by the training images nearest to its last features: by the mean of
+    their features, or by their votes; by all of them at a temperature, where one is given."""
+
+    def __init__(
+        self, memory: Memory, labels: Tensor, votes: bool, temperature: float | None
+    ) -> None:
+        super().__init__()
+        self.memory, self.votes, self.temperature = memory, votes, temperature
+        self.register_buffer("labels", labels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        memory, classes = self.memory, F.one_hot(self.labels, 10).float()
+        near = -torch.cdist(memory.look(x), memory.stored).square() / 2
+        if self.temperature is not None:
+            share = (near / self.temperature).softmax(1)
+            return share @ classes if self.votes else self._decide(share @ memory.stored)
+        nearest = near.topk(_NEAREST, 1).indices
+        if self.votes:
+            return F.one_hot(self.labels[nearest], 10).float().mean(1)
+        return self._decide(memory.stored[nearest].mean(1))
+
+    def _decide(self, features: Tensor) -> Tensor:
+        out: Tensor = self.memory.head(features)
+        return out
+
+
+def _by_neighbours(given: Given, votes: bool) -> Made:
+    memory = Memory(given.net, given.trained.images[:_STORED], None)
+    labels = torch.as_tensor(given.trained.labels[:_STORED])
+    hard, *soft = (
+        Neighbours(memory, labels, votes, t).eval() for t in (None, 30.0, 10.0, 3.0, 1.0, 0.3)
+    )
+    return Made(hard, (*soft, given.net))
+
+
+NEIGHBOURS = tuple(
+    Mechanism(name, "activations", partial(_by_neighbours, votes=votes), graph=False)
+    for name, votes in (
+        ("mean of the five nearest training images", False),
+        ("votes of the five nearest training images", True),
     )
 )
 
