@@ -1,10 +1,12 @@
 """Choices in a traced network, softened: what a sharp softmax or an argmax picks from a table.
 
 Attention of a large scale, a memory, a codebook or the nearest of several answers with one entry or
-a few, and its derivative is zero or all but zero. Its values are kept, and the derivative of each
-row that it takes becomes that of the same choice at a higher temperature T, of scores s and rows v:
-Σ_k v_k ∂softmax(s/T)_k (hard attention: Athalye et al. 2018, arXiv:1802.00420, section 4.1; Bengio
-et al. 2013, arXiv:1308.3432; nearest neighbours: Sitawarin and Wagner 2019, arXiv:1903.08333).
+a few, and its derivative is zero or all but zero. Its values are kept, and its derivative becomes
+that of the same choice at a higher temperature T, of scores s and rows v: Σ_k v_k ∂softmax(s/T)_k
+where one is taken, Σ_k v_k ∂σ((s_k − t)/T) where several are, with t between the last that is taken
+and the first that is not (hard attention: Athalye et al. 2018, arXiv:1802.00420, section 4.1;
+Bengio et al. 2013, arXiv:1308.3432; nearest neighbours: Sitawarin and Wagner 2019,
+arXiv:1903.08333).
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ _RIVALS, _SHARE = 9, 100
 """How many places behind what is taken is the score from which the lead of the best is counted, and
 of which share of the others these are at least, as entries may stand there several times: those in
 between are what an attacker can hope to bring about."""
+_TINY = torch.finfo(torch.float32).tiny
 _COPIED = {_ATEN.clone.default, _ATEN._to_copy.default}
+_BLANK = {_ATEN.zeros_like.default, _ATEN.zeros.default, _ATEN.new_zeros.default}
 _COMPARED = {
     getattr(getattr(_ATEN, name), kind)
     for name in ("eq", "ne", "lt", "le", "gt", "ge")
@@ -44,7 +48,8 @@ _COMPARED = {
 @dataclass(frozen=True)
 class Choice:
     """A `node` that chooses along the dimension `dim` of `scores` (of the largest, `sign` 1, or the
-    least, −1): their softmax, or what the calls `read` make of the `index` of the `taken` best."""
+    least, −1): their softmax, what the calls `read` make of the `index` of the `taken` best, or the
+    number `height` there and zero elsewhere."""
 
     node: fx.Node
     scores: fx.Node
@@ -53,6 +58,7 @@ class Choice:
     taken: int = 1
     index: fx.Node | None = None
     read: tuple[fx.Node, ...] = ()
+    height: float = 1.0
 
     def lead(self, scores: Tensor) -> Tensor:
         """By how much the best of these scores is ahead of the ninth behind those that are taken,
@@ -75,6 +81,10 @@ def find_choices(graph: fx.Graph, moving: Container[fx.Node]) -> Iterator[Choice
         if best is not None:
             for read in _follow(node, moving):
                 yield Choice(read[-1], best.scores, -1, best.sign, best.taken, node, read)
+            for mask in node.users:
+                height = _height_of(mask, node, best)
+                if height is not None:
+                    yield Choice(mask, best.scores, -1, best.sign, best.taken, node, height=height)
 
 
 @dataclass(frozen=True)
@@ -136,6 +146,18 @@ def _follow(
             yield from _follow(index, moving, read)
 
 
+def _height_of(mask: fx.Node, index: fx.Node, best: _Best) -> float | None:
+    """The number that a call writes at the best of its scores, and zero elsewhere; None where it
+    does something else."""
+    if mask.target != _ATEN.scatter.value:
+        return None
+    blank, dim, at, value = mask.args
+    if at is not index or dim not in (-1, len(_shape(mask)) - 1) or isinstance(value, fx.Node):
+        return None
+    empty = isinstance(blank, fx.Node) and blank.target in _BLANK
+    return float(value) if empty and _shape(mask) == _shape(best.scores) else None  # type: ignore[arg-type]
+
+
 def _is_by_entry(call: fx.Node, of: fx.Node, index: fx.Node) -> bool:
     """Whether a call gives a row for each entry of an index, of what was made `of` it so far."""
     if call.target in _COPIED:
@@ -165,13 +187,13 @@ def _shape(node: fx.Node) -> tuple[Any, ...]:
 
 def soften_choice(graph: fx.GraphModule, choice: Choice, temperature: float, name: str) -> None:
     """Its node becomes a call with the same values and the derivative at this temperature."""
-    graph.add_module(name, _Softly(choice.dim, choice.sign, temperature))
+    graph.add_module(name, _Softly(choice, temperature))
     with graph.graph.inserting_after(choice.node):
         call = graph.graph.call_module(name)
     call.meta = dict(choice.node.meta)
     choice.node.replace_all_uses_with(call)
     with graph.graph.inserting_before(call):
-        tables = [_write_table(graph.graph, choice)] if choice.index is not None else []
+        tables = [_write_table(graph.graph, choice)] if choice.read else []
     call.args = (choice.scores, choice.node, *tables)
 
 
@@ -187,13 +209,26 @@ def _write_table(graph: fx.Graph, choice: Choice) -> fx.Node:
 
 
 class _Softly(nn.Module):
-    def __init__(self, dim: int, sign: int, temperature: float) -> None:
+    def __init__(self, choice: Choice, temperature: float) -> None:
         super().__init__()
-        self.dim, self.sign, self.temperature = dim, sign, temperature
+        self.dim, self.taken, self.height = choice.dim, choice.taken, choice.height
+        self.scale = choice.sign / temperature
 
     def forward(self, scores: Tensor, chosen: Tensor, *table: Tensor) -> Tensor:
         out: Tensor = _Soft.apply(scores, self, chosen.detach(), *table)
         return out
+
+    def pull(self, scores: Tensor, gradient: Tensor) -> Tensor:
+        """What it does to the scores that each place is wanted so much."""
+        z = scores * self.scale
+        if self.taken == 1:
+            slope = share = torch.softmax(z, self.dim)
+        else:  # of several each is in or out, at the edge between the last in and the first out
+            edge = z.topk(self.taken + 1, self.dim).values[..., -2:].mean(-1, keepdim=True)
+            slope = torch.sigmoid(z - edge) * torch.sigmoid(edge - z)
+            share = slope / slope.sum(self.dim, keepdim=True).clamp_min(_TINY)
+        aimed = self.height * slope * (gradient - (share * gradient).sum(self.dim, keepdim=True))
+        return aimed * self.scale
 
 
 class _Soft(torch.autograd.Function):
@@ -206,10 +241,7 @@ class _Soft(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (scores, *tables), how, (gradient,) = ctx.saved_tensors, ctx.how, gradients
-        scale = how.sign / how.temperature
-        p = torch.softmax(scores * scale, how.dim)
-        for table in tables:  # of each row, how much more of it would do, in each place
-            lead, rows = scores.shape[:-1], table.flatten(1) if table.dim() > 1 else table[:, None]
-            gradient = gradient.reshape(*lead, -1, rows.shape[1]).sum(-2) @ rows.T
-        pulled = p * (gradient - (p * gradient).sum(how.dim, keepdim=True)) * scale
-        return pulled, None, None, *(None for _ in tables)
+        for table in tables:  # how much more of each row is wanted, on average over those taken
+            lead, rows = scores.shape[:-1], table.reshape(len(table), -1)
+            gradient = gradient.reshape(*lead, how.taken, rows.shape[1]).mean(-2) @ rows.T
+        return how.pull(scores, gradient), None, None, *(None for _ in tables)

@@ -90,6 +90,12 @@ def test_choices_of_the_largest_and_the_least_of_the_same_scores_have_leads_of_t
 
 MANY = torch.linspace(-9, 9, 120).view(3, 40).sin()
 ROWS, CLASSES = torch.linspace(-1, 1, 80).view(40, 2).cos(), torch.arange(40) % 3
+
+
+def hot(z: Tensor, index: Tensor) -> Tensor:
+    return z.new_zeros(z.shape).scatter_(-1, index, 1)
+
+
 FEW = {
     "five nearest": (5, 1, lambda z: ROWS[z.topk(5, 1).indices].mean(1)),
     "five least": (5, -1, lambda z: ROWS[z.topk(5, largest=False).indices].mean(1)),
@@ -103,6 +109,8 @@ FEW = {
     "compared": (1, 1, lambda z: (z.argmax(1)[:, None] == torch.arange(40)).float() @ ROWS),
     "label": (1, 1, lambda z: ROWS[CLASSES[z.argmax(1)]]),
     "votes": (5, 1, lambda z: nn.functional.one_hot(CLASSES[z.topk(5).indices], 3).float().mean(1)),
+    "mask": (5, 1, lambda z: torch.zeros_like(z).scatter(1, z.topk(5).indices, 2.0) @ ROWS),
+    "mask in place": (1, -1, lambda z: hot(z, z.argmin(1, keepdim=True)) @ ROWS),
     "a longer table": (1, 1, lambda z: ROWS.repeat(2, 1)[z.argmax(1)]),
 }
 
@@ -117,6 +125,17 @@ class Takes(nn.Module):
         return out
 
 
+def soft_share(z: Tensor, taken: int) -> Tensor:
+    """What is taken of each: of several at an edge that moves so that as much is taken as ever."""
+    if taken == 1:
+        return z.softmax(1)
+    edge = z.sort(1, descending=True).values[:, taken - 1 : taken + 1].mean(1, keepdim=True)
+    at = torch.sigmoid(z - edge.detach())
+    weight = (at * (1 - at) / (at * (1 - at)).sum(1, keepdim=True)).detach()
+    moved = (weight * (z - z.detach())).sum(1, keepdim=True)
+    return torch.sigmoid(z - edge.detach() - moved)
+
+
 @pytest.mark.parametrize("name", FEW)
 def test_what_is_read_at_the_best_few_has_the_derivative_of_all_of_them(name):
     taken, sign, take = FEW[name]
@@ -127,7 +146,7 @@ def test_what_is_read_at_the_best_few_has_the_derivative_of_all_of_them(name):
     if at_each is None:
         at_each = nn.functional.one_hot(CLASSES, 3).float() if name == "votes" else ROWS
     x = X.clone().requires_grad_()
-    p = (sign * x @ MANY / (0.3 * lead)).softmax(1)
+    p = soft_share(sign * x @ MANY / (0.3 * lead), taken)
     (pulled,) = torch.autograd.grad((p @ at_each * 2 * Takes(name)(X)).sum(), x)
     assert float(nn.functional.cosine_similarity(slopes(soft, X), pulled, dim=1).min()) > 0.98
 

@@ -65,7 +65,7 @@ class Neighbours(nn.Module):
     ) -> None:
         super().__init__()
         self.memory, self.votes, self.temperature = memory, votes, temperature
-        self.register_buffer("labels", labels)
+        self.labels = labels
 
     def forward(self, x: Tensor) -> Tensor:
         memory, classes = self.memory, F.one_hot(self.labels, 10).float()
