@@ -107,8 +107,8 @@ def _read_best(index: fx.Node) -> _Best | None:
         return None
     given = _arguments(node)
     scores, dim = given["self"], given["dim"]
-    along = _shape(scores)
-    taken = _shape(index)[-1] if len(_shape(index)) == len(along) else 1
+    along = _lengths(scores)
+    taken = _lengths(index)[-1] if len(_lengths(index)) == len(along) else 1
     if dim not in (-1, len(along) - 1) or not isinstance(taken, int) or taken >= along[-1]:
         return None
     turned = any(given.get(name) is value for name, value in _OTHERWISE.items())
@@ -118,7 +118,7 @@ def _read_best(index: fx.Node) -> _Best | None:
 def _end_of(cut: fx.Node) -> int:
     """Whether a cut takes the first places (1), the last (-1), or neither (0)."""
     given = _arguments(cut)
-    shape = _shape(given["self"])
+    shape = _lengths(given["self"])
     if given["dim"] not in (-1, len(shape) - 1):
         return 0 if cut.target == _ATEN.select.int else 1
     if cut.target == _ATEN.select.int:
@@ -152,10 +152,10 @@ def _height_of(mask: fx.Node, index: fx.Node, best: _Best) -> float | None:
     if mask.target != _ATEN.scatter.value:
         return None
     blank, dim, at, value = mask.args
-    if at is not index or dim not in (-1, len(_shape(mask)) - 1) or isinstance(value, fx.Node):
+    if at is not index or dim not in (-1, len(_lengths(mask)) - 1) or isinstance(value, fx.Node):
         return None
     empty = isinstance(blank, fx.Node) and blank.target in _BLANK
-    return float(value) if empty and _shape(mask) == _shape(best.scores) else None  # type: ignore[arg-type]
+    return float(value) if empty and _lengths(mask) == _lengths(best.scores) else None  # type: ignore[arg-type]
 
 
 def _is_by_entry(call: fx.Node, of: fx.Node, index: fx.Node) -> bool:
@@ -167,10 +167,12 @@ def _is_by_entry(call: fx.Node, of: fx.Node, index: fx.Node) -> bool:
     if call.target == _ATEN.index_select.default:
         return bool(call.args[1] == 0) and call.args[2] is of
     if call.target == _ATEN.unsqueeze.default:
-        return call.args[1] in (-1, len(_shape(of)))
-    within = len(_shape(call)) - len(_shape(index))  # what is compared with stands behind the entry
+        return call.args[1] in (-1, len(_lengths(of)))
+    within = len(_lengths(call)) - len(
+        _lengths(index)
+    )  # what is compared with stands behind the entry
     beside = [n for n in call.all_input_nodes if n is not of]
-    return call.target in _COMPARED and all(len(_shape(n)) <= within for n in beside)
+    return call.target in _COMPARED and all(len(_lengths(n)) <= within for n in beside)
 
 
 def _arguments(call: fx.Node) -> dict[str, Any]:
@@ -180,9 +182,14 @@ def _arguments(call: fx.Node) -> dict[str, Any]:
     return given | dict(zip((a.name for a in expected), call.args, strict=False)) | call.kwargs
 
 
-def _shape(node: fx.Node) -> tuple[Any, ...]:
+def shape_of(node: fx.Node) -> tuple[Any, ...] | None:
+    """The shape of what a node of a trace gives; None where that is no tensor."""
     value = node.meta.get("val")
-    return tuple(value.shape) if isinstance(value, Tensor) else ()
+    return tuple(value.shape) if isinstance(value, Tensor) else None
+
+
+def _lengths(node: fx.Node) -> tuple[Any, ...]:
+    return shape_of(node) or ()
 
 
 def soften_choice(graph: fx.GraphModule, choice: Choice, temperature: float, name: str) -> None:
@@ -201,7 +208,7 @@ def _write_table(graph: fx.Graph, choice: Choice) -> fx.Node:
     """What would be read at each place."""
     assert choice.index is not None
     device = choice.scores.meta["val"].device
-    every = graph.call_function(torch.arange, (_shape(choice.scores)[-1],), {"device": device})
+    every = graph.call_function(torch.arange, (_lengths(choice.scores)[-1],), {"device": device})
     copies = {choice.index: every}
     for call in choice.read:
         copies[call] = graph.node_copy(call, lambda n: copies.get(n, n))

@@ -27,7 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.overrides import TorchFunctionMode
 
-from retroact.crafting.choices import find_choices, soften_choice
+from retroact.crafting.choices import find_choices, shape_of, soften_choice
 from retroact.crafting.drawing import drawing
 from retroact.crafting.oracle import Network, device_of, dtype_of, evaluating, modules_of
 from retroact.doors import logits_in
@@ -346,12 +346,6 @@ def _is_number(value: Any) -> bool:
 def _is_real(node: fx.Node) -> bool:
     value = node.meta.get("val")
     return isinstance(value, Tensor) and value.dtype.is_floating_point
-
-
-def shape_of(node: fx.Node) -> tuple[Any, ...] | None:
-    """The shape of what a node of a trace gives; None where that is no tensor."""
-    value = node.meta.get("val")
-    return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
 def _has_grown(base: tuple[Any, ...] | None, shape: tuple[Any, ...] | None) -> bool:
