@@ -11,6 +11,7 @@ arXiv:1903.08333).
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -35,7 +36,8 @@ _RIVALS, _SHARE = 9, 100
 """How many places behind what is taken is the score from which the lead of the best is counted, and
 of which share of the others these are at least, as entries may stand there several times: those in
 between are what an attacker can hope to bring about."""
-_TINY = torch.finfo(torch.float32).tiny
+_LARGEST = 1 << 26
+"""Of how many entries a table is at most that is written out anew in each pass."""
 _COPIED = {_ATEN.clone.default, _ATEN._to_copy.default}
 _BLANK = {_ATEN.zeros_like.default, _ATEN.zeros.default, _ATEN.new_zeros.default}
 _COMPARED = {
@@ -60,6 +62,13 @@ class Choice:
     read: tuple[fx.Node, ...] = ()
     height: float = 1.0
 
+    @property
+    def entries(self) -> int:
+        """How many numbers would be read at all places together."""
+        assert self.index is not None
+        row = _lengths(self.node)[len(_lengths(self.index)) :]
+        return math.prod((_lengths(self.scores)[-1], *row))
+
     def lead(self, scores: Tensor) -> Tensor:
         """By how much the best of these scores is ahead of the ninth behind those that are taken,
         or of a hundredth of the others where these are more, on average."""
@@ -80,7 +89,9 @@ def find_choices(graph: fx.Graph, moving: Container[fx.Node]) -> Iterator[Choice
         best = _read_best(node)
         if best is not None:
             for read in _follow(node, moving):
-                yield Choice(read[-1], best.scores, -1, best.sign, best.taken, node, read)
+                found = Choice(read[-1], best.scores, -1, best.sign, best.taken, node, read)
+                if found.entries <= _LARGEST:
+                    yield found
             for mask in node.users:
                 height = _height_of(mask, node, best)
                 if height is not None:
@@ -109,8 +120,10 @@ def _read_best(index: fx.Node) -> _Best | None:
     scores, dim = given["self"], given["dim"]
     along = _lengths(scores)
     taken = _lengths(index)[-1] if len(_lengths(index)) == len(along) else 1
-    if dim not in (-1, len(along) - 1) or not isinstance(taken, int) or taken >= along[-1]:
+    if dim not in (-1, len(along) - 1) or not is_real(scores):
         return None
+    if not (isinstance(taken, int) and isinstance(along[-1], int) and taken < along[-1]):
+        return None  # all are taken, or how many there are depends on the batch
     turned = any(given.get(name) is value for name, value in _OTHERWISE.items())
     return _Best(scores, sign * _FIRST[node.target] * (-1 if turned else 1), taken)
 
@@ -140,7 +153,7 @@ def _follow(
         if any(n in moving for n in beside) or not _is_by_entry(user, at, index):
             continue
         read = (*before, user)
-        if user.meta["val"].dtype.is_floating_point:
+        if is_real(user):
             yield read
         else:
             yield from _follow(index, moving, read)
@@ -188,6 +201,12 @@ def shape_of(node: fx.Node) -> tuple[Any, ...] | None:
     return tuple(value.shape) if isinstance(value, Tensor) else None
 
 
+def is_real(node: fx.Node) -> bool:
+    """Whether a node of a trace gives a tensor of floating dtype."""
+    value = node.meta.get("val")
+    return isinstance(value, Tensor) and value.dtype.is_floating_point
+
+
 def _lengths(node: fx.Node) -> tuple[Any, ...]:
     return shape_of(node) or ()
 
@@ -207,8 +226,12 @@ def soften_choice(graph: fx.GraphModule, choice: Choice, temperature: float, nam
 def _write_table(graph: fx.Graph, choice: Choice) -> fx.Node:
     """What would be read at each place."""
     assert choice.index is not None
+    (first, *further), length = choice.read, _lengths(choice.scores)[-1]
+    tables = [n for n in first.all_input_nodes if n is not choice.index]
+    if not further and tables and _lengths(tables[0])[:1] == (length,):
+        return tables[0]  # the rows of a table as they stand
     device = choice.scores.meta["val"].device
-    every = graph.call_function(torch.arange, (_lengths(choice.scores)[-1],), {"device": device})
+    every = graph.call_function(torch.arange, (length,), {"device": device})
     copies = {choice.index: every}
     for call in choice.read:
         copies[call] = graph.node_copy(call, lambda n: copies.get(n, n))
@@ -233,7 +256,8 @@ class _Softly(nn.Module):
         else:  # of several each is in or out, at the edge between the last in and the first out
             edge = z.topk(self.taken + 1, self.dim).values[..., -2:].mean(-1, keepdim=True)
             slope = torch.sigmoid(z - edge) * torch.sigmoid(edge - z)
-            share = slope / slope.sum(self.dim, keepdim=True).clamp_min(_TINY)
+            least = torch.finfo(slope.dtype).tiny
+            share = slope / slope.sum(self.dim, keepdim=True).clamp_min(least)
         aimed = self.height * slope * (gradient - (share * gradient).sum(self.dim, keepdim=True))
         return aimed * self.scale
 

@@ -27,7 +27,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
 from torch.overrides import TorchFunctionMode
 
-from retroact.crafting.choices import find_choices, shape_of, soften_choice
+from retroact.crafting.choices import find_choices, is_real, shape_of, soften_choice
 from retroact.crafting.drawing import drawing
 from retroact.crafting.oracle import Network, device_of, dtype_of, evaluating, modules_of
 from retroact.doors import logits_in
@@ -261,23 +261,23 @@ class _Chains:
         if not inputs or not (_is_elementwise(node) or self._is_looked_up(node)):
             return
         merged = {base for n in inputs for base in self.bases.get(n, (n,))}
-        several = len({self.bases.get(n, (n,)) for n in inputs if _is_real(n)}) > 1
+        several = len({self.bases.get(n, (n,)) for n in inputs if is_real(n)}) > 1
         # two that have a derivative each are added or multiplied as always; not so in a comparison,
         # nor with what was compared
-        if several and _is_real(node) and all(map(_is_real, inputs)):
+        if several and is_real(node) and all(map(is_real, inputs)):
             return
         # what is broadcast beside it, such as a threshold for all entries, is held
         whole = {base for base in merged if shape_of(base) == shape_of(node)}
         if not whole and len(merged) == 1:  # each entry gives several, as in a thermometer
             whole = {base for base in merged if _has_grown(shape_of(base), shape_of(node))}
-        if whole and all(map(_is_real, merged)):
+        if whole and all(map(is_real, merged)):
             self.bases[node] = tuple(sorted(whole, key=lambda n: n.name))
 
     def _is_looked_up(self, node: fx.Node) -> bool:
         """Whether each entry is looked up by itself in a table that does not move."""
         if node.target == _ATEN.unsqueeze.default:  # one_hot asks so for the column of a class
             of, dim = node.args
-            return isinstance(of, fx.Node) and not _is_real(of) and bool(dim == -1)
+            return isinstance(of, fx.Node) and not is_real(of) and bool(dim == -1)
         if node.target not in _LOOKED_UP:
             return False
         table = node.args[_LOOKED_UP[node.target]]
@@ -289,7 +289,7 @@ class _Chains:
 def _find_chains(known: _Chains) -> Iterator[_Chain]:
     for node, bases in known.bases.items():
         leaves = any(known.bases.get(user) != bases for user in node.users)
-        if leaves and _is_real(node):
+        if leaves and is_real(node):
             calls = tuple(_calls_between(node, known))
             if not all(call.target in AFFINE for call in calls):
                 yield _Chain(node, bases, calls)
@@ -341,11 +341,6 @@ of one base alone but z · z, whose derivative is right too."""
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) or (isinstance(value, fx.Node) and shape_of(value) == ())
-
-
-def _is_real(node: fx.Node) -> bool:
-    value = node.meta.get("val")
-    return isinstance(value, Tensor) and value.dtype.is_floating_point
 
 
 def _has_grown(base: tuple[Any, ...] | None, shape: tuple[Any, ...] | None) -> bool:

@@ -157,6 +157,8 @@ def test_what_is_read_at_the_best_few_has_the_derivative_of_all_of_them(name):
         lambda z: ROWS[z.argsort(1)].mean(1) + z[:, :2],  # all of them: nothing is chosen
         lambda z: ROWS[z.argsort(1)[:, 3:5]].mean(1) + z[:, :2],  # neither first nor last
         lambda z: ROWS.T[:, z.argmax(0)].mean(1) + z[:, :2],  # the best image
+        lambda z: (z @ z.T)[:, :3].argmax(1, keepdim=True) + z[:, :2],  # numbers as they are
+        lambda z: nn.functional.one_hot(z.long().argmax(1), 40) @ ROWS.long() + z[:, :2],
         lambda z: (CLASSES[z.argmax(1)] == z.argmin(1))[:, None] + z[:, :2],  # two at once
     ],
 )
@@ -170,6 +172,26 @@ def test_what_takes_no_best_is_left_alone(take):
     soft, filled = soften(traced, X, 1.0), traced.fill(X)
     assert torch.equal(soft(filled), traced(filled))
     assert not [n for n in soft.graph.graph.nodes if "choice" in str(n.target)]
+
+
+def test_a_table_that_would_be_written_out_too_large_is_left_alone(monkeypatch):
+    def choices() -> list[str]:
+        soft = soften(trace_forward(Takes("one-hot"), X), X, 0.3)
+        return [str(n.target) for n in soft.graph.graph.nodes if "choice" in str(n.target)]
+
+    assert len(choices()) == 1
+    monkeypatch.setattr("retroact.crafting.choices._LARGEST", 40 * 40 - 1)
+    assert not choices()
+
+
+def test_a_choice_of_half_floats_far_from_the_edge_has_no_nan():
+    class Far(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            z = (x @ MANY).to(torch.float16) * 1000
+            return ROWS.half()[z.topk(5, 1).indices].mean(1).float()
+
+    soft = soften(trace_forward(Far(), X), X, 1e-3)
+    assert bool(slopes(soft, X).isfinite().all())
 
 
 def test_entries_that_stand_there_twelve_times_hide_no_lead():
