@@ -2,7 +2,8 @@
 
 An attack on a network that draws sees another mean at every step and ends at the luckiest, and
 every attack of a battery is one more draw of the lot. So attacks must go beyond chance, and what
-they find is judged by more draws than they saw, beyond chance as well.
+they find is judged by more draws than they saw, beyond chance as well, and twice: a network may
+draw once for a whole batch, whose images are then lucky together.
 """
 
 from __future__ import annotations
@@ -51,22 +52,35 @@ class Chance:
     @property
     def judge(self) -> Expectation:
         """The mean over more draws."""
-        return self.mean.longer(SURE)
+        return self.judges[0]
+
+    @property
+    def judges(self) -> tuple[Expectation, Expectation]:
+        """Two such, of draws of their own."""
+        return self.mean.longer(SURE), self.mean.longer(SURE, turn=2)
 
     def decide(self, x: Tensor, labels: Tensor, chunk: int | None = None) -> Tensor:
         """The decided class of each attacked example, int64 (n,) on the CPU: the true one unless
-        another is ahead by more than chance; −1 where the logits decide nothing.
+        another is ahead by more than chance, by two judges; −1 where the logits decide nothing.
 
         Chance is what it is at that very point: a network may draw much at some and nothing at
         others.
         """
-        parts = zip(x.split(chunk or _CHUNK), labels.split(chunk or _CHUNK), strict=True)
-        with evaluating(self.judge), torch.no_grad():
-            return torch.cat([self._decide(*part) for part in parts])
+        first, second = self.judges
+        decisions = self._decide(first, x, labels, chunk)
+        hit = (decisions >= 0) & (decisions != labels)
+        if hit.any():
+            decisions[hit] = self._decide(second, x[hit], labels[hit], chunk)
+        return decisions
 
-    def _decide(self, x: Tensor, labels: Tensor) -> Tensor:
+    def _decide(self, judge: Expectation, x: Tensor, labels: Tensor, chunk: int | None) -> Tensor:
+        parts = zip(x.split(chunk or _CHUNK), labels.split(chunk or _CHUNK), strict=True)
+        with evaluating(judge), torch.no_grad():
+            return torch.cat([self._decide_part(judge, *part) for part in parts])
+
+    def _decide_part(self, judge: Expectation, x: Tensor, labels: Tensor) -> Tensor:
         there = x.to(device_of(self.mean))
-        logits = in_float(self.judge, there).cpu()
+        logits = in_float(judge, there).cpu()
         errors = self.mean.errors_of(there, labels.to(there.device), self.aimed) / math.sqrt(SURE)
         decisions = decided(logits, attacked=True)
         ahead = margin(seen_by(self.aimed, logits, labels), Aim(labels))

@@ -59,9 +59,9 @@ class Expectation(nn.Module):
                 total = total + in_float(self.net, x)
         return total / self.draws
 
-    def longer(self, times: int) -> Expectation:
-        """The mean over so many times the draws, other ones."""
-        return Expectation(self.net, times * self.draws, self.seed + 1)
+    def longer(self, times: int, turn: int = 1) -> Expectation:
+        """The mean over so many times the draws, other ones at each turn."""
+        return Expectation(self.net, times * self.draws, self.seed + turn)
 
     @torch.no_grad()
     def errors_of(self, x: Tensor, labels: Tensor, goal: Goal | None = None) -> Tensor:

@@ -70,6 +70,24 @@ def test_chance_is_what_it_is_where_the_attack_ended():
     assert (chance.decide(attacked, labels) == 1).all()
 
 
+def test_images_that_are_lucky_together_are_judged_twice():
+    """Of a network that draws once for a batch, all of it is ahead by luck in one of six means."""
+
+    class Together(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([x, x + torch.randn(())], 1)
+
+    x, labels = torch.full((8, 1), 0.5), torch.zeros(8).long()
+    hits = []
+    for seed in range(200):
+        chance = Chance(Expectation(Together(), 4, seed=7 * seed), 0.5)
+        with torch.no_grad():
+            once = chance.judge(x).diff(dim=1).flatten() > 0.5 / SURE**0.5
+        hits.append((bool(once.all()), bool((chance.decide(x, labels) == 1).all())))
+    single, double = (sum(column) / len(hits) for column in zip(*hits, strict=True))
+    assert 0.1 < single < 0.25 and double < 0.07
+
+
 class Dropped(nn.Module):
     """A net that sees a share of its pixels, others each time, by a backward pass of one's own."""
 
@@ -132,3 +150,6 @@ class _Credulous(Chance):
     @property
     def judge(self) -> Expectation:
         return self.mean
+
+    def decide(self, x, labels, chunk=None):
+        return self._decide(self.judge, x, labels, chunk)
