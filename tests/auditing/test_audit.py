@@ -629,12 +629,15 @@ def test_a_margin_that_is_none_is_refused():
 
 @pytest.mark.usefixtures("nothing_inside")
 def test_an_attack_that_does_not_bite_makes_it_abstain():
-    """A network that gives away no more than its decisions: no gradient reaches them."""
+    """A network in numpy that gives away no more than its decisions: no gradient reaches them."""
+    first, shift, second, bias = (p.detach().numpy() for p in two_layers().parameters())
 
     class Deaf(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            out = nn.functional.one_hot(small()(x).argmax(1), 10).float()
-            return out + 0.0 * x.flatten(1).sum(1, keepdim=True)
+            flat = x.flatten(1)
+            hidden = np.maximum(flat.detach().numpy() @ first.T + shift, 0)
+            out = torch.eye(10)[(hidden @ second.T + bias).argmax(1)]
+            return out + 0.0 * flat.sum(1, keepdim=True)
 
     made = run_small(Deaf(), 20)
     assert made.verdict.effect != "GENUINE"
