@@ -2,13 +2,12 @@
 
 An attack on a network that draws sees another mean at every step and ends at the luckiest, and
 every attack of a battery is one more draw of the lot. So attacks must go beyond chance, and what
-they find is judged by more draws than they saw, beyond chance as well, and twice: a network may
-draw once for a whole batch, whose images are then lucky together.
+they find is judged twice, each time by more draws than they saw: a network may draw once for a
+whole batch, whose images are lucky together.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -20,10 +19,11 @@ from retroact.crafting.losses import margin
 from retroact.crafting.oracle import device_of, evaluating, in_float
 from retroact.evaluation.evaluate import Examples, decided
 
-SURE = 10
-"""Times the draws that attacks average: those whose mean judges."""
-_LUCK, _SURELY = 4.0, 1.0
-"""How many standard errors of its mean an attack, and who judges it, must go beyond."""
+SURE, FINAL = 10, 50
+"""Times the draws that attacks average: those whose mean judges, and those whose mean judges what
+the first calls wrong."""
+_LUCK = 4.0
+"""How many standard errors of its mean an attack must go beyond."""
 _FEW, _CHUNK = 32, 64
 
 
@@ -52,25 +52,16 @@ class Chance:
     @property
     def judge(self) -> Expectation:
         """The mean over more draws."""
-        return self.judges[0]
-
-    @property
-    def judges(self) -> tuple[Expectation, Expectation]:
-        """Two such, of draws of their own."""
-        return self.mean.longer(SURE), self.mean.longer(SURE, turn=2)
+        return judges_of(self.mean)[0]
 
     def decide(self, x: Tensor, labels: Tensor, chunk: int | None = None) -> Tensor:
         """The decided class of each attacked example, int64 (n,) on the CPU: the true one unless
-        another is ahead by more than chance, by two judges; −1 where the logits decide nothing.
-
-        Chance is what it is at that very point: a network may draw much at some and nothing at
-        others.
-        """
-        first, second = self.judges
+        both judges see another ahead; −1 where the logits decide nothing."""
+        first, last = judges_of(self.mean)
         decisions = self._decide(first, x, labels, chunk)
         hit = (decisions >= 0) & (decisions != labels)
         if hit.any():
-            decisions[hit] = self._decide(second, x[hit], labels[hit], chunk)
+            decisions[hit] = self._decide(last, x[hit], labels[hit], chunk)
         return decisions
 
     def _decide(self, judge: Expectation, x: Tensor, labels: Tensor, chunk: int | None) -> Tensor:
@@ -79,10 +70,12 @@ class Chance:
             return torch.cat([self._decide_part(judge, *part) for part in parts])
 
     def _decide_part(self, judge: Expectation, x: Tensor, labels: Tensor) -> Tensor:
-        there = x.to(device_of(self.mean))
-        logits = in_float(judge, there).cpu()
-        errors = self.mean.errors_of(there, labels.to(there.device), self.aimed) / math.sqrt(SURE)
+        logits = in_float(judge, x.to(device_of(self.mean))).cpu()
         decisions = decided(logits, attacked=True)
         ahead = margin(seen_by(self.aimed, logits, labels), Aim(labels))
-        by_luck = (decisions >= 0) & (ahead <= _SURELY * errors)
-        return torch.where(by_luck, labels, decisions)
+        return torch.where((decisions >= 0) & (ahead <= 0), labels, decisions)
+
+
+def judges_of(mean: Expectation) -> tuple[Expectation, Expectation]:
+    """The means over more draws that judge, one after the other, each of draws of its own."""
+    return mean.longer(SURE), mean.longer(FINAL, turn=2)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from retroact.auditing import kept
-from retroact.auditing.chance import SURE
+from retroact.auditing.chance import judges_of
 from retroact.auditing.evidence import SIDES, Evidence, EvidenceError
 from retroact.auditing.numbers import AuditNumbers, Pair
 from retroact.auditing.verdict import Counts, count
@@ -153,9 +153,9 @@ def judge_network(who: str, net: Network, images: Images, evidence: Evidence) ->
     """What the images that fell on the network `who` are worth on `net`."""
     fallen = Fallen.read(evidence.folder / f"{who}.safetensors", images.images)
     x, labels = images.images[fallen.rows], images.labels[fallen.rows]
-    net = net.longer(SURE) if isinstance(net, Expectation) else net
-    right = (decide(net, images.images) == images.labels).numpy()
-    decided = decide(net, fallen.x_adv, attacked=True) if len(x) else labels
+    first, last = judges_of(net) if isinstance(net, Expectation) else (net, net)
+    right = (decide(first, images.images) == images.labels).numpy()
+    decided = decide(last, fallen.x_adv, attacked=True) if len(x) else labels
     ball, box = evidence.threat(fallen.x_adv, x), _in_box(fallen.x_adv, domain_of(images))
     fooled = (decided != labels) & (decided >= 0)
     good = (ball & box & fooled).numpy() & right[fallen.rows]

@@ -96,7 +96,7 @@ def _constants() -> Iterator[str]:
             "_PATIENCE",
         ),
         attack_run: ("_APART",),
-        chance: ("SURE", "_LUCK", "_SURELY"),
+        chance: ("SURE", "FINAL", "_LUCK"),
         doubts: ("POINT", "RISING", "DEAD", "ANSWERED"),
         indicators: ("STEPS", "SHARE"),
         planted: ("ENOUGH", "SHARE", "DRAWS", "DEPTH", "LOCAL"),
