@@ -181,9 +181,8 @@ def _is_by_entry(call: fx.Node, of: fx.Node, index: fx.Node) -> bool:
         return bool(call.args[1] == 0) and call.args[2] is of
     if call.target == _ATEN.unsqueeze.default:
         return call.args[1] in (-1, len(_lengths(of)))
-    within = len(_lengths(call)) - len(
-        _lengths(index)
-    )  # what is compared with stands behind the entry
+    # what is compared with stands behind the entry
+    within = len(_lengths(call)) - len(_lengths(index))
     beside = [n for n in call.all_input_nodes if n is not of]
     return call.target in _COMPARED and all(len(_lengths(n)) <= within for n in beside)
 

@@ -13,7 +13,7 @@ import retroact as ra
 from retroact.auditing import attack_run
 from retroact.auditing import indicators as indicators_of
 from retroact.auditing.battery import Battery
-from retroact.auditing.chance import SURE, Chance
+from retroact.auditing.chance import FINAL, SURE, Chance, judges_of
 from retroact.auditing.indicators import FirstLook, indicators
 from retroact.crafting.expectation import Expectation, same_draws
 from retroact.crafting.goals import BeyondChance, view_of
@@ -51,8 +51,11 @@ def test_the_error_of_a_mean_is_that_of_its_margin():
 
 def test_the_judge_sees_more_draws_and_none_of_the_attackers():
     mean = Expectation(NoisyLogits(nn.Linear(3, 2), 1.0), 4, seed=7)
-    judge = Chance(mean, 0.1).judge
-    assert judge.draws == SURE * 4 and judge.seed != mean.seed and judge.net is mean.net
+    first, last = judges_of(mean)
+    assert Chance(mean, 0.1).judge.seed == first.seed
+    assert (first.draws, last.draws) == (SURE * 4, FINAL * 4)
+    assert len({mean.seed, first.seed, last.seed}) == 3
+    assert first.net is last.net is mean.net
 
 
 def test_chance_is_what_it_is_where_the_attack_ended():
