@@ -15,7 +15,7 @@ from retroact.attacks.fmn import FMN
 from retroact.auditing.attack_run import AttackRun, Broken, Conditions, Side, Some
 from retroact.auditing.battery import Battery
 from retroact.auditing.chance import Chance
-from retroact.auditing.indicators import FirstLook, indicators
+from retroact.auditing.indicators import SHARE, FirstLook, indicators
 from retroact.auditing.numbers import AttackResult, Reading
 from retroact.auditing.planted import LOCAL, Planted, compare_movement, seek_planted
 from retroact.auditing.subjects import Climb, Subject
@@ -32,6 +32,9 @@ RISING = 0.10
 """Of the examples that are broken at eps: what may be robust at a larger one."""
 DEAD = 0.10
 """Of the points: what may be without a gradient."""
+WITHIN = 0.5
+"""Of eps: the length of a step of an attack, within which a network may jump and its gradient still
+lead somewhere."""
 ANSWERED = 0.05
 """Of what the other attacks left: what an answer to an alarm must have broken."""
 
@@ -66,7 +69,7 @@ class Doubts:
         """The reasons, each as a clause, why the network after a change may be less robust."""
         reasons = [
             *self._find_dead(),
-            *self._find_nonfinite(),
+            *self._find_nonfinite(readings),
             *self._find_by_controls(),
             *self._find_shared(),
             *self._find_unsettled(),
@@ -120,19 +123,30 @@ class Doubts:
 
     def _find_answers(self) -> Iterator[str]:
         """The kernels through which more than one, and a twentieth of what was left, fell."""
-        for attack in self.side.attacks:
-            if attack.kernel and not attack.is_trial and not _broke_few(attack):
-                yield attack.kernel
+        yield from (attack.kernel for attack in self._attacks_that_answer)
 
-    def _find_nonfinite(self) -> Iterator[str]:
-        """An attack is blind where it meets no numbers, and no such point counts as broken."""
-        n, met = len(self.side.clean), [a for a in self.side.attacks if a.role == "white box"]
+    @property
+    def _attacks_that_answer(self) -> list[AttackResult]:
+        ran = (a for a in self.side.attacks if a.kernel and not a.is_trial)
+        return [attack for attack in ran if not _broke_few(attack)]
+
+    def _find_nonfinite(self, readings: Sequence[Reading] = ()) -> Iterator[str]:
+        """An attack may be blind where it meets no numbers, and no such point counts as broken;
+        unless another, which met numbers, broke what it had left or finds what is planted."""
+        met = [a for a in self.side.attacks if a.role == "white box"]
         most = max(met, key=lambda a: a.nonfinite, default=None)
-        if most is not None and most.nonfinite > 1 and most.nonfinite / n > POINT:
+        if most is None or not self._is_blind(most):
+            return
+        if not all(self._is_blind(attack) for attack in self._attacks_that_answer):
+            return
+        if not readings or self._ask_planted(readings) is not None:
             yield (
                 f"{most.title} met logits or gradients that are no numbers at {most.nonfinite} of"
                 f" {most.asked}"
             )
+
+    def _is_blind(self, attack: AttackResult) -> bool:
+        return attack.nonfinite > 1 and attack.nonfinite / len(self.side.clean) > POINT
 
     def _find_by_controls(self) -> Iterator[str]:
         n = len(self.side.clean)
@@ -215,9 +229,11 @@ class Doubts:
     def _ask_planted(self, readings: Sequence[Reading]) -> str | None:
         """None where planted examples are found along what was climbed and no alarm but that of
         steps, which is one of values, fires on it: such a network, were that its backward pass,
-        would have raised none. Else what was wrong."""
-        ran = (a.kernel for a in self.side.attacks if not a.is_trial)
-        quiet = [k for k in dict.fromkeys(ran) if k and self._is_quiet(k, readings)]
+        would have raised none. What jumps by less than a step of an attack is asked over steps of
+        that length as well, along its own backward pass too. Else what was wrong."""
+        ran = [a for a in self.side.attacks if not a.is_trial and not self._is_blind(a)]
+        kernels = dict.fromkeys(a.kernel for a in ran if a.kernel or a.role == "white box")
+        quiet = [k for k in kernels if self._is_quiet(k, readings)]
         if not quiet:
             return ""
         planted = self._seek_planted(quiet)
@@ -227,16 +243,20 @@ class Doubts:
     def _is_quiet(self, kernel: str, readings: Sequence[Reading]) -> bool:
         """Whether no indicator fires on a network with this backward pass."""
         sample = self._some(self.side.clean, self.battery.points)
-        source, before = self.subject.source(kernel), {r.title: r.before for r in readings}
-        if source is None or sample is None or source.foreign:
+        source = self.subject.source(kernel)
+        if sample is None or (source is not None and source.foreign) or (kernel and not source):
             return False
-        climb = source.make()
+        climb = self.subject.net if source is None else source.make()
         tell = getattr(climb.lean, "progress", None)
         if tell is not None:
             tell(1.0)  # the last and truest of its forms
-        look = self._look(climb, sample)
+        looks = [self._look(climb, sample, share) for share in (SHARE, WITHIN)]
+        return any(not self._fire_on(look, readings) for look in (looks if kernel else looks[1:]))
+
+    def _fire_on(self, look: FirstLook, readings: Sequence[Reading]) -> bool:
+        before = {r.title: r.before for r in readings}
         asked = [i for i in indicators() if i.mechanism in ("jump", "wrong gradient")]
-        return not any(i.fires_on(look, before.get(i.title, 0.0)) for i in asked)
+        return any(i.fires_on(look, before.get(i.title, 0.0)) for i in asked)
 
     def _seek_planted(self, kernels: Sequence[str]) -> Planted:
         """Around the images in question first, those that nothing broke."""
@@ -244,9 +264,10 @@ class Doubts:
         rows = np.concatenate([np.flatnonzero(robust), np.flatnonzero(others)])
         return seek_planted(self.subject, kernels, torch.from_numpy(rows), self.under, self.battery)
 
-    def _look(self, on: Proved, sample: Some) -> FirstLook:
+    def _look(self, on: Proved, sample: Some, share: float = SHARE) -> FirstLook:
         points, under = (sample.images, sample.labels, sample.index), self.under
-        return FirstLook(on, *points, under.threat, under.seed, domain_of(under.data))
+        where = under.threat, under.seed, domain_of(under.data)
+        return FirstLook(on, *points, *where, share=share)
 
     def _find_by_doubling(self) -> Iterator[str]:
         sample = self._some(self.side.verified, self.battery.sample)

@@ -69,7 +69,7 @@ class FirstLook:
     `index` (m,).
 
     What is looked at is computed once, when it is first asked for; `gradients` counts the passes
-    per point.
+    per point. Steps that ask whether a gradient is right are `share` · eps long.
     """
 
     def __init__(
@@ -83,7 +83,9 @@ class FirstLook:
         domain: Domain | None = None,
         traced: Network | None = None,
         inner: Network | None = None,
+        share: float = SHARE,
     ) -> None:
+        self.share = share
         self.domain = Domain(tuple(x.shape[1:])) if domain is None else domain
         self.traced, self.inner = traced, inner
         device = device_of(on.network)
@@ -115,13 +117,13 @@ class FirstLook:
 
     @cached_property
     def prediction_errors(self) -> Tensor:
-        """How far a step of `SHARE` · eps up the margin loss changes it, over the first-order
+        """How far a step of `share` · eps up the margin loss changes it, over the first-order
         prediction, (m,).
 
         NaN where nothing is predicted, which is another indicator's business.
         """
         before, gradient, *_ = self.uphill
-        length = SHARE * self.threat.eps
+        length = self.share * self.threat.eps
         step = self.threat.step(self.x, gradient, length, self.x, self.domain)
         predicted = (gradient * (step - self.x)).flatten(1).sum(1)
         change = margin(self._logits(step), Aim(self.y)) - before
@@ -217,10 +219,10 @@ class FirstLook:
     @cached_property
     def probes(self) -> tuple[Tensor, Tensor]:
         """What random sign directions u say at some of the points, (`DIRECTIONS`, m): the change of
-        the margin loss between x − `SHARE` · eps · u and x + `SHARE` · eps · u, and what the
+        the margin loss between x − `share` · eps · u and x + `share` · eps · u, and what the
         gradient foretells of it."""
         m = min(len(self.x), _PROBED)
-        gradient, length = self._uphill_of(m).flatten(1), SHARE * self.threat.eps
+        gradient, length = self._uphill_of(m).flatten(1), self.share * self.threat.eps
         found, foretold, aim = [], [], Aim(self.y[:m])
         for k in range(DIRECTIONS):
             drawn = normal(self.domain.shape, self.index[:m], self.seed, _PROBES + k).to(self.x)
@@ -252,10 +254,10 @@ class FirstLook:
     @cached_property
     def entries(self) -> tuple[Tensor, Tensor]:
         """What single entries do at a few points around the clean ones, where attacks walk,
-        (`_TRIED`, `_ENTRIES`): the change of the margin loss over `SHARE` · eps to either side, and
+        (`_TRIED`, `_ENTRIES`): the change of the margin loss over `share` · eps to either side, and
         what the gradient foretells of it; 0 at the edge of the box."""
         m, width = min(len(self.x), _TRIED), self.domain.entries
-        k, length = min(_ENTRIES, width), SHARE * self.threat.eps
+        k, length = min(_ENTRIES, width), self.share * self.threat.eps
         x = self._start_inside(m)
         at = uniform((width,), self.index[:m], self.seed, _PROBES - 2).argsort(1)[:, :k]
         step = length * nn.functional.one_hot(at, width).to(x)
@@ -293,10 +295,10 @@ class FirstLook:
 
     @cached_property
     def unmoved(self) -> float:
-        """Share of logits that a random step of `SHARE` · eps / 4 leaves exactly as they were."""
+        """Share of logits that a random step of `share` · eps / 4 leaves exactly as they were."""
         m = min(len(self.x), _PROBED)
         drawn = normal(self.domain.shape, self.index[:m], self.seed, _PROBES - 1).to(self.x)
-        step = self.threat.along(drawn.sign()) * (SHARE * self.threat.eps / 4)
+        step = self.threat.along(drawn.sign()) * (self.share * self.threat.eps / 4)
         near = self.domain.clamp(self.x[:m] + step)
         return _share(self._logits(near) == self._logits(self.x[:m]))
 
@@ -400,8 +402,8 @@ def _look(oracle: Oracle, x: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[
 
 class _Pass(NamedTuple):
     """A forward and a backward pass at m images: the loss (m,), its gradient (m, …), which of
-    them fool, and at which a logit or the gradient is NaN or infinite (there the gradient is given
-    as zero)."""
+    them fool, and at which a logit or the gradient is NaN or infinite (of which the gradient is
+    rid)."""
 
     loss: Tensor
     gradient: Tensor

@@ -87,7 +87,8 @@ def seek_planted(
     except PlantingError as e:
         return Planted(why=str(e))
     like = prepare_writable(writable.net, subject, under.data, under.threat)
-    climbs = [like.through(s) for s in map(like.source, kernels) if s is not None]
+    known = [kernel for kernel in kernels if not kernel or like.source(kernel) is not None]
+    climbs = [like.through(like.source(kernel)) for kernel in known]
     if not climbs:
         return Planted(why="nothing that was climbed can be rewritten")
     if compare_movement(writable.net, rows, under) < LOCAL:

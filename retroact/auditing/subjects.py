@@ -26,7 +26,7 @@ from retroact.crafting.expectation import Expectation
 from retroact.crafting.float_twin import float_twin
 from retroact.crafting.inner import OverOthers, OverSpread, end_inside, watch_inside
 from retroact.crafting.oracle import Network, device_of, dtype_of, evaluating
-from retroact.crafting.stand_ins import StandIn, Way, find_ways, fit_front
+from retroact.crafting.stand_ins import StandIn, Way, find_ways, fit_front, learn_reader
 from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.evaluate import Examples
 from retroact.evaluation.proof import Proved, leave_as_is, prove, prove_same
@@ -404,15 +404,18 @@ def _stand_in(on: Proved, data: Examples, threat: ThreatModel, seed: int) -> tup
     net, dress = _undress(on.network)
     shown = partial(_Around, net, dress, data, threat, seed)
     return tuple(
-        Source(
-            f"{'fitted map' if fitted else 'straight-through identity'} {way}",
-            shown(way, fitted),
-            foreign=True,
-        )
+        Source(_name_stand_in(way, fitted), shown(way, fitted), foreign=True)
         for way in find_ways(net, data.images[:_SURVEYED])
         for fitted in (False, True)
         if (way.changed and way.single if fitted else way.alike)
     )
+
+
+def _name_stand_in(way: Way, fitted: bool) -> str:
+    front = "fitted map" if fitted else "straight-through identity"
+    if not way.unread:
+        return f"{front} {way}"
+    return f"nearest images {way}" + (f", {front} in front" if way.changed else "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -433,7 +436,8 @@ class _Around:
     @cached_property
     def _made(self) -> Proved:
         guide = self._fit() if self.fitted else None
-        return leave_as_is(self.dress(StandIn(self.net, self.way, guide)))
+        reader = learn_reader(self.net, self.way, self.data.images) if self.way.unread else None
+        return leave_as_is(self.dress(StandIn(self.net, self.way, guide, reader)))
 
     def _fit(self) -> nn.Module | None:
         x, index = self.data.images[:_MEASURED], self.data.index[:_MEASURED]

@@ -51,7 +51,8 @@ _COMPARED = {
 class Choice:
     """A `node` that chooses along the dimension `dim` of `scores` (of the largest, `sign` 1, or the
     least, −1): their softmax, what the calls `read` make of the `index` of the `taken` best, or the
-    number `height` there and zero elsewhere."""
+    number `height` there and zero elsewhere. What is read may be `counted`: summed over this
+    dimension of the index."""
 
     node: fx.Node
     scores: fx.Node
@@ -61,12 +62,13 @@ class Choice:
     index: fx.Node | None = None
     read: tuple[fx.Node, ...] = ()
     height: float = 1.0
+    counted: int | None = None
 
     @property
     def entries(self) -> int:
         """How many numbers would be read at all places together."""
         assert self.index is not None
-        row = _lengths(self.node)[len(_lengths(self.index)) :]
+        row = _lengths(self.read[-1])[len(_lengths(self.index)) :]
         return math.prod((_lengths(self.scores)[-1], *row))
 
     def lead(self, scores: Tensor) -> Tensor:
@@ -88,10 +90,12 @@ def find_choices(graph: fx.Graph, moving: Container[fx.Node]) -> Iterator[Choice
             yield Choice(node, scores, dim)
         best = _read_best(node)
         if best is not None:
-            for read in _follow(node, moving):
-                found = Choice(read[-1], best.scores, -1, best.sign, best.taken, node, read)
-                if found.entries <= _LARGEST:
-                    yield found
+            for index in _forms(node):
+                for end, read, counted in _read_off(index, moving):
+                    how = best.scores, -1, best.sign, best.taken, index, read
+                    found = Choice(end, *how, counted=counted)
+                    if found.entries <= _LARGEST:
+                        yield found
             for mask in node.users:
                 height = _height_of(mask, node, best)
                 if height is not None:
@@ -142,20 +146,51 @@ def _end_of(cut: fx.Node) -> int:
     return -1 if to is None or (isinstance(to, int) and to >= shape[-1]) else 0
 
 
+def _forms(index: fx.Node) -> Iterator[fx.Node]:
+    """An index, and what it is reshaped to."""
+    yield index
+    yield from (user for user in index.users if user.target == _ATEN.view.default)
+
+
+def _read_off(
+    index: fx.Node, moving: Container[fx.Node]
+) -> Iterator[tuple[fx.Node, tuple[fx.Node, ...], int | None]]:
+    """Each number that is read at an index, by which calls, and the dimension over which it is
+    counted, if it is."""
+    for read in _follow(index, moving):
+        if is_real(read[-1]):
+            yield read[-1], read, None
+        else:
+            yield from ((end, read, dim) for end, dim in _count(index, read[-1]))
+
+
+def _count(index: fx.Node, found: fx.Node) -> Iterator[tuple[fx.Node, int]]:
+    """Where whole numbers found at an index become real after a sum over one of its dimensions, and
+    over which."""
+    for total in found.users:
+        if total.target != _ATEN.sum.dim_IntList:
+            continue
+        given = _arguments(total)
+        dims = [dim % len(_lengths(found)) for dim in given["dim"] or ()]
+        if len(dims) == 1 and dims[0] < len(_lengths(index)) and not given["keepdim"]:
+            yield from ((u, dims[0]) for u in total.users if u.target in _COPIED and is_real(u))
+
+
 def _follow(
     index: fx.Node, moving: Container[fx.Node], before: tuple[fx.Node, ...] = ()
 ) -> Iterator[tuple[fx.Node, ...]]:
-    """The calls that lead from an index to numbers, each entry by itself and by nothing else that
-    moves: rows of a table, classes, and what is compared with them."""
+    """The calls that lead from an index to numbers, or to whole ones that are summed, each entry by
+    itself and by nothing else that moves: rows of a table, classes, and what is compared with
+    them."""
     at = before[-1] if before else index
     for user in at.users:
         beside = [n for n in user.all_input_nodes if n is not at]
         if any(n in moving for n in beside) or not _is_by_entry(user, at, index):
             continue
         read = (*before, user)
-        if is_real(user):
+        if is_real(user) or any(n.target == _ATEN.sum.dim_IntList for n in user.users):
             yield read
-        else:
+        if not is_real(user):
             yield from _follow(index, moving, read)
 
 
@@ -234,7 +269,7 @@ def _write_table(graph: fx.Graph, choice: Choice) -> fx.Node:
     copies = {choice.index: every}
     for call in choice.read:
         copies[call] = graph.node_copy(call, lambda n: copies.get(n, n))
-    return copies[choice.node]
+    return copies[choice.read[-1]]
 
 
 class _Softly(nn.Module):
@@ -242,6 +277,8 @@ class _Softly(nn.Module):
         super().__init__()
         self.dim, self.taken, self.height = choice.dim, choice.taken, choice.height
         self.scale = choice.sign / temperature
+        self.counted, places = choice.counted, _lengths(choice.index) if choice.index else ()
+        self.voters = 1 if self.counted is None else places[self.counted]
 
     def forward(self, scores: Tensor, chosen: Tensor, *table: Tensor) -> Tensor:
         out: Tensor = _Soft.apply(scores, self, chosen.detach(), *table)
@@ -271,7 +308,9 @@ class _Soft(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (scores, *tables), how, (gradient,) = ctx.saved_tensors, ctx.how, gradients
+        if how.counted is not None:
+            gradient = gradient.unsqueeze(how.counted).repeat_interleave(how.voters, how.counted)
         for table in tables:  # how much more of each row is wanted, on average over those taken
-            lead, rows = scores.shape[:-1], table.reshape(len(table), -1)
+            lead, rows = scores.shape[:-1], table.reshape(len(table), -1).to(gradient)
             gradient = gradient.reshape(*lead, how.taken, rows.shape[1]).mean(-2) @ rows.T
         return how.pull(scores, gradient), None, None, *(None for _ in tables)

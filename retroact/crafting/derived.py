@@ -19,13 +19,20 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial, reduce
+from operator import getitem
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor
-from torch.fx.experimental.proxy_tensor import disable_proxy_modes_tracing, make_fx
+from torch.fx.experimental.proxy_tensor import (
+    get_proxy_mode,
+    has_proxy_slot,
+    make_fx,
+)
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
+from torch.utils._pytree import tree_leaves
 
 from retroact.crafting.choices import find_choices, is_real, shape_of, soften_choice
 from retroact.crafting.drawing import drawing
@@ -128,16 +135,30 @@ def _trace(network: Network, sample: Tensor, mode: Literal["symbolic", "real"]) 
     net = network if copied is None else copied
     make = partial(make_fx, tracing_mode=mode, _allow_non_fake_inputs=True)
     with _OwnDraws():
-        first = make(partial(_logits_of, net))(sample)
+        first = make(partial(_read_logits_of, net))(sample)
     # twice where it must be: functorch refuses a backward pass of somebody's own, which the first
     # drops
     graph = first if _only_reads(first) else make(torch.func.functionalize(first))(sample)
     for node in graph.graph.nodes:
         if node.op == "call_function" and node.target in _PASSED_ON:
             node.target, node.args, node.kwargs = _ATEN.clone.default, node.args[:1], {}
+        if node.target is getitem and node.args[1] == 0:
+            _leave_mask_out(node)
+    graph.graph.eliminate_dead_code()
     graph.recompile()
     assert isinstance(graph, fx.GraphModule)
     return graph
+
+
+def _leave_mask_out(node: fx.Node) -> None:
+    """What is first of two that a rounding gives comes of the same one that gives no other."""
+    both = node.args[0]
+    if not isinstance(both, fx.Node) or both.target not in _WITHOUT_MASKS:
+        return
+    alone = _WITHOUT_MASKS[both.target]
+    node.target, takes = alone, len(alone._schema.arguments)
+    # where it may be switched off, which is said before the range, it was not
+    node.args = (*both.args[: takes - 2], *both.args[-2:])
 
 
 def _only_reads(graph: fx.GraphModule) -> bool:
@@ -158,15 +179,55 @@ def _logits_of(network: Network, images: Tensor) -> Tensor:
     return logits.float() if logits.dtype.itemsize < 4 else logits.clone()
 
 
+def _read_logits_of(network: Network, images: Tensor) -> Tensor:
+    with _OwnFlags():
+        return _logits_of(network, images)
+
+
+class _OwnFlags(TorchDispatchMode):
+    """What a network asks of its own flags and counters, and whether a number of its own is larger
+    than another, is a constant, so that its code may branch on it."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        given = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if given and _asks_flags(func, given) and not any(map(_is_traced, given)):
+            with _disable_current_modes():
+                return func(*args, **kwargs)
+        return func(*args, **kwargs)
+
+
+def _asks_flags(func: Any, given: Sequence[Tensor]) -> bool:
+    if func._schema.is_mutable or torch.Tag.nondeterministic_seeded in func.tags:
+        return False
+    return func in _COMPARING or not any(t.is_floating_point() for t in given)
+
+
+def _is_traced(tensor: Tensor) -> bool:
+    """Whether a tensor is the network's input, or comes of it."""
+    mode = get_proxy_mode()
+    return isinstance(tensor, FakeTensor) or mode is None or has_proxy_slot(tensor, mode.tracer)
+
+
 class _OwnDraws(TorchFunctionMode):
-    """What a network draws from a generator of its own, with a seed that it sets, is a constant."""
+    """What a network draws from a generator of its own, with a seed that it sets, is a constant;
+    and one_hot, which looks at its values wherever it is not asked for their number, compares."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if isinstance(kwargs.get("generator"), torch.Generator):
-            with disable_proxy_modes_tracing():
+            with _disable_current_modes():
                 return func(*args, **kwargs)
+        if func is nn.functional.one_hot:
+            return _compare_classes(func, *args, **kwargs)
         return func(*args, **kwargs)
+
+
+def _compare_classes(one_hot: Any, tensor: Tensor, num_classes: int = -1) -> Tensor:
+    if num_classes < 0:
+        return one_hot(tensor)  # type: ignore[no-any-return]
+    classes = torch.arange(num_classes, device=tensor.device)
+    return (tensor.unsqueeze(-1) == classes).long()
 
 
 def copy_sharing(network: Network) -> Network | None:
@@ -179,6 +240,11 @@ def copy_sharing(network: Network) -> Network | None:
         return None
 
 
+_COMPARING = {
+    getattr(getattr(_ATEN, name), of)
+    for name in ("eq", "ne", "lt", "le", "gt", "ge")
+    for of in ("Tensor", "Scalar")
+}
 _PASSED_ON = {_ATEN.detach.default, _ATEN.alias.default, _ATEN.lift_fresh_copy.default}
 """What would cut the graph, or stands in its way, and changes no value."""
 
@@ -317,7 +383,7 @@ def _is_elementwise(node: fx.Node) -> bool:
             and shape_of(mask) == shape_of(node)
             and _is_number(node.args[2])
         )
-    return torch.Tag.pointwise in node.target.tags or node.target in _KEPT
+    return torch.Tag.pointwise in node.target.tags or node.target in _KEPT | _UNTAGGED
 
 
 _MASKED = {_ATEN.index_put.default}
@@ -330,6 +396,25 @@ _LOOKED_UP: dict[Any, int] = {
 }
 """Which argument is the table."""
 _KEPT = {_ATEN.clone.default, _ATEN._to_copy.default}
+_WITHOUT_MASKS: dict[Any, Any] = {
+    _ATEN.fake_quantize_per_tensor_affine_cachemask.default: (
+        _ATEN.fake_quantize_per_tensor_affine.default
+    ),
+    _ATEN._fake_quantize_per_tensor_affine_cachemask_tensor_qparams.default: (
+        _ATEN.fake_quantize_per_tensor_affine.tensor_qparams
+    ),
+    _ATEN.fake_quantize_per_channel_affine_cachemask.default: (
+        _ATEN.fake_quantize_per_channel_affine.default
+    ),
+}
+"""Roundings that give a mask for a backward pass as well, and the same without."""
+_UNTAGGED = {
+    _ATEN.floor_divide.default,
+    _ATEN.view.dtype,
+    _ATEN._fake_quantize_learnable_per_tensor_affine.default,
+    *_WITHOUT_MASKS.values(),
+}
+"""Elementwise calls that torch does not tag so."""
 AFFINE = {
     *_KEPT,
     *(_ATEN.add.Tensor, _ATEN.add.Scalar, _ATEN.sub.Tensor, _ATEN.sub.Scalar, _ATEN.neg.default),

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from retroact.crafting.float_twin import FloatTwin
+from retroact.crafting.geometry import each
 from retroact.crafting.threat import ACCESS, Access
 from retroact.doors import SeveralPlacesError, logits_in, places, spelled, switch_to_eval
 from retroact.stopping import check_wanted
@@ -270,7 +271,7 @@ class Oracle:
         finite = largest.isfinite()
         seen = torch.stack([torch.ones_like(finite), largest == 0, ~finite])
         self._tally[:_QUERIES].index_add_(1, rows, seen.to(self._tally.dtype))
-        return gradient.where(finite.view(-1, *[1] * (gradient.dim() - 1)), 0.0)
+        return _heal(gradient)
 
     def _count_query(self, rows: Tensor, logits: Tensor) -> None:
         # The spread of two classes is their margin: an attack that looks for the boundary brings it
@@ -278,6 +279,15 @@ class Oracle:
         sound = apart(logits) if logits.shape[1] > 2 else logits.isfinite().all(1)
         seen = torch.stack([~sound, torch.ones_like(sound)])  # a row may stand twice
         self._tally[_UNSOUND:].index_add_(1, rows, seen.to(self._tally.dtype))
+
+
+def _heal(gradient: Tensor) -> Tensor:
+    """A gradient whose entries without a number are 0, and whose infinite ones, as a root has where
+    it begins, point where they did with the size of the largest finite one, or 1."""
+    known = gradient.nan_to_num(0.0, 0.0, 0.0)
+    peak = torch.linalg.vector_norm(known.flatten(1), ord=torch.inf, dim=1)
+    size = each(peak.where(peak > 0, 1.0), gradient)
+    return (gradient.sign() * size).where(gradient.isinf(), known)
 
 
 def _ask_part(

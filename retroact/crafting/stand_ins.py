@@ -10,13 +10,17 @@ a module that is called with a tensor whose graph is cut is where torch begins a
 the last modules that gave as many numbers as there are classes are where it ended, *exits*. What
 stands before an entry passes its values on and has the derivative of the identity (Bengio et al.
 2013, arXiv:1308.3432; BPDA, Athalye et al. 2018, arXiv:1802.00420, section 4.1) or of a linear map
-that was fitted to what it does within the ball.
+that was fitted to what it does within the ball. Where modules end in features, of which something
+that is not torch makes the answer (the nearest neighbours, a forest), what stands behind them has
+the derivative of the classes of the images whose features are near (deep nearest neighbours:
+Papernot and McDaniel 2018, arXiv:1803.04765; attacked so by Sitawarin and Wagner 2019,
+arXiv:1903.08333).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -39,6 +43,7 @@ _DENSE = 256  # entries of an example up to which a linear map is fitted, beyond
 _KERNEL = 5
 _RIDGE = 1e-3
 _PART = 64  # images at once
+_STORED = 1000  # images whose features say what stands behind them
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class Way:
     (none: its own answer, else the mean of theirs).
 
     `alike` says that the entries are given examples' own shape, `changed` that what one of them is
-    given is not the images, `single` that all are given the same.
+    given is not the images, `single` that all are given the same. `unread`: what the exits give is
+    not the answer, which is read off it by what leaves torch.
     """
 
     entries: tuple[str, ...]
@@ -55,28 +61,38 @@ class Way:
     alike: bool
     changed: bool
     single: bool
+    unread: bool = False
 
     def __str__(self) -> str:
+        if self.unread:
+            return f"behind {' and '.join(self.exits)}"
         ends = f", logits of {' and '.join(self.exits)}" if self.exits else ""
         return f"in front of {' and '.join(self.entries)}{ends}"
 
 
 class StandIn(nn.Module):
     """Answers as the network does (with exits: as it did before it left torch), with the derivative
-    of `guide` (None: the identity) for all that stands before the way's entries.
+    of `guide` (None: the identity) for all that stands before the way's entries, and by `reader` of
+    what the exits give (None: their mean).
 
     Maps (n, …) to logits (n, k). Weights are shared, parameters take no gradients, and nothing is
     done to the network itself.
     """
 
-    def __init__(self, network: nn.Module, way: Way, guide: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        way: Way,
+        guide: nn.Module | None = None,
+        reader: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        self.way, self.guide = way, guide
+        self.way, self.guide, self.reader = way, guide, reader
         self._made_of = (network,)  # in a tuple, so that its modules are not this one's
-        self.net = _patch(network, _pass, {*way.entries, *way.exits})
+        self.net = _patch(network, _pass)
 
     def __reduce__(self) -> tuple[Callable[..., StandIn], tuple[Any, ...]]:
-        return StandIn, (self._made_of[0], self.way, self.guide)
+        return StandIn, (self._made_of[0], self.way, self.guide, self.reader)
 
     def forward(self, x: Tensor) -> Any:
         shown = x if self.guide is None else self.guide(x)
@@ -89,6 +105,8 @@ class StandIn(nn.Module):
         # a network that draws may call some of them alone; where it calls none, nothing is known of
         # its derivative, which is 0
         given = [run.given[path] for path in self.way.exits if path in run.given]
+        if given and self.reader is not None:
+            return self.reader(_flatten(given))
         if given:
             return torch.stack(given).mean(0)
         return logits_in(out, len(x)) + 0.0 * run.slope.sum()
@@ -178,6 +196,11 @@ def _find(network: nn.Module, x: Tensor) -> Iterator[Way]:
         yield from _way(seen, seen.out, (), x)
     if inner is not None and not torch.equal(inner.to(answer), answer):
         yield from _way(seen, inner, tuple(path for path, _ in last), x)
+    if inner is None and (seen.out is None or not seen.reaching(seen.out)):
+        last = _last_of(seen)
+        if last:
+            features = _flatten([out for _, out in last])
+            yield from _way(seen, features, tuple(path for path, _ in last), x, unread=True)
 
 
 class _Survey:
@@ -247,10 +270,11 @@ def _survey(network: nn.Module, x: Tensor, shape: torch.Size) -> _Survey:
     return seen
 
 
-def _last_of(seen: _Survey, shape: torch.Size) -> list[tuple[str, Tensor]]:
-    """What was given with a graph and as many numbers as there are classes, and led to nothing
-    else of that kind."""
-    found = [given for given in seen.given if given[1].shape == shape and seen.reaching(given[1])]
+def _last_of(seen: _Survey, shape: torch.Size | None = None) -> list[tuple[str, Tensor]]:
+    """What was given with a graph and of this `shape`, as many numbers as there are classes (None:
+    of any, for each example), and led to nothing else of that kind."""
+    found = [given for given in seen.given if _fits(given[1], shape, seen.n)]
+    found = [given for given in found if seen.reaching(given[1])]
     once = list(dict(found).items())  # the last call of each
     order = {id(out): i for i, (_, out) in enumerate(found)}
     once.sort(key=lambda given: order[id(given[1])])
@@ -261,7 +285,17 @@ def _last_of(seen: _Survey, shape: torch.Size) -> list[tuple[str, Tensor]]:
     ]
 
 
-def _way(seen: _Survey, end: Tensor, exits: tuple[str, ...], x: Tensor) -> Iterator[Way]:
+def _fits(out: Tensor, shape: torch.Size | None, n: int) -> bool:
+    return out.shape == shape if shape is not None else out.ndim > 1 and len(out) == n
+
+
+def _flatten(features: Sequence[Tensor]) -> Tensor:
+    return torch.cat([z.flatten(1) for z in features], dim=1)
+
+
+def _way(
+    seen: _Survey, end: Tensor, exits: tuple[str, ...], x: Tensor, unread: bool = False
+) -> Iterator[Way]:
     reaching = dict(seen.reaching(end))
     if not reaching:
         return
@@ -272,6 +306,7 @@ def _way(seen: _Survey, end: Tensor, exits: tuple[str, ...], x: Tensor) -> Itera
         alike=all(z.shape == x.shape for z in given),
         changed=not all(torch.equal(z, x) for z in given),
         single=all(torch.equal(z, given[0]) for z in given),
+        unread=unread,
     )
 
 
@@ -405,3 +440,45 @@ class _Convolved(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         z = F.conv2d(_resize(x, self.size), self.weight.to(x), padding=_KERNEL // 2)
         return z.view(len(x), *self.shape)
+
+
+# ------------------------------------------------------------------------------- what stands behind
+
+
+def learn_reader(network: nn.Module, way: Way, x: Tensor) -> nn.Module:
+    """What stands behind the exits of a way, by the decisions of `network` on the first thousand of
+    the images `x` (n, …).
+
+    The logit of a class is log Σ exp(−|f − f_j|² / 2 s²) over the images j of that class, with
+    features f and s² the mean squared distance of an image to the nearest other.
+    """
+    device, dtype = device_of(network), dtype_of(network) or x.dtype
+    ends = StandIn(network, way, reader=nn.Identity())
+    features, decisions = [], []
+    with evaluating(network, ends), torch.no_grad(), drawing(0, device):
+        for part in x[:_STORED].to(device, dtype).split(_PART):
+            features.append(ends(part).float())
+            logits = logits_in(network(part.clone()), len(part))
+            decisions.append(logits.nan_to_num().argmax(1))
+    return _Near(torch.cat(features), torch.cat(decisions), logits.shape[1])
+
+
+class _Near(nn.Module):
+    """Logits by the classes of the stored features that are near."""
+
+    stored: Tensor
+
+    def __init__(self, stored: Tensor, decided: Tensor, classes: int) -> None:
+        super().__init__()
+        order = decided.argsort()
+        self.register_buffer("stored", stored[order])
+        self.counts = torch.bincount(decided, minlength=classes).tolist()
+        apart = torch.cdist(self.stored, self.stored).fill_diagonal_(torch.inf)
+        self.scale = 1 / max(2 * float(apart.amin(1).square().mean()), 1e-30)
+
+    def forward(self, features: Tensor) -> Tensor:
+        near = -self.scale * torch.cdist(features.float(), self.stored).square()
+        logits = [part.logsumexp(1) for part in near.split(self.counts, dim=1)]
+        # a class that no image is of is further than all
+        absent = near.amin(1) - 1
+        return torch.stack([z.where(z.isfinite(), absent) for z in logits], dim=1)

@@ -320,6 +320,35 @@ def test_a_network_that_is_broken_on_some_images_is_attacked_on_the_others(value
     assert ra.clean_accuracy(record) == 0.5
 
 
+@pytest.mark.parametrize(
+    ("front", "pixel"),
+    [
+        (lambda x: x.pow(1 / 1.5), 1.0),  # an infinite slope where a pixel is black
+        (lambda x: x.sqrt().square(), 0.0),  # and one that is no number
+    ],
+)
+def test_a_gradient_without_a_number_in_one_pixel_counts_in_the_others(front, pixel):
+    weights = torch.linspace(1, 2, 12).view(12, 1) * torch.tensor([[1.0, -1.0]])
+    net = lambda x: front(x).flatten(1) @ weights  # noqa: E731
+    x, y = torch.full((2, 3, 2, 2), 0.5), torch.tensor([0, 0])
+    x[0, 0, 0, 0] = 0.0
+    oracle = Oracle(net, 2)
+    _, gradient = oracle.gradient(x, torch.arange(2), lambda logits: logits[:, 0])
+    rest = gradient.flatten(1)[:, 1:]
+    assert torch.equal(rest[0], rest[1]) and (rest > 0).all()
+    assert float(gradient[0, 0, 0, 0]) == pixel * float(rest.max())
+    assert oracle.nonfinite.tolist() == [True, False]
+    made = ra.craft(ra.FGSM(), net, x, y, torch.arange(2), ra.Linf(0.1))
+    assert (made.x_adv[1] < x[1]).all() and (made.x_adv[0].flatten()[1:] < 0.5).all()
+
+
+def test_a_gradient_without_any_number_is_zero():
+    net = lambda x: (0 * x.flatten(1)[:, :2]).sqrt()  # noqa: E731
+    oracle = Oracle(net, 2)
+    _, gradient = oracle.gradient(torch.rand(2, 3, 2, 2), torch.arange(2), lambda z: z[:, 0])
+    assert not gradient.any() and oracle.nonfinite.all()
+
+
 # -------------------------------------------------------------------------------- images and labels
 
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import random
 import threading
 from dataclasses import replace
 from functools import cache
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 import retroact as ra
 from retroact.auditing.audit import Audit, audit
 from retroact.auditing.battery import Battery
+from retroact.auditing.checks import is_random
 from retroact.auditing.numbers import AuditNumbers
 from retroact.crafting.threat import L2, Linf
 
@@ -440,6 +442,20 @@ def test_a_randomised_network_against_itself_is_one(brief_alarms):
     made = run_small(noisy, 12, before=noisy, progress=lambda *at: seen.append(at), **how)
     assert made.before is made.after and made.verdict.counts.verified_gain == 0
     assert [done for done, _ in seen] == list(range(1, seen[-1][1] + 1))
+
+
+def test_one_draw_for_a_whole_batch_is_heard_however_often_it_is_the_same():
+    class Turned(Noisy):
+        """One of two networks by a coin, for all images at once."""
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.net(x if random.random() < 0.5 else x.flip(-1))
+            return out
+
+    for seed in range(20):
+        random.seed(seed)
+        assert is_random(Turned(), ra.data("digits[:40]"), Linf(0.1), "it")
+    assert not is_random(small(), ra.data("digits[:40]"), Linf(0.1), "it")
 
 
 def test_a_network_that_draws_where_no_seed_reaches_is_refused():

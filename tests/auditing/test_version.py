@@ -97,7 +97,7 @@ def _constants() -> Iterator[str]:
         ),
         attack_run: ("_APART",),
         chance: ("SURE", "FINAL", "_LUCK"),
-        doubts: ("POINT", "RISING", "DEAD", "ANSWERED"),
+        doubts: ("POINT", "RISING", "DEAD", "WITHIN", "ANSWERED"),
         indicators: ("STEPS", "SHARE"),
         planted: ("ENOUGH", "SHARE", "DRAWS", "DEPTH", "LOCAL"),
         verdict: ("MARGIN",),

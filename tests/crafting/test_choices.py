@@ -108,6 +108,7 @@ FEW = {
     "one-hot": (1, 1, lambda z: nn.functional.one_hot(z.argmax(1), 40).float() @ ROWS),
     "compared": (1, 1, lambda z: (z.argmax(1)[:, None] == torch.arange(40)).float() @ ROWS),
     "label": (1, 1, lambda z: ROWS[CLASSES[z.argmax(1)]]),
+    "reshaped": (1, 1, lambda z: ROWS[z.argmax(1).view(-1, 2)].flatten(0, 1)),
     "votes": (5, 1, lambda z: nn.functional.one_hot(CLASSES[z.topk(5).indices], 3).float().mean(1)),
     "mask": (5, 1, lambda z: torch.zeros_like(z).scatter(1, z.topk(5).indices, 2.0) @ ROWS),
     "mask in place": (1, -1, lambda z: hot(z, z.argmin(1, keepdim=True)) @ ROWS),
@@ -148,6 +149,25 @@ def test_what_is_read_at_the_best_few_has_the_derivative_of_all_of_them(name):
     x = X.clone().requires_grad_()
     p = soft_share(sign * x @ MANY / (0.3 * lead), taken)
     (pulled,) = torch.autograd.grad((p @ at_each * 2 * Takes(name)(X)).sum(), x)
+    assert float(nn.functional.cosine_similarity(slopes(soft, X), pulled, dim=1).min()) > 0.98
+
+
+def test_counts_have_the_derivative_of_the_shares_that_are_counted():
+    """Of votes, two for each image, and of as many over the images, which are no votes for one."""
+
+    class Counts(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            each = torch.stack([x, x.flip(1)], 1).flatten(0, 1) @ MANY
+            hot = nn.functional.one_hot(each.argmax(1).view(-1, 2), 40)
+            return hot.sum(1).float() @ ROWS
+
+    soft, scores = soften(trace_forward(Counts(), X), X, 0.3), torch.cat([X, X.flip(1)]) @ MANY
+    ranked = scores.sort(1).values
+    lead = float((ranked[:, -1] - ranked[:, -10]).mean())
+    assert torch.equal(soft(X), Counts()(X))
+    x = X.clone().requires_grad_()
+    p = [(of @ MANY / (0.3 * lead)).softmax(1) for of in (x, x.flip(1))]
+    (pulled,) = torch.autograd.grad(((p[0] + p[1]) @ ROWS * 2 * Counts()(X)).sum(), x)
     assert float(nn.functional.cosine_similarity(slopes(soft, X), pulled, dim=1).min()) > 0.98
 
 

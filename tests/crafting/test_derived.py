@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.ao.quantization import FakeQuantize
 
 import retroact as ra
 from retroact.crafting.derived import TraceError, soften, trace_forward
@@ -103,6 +104,8 @@ FLAT = {
     "in place": in_place,
     "where": lambda net, x: net(torch.where(x > 0.1, x, torch.zeros_like(x))),
     "straight through": lambda net, x: net(x + ((x * 9).round() / 9 - x).detach()),
+    "floor division": lambda net, x: net((x + 1 / 18) // (1 / 9) / 9),
+    "the first bits": lambda net, x: net((x.view(torch.int32) & ~0x1FFFFF).view(torch.float32)),
 }
 
 
@@ -171,7 +174,22 @@ def with_a_seed(net: nn.Module, x: Tensor) -> Tensor:
     return net(x * drawn + (x * (1 - drawn)).detach())
 
 
-@pytest.mark.parametrize("call", [by_loop, with_a_seed])
+def faked(net: nn.Module, x: Tensor) -> Tensor:
+    return net(torch.fake_quantize_per_tensor_affine(x, 1 / 9, 0, 0, 9))
+
+
+def faked_by_channel(net: nn.Module, x: Tensor) -> Tensor:
+    scale, zero = torch.full((1,), 1 / 9), torch.zeros(1, dtype=torch.int32)
+    return net(torch.fake_quantize_per_channel_affine(x, scale, zero, 1, 0, 9))
+
+
+def by_a_vote(net: nn.Module, x: Tensor) -> Tensor:
+    noise = 0.01 * torch.rand((5, *x.shape[1:]), generator=torch.Generator().manual_seed(0))
+    classes = net((x[:, None] + noise).flatten(0, 1)).argmax(1).view(-1, 5)
+    return nn.functional.one_hot(classes, 10).sum(1).float()
+
+
+@pytest.mark.parametrize("call", [by_loop, with_a_seed, faked, faked_by_channel, by_a_vote])
 def test_code_for_one_batch_is_traced_for_one(plain, x, call):
     net = Wrapped(plain, call)
     graph = trace_forward(net, x)
@@ -181,6 +199,34 @@ def test_code_for_one_batch_is_traced_for_one(plain, x, call):
         for n in (1, 16, 37):
             assert torch.allclose(graph(x[:n]), net(x[:n]), atol=1e-5)
             assert torch.allclose(soft(x[:n]), net(x[:n]), atol=1e-5)
+    cosine = nn.functional.cosine_similarity(slope(soft, x).flatten(1), slope(plain, x).flatten(1))
+    assert cosine.median() > 0.8
+
+
+class Flagged(nn.Module):
+    """A network whose code asks its own flags, and quantises as its trained numbers say."""
+
+    def __init__(self, net: nn.Module, x: Tensor) -> None:
+        super().__init__()
+        self.net, self.levels = net, nn.Parameter(torch.tensor(9.0))
+        self.register_buffer("rounds", torch.tensor([1], dtype=torch.uint8))
+        self.fake = FakeQuantize(quant_min=0, quant_max=15).eval()
+        self.fake(x)
+        self.fake.disable_observer()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rounds[0] == 1 and self.levels > 1:
+            x = (x * self.levels).round() / self.levels
+        return self.net(self.fake(x))
+
+
+def test_a_flag_of_its_own_is_no_value_that_it_sees(plain, x):
+    net = Flagged(plain, x).eval()
+    graph = trace_forward(net, x)
+    soft = soften(graph, x, 0.3)
+    with torch.no_grad():
+        assert torch.equal(graph(x), net(x)) and torch.equal(soft(x), net(x))
+    assert (slope(net, x) == 0).all()
     cosine = nn.functional.cosine_similarity(slope(soft, x).flatten(1), slope(plain, x).flatten(1))
     assert cosine.median() > 0.8
 

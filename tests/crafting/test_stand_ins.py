@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import retroact as ra
 from retroact.auditing.battery import Battery
 from retroact.crafting.domain import Domain
-from retroact.crafting.stand_ins import StandIn, Way, find_ways, fit_front
+from retroact.crafting.stand_ins import StandIn, Way, find_ways, fit_front, learn_reader
 
 DOMAIN = Domain((1, 8, 8))
 
@@ -185,6 +185,42 @@ def test_a_convolution_is_fitted_where_examples_are_large():
     given = slope(lambda x: StandIn(net, way, guide)(x).flatten(1)[:, :1].expand(-1, 4), x)
     cosine = nn.functional.cosine_similarity(given.flatten(1), true.flatten(1))
     assert cosine.min() > 0.9
+
+
+class Neighbours(nn.Module):
+    """The classes of the nearest stored features, by numpy."""
+
+    def __init__(self, net: nn.Module, stored: Tensor) -> None:
+        super().__init__()
+        *body, self.last = net.module
+        self.body = nn.Sequential(*body)
+        with torch.no_grad():
+            self.stored = self.body(stored)
+            self.classes = self.last(self.stored).argmax(1).numpy()
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            apart = torch.cdist(self.body(x), self.stored).numpy()
+        return torch.from_numpy(np.eye(10, dtype=np.float32)[self.classes[apart.argmin(1)]])
+
+
+def test_what_is_read_off_features_elsewhere_is_followed_to_the_nearest_images(plain):
+    seen = ra.data("digits/validation").images
+    net = Neighbours(plain, seen)
+    way = only_way(net, seen[:16])
+    assert way.unread and way.exits == ("body",) and str(way) == "behind body"
+    reader = learn_reader(net, way, seen)
+    stand_in = StandIn(net, way, reader=reader)
+    with torch.no_grad():
+        assert (stand_in(seen).argmax(1) == net(seen).argmax(1)).float().mean() > 0.95
+    (steeper, towards), x = (slope(net_, seen[:40]).flatten(1) for net_ in (stand_in, plain)), seen
+    cosine = nn.functional.cosine_similarity(steeper, towards)
+    assert cosine.median() > 0.3 and (steeper != 0).any(1).all()
+    # a class that no image is of is further than any
+    few = learn_reader(net, way, x[net(x).argmax(1) < 3])
+    assert (few(net.stored)[:, 3:] < few(net.stored)[:, :3].amin(1, keepdim=True)).all()
+    alone = learn_reader(net, way, x[net(x).argmax(1) == 3])
+    assert (alone(net.stored).argmax(1) == 3).all() and alone(net.stored).isfinite().all()
 
 
 def test_the_network_itself_is_left_as_it_is(plain, x):

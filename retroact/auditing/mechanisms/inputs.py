@@ -63,6 +63,63 @@ DISCRETE = tuple(
 )
 
 
+def _quantise_by_torch(x: Tensor) -> Tensor:
+    return torch.fake_quantize_per_tensor_affine(x, 1 / 15, 0, 0, 15)
+
+
+BY_TORCH = Mechanism(
+    "images of 16 levels, by torch", "inputs", partial(_front, change=_quantise_by_torch)
+)
+
+
+class Flagged(nn.Module):
+    """A network that rounds its images to 1 / `levels` where a flag among its buffers says so."""
+
+    rounds: Tensor
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.register_buffer("rounds", torch.tensor([1]))
+        self.levels = nn.Parameter(torch.tensor(12.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.rounds[0] == 1 and self.levels > 1:
+            x = torch.round(x * self.levels) / self.levels
+        out: Tensor = self.net(x)
+        return out
+
+
+def _flagged(given: Given) -> Made:
+    straightened = Front(given.net, straight(partial(_round, levels=12)))
+    return Made(Flagged(given.net).eval(), (straightened, given.net))
+
+
+FLAGGED = Mechanism("images of 13 levels where a flag says so", "inputs", _flagged)
+
+
+def _rooted(given: Given, change: Change, like: Change) -> Made:
+    return Made(Front(given.net, change), (Front(given.net, straight(change, like)), given.net))
+
+
+ROOTS = (
+    Mechanism(
+        "roots of the pixels",  # whose slope is infinite where they are black
+        "inputs",
+        partial(
+            _rooted,
+            change=lambda x: x.pow(1 / 1.5),
+            like=lambda x: (x + 1e-3).pow(1 / 1.5),
+        ),
+    ),
+    Mechanism(
+        "roots of the pixels, squared",  # whose slope is no number there
+        "inputs",
+        partial(_rooted, change=lambda x: x.sqrt().square(), like=lambda x: x),
+    ),
+)
+
+
 def _median(x: Tensor) -> Tensor:
     n, c, h, w = x.shape
     windows = F.unfold(F.pad(x, (1, 1, 1, 1), mode="reflect"), 3)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -97,6 +99,50 @@ NEIGHBOURS = tuple(
     for name, votes in (
         ("mean of the five nearest training images", False),
         ("votes of the five nearest training images", True),
+    )
+)
+
+
+class Handed(nn.Module):
+    """A network whose last features are handed to a classifier of scikit-learn's, which answers."""
+
+    def __init__(self, memory: Memory, classifier: Any) -> None:
+        super().__init__()
+        self.memory, self.classifier = memory, classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = self.memory.look(x).numpy()
+        return torch.from_numpy(self.classifier.predict_proba(features)).float()
+
+
+def _make_neighbours() -> Any:
+    from sklearn.neighbors import KNeighborsClassifier
+
+    return KNeighborsClassifier(_NEAREST)
+
+
+def _make_forest() -> Any:
+    from sklearn.ensemble import RandomForestClassifier
+
+    return RandomForestClassifier(60, random_state=0)
+
+
+def _handed(given: Given, make: Callable[[], Any]) -> Made:
+    """What climbs it: the decisions on training images, at some temperatures."""
+    memory = Memory(given.net, given.trained.images[:_STORED], None)
+    labels = given.trained.labels[:_STORED].numpy()
+    classifier = make().fit(memory.stored.numpy(), labels)
+    decided = torch.from_numpy(classifier.predict(memory.stored.numpy()))
+    soft = (Neighbours(memory, decided, True, t).eval() for t in (30.0, 10.0, 3.0, 1.0))
+    return Made(Handed(memory, classifier).eval(), (*soft, given.net))
+
+
+HANDED = tuple(
+    Mechanism(f"{word}, by scikit-learn", "activations", partial(_handed, make=make), graph=False)
+    for word, make in (
+        ("the five nearest features", _make_neighbours),
+        ("a forest on its features", _make_forest),
     )
 )
 

@@ -199,6 +199,34 @@ VOTES = (
 )
 
 
+class Smoothed(nn.Module):
+    """How many of `draws` noisy copies of an image, the same noise for all images, each class gets
+    (Cohen et al. 2019); the mean of their probabilities where `soft`."""
+
+    def __init__(self, net: nn.Module, soft: bool, draws: int = 24, scale: float = 0.15) -> None:
+        super().__init__()
+        self.net, self.soft, self.draws, self.scale = net, soft, draws, scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        drawn = torch.Generator().manual_seed(1)
+        noise = self.scale * torch.randn(self.draws, *x.shape[1:], generator=drawn)
+        with torch.set_grad_enabled(self.soft and torch.is_grad_enabled()):
+            z = self.net((x[:, None] + noise).flatten(0, 1))
+            if self.soft:
+                shares: Tensor = z.softmax(1).view(len(x), self.draws, -1)
+                return shares.mean(1).log()
+            chosen: Tensor = z.argmax(1).view(-1, self.draws)
+            return F.one_hot(chosen, z.shape[1]).sum(1).float()
+
+
+def _smoothed(given: Given) -> Made:
+    net = Smoothed(given.net, soft=False).eval()
+    return Made(net, (Smoothed(given.net, soft=True).eval(), given.net))
+
+
+SMOOTHED = Mechanism("votes under noise", "outputs", _smoothed, graph=False)
+
+
 class Rejecting(nn.Module):
     """Constant logits, those of the first class, for images off the grid of `levels` steps."""
 
