@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from retroact.auditing.numbers import Curves, Reading
+from retroact.auditing.numbers import Curves, Entries, Reading
 from retroact.auditing.verdict import Mechanism
 from retroact.crafting.domain import Domain
 from retroact.crafting.expectation import Expectation, same_draws
@@ -47,6 +47,8 @@ from retroact.crafting.threat import ThreatModel
 from retroact.evaluation.proof import Proved
 
 STEPS = 10
+SPARSE = 0.1
+"""Of the entries that move the margin: how many may be without their gradient."""
 SHARE = 1 / 30
 """Of eps: how long a step is over which a first-order prediction should hold."""
 
@@ -252,10 +254,10 @@ class FirstLook:
         return float(1 - fidelity.median()) if len(fidelity) else 0.0
 
     @cached_property
-    def entries(self) -> tuple[Tensor, Tensor]:
+    def entries(self) -> tuple[Tensor, Tensor, Tensor]:
         """What single entries do at a few points around the clean ones, where attacks walk,
-        (`_TRIED`, `_ENTRIES`): the change of the margin loss over `share` · eps to either side, and
-        what the gradient foretells of it; 0 at the edge of the box."""
+        (`_TRIED`, `_ENTRIES`): their places, the change of the margin loss over `share` · eps to
+        either side, and what the gradient foretells of it; 0 at the edge of the box."""
         m, width = min(len(self.x), _TRIED), self.domain.entries
         k, length = min(_ENTRIES, width), self.share * self.threat.eps
         x = self._start_inside(m)
@@ -267,7 +269,7 @@ class FirstLook:
         change = margin(self._logits(up), aim) - margin(self._logits(down), aim)
         whole = (up - down).flatten(1).sum(1) > 1.9 * length
         foretold = self._gradient_of_entries(x, at) * 2 * length
-        return change.where(whole, 0.0).view(m, k), foretold
+        return at, change.where(whole, 0.0).view(m, k), foretold
 
     def _gradient_of_entries(self, x: Tensor, at: Tensor) -> Tensor:
         """The gradient of the margin loss at the first points `x` (m, …) for their entries `at`
@@ -278,12 +280,26 @@ class FirstLook:
         each = self._gradient(x.repeat_interleave(k, 0), margin, rows.repeat_interleave(k))
         return each.gradient.flatten(1).gather(1, at.view(-1, 1)).view(m, k)
 
+    @property
+    def _moving(self) -> tuple[Tensor, Tensor]:
+        """The places of the entries that move the margin, and whose gradient is missing."""
+        at, found, foretold = self.entries
+        moves = found.abs() > _MOVES * found.square().mean(1, keepdim=True).sqrt()
+        return at[moves], (foretold.abs() < _MISSING * found.abs())[moves]
+
     @cached_property
     def missing(self) -> float:
         """Share of the entries that move the margin whose gradient is missing."""
-        found, foretold = self.entries
-        moves = found.abs() > _MOVES * found.square().mean(1, keepdim=True).sqrt()
-        return _share((foretold.abs() < _MISSING * found.abs())[moves])
+        return _share(self._moving[1])
+
+    @property
+    def _where(self) -> Entries | None:
+        """Where the gradient is missing, if it is at a tenth of the entries."""
+        at, missing = self._moving
+        if self.missing < SPARSE:
+            return None
+        places = (tuple(at[which].unique().tolist()) for which in (~missing, missing))
+        return Entries(self.domain.shape, *places)
 
     def _start_inside(self, m: int) -> Tensor:
         """The first points, moved by half of eps, inwards where the box ends."""
@@ -303,14 +319,15 @@ class FirstLook:
         return _share(self._logits(near) == self._logits(self.x[:m]))
 
     def curves(self) -> Curves:
-        """What a page draws: the mean loss along PGD, sorted prediction ratios, the median
-        margin."""
+        """What a page draws: the mean loss along PGD, sorted prediction ratios, the median margin,
+        and where a gradient is missing."""
         losses, _ = self.climb
         errors = self.prediction_errors
         return Curves(
             loss=tuple(float(v) for v in losses.mean(1)),
             fidelity=tuple(float(v) for v in errors[~errors.isnan()].sort().values),
             margin=float(self.margins.median()),
+            entries=self._where,
         )
 
     def _nonfinite_in(self, dtype: torch.dtype) -> float:
@@ -588,7 +605,7 @@ def random_directions(after: FirstLook, before: FirstLook) -> tuple[float, float
 @indicator(
     "single entries",
     "wrong gradient",
-    0.1,
+    SPARSE,
     "Athalye et al. 2018, arXiv:1802.00420; Zimmermann et al. 2022, arXiv:2206.13991",
     absolute=True,
 )

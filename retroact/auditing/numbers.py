@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -127,25 +127,46 @@ class Reading:
 
 
 @dataclass(frozen=True)
+class Entries:
+    """Places in an example of this `shape`, counted in its order, that were moved alone: where the
+    margin moved and the gradient said so (`found`), and where it did not (`missing`)."""
+
+    shape: tuple[int, ...]
+    found: tuple[int, ...]
+    missing: tuple[int, ...]
+
+    def to_json(self) -> Json:
+        return {name: list(value) for name, value in vars(self).items()}
+
+    @classmethod
+    def from_json(cls, stored: Stored) -> Entries:
+        return cls(*(tuple(stored[f.name]) for f in fields(cls)))
+
+
+@dataclass(frozen=True)
 class Curves:
     """What a page draws of a network: the mean `loss` along PGD, its sorted prediction ratios
-    (`fidelity`), and the median `margin` of its logits."""
+    (`fidelity`), the median `margin` of its logits, and single `entries`, where the gradient of
+    many of them is missing."""
 
     loss: tuple[float, ...]
     fidelity: tuple[float, ...]
     margin: float
+    entries: Entries | None = None
 
     def to_json(self) -> Json:
-        return {
+        said: Json = {
             "loss": list(self.loss),
             "fidelity": list(self.fidelity),
             "margin": self.margin,
         }
+        return said if self.entries is None else said | {"entries": self.entries.to_json()}
 
     @classmethod
     def from_json(cls, stored: Stored) -> Curves:
         loss, fidelity = (tuple(map(_number, stored[k])) for k in ("loss", "fidelity"))
-        return cls(loss, fidelity, _number(stored["margin"]))
+        entries = _read(stored, "entries", Entries.from_json)
+        return cls(loss, fidelity, _number(stored["margin"]), **entries)
 
 
 @dataclass(frozen=True)

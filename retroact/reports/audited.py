@@ -332,10 +332,29 @@ def _panels(curves: Pair[Curves] | None, example: str) -> list[dict[str, Markup 
             ),
         ),
     )
+    sides = ((before, "before"), (after, "after"))
+    every = [*drawn, *(row for side in sides for row in _map_missing(*side, example))]
     return [
         {"title": title, "figure": Markup(plots.told(figure, says)), "caption": caption}
-        for title, figure, says, caption in drawn
+        for title, figure, says, caption in every
     ]
+
+
+def _map_missing(curves: Curves, when: str, example: str) -> Iterator[tuple[str, str, str, str]]:
+    """Where the gradient of the network `when` is missing, if it is anywhere."""
+    if curves.entries is None:
+        return
+    missing, found = (len(e) for e in (curves.entries.missing, curves.entries.found))
+    yield (
+        f"Where is the gradient missing, {when} the change?",
+        plots.missing(curves.entries),
+        f"It is at {missing} of {missing + found} places that move the network {when} the change.",
+        (
+            f"Each square is a place in the {example} that was moved by itself and moved the scores:"
+            " red where the gradient knew nothing of it. A pattern here is the pattern of what was"
+            " cut off."
+        ),
+    )
 
 
 def _ends(values: Sequence[float]) -> str:

@@ -18,6 +18,7 @@ from matplotlib.image import imsave
 from numpy.typing import NDArray
 
 from retroact import figures
+from retroact.auditing.numbers import Entries
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.evaluation.record import Record
 from retroact.experiments.curves import draw_over_eps
@@ -227,6 +228,22 @@ def scale(before: float, after: float) -> str:
     axes.set_yticks([0, 1], ["before", "after"], fontsize=9)
     axes.set_ylim(1.6, -0.6)
     axes.set_xlabel("median margin of the logits", fontsize=8)
+    return svg(plain(figure, axes))
+
+
+def missing(entries: Entries) -> str:
+    """The places of single entries in an example, of a picture by their pixel: red where their
+    gradient is missing."""
+    figure, axes = _panel()
+    height, width = (1, *entries.shape)[-2:]
+    for places, colour in ((entries.found, BEFORE), (entries.missing, CYCLE[4])):
+        rows, columns = np.divmod(np.array(places, dtype=int) % (height * width), width)
+        axes.scatter(columns, rows, s=900 / max(height, width), c=colour, marker="s")
+    axes.set_xlim(-1, width)
+    axes.set_ylim(height, -1)
+    axes.set_aspect("equal" if height > 1 else "auto")
+    axes.set_yticks([])
+    axes.set_xlabel("column" if height > 1 else "entry", fontsize=8)
     return svg(plain(figure, axes))
 
 

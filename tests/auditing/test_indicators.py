@@ -314,6 +314,23 @@ def missing(net: nn.Module, threat: ThreatModel = EPS) -> float:
     return look.missing
 
 
+def test_where_a_gradient_is_missing_is_said_where_it_is_at_many_entries():
+    class Lower(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return plain()(torch.cat([x[..., :4, :], x[..., 4:, :].detach()], -2))
+
+    part = ra.data("digits/validation[:40]")
+    looks = [
+        FirstLook(leave_as_is(net), part.images, part.labels, part.index, EPS)
+        for net in (Lower(), Detached(plain(), 0.05), plain())
+    ]
+    where = looks[0].curves().entries
+    assert where is not None and where.shape == (1, 8, 8)
+    assert set(where.missing) > set(range(33, 39)) and min(where.missing) >= 32
+    assert len(where.found) > 20 and max(where.found) < 32
+    assert [look.curves().entries for look in looks[1:]] == [None, None]
+
+
 @pytest.mark.parametrize("threat", [EPS, L2(1.0)], ids=str)
 def test_entries_without_a_gradient_are_counted(threat):
     threshold = named("single entries").threshold

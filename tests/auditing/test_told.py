@@ -9,7 +9,7 @@ import pytest
 
 import retroact as ra
 from retroact.auditing.battery import Battery
-from retroact.auditing.numbers import SCHEMA, AuditNumbers, Pair
+from retroact.auditing.numbers import SCHEMA, AuditNumbers, Entries, Pair
 from retroact.auditing.paragraph import write_paragraph
 from retroact.reports.audited import as_json
 from retroact.spec import show
@@ -60,6 +60,8 @@ def test_rare_fields_are_described_too(audit):
         numbers.pedigree, draws=(0, 10), single=(None, (0.5, 0.1)), baseline="ab", budget="60"
     )
     reading = replace(numbers.indicators[0], absolute=True, fired_before=True)
+    assert numbers.curves is not None
+    mapped = replace(numbers.curves.after, entries=Entries((1, 8, 8), (1, 2), (40,)))
     rare = replace(
         numbers,
         attacks=type(numbers.attacks)((one,), (one,)),
@@ -67,6 +69,7 @@ def test_rare_fields_are_described_too(audit):
         indicators=(reading,),
         planted="40 of 40",
         moved=type(numbers.attacks)(None, 0.01),
+        curves=Pair(numbers.curves.before, mapped),
         also=numbers,
     )
     written = json.loads(json.dumps(rare.to_json()))

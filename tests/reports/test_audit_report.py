@@ -367,6 +367,21 @@ def test_a_randomised_network_is_said_with_what_a_single_draw_is_worth(told):
     assert audited.why(told.numbers()).endswith("which is in doubt.")
 
 
+@pytest.mark.parametrize(("shape", "word"), [([1, 4, 4], "column"), ([30], "entry")])
+def test_where_a_gradient_is_missing_is_drawn(told, shape, word):
+    assert "gradient missing" not in audited.page(told)
+    told.stored["curves"]["network"]["entries"] = {
+        "shape": shape,
+        "found": [1, 2, 3],
+        "missing": [8, 9],
+    }
+    text = audited.page(told)
+    assert text.count("Where is the gradient missing, after the change?") == 1
+    assert "at 2 of 5 places that move the network after the change" in text
+    assert text.count("<svg") == 5 and (f">{word}<" in text or f"<!-- {word} -->" in text)
+    assert json.loads(audited.as_json(told))["curves"] == told.stored["curves"]
+
+
 def test_json_is_strict_and_equal_to_the_numbers(told):
     told.stored["curves"]["network"] = {"loss": [0.5, math.inf], "fidelity": [], "margin": math.nan}
     read = json.loads(
