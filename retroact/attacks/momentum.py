@@ -9,6 +9,7 @@ that is judged, whose mean over the steps smooths the jumps.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated, ClassVar, NamedTuple
 
@@ -44,7 +45,7 @@ class Momentum(Attack):
     one, for an untargeted goal, each from the best point of those before; 0 climbs as the goal
     says. `finish` more gradients from the best point of all climb towards the class that is nearest
     there. With `noise`, gradients are taken at a point drawn around the one that moves, up to so
-    many times the step away.
+    many times the step away; within the box where the network gives no numbers outside it.
     """
 
     steps: Count = 30
@@ -65,7 +66,9 @@ class Momentum(Attack):
         return self.restarts * (self.steps * max(1, self.targets) + self.finish)
 
     def __call__(self, scene: Scene) -> Tensor:
-        at, runs = _Chunk(scene, Unbroken(scene), _Best(scene.x)), max(1, self.targets)
+        confined = torch.zeros(len(scene.x), dtype=torch.bool, device=scene.x.device)
+        at = _Chunk(scene, Unbroken(scene), _Best(scene.x), confined)
+        runs = max(1, self.targets)
         for run, towards in enumerate(choose(scene, self.targets, self.restarts)):
             rows = at.unbroken.rows
             if not len(rows):
@@ -80,7 +83,7 @@ class Momentum(Attack):
         return at.unbroken.finish(at.best.x[at.unbroken.rows])
 
     def _climb(self, at: _Chunk, x: Tensor, towards: Aim, steps: int, run: int) -> None:
-        (scene, unbroken, _), loss, mean = at, loss_of(self.loss), torch.zeros_like(x)
+        (scene, unbroken, *_), loss, mean = at, loss_of(self.loss), torch.zeros_like(x)
         centre, drawn = scene.x[unbroken.rows], at.noise(run) if self.noise else x
         for k in range(steps):
             scene.oracle.progress(k / steps)
@@ -90,8 +93,8 @@ class Momentum(Attack):
                 logits, gradient = scene.oracle.gradient(x, unbroken.rows, climbed)
                 x, centre, gradient, mean = at.judge(x, logits, centre, gradient, mean)
             else:
-                around = x + self.noise * step * _turn(drawn, k)
-                _, gradient = scene.oracle.gradient(around, unbroken.rows, climbed)
+                around = at.around(x, self.noise * step * _turn(drawn, k))
+                gradient = at.look(around, climbed, first=run == k == 0)
                 if k % _LOOK == 0:
                     logits = scene.oracle.logits(x, unbroken.rows)
                     x, centre, gradient, mean, drawn = at.judge(
@@ -106,12 +109,13 @@ class Momentum(Attack):
 
 
 class _Chunk(NamedTuple):
-    """What the runs of an attack share: the scene, which examples are unbroken, and the best
-    points."""
+    """What the runs of an attack share: the scene, which examples are unbroken, the best points,
+    and around which examples the network has no numbers outside the box (a root has none)."""
 
     scene: Scene
     unbroken: Unbroken
     best: _Best
+    confined: Tensor
 
     def judge(self, x: Tensor, logits: Tensor, *others: Tensor) -> tuple[Tensor, ...]:
         """Keeps the best points and files the broken away; (x, *others) of the unbroken."""
@@ -127,6 +131,25 @@ class _Chunk(NamedTuple):
         towards = aim.labels.clone()
         towards[rows] = self.scene.wrong_classes(self.best.x[rows], rows)[:, 0]
         return Aim(aim.labels, towards)
+
+    def around(self, x: Tensor, d: Tensor) -> Tensor:
+        """The points x + d, in the box where there is nothing outside it."""
+        points = x + d
+        free = ~self.confined[self.unbroken.rows]
+        return points.where(each(free, points), self.scene.clamp(points))
+
+    def look(self, x: Tensor, objective: Callable[[Tensor], Tensor], first: bool) -> Tensor:
+        """The gradient at points that may lie outside the box; the `first` time it is seen whether
+        there are numbers, which flags nobody."""
+        oracle, rows = self.scene.oracle, self.unbroken.rows
+        if not first:
+            return oracle.gradient(x, rows, objective)[1]
+        outside = oracle.narrowed(rows, self.scene.x[rows])
+        _, gradient = outside.gradient(x, torch.arange(len(rows), device=rows.device), objective)
+        self.confined[rows] = outside.nonfinite
+        outside.forgive()
+        oracle.add(outside, rows)
+        return gradient
 
     def noise(self, run: int) -> Tensor:
         """For each unbroken example, shaped as it: from [-1, 1) for each entry, scaled to length 1

@@ -117,6 +117,13 @@ class FirstLook:
         exactly zero."""
         return _share((self.uphill.gradient == 0).flatten(1).all(1))
 
+    @property
+    def lost(self) -> float:
+        """Share of points at which that gradient is zero or has entries that are no numbers."""
+        _, gradient, _, nonfinite = self.uphill
+        dead = (gradient == 0).flatten(1).all(1)
+        return _share(dead | (nonfinite & self.margins.isfinite()))
+
     @cached_property
     def prediction_errors(self) -> Tensor:
         """How far a step of `share` · eps up the margin loss changes it, over the first-order
@@ -572,8 +579,8 @@ def falling_loss(after: FirstLook, before: FirstLook) -> tuple[float, float]:
 )
 def no_gradient(after: FirstLook, before: FirstLook) -> tuple[float, float]:
     """Share of points at which the margin loss, which nothing saturates, has a gradient of exactly
-    zero, or none at all."""
-    return after.dead, before.dead
+    zero, one with entries that are no numbers, or none at all."""
+    return after.lost, before.lost
 
 
 @indicator(

@@ -519,13 +519,19 @@ class _Difference(torch.autograd.Function):
 
 
 def _difference(ctx: Any, bases: Sequence[Tensor], i: int) -> Tensor:
-    return reduce(torch.add, (_quotient(ctx, bases, i, q * ctx.steps[i]) for q in _AT)) / len(_AT)
+    here = ctx.chain(*bases, *ctx.held)
+    quotients = (_quotient(ctx, bases, i, q * ctx.steps[i], here) for q in _AT)
+    return reduce(torch.add, quotients) / len(_AT)
 
 
-def _quotient(ctx: Any, bases: Sequence[Tensor], i: int, step: float) -> Tensor:
+def _quotient(ctx: Any, bases: Sequence[Tensor], i: int, step: float, here: Tensor) -> Tensor:
+    """(f(z + s) − f(z − s)) / 2s; where one of them is no number, as beside the end of a root, the
+    difference between the other and f(z), `here`, over s."""
     up, down = (
         ctx.chain(*bases[:i], bases[i] + sign * step, *bases[i + 1 :], *ctx.held)
         for sign in (1, -1)
     )
-    quotient: Tensor = (up - down) / (2 * step)
+    above, below = up.isfinite(), down.isfinite()
+    sides = (above.to(up.dtype) + below.to(up.dtype)).clamp_min(1)
+    quotient: Tensor = (up.where(above, here) - down.where(below, here)) / (sides * step)
     return quotient

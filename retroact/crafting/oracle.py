@@ -107,6 +107,10 @@ class Oracle:
         """Sets `nonfinite` where `unsound`, bool (n,)."""
         self._tally[_UNSOUND] += unsound
 
+    def forgive(self) -> None:
+        """Takes all `nonfinite` flags back: what was shown were no examples."""
+        self._tally[_UNSOUND] = 0
+
     def add(self, inner: Oracle, rows: Tensor) -> None:
         """Adds what an oracle `narrowed` to the examples `rows` has counted."""
         self._tally.index_add_(1, rows, inner._tally)

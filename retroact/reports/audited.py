@@ -350,7 +350,7 @@ def _map_missing(curves: Curves, when: str, example: str) -> Iterator[tuple[str,
         plots.missing(curves.entries),
         f"It is at {missing} of {missing + found} places that move the network {when} the change.",
         (
-            f"Each square is a place in the {example} that was moved by itself and moved the scores:"
+            f"Each square is a place in the {example} that was moved alone and moved the scores:"
             " red where the gradient knew nothing of it. A pattern here is the pattern of what was"
             " cut off."
         ),

@@ -342,6 +342,22 @@ def test_a_gradient_without_a_number_in_one_pixel_counts_in_the_others(front, pi
     assert (made.x_adv[1] < x[1]).all() and (made.x_adv[0].flatten()[1:] < 0.5).all()
 
 
+def test_points_around_an_example_are_in_the_box_where_there_is_nothing_outside_it():
+    net = network()
+    data = few(net, 20)
+    data.images[:, :, :4] = 0.0  # black, so that half of what is drawn around it lies outside
+    data = data._replace(labels=net(data.images).argmax(1))
+    only_inside = lambda x: net(x.where((x >= 0) & (x <= 1), NAN))  # noqa: E731
+    attack = ra.Momentum(steps=30, noise=1.0)
+    for some in (only_inside, net):
+        record = ra.evaluate(some, data, attack, ra.Linf(0.1))
+        assert not record.nonfinite.any() and success_rate(record) > 0.5
+    here, there = (crafted(attack, n, data, ra.Linf(0.1)) for n in (only_inside, net))
+    assert not torch.equal(here.x_adv, there.x_adv)  # a network with numbers there is as ever
+    for name in ("queries", "gradients"):
+        assert getattr(here, name)[0] == getattr(there, name)[0] > 0
+
+
 def test_a_gradient_without_any_number_is_zero():
     net = lambda x: (0 * x.flatten(1)[:, :2]).sqrt()  # noqa: E731
     oracle = Oracle(net, 2)

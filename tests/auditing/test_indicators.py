@@ -314,6 +314,20 @@ def missing(net: nn.Module, threat: ThreatModel = EPS) -> float:
     return look.missing
 
 
+def test_a_gradient_that_is_no_number_in_places_is_none():
+    class Rooted(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return plain()(x.sqrt().square())  # whose slope at a black pixel is ∞ · 0
+
+    part = ra.data("digits/validation[:40]")
+    rooted, itself = (
+        FirstLook(leave_as_is(net), part.images, part.labels, part.index, EPS)
+        for net in (Rooted(), plain())
+    )
+    assert rooted.lost == 1.0 and rooted.dead == 0.0 and itself.lost == 0.0
+    assert named("no gradient")(rooted, itself).fired
+
+
 def test_where_a_gradient_is_missing_is_said_where_it_is_at_many_entries():
     class Lower(nn.Module):
         def forward(self, x: Tensor) -> Tensor:

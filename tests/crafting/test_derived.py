@@ -165,6 +165,18 @@ def test_a_difference_is_the_mean_over_four_widths():
     assert torch.allclose(gradient, torch.tensor([reached, [0.0, 0.0]]), rtol=1e-4)
 
 
+def test_beside_the_end_of_a_root_a_difference_has_one_side():
+    class Root(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.sqrt().square()
+
+    x = torch.linspace(0, 1, 16).view(8, 2)
+    soft = soften(trace_forward(Root(), x), x, 1.0)
+    leaf = x.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(soft(leaf).sum(), leaf)
+    assert torch.allclose(gradient, torch.ones_like(x), atol=1e-5)
+
+
 def by_loop(net: nn.Module, x: Tensor) -> Tensor:
     return torch.cat([net((image[None] * 9).round() / 9) for image in x])
 
