@@ -203,7 +203,7 @@ class Smoothed(nn.Module):
     """How many of `draws` noisy copies of an image, the same noise for all images, each class gets
     (Cohen et al. 2019); the mean of their probabilities where `soft`."""
 
-    def __init__(self, net: nn.Module, soft: bool, draws: int = 24, scale: float = 0.15) -> None:
+    def __init__(self, net: nn.Module, soft: bool, draws: int = 8, scale: float = 0.15) -> None:
         super().__init__()
         self.net, self.soft, self.draws, self.scale = net, soft, draws, scale
 
