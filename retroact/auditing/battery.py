@@ -85,11 +85,14 @@ class Battery:
         claimed: Attack,
         *,
         progress: Callable[[], None] = lambda: None,
+        heard: Callable[[float], None] = lambda share: None,
     ) -> Side:
-        """Runs on one network of an audit; `progress` is called after each of its `STAGES`."""
+        """Runs on one network of an audit; `progress` is called after each of its `STAGES`, and
+        `heard` with the claimed accuracy as soon as it is measured."""
         run = AttackRun(subject.net.network, under)
         run.attack("claimed", "claimed", claimed, Climb(subject.net))
         robust_to_claimed = run.robust.copy()
+        heard(float(robust_to_claimed.mean()))
         # where slopes blinded it: the network without them has had its chance to be seen
         if subject.folded is not subject.net:
             folded = Climb(subject.folded)

@@ -348,6 +348,8 @@ def _tunable(kind: str) -> Any:
 
 
 def _print_tuning(tuned: Tuning, as_json: bool, json_out: Path | None) -> None:
+    from retroact.experiments.tuning import TUNED
+
     points = [
         {"value": p.knob, "clean": p.clean, "claimed": p.claimed, "verified": p.verified}
         for p in tuned.points
@@ -364,9 +366,10 @@ def _print_tuning(tuned: Tuning, as_json: bool, json_out: Path | None) -> None:
     if tell_json(said, as_json, json_out):
         return
     rows = [
-        {
-            tuned.knob: f"{p.knob:g}",
-            **{k: f"{100 * getattr(p, k):.1f}" for k in ("clean", "claimed", "verified")},
+        {tuned.knob: f"{p.knob:g}"}
+        | {
+            f"{words} %": f"{100 * share:.1f}"
+            for words, share in zip(TUNED, (p.clean, p.claimed, p.verified), strict=True)
         }
         for p in tuned.points
     ]
