@@ -35,6 +35,8 @@ from retroact.spec import CallError, show, take
 from retroact.training.learnable import SHARPNESS
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from retroact.figures import Figure
 
 ON_MARGIN = PGD(steps=40, loss="margin")
@@ -111,6 +113,20 @@ class Tuning:
     def _remark(self, point: Point) -> str:
         said = {"best by these": self.best, "the papers' rule": self.largest}
         return ", ".join(words for words, taken in said.items() if taken == point)
+
+    def frame(self) -> DataFrame:
+        """A row for each value of the knob, as a pandas DataFrame: the knob, `clean`, `claimed` and
+        `verified` accuracy under tuning's own attacks, and whether it is `best` or `largest`."""
+        from pandas import DataFrame  # which `datasets` brings
+
+        names = ("clean", "claimed", "verified")
+        rows = [
+            {self.knob: p.knob} | {name: getattr(p, name) for name in names} for p in self.points
+        ]
+        marks = {"best": self.best, "largest": self.largest}
+        return DataFrame(rows).assign(
+            **{w: [p == m for p in self.points] for w, m in marks.items()}
+        )
 
     def plot(self) -> Figure:
         """Clean accuracy and that under tuning's attacks on validation data, with Wilson's 95 %,
