@@ -41,7 +41,8 @@ docs: $(VENV)/.dev
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -b html docs docs/_build/html
 
 site: docs
-	$(BIN)/retroact playground lenet-mnist --out docs/_build/html/play.html
+	$(BIN)/retroact playground lenet-mnist --hardened lenet-mnist-robust --n 100 \
+	  --out docs/_build/html/play.html
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -1,8 +1,8 @@
 """The demo: what two retrofits of a small network are worth, and what hardening it is worth.
 
-One network after the other is audited beside the plain one, by the audit's quick battery, and told
-as soon as it is measured. Every network has one verified number: that of the plain one is measured
-once, by the first audit, and read by those after.
+One network after the other is audited beside the plain one, by the audit's quick battery, and each
+number is told as soon as it is measured. Every network has one verified number: that of the plain
+one is measured once, by the first audit, and read by those after.
 """
 
 # torch, and all that needs it, is imported as it is needed: the first line stands at once
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Scene:
     """What the demo runs on: a network, what it reads, its data, a radius in pixels, the kappa of
-    JumpReLU that tuning recommends on validation data, the clean accuracy to keep, and the recipe
+    JumpReLU that tuning finds best on validation data, the clean accuracy to keep, and the recipe
     that hardens the network."""
 
     net: str
@@ -97,6 +97,9 @@ class Audience(Protocol):
     def say(self, line: str) -> None:
         """A line of the story, final."""
 
+    def begin(self, line: str) -> None:
+        """How the next line begins, while the rest of it is measured."""
+
     def watch(self, doing: str, done: float) -> None:
         """What is being done, and the share of everything that is done, in [0, 1]."""
 
@@ -105,6 +108,7 @@ class Nobody:
     """An audience that listens to nothing."""
 
     def say(self, line: str) -> None: ...
+    def begin(self, line: str) -> None: ...
     def watch(self, doing: str, done: float) -> None: ...
 
 
@@ -127,6 +131,20 @@ class Walk:
             f" what withstands. Pictures and reasons: {self.page}"
         )
 
+    @property
+    def tuned(self) -> str:
+        """What tuning found, and what the audit makes of the value that it audited; empty without
+        detail."""
+        if self.tuning is None:
+            return ""
+        name = f"JumpReLU({self.scene.kappa:g})"
+        audited = next(one for one in self.networks if one.name == name)
+        return (
+            f"{self.tuning}. These are other images and fewer attacks than the audit's, which finds"
+            f" {name} {audited.gain} points beside the plain network (the table above): that is"
+            " what it is worth."
+        )
+
     def to_json(self) -> list[dict[str, Any]]:
         """An object for each changed network: its name, and the numbers of its audit beside the
         plain one."""
@@ -145,7 +163,7 @@ def run(name: str, page: Path, *, detail: bool = False, audience: Audience | Non
     scene, told = SCENES[name], audience or Nobody()
     begin = _Steps(told, detail)
     told.say(scene.intro)
-    networks = tuple(_walk(scene, begin, told.say, detail))
+    networks = tuple(_walk(scene, begin, told, detail))
     tuning = _tune(scene, begin("tuning JumpReLU", 12)) if detail else None
     begin("drawing the page", 3)
     return Walk(scene, networks, tuning, _write(scene, networks, tuning, page))
@@ -169,25 +187,28 @@ class _Steps:
         return tell
 
 
-def _walk(scene: Scene, begin: _Steps, say: Callable[[str], None], detail: bool) -> Iterator[Shown]:
+def _walk(scene: Scene, begin: _Steps, told: Audience, detail: bool) -> Iterator[Shown]:
     """The networks of the scene, each as soon as it is measured and said."""
     begin("reading the network", 4)
-    net, images = _read(scene, say)
-    from retroact.reports.walk import Shown, fooled, legend
+    net, images = _read(scene, told.say)
+    from retroact.reports.walk import Shown, begin_line, fooled, legend
 
-    say(legend(len(images)))
+    told.say(legend(len(images)))
+    told.begin(begin_line("plain", _look(net, images, scene)))
     taken: set[int] = set()
     with TemporaryDirectory(prefix="retroact-") as folder:
         for turn, (name, about, after) in enumerate(_change(scene, net, begin)):
             tell = begin(f"attacking {name}", 4 if turn else 11)
-            made = _audit(net, after, images, scene, Path(folder) / "plain.json", tell)
+            hear = _Hearing(told, name, len(images))
+            made = _audit(net, after, images, scene, Path(folder) / "plain.json", tell, hear)
             both = [("plain", PLAIN, net), (name, about, after)]
             for side in (1,) if turn else (0, 1):
                 who, what, asked = both[side]
                 size = _size(net, asked, images, scene) if detail else None
                 example = fooled(made.sides[side], taken)
                 one = Shown(who, what, made.numbers(), side, example, size)
-                say(one.line)
+                if not one.is_plain:  # whose line was said before the other was attacked
+                    told.say(one.line)
                 yield one
 
 
@@ -203,6 +224,38 @@ def _read(scene: Scene, say: Callable[[str], None]) -> tuple[nn.Module, Images]:
     right = round(clean_accuracy_of(net, images) * n)
     say(f"Of {n} images that it has never seen it reads {right} rightly.")
     return net, images
+
+
+def _look(net: nn.Module, images: Images, scene: Scene) -> int:
+    """How many the plain network still reads under the usual attack, alone, so that the first
+    number need not wait for what an audit prepares; the audit finds the same."""
+    from retroact.attacks.pgd import CLAIMED
+    from retroact.evaluation.evaluate import evaluate
+    from retroact.evaluation.metrics import robust_accuracy
+    from retroact.ground import one_thread
+
+    with one_thread():
+        record = evaluate(net, images, CLAIMED, _threat(scene))
+    return round(robust_accuracy(record) * len(images))
+
+
+class _Hearing:
+    """Tells what an audit has measured, the network before by its name "plain": what each looks
+    like begins its line, and the line of the plain one is ended."""
+
+    def __init__(self, told: Audience, name: str, n: int) -> None:
+        self._told, self._n, self._names = told, n, {"before": "plain", "after": name}
+        self._begun = ""
+
+    def __call__(self, when: str, what: str, share: float) -> None:
+        from retroact.reports.walk import begin_line
+
+        count = round(share * self._n)
+        if what == "claimed":
+            self._begun = begin_line(self._names[when], count)
+            self._told.begin(self._begun)
+        elif when == "before":
+            self._told.say(f"{self._begun}, really {count}")
 
 
 def _change(scene: Scene, net: nn.Module, begin: _Steps) -> Iterator[tuple[str, str, Net]]:
@@ -229,12 +282,14 @@ def _audit(
     scene: Scene,
     plain: Path,
     progress: Callable[[float, int], None],
+    heard: Callable[[str, str, float], None],
 ) -> Audit:
     """The audit beside the plain network, whose own side is in the file `plain` from the first
     audit on."""
     from retroact.auditing.audit import audit
 
-    how: dict[str, Any] = {"battery": "quick", "baseline": plain, "progress": progress}
+    how: dict[str, Any] = {"battery": "quick", "baseline": plain}
+    how |= {"progress": progress, "heard": heard}
     return audit(net, after, images, _threat(scene), **how)
 
 
@@ -269,13 +324,14 @@ def _write(scene: Scene, networks: tuple[Shown, ...], tuning: Tuning | None, pat
 
 def _draw(scene: Scene, tuning: Tuning) -> tuple[str, str]:
     """The caption and the curve of tuning JumpReLU."""
+    from retroact.experiments.tuning import TUNED
     from retroact.reports import plots
 
     caption = (
         f"JumpReLU tuned on {tuning.data} (n = {tuning.n}) with three attacks of its own, which are"
         f" not the audit's; the bar marks what was audited. {tuning}."
     )
-    return caption, plots.tuning(tuning.points, tuning.knob, scene.kappa)
+    return caption, plots.tuning(tuning.points, tuning.knob, scene.kappa, TUNED)
 
 
 def _threat(scene: Scene) -> str:

@@ -128,6 +128,30 @@ def _draw_curve(axes: Axes, curve: Curve) -> None:
 
 
 @dataclass(frozen=True)
+class Function:
+    """A function of one number and the ReLU that it stands for, both over `x`."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def functions(drawn: Sequence[Function], title: str = "") -> Figure:
+    """Each function beside the ReLU (dashed), in a panel of its own; points, as it may jump."""
+    figure = Figure(figsize=(3.6 * len(drawn), 2.8), layout="constrained")
+    for axes, one in zip(figure.subplots(1, len(drawn), squeeze=False)[0], drawn, strict=True):
+        relu = [max(0.0, x) for x in one.x]
+        axes.plot(one.x, relu, color=BEFORE, linestyle="--", label="ReLU")
+        axes.plot(one.x, one.y, color=AFTER, linestyle="", marker=".", markersize=3, label=one.name)
+        axes.set_xlabel("before the activation", fontsize=8)
+        axes.set_ylabel("after it", fontsize=8)
+        axes.legend(fontsize=7, frameon=False)
+        plain(figure, axes)
+    figure.suptitle(title, fontsize=9)
+    return figure
+
+
+@dataclass(frozen=True)
 class Shown:
     """An example (c, h, w) before and after an attack, what is said above each and above their
     difference, and whether it was fooled."""

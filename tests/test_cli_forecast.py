@@ -5,12 +5,16 @@ from functools import cache
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
 import retroact as ra
 from retroact.auditing.battery import QUICK, THOROUGH, Battery
+from retroact.auditing.forecast import _LOOKED, _PREPARED
+from retroact.cli.planning import _Item, _sum_up
 from retroact.evaluation.trial import Trial, try_gradient
 from retroact.experiments import costs
 from retroact.experiments.tuning import ON_MARGIN, passes_of
+from retroact.training.recipes import RECIPES
 
 LINF = ("--threat", "Linf(0.1)")
 DIGITS = ("--data", "digits[:40]")
@@ -59,7 +63,10 @@ def test_nothing_runs_and_the_cost_is_said(call, tmp_path, nothing_runs, words, 
     assert found > 0 and gradients in (None, found)
     seconds = next(value for name, value in told.items() if name.startswith("seconds"))
     alone = found * TRIED / 4  # which several cores share
-    assert 0 < seconds <= alone + 0.1
+    prepared = 2 * (_PREPARED + _LOOKED * 40 * TRIED / 4) if "audit" in words else 0.0
+    prepared = _PREPARED + _LOOKED * 40 * TRIED / 4 if "check" in words else prepared
+    assert 0 < seconds <= alone + prepared + 0.1
+    assert words[0] == "train" or told["in words"].count("about") >= 1
     assert "harden" not in words or seconds == pytest.approx(alone, abs=0.1)
     assert not list(tmp_path.iterdir())
 
@@ -70,6 +77,39 @@ def test_no_example_takes_more_gradients_than_is_forecast():
         made = ra.audit("digits-cnn", "digits-cnn", "digits[:20]", "Linf(0.05)", **how)
         asked = sum(a.gradients for a in made.after.attacks if not a.asked_by)
         assert 0 < asked <= battery.passes(ra.PGD(4), 20, 10)
+
+
+def test_what_alarms_ask_for_is_forecast_too():
+    made = ra.audit("digits-cnn", "JumpReLU(0.5)", "digits[:12]", "Linf(0.1)", battery="quick")
+    asked = sum(attack.gradients for attack in made.after.attacks)
+    least = QUICK.passes(ra.PGD(40), 12, 10)
+    assert any(attack.asked_by for attack in made.after.attacks), "an alarm fired"
+    assert asked <= least + QUICK.more_passes(12, 10)
+
+
+def test_an_audit_says_both_what_it_takes_and_what_it_may_take(call, nothing_runs):
+    words = ("audit", "digits-cnn", "JumpReLU(0.5)", *LINF, *DIGITS, "--quick", "--dry-run")
+    told = json.loads(call(*words, "--json")[1])
+    assert told["gradients without an alarm"] < told["gradients at most"]
+    assert told["seconds without an alarm, about"] < told["seconds at most, about"]
+    assert "where no alarm fires, up to about" in told["in words"]
+
+
+def test_training_says_its_epochs_and_seconds(call, tmp_path):
+    code, out, err = call("train", "digits-cnn", "--dry-run", "--json")
+    told, recipe = json.loads(out), RECIPES["digits-cnn"].standard
+    assert code == 0 and told["epochs"] == recipe.epochs, err
+    n = len(ra.data("digits/train"))
+    assert told["steps of an epoch"] == -(-n // recipe.batch) and told["seconds, about"] > 0
+    assert f"{recipe.epochs} epochs of" in told["in words"] and not list(tmp_path.iterdir())
+    half = json.loads(call("train", "digits-cnn", "--epochs", "1", "--dry-run", "--json")[1])
+    assert half["epochs"] == 1
+
+
+def test_what_a_study_measures_without_cells_is_not_said_to_take_a_second():
+    said = _sum_up([_Item("line", "", 0, 24, 0.0)])
+    assert "the 24 other measurements are not forecast" in said and "second" not in said
+    assert "these 3 cells: about 9 s at most" in _sum_up([_Item("a", "", 3, 0, 9.0)])
 
 
 def test_rounds_are_counted():
@@ -129,7 +169,11 @@ def test_a_study_says_which_items_lack_what(call, tmp_path, nothing_runs, monkey
     assert second["cells to run first"] > 0
     assert second["seconds of these cells at most, about"] > 0
     code, out, _ = call(*words)
-    assert "figure_1: in the store" in out and "figure_2: " in out and " cells, about" in out
+    assert (
+        "figure_1: nothing is left to measure" in out
+        and "figure_2: " in out
+        and " cells, about" in out
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -176,3 +220,10 @@ def test_the_outcome_is_audited_as_the_last_step(call, tmp_path, brief):
     page = (tmp_path / "page.html").read_text()
     assert "Claimed and verified" in page and "266 of 38,282 numbers were learned" in page
     assert "pull=0.5" in page and "held out" not in page  # there was no curve
+    with safe_open(tmp_path / "h.safetensors", framework="pt") as file:
+        card = json.loads(file.metadata()["retroact"])["model-index"]
+    told_of = {r["metrics"][0]["name"]: r["metrics"][0]["value"] for r in card[0]["results"]}
+    verified = next(v for name, v in told_of.items() if name.startswith("verified accuracy"))
+    claimed = next(v for name, v in told_of.items() if name.startswith("accuracy under PGD"))
+    assert verified == told["audit"]["verified"]["after"]
+    assert claimed == told["audit"]["claimed"]["after"]

@@ -1,5 +1,6 @@
 """The demo from the command line: what is said when, and that every network has one number."""
 
+import io
 import json
 import re
 import shlex
@@ -8,11 +9,14 @@ from types import SimpleNamespace
 
 import pytest
 import typer
+from rich.console import Console
 
-from retroact import demo
+from retroact import JumpReLU, demo
 from retroact.auditing.battery import QUICK
 from retroact.cli import console
 from retroact.cli.app import app
+from retroact.experiments.tuning import Point, Tuning
+from retroact.reports import walk
 from retroact.spec import show
 
 SMALL = replace(
@@ -30,6 +34,9 @@ class Audience:
 
     def say(self, line):
         self.told.append(("said", line))
+
+    def begin(self, line):
+        self.told.append(("begun", line))
 
     def watch(self, doing, done):
         self.told.append((doing, done))
@@ -76,9 +83,25 @@ def test_each_network_is_told_as_soon_as_it_is_measured(ran):
     doing = [kind for kind, _ in told]
     for one, before, here in zip(networks[2:], at[1:-1], at[2:], strict=True):
         assert f"attacking {one.name}" in doing[before:here], "it is told before it is attacked"
-    shares = [share for kind, share in told if kind != "said"]
+    shares = [share for kind, share in told if kind not in ("said", "begun")]
     assert shares == sorted(shares) and shares[0] == 0 and 0.8 < shares[-1] <= 1
     assert doing.index("hardening the network") > at[2]
+
+
+@pytest.mark.slow
+def test_each_number_is_told_before_the_next_is_measured(ran):
+    told, (plain, *others) = ran.audience.told, ran.made.networks
+    first = told.index(("begun", f"plain: looks like {plain.looks}"))
+    assert first < [kind for kind, _ in told].index("attacking SReLU(100)"), "before any audit"
+    for one in ran.made.networks:
+        begun, said = (told.index(at) for at in (("begun", _begin(one)), ("said", one.line)))
+        assert begun < said and one.line.startswith(_begin(one))
+    ends = told.index(("said", plain.line)), told.index(("begun", _begin(others[0])))
+    assert ends[0] < ends[1], "the plain network's line ends before the next is attacked"
+
+
+def _begin(one):
+    return f"{one.name}: looks like {one.looks}"
 
 
 @pytest.mark.slow
@@ -109,3 +132,42 @@ def test_no_line_of_the_demo_but_its_results_goes_to_stdout_where_nobody_watches
     with console.story("starting", quiet=True) as told:
         told.say("not said")
     assert capsys.readouterr() == ("plain: looks like 69, really 58\n", "")
+
+
+def test_a_line_that_was_begun_is_ended_where_it_stands(capsys):
+    with console.story("starting") as told:
+        told.begin("plain: looks like 69")
+        told.begin("plain: looks like 69")  # by the audit too
+        assert capsys.readouterr().out == "plain: looks like 69"
+        told.watch("attacking", 0.5)
+        told.say("plain: looks like 69, really 58")
+        told.begin("SReLU(100): looks like 99")
+        told.say("plain: looks like 70, really 58")
+        told.begin("cut off")
+    lines = [", really 58", "SReLU(100): looks like 99", "plain: looks like 70, really 58"]
+    assert capsys.readouterr().out.splitlines() == [*lines, "cut off"]
+
+
+def test_where_a_bar_is_seen_a_line_that_was_begun_stands_beside_it(monkeypatch, capsys):
+    seen = Console(file=io.StringIO(), force_terminal=True, width=80)
+    monkeypatch.setattr(console, "err", seen)
+    with console.story("starting") as told:
+        told.begin("plain: looks like 69")
+        told.watch("attacking SReLU(100)", 0.5)
+        assert told.described == "plain: looks like 69 …"
+        told.say("plain: looks like 69, really 58")
+        assert told.described == "attacking SReLU(100)"
+    assert capsys.readouterr().out == "plain: looks like 69, really 58\n"
+
+
+def test_detail_has_one_verified_number_for_each_network_and_recommends_nothing(tmp_path):
+    numbers = SimpleNamespace(gained=0, lost=2, gain=-0.02, interval=(-0.06, 0.02))
+    jumping = walk.Shown("JumpReLU(0.4)", "", numbers, 1)
+    points = [Point(JumpReLU(k), k, 1.0, 0.7, v) for k, v in ((0.0, 0.59), (0.4, 0.61))]
+    tuning = Tuning(tuple(points), "kappa", 0.97, "digits/validation", "Linf(eps=0.1)", 179)
+    made = demo.Walk(demo.SCENES["digits"], (jumping,), tuning, tmp_path / "d.html")
+    assert "recommend" not in made.tuned and "verified" not in made.tuned
+    assert "tuning's own attacks on digits/validation" in made.tuned
+    assert "JumpReLU(0.4) -2 (-6 to +2) points beside the plain network" in made.tuned
+    caption, figure = demo._draw(made.scene, tuning)
+    assert "verified" not in caption + figure and "under tuning's attacks" in figure

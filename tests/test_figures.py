@@ -9,8 +9,9 @@ import pytest
 from matplotlib.figure import Figure
 
 import retroact as ra
-from retroact.experiments.tuning import Tuning
+from retroact.experiments.tuning import TUNED, Tuning
 from retroact.figures import Curve, bars, curves
+from retroact.retrofitting.surgery import Retrofit
 from retroact.training.hardening import Dose, Hardened
 
 LINF = ra.Linf(0.1)
@@ -108,11 +109,12 @@ def test_pictures_have_the_image_the_attack_and_the_difference():
 
 def test_a_tuning_draws_three_curves_and_marks_what_it_recommends():
     figure, points = tuned().plot(), tuned().points
-    for name in ("clean", "claimed", "verified"):
-        drawn = line(figure, name)
+    names = ("clean", "claimed", "verified")
+    for name, words in zip(names, TUNED, strict=True):
+        drawn = line(figure, words)
         assert list(drawn.get_xdata()) == [0.0, 0.4, 0.8]
         assert list(drawn.get_ydata()) == [100 * getattr(p, name) for p in points]
-    assert legend(figure) == ["clean", "claimed", "verified"]
+    assert legend(figure) == list(TUNED) and "verified" not in TUNED
     assert [tuned().best.knob] * 2 in [list(x.get_xdata()) for x in figure.axes[0].lines]
 
 
@@ -154,3 +156,45 @@ def test_a_notebook_shows_a_figure_once_and_without_pyplot():
     assert isinstance(figure, Figure) and figure._repr_png_().startswith(b"\x89PNG")
     code = "import sys, retroact.figures; assert 'matplotlib.pyplot' not in sys.modules"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_a_retrofit_draws_its_activation_beside_the_relu():
+    figure = ra.retrofit("digits-cnn", ra.JumpReLU(0.5)).retrofit.plot()
+    own, relu = line(figure, "JumpReLU(kappa=0.5)"), line(figure, "ReLU")
+    z, y = own.get_xdata(), own.get_ydata()
+    assert np.array_equal(y, np.where(z > 0.5, z, 0)) and np.ptp(z) > 1
+    assert np.array_equal(relu.get_ydata(), np.maximum(z, 0))
+
+
+def test_a_retrofit_that_differs_from_site_to_site_has_a_panel_for_each():
+    each = ra.PerSite((ra.JumpReLU(0.5), ra.SReLU(2.0)))
+    figure = Retrofit(each).plot()
+    assert len(figure.axes) == 2 and "SReLU" in figure.axes[1].lines[1].get_label()
+
+
+def test_what_is_no_function_of_one_number_is_not_drawn():
+    with pytest.raises(ValueError, match="function of one number"):
+        Retrofit(ra.KWTA(0.2)).plot()
+
+
+def test_the_frame_of_a_tuning_has_a_row_for_each_value():
+    frame = tuned().frame()
+    assert list(frame.columns) == ["kappa", "clean", "claimed", "verified", "best", "largest"]
+    assert frame.kappa.tolist() == [0.0, 0.4, 0.8]
+    assert frame.verified.tolist() == [p.verified for p in tuned().points]
+    assert frame[frame.best].kappa.tolist() == [tuned().best.knob]
+
+
+def test_the_frame_of_a_verdict_has_a_row_for_each_network():
+    frame, counts = audited().verdict.frame(), audited().verdict.counts
+    assert frame.network.tolist() == ["before", "after"] and set(frame.n) == {counts.n}
+    assert tuple(frame.verified) == counts.verified and tuple(frame.claimed) == counts.claimed
+
+
+def test_a_record_is_written_as_parquet_with_a_row_for_each_example(tmp_path):
+    import pandas as pd
+
+    frame = pd.read_parquet(ra.report(attacked(), tmp_path / "rec.parquet"))
+    assert frame.robust.tolist() == attacked().robust.tolist() and "attack" in frame
+    both = pd.read_parquet(ra.report([attacked(), attacked()], tmp_path / "two.parquet"))
+    assert len(both) == 2 * len(frame)

@@ -58,14 +58,16 @@ def test_a_record_of_nothing_is_shown_too():
     assert "0 of 0 examples" in record._repr_html_()
 
 
-def test_a_tuning_curve_marks_what_is_recommended_and_the_papers_rule():
+def test_a_tuning_curve_marks_what_is_best_by_its_own_attacks_and_the_papers_rule():
     points = tuple(
         Point(ra.JumpReLU(k), k, 1.0, claimed, verified)
         for k, claimed, verified in ((0.0, 0.6, 0.6), (0.5, 0.7, 0.65), (1.0, 0.8, 0.5))
     )
     curve = Tuning(points, "kappa", 0.99, "digits/validation", "Linf(eps=0.1)", 40)
     page = curve._repr_html_()
-    assert "<td>65.0</td><td>recommended</td>" in page
+    assert "<td>65.0</td><td>best by these</td>" in page
+    assert "<th>under tuning&#x27;s attacks %</th>" in page, "its numbers are no audit's"
+    assert "verified" not in page + str(curve) and "recommend" not in page + str(curve)
     assert "<td>50.0</td><td>the papers&#x27; rule</td>" in page and len(repr(curve)) < 400
 
 

@@ -285,6 +285,7 @@ def audit(
     fresh: bool = False,
     executor: Said[Executor] = SERIAL,
     progress: Callable[[int, int], None] | None = None,
+    heard: Callable[[str, str, float], None] | None = None,
 ) -> Audit:
     """What the network `after` a change is worth beside the one `before` it, on `data`.
 
@@ -304,7 +305,8 @@ def audit(
     `before` is looked up, and stored where it is not there yet. Each attack's outcome is filed in
     the `store`, where one is given, so that the same audit goes on after a stop, with the same
     bits; `fresh` starts it anew. The `executor` attacks the two, Threads(2) both at once, with the
-    same outcome.
+    same outcome. `heard` is called with each accuracy as it is measured, long before the end:
+    ("before", "claimed", 0.69), then "verified"; ("after", …).
 
     Raises ValueError for networks that do not fit each other or the data, decide at chance, that
     remember what they were asked, or decide otherwise in another batch, for a threat without
@@ -314,6 +316,7 @@ def audit(
         how: dict[str, Any] = {"claimed": claimed, "surrogate": surrogate, "battery": battery}
         how |= {"kernels": kernels, "draws": draws, "margin": margin, "seed": seed, "chunk": chunk}
         how |= {"baseline": baseline, "store": store, "fresh": fresh, "executor": executor}
+        how |= {"heard": heard}
         if budget is None:
             return _ask_both(partial(audit, before, after, data, threat, **how), progress)
         seconds, old = seconds_of(budget), as_network(before)
@@ -358,7 +361,8 @@ def audit(
             over = [draws if r else 0 for r in drawn]
             subjects = name_sides(subjects, under, prints, own, over, given)
         how = asked, subjects, under, spent, attack, where, stages, stored
-        procedure = _Procedure(*how, partial(_ask_again, witnesses))
+        tell = Here(heard or _ignore)
+        procedure = _Procedure(*how, tell, partial(_ask_again, witnesses))
         outcome = procedure.run(margin, prints)
         _ask_again(witnesses)
         stored.keep(outcome.before)  # of a network that was seen to be one that can be audited
@@ -367,6 +371,9 @@ def audit(
     if draws or not any(drawn):
         return run(draws)
     return _settle_draws(run)
+
+
+def _ignore(when: str, what: str, share: float) -> None: ...
 
 
 def _ask_within(
@@ -474,6 +481,7 @@ class _Procedure:
     executor: Executor
     stages: Here
     baseline: StoredSide
+    heard: Here
     ask_again: Callable[[], None]
 
     def run(self, margin: float, fingerprints: Fingerprints) -> Audit:
@@ -493,6 +501,7 @@ class _Procedure:
             under = self._under(alarmed.after)
             after = self.battery.add_controls(sides.after, alarmed.after, under)
             sides = Pair(sides.before, after)
+        self.heard("after", "verified", float(sides.after.verified.mean()))
         verdict = self._judge(alarmed, sides, readings, margin)
         trails = follow(alarmed, sides, verdict.counts.verified_gain, self.under)
         self.stages()
@@ -590,8 +599,13 @@ class _Procedure:
         return readings, Pair(before.curves(), after.curves())
 
     def _attack(self, subject: Subject) -> Side:
-        under = self._under(subject)
-        return self.battery(subject, under, self.claimed, progress=self.stages)
+        under, is_before = self._under(subject), subject.net is self.subjects.before.net
+        when = "before" if is_before and not self._is_alone else "after"
+        claimed = partial(self.heard, when, "claimed")
+        side = self.battery(subject, under, self.claimed, progress=self.stages, heard=claimed)
+        if when == "before":  # what is after may still meet controls
+            self.heard(when, "verified", float(side.verified.mean()))
+        return side
 
     def _describe(self, sides: Pair[Side]) -> AuditPedigree:
         where = surroundings(self.subjects.before.net.network)

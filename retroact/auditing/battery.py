@@ -44,6 +44,9 @@ _FIRST_ROUND = 3  # times the steps of the main attack
 _ANEW, _FEW = 4, 0.05
 """How often at most the targeted attack begins anew on a network that draws, and the share of what
 it is asked of which less is too little to go on, whoever begins anew."""
+_ASKED = 8
+"""Targeted attacks that alarms may ask for: another kernel, the trace, two that no size of logits
+misleads, inner scores, the folded net, a student, planted examples."""
 _PATIENCE = 2
 """How many such in a row end it on a network that draws, where each follows other means."""
 
@@ -85,11 +88,14 @@ class Battery:
         claimed: Attack,
         *,
         progress: Callable[[], None] = lambda: None,
+        heard: Callable[[float], None] = lambda share: None,
     ) -> Side:
-        """Runs on one network of an audit; `progress` is called after each of its `STAGES`."""
+        """Runs on one network of an audit; `progress` is called after each of its `STAGES`, and
+        `heard` with the claimed accuracy as soon as it is measured."""
         run = AttackRun(subject.net.network, under)
         run.attack("claimed", "claimed", claimed, Climb(subject.net))
         robust_to_claimed = run.robust.copy()
+        heard(float(robust_to_claimed.mean()))
         # where slopes blinded it: the network without them has had its chance to be seen
         if subject.folded is not subject.net:
             folded = Climb(subject.folded)
@@ -274,6 +280,13 @@ class Battery:
             of_each += self.longer(_FIRST_ROUND + turn).targeted(classes).passes
         trials = (len(KERNELS) + 1) * self.trial_steps
         return n * of_each + min(n, self.sample) * trials
+
+    def more_passes(self, n: int, classes: int) -> int:
+        """How many more alarms and doubts may ask for of n examples that are robust to the end."""
+        targeted, untargeted = self.alarmed().targeted(classes).passes, self.untargeted().passes
+        doubled = self.longer(2)
+        doubts = doubled.untargeted().passes + doubled.targeted(classes).passes
+        return n * ((_ASKED + self.anew) * targeted + 3 * untargeted + doubts)
 
     def untargeted(self) -> APGD:
         return APGD(self.steps, self.restarts, loss="margin")

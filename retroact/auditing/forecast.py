@@ -19,15 +19,23 @@ from retroact.executors import SERIAL, Executor
 from retroact.ground import neutral, one_thread
 from retroact.reading import Said, as_attack
 
+_PREPARED = 3.0
+"""Seconds of a network: it is traced, its forms are proved, and what traces is imported."""
+_LOOKED = 110
+"""Gradients' worth of each point that the indicators look at, forward passes counted in."""
+
 
 @dataclass(frozen=True)
 class Forecast:
-    """At most so many `gradients`, which take about so many `seconds`: examples leave as they fall,
-    and alarms and doubts may ask for more."""
+    """About so many `gradients` where no alarm fires, in about so many `seconds` with what is
+    prepared and looked at before; `most` seconds and `most_gradients` where alarms and doubts ask
+    for all that they may. Examples leave as they fall, so that it is often less."""
 
     examples: int
     gradients: int
     seconds: float
+    most_gradients: int
+    most: float
 
 
 @neutral()
@@ -50,7 +58,11 @@ def forecast(
         one = torch.zeros(2, *shape, device=device_of(nets.before))
         classes = in_float(nets.before, one).shape[1]
     passes = spent.passes(as_attack(claimed), n, classes) * max(1, draws)
+    more = passes + spent.more_passes(n, classes) * max(1, draws)
+    looked = _LOOKED * min(n, spent.points) * max(1, draws)
     each = [try_gradient(net, shape, min(n, CHUNK)).seconds for net in different]
-    seconds = passes * sum(each) / min(executor.workers, len(each))
-    most = seconds if budget is None else min(seconds, seconds_of(budget))
-    return Forecast(n, passes * len(each), most)
+    at_once = min(executor.workers, len(each))
+    before = _PREPARED * len(each) + looked * sum(each)  # which no executor shares out
+    seconds, most = (before + count * sum(each) / at_once for count in (passes, more))
+    box = most if budget is None else seconds_of(budget)
+    return Forecast(n, passes * len(each), min(seconds, box), more * len(each), min(most, box))

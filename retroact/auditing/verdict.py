@@ -10,12 +10,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from retroact.shown import as_html, percent
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 Effect = Literal[
     "GENUINE", "HARMFUL", "NO EFFECT", "INCONCLUSIVE", "ABSTAINED", "TOO STRONG A THREAT"
@@ -137,6 +140,16 @@ class Verdict:
     def _repr_html_(self) -> str:
         head = (f"n = {self.counts.n}", *SHARES)
         return as_html(str(self), head, self.counts.rows(("before", "after")), self.doubts)
+
+    def frame(self) -> DataFrame:
+        """A row for the network before and one for the network after, as a pandas DataFrame: `n`,
+        `clean`, `claimed` and `verified` accuracy, and the `effect` and `claim` of the change."""
+        from pandas import DataFrame  # which `datasets` brings
+
+        c = self.counts
+        shares = {"n": c.n, "clean": c.clean, "claimed": c.claimed, "verified": c.verified}
+        said = {"effect": self.effect, "claim": self.claim}
+        return DataFrame({"network": ("before", "after")} | shares | said)
 
     @property
     def mechanism(self) -> str:

@@ -234,11 +234,14 @@ def print_forecast(
     cost = {
         "networks": list(dict.fromkeys(map(describe, (before, after)))),
         "examples": made.examples,
-        "gradients at most": made.gradients,
-        "seconds at most, about": round(made.seconds, 1),
+        "gradients without an alarm": made.gradients,
+        "gradients at most": made.most_gradients,
+        "seconds without an alarm, about": round(made.seconds, 1),
+        "seconds at most, about": round(made.most, 1),
         "in words": (
-            f"{about_seconds(made.seconds)} at most, where no alarm asks for more; examples that"
-            " fall leave"
+            f"{about_seconds(made.seconds)} where no alarm fires, up to {about_seconds(made.most)}"
+            " where alarms and doubts ask for all that they may; an example that is broken is"
+            " attacked no more, so it is often less"
         ),
     }
     print_result(cost, as_json, json_out)

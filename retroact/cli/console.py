@@ -61,18 +61,50 @@ class Story:
 
     def __init__(self, bar: Any, task: Any, quiet: bool) -> None:
         self._bar, self._task, self._quiet = bar, task, quiet
+        self._begun, self._written, self._doing = "", "", bar.tasks[task].description
         self.go_on()
 
     def say(self, line: str) -> None:
-        """A line of the result."""
+        """A line of the result, or the end of the one that was begun."""
         if not self._quiet:
             self.pause()
-            say(line, wrap=True)
+            if self._written and line.startswith(self._written):
+                say(line.removeprefix(self._written))
+            else:
+                self.break_off()
+                say(line, wrap=True)
+            self._begun = self._written = ""
+            self._bar.update(self._task, description=self.described)
             self.go_on()
+
+    def begin(self, line: str) -> None:
+        """How the next line begins: beside the bar until the rest is there, and where there is
+        none, at once."""
+        if self._quiet or line == self._begun:
+            return
+        self._begun = line
+        if err.is_terminal:
+            self._bar.update(self._task, description=self.described)
+        else:
+            self.break_off()
+            print(line, end="", flush=True)
+            self._written = line
+
+    def break_off(self) -> None:
+        """Ends a line of which no more is known."""
+        if self._written:
+            print(flush=True)
+        self._written = ""
+
+    @property
+    def described(self) -> str:
+        """What stands beside the bar."""
+        return f"{self._begun} …" if self._begun else self._doing
 
     def watch(self, doing: str, done: float) -> None:
         """What is being done, and the share of everything that is done, in [0, 1]."""
-        self._bar.update(self._task, description=doing, completed=done)
+        self._doing = doing
+        self._bar.update(self._task, description=self.described, completed=done)
 
     def go_on(self) -> None:
         """Shows the bar."""
@@ -89,26 +121,28 @@ class Story:
 def story(what: str, *, quiet: bool = False) -> Iterator[Story]:
     """A progress bar on stderr from the first moment on, with lines of a result above it on stdout,
     each as soon as it is there; no lines where it is `quiet`."""
-    bar = _bar()
+    bar = _bar(fills=True)
     told = Story(bar, bar.add_task(what, total=1.0), quiet)
     try:
         yield told
     finally:
+        told.break_off()
         told.pause()
 
 
-def _bar() -> Any:
+def _bar(*, fills: bool = False) -> Any:
+    """A bar of rich; one that `fills` takes what words leave of the terminal."""
     from rich import progress  # by those that work, so that help comes at once
 
     columns = (
         progress.TextColumn("{task.description}"),
-        progress.BarColumn(),
+        progress.BarColumn(None if fills else 40),
         progress.TaskProgressColumn(),
         progress.TimeElapsedColumn(),
         progress.TextColumn("left"),
         progress.TimeRemainingColumn(),
     )
-    return progress.Progress(*columns, console=err, transient=True)
+    return progress.Progress(*columns, console=err, transient=True, expand=fills)
 
 
 def tell_json(value: object, as_json: bool, file: Path | None = None) -> bool:

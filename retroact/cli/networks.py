@@ -71,8 +71,13 @@ def train(
     if dry_run:
         if name not in RECIPES:
             raise CallError(f"no recipe for {name!r}; expected one of: {', '.join(RECIPES)}")
-        plan = {"name": name, "recipe": RECIPES[name], "epochs": epochs}
-        return print_result(plan, as_json, json_out)
+        from retroact.training.forecast import forecast_training
+
+        made = forecast_training(name, epochs=epochs, data=data)
+        said = f"{made.epochs} epochs of {made.steps} steps: {about_seconds(made.seconds)}"
+        plan = {"name": name, "recipe": RECIPES[name], "epochs": made.epochs}
+        plan |= {"steps of an epoch": made.steps, "seconds, about": round(made.seconds, 1)}
+        return print_result(plan | {"in words": said}, as_json, json_out)
     how = "the same command" if resume else "the command without --no-resume"
     truth = f"finished epochs are kept; {how} goes on after the last of them"
     with progress_bar(f"train {name}") as progress, if_stopped(truth):
@@ -335,7 +340,12 @@ def _print_forecast(
     with one_thread():
         tried = try_gradient(network, images.images.shape[1:])
     seconds = cost["gradients at most"] * tried.seconds / workers
-    print_result({**cost, "seconds at most, about": round(seconds, 1)}, as_json, json_out)
+    said = {"seconds at most, about": round(seconds, 1)}
+    words = (
+        f"{cost['values']} values on {cost['images']} images: {about_seconds(seconds)} at most; an"
+        " example that is broken is attacked no more, so it is often less"
+    )
+    print_result({**cost, **said, "in words": words}, as_json, json_out)
 
 
 def _tunable(kind: str) -> Any:
@@ -348,6 +358,8 @@ def _tunable(kind: str) -> Any:
 
 
 def _print_tuning(tuned: Tuning, as_json: bool, json_out: Path | None) -> None:
+    from retroact.experiments.tuning import TUNED
+
     points = [
         {"value": p.knob, "clean": p.clean, "claimed": p.claimed, "verified": p.verified}
         for p in tuned.points
@@ -364,9 +376,10 @@ def _print_tuning(tuned: Tuning, as_json: bool, json_out: Path | None) -> None:
     if tell_json(said, as_json, json_out):
         return
     rows = [
-        {
-            tuned.knob: f"{p.knob:g}",
-            **{k: f"{100 * getattr(p, k):.1f}" for k in ("clean", "claimed", "verified")},
+        {tuned.knob: f"{p.knob:g}"}
+        | {
+            f"{words} %": f"{100 * share:.1f}"
+            for words, share in zip(TUNED, (p.clean, p.claimed, p.verified), strict=True)
         }
         for p in tuned.points
     ]
@@ -513,10 +526,12 @@ def harden(
     saved = None if out is None else checkpoint.save(hard.net, out)
     if folder is not None:
         drop_checkpoint(folder)
-    made = None
+    made = None  # saved first: an audit that is stopped costs nothing that was learned
     if tried_on is not None:
         battery = {"battery": "quick" if quick else None}
         made = run_audit(plain, hard.net, read(tried_on), as_threat(threat), **battery)
+        if out is not None:
+            checkpoint.save(hard.net, out, audit=made)
         if html is not None:
             note(f"wrote {report(made, html, hardened=hard)}")
     _print_hardened(hard, saved, made, as_json, json_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,12 +38,23 @@ def print_plan(
         return
     for item in items:
         say(str(item))
-    total = sum(item.seconds for item in items)
-    say(
-        f"these cells: {about_seconds(total)} at most; what an item asks for after them and how"
-        " long other measurements take is known when they are there",
-        wrap=True,
-    )
+    say(_sum_up(items), wrap=True)
+
+
+def _sum_up(items: Sequence[_Item]) -> str:
+    """What is forecast in all, and what is not."""
+    cells, others = (sum(getattr(item, what) for item in items) for what in ("cells", "others"))
+    said = []
+    if cells:
+        seconds = about_seconds(sum(item.seconds for item in items))
+        said.append(f"these {cells} cells: {seconds} at most")
+    if others:
+        said.append(
+            f"the {others} other measurements are not forecast: trainings, audits and what else an"
+            " item measures, which may take hours"
+        )
+    said.append("what an item asks for after these is known when they are there")
+    return "; ".join(said)
 
 
 def _opened_to_read(path: Path | None) -> Store:
@@ -75,5 +87,5 @@ class _Item:
 
     def __str__(self) -> str:
         cells = [f"{self.cells} cells, {about_seconds(self.seconds)} at most"] if self.cells else []
-        others = [f"{self.others} other measurements"] if self.others else []
-        return f"{self.name}: {' and '.join([*cells, *others]) or 'in the store'}"
+        others = [f"{self.others} other measurements, not forecast"] if self.others else []
+        return f"{self.name}: {' and '.join([*cells, *others]) or 'nothing is left to measure'}"

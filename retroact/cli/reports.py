@@ -68,9 +68,10 @@ def _print_detail(made: Walk) -> None:
     say(f"\nWith 95 % intervals, n = {made.networks[0].n}; differences in points:", wrap=True)
     print_rows([one.row() for one in made.networks])
     if made.tuning is not None:
-        say(f"\nJumpReLU on {made.tuning.data} (n = {made.tuning.n}), by tuning's own attacks:")
+        of = f"{made.tuning.data} (n = {made.tuning.n})"
+        say(f"\nJumpReLU by tuning's own attacks on other images, {of}:", wrap=True)
         print_rows([_tuned(point) for point in made.tuning.points])
-        say(f"{made.tuning}", wrap=True)
+        say(made.tuned, wrap=True)
 
 
 def _tuned(point: Point) -> dict[str, str]:

@@ -1,9 +1,10 @@
 """tune: clean, claimed and verified accuracy against an activation's knob, on validation data, and
 what to take.
 
-*Claimed* is cross-entropy PGD, as the papers ran it. *Verified* is the per-example worst case of
-that, PGD on the margin loss, and, for an activation with a jump, PGD on the margin loss through the
-smoothed backward pass: an upper bound on what the network withstands. Test data is refused.
+*Claimed* is cross-entropy PGD, as the papers ran it. *Verified* is here the per-example worst case
+of that, PGD on the margin loss, and, for an activation with a jump, PGD on the margin loss through
+the smoothed backward pass: tuning's own attacks, fewer than an audit's, so an upper bound on what
+an audit would find. What is best here is what to audit next. Test data is refused.
 """
 
 from __future__ import annotations
@@ -34,9 +35,13 @@ from retroact.spec import CallError, show, take
 from retroact.training.learnable import SHARPNESS
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from retroact.figures import Figure
 
 ON_MARGIN = PGD(steps=40, loss="margin")
+TUNED = ("clean", "under the papers' PGD", "under tuning's attacks")
+"""What a point's three accuracies are in words; they are no audit's."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +59,10 @@ class Point:
 class Tuning:
     """The curve, and two readings of it.
 
-    `activation` has the best verified accuracy among those that keep `keep` of the clean accuracy
-    (the one nearest to the plain network where several are as good): what we recommend. `largest`
-    is the papers' rule: the largest knob that keeps `keep` of the clean accuracy.
+    `activation` has the best accuracy under tuning's own attacks among those that keep `keep` of
+    the clean accuracy (the one nearest to the plain network where several are as good): what to
+    audit next. `largest` is the papers' rule: the largest knob that keeps `keep` of the clean
+    accuracy.
     """
 
     points: tuple[Point, ...]
@@ -89,15 +95,15 @@ class Tuning:
 
     @property
     def gain(self) -> float:
-        """Verified accuracy of the recommended value over the neutral value's; a gain of noise's
-        size is none."""
+        """Verified accuracy of the best value over the neutral value's; a gain of noise's size is
+        none."""
         return self.best.verified - self.points[0].verified
 
     def __repr__(self) -> str:
         return f"<Tuning on {self.data} within {self.threat}: {self}>"
 
     def _repr_html_(self) -> str:
-        head = (self.knob, "clean %", "claimed %", "verified %", "")
+        head = (self.knob, *(f"{words} %" for words in TUNED), "")
         rows = [
             (f"{p.knob:g}", *map(percent, (p.clean, p.claimed, p.verified)), self._remark(p))
             for p in self.points
@@ -105,19 +111,33 @@ class Tuning:
         return as_html(str(self), head, rows)
 
     def _remark(self, point: Point) -> str:
-        said = {"recommended": self.best, "the papers' rule": self.largest}
+        said = {"best by these": self.best, "the papers' rule": self.largest}
         return ", ".join(words for words, taken in said.items() if taken == point)
 
+    def frame(self) -> DataFrame:
+        """A row for each value of the knob, as a pandas DataFrame: the knob, `clean`, `claimed` and
+        `verified` accuracy under tuning's own attacks, and whether it is `best` or `largest`."""
+        from pandas import DataFrame  # which `datasets` brings
+
+        names = ("clean", "claimed", "verified")
+        rows = [
+            {self.knob: p.knob} | {name: getattr(p, name) for name in names} for p in self.points
+        ]
+        marks = {"best": self.best, "largest": self.largest}
+        return DataFrame(rows).assign(
+            **{w: [p == m for p in self.points] for w, m in marks.items()}
+        )
+
     def plot(self) -> Figure:
-        """Clean, claimed and verified accuracy on validation data, with Wilson's 95 %, over the
-        knob; the recommended value is marked."""
+        """Clean accuracy and that under tuning's attacks on validation data, with Wilson's 95 %,
+        over the knob; the best value is marked."""
         from retroact.figures import TOLD, Curve, curves  # and with it matplotlib
 
         points = sorted(self.points, key=lambda point: point.knob)
         knobs = [p.knob for p in points]
         drawn = [
-            Curve(name, knobs, [getattr(p, name) for p in points], colour, self.n)
-            for name, colour in TOLD.items()
+            Curve(words, knobs, [getattr(p, name) for p in points], colour, self.n)
+            for words, (name, colour) in zip(TUNED, TOLD.items(), strict=True)
         ]
         return curves(
             drawn,
@@ -129,9 +149,10 @@ class Tuning:
 
     def __str__(self) -> str:
         plain = f"ReLU in the place of {', '.join(self.also)}" if self.also else "the plain network"
-        gained = f"{100 * self.gain:+.1f} points verified over {plain}"
+        gained = f"{100 * self.gain:+.1f} points over {plain}"
         return (
-            f"recommended: {show(self.activation)} ({gained}, n = {self.n}); "
+            f"best under tuning's own attacks on {self.data}: {show(self.activation)} "
+            f"({gained}, n = {self.n}; an audit on test data says what it is worth); "
             f"the papers' rule, largest {self.knob} that keeps {self.keep:.0%} of clean accuracy: "
             f"{show(self.largest.activation)}"
         )

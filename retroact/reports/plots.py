@@ -148,12 +148,13 @@ def standalone(svg: str) -> str:
     )
 
 
-def tuning(points: Sequence[Any], knob: str, chosen: float) -> str:
-    """Clean, claimed and verified accuracy against the knob; `points` have these as attributes."""
+def tuning(points: Sequence[Any], knob: str, chosen: float, words: Sequence[str]) -> str:
+    """Clean, claimed and verified accuracy of tuning against the knob, called by these `words`;
+    `points` have these as attributes."""
     values = [p.knob for p in points]
     drawn = [
-        figures.Curve(name, values, [getattr(p, name) for p in points], colour)
-        for name, colour in figures.TOLD.items()
+        figures.Curve(said, values, [getattr(p, name) for p in points], colour)
+        for said, (name, colour) in zip(words, figures.TOLD.items(), strict=True)
     ]
     return svg(figures.curves(drawn, knob, "accuracy on validation data, %", marked=chosen))
 

@@ -27,11 +27,12 @@ def report(
     title: str | None = None,
     hardened: Learning | None = None,
 ) -> Path:
-    """Writes what was found to `path`: .html, .md, .json or .csv.
+    """Writes what was found to `path`: .html, .md, .json, .csv or .parquet.
 
-    A store, or lines taken from one: every cell. A record, or several: the same of it. An audit:
-    its page; .csv and .parquet have a row for each example, its `frame()`. Several audits, or the
-    files that `audit --json` wrote: a row for each, side by side.
+    A store, or lines taken from one: every cell. A record, or several: the same of it; .parquet has
+    a row for each example of each. An audit: its page; .csv and .parquet have a row for each
+    example, its `frame()`. Several audits, or the files that `audit --json` wrote: a row for each,
+    side by side.
     `title` heads the page; that of an audit says what was learned of a `hardened` network, what
     `harden` gave. Returns the path. Raises ValueError for another suffix and for a store
     without cells.
@@ -74,7 +75,16 @@ def _of_cells(cells: Sequence[Line], title: str | None) -> Writers:
         ".json": lambda: (
             json.dumps([line.numbers() for line in cells], indent=2, default=str) + "\n"
         ),
+        ".parquet": lambda: _as_parquet(cells),
     }
+
+
+def _as_parquet(cells: Sequence[Line]) -> bytes:
+    """A row for each example of each cell: the cell's fields, and the facts of its record."""
+    from pandas import concat  # which `datasets` brings
+
+    frames = [line.record.frame().assign(key=line.key, **vars(line.fields)) for line in cells]
+    return bytes(concat(frames).to_parquet(index=False))
 
 
 def _of_audit(audit: Reported, title: str | None, hardened: Learning | None) -> Writers:

@@ -64,7 +64,7 @@ class Shown:
     @property
     def line(self) -> str:
         """What is found, as a line."""
-        return f"{self.name}: looks like {self.looks}, really {self.really}{self.beside}"
+        return f"{begin_line(self.name, self.looks)}, really {self.really}{self.beside}"
 
     @property
     def beside(self) -> str:
@@ -112,11 +112,12 @@ class Shown:
             )
         )
         row = {"network": self.name, "clean": str(self.clean)}
-        row |= {"looks like": looks, "really": really, "beside plain": self._gain}
+        row |= {"looks like": looks, "really": really, "beside plain": self.gain}
         return row | ({} if self.rho is None else {"ρ₂ %": f"{100 * self.rho:.1f}"})
 
     @property
-    def _gain(self) -> str:
+    def gain(self) -> str:
+        """The points it really has more than the plain one, with their interval."""
         if self.is_plain:
             return ""
         low, high = (100 * v for v in self.numbers.interval)
@@ -124,6 +125,11 @@ class Shown:
 
     def _count(self, shares: Pair[float]) -> int:
         return round(shares[self.side] * self.numbers.n)
+
+
+def begin_line(name: str, looks: int) -> str:
+    """How the line of a network begins, as soon as it is known what it looks like."""
+    return f"{name}: looks like {looks}"
 
 
 def fooled(side: Attacked, taken: set[int]) -> Broken | None:

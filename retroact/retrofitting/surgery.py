@@ -16,8 +16,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from fnmatch import fnmatchcase
+from math import isfinite
 from os import PathLike
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import fx, nn
@@ -40,6 +41,9 @@ from retroact.retrofitting.tracing import keep_attributes, rewrite, trace
 from retroact.retrofitting.watching import trial
 from retroact.shown import as_html
 from retroact.spec import show, spec, take
+
+if TYPE_CHECKING:
+    from retroact.figures import Figure, Function
 
 
 class CoverageError(ValueError):
@@ -99,12 +103,41 @@ class Retrofit:
         row = (show(self.activation), self.sites, kinds, ", ".join(self.allow) or "none")
         return as_html(str(self), head, [row])
 
+    def plot(self) -> Figure:
+        """The activation beside the ReLU that it stands for, one panel for each site where they
+        differ. Raises ValueError for one that is no function of one number."""
+        from retroact.figures import functions  # and with it matplotlib
+
+        each = getattr(self.activation, "activations", (self.activation,))
+        return functions([_draw(one) for one in each], f"at sites {self.sites}")
+
     @property
     def kinds(self) -> tuple[str, ...]:
         """Kinds beyond ReLU that are replaced: those of `also`, and those that the activation is
         written for."""
         others = (k for k in self.activation.replaces if k not in (*self.also, *RELUS))
         return (*self.also, *others)
+
+
+def _draw(activation: Activation) -> Function:
+    """The activation over a range that has its threshold and its cap in it."""
+    from retroact.figures import Function
+
+    ramp = activation.ramp
+    ends = (ramp.kappa, ramp.cap) if ramp is not None else ()
+    most = max([1.5, *(1.5 * abs(end) for end in ends if end is not None and isfinite(end))])
+    z = torch.linspace(-most, most, 601)[None]  # one example, whose entries may compete
+    try:
+        y = activation(z)
+        alone = y.shape == z.shape and torch.equal(activation(z[:, 450:]), y[:, 450:])
+    except (TypeError, ValueError, IndexError, RuntimeError):
+        alone = False
+    if not alone:
+        raise ValueError(
+            f"expected an activation that is a function of one number, to draw it, got"
+            f" {show(activation)}, which depends on its site or on other entries"
+        )
+    return Function(show(activation), z[0].tolist(), y[0].tolist())
 
 
 def retrofit(

@@ -38,7 +38,7 @@ def test_the_recommendation_has_the_best_verified_accuracy_that_is_affordable():
 def test_what_only_claims_is_not_recommended():
     tuned = curve((0.0, 1.0, 0.5, 0.4), (1.0, 1.0, 0.9, 0.4), (1.5, 1.0, 0.95, 0.3))
     assert tuned.activation == JumpReLU(0.0) and tuned.gain == 0
-    assert "+0.0 points verified" in str(tuned)
+    assert "(+0.0 points over the plain network" in str(tuned)
 
 
 def test_the_curve_starts_at_the_plain_network_and_verified_is_never_above_claimed(net):
