@@ -16,6 +16,7 @@ import typer
 
 from retroact.cli import answers, options
 from retroact.cli.codes import FOUND, NOT_SETTLED, worst
+from retroact.cli.completing import complete_data, complete_nets, specs
 from retroact.cli.console import (
     about_seconds,
     note,
@@ -42,17 +43,34 @@ if TYPE_CHECKING:
     from retroact.reports.junit import Case
 
 NetArgument = Annotated[
-    str, typer.Argument(help="the network before the change: zoo name, file, module:function")
+    str,
+    typer.Argument(
+        help="the network before the change: zoo name, file, module:function",
+        autocompletion=complete_nets,
+    ),
 ]
 ChangeArgument = Annotated[
-    str | None, typer.Argument(help='what was changed, such as "JumpReLU(kappa=1.0)"')
+    str | None,
+    typer.Argument(
+        help='what was changed, such as "JumpReLU(kappa=1.0)"',
+        autocompletion=specs("activations"),
+    ),
 ]
-DataOption = Annotated[str, typer.Option(help='test data, such as "mnist[:300]"')]
+DataOption = Annotated[
+    str, typer.Option(help='test data, such as "mnist[:300]"', autocompletion=complete_data)
+]
 AgainstOption = Annotated[
-    str | None, typer.Option(help="audit this changed network instead of an activation")
+    str | None,
+    typer.Option(
+        help="audit this changed network instead of an activation", autocompletion=complete_nets
+    ),
 ]
 ClaimedOption = Annotated[
-    str | None, typer.Option(help="the attack behind the claim (default: the papers' PGD)")
+    str | None,
+    typer.Option(
+        help="the attack behind the claim (default: the papers' PGD)",
+        autocompletion=specs("attacks"),
+    ),
 ]
 QuickOption = Annotated[
     bool, typer.Option("--quick", help="the decisive attacks only, for a first answer")

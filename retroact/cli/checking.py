@@ -18,6 +18,7 @@ from retroact.cli.audits import (
     print_forecast,
 )
 from retroact.cli.codes import FOUND, NOT_SETTLED, worst
+from retroact.cli.completing import complete_nets
 from retroact.cli.console import print_rows, progress_bar, say, tell_json
 from retroact.cli.named import Bringing, opened
 from retroact.spec import CallError
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
     from retroact.auditing.claims import Check
     from retroact.reports.junit import Case
 
-NetArgument = Annotated[str, typer.Argument(help="zoo name, file, module:function")]
+NetArgument = Annotated[
+    str, typer.Argument(help="zoo name, file, module:function", autocompletion=complete_nets)
+]
 ReportedOption = Annotated[
     float | None, typer.Option(help="the robust accuracy that was reported, in per cent: 53.1")
 ]

@@ -12,6 +12,7 @@ import typer
 
 from retroact.cli import options
 from retroact.cli.audits import QuickOption, print_audit, run_audit
+from retroact.cli.completing import complete_data, complete_nets, specs
 from retroact.cli.console import (
     about_bytes,
     about_seconds,
@@ -35,7 +36,11 @@ if TYPE_CHECKING:
     from retroact.training.hardening import Hardened, Hardening
 
 ZooArgument = Annotated[
-    str, typer.Argument(help="a zoo name: `retroact list nets` has those that are trained")
+    str,
+    typer.Argument(
+        help="a zoo name: `retroact list nets` has those that are trained",
+        autocompletion=complete_nets,
+    ),
 ]
 EpochsOption = Annotated[int | None, typer.Option(min=1, help="instead of the recipe's own")]
 TrainingOption = Annotated[str | None, typer.Option(help="another training slice")]
@@ -91,10 +96,19 @@ def train(
 
 
 MeasuredArgument = Annotated[
-    str, typer.Argument(help='an activation with numbers to measure, such as "MeanSparse(0.2)"')
+    str,
+    typer.Argument(
+        help='an activation with numbers to measure, such as "MeanSparse(0.2)"',
+        autocompletion=specs("activations"),
+    ),
 ]
 SeenOption = Annotated[
-    str, typer.Option("--data", help='training data, such as "mnist/train[:2000]"; never test data')
+    str,
+    typer.Option(
+        "--data",
+        help='training data, such as "mnist/train[:2000]"; never test data',
+        autocompletion=complete_data,
+    ),
 ]
 NumbersOption = Annotated[
     Path, typer.Option("--out", help="the file for the numbers (.safetensors)")
@@ -180,7 +194,10 @@ def change(
     print_result(result | {"notes": list(notes)}, as_json, json_out)  # type: ignore[arg-type]
 
 
-ActivationArgument = Annotated[str | None, typer.Argument(help='such as "JumpReLU(kappa=1.0)"')]
+ActivationArgument = Annotated[
+    str | None,
+    typer.Argument(help='such as "JumpReLU(kappa=1.0)"', autocompletion=specs("activations")),
+]
 AllowOption = Annotated[
     list[str] | None, typer.Option(help="sites (or globs) that may stay as they are")
 ]
@@ -256,10 +273,18 @@ def _clean_accuracies(nets: Mapping[str, nn.Module], images: Images) -> dict[str
 
 
 KindArgument = Annotated[
-    str, typer.Argument(help="the activation to tune: JumpReLU, SReLU, what `calibrate` printed")
+    str,
+    typer.Argument(
+        help="the activation to tune: JumpReLU, SReLU, what `calibrate` printed",
+        autocompletion=specs("activations"),
+    ),
 ]
 ValidationOption = Annotated[
-    str, typer.Option(help='validation data, such as "mnist/validation[:500]"; never test data')
+    str,
+    typer.Option(
+        help='validation data, such as "mnist/validation[:500]"; never test data',
+        autocompletion=complete_data,
+    ),
 ]
 ShareOption = Annotated[float, typer.Option(help="share of clean accuracy to keep")]
 WorkersOption = Annotated[
@@ -375,7 +400,11 @@ def _print_tuning(tuned: Tuning, as_json: bool, json_out: Path | None) -> None:
 
 
 LearningOption = Annotated[
-    str, typer.Option(help='training data, such as "mnist/train[:5000]"; never test data')
+    str,
+    typer.Option(
+        help='training data, such as "mnist/train[:5000]"; never test data',
+        autocompletion=complete_data,
+    ),
 ]
 HeldOption = Annotated[
     str | None,
