@@ -13,7 +13,14 @@ import typer
 from retroact.cli import options
 from retroact.cli.completing import complete_nets, specs
 from retroact.cli.console import note, print_lines, print_result, progress_bar, tell_json
-from retroact.cli.named import Bringing, activation_of, executor_of, files_of, say_of_cells
+from retroact.cli.named import (
+    Bringing,
+    activation_of,
+    executor_of,
+    files_of,
+    say_of_cells,
+    say_split,
+)
 from retroact.cli.stopping import if_stopped, uncounted
 from retroact.workers import fork_from_here
 
@@ -128,6 +135,7 @@ def attack(
 
     options.check_also(also, activation, source_activation)
     bring = Bringing.of([net, source], mean, std, shape)
+    say_split(data)
     bring.check_shape(data)
     model = bring.model(net, weights, activation_of(activation), sites, also=also)
     climbed = None
@@ -195,6 +203,7 @@ def sweep(
 
     options.check_also(also, *(activation or []))
     bring = Bringing.of([*net, *(source or [])], mean, std, shape)
+    say_split(data)
     bring.check_shape(data)
     files = list(zip(net, files_of(net, weights or []), strict=True))
     cells = grid(

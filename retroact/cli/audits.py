@@ -26,7 +26,7 @@ from retroact.cli.console import (
     say,
     tell_json,
 )
-from retroact.cli.named import Bringing, executor_of, opened, say_left_alone
+from retroact.cli.named import Bringing, executor_of, opened, read_data, say_left_alone
 from retroact.spec import CallError
 
 if TYPE_CHECKING:
@@ -194,12 +194,11 @@ def audit(
         answers.begin(junit, "audit", is_asked=asked.is_any, by="--require or --fail-on")
 
     from retroact.auditing.numbers import Pair
-    from retroact.nets.data import data as read
     from retroact.reading import as_activation, as_threat
     from retroact.reports.audited import as_json as as_text
     from retroact.retrofitting.surgery import retrofit
 
-    images, radius = read(data), as_threat(threat)
+    images, radius = read_data(data), as_threat(threat)
     before = bring.load(net, weights, images)
     if activation is None:
         assert against is not None

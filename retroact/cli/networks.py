@@ -23,7 +23,7 @@ from retroact.cli.console import (
     say,
     tell_json,
 )
-from retroact.cli.named import Bringing, activation_of, executor_of, say_left_alone
+from retroact.cli.named import Bringing, activation_of, executor_of, read_data, say_left_alone
 from retroact.cli.stopping import NOTHING, if_stopped
 from retroact.spec import CallError
 
@@ -136,11 +136,10 @@ def calibrate(
           --out means.safetensors
     """
     _check_file(out)
-    from retroact.nets.data import data as read
     from retroact.spec import show
     from retroact.training.calibrating import calibrate as run
 
-    bring, images = Bringing.of([net], mean, std, shape, device), read(data)
+    bring, images = Bringing.of([net], mean, std, shape, device), read_data(data)
     made = run(bring.load(net, weights, images), activation, images, file=out)
     said = {"activation": show(made), "file": str(out), "data": images.name}
     if not tell_json(said, as_json, json_out):
@@ -182,11 +181,10 @@ def change(
     """
     _check_file(out)
     from retroact import checkpoint
-    from retroact.nets.data import data as read
     from retroact.training.changes import change as run
 
     bring = Bringing.of([net], mean, std, shape, device)
-    images = None if data is None else read(data)
+    images = None if data is None else read_data(data)
     made = run(bring.load(net, weights, images), what, images)
     checkpoint.save(made, out)
     notes = getattr(made, "notes", ())
@@ -232,7 +230,6 @@ def retrofit(
           --out hard.safetensors
     """
     from retroact import checkpoint
-    from retroact.nets.data import data as read
     from retroact.reading import as_activation
     from retroact.retrofitting.installed import installed
     from retroact.retrofitting.sites import left_alone
@@ -244,7 +241,7 @@ def retrofit(
     if said is None:
         raise CallError("expected an activation or --map, such as gelu=relu; got neither")
     bring = Bringing.of([net], mean, std, shape, device)
-    images = None if data is None else read(data)
+    images = None if data is None else read_data(data)
     before = bring.load(net, weights, images)
     after = run(before, as_activation(said), sites=sites, also=also or (), allow=allow or ())
     made = after.retrofit
@@ -324,12 +321,11 @@ def tune(
     from retroact.experiments.tuning import passes_of
     from retroact.experiments.tuning import tune as run
     from retroact.ground import one_thread
-    from retroact.nets.data import data as read
     from retroact.retrofitting.surgery import retrofit
 
     bring = Bringing.of([net], mean, std, shape, device)
     values = None if grid is None else options.numbers_of(grid, "--grid")
-    tried, images = _tunable(kind), read(data)
+    tried, images = _tunable(kind), read_data(data)
     network = bring.load(net, weights, images)
     say_left_alone(retrofit(network, tried, sites=sites, also=also or ()))
     where = executor_of(executor, workers, default=1)
@@ -509,7 +505,6 @@ def harden(
     if budget is not None and steps is not None:
         raise CallError("expected --budget or --steps, got both: a budget says how many steps")
     from retroact import checkpoint
-    from retroact.nets.data import data as read
     from retroact.reading import as_threat
     from retroact.reports.report import report
     from retroact.training.hardening import harden as run
@@ -521,7 +516,7 @@ def harden(
     numbers |= {"ramp": ramp, "average": average, "pull": pull}
     recipe = _recipe(learn or ("shifts" if budget is None else "all"), bf16, numbers)
     share = keep if keep is not None else 0.0 if held is None else 0.99
-    images, kept = read(data), None if held is None else read(held)
+    images, kept = read_data(data), None if held is None else read_data(held)
     bring = Bringing.of([net], mean, std, shape, device)
     plain = bring.load(net, weights, images)
     folder = None if out is None else out.parent / "checkpoints" / out.stem
@@ -545,7 +540,7 @@ def harden(
     made = None
     if tried_on is not None:
         battery = {"battery": "quick" if quick else None}
-        made = run_audit(plain, hard.net, read(tried_on), as_threat(threat), **battery)
+        made = run_audit(plain, hard.net, read_data(tried_on), as_threat(threat), **battery)
         if html is not None:
             note(f"wrote {report(made, html, hardened=hard)}")
     _print_hardened(hard, saved, made, as_json, json_out)
@@ -646,11 +641,10 @@ def export(
     Example:
       retroact export digits-cnn hard.pt2 --activation "JumpReLU(0.5)"
     """
-    from retroact.nets.data import data as read
     from retroact.retrofitting.export import export as write
     from retroact.retrofitting.surgery import retrofit
 
-    images, chosen = None if data is None else read(data), activation_of(activation)
+    images, chosen = None if data is None else read_data(data), activation_of(activation)
     options.check_also(also, activation)
     model = Bringing.of([net], mean, std, shape, device).load(net, weights, images)
     if chosen is not None:

@@ -53,7 +53,7 @@ def demo(
     Example:
       retroact demo --report demo.html
     """
-    from retroact.demo import YOURS, run
+    from retroact.demo import WHOSE, YOURS, run
 
     options.check_folder(report)
     with story("starting", quiet=as_json) as audience:
@@ -63,7 +63,7 @@ def demo(
     if detail:
         _print_detail(made)
     say(f"\n{made.summary}", wrap=True)
-    say("\nNow yours, where mine.py has a function net() that returns your network:")
+    say(f"\n{WHOSE}", wrap=True)
     for command in YOURS:
         say(f"  {command}")
 
