@@ -12,7 +12,8 @@ from pathlib import Path
 
 import retroact
 from retroact.activations.activation import Activation
-from retroact.cli.listing import KINDS, LISTED, list_specs
+from retroact.cli.completing import LISTED
+from retroact.cli.listing import KINDS, list_specs
 from retroact.crafting.attack import Attack
 from retroact.crafting.goals import Goal
 from retroact.crafting.threat import ThreatModel

@@ -83,12 +83,19 @@ SCENES = {
 }
 
 YOURS = (
-    'retroact audit mine:net "SReLU(100)" --data folder:test --threat "Linf(0.03)"',
-    'retroact check mine:net --reported 53 --data folder:test --threat "Linf(0.03)"',
-    'retroact harden mine:net --data folder:train --threat "Linf(0.03)" \\\n'
+    'retroact audit mine:net "SReLU(100)" --data folder:pics --threat "Linf(0.03)"',
+    'retroact check mine:net --reported 53 --data folder:pics --threat "Linf(0.03)"',
+    'retroact harden mine:net --data folder:pics/train --threat "Linf(0.03)" \\\n'
     "      --out hard.safetensors",
 )
-"""What to try next, on a network of one's own."""
+"""What to try next, on a network and images of one's own: the first two read the test split of the
+folder, the last its training split, which are disjoint also where the folder has none."""
+
+WHOSE = (
+    "Now yours, where mine.py has a function net() that returns your network, and the folder pics a"
+    " sub-folder of images for each class:"
+)
+"""Before these commands."""
 
 
 class Audience(Protocol):
@@ -318,7 +325,8 @@ def _write(scene: Scene, networks: tuple[Shown, ...], tuning: Tuning | None, pat
     from retroact.reports.walk import page
 
     title, figures = f"retroact demo: {scene.net}", [] if tuning is None else [_draw(scene, tuning)]
-    how: dict[str, Any] = {"intro": scene.intro, "commands": YOURS, "figures": figures}
+    how: dict[str, Any] = {"intro": scene.intro, "whose": WHOSE}
+    how |= {"commands": YOURS, "figures": figures}
     return write(page(networks, title=title, **how), path)
 
 

@@ -4,11 +4,13 @@ import io
 import json
 import re
 import shlex
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import typer
+from PIL import Image
 from rich.console import Console
 
 from retroact import JumpReLU, demo
@@ -16,6 +18,7 @@ from retroact.auditing.battery import QUICK
 from retroact.cli import console
 from retroact.cli.app import app
 from retroact.experiments.tuning import Point, Tuning
+from retroact.nets import sources
 from retroact.reports import walk
 from retroact.spec import show
 
@@ -24,6 +27,8 @@ SMALL = replace(
     test="digits[:24]",
     recipe="Hardening(learn='all', steps=12, batch=64, lr=0.003, attack_steps=3)",
 )
+
+SPLITS = ("test", "test", "train")
 
 
 class Audience:
@@ -123,6 +128,54 @@ def test_what_to_try_next_is_said_as_the_commands_have_it(command):
     found = typer.main.get_command(app).commands[name]
     asked = found.make_context(name, words)
     assert program == "retroact" and asked.params["net"] == "mine:net"
+
+
+@pytest.fixture
+def yours(tmp_path, monkeypatch):
+    """A network and a folder of images as the demo's last words have them."""
+    sources._find.cache_clear()  # of the folder of this name that another test stood in
+    sources._decode.cache_clear()
+    (tmp_path / "mine.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def net():\n"
+        "    torch.manual_seed(0)\n"
+        "    layers = nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 2)\n"
+        "    return nn.Sequential(nn.Flatten(), *layers)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    for label, shade in (("bright", 200), ("dark", 50)):
+        (tmp_path / "pics" / label).mkdir(parents=True)
+        for i in range(12):
+            Image.new("L", (8, 8), shade + i).save(tmp_path / "pics" / label / f"{i}.png")
+
+
+@pytest.mark.parametrize(
+    ("command", "n", "split"), list(zip(demo.YOURS, (4, 4, 18), SPLITS, strict=True))
+)
+def test_what_to_try_next_runs_as_it_is_printed_and_says_what_it_takes(
+    call, yours, brief, command, n, split
+):
+    words = shlex.split(command.replace("\\\n", " "))[1:]
+    short = ("--steps", "3") if words[0] == "harden" else ("--quick",)
+    code, out, err = call(*words, *short)
+    assert code == 0 and out
+    drawn = f"no test split of its own, so its {split} split is {n} of its 24 examples"
+    assert err.count("folder:pics has") == 1 == err.count(drawn)
+
+
+def test_hardening_on_a_bare_folder_names_the_split_to_take(call, yours):
+    words = ("harden", "mine:net", "--threat", "Linf(0.03)", "--data")
+    code, _, err = call(*words, "folder:pics")
+    assert code == 3 and "is learned or chosen on; use folder:pics/train" in err
+    code, _, err = call(*words, "folder:pics/train", "--held", "folder:pics")
+    assert code == 3 and "is learned or chosen on; use folder:pics/validation" in err
+
+
+def test_a_sweep_says_once_what_it_takes_of_a_folder(call, yours):
+    words = ("--threat", "Linf(0.03)", "--data", "folder:pics", "--json")
+    code, out, err = call("sweep", "--net", "mine:net", "--attack", "FGSM", *words)
+    assert code == 0 and json.loads(out)[0]["n"] == 4 and err.count("4 of its 24 examples") == 1
 
 
 def test_no_line_of_the_demo_but_its_results_goes_to_stdout_where_nobody_watches(capsys):

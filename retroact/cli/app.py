@@ -49,6 +49,8 @@ class ImportsAnywhere(TyperGroup):
     """`--import` is understood before the command and after it; a stop says what is kept."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if ctx.resilient_parsing:  # a shell asks how words go on that are not whole yet
+            return super().parse_args(ctx, args)
         _refuse_json_file(args)
         return super().parse_args(ctx, _imports_first(args))
 
@@ -57,6 +59,11 @@ class ImportsAnywhere(TyperGroup):
             return super().invoke(ctx)
         except KeyboardInterrupt as stop:  # typer would forget what it says
             raise StoppedError.of(stop) from stop
+        except SystemExit as left:  # ours come before any command runs, as of --show-completion
+            if isinstance(left.__context__, BrokenPipeError):
+                raise
+            text = f"the network's code ended the program with {left.code!r}"
+            raise RuntimeError(text) from left
 
 
 def _refuse_json_file(words: Sequence[str]) -> None:
@@ -188,10 +195,8 @@ def _run() -> object:
     except (KeyboardInterrupt, typer.Abort):
         code = STOPPED
     except SystemExit as left:
-        code = COULD_NOT_RUN
-        if not isinstance(left.__context__, BrokenPipeError):  # nobody reads on, as after `| head`
-            text = f"error: the network's code ended the program with {left.code!r}"
-            console.note(text, style="red")
+        # a shell has its answer, or nobody reads on, as after `| head`
+        code = COULD_NOT_RUN if left.code else 0
     except Exception as error:
         code = _explain(error)
     return _say_stopped(NOTHING) if code == STOPPED else code

@@ -11,8 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retroact.cli import options
+from retroact.cli.completing import complete_nets, specs
 from retroact.cli.console import note, print_lines, print_result, progress_bar, tell_json
-from retroact.cli.named import Bringing, activation_of, executor_of, files_of, say_of_cells
+from retroact.cli.named import (
+    Bringing,
+    activation_of,
+    executor_of,
+    files_of,
+    say_of_cells,
+    say_split,
+)
 from retroact.cli.stopping import if_stopped, uncounted
 from retroact.workers import fork_from_here
 
@@ -20,12 +28,16 @@ if TYPE_CHECKING:
     from retroact.executors import Executor
     from retroact.experiments.cell import Cell
 
-AttackArgument = Annotated[str, typer.Argument(help='such as "PGD(steps=40)"')]
+AttackArgument = Annotated[
+    str, typer.Argument(help='such as "PGD(steps=40)"', autocompletion=specs("attacks"))
+]
 SourceOption = Annotated[
-    str | None, typer.Option(help="craft on this network's gradients (gray box)")
+    str | None,
+    typer.Option(help="craft on this network's gradients (gray box)", autocompletion=complete_nets),
 ]
 SourceActivationOption = Annotated[
-    str | None, typer.Option(help="retrofit the source network first")
+    str | None,
+    typer.Option(help="retrofit the source network first", autocompletion=specs("activations")),
 ]
 SourceWeightsOption = Annotated[
     str, typer.Option(help="weights of --source (default: those of NET where it is NET, too)")
@@ -37,7 +49,10 @@ KernelOption = Annotated[
     str, typer.Option(help="of the smoothed backward pass: sigmoid or rectangle")
 ]
 GoalOption = Annotated[
-    str, typer.Option(help="Untargeted, Targeted(3), LeastLikely, Random(seed=0)")
+    str,
+    typer.Option(
+        help="Untargeted, Targeted(3), LeastLikely, Random(seed=0)", autocompletion=specs("goals")
+    ),
 ]
 CraftingOption = Annotated[
     str, typer.Option(help="what gradients are computed in: float32, or bfloat16 by autocast")
@@ -47,15 +62,26 @@ DtypeOption = Annotated[
 ]
 
 NetsOption = Annotated[
-    list[str], typer.Option(help="network; may be given several times, as all below")
+    list[str],
+    typer.Option(
+        help="network; may be given several times, as all below", autocompletion=complete_nets
+    ),
 ]
-AttacksOption = Annotated[list[str], typer.Option(help='such as "PGD(steps=40)"')]
-ThreatsOption = Annotated[list[str], typer.Option(help='such as "Linf(0.1)"')]
+AttacksOption = Annotated[
+    list[str], typer.Option(help='such as "PGD(steps=40)"', autocompletion=specs("attacks"))
+]
+ThreatsOption = Annotated[
+    list[str], typer.Option(help='such as "Linf(0.1)"', autocompletion=specs("threats"))
+]
 ActivationsOption = Annotated[
-    list[str] | None, typer.Option(help='such as "JumpReLU(kappa=1.0)"; none: as it is')
+    list[str] | None,
+    typer.Option(
+        help='such as "JumpReLU(kappa=1.0)"; none: as it is', autocompletion=specs("activations")
+    ),
 ]
 SourcesOption = Annotated[
-    list[str] | None, typer.Option(help="gray box from this network, beside white box")
+    list[str] | None,
+    typer.Option(help="gray box from this network, beside white box", autocompletion=complete_nets),
 ]
 FilesOption = Annotated[
     list[str] | None,
@@ -109,6 +135,7 @@ def attack(
 
     options.check_also(also, activation, source_activation)
     bring = Bringing.of([net, source], mean, std, shape)
+    say_split(data)
     bring.check_shape(data)
     model = bring.model(net, weights, activation_of(activation), sites, also=also)
     climbed = None
@@ -176,6 +203,7 @@ def sweep(
 
     options.check_also(also, *(activation or []))
     bring = Bringing.of([*net, *(source or [])], mean, std, shape)
+    say_split(data)
     bring.check_shape(data)
     files = list(zip(net, files_of(net, weights or []), strict=True))
     cells = grid(

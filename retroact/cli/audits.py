@@ -16,6 +16,7 @@ import typer
 
 from retroact.cli import answers, options
 from retroact.cli.codes import FOUND, NOT_SETTLED, worst
+from retroact.cli.completing import complete_data, complete_nets, specs
 from retroact.cli.console import (
     about_seconds,
     note,
@@ -25,7 +26,7 @@ from retroact.cli.console import (
     say,
     tell_json,
 )
-from retroact.cli.named import Bringing, executor_of, opened, say_left_alone
+from retroact.cli.named import Bringing, executor_of, opened, read_data, say_left_alone
 from retroact.spec import CallError
 
 if TYPE_CHECKING:
@@ -42,17 +43,34 @@ if TYPE_CHECKING:
     from retroact.reports.junit import Case
 
 NetArgument = Annotated[
-    str, typer.Argument(help="the network before the change: zoo name, file, module:function")
+    str,
+    typer.Argument(
+        help="the network before the change: zoo name, file, module:function",
+        autocompletion=complete_nets,
+    ),
 ]
 ChangeArgument = Annotated[
-    str | None, typer.Argument(help='what was changed, such as "JumpReLU(kappa=1.0)"')
+    str | None,
+    typer.Argument(
+        help='what was changed, such as "JumpReLU(kappa=1.0)"',
+        autocompletion=specs("activations"),
+    ),
 ]
-DataOption = Annotated[str, typer.Option(help='test data, such as "mnist[:300]"')]
+DataOption = Annotated[
+    str, typer.Option(help='test data, such as "mnist[:300]"', autocompletion=complete_data)
+]
 AgainstOption = Annotated[
-    str | None, typer.Option(help="audit this changed network instead of an activation")
+    str | None,
+    typer.Option(
+        help="audit this changed network instead of an activation", autocompletion=complete_nets
+    ),
 ]
 ClaimedOption = Annotated[
-    str | None, typer.Option(help="the attack behind the claim (default: the papers' PGD)")
+    str | None,
+    typer.Option(
+        help="the attack behind the claim (default: the papers' PGD)",
+        autocompletion=specs("attacks"),
+    ),
 ]
 QuickOption = Annotated[
     bool, typer.Option("--quick", help="the decisive attacks only, for a first answer")
@@ -176,12 +194,11 @@ def audit(
         answers.begin(junit, "audit", is_asked=asked.is_any, by="--require or --fail-on")
 
     from retroact.auditing.numbers import Pair
-    from retroact.nets.data import data as read
     from retroact.reading import as_activation, as_threat
     from retroact.reports.audited import as_json as as_text
     from retroact.retrofitting.surgery import retrofit
 
-    images, radius = read(data), as_threat(threat)
+    images, radius = read_data(data), as_threat(threat)
     before = bring.load(net, weights, images)
     if activation is None:
         assert against is not None

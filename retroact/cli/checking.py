@@ -18,15 +18,18 @@ from retroact.cli.audits import (
     print_forecast,
 )
 from retroact.cli.codes import FOUND, NOT_SETTLED, worst
+from retroact.cli.completing import complete_nets
 from retroact.cli.console import print_rows, progress_bar, say, tell_json
-from retroact.cli.named import Bringing, opened
+from retroact.cli.named import Bringing, opened, read_data
 from retroact.spec import CallError
 
 if TYPE_CHECKING:
     from retroact.auditing.claims import Check
     from retroact.reports.junit import Case
 
-NetArgument = Annotated[str, typer.Argument(help="zoo name, file, module:function")]
+NetArgument = Annotated[
+    str, typer.Argument(help="zoo name, file, module:function", autocompletion=complete_nets)
+]
 ReportedOption = Annotated[
     float | None, typer.Option(help="the robust accuracy that was reported, in per cent: 53.1")
 ]
@@ -81,9 +84,8 @@ def check(
         answers.begin(junit, "check", is_asked=require_stands, by="--require-stands")
 
     from retroact.auditing.claims import check as run
-    from retroact.nets.data import data as read
 
-    images = read(data)
+    images = read_data(data)
     network = bring.load(net, weights, images)
     how: dict[str, Any] = {"battery": "quick" if quick else "thorough" if thorough else None}
     how |= {"draws": draws} | ({} if claimed is None else {"claimed": claimed})

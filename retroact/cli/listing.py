@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from retroact.cli import options
+from retroact.cli.completing import LISTED, words
 from retroact.cli.console import (
     Row,
     note,
@@ -33,7 +34,10 @@ MANY = 500  # cells: a table of more takes longer to lay out than anybody looks 
 
 WhatArgument = Annotated[
     str,
-    typer.Argument(help="nets, attacks, activations, threats, goals, data, or store"),
+    typer.Argument(
+        help="nets, attacks, activations, threats, goals, data, or store",
+        autocompletion=words("nets", "attacks", "activations", "threats", "goals", "data", "store"),
+    ),
 ]
 DetailOption = Annotated[bool, typer.Option(help="nets: layers and sites; store: every field")]
 RemoveOption = Annotated[
@@ -121,8 +125,6 @@ KINDS = {
     "goals": ("retroact.crafting.goals", "Goal", ()),
 }
 """What kinds of specs are listed: where the kind is, and what of its classes is shown."""
-LISTED = Path(__file__).with_name("listed.json")
-"""The lists of the package's own specs, written by `make docs`: they need no torch."""
 
 
 def _specs(what: str) -> list[Row]:

@@ -181,6 +181,23 @@ def opened(path: Path | None, wait: bool) -> Iterator[Store | None]:
         yield store
 
 
+def read_data(text: str) -> Images:
+    """The examples that are named; a note says where their split was drawn from files that lack
+    it."""
+    from retroact.nets.data import data
+
+    say_split(text)
+    return data(text)
+
+
+def say_split(text: str) -> None:
+    """Says of data in files of one's own how many of them make up a split that they lack."""
+    from retroact.nets.data import DataSlice
+
+    if told := DataSlice.read(text).describe_split():
+        note(told)
+
+
 def activation_of(text: str | None) -> Activation | None:
     """The activation that is named; None for none."""
     from retroact.reading import as_activation

@@ -12,6 +12,7 @@ import typer
 
 from retroact.cli import options
 from retroact.cli.audits import QuickOption, print_audit, run_audit
+from retroact.cli.completing import complete_data, complete_nets, specs
 from retroact.cli.console import (
     about_bytes,
     about_seconds,
@@ -22,7 +23,7 @@ from retroact.cli.console import (
     say,
     tell_json,
 )
-from retroact.cli.named import Bringing, activation_of, executor_of, say_left_alone
+from retroact.cli.named import Bringing, activation_of, executor_of, read_data, say_left_alone
 from retroact.cli.stopping import NOTHING, if_stopped
 from retroact.spec import CallError
 
@@ -35,7 +36,11 @@ if TYPE_CHECKING:
     from retroact.training.hardening import Hardened, Hardening
 
 ZooArgument = Annotated[
-    str, typer.Argument(help="a zoo name: `retroact list nets` has those that are trained")
+    str,
+    typer.Argument(
+        help="a zoo name: `retroact list nets` has those that are trained",
+        autocompletion=complete_nets,
+    ),
 ]
 EpochsOption = Annotated[int | None, typer.Option(min=1, help="instead of the recipe's own")]
 TrainingOption = Annotated[str | None, typer.Option(help="another training slice")]
@@ -96,10 +101,19 @@ def train(
 
 
 MeasuredArgument = Annotated[
-    str, typer.Argument(help='an activation with numbers to measure, such as "MeanSparse(0.2)"')
+    str,
+    typer.Argument(
+        help='an activation with numbers to measure, such as "MeanSparse(0.2)"',
+        autocompletion=specs("activations"),
+    ),
 ]
 SeenOption = Annotated[
-    str, typer.Option("--data", help='training data, such as "mnist/train[:2000]"; never test data')
+    str,
+    typer.Option(
+        "--data",
+        help='training data, such as "mnist/train[:2000]"; never test data',
+        autocompletion=complete_data,
+    ),
 ]
 NumbersOption = Annotated[
     Path, typer.Option("--out", help="the file for the numbers (.safetensors)")
@@ -127,11 +141,10 @@ def calibrate(
           --out means.safetensors
     """
     _check_file(out)
-    from retroact.nets.data import data as read
     from retroact.spec import show
     from retroact.training.calibrating import calibrate as run
 
-    bring, images = Bringing.of([net], mean, std, shape, device), read(data)
+    bring, images = Bringing.of([net], mean, std, shape, device), read_data(data)
     made = run(bring.load(net, weights, images), activation, images, file=out)
     said = {"activation": show(made), "file": str(out), "data": images.name}
     if not tell_json(said, as_json, json_out):
@@ -173,11 +186,10 @@ def change(
     """
     _check_file(out)
     from retroact import checkpoint
-    from retroact.nets.data import data as read
     from retroact.training.changes import change as run
 
     bring = Bringing.of([net], mean, std, shape, device)
-    images = None if data is None else read(data)
+    images = None if data is None else read_data(data)
     made = run(bring.load(net, weights, images), what, images)
     checkpoint.save(made, out)
     notes = getattr(made, "notes", ())
@@ -185,7 +197,10 @@ def change(
     print_result(result | {"notes": list(notes)}, as_json, json_out)  # type: ignore[arg-type]
 
 
-ActivationArgument = Annotated[str | None, typer.Argument(help='such as "JumpReLU(kappa=1.0)"')]
+ActivationArgument = Annotated[
+    str | None,
+    typer.Argument(help='such as "JumpReLU(kappa=1.0)"', autocompletion=specs("activations")),
+]
 AllowOption = Annotated[
     list[str] | None, typer.Option(help="sites (or globs) that may stay as they are")
 ]
@@ -220,7 +235,6 @@ def retrofit(
           --out hard.safetensors
     """
     from retroact import checkpoint
-    from retroact.nets.data import data as read
     from retroact.reading import as_activation
     from retroact.retrofitting.installed import installed
     from retroact.retrofitting.sites import left_alone
@@ -232,7 +246,7 @@ def retrofit(
     if said is None:
         raise CallError("expected an activation or --map, such as gelu=relu; got neither")
     bring = Bringing.of([net], mean, std, shape, device)
-    images = None if data is None else read(data)
+    images = None if data is None else read_data(data)
     before = bring.load(net, weights, images)
     after = run(before, as_activation(said), sites=sites, also=also or (), allow=allow or ())
     made = after.retrofit
@@ -261,10 +275,18 @@ def _clean_accuracies(nets: Mapping[str, nn.Module], images: Images) -> dict[str
 
 
 KindArgument = Annotated[
-    str, typer.Argument(help="the activation to tune: JumpReLU, SReLU, what `calibrate` printed")
+    str,
+    typer.Argument(
+        help="the activation to tune: JumpReLU, SReLU, what `calibrate` printed",
+        autocompletion=specs("activations"),
+    ),
 ]
 ValidationOption = Annotated[
-    str, typer.Option(help='validation data, such as "mnist/validation[:500]"; never test data')
+    str,
+    typer.Option(
+        help='validation data, such as "mnist/validation[:500]"; never test data',
+        autocompletion=complete_data,
+    ),
 ]
 ShareOption = Annotated[float, typer.Option(help="share of clean accuracy to keep")]
 WorkersOption = Annotated[
@@ -304,12 +326,11 @@ def tune(
     from retroact.experiments.tuning import passes_of
     from retroact.experiments.tuning import tune as run
     from retroact.ground import one_thread
-    from retroact.nets.data import data as read
     from retroact.retrofitting.surgery import retrofit
 
     bring = Bringing.of([net], mean, std, shape, device)
     values = None if grid is None else options.numbers_of(grid, "--grid")
-    tried, images = _tunable(kind), read(data)
+    tried, images = _tunable(kind), read_data(data)
     network = bring.load(net, weights, images)
     say_left_alone(retrofit(network, tried, sites=sites, also=also or ()))
     where = executor_of(executor, workers, default=1)
@@ -388,7 +409,11 @@ def _print_tuning(tuned: Tuning, as_json: bool, json_out: Path | None) -> None:
 
 
 LearningOption = Annotated[
-    str, typer.Option(help='training data, such as "mnist/train[:5000]"; never test data')
+    str,
+    typer.Option(
+        help='training data, such as "mnist/train[:5000]"; never test data',
+        autocompletion=complete_data,
+    ),
 ]
 HeldOption = Annotated[
     str | None,
@@ -493,7 +518,6 @@ def harden(
     if budget is not None and steps is not None:
         raise CallError("expected --budget or --steps, got both: a budget says how many steps")
     from retroact import checkpoint
-    from retroact.nets.data import data as read
     from retroact.reading import as_threat
     from retroact.reports.report import report
     from retroact.training.hardening import harden as run
@@ -505,7 +529,7 @@ def harden(
     numbers |= {"ramp": ramp, "average": average, "pull": pull}
     recipe = _recipe(learn or ("shifts" if budget is None else "all"), bf16, numbers)
     share = keep if keep is not None else 0.0 if held is None else 0.99
-    images, kept = read(data), None if held is None else read(held)
+    images, kept = read_data(data), None if held is None else read_data(held)
     bring = Bringing.of([net], mean, std, shape, device)
     plain = bring.load(net, weights, images)
     folder = None if out is None else out.parent / "checkpoints" / out.stem
@@ -529,7 +553,7 @@ def harden(
     made = None  # saved first: an audit that is stopped costs nothing that was learned
     if tried_on is not None:
         battery = {"battery": "quick" if quick else None}
-        made = run_audit(plain, hard.net, read(tried_on), as_threat(threat), **battery)
+        made = run_audit(plain, hard.net, read_data(tried_on), as_threat(threat), **battery)
         if out is not None:
             checkpoint.save(hard.net, out, audit=made)
         if html is not None:
@@ -632,11 +656,10 @@ def export(
     Example:
       retroact export digits-cnn hard.pt2 --activation "JumpReLU(0.5)"
     """
-    from retroact.nets.data import data as read
     from retroact.retrofitting.export import export as write
     from retroact.retrofitting.surgery import retrofit
 
-    images, chosen = None if data is None else read(data), activation_of(activation)
+    images, chosen = None if data is None else read_data(data), activation_of(activation)
     options.check_also(also, activation)
     model = Bringing.of([net], mean, std, shape, device).load(net, weights, images)
     if chosen is not None:

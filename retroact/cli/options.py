@@ -9,18 +9,35 @@ from typing import Annotated
 
 import typer
 
+from retroact.cli.completing import complete_data, complete_nets, specs, words
 from retroact.spec import CallError
 
-Net = Annotated[str, typer.Argument(help="zoo name, saved file, or package.module:function")]
+Net = Annotated[
+    str,
+    typer.Argument(
+        help="zoo name, saved file, or package.module:function", autocompletion=complete_nets
+    ),
+]
 Threat = Annotated[
-    str, typer.Option(help='such as "Linf(0.3)" or "L2(1.5)"; eps is a radius in pixels')
+    str,
+    typer.Option(
+        help='such as "Linf(0.3)" or "L2(1.5)"; eps is a radius in pixels',
+        autocompletion=specs("threats"),
+    ),
 ]
 Data = Annotated[
     str,
-    typer.Option(help='such as "mnist[:1000]", "cifar10/validation", "folder:PATH", "npz:PATH"'),
+    typer.Option(
+        help='such as "mnist[:1000]", "cifar10/validation", "folder:PATH", "npz:PATH"',
+        autocompletion=complete_data,
+    ),
 ]
 Activation = Annotated[
-    str | None, typer.Option(help='retrofit the network first, such as "JumpReLU(kappa=1.0)"')
+    str | None,
+    typer.Option(
+        help='retrofit the network first, such as "JumpReLU(kappa=1.0)"',
+        autocompletion=specs("activations"),
+    ),
 ]
 Sites = Annotated[
     str, typer.Option(help='which activations: names, globs, or order, such as "fc*" or "0:2"')
@@ -72,7 +89,10 @@ Seed = Annotated[int, typer.Option(help="fixes all noise")]
 Chunk = Annotated[
     int | None, typer.Option(min=1, help="images per forward pass (default: the attack's own)")
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps")]
+Device = Annotated[
+    str,
+    typer.Option(help="cpu, cuda, cuda:1, mps", autocompletion=words("cpu", "cuda", "mps")),
+]
 Workers = Annotated[
     int | None, typer.Option(min=0, help="so many at once; 0: one per core, as without it")
 ]

@@ -9,7 +9,7 @@ import typer
 
 from retroact.cli import options
 from retroact.cli.console import note, print_result, progress_bar
-from retroact.cli.named import Bringing, say_left_alone
+from retroact.cli.named import Bringing, read_data, say_left_alone
 from retroact.spec import CallError
 
 if TYPE_CHECKING:
@@ -70,14 +70,13 @@ def playground(
     options.check_folder(out)
     if n and curves:
         raise CallError("expected --curves or --n, got both")
-    from retroact.nets.data import data as read
     from retroact.playing.playground import data_of
     from retroact.playing.playground import playground as write_page
 
     bring = Bringing.of([net, hardened], mean, std, shape, device)
-    images = None if data is None else read(data)
+    images = None if data is None else read_data(data)
     plain = bring.load(net, weights, images)
-    images = read(data_of(plain)) if images is None else images
+    images = read_data(data_of(plain)) if images is None else images
     hard = None if hardened is None else bring.load(hardened, "", images, beside=net)
     for network in filter(None, (plain, hard)):
         say_left_alone(network)

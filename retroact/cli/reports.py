@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from retroact.cli import options
+from retroact.cli.completing import words
 from retroact.cli.console import (
     note,
     print_lines,
@@ -32,7 +33,10 @@ DetailOption = Annotated[
     bool,
     typer.Option("--detail", help="with intervals, the sizes of perturbations, and JumpReLU tuned"),
 ]
-DemoDataOption = Annotated[str, typer.Option(help="digits (embedded) or mnist")]
+DemoDataOption = Annotated[
+    str,
+    typer.Option(help="digits (embedded) or mnist", autocompletion=words("digits", "mnist")),
+]
 PageOption = Annotated[Path, typer.Option(help="where the report goes")]
 
 
@@ -49,7 +53,7 @@ def demo(
     Example:
       retroact demo --report demo.html
     """
-    from retroact.demo import YOURS, run
+    from retroact.demo import WHOSE, YOURS, run
 
     options.check_folder(report)
     with story("starting", quiet=as_json) as audience:
@@ -59,7 +63,7 @@ def demo(
     if detail:
         _print_detail(made)
     say(f"\n{made.summary}", wrap=True)
-    say("\nNow yours, where mine.py has a function net() that returns your network:")
+    say(f"\n{WHOSE}", wrap=True)
     for command in YOURS:
         say(f"  {command}")
 
@@ -163,7 +167,12 @@ def _lay_side_by_side(
         print_rows([row.brief() for row in rows])
 
 
-PaperArgument = Annotated[str, typer.Argument(help="jumprelu, srelu or ledger")]
+PaperArgument = Annotated[
+    str,
+    typer.Argument(
+        help="jumprelu, srelu or ledger", autocompletion=words("jumprelu", "srelu", "ledger")
+    ),
+]
 OnlyOption = Annotated[
     list[str] | None,
     typer.Option(help="one item, such as figure_2; may be given several times"),

@@ -28,6 +28,7 @@ from retroact.evaluation.metrics import clean_accuracy, robust_accuracy, worst_c
 from retroact.executors import SERIAL, Executor, in_order
 from retroact.ground import neutral
 from retroact.nets.classifier import sized
+from retroact.nets.data import name_split
 from retroact.reading import Data, Examples, Said, as_activation, as_images, as_module, as_threat
 from retroact.retrofitting.surgery import retrofit
 from retroact.shown import as_html, percent
@@ -278,5 +279,5 @@ def _refuse_test_data(data: Examples) -> None:
     if getattr(data, "split", "") == "test":
         raise ValueError(
             f"{data.name} is test data, and nothing is tuned on it: the number would not be worth"
-            f" reading; use {data.name.partition('[')[0]}/validation"
+            f" reading; use {name_split(data.name, 'validation')}"
         )

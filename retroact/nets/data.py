@@ -134,9 +134,25 @@ class DataSlice:
             )
         return replace(whole[self.start : self.stop], name=str(self))
 
+    def describe_split(self) -> str:
+        """What is to be known of a split that was drawn from files of your own, as they lack one;
+        "" where it is theirs. Raises as reading the slice does."""
+        if not self.name.startswith(sources.FILES):
+            return ""
+        return sources.describe_split(self.name, self.split, sources.find(self.name).sizes)
+
     def narrow(self, start: int, stop: int) -> DataSlice:
         """The slice of this slice: examples `start` to `stop` counted from this one's start."""
         return replace(self, start=self.start + start, stop=self.start + stop)
+
+
+def name_split(name: str, split: Literal["train", "validation"]) -> str:
+    """The notation of that split of the data that a slice is of; "another split" for examples whose
+    name is no notation."""
+    try:
+        return str(DataSlice(DataSlice.read(name).name, split))
+    except DataError:
+        return "another split"
 
 
 def _check_name(name: str) -> None:

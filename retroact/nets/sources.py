@@ -108,6 +108,27 @@ ALIASES = {"train": ("train",), "validation": ("validation", "valid", "val"), "t
 """What each split may be called in a source."""
 
 
+def describe_split(name: str, split: str, sizes: Mapping[str, int]) -> str:
+    """How many of its examples make up a split that was drawn from train, and which splits are
+    lacking; "" where it is one of the source's own, whole."""
+    own, rows = rows_of(name, split, sizes)
+    if len(rows) == sizes[own]:
+        return ""
+    lacking = [s for s in ("validation", "test") if not any(a in sizes for a in ALIASES[s])]
+    return (
+        f"{name} has no {' and no '.join(lacking)} split of its own, so its {split} split is"
+        f" {len(rows)} of its {sizes[own]} examples, drawn once{_cure_of(name, split)}"
+    )
+
+
+def _cure_of(name: str, split: str) -> str:
+    """Where images of a folder lie that are that split whole."""
+    path = _path(name.removeprefix("folder:"))
+    if split == "train" or not name.startswith("folder:"):
+        return ""
+    return f"; class folders in {path.absolute().name}/{split}/ would be taken whole"
+
+
 def _draw(name: str, sizes: Mapping[str, int]) -> dict[str, Rows]:
     n = sizes["train"]
     # RandomState, because numpy promises that its stream never changes; default_rng may.

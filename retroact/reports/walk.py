@@ -170,6 +170,7 @@ def page(
     *,
     title: str,
     intro: str,
+    whose: str = "",
     commands: Sequence[str] = (),
     figures: Sequence[tuple[str, str]] = (),
 ) -> str:
@@ -186,6 +187,7 @@ def page(
         networks=networks,
         examples=[_draw(one) for one in networks if one.example is not None],
         figures=[(caption, Markup(figure)) for caption, figure in figures],
+        whose=whose,
         commands=commands,
         weak=any("WEAK PROTOCOL" in one.numbers.words for one in networks),
         measured=measured,

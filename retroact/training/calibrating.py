@@ -15,7 +15,7 @@ from retroact.activations.piecewise import ReLU
 from retroact.crafting.oracle import device_of, dtype_of
 from retroact.doors import checked
 from retroact.ground import neutral
-from retroact.nets.data import Images
+from retroact.nets.data import Images, name_split
 from retroact.reading import Data, Said, as_activation, as_changed, as_images, as_module
 from retroact.retrofitting.installed import installed
 from retroact.spec import CallError, SpecError, known, show
@@ -64,7 +64,8 @@ def _as_measured(activation: Activation) -> Measured:
 def _check(net: nn.Module, images: Images) -> None:
     if images.split == "test":
         raise CallError(
-            f"{images.name} is test data, on which nothing is measured; use another split"
+            f"{images.name} is test data, on which nothing is measured; use"
+            f" {name_split(images.name, 'train')}"
         )
     if installed(net):
         raise ValueError(

@@ -18,7 +18,7 @@ from functools import partial
 from itertools import islice
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from typing import TYPE_CHECKING, Literal, TypedDict, Unpack
 
 import numpy as np
 import torch
@@ -42,7 +42,7 @@ from retroact.evaluation.proof import prove
 from retroact.ground import neutral
 from retroact.nets.cards import Measured
 from retroact.nets.classifier import Classifier, sized
-from retroact.nets.data import Images
+from retroact.nets.data import Images, name_split
 from retroact.reading import Data, Said, as_images, as_module, as_threat
 from retroact.retrofitting.copying import deep_copy
 from retroact.retrofitting.installed import installed
@@ -401,12 +401,8 @@ def looks(held: Images | None) -> int:
 
 def check(net: nn.Module, train: Images, held: Images | None, keep: float) -> None:
     """Raises as `harden` does, before anything is learned."""
-    for part in (train, held):
-        if part is not None and part.split == "test":
-            raise ValueError(
-                f"{part.name} is test data, which nothing is learned or chosen on; use another"
-                " split"
-            )
+    _refuse_test_data(train, "train")
+    _refuse_test_data(held, "validation")
     if keep and held is None:
         raise CallError(
             "keep= is measured on images that are not trained on; give held=, a validation slice"
@@ -417,6 +413,14 @@ def check(net: nn.Module, train: Images, held: Images | None, keep: float) -> No
         raise ValueError(
             f"the net already carries {show(getattr(net, 'retrofit', None))}; harden the net"
             " before it"
+        )
+
+
+def _refuse_test_data(part: Images | None, meant: Literal["train", "validation"]) -> None:
+    if part is not None and part.split == "test":
+        raise ValueError(
+            f"{part.name} is test data, which nothing is learned or chosen on; use"
+            f" {name_split(part.name, meant)}"
         )
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from retroact.nets import sources
-from retroact.nets.data import DataSlice, Images, data
+from retroact.nets.data import DataSlice, Images, data, name_split
 from retroact.nets.sources import DataError
 from retroact.spec import SpecError, key, parse, show
 
@@ -308,6 +308,27 @@ def test_a_folder_without_splits_is_split_once(tmp_path: Path) -> None:
     parts = [data(f"folder:{tmp_path}/all/{s}") for s in ("train", "validation", "test")]
     assert [len(p) for p in parts] == [14, 2, 4]
     assert parts[0].images.shape[1] == 3
+
+
+def test_how_many_of_ones_own_make_up_a_drawn_split_is_said(tmp_path: Path) -> None:
+    _folder(tmp_path / "all", "RGB", n=10)
+    said = {s: DataSlice.read(f"folder:{tmp_path}/all{s}").describe_split() for s in ("", "/train")}
+    lacks = "has no validation and no test split of its own, so its"
+    assert f"all {lacks} test split is 4 of its 20 examples, drawn once; class" in said[""]
+    assert said[""].endswith("class folders in all/test/ would be taken whole")
+    assert said["/train"].endswith("so its train split is 14 of its 20 examples, drawn once")
+    _folder(tmp_path / "both" / "train")
+    _folder(tmp_path / "both" / "test")
+    whole = DataSlice.read(f"folder:{tmp_path}/both[:3]")
+    assert whole.describe_split() == "" == DataSlice.read("digits").describe_split()
+    held = DataSlice.read(f"folder:{tmp_path}/both/train").describe_split()
+    assert "both has no validation split of its own, so its train split is 9 of its 10" in held
+
+
+def test_another_split_of_the_same_data_is_named_where_it_has_a_name() -> None:
+    assert name_split("folder:train[:9]", "train") == "folder:train/train"
+    assert name_split("mnist/validation", "train") == "mnist/train"
+    assert name_split("your Photos", "validation") == "another split"
 
 
 def test_images_of_several_sizes_or_odd_modes_are_refused(tmp_path: Path) -> None:
