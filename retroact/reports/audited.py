@@ -11,7 +11,6 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, Protocol
 from urllib.parse import quote
 
@@ -137,13 +136,13 @@ def page(
         left_alone=left_alone(_left_alone(numbers)),
         draws=list(_say_draws(numbers.pedigree)) if numbers.pedigree else [],
         statistics=statistics(numbers),
+        provenance=provenance(numbers),
         word=numbers.example,
         learned=None if hardened is None else _learned(hardened),
         panels=_panels(numbers.curves, numbers.example),
         indicators=[_reading(r) for r in sorted(numbers.indicators, key=lambda r: not r.fired)],
         examples=_examples(audit, numbers),
         sides=_attacks(numbers),
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
 
@@ -201,6 +200,8 @@ def _footnotes(numbers: AuditNumbers) -> Iterator[str]:
     if (run := numbers.pedigree) is not None:
         yield from _say_draws(run)
         yield f"Seed {run.seed}; {run.versions}; `{numbers.battery}`."
+    if said := provenance(numbers):
+        yield f"Run by {said}."
     yield (
         "Verified is the worst case over every attack that was run,"
         f" {numbers.example} by {numbers.example}: an upper"
@@ -267,6 +268,20 @@ def statistics(numbers: AuditNumbers) -> str:
         f" {high:+.1f}; {numbers.gained} of {numbers.n} {numbers.example}s withstand the attacks"
         f" only after the change, {numbers.lost} only before (McNemar's exact p = {numbers.p:.2g})."
     )
+
+
+def provenance(numbers: AuditNumbers) -> str:
+    """The version that ran an audit, and the fingerprints of its data and weights; empty where an
+    older version did not say them."""
+    said = [f"retroact {numbers.retroact}"] if numbers.retroact else []
+    if (prints := numbers.fingerprints) is not None:
+        named = [
+            ("data", prints.data),
+            *zip(("weights before", "weights after"), prints.weights, strict=True),
+        ]
+        known = [f"{what} {digits}" for what, digits in named if digits]
+        said.append(f"SHA-256, first 16 digits: {', '.join(known)}")
+    return "; ".join(said)
 
 
 def why(numbers: AuditNumbers) -> str:

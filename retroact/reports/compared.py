@@ -8,7 +8,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -104,7 +103,6 @@ def page(rows: Sequence[Row], *, title: str = TITLE) -> str:
         figure=_figure(rows),
         statistics=statistics,
         terms=TERMS,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
 

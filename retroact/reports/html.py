@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from retroact import __version__
 from retroact.evaluation.metrics import (
     clean_accuracy,
     mean_gradients,
@@ -51,7 +52,6 @@ def page(
         pictures=_pictures(lines),
         runs=lines,
         undrawn=any(not plots.is_image(line.record.examples[0]) for line in _select_kept(lines)),
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         clean_accuracy=clean_accuracy,
         robust_accuracy=robust_accuracy,
         rho=rho,
@@ -91,12 +91,14 @@ def _left_of(members: Sequence[Line]) -> dict[str, float]:
 
 
 def render(template: str, *, terms: Sequence[str] = (), **values: Any) -> str:
-    """A template of this room with its values, all text escaped, and what these `terms` mean at its
-    end."""
+    """A template of this room with its values, all text escaped, when and by which version it was
+    `written`, and what these `terms` mean at its end."""
+    now = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
+    values |= {"written": f"{now} by retroact {__version__}", "terms": glossary(*terms)}
     environment = Environment(
         loader=PackageLoader("retroact.reports", "."), autoescape=True, undefined=StrictUndefined
     )
-    return environment.get_template(template).render(terms=glossary(*terms), **values)
+    return environment.get_template(template).render(**values)
 
 
 def _group(group: Group, members: list[Line]) -> dict[str, Any]:

@@ -11,7 +11,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import Literal
 
 from markupsafe import Markup
@@ -259,7 +258,6 @@ def page(study: Study) -> str:
         rich=_rich,
         tally=_tally(study),
         draw=lambda figure: Markup(plots.told(figure.svg, plain(figure.caption))),
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -103,6 +102,12 @@ class Shown:
         """What was run on it."""
         return self.numbers.attacks[self.side] if self.numbers.attacks else ()
 
+    @property
+    def weights(self) -> str:
+        """The fingerprint of its weights, empty where there is none."""
+        prints = self.numbers.fingerprints
+        return prints.weights[self.side] if prints else ""
+
     def row(self) -> dict[str, str]:
         """The numbers with their intervals, as the columns of a table."""
         looks, really = (
@@ -193,7 +198,6 @@ def page(
         measured=measured,
         terms=[*TERMS, "ρ₂"] if measured else TERMS,
         run=networks[0].numbers,
-        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
     )
 
 

@@ -350,6 +350,21 @@ def test_markdown_holds_every_run_and_every_indicator(told):
     assert "| FGSM |" in text and text.count("\n| --- |") == 4
 
 
+def test_version_and_fingerprints_are_named_where_they_are_known(told):
+    assert "SHA-256" not in audited.page(told)  # that of 0.1.0 had none
+    prints = {"data": "d" * 16, "twin": "b" * 16, "network": "a" * 16}
+    told.stored |= {"retroact": "9.8.7", "fingerprints": prints}
+    said = (
+        f"retroact 9.8.7; SHA-256, first 16 digits: data {'d' * 16}, weights before {'b' * 16},"
+        f" weights after {'a' * 16}"
+    )
+    page = audited.page(told)
+    assert said in page.split('id="run"')[1] and said in audited.markdown(told)
+    assert f"UTC by retroact {ra.__version__}" in page
+    told.stored["fingerprints"] = prints | {"twin": ""}
+    assert "weights before" not in audited.markdown(told)
+
+
 def test_what_alarms_asked_for_is_said_beside_the_attack(told):
     told.stored["attacks"]["network"][1] |= {"asked_by": "no gradient, equal logits"}
     assert "asked for by no gradient, equal logits" in audited.page(told)

@@ -7,6 +7,7 @@ import re
 import numpy as np
 import pytest
 
+import retroact as ra
 from retroact.cli import console
 from retroact.evaluation.record import Record
 from retroact.experiments.fields import CellFields
@@ -110,6 +111,8 @@ def test_the_page_stands_on_its_own_and_says_what_was_run(store, tmp_path):
         and "100% of its gradients were exactly zero: this number is too good" in text
     )
     assert "Accuracy against eps" in text and text.count("data:image/png;base64") == 1
+    assert f"retroact {ra.__version__}, python 3, torch 2" in text  # which ran the cell
+    assert f"UTC by retroact {ra.__version__} from stored records" in text  # which wrote the page
     for said in ("<code>a</code>", "python 3, torch 2", "worst case of these 2"):
         assert said in text
     assert [p.name for p in tmp_path.iterdir() if p.suffix == ".part"] == []

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from retroact.auditing.numbers import AttackResult, AuditNumbers, AuditPedigree, Pair
+from retroact.auditing.numbers import AttackResult, AuditNumbers, AuditPedigree, Fingerprints, Pair
 from retroact.auditing.verdict import WORDS as CLAIMS
 from retroact.reports import walk
 from retroact.reports.walk import Shown, fooled, legend, page, verdict
@@ -178,6 +178,17 @@ def test_every_effect_and_mechanism_has_words():
         one = Shown("x", "", numbers(58, 90, claim="MASKED", mechanism=mechanism), 1)
         assert one.why and f"masked by {mechanism}" in one.line
     assert CLAIMS["MASKED"] == ("MASKED",)
+
+
+def test_the_page_names_version_and_fingerprints():
+    def weigh(one, digit):
+        prints = Fingerprints("d" * 16, Pair("b" * 16, digit * 16))
+        return replace(one, numbers=replace(one.numbers, retroact="9.8.7", fingerprints=prints))
+
+    made = [weigh(one, f"{turn}") for turn, one in enumerate(networks())]
+    run = page(made, title="t", intro="i").split('id="run"')[1]
+    assert "Run by retroact 9.8.7" in run and f"data {'d' * 16}" in run
+    assert f"weights of plain {'b' * 16}, weights of SReLU(100) {'1' * 16}" in run
 
 
 def test_no_networks_are_no_page():

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+import retroact as ra
 from retroact.attacks.fgsm import FGSM
 from retroact.crafting.threat import Linf
 from retroact.evaluation.metrics import clean_accuracy, median_distance, robust_accuracy
@@ -111,6 +112,7 @@ def test_a_page_escapes_what_is_said_and_shows_every_part():
     assert "&lt;b&gt;" in page and "+1.3" in page and "–" in page
     named = SVG.replace("<svg", '<svg role="img" aria-label="F"')
     assert named in page and "holds" in page
+    assert f"UTC by retroact {ra.__version__}" in page
     assert page.index("because") < page.index('id="figure_1"') < page.rindex(">holds</span>")
 
 
