@@ -91,6 +91,12 @@ def test_kinds_that_errors_do_not_list_are_listed():
         assert len(known(kind)) > MANY and word in listing.KINDS
 
 
+@pytest.mark.parametrize("kind", listing.KINDS)
+def test_no_sentence_of_a_list_is_cut_within_a_parenthesis(kind):
+    for row in listing.list_specs(kind):
+        assert row["what"].count("(") == row["what"].count(")"), row["name"]
+
+
 def test_json_goes_into_a_file_and_people_are_told_all_the_same(call, tmp_path):
     code, out, err = call("list", "threats", "--json-out", "t.json")
     told = json.loads((tmp_path / "t.json").read_text())
