@@ -66,6 +66,7 @@ def test_commands_that_pages_name_are_right_calls():
 def test_a_line_of_help_fits_80_columns(name, call):
     text = call(*name.split(), "--help")[1]
     assert max(map(len, text.splitlines())) <= 80 and "Example:" in text and "130  stop" in text
+    assert "--import MODULE" in text
 
 
 @pytest.mark.parametrize("name", COMMANDS)
