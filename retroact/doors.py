@@ -247,10 +247,22 @@ def check_device(device: str) -> None:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as e:  # a torch without CUDA asserts that it has it
-        said = str(e).strip().splitlines()[0].rstrip(".")
         raise ValueError(
-            f"device {device!r} is not here ({said}); choose another, such as cpu"
+            f"device {device!r} is not here{_why_not(device, e)}; choose one of: {_devices_here()}"
         ) from e
+
+
+def _why_not(device: str, error: Exception) -> str:
+    """What torch says of a device, but for its list of two dozen kinds."""
+    said = str(error).strip().splitlines()[0].rstrip(".")
+    if device.lower().startswith("gpu"):
+        return " (torch calls a graphics card cuda)"
+    return "" if "expected one of" in said.lower() else f" ({said})"
+
+
+def _devices_here() -> str:
+    has = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return ", ".join(["cpu", *(name for name, is_here in has.items() if is_here)])
 
 
 @contextmanager

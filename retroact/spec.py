@@ -363,6 +363,10 @@ def _parsed(text: str, kind: type, where: str = "") -> object:
     return value
 
 
+_APART = re.compile(r"([A-Za-z]\w*)[\s:]+([\d./e-]+)")
+"""A name and a number, as people write a spec before they know how."""
+
+
 def _tree(text: str) -> ast.expr:
     """The text taken apart, none of it looked up yet. SpecError for what is too long or deep."""
     if not isinstance(text, str):
@@ -375,6 +379,10 @@ def _tree(text: str) -> ast.expr:
     try:
         tree = ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, MemoryError, RecursionError) as e:
+        if apart := _APART.fullmatch(text.strip()):
+            raise SpecError(
+                f"cannot read {quote(text)} as a spec; did you mean {apart[1]}({apart[2]})?"
+            ) from None
         raise SpecError(
             f"cannot read {quote(text)} as a spec, expected Name(field=value, …):"
             f" {shorten(str(e)) or type(e).__name__}"

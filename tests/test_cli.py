@@ -871,6 +871,7 @@ def test_a_table_that_would_not_fit_is_blocks_without_a_broken_word(call):
         for more in ((), ("--json",))
     )
     assert max(map(len, narrow.splitlines())) <= 80
+    assert not any(line.endswith(" ") for line in narrow.splitlines())
     names = [line for line in narrow.splitlines() if not line.startswith(" ")]
     assert names == [row["name"] for row in json.loads(listed)]
 

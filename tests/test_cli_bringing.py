@@ -111,3 +111,27 @@ def test_a_shape_is_said_where_no_data_are_read(call):
     assert code == 0 and "replaced: 1" in out
     saved = ra.load("h.safetensors", into=ra.load("brought_here:build"))
     assert saved.mean.item() == pytest.approx(0.3) and saved.shape == (1, 8, 8)
+
+
+def test_what_is_lacking_is_named_as_the_command_line_has_it(call):
+    code, _, err = call("retrofit", "brought_here:build", "JumpReLU(0.2)")
+    assert code == 3 and "(--shape C,H,W)" in err
+    code, _, err = call("playground", "brought_here:build", "--out", "p.html", "--shape", "1,8,8")
+    assert code == 3 and "(--data)" in err
+
+
+def test_a_shape_that_is_not_that_of_the_data_is_refused_before_they_are_read(call, monkeypatch):
+    from retroact.nets import data
+
+    read, taken = data.sources.decoded, []
+
+    def watch(name, split, rows):
+        taken.append(len(rows))
+        return read(name, split, rows)
+
+    monkeypatch.setattr(data.sources, "decoded", watch)
+    words = ("--threat", "Linf(0.1)", "--data", "digits", "--shape", "3,8,8")
+    for command in (("audit", "brought_here:build", "SReLU(9)"), ("check", "brought_here:build")):
+        code, _, err = call(*command, *words)
+        assert code == 3 and "--shape says (3, 8, 8), and the examples are of (1, 8, 8)" in err
+    assert taken == [1, 1]

@@ -189,7 +189,7 @@ def test_the_codes_stand_in_the_help_and_in_the_docs(call):
     listed = {int(code) for code in re.findall(r"^ +(\d+)  \w", text, re.M)}
     named = {v for v in vars(codes).values() if type(v) is int}
     assert listed == named | {0} == {0, 1, 2, 3, 4, 130}
-    assert app.info.epilog == codes.EPILOG
+    assert app.info.epilog == codes.CODES and codes.EPILOG.endswith(codes.CODES)
     page = (Path(__file__).parents[1] / "docs" / "your-network.md").read_text()
     table = page.partition("## Exit codes")[2].partition("\n## ")[0]
     assert {int(code) for code in re.findall(r"^\| (\d+) \|", table, re.M)} == listed
@@ -310,3 +310,19 @@ def test_a_second_control_c_ends_a_program_that_is_stuck_in_native_code():
         child.wait(0.3)
     child.send_signal(signal.SIGINT)
     assert child.wait(10) == 130
+
+
+QUIET = ("--data", "digits[:10]", "--threat")
+
+
+def test_an_error_names_the_word_that_would_do(call, tmp_path):
+    assert "did you mean Linf(0.1)?" in call("audit", "digits-cnn", "ReLU", *QUIET, "Linf 0.1")[2]
+    code, _, err = call("play", "digits-cnn")
+    assert code == 2 and "No such command 'play'. Did you mean playground?" in err
+    code, _, err = call("audit", "digits-cnn", "ReLU", *QUIET, "Linf(0.1)", "--device", "gpu")
+    assert code == 3 and "torch calls a graphics card cuda" in err and "one of: cpu" in err
+    code, _, err = call("audit", "digits-cnn", "ReLU", *QUIET, "Linf(0.1)", "--device", "abacus")
+    assert code == 3 and "device 'abacus' is not here; choose one of: cpu" in err
+    (tmp_path / "rec.json").write_text("[]")
+    code, _, err = call("report", "rec.json", "--html", "x.html")
+    assert code == 3 and "rec.json holds no audit" in err and "reads the store (--store)" in err

@@ -66,6 +66,7 @@ def test_commands_that_pages_name_are_right_calls():
 def test_a_line_of_help_fits_80_columns(name, call):
     text = call(*name.split(), "--help")[1]
     assert max(map(len, text.splitlines())) <= 80 and "Example:" in text and "130  stop" in text
+    assert "--import MODULE" in text
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -89,6 +90,12 @@ def test_kinds_that_errors_do_not_list_are_listed():
 
     for kind, word in ((Attack, "attacks"), (Activation, "activations")):
         assert len(known(kind)) > MANY and word in listing.KINDS
+
+
+@pytest.mark.parametrize("kind", listing.KINDS)
+def test_no_sentence_of_a_list_is_cut_within_a_parenthesis(kind):
+    for row in listing.list_specs(kind):
+        assert row["what"].count("(") == row["what"].count(")"), row["name"]
 
 
 def test_json_goes_into_a_file_and_people_are_told_all_the_same(call, tmp_path):

@@ -442,12 +442,21 @@ def as_numbers(told: Told) -> AuditNumbers:
     if not isinstance(told, str | Path):
         return told.numbers()
     try:
-        return AuditNumbers.from_json(read_object(Path(told)))
+        stored = read_object(Path(told))
+    except ValueError as error:
+        raise ValueError(f"{told} holds no audit: {error}; {_CURE}") from error
+    try:
+        return AuditNumbers.from_json(stored)
     except (KeyError, TypeError) as error:
         raise ValueError(
-            f"{told} holds no audit ({type(error).__name__}: {error}); expected what `retroact"
-            " audit … --json FILE` writes"
+            f"{told} holds no audit ({type(error).__name__}: {error}); {_CURE}"
         ) from error
+
+
+_CURE = (
+    "give what `retroact audit … --json-out FILE` writes; of `attack` and `sweep`, `report` reads"
+    " the store (--store)"
+)
 
 
 def _read(stored: Stored, name: str, read: Callable[[Any], Any], into: str = "") -> Json:

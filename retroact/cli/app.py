@@ -29,7 +29,7 @@ from retroact.cli import (
     stopping,
     stores,
 )
-from retroact.cli.codes import COULD_NOT_RUN, EPILOG, STOPPED, WRONG_CALL
+from retroact.cli.codes import CODES, COULD_NOT_RUN, EPILOG, STOPPED, WRONG_CALL
 from retroact.cli.named import import_own
 from retroact.cli.stopping import NOTHING, StoppedError, ended_by_two
 from retroact.spec import CallError
@@ -53,6 +53,12 @@ class ImportsAnywhere(TyperGroup):
             return super().parse_args(ctx, args)
         _refuse_json_file(args)
         return super().parse_args(ctx, _imports_first(args))
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        begun = [name for name in self.commands if args[0] and name.startswith(args[0])]
+        if begun and args[0] not in begun and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {args[0]!r}. Did you mean {' or '.join(begun)}?")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -119,7 +125,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    epilog=EPILOG,
+    epilog=CODES,
 )
 for command in (
     reports.demo,

@@ -26,7 +26,7 @@ from retroact.cli.console import (
     say,
     tell_json,
 )
-from retroact.cli.named import Bringing, executor_of, opened, read_data, say_left_alone
+from retroact.cli.named import Bringing, executor_of, opened, say_left_alone
 from retroact.spec import CallError
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ def audit(
     from retroact.reports.audited import as_json as as_text
     from retroact.retrofitting.surgery import retrofit
 
-    images, radius = read_data(data), as_threat(threat)
+    images, radius = bring.read(data), as_threat(threat)
     before = bring.load(net, weights, images)
     if activation is None:
         assert against is not None

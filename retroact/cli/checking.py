@@ -20,7 +20,7 @@ from retroact.cli.audits import (
 from retroact.cli.codes import FOUND, NOT_SETTLED, worst
 from retroact.cli.completing import complete_nets
 from retroact.cli.console import print_rows, progress_bar, say, tell_json
-from retroact.cli.named import Bringing, opened, read_data
+from retroact.cli.named import Bringing, opened
 from retroact.spec import CallError
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def check(
 
     from retroact.auditing.claims import check as run
 
-    images = read_data(data)
+    images = bring.read(data)
     network = bring.load(net, weights, images)
     how: dict[str, Any] = {"battery": "quick" if quick else "thorough" if thorough else None}
     how |= {"draws": draws} | ({} if claimed is None else {"claimed": claimed})

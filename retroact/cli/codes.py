@@ -17,7 +17,7 @@ def worst(codes: Iterable[int]) -> int:
     return FOUND if FOUND in asked else max(asked)
 
 
-EPILOG = """\b
+CODES = """\b
 Exit codes:
     0  fine
     1  found: a verdict that --fail-on names, a change that --require finds
@@ -30,3 +30,11 @@ Exit codes:
        under --require also TOO STRONG A THREAT
   130  stopped by Ctrl-C
 """
+"""What the exit codes of all commands say."""
+
+EPILOG = f"""\b
+With every command:
+  --import MODULE  a module of your own, whose specs are then known
+
+{CODES}"""
+"""What ends the help of a command."""

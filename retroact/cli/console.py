@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.console import Console
-from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -229,14 +228,19 @@ def _said(value: object) -> str:
     return "" if value is None else str(value)
 
 
+_INDENT = 4
+
+
 def _print_blocks(rows: Sequence[Row]) -> None:
-    """The first entry of each row on a line of its own, and under it one line for each other."""
+    """The first entry of each row on a line of its own, and under it one line for each other; no
+    blanks end a line, so that none are copied."""
     for row in rows:
         first, *others = row.items()
         say(str(first[1]), style="bold")
         for name, value in others:
             if value not in (None, ""):
-                out.print(Padding(Text(f"{name}: {value}"), (0, 0, 0, 4), expand=False))
+                for line in Text(f"{name}: {value}").wrap(out, out.width - _INDENT):
+                    say(" " * _INDENT + line.plain.rstrip())
 
 
 CUT = "… stands where a name is cut; a wider terminal or --json has the whole of it"

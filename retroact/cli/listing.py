@@ -150,7 +150,11 @@ def list_specs(what: str) -> list[Row]:
 def _sentence_of(cls: type) -> str:
     """The first sentence of what its docstring says."""
     paragraph = " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
-    return re.split(r"(?<=[.)])(?<!et al\.)\s+(?=[A-Z`])|;\s", paragraph)[0].rstrip(".")
+    ends = re.finditer(r"(?<=[.)])(?<!et al\.)\s+(?=[A-Z`])|;\s", paragraph)
+    parts = (paragraph[: end.start()] for end in ends)
+    return next((part for part in parts if part.count("(") <= part.count(")")), paragraph).rstrip(
+        "."
+    )
 
 
 def list_data() -> list[Row]:

@@ -135,12 +135,18 @@ class Bringing:
         """The same with what evidence says of a network's pixels, where the command says none."""
         return replace(self, mean=self.mean or origin.mean, std=self.std or origin.std)
 
-    def check_shape(self, data: str) -> None:
-        """ValueError where --shape and the examples differ."""
-        if self.shape is not None:
-            from retroact.nets.remembered import holding
+    def read(self, data: str) -> Images:
+        """The examples that are named. ValueError, before all of them are read, where --shape says
+        another shape."""
+        self.check_shape(data)
+        return read_data(data)
 
-            self._shape(holding(data))
+    def check_shape(self, data: str) -> None:
+        """ValueError where --shape and the examples differ, of which one is read."""
+        if self.shape is not None:
+            from retroact.nets.data import DataSlice
+
+            self._shape(DataSlice.read(data).narrow(0, 1)())
 
     def _pixels_of(self, net: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and std for this network: none where it says its own."""

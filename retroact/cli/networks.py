@@ -23,7 +23,7 @@ from retroact.cli.console import (
     say,
     tell_json,
 )
-from retroact.cli.named import Bringing, activation_of, executor_of, read_data, say_left_alone
+from retroact.cli.named import Bringing, activation_of, executor_of, say_left_alone
 from retroact.cli.stopping import NOTHING, if_stopped
 from retroact.spec import CallError
 
@@ -144,7 +144,8 @@ def calibrate(
     from retroact.spec import show
     from retroact.training.calibrating import calibrate as run
 
-    bring, images = Bringing.of([net], mean, std, shape, device), read_data(data)
+    bring = Bringing.of([net], mean, std, shape, device)
+    images = bring.read(data)
     made = run(bring.load(net, weights, images), activation, images, file=out)
     said = {"activation": show(made), "file": str(out), "data": images.name}
     if not tell_json(said, as_json, json_out):
@@ -189,7 +190,7 @@ def change(
     from retroact.training.changes import change as run
 
     bring = Bringing.of([net], mean, std, shape, device)
-    images = None if data is None else read_data(data)
+    images = None if data is None else bring.read(data)
     made = run(bring.load(net, weights, images), what, images)
     checkpoint.save(made, out)
     notes = getattr(made, "notes", ())
@@ -246,7 +247,7 @@ def retrofit(
     if said is None:
         raise CallError("expected an activation or --map, such as gelu=relu; got neither")
     bring = Bringing.of([net], mean, std, shape, device)
-    images = None if data is None else read_data(data)
+    images = None if data is None else bring.read(data)
     before = bring.load(net, weights, images)
     after = run(before, as_activation(said), sites=sites, also=also or (), allow=allow or ())
     made = after.retrofit
@@ -330,7 +331,7 @@ def tune(
 
     bring = Bringing.of([net], mean, std, shape, device)
     values = None if grid is None else options.numbers_of(grid, "--grid")
-    tried, images = _tunable(kind), read_data(data)
+    tried, images = _tunable(kind), bring.read(data)
     network = bring.load(net, weights, images)
     say_left_alone(retrofit(network, tried, sites=sites, also=also or ()))
     where = executor_of(executor, workers, default=1)
@@ -529,8 +530,8 @@ def harden(
     numbers |= {"ramp": ramp, "average": average, "pull": pull}
     recipe = _recipe(learn or ("shifts" if budget is None else "all"), bf16, numbers)
     share = keep if keep is not None else 0.0 if held is None else 0.99
-    images, kept = read_data(data), None if held is None else read_data(held)
     bring = Bringing.of([net], mean, std, shape, device)
+    images, kept = bring.read(data), None if held is None else bring.read(held)
     plain = bring.load(net, weights, images)
     folder = None if out is None else out.parent / "checkpoints" / out.stem
     if budget is not None:
@@ -553,7 +554,7 @@ def harden(
     made = None  # saved first: an audit that is stopped costs nothing that was learned
     if tried_on is not None:
         battery = {"battery": "quick" if quick else None}
-        made = run_audit(plain, hard.net, read_data(tried_on), as_threat(threat), **battery)
+        made = run_audit(plain, hard.net, bring.read(tried_on), as_threat(threat), **battery)
         if out is not None:
             checkpoint.save(hard.net, out, audit=made)
         if html is not None:
@@ -659,9 +660,10 @@ def export(
     from retroact.retrofitting.export import export as write
     from retroact.retrofitting.surgery import retrofit
 
-    images, chosen = None if data is None else read_data(data), activation_of(activation)
+    bring = Bringing.of([net], mean, std, shape, device)
+    images, chosen = None if data is None else bring.read(data), activation_of(activation)
     options.check_also(also, activation)
-    model = Bringing.of([net], mean, std, shape, device).load(net, weights, images)
+    model = bring.load(net, weights, images)
     if chosen is not None:
         model = retrofit(model, chosen, sites=sites, also=also or ())
     say_left_alone(model)

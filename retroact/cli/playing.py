@@ -74,7 +74,7 @@ def playground(
     from retroact.playing.playground import playground as write_page
 
     bring = Bringing.of([net, hardened], mean, std, shape, device)
-    images = None if data is None else read_data(data)
+    images = None if data is None else bring.read(data)
     plain = bring.load(net, weights, images)
     images = read_data(data_of(plain)) if images is None else images
     hard = None if hardened is None else bring.load(hardened, "", images, beside=net)

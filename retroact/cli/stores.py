@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from retroact.cli import options
-from retroact.cli.codes import EPILOG, FOUND
+from retroact.cli.codes import CODES, EPILOG, FOUND
 from retroact.cli.console import note, say, tell_json
 from retroact.cli.stopping import if_stopped
 from retroact.spec import CallError
@@ -37,7 +37,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
-    epilog=EPILOG,
+    epilog=CODES,
 )
 
 

@@ -76,7 +76,9 @@ def data_of(net: nn.Module) -> str:
     """The data that a zoo's network is for. Raises ValueError where the network does not say."""
     said = getattr(net, "network", "")
     if not said:
-        raise ValueError('the network does not say what its data are; give some, "mnist[:1000]"')
+        raise ValueError(
+            'the network does not say what its data are; give some, data="mnist[:1000]" (--data)'
+        )
     return parse(said, Network).data
 
 

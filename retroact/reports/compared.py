@@ -150,7 +150,8 @@ def summary(rows: Sequence[Row]) -> str:
     masked = sum("MASKED" in row.audit.words for row in rows)
     counts = ", ".join(f"{n} {effect}" for effect, n in effects.most_common())
     highest = max(rows, key=lambda row: row.audit.mirage)
-    said = f"Of {len(rows)} audits: {counts}; the claim is MASKED in {masked}."
+    audits = f"{len(rows)} audit{'s' if len(rows) > 1 else ''}"
+    said = f"Of {audits}: {counts}; the claim is MASKED in {masked}."
     if highest.audit.mirage <= 0:
         return said
     return (

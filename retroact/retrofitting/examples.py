@@ -25,8 +25,8 @@ def example_for(net: nn.Module, example: Example | None) -> Inputs:
     if shape is None:
         raise ValueError(
             f"{type(net).__name__} does not say the shape of its input; say it, Classifier(net,"
-            " shape=(c, h, w)), or pass example=, a batch of two of its inputs, such as"
-            " example=torch.rand(2, 3, 32, 32)"
+            " shape=(c, h, w)) (--shape C,H,W), or pass example=, a batch of two of its inputs,"
+            " such as example=torch.rand(2, 3, 32, 32)"
         )
     return noise_for(net, shape)
 

@@ -95,6 +95,7 @@ def test_csv_markdown_and_json_hold_every_audit(files, tmp_path):
         "HARMFUL",
         "NO EFFECT",
     ]
+    assert compared.summary(compared.rows_of([JUMP], tmp_path)).startswith("Of 1 audit: 1 HARMFUL")
     with pytest.raises(ValueError, match="no audits to compare"):
         compared.page([])
 
