@@ -797,6 +797,10 @@ def test_study_writes_a_page_markdown_and_figures_and_resumes(call, tmp_path):
     (tmp_path / "facts.json").write_text(json.dumps([other]))
     assert call(*words, "--facts", "facts.json")[0] == 0
     assert json.loads((tmp_path / "facts.json").read_text())[0]["key"] == other["key"]
+    kept = (tmp_path / "facts.json").read_text().replace("1.5", "1.50")  # as nobody writes it
+    (tmp_path / "facts.json").write_text(kept)
+    assert call(*words[:-2], "--stored", "--facts", "facts.json")[0] == 0
+    assert (tmp_path / "facts.json").read_text() == kept  # which measures nothing
     code, _, err = call(*words, "--facts", "made/srelu.md")
     assert code == 3 and "expected a JSON list of facts in made/srelu.md" in err
 

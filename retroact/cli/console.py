@@ -31,6 +31,12 @@ def say(text: str, *, style: str | None = None, wrap: bool = False) -> None:
     out.print(text, style=style, highlight=False, markup=False, soft_wrap=not wrap)
 
 
+def say_indented(text: str) -> None:
+    """A line that belongs to the one above it, broken at words where the terminal ends."""
+    for line in Text(text).wrap(out, out.width - _INDENT):
+        say(" " * _INDENT + line.plain.rstrip())
+
+
 def note(text: str, *, style: str | None = None) -> None:
     """A line about the work: what was done, what was left alone, what went wrong."""
     err.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
@@ -239,8 +245,7 @@ def _print_blocks(rows: Sequence[Row]) -> None:
         say(str(first[1]), style="bold")
         for name, value in others:
             if value not in (None, ""):
-                for line in Text(f"{name}: {value}").wrap(out, out.width - _INDENT):
-                    say(" " * _INDENT + line.plain.rstrip())
+                say_indented(f"{name}: {value}")
 
 
 CUT = "… stands where a name is cut; a wider terminal or --json has the whole of it"
@@ -295,8 +300,9 @@ def _rows_of(members: Sequence[Line]) -> Iterator[_Cells]:
         yield from (_Cells(_cells_of(line)) for line in members if line.network == network)
         if network in worst:
             w = worst[network]
-            label, share = f"  worst case of these {w.attacks}", f"{100 * w.accuracy:.1f}"
-            yield _Cells((label, "", "", share, _bounds(w.interval), ""), "bold")
+            label = f"  worst case of these {w.attacks}"
+            known = (f"{100 * w.accuracy:.1f}", _bounds(w.interval))
+            yield _Cells((label, "", "", *(("not known", "") if w.blind else known), ""), "bold")
 
 
 def _cells_of(line: Line) -> tuple[str, ...]:

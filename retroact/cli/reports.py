@@ -15,6 +15,7 @@ from retroact.cli.console import (
     print_rows,
     progress_bar,
     say,
+    say_indented,
     story,
     tell_json,
 )
@@ -202,10 +203,16 @@ FactsOption = Annotated[
     Path | None,
     typer.Option(
         help=(
-            "JSON file of measurements: what the store lacks is read from it, and it is written"
-            " anew, what these items use and no more (with --only: beside what it has)"
+            "JSON file of measurements: what the store lacks is read from it, and, but with"
+            " --stored, it is written anew, what these items use and no more (with --only: beside"
+            " what it has)"
         )
     ),
+]
+
+
+BecauseOption = Annotated[
+    bool, typer.Option("--detail", help="print what each verdict rests on, too")
 ]
 
 
@@ -226,6 +233,7 @@ def study(
     as_json: options.Json = False,
     json_out: options.JsonOut = None,
     dry_run: options.Dry = False,
+    detail: BecauseOption = False,
 ) -> None:
     """Make a paper's tables and figures anew, beside the published numbers, with a verdict on each
     claim.
@@ -257,14 +265,18 @@ def study(
     # before anything is printed, so that `| head` does not cost the page
     paths = write_pages(made, out)
     for text, claim, _ in made.claims:
-        say(f"{claim.answer}: {text} ({claim.because})")
+        say(f"{claim.answer}: {text}", wrap=True)
+        if detail:
+            say_indented(claim.because)
+    if made.claims and not detail:
+        say(f"\nWhy: {paths[0]}, or --detail", wrap=True)
     for path in paths:
         note(f"wrote {path}")
 
 
 def _make_study(paper: str, store: Store, facts: Path | None, **how: Any) -> Study:
     """The study; its measurements are read from the file `facts` before, and written to it
-    after."""
+    after, but for a stored one, which measures nothing."""
     import warnings
 
     from retroact.experiments import carried
@@ -279,7 +291,7 @@ def _make_study(paper: str, store: Store, facts: Path | None, **how: Any) -> Stu
             carried.read_json(facts, store)
             keys = carried.carried_keys(facts) if how["only"] else keys
         result = study(paper, store, **how, progress=progress)
-        if facts is not None:
+        if facts is not None and not how["stored"]:
             facts.parent.mkdir(parents=True, exist_ok=True)
             keys |= {key for item in result.items for key in item.keys}
             write(carried.as_json(store, keys), facts)

@@ -23,10 +23,18 @@ from retroact.reports.tables import markdown_table, without_html
 TITLE = "Audits side by side"
 TERMS = (
     *("clean accuracy", "claimed accuracy", "verified accuracy", "95 % interval", "before, after"),
-    *("threat model", "mirage", "McNemar's p", "masked", "weak protocol", "honest", "genuine"),
+    *(
+        "threat model",
+        "beyond the truth",
+        "McNemar's p",
+        "masked",
+        "weak protocol",
+        "honest",
+        "genuine",
+    ),
     *("harmful", "no effect", "inconclusive", "abstained", "too strong a threat", "retrofit"),
 )
-_NAMED = 34  # characters of a name in the figure
+_NAMED = 30  # characters of a name in the figure
 
 
 @dataclass(frozen=True)
@@ -195,7 +203,7 @@ def _figure(rows: Sequence[Row]) -> Markup:
     names = [_shorten(r.change) for r in rows]
     if several:
         settings = (f"{r.audit.names.before}, {r.audit.threat}" for r in rows)
-        names = [f"{n}\n{_shorten(s)}" for n, s in zip(names, settings, strict=True)]
+        names = [f"{n}: {_shorten(s)}" for n, s in zip(names, settings, strict=True)]
     drawn = [
         plots.Gain(name, r.audit.claimed_gain, r.audit.gain, r.audit.interval)
         for name, r in zip(names, rows, strict=True)

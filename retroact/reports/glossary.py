@@ -66,7 +66,7 @@ _WORDS = {
         "A smooth slope in the place of a jump, in the backward pass alone (BPDA, Athalye et al."
         " 2018)."
     ),
-    "mirage": (
+    "beyond the truth": (
         "What the claim promises beyond the truth, in points: the claimed gain less the verified"
         " one."
     ),

@@ -20,7 +20,7 @@ from retroact.evaluation.metrics import (
 )
 from retroact.reports import plots
 from retroact.reports.glossary import glossary
-from retroact.reports.tables import Group, Line, group_lines, worst_cases
+from retroact.reports.tables import Group, Line, group_lines, worst_cases, worst_of_each
 
 TERMS = (
     *("clean accuracy", "worst case", "threat model", "95 % interval", "white box", "gray box"),
@@ -29,6 +29,7 @@ TERMS = (
 """Of the glossary, what every such page uses."""
 
 MOST_SHOWN = 6  # images of a picture
+MOST_NAMED = 3  # networks that a sentence names
 MOST_PICTURES = 8  # a page that loads at once; the store has the rest
 
 
@@ -65,16 +66,9 @@ def summary(lines: Sequence[Line]) -> str:
     """What the lines come to, in a sentence on the largest group, and what is to be doubted."""
     groups = group_lines(lines)
     group, members = max(groups, key=lambda found: len(found[1]))
-    left = sorted((share, name) for name, share in _left_of(members).items())
-    (least, weakest), (most, strongest) = left[0], left[-1]
-    said = f"Within {group.threat} on {group.data} (n = {len(members[0].record)})"
-    if len(left) == 1:
-        said += f" the attacks leave {strongest} {100 * most:.1f} % of its decisions right"
-    else:
-        said += (
-            f" {strongest} withstands most, {100 * most:.1f} % in the worst case of the attacks on"
-            f" it, and {weakest} least, {100 * least:.1f} %"
-        )
+    said = (
+        f"Within {group.threat} on {group.data} (n = {len(members[0].record)}) {_say_left(members)}"
+    )
     said += f"; more settings below: {len(groups) - 1}" if len(groups) > 1 else ""
     doubtful = sum(bool(line.alarms()) for line in lines)
     return said + (
@@ -84,10 +78,28 @@ def summary(lines: Sequence[Line]) -> str:
     )
 
 
-def _left_of(members: Sequence[Line]) -> dict[str, float]:
-    """The accuracy of each network under all that it was attacked with."""
-    worst = {w.network: w.accuracy for w in worst_cases(members)}
-    return {line.network: robust_accuracy(line.record) for line in members} | worst
+def _say_left(members: Sequence[Line]) -> str:
+    """What the attacks leave of the networks; a number that comes from blind attacks is not said to
+    be withstood."""
+    each = worst_of_each(members)
+    seen = sorted((w for w in each if not w.blind), key=lambda w: w.accuracy)
+    said = []
+    if len(seen) == 1:
+        (one,) = seen
+        said = [
+            f"the attacks leave {one.network} {100 * one.accuracy:.1f} % of its decisions right"
+        ]
+    elif seen:
+        least, most = seen[0], seen[-1]
+        said = [
+            f"{most.network} withstands most, {100 * most.accuracy:.1f} % in the worst case of the"
+            f" attacks on it, and {least.network} least, {100 * least.accuracy:.1f} %"
+        ]
+    blind = [w.network for w in each if w.blind]
+    if blind:
+        names = " and ".join(blind) if len(blind) <= MOST_NAMED else f"{len(blind)} networks"
+        said.append(f"what {names} withstands is not known, for the attacks on it were blind")
+    return "; ".join(said)
 
 
 def render(template: str, *, terms: Sequence[str] = (), **values: Any) -> str:

@@ -37,6 +37,7 @@ THEMED = {
     AFTER: "var(--blue)",
 }
 """Colours that follow the page's style sheet, and so the reader's choice of light or dark."""
+_ABOVE = 60  # characters of a name above its bar
 
 
 def bars(group: Sequence[Line]) -> str:
@@ -45,24 +46,36 @@ def bars(group: Sequence[Line]) -> str:
     rows: list[Line | str] = []
     for name in dict.fromkeys(line.network for line in group):
         rows += [name, *(line for line in group if line.network == name)]
-    figure = Figure(figsize=(7.6, 0.6 + 0.27 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(4.4, 0.6 + 0.38 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     for i, row in enumerate(rows):
+        _write_above(axes, i, row if isinstance(row, str) else row.fields.how, isinstance(row, str))
         if isinstance(row, Line):
-            low, high = row.interval
-            axes.barh(i, 100 * robust_accuracy(row.record), color=CYCLE[0], height=0.6)
-            axes.plot([100 * low, 100 * high], [i, i], color=INK, linewidth=1)
-            axes.plot(
-                [100 * clean_accuracy(row.record)] * 2, [i - 0.3, i + 0.3], color=INK, linewidth=2
-            )
-    labels = [row if isinstance(row, str) else row.fields.how for row in rows]
-    axes.set_yticks(range(len(rows)), labels, fontsize=8)
-    for row, label in zip(rows, axes.get_yticklabels(), strict=True):
-        label.set_fontweight("bold" if isinstance(row, str) else "normal")
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+            _draw_bar(axes, i, row)
+    axes.set_yticks([])
+    axes.set_ylim(len(rows) - 0.5, -0.8)
     axes.set_xlim(0, 101)
     axes.set_xlabel("accuracy under attack, %", fontsize=8)
     return svg(plain(figure, axes))
+
+
+def _write_above(axes: Axes, at: float, name: str, bold: bool = False) -> None:
+    """A name above what is drawn at a place, not beside it, where a phone has no room."""
+    weight = "bold" if bold else "normal"
+    short = name if len(name) <= _ABOVE else f"{name[: _ABOVE - 1]}…"
+    where = axes.get_yaxis_transform()  # x as a share of the axes
+    axes.text(0.01, at - 0.28, short, fontsize=8, va="center", weight=weight, transform=where)
+
+
+def _draw_bar(axes: Axes, at: float, line: Line) -> None:
+    low, high = line.interval
+    # empty where the page says that the number is too good
+    blind: dict[str, Any] = {"facecolor": "none", "edgecolor": BEFORE, "linestyle": "--"}
+    how = blind if line.alarms() else {"color": CYCLE[0]}
+    middle, clean = at + 0.15, 100 * clean_accuracy(line.record)
+    axes.barh(middle, 100 * robust_accuracy(line.record), height=0.36, **how)
+    axes.plot([100 * low, 100 * high], [middle, middle], color=INK, linewidth=1)
+    axes.plot([clean, clean], [middle - 0.2, middle + 0.2], color=INK, linewidth=2)
 
 
 def curves(group: Sequence[Line]) -> str:
@@ -261,19 +274,19 @@ class Gain(NamedTuple):
 def gains(rows: Sequence[Gain]) -> str:
     """What each change claims (a ring) and what is verified (a dot, its interval a line), in
     points of accuracy."""
-    height = 0.46 if any("\n" in row.name for row in rows) else 0.3
-    figure = Figure(figsize=(5.6, 0.9 + height * len(rows)), layout="constrained")
+    figure = Figure(figsize=(4.4, 0.9 + 0.42 * len(rows)), layout="constrained")
     axes = figure.add_subplot()
     axes.axvline(0, color=INK, linewidth=0.8)
     for i, row in enumerate(rows):
+        _write_above(axes, i - 0.05, row.name)
         claimed, verified = 100 * row.claimed, 100 * row.verified
         axes.plot([claimed, verified], [i, i], color=BEFORE, linewidth=1, linestyle=":")
         axes.plot([100 * v for v in row.interval], [i, i], color=AFTER, linewidth=2)
         ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": BEFORE}
         axes.plot(claimed, i, "o", markersize=6, **ring, label=None if i else "claimed")
         axes.plot(verified, i, "o", markersize=6, color=AFTER, label=None if i else "verified")
-    axes.set_yticks(range(len(rows)), [row.name for row in rows], fontsize=8)
-    axes.set_ylim(len(rows) - 0.5, -0.5)
+    axes.set_yticks([])
+    axes.set_ylim(len(rows) - 0.5, -0.7)
     axes.set_xlabel("difference that the change makes, points of accuracy", fontsize=8)
     figure.legend(fontsize=8, frameon=False, ncols=2, loc="outside upper right")
     return svg(plain(figure, axes))

@@ -104,7 +104,8 @@ class Table:
             return value
         if isinstance(value, int):
             return str(value)
-        return f"{value:{'+' if name.startswith('difference') else ''}.{self.digits}f}"
+        rounded = round(value, self.digits) + 0.0  # no difference of -0.0
+        return f"{rounded:{'+' if name.startswith('difference') else ''}.{self.digits}f}"
 
 
 @dataclass(frozen=True)

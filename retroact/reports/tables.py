@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -121,13 +122,16 @@ def line_of(record: Record) -> Line:
 
 @dataclass(frozen=True)
 class Worst:
-    """The per-example worst case of one network over all attacks of a group."""
+    """The per-example worst case of one network over all attacks of a group; `blind` where no
+    attack without an alarm comes as low as one with an alarm, so that it says nothing of the
+    network."""
 
     network: str
     attacks: int
     accuracy: float
     interval: tuple[float, float]
     n: int
+    blind: bool = False
 
 
 def left_alone(counts: Mapping[str, int]) -> str:
@@ -162,16 +166,26 @@ def group_lines(members: Iterable[Line]) -> list[tuple[Group, list[Line]]]:
 def worst_cases(group: Sequence[Line]) -> list[Worst]:
     """One entry per network of a group that was attacked in more than one way, on the same
     examples."""
-    by_network: dict[str, list[Record]] = {}
+    return [worst for worst in worst_of_each(group) if worst.attacks > 1]
+
+
+def worst_of_each(group: Sequence[Line]) -> list[Worst]:
+    """The same of every network, also where it was attacked in one way alone."""
+    by_network: dict[str, list[Line]] = {}
     for line in group:
-        by_network.setdefault(line.network, []).append(line.record)
-    return [_worst(name, records) for name, records in by_network.items() if len(records) > 1]
+        by_network.setdefault(line.network, []).append(line)
+    return [_worst(name, members) for name, members in by_network.items()]
 
 
-def _worst(name: str, records: list[Record]) -> Worst:
-    robust = worst_case(records)
+def _worst(name: str, members: list[Line]) -> Worst:
+    robust = worst_case([line.record for line in members])
     n, k = len(robust), int(robust.sum())
-    return Worst(name, len(records), k / n, wilson(k, n), n)
+    return Worst(name, len(members), k / n, wilson(k, n), n, _is_blind(members))
+
+
+def _is_blind(members: Sequence[Line]) -> bool:
+    seeing = [robust_accuracy(line.record) for line in members if not line.alarms()]
+    return min(seeing, default=math.inf) > min(robust_accuracy(line.record) for line in members)
 
 
 def markdown(shown: Sequence[Line]) -> str:
@@ -218,9 +232,10 @@ def _markdown_group(group: Group, members: Sequence[Line]) -> str:
         )
     for worst in worst_cases(members):
         low, high = worst.interval
+        share = f"**{worst.accuracy:.1%}** ({low:.1%}–{high:.1%})"
         rows.append(
             f"| {_in_cell(worst.network)} | **worst case of {worst.attacks}** | | | "
-            f"**{worst.accuracy:.1%}** ({low:.1%}–{high:.1%}) | | |"
+            f"{'not known: the attacks were blind' if worst.blind else share} | | |"
         )
     return "\n".join(rows)
 

@@ -120,10 +120,13 @@ def answer_claim(protocol: bool, truth: bool | None = None) -> Answer:
     return "holds" if truth is None or truth else "holds under the paper's protocol only"
 
 
-def answer_by_network(protocol: Sequence[bool], truth: Sequence[bool]) -> Answer:
+def answer_by_network(
+    protocol: Sequence[bool], truth: Sequence[bool], *, missing: int = 0
+) -> Answer:
     """The answer to a claim about several networks, one criterion each: where some meet it and
-    others do not it "differs by network", whatever the truth is; "cannot be told" of none."""
-    if not protocol:
+    others do not it "differs by network", whatever the truth is; "cannot be told" of none, and
+    where those that are measured meet it and others, which are `missing`, may not."""
+    if not protocol or (missing and all(protocol)):
         return "cannot be told"
     if len(set(protocol)) > 1:
         return "differs by network"

@@ -71,7 +71,7 @@ def test_the_page_has_a_row_for_each_and_links_their_own_pages(files, tmp_path):
     assert "-35.0 to -15.0" in text and '"beyond the truth">+55.0</td>' in text
     assert "net: claimed" not in text and "claimed +30.0, verified -25.0 points" in text
     assert text.index("Of 2 audits") < text.index("<svg") < text.index("<table")
-    assert '<dt id="word-mirage">' in text and "settings of network" not in text
+    assert '<dt id="word-beyond-the-truth">' in text and "settings of network" not in text
 
 
 def test_rows_that_do_not_compare_are_named(files):
@@ -80,7 +80,7 @@ def test_rows_that_do_not_compare_are_named(files):
     assert compared.unlike(rows[:2]) == ""
     assert "2 settings of network, data and threat" in compared.unlike(rows)
     assert "2 batteries" in compared.unlike(rows)
-    drawn = ">net, Linf(eps=0.2)<"
+    drawn = ": net, Linf(eps=0.2)<"  # of a name in the figure
     assert drawn in compared.page(rows) and drawn not in compared.page(rows[:2])
 
 

@@ -8,8 +8,9 @@ from browser import look
 from test_audit_report import Side, Told, broken, stored
 from test_compared import JUMP, NONE
 from test_report import fields, record
+from test_walk import networks
 
-from retroact.reports import audited, compared, html, plots, studied
+from retroact.reports import audited, compared, html, plots, studied, walk
 from retroact.reports.studied import Claim, Figure, Item, Study, Table, Text
 from retroact.reports.tables import Line
 
@@ -57,6 +58,10 @@ def sweep_page():
     return html.page([*lines, Line("c", fields(attack="FGSM()"), record(15))])
 
 
+def demo_page():
+    return walk.page(networks(), title="t", intro="i", commands=["retroact audit"])
+
+
 def study_page():
     table = Table("T", ("what", "measured"), (("a", 2.0), ("b", 10.0), ("c", None)))
     bars = plots.panels([plots.Panel("p", [plots.Series("s", [1, 2], [3, 4])])])
@@ -66,7 +71,7 @@ def study_page():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("page", [audit_page, ledger_page, sweep_page, study_page])
+@pytest.mark.parametrize("page", [audit_page, ledger_page, sweep_page, study_page, demo_page])
 def test_the_page_works_at_both_widths(page, tmp_path):
     path = tmp_path / "page.html"
     path.write_text(page())

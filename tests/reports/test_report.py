@@ -120,15 +120,38 @@ def test_the_page_stands_on_its_own_and_says_what_was_run(store, tmp_path):
 
 def test_a_page_begins_with_what_it_comes_to(store):
     said = html.summary(lines(store))
-    assert said.startswith("Within Linf(eps=0.1) on d[:20] (n = 20) net + SReLU(alpha=100.0)")
-    assert "withstands most, 100.0 % in the worst case of the attacks on it, and net least, 60.0 %"
-    assert "net least, 60.0 %; more settings below: 1. 2 of 4 numbers are too good" in said
+    assert said.startswith(
+        "Within Linf(eps=0.1) on d[:20] (n = 20) the attacks leave net 60.0 % of its decisions"
+        " right; what net + SReLU(alpha=100.0) withstands is not known, for the attacks on it were"
+        " blind; more settings below: 1. 2 of 4 numbers are too good"
+    )
     one = html.summary(lines(store)[:1])
     assert one.endswith("the attacks leave net 60.0 % of its decisions right.")
     text = html.page(lines(store))
     assert text.index(said) < text.index("<figure") and 'alt=""' not in text
     assert "image 12, class 2, is taken for 3" not in text  # which was not kept
     assert 'role="img" aria-label="net under PGD(steps=40): 60.0 %; net under FGSM()' in text
+
+
+def test_what_blind_attacks_leave_is_never_the_best(store, monkeypatch, capsys):
+    sloped = fields(activation="SReLU(alpha=100.0)", attack="FGSM()")
+    store.put("e", "Cell(e)", sloped, record(20))  # a weak attack that nobody doubts
+    store.put("f", "Cell(f)", sloped, record(19, zero=10))  # but the blind one comes lower
+    store.put("g", "Cell(g)", fields(activation="ReLU6()"), record(2))
+    (group, _) = (members for _, members in tables.group_lines(lines(store)))
+    worst = {w.network: w for w in tables.worst_of_each(group)}
+    assert [name for name, w in worst.items() if w.blind] == ["net + SReLU(alpha=100.0)"]
+    said = html.summary(lines(store))
+    assert "net withstands most, 60.0 %" in said and "net + ReLU6() least, 10.0 %" in said
+    assert "95.0 %" not in said and "100.0 %" not in said
+    assert '<span class="alarm">not known</span>' in html.page(lines(store))
+    assert "not known: the attacks were blind" in tables.markdown(lines(store))
+    monkeypatch.setattr(console, "out", console.Console(width=100))
+    console.print_lines(lines(store))
+    (row,) = re.findall(r"worst case of these 3 .*", capsys.readouterr().out)
+    assert row.split()[-2:] == ["not", "known"]
+    store.put("h", "Cell(h)", sloped, record(7))  # which sees, and breaks more than they did
+    assert not any(w.blind for w in tables.worst_of_each(lines(store, keys=["c", "e", "f", "h"])))
 
 
 def test_a_record_by_itself_has_a_page_and_a_table(tmp_path):

@@ -180,6 +180,15 @@ def test_every_effect_and_mechanism_has_words():
     assert CLAIMS["MASKED"] == ("MASKED",)
 
 
+def test_headings_are_links_and_numbers_sort():
+    text = page(networks(), title="t", intro="i")
+    for name in ("networks", "why", "examples", "numbers", "run"):
+        assert f'href="#{name}"' in text
+    numbers_of = text.split('id="numbers"')[1].split("</table>")[0]
+    assert 'class="narrow sortable cards"' in numbers_of
+    assert numbers_of.count('data-label="beside plain"') == 4  # its head on a phone
+
+
 def test_the_page_names_version_and_fingerprints():
     def weigh(one, digit):
         prints = Fingerprints("d" * 16, Pair("b" * 16, digit * 16))

@@ -186,6 +186,11 @@ def test_a_page_begins_with_its_lines_in_their_order():
         made(*[Takeaway(i, "") for i in range(10)]).lines  # noqa: B018
 
 
+def test_no_difference_is_less_than_nothing_by_rounding():
+    table = Table("T", ("what", "difference", "measured"), (("a", -0.04, -0.01), ("b", -0.06, 1.0)))
+    assert [row[1:] for row in table.texts()] == [["+0.0", "0.0"], ["-0.1", "1.0"]]
+
+
 def test_a_row_that_does_not_fit_its_head_is_refused():
     with pytest.raises(ValueError, match="expected 2 values"):
         Table("T", ("a", "b"), (("x",),))
@@ -203,6 +208,9 @@ def test_an_answer_by_network_follows_from_each():
     assert answer_by_network([False, False], [True, True]) == "does not hold"
     assert answer_by_network([True, True], [True, False]).endswith("protocol only")
     assert answer_by_network([True, True], [True, True]) == "holds"
+    assert answer_by_network([True, True], [True, True], missing=1) == "cannot be told"
+    assert answer_by_network([True, False], [True, True], missing=1) == "differs by network"
+    assert answer_by_network([False], [True], missing=1) == "does not hold"
 
 
 def test_a_stored_desk_makes_nothing_and_takes_the_largest_that_is_there(tmp_path):

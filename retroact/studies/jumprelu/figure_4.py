@@ -168,10 +168,11 @@ def _judge_further(desk: Desk) -> Claim:
         low, high = (median_ratio(desk, net, k) for k in (net.kappa, FURTHER * net.kappa))
         protocol.append(all(b > a for a, b in noise) and cost <= SLIGHTLY)
         truth.append(high >= GROWS * low)
+        clean = round(-cost, 2) + 0.0  # never -0.00
         changes = ", ".join(f"{a:.1f} → {b:.1f}" for a, b in noise)
         said.append(
             f"{net.title}, kappa {net.kappa:g} → {FURTHER * net.kappa:g}: noise of DF∞, DF₂, TR"
-            f" {changes} %, clean accuracy {-cost:+.2f} points, verified minimum norm ×"
+            f" {changes} %, clean accuracy {clean:+.2f} points, verified minimum norm ×"
             f" {high / low:.2f}"
         )
     because = "; ".join(said) + untested(desk, PAPERS)

@@ -30,13 +30,15 @@ LEFT = 0.01
 
 def judge_fooled(desk: Desk, by_net: dict[str, Runs]) -> Iterator[Part]:
     """DeepFool in seven steps, and TR in 1000: what stands, of images that are decided rightly."""
-    rows, seven, thousand = [], [], []
+    rows, seven, thousand, missing = [], [], [], []
     for net in available(desk):
         left = {a: _stand_after_seven(desk, net, by_net[net.name], a) for a in DEEPFOOLS}
         region = [_share(by_net[net.name][kappa]["trust_region"]) for kappa in (0.0, net.kappa)]
         values = [v for pair in left.values() for v in pair]
         if net in PAPERS:
-            seven += [all(v <= LEFT for v in values if v is not None)] if None not in values else []
+            measured = [v for v in values if v is not None]
+            seven += [all(v <= LEFT for v in measured)] if len(measured) == len(values) else []
+            missing += [net.title] if len(measured) < len(values) else []
             thousand.append(all(v <= LEFT for v in region))
         percent = [None if v is None else 100 * v for v in (*values, *region)]
         rows.append((net.title, *percent))
@@ -46,7 +48,9 @@ def judge_fooled(desk: Desk, by_net: dict[str, Runs]) -> Iterator[Part]:
     yield Table(title, ("network", *head), tuple(rows), digits=2)
     asked = f"asked for at most {100 * LEFT:g} % that stand, at kappa 0 and at kappa: "
     because = f"{asked}DF∞ and DF₂ in {SEVEN} steps, {_say(rows, 1, 5)}{untested(desk, PAPERS)}"
-    yield Claim("deepfool_7_iterations", answer_by_network(seven, seven), because)
+    because = f"{_say_missing(missing)}{because}"
+    answer = answer_by_network(seven, seven, missing=len(missing))
+    yield Claim("deepfool_7_iterations", answer, because)
     because = f"{asked}TR with a radius of 0.5, {_say(rows, 5, 7)}{untested(desk, PAPERS)}"
     yield Claim("tr_1000_iterations", answer_by_network(thousand, thousand), because)
 
@@ -77,10 +81,14 @@ def _share(facts: Facts) -> float:
 
 def _say(rows: list[tuple[Value, ...]], begin: int, end: int) -> str:
     return "; ".join(
-        f"{row[0]} "
-        + ", ".join("not measured yet" if v is None else f"{v:.1f}" for v in row[begin:end])
+        f"{row[0]} " + ", ".join(f"{v:.1f}" for v in row[begin:end] if v is not None)
         for row in rows
+        if None not in row[begin:end]
     )
+
+
+def _say_missing(missing: list[str]) -> str:
+    return f"not measured yet of {', '.join(missing)}; " if missing else ""
 
 
 def judge_hour(desk: Desk, minutes: dict[Net, float], norms: dict[Net, float]) -> Claim:
