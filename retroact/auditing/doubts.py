@@ -3,8 +3,9 @@ something."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -67,13 +68,14 @@ class Doubts:
 
     def find(self, readings: Sequence[Reading], gain: float) -> list[str]:
         """The reasons, each as a clause, why the network after a change may be less robust."""
+        ask_planted = cache(partial(self._ask_planted, readings))  # one answer for both who ask
         reasons = [
             *self._find_dead(),
-            *self._find_nonfinite(readings),
+            *self._find_nonfinite(ask_planted),
             *self._find_by_controls(),
             *self._find_shared(),
             *self._find_unsettled(),
-            *self._find_unanswered(readings, gain),
+            *self._find_unanswered(readings, gain, ask_planted),
             *self._find_known(gain),
         ]
         if self.battery.queries:
@@ -93,7 +95,7 @@ class Doubts:
             *self._find_by_controls(),
             *self._find_shared(),
             *self._find_unsettled(),
-            *self._find_unanswered(readings, loss),
+            *self._find_unanswered(readings, loss, partial(self._ask_planted, readings)),
         ]
         if not self.battery.queries:
             return reasons
@@ -111,7 +113,8 @@ class Doubts:
         sample = self._some(self.side.clean, self.battery.points)
         if sample is None:
             return
-        kernels = dict.fromkeys([self.side.kernel, *self._find_answers()])
+        answers = [attack.kernel for attack in self._attacks_that_answer]
+        kernels = dict.fromkeys([self.side.kernel, *answers])
         climbs = (self.subject.through(self.subject.source(k)) for k in kernels)
         dead = (self._look(climb.source or climb.on, sample).dead for climb in climbs)
         first = next(dead)
@@ -121,16 +124,13 @@ class Doubts:
                 " surrogate="
             )
 
-    def _find_answers(self) -> Iterator[str]:
-        """The kernels through which more than one, and a twentieth of what was left, fell."""
-        yield from (attack.kernel for attack in self._attacks_that_answer)
-
     @property
     def _attacks_that_answer(self) -> list[AttackResult]:
+        """Those through a kernel by which more than one, and a twentieth of what was left, fell."""
         ran = (a for a in self.side.attacks if a.kernel and not a.is_trial)
         return [attack for attack in ran if not _broke_few(attack)]
 
-    def _find_nonfinite(self, readings: Sequence[Reading] = ()) -> Iterator[str]:
+    def _find_nonfinite(self, ask_planted: Callable[[], str | None] = lambda: "") -> Iterator[str]:
         """An attack may be blind where it meets no numbers, and no such point counts as broken;
         unless another, which met numbers, broke what it had left or finds what is planted."""
         met = [a for a in self.side.attacks if a.role == "white box"]
@@ -139,7 +139,7 @@ class Doubts:
             return
         if not all(self._is_blind(attack) for attack in self._attacks_that_answer):
             return
-        if not readings or self._ask_planted(readings) is not None:
+        if ask_planted() is not None:
             yield (
                 f"{most.title} met logits or gradients that are no numbers at {most.nonfinite} of"
                 f" {most.asked}"
@@ -193,7 +193,9 @@ class Doubts:
             if not _broke_few(attack) and attack.broken / len(self.side.clean) > POINT:
                 yield f"{attack.title} still broke {attack.broken} of {attack.asked}"
 
-    def _find_unanswered(self, readings: Sequence[Reading], gain: float) -> Iterator[str]:
+    def _find_unanswered(
+        self, readings: Sequence[Reading], gain: float, ask_planted: Callable[[], str | None]
+    ) -> Iterator[str]:
         """What is gained beside an alarm counts only where attacks that answer it broke what the
         others had left, more than one example. That an alarm is silent on what was attacked instead
         is no answer: the trace of a network is silent wherever its backward pass is what alarms.
@@ -209,7 +211,7 @@ class Doubts:
         if broken >= 2 and broken >= ANSWERED * left and not led:
             return
         tried = "nothing that was derived answers it" if answers else "no kernel answers it"
-        planted = "" if _TAMPERED in blind else self._ask_planted(readings)
+        planted = "" if _TAMPERED in blind else ask_planted()
         if planted is not None:
             said = f" ({planted})" if planted else ""
             yield f"{' and '.join(blind)} fired and {tried}{said}: give surrogate="

@@ -383,7 +383,7 @@ def _is_elementwise(node: fx.Node) -> bool:
             and shape_of(mask) == shape_of(node)
             and _is_number(node.args[2])
         )
-    return torch.Tag.pointwise in node.target.tags or node.target in _KEPT | _UNTAGGED
+    return torch.Tag.pointwise in node.target.tags or node.target in _UNTAGGED
 
 
 _MASKED = {_ATEN.index_put.default}
@@ -409,6 +409,7 @@ _WITHOUT_MASKS: dict[Any, Any] = {
 }
 """Roundings that give a mask for a backward pass as well, and the same without."""
 _UNTAGGED = {
+    *_KEPT,
     _ATEN.floor_divide.default,
     _ATEN.view.dtype,
     _ATEN._fake_quantize_learnable_per_tensor_affine.default,
