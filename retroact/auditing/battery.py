@@ -29,7 +29,7 @@ from retroact.crafting.student import train_student
 from retroact.evaluation.proof import leave_as_is
 from retroact.spec import AtLeast0, Count, Within, spec
 
-VERSION = 8
+VERSION = 9
 """Counts the changes of what an audit runs and how it judges. It enters the keys of stored audits,
 so that no old one is served for a new one; tests/auditing/test_version.py says when to raise it.
 """
@@ -38,6 +38,7 @@ STAGES = 5
 _QUERIES = 6  # times those of the Square control: what a decision-based attack may ask
 _SMALL = 128  # entries of an example that scores alone find their way in
 _ALARMED = 10  # steps of a trial where an alarm asks for one
+_LEAD = 2  # more broken by what is three times as dear, where no alarm asked for it
 _USELESS = ("no gradient", "gradient mismatch", "random directions", "equal logits")
 """Alarms of a backward pass that is not to be followed."""
 _FIRST_ROUND = 3  # times the steps of the main attack
@@ -131,7 +132,8 @@ class Battery:
 
     def rank(self, run: AttackRun, subject: Subject) -> list[Climb]:
         """What to climb, first what breaks most of a few robust examples: kernels, scores inside,
-        differences, or the folded net as it is."""
+        differences, or the folded net as it is. Differences cost three times a gradient, so where
+        no alarm fired they must lead."""
         suspect = subject.alarms or subject.inner
         climbs, steps = subject.climbs, self.trial_steps or (_ALARMED if suspect else 0)
         if not steps or len(climbs) == 1:
@@ -145,9 +147,12 @@ class Battery:
         ]
         for attempt in attempts:
             run.file(attempt)
-        # the first of those that broke as many
-        order = sorted(range(len(climbs)), key=lambda i: -attempts[i].result.broken)
-        return [climbs[i] for i in order]
+        dear = () if subject.alarms else [source.name for source in subject.derived]
+
+        def rank(i: int) -> int:  # the first of those that broke as many
+            return (_LEAD - 1) * (climbs[i].kernel in dear) - attempts[i].result.broken
+
+        return [climbs[i] for i in sorted(range(len(climbs)), key=rank)]
 
     def answer(
         self,

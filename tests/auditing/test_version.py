@@ -89,6 +89,7 @@ def _constants() -> Iterator[str]:
         battery: (
             "_FIRST_ROUND",
             "_ALARMED",
+            "_LEAD",
             "_QUERIES",
             "_SMALL",
             "_ANEW",

@@ -260,6 +260,5 @@ BOTH_ROUNDED = Mechanism(
     "both",
     partial(_rounded, places=1),
     before=partial(_rounded, places=2),
-    fast=True,
     row="4",
 )

@@ -271,6 +271,5 @@ BOTH = (
         "both",
         _mirrored_convolution,
         before=_mirrored_convolution,
-        fast=True,
     ),
 )
