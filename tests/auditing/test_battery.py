@@ -12,9 +12,10 @@ import retroact as ra
 from retroact.activations.per_site import PerSite
 from retroact.activations.piecewise import JumpReLU, ReLU, SReLU
 from retroact.activations.surrogate import Surrogate
-from retroact.auditing.attack_run import AttackRun, Conditions, Side
+from retroact.auditing.attack_run import AttackRun, Attempt, Conditions, Side
 from retroact.auditing.battery import QUICK, Battery
-from retroact.auditing.subjects import KERNELS, Climb, Subject, prepare
+from retroact.auditing.numbers import AttackResult
+from retroact.auditing.subjects import KERNELS, Climb, Source, Subject, prepare
 from retroact.crafting.threat import Linf
 from retroact.evaluation.proof import Proved, leave_as_is
 from retroact.retrofitting.installed import installed
@@ -155,6 +156,39 @@ def test_an_attempt_files_nothing():
     assert np.array_equal(run.robust, robust) and run.attacks == [] and run.examples == []
     # an example is broken once
     assert run.file(tried) == len(tried.rows) and run.file(tried) == 0
+
+
+class Broke(AttackRun):
+    """A run in which trials break so many, by their kernel."""
+
+    def __init__(self, **broken: int) -> None:
+        self.broken = broken
+
+    def attempt(self, title: str, role, attack, climb: Climb, **how) -> Attempt:
+        kernel = climb.kernel or "itself"
+        result = AttackResult(title, "", role, 64, self.broken[kernel], 0, 0, 0, 0.0, climb.kernel)
+        return Attempt(result, torch.arange(0), torch.arange(0), None)
+
+    def file(self, attempt: Attempt) -> int:
+        return 0
+
+
+@pytest.mark.parametrize(
+    ("itself", "quotients", "alarms", "first"),
+    [
+        (0, 1, (), ""),
+        (3, 4, (), ""),
+        (0, 2, (), "quotients"),
+        (0, 1, ("random directions",), "quotients"),
+        (1, 1, ("random directions",), ""),
+    ],
+)
+def test_differences_lead_where_they_are_not_asked_for(itself, quotients, alarms, first):
+    form = leave_as_is(plain())
+    derived = (Source("quotients", lambda: form),)
+    subject = Subject(form, form, form, derived=derived, alarms=alarms)
+    ranked = SMALL.rank(Broke(itself=itself, quotients=quotients), subject)
+    assert next(climb.kernel for climb in ranked) == first and len(ranked) == 2
 
 
 def test_an_attack_on_nobody_is_a_run_of_nothing():
