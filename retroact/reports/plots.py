@@ -1,4 +1,5 @@
-"""Figures from stored records, as SVG or PNG text that goes straight into a page."""
+"""Figures from stored records, as SVG that goes straight into a page and follows its style sheet,
+and examples pixel by pixel, as PNG."""
 
 from __future__ import annotations
 
@@ -20,7 +21,6 @@ from numpy.typing import NDArray
 from retroact import figures
 from retroact.auditing.numbers import Entries
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
-from retroact.evaluation.record import Record
 from retroact.experiments.curves import draw_over_eps
 from retroact.figures import AFTER, BEFORE, CYCLE, FAINT, INK, laid_out, plain
 from retroact.figures import REDS as REDS
@@ -301,9 +301,9 @@ class Walk(NamedTuple):
     found: bool
 
 
-def walks(lines: Sequence[Walk]) -> str:
-    """Margins along attacks, over the largest that each network shows; below 0 the example is
-    decided wrongly."""
+def walks(lines: Sequence[Walk], where: tuple[str, str]) -> str:
+    """Margins along attacks, over the largest that each network shows, which are called `where`;
+    below 0 the example is decided wrongly."""
     figure = Figure(figsize=(4.4, 2.8), layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(0, color=INK, linewidth=0.8)
@@ -311,7 +311,7 @@ def walks(lines: Sequence[Walk]) -> str:
         of_it = np.concatenate([np.asarray(w.margins) for w in lines if w.after == line.after])
         largest = float(np.abs(of_it[np.isfinite(of_it)]).max(initial=0.0))
         way = "to what was found" if line.found else "usual attack"
-        name = f"{'after' if line.after else 'before'}, {way}"
+        name = f"{where[line.after]}, {way}"
         style: dict[str, Any] = {"color": AFTER if line.after else BEFORE, "linewidth": 1.8}
         style |= {"linestyle": "-" if line.found else "--"}
         shares = np.asarray(line.margins) / max(largest, 1e-30)
@@ -336,11 +336,9 @@ def moved(image: NDArray[np.float32], x_adv: NDArray[np.float32]) -> str:
 
 
 def told(drawn: str, says: str) -> str:
-    """A figure with what it shows in words, for whoever cannot see it: SVG, or an img element."""
+    """A figure, SVG, with what it shows in words, for whoever cannot see it."""
     text = escape(" ".join(says.split()))
-    if drawn.startswith("<svg"):
-        return drawn.replace("<svg", f'<svg role="img" aria-label="{text}"', 1)
-    return drawn.replace('alt=""', f'alt="{text}"', 1)
+    return drawn.replace("<svg", f'<svg role="img" aria-label="{text}"', 1)
 
 
 def image(pixels: NDArray[np.float32], low: float = 0.0, high: float = 1.0) -> str:
@@ -349,11 +347,6 @@ def image(pixels: NDArray[np.float32], low: float = 0.0, high: float = 1.0) -> s
     shown = laid_out(pixels, low, high)
     imsave(out, np.clip(shown, 0, 1), cmap="gray", vmin=0, vmax=1, format="png")
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
-
-
-def pictures(record: Record, most: int = 6) -> str:
-    """`record.pictures`, as PNG."""
-    return _png(record.pictures(most))
 
 
 def _panel() -> tuple[Figure, Axes]:
@@ -373,9 +366,3 @@ def svg(figure: Figure) -> str:
     for colour, themed in THEMED.items():
         text = text.replace(colour, themed)
     return text[text.index("<svg") :]
-
-
-def _png(figure: Figure) -> str:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=130)
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'

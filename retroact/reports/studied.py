@@ -110,7 +110,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of `plots` (SVG, or an img element) and what it shows."""
+    """A figure of `plots` and what it shows."""
 
     caption: str
     svg: str
@@ -302,15 +302,9 @@ def _markdown_parts(item: Item, folder: str, figures: dict[str, str]) -> Iterabl
         if isinstance(part, Text):
             yield without_html(part.text)
         elif isinstance(part, Figure):
-            drawn = part.svg.startswith("<svg")
-            if drawn:
-                name = f"{item.name}-{1 + sum(n.startswith(f'{item.name}-') for n in figures)}.svg"
-                figures[name] = plots.standalone(part.svg)
-            yield (
-                f"![{plain(part.caption)}]({folder}/{name})\n\n{without_html(part.caption)}"
-                if drawn
-                else f"{without_html(part.caption)}: see the page"
-            )
+            name = f"{item.name}-{1 + sum(n.startswith(f'{item.name}-') for n in figures)}.svg"
+            figures[name] = plots.standalone(part.svg)
+            yield f"![{plain(part.caption)}]({folder}/{name})\n\n{without_html(part.caption)}"
         elif isinstance(part, Table):
             printed = markdown_table(part.head, part.texts())
             title = plain(part.title)
