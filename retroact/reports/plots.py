@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from numpy.typing import NDArray
@@ -23,18 +22,20 @@ from retroact.auditing.numbers import Entries
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
 from retroact.experiments.curves import draw_over_eps
 from retroact.figures import AFTER, BEFORE, CYCLE, FAINT, INK, laid_out, plain
+from retroact.figures import BLUES as BLUES
+from retroact.figures import BOTH_WAYS as BOTH_WAYS
 from retroact.figures import REDS as REDS
 from retroact.figures import draw_image as draw_image
 from retroact.figures import is_image as is_image
 from retroact.reports.tables import Line
 
-BOTH_WAYS = LinearSegmentedColormap.from_list("down-to-up", ["#2563a8", "#ffffff", "#b42318"])
 THEMED = {
     "#000000": "currentColor",
     INK: "currentColor",
     FAINT: "var(--line)",
     BEFORE: "var(--grey)",
     AFTER: "var(--blue)",
+    **{colour: f"var(--curve-{i})" for i, colour in enumerate(CYCLE) if colour != AFTER},
 }
 """Colours that follow the page's style sheet, and so the reader's choice of light or dark."""
 _ABOVE = 60  # characters of a name above its bar
@@ -325,7 +326,7 @@ def walks(lines: Sequence[Walk], where: tuple[str, str]) -> str:
 
 def moved(image: NDArray[np.float32], x_adv: NDArray[np.float32]) -> str:
     """What an attack added (red) and took (blue) pixel by pixel, the largest of the channels, as a
-    PNG in a data address; white is nothing, and the largest change has the full colour."""
+    PNG in a data address; clear is nothing, and the largest change has the full colour."""
     change = x_adv - image
     strongest = np.abs(change).argmax(0)
     shown = np.take_along_axis(change, strongest[None], 0)[0]

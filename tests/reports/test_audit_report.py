@@ -7,6 +7,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -237,13 +238,37 @@ def test_the_images_that_were_broken_are_shown_pixel_by_pixel(told):
     says = "image 5, class 7, decided as 1 under APGD &lt;margin&gt; (after the change, robust"
     assert f'alt="{says}' in text and 'alt=""' not in text and 'id="image-5"' in text
     assert (moved < 255).all()  # every pixel has moved
+
+
+def colours_of(address: str) -> Any:
+    """The RGBA of a picture (h, w, 4)."""
+    return np.array(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))).convert("RGBA"))
+
+
+def test_what_has_not_moved_is_clear_so_that_no_picture_is_white_in_the_dark():
+    image = np.full((1, 1, 3), 0.5, np.float32)
+    taken, still, added = colours_of(plots.moved(image, image + np.float32([-0.1, 0, 0.1])))[0]
+    assert still[3] == 0 and taken[3] == added[3] == 255
+    assert taken[2] > taken[0] and added[0] > added[2]
+    for colours in (plots.REDS, plots.BLUES):
+        assert colours(0)[3] == 0 and colours(255)[3] == 1
+
+
+def test_every_colour_of_a_curve_follows_the_style_sheet_in_light_and_dark():
+    style = files("retroact.reports").joinpath("style.css").read_text()
+    for colour in (*plots.CYCLE, plots.INK, plots.FAINT, plots.BEFORE, plots.AFTER):
+        name = plots.THEMED[colour].removeprefix("var(").removesuffix(")")
+        assert name == "currentColor" or style.count(f"{name}: #") == 3  # light, dark, on paper
+    series = [plots.Series(f"{i}", [1, 2], [i, i], colour=i) for i in range(len(plots.CYCLE))]
+    drawn = plots.panels([plots.Panel("p", series)])
+    assert not re.search(r"#[0-9a-f]{6}", drawn)
+    told = re.findall(r"#[0-9a-f]{6}", plots.standalone(drawn))  # where no style sheet reaches
+    assert set(told) == {*plots.CYCLE, plots.INK, plots.FAINT}
+
+
+def test_colour_stands_channel_by_channel():
     colours = plots.image(np.stack([np.full((2, 2), v, np.float32) for v in (1.0, 0.5, 0.0)]))
-    pixel = (
-        Image.open(io.BytesIO(base64.b64decode(colours.split(",")[1])))
-        .convert("RGB")
-        .getpixel((0, 0))
-    )
-    assert pixel == (255, 127, 0)
+    assert colours_of(colours)[0, 0].tolist() == [255, 127, 0, 255]
 
 
 def broken(row: int, turn: int) -> Example:

@@ -114,9 +114,9 @@ def heatmaps(nets: list[Net], matrices: dict[str, NDArray[np.float64]]) -> str:
     figure = Canvas(figsize=(3.3 * len(nets), 3.7), layout="constrained")
     for axes, net in zip(figure.subplots(1, len(nets), squeeze=False)[0], nets, strict=True):
         values, names = matrices[net.title], [f"{k:g}" for k in grid(net)]
-        axes.imshow(values, cmap="Blues", vmin=0, vmax=100)
+        axes.imshow(values, cmap=plots.BLUES, vmin=0, vmax=100)
         for i, j in np.ndindex(values.shape):
-            ink = "#ffffff" if values[i, j] > 55 else "#1d2734"  # on blue in a dark page as well
+            ink = "#ffffff" if values[i, j] > 55 else plots.INK
             axes.text(j, i, f"{values[i, j]:.0f}", ha="center", va="center", fontsize=9, color=ink)
         axes.set_xticks(range(len(names)), names, fontsize=8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
