@@ -38,6 +38,8 @@ THEMED = {
     **{colour: f"var(--curve-{i})" for i, colour in enumerate(CYCLE) if colour != AFTER},
 }
 """Colours that follow the page's style sheet, and so the reader's choice of light or dark."""
+PUBLISHED, INTERVAL, ASKED = "published", "95 % interval", "asked for"
+_BESIDE = 24  # characters of a name, of which three have room in a legend
 _ABOVE = 60  # characters of a name above its bar
 
 
@@ -291,6 +293,72 @@ def gains(rows: Sequence[Gain]) -> str:
     axes.set_xlabel("difference that the change makes, points of accuracy", fontsize=8)
     figure.legend(fontsize=8, frameon=False, ncols=2, loc="outside upper right")
     return svg(plain(figure, axes))
+
+
+class Mark(NamedTuple):
+    """A number that a verdict rests on: in which `row` it stands (a network), `what` it is, its
+    95 % interval and the published number, where there are any."""
+
+    row: str
+    what: str
+    value: float
+    interval: tuple[float, float] | None = None
+    published: float | None = None
+
+    @property
+    def reach(self) -> list[float]:
+        """All of it that is drawn."""
+        published = [] if self.published is None else [self.published]
+        return [self.value, *(self.interval or ()), *published]
+
+
+def weighed(marks: Sequence[Mark], unit: str, asked: tuple[float, float] | None) -> str:
+    """What a verdict rests on: measured numbers (dots) beside published ones (rings), their
+    intervals as lines, and what is `asked` for, between two ends, as a band."""
+    rows, whats = (
+        list(dict.fromkeys(m.row for m in marks)),
+        list(dict.fromkeys(m.what for m in marks)),
+    )
+    height = 0.22 + 0.13 * len(whats)
+    figure = Figure(figsize=(4.4, 0.9 + height * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    for i, row in enumerate(rows):
+        _write_above(axes, i - 0.08, row)
+    for mark in marks:
+        turn = whats.index(mark.what)
+        at = rows.index(mark.row) + 0.6 * (turn + 0.5) / len(whats) - 0.2
+        _draw_mark(axes, at, mark, CYCLE[turn % len(CYCLE)])
+    _draw_asked(axes, [v for m in marks for v in m.reach], asked)
+    axes.set_yticks([])
+    axes.set_ylim(len(rows) - 0.5, -0.7)
+    axes.set_xlabel(unit, fontsize=8)
+    handles, names = axes.get_legend_handles_labels()
+    named = dict(zip(names, handles, strict=True))
+    shown = [*whats, *(name for name in (PUBLISHED, INTERVAL, ASKED) if name in named)]
+    columns = 3 if max(map(len, shown)) < _BESIDE else 2
+    where: dict[str, Any] = {"loc": "outside upper center", "ncols": columns, "fontsize": 7}
+    figure.legend([named[name] for name in shown], shown, frameon=False, **where)
+    return svg(plain(figure, axes))
+
+
+def _draw_mark(axes: Axes, at: float, mark: Mark, colour: str) -> None:
+    if mark.interval is not None:
+        axes.plot(mark.interval, [at, at], color=colour, linewidth=1.5, label=INTERVAL)
+    if mark.published is not None:
+        ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": colour}
+        axes.plot([mark.published], [at], "o", markersize=5, label=PUBLISHED, **ring)
+    axes.plot([mark.value], [at], "o", markersize=4, color=colour, label=mark.what)
+
+
+def _draw_asked(axes: Axes, drawn: Sequence[float], asked: tuple[float, float] | None) -> None:
+    """The band, as far as the numbers go and a little farther."""
+    ends = [*drawn, *(v for v in asked or () if np.isfinite(v))]
+    room = 0.06 * (max(ends) - min(ends)) or 1.0
+    low, high = min(ends) - room, max(ends) + room
+    axes.set_xlim(low, high)
+    if asked is not None:
+        band = max(low, asked[0]), min(high, asked[1])
+        axes.axvspan(*band, color=FAINT, alpha=0.45, linewidth=0, label=ASKED)
 
 
 class Walk(NamedTuple):

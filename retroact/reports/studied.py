@@ -7,6 +7,7 @@ thin lines, nowhere else.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -117,12 +118,48 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Weighed:
+    """The numbers that a verdict rests on, in their unit, and what is `asked` for of them: to lie
+    between two ends, either of which may be infinite."""
+
+    marks: tuple[plots.Mark, ...]
+    unit: str
+    asked: tuple[float, float] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.marks)
+
+    @property
+    def said(self) -> str:
+        """In a line how many of each kind are as asked for; where nothing is asked for, from where
+        to where they lie."""
+        kinds: dict[str, list[float]] = {}
+        for mark in self.marks:
+            kinds.setdefault(mark.what, []).append(mark.value)
+        if self.asked is None:
+            spans = (f"{what} {min(v):.3g} to {max(v):.3g}" for what, v in kinds.items())
+            return f"{self.unit}: {', '.join(spans)}"
+        low, high = self.asked
+        met = {what: sum(low < v < high for v in values) for what, values in kinds.items()}
+        counts = (f"{met[what]} of {len(values)} {what}" for what, values in kinds.items())
+        return f"{self.unit}, asked for {_say_between(low, high)}: {', '.join(counts)}"
+
+
+def _say_between(low: float, high: float) -> str:
+    if math.isinf(low):
+        return f"less than {high:g}"
+    return f"more than {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
+
+
+@dataclass(frozen=True)
 class Claim:
-    """What a measurement says of the claim filed under `about` in published.json."""
+    """What a measurement says of the claim filed under `about` in published.json; where that is
+    many numbers, they are `weighed` in a figure too."""
 
     about: str
     answer: Answer
     because: str
+    weighed: Weighed | None = None
 
 
 @dataclass(frozen=True)
@@ -259,7 +296,12 @@ def page(study: Study) -> str:
         rich=_rich,
         tally=_tally(study),
         draw=lambda figure: Markup(plots.told(figure.svg, plain(figure.caption))),
+        weigh=_weigh,
     )
+
+
+def _weigh(told: Weighed, says: str) -> Markup:
+    return Markup(plots.told(plots.weighed(told.marks, told.unit, told.asked), plain(says)))
 
 
 def _number(lines: Iterable[str]) -> str:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
 from retroact.reports import plots
-from retroact.reports.studied import Claim, Figure, Part, Takeaway, Text
+from retroact.reports.studied import Claim, Figure, Part, Takeaway, Text, Weighed
 from retroact.studies.desk import Desk
 from retroact.studies.jumprelu.crafted import Crafted
 from retroact.studies.jumprelu.networks import (
@@ -150,6 +150,12 @@ def _judge_direction(
         for title, (a, b) in ways.items()
     )
     answer = answer_by_network(*([w[i][2] for w in ways.values()] for i in (0, 1)))
-    return Claim(
-        "unidirectional", answer, f"mean accuracy of the target: {said}{untested(desk, PANELS)}"
-    )
+    marks = [
+        plots.Mark(title, f"{way}{freezing}", value)
+        for title, both in ways.items()
+        for freezing, values in zip(("", ", without freezing"), both, strict=True)
+        for way, value in zip(("low → high", "high → low"), values[:2], strict=True)
+    ]
+    because = f"mean accuracy of the target: {said}{untested(desk, PANELS)}"
+    shown = Weighed(tuple(marks), "mean accuracy of the target, %")
+    return Claim("unidirectional", answer, because, shown)
