@@ -92,8 +92,8 @@ YOURS = (
 folder, the last its training split, which are disjoint also where the folder has none."""
 
 WHOSE = (
-    "Now yours, where mine.py has a function net() that returns your network, and the folder pics a"
-    " sub-folder of images for each class:"
+    "Where mine.py has a function net() that returns your network, and the folder pics a sub-folder"
+    " of images for each class:"
 )
 """Before these commands."""
 
