@@ -352,7 +352,7 @@ def _draw_mark(axes: Axes, at: float, mark: Mark, colour: str) -> None:
 
 def _draw_asked(axes: Axes, drawn: Sequence[float], asked: tuple[float, float] | None) -> None:
     """The band, as far as the numbers go and a little farther."""
-    ends = [*drawn, *(v for v in asked or () if np.isfinite(v))]
+    ends = [v for v in (*drawn, *(asked or ())) if np.isfinite(v)] or [0.0]
     room = 0.06 * (max(ends) - min(ends)) or 1.0
     low, high = min(ends) - room, max(ends) + room
     axes.set_xlim(low, high)

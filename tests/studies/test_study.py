@@ -133,6 +133,9 @@ def test_a_claim_of_many_numbers_is_a_figure_beside_the_published_and_what_was_a
     told = re.findall(r">([^<>]+)</text>", figure)
     for said in ("net a", "net b", "DF", "published", "95 % interval", "asked for"):
         assert told.count(said) == 1, said
+    nothing = Weighed((Mark("net a", "DF", math.nan),), "times the noise", (-math.inf, 1.0))
+    drawn = studied.page(made(replace(claim, weighed=nothing)))
+    assert "asked for less than 1: 0 of 1 DF" in drawn and ">net a</text>" in drawn
     assert Weighed(marks, "noise").said == "noise: DF 1.4 to 3"
     plain = studied.page(made(replace(claim, weighed=Weighed((), "times the noise"))))
     assert ">figure<" not in plain and "<svg" not in plain
