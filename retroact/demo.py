@@ -92,8 +92,8 @@ YOURS = (
 folder, the last its training split, which are disjoint also where the folder has none."""
 
 WHOSE = (
-    "Now yours, where mine.py has a function net() that returns your network, and the folder pics a"
-    " sub-folder of images for each class:"
+    "Where mine.py has a function net() that returns your network, and the folder pics a sub-folder"
+    " of images for each class:"
 )
 """Before these commands."""
 
@@ -198,6 +198,7 @@ def _walk(scene: Scene, begin: _Steps, told: Audience, detail: bool) -> Iterator
     """The networks of the scene, each as soon as it is measured and said."""
     begin("reading the network", 4)
     net, images = _read(scene, told.say)
+    from retroact.auditing.numbers import Pair
     from retroact.reports.walk import Shown, begin_line, fooled, legend
 
     told.say(legend(len(images)))
@@ -212,8 +213,8 @@ def _walk(scene: Scene, begin: _Steps, told: Audience, detail: bool) -> Iterator
             for side in (1,) if turn else (0, 1):
                 who, what, asked = both[side]
                 size = _size(net, asked, images, scene) if detail else None
-                example = fooled(made.sides[side], taken)
-                one = Shown(who, what, made.numbers(), side, example, size)
+                case = fooled(made, side, Pair("plain", name), taken)
+                one = Shown(who, what, made.numbers(), side, case, size)
                 if not one.is_plain:  # whose line was said before the other was attacked
                     told.say(one.line)
                 yield one

@@ -15,9 +15,14 @@ from numpy.typing import NDArray
 
 from retroact.shares import wilson
 
-REDS = LinearSegmentedColormap.from_list("white-to-red", ["#ffffff", "#fb6a4a", "#67000d"])
 INK, FAINT, BEFORE, AFTER, FOOLED = "#1d2733", "#c9d1da", "#8a94a3", "#2563a8", "#b91c1c"
 CYCLE = ("#2563a8", "#c2410c", "#15803d", "#7c3aed", "#b91c1c", "#0e7490", "#a16207", "#4b5563")
+REDS = LinearSegmentedColormap.from_list("clear-to-red", ["#b4231800", "#b42318"])
+BLUES = LinearSegmentedColormap.from_list("clear-to-blue", ["#2563a800", "#2563a8"])
+BOTH_WAYS = LinearSegmentedColormap.from_list(
+    "blue-to-red", [*zip((0, 0.5, 0.5, 1), (*BLUES((255, 0)), *REDS((0, 255))), strict=True)], 257
+)
+"""Where nothing is, these are clear, so that the ground of a page is seen, be it light or dark."""
 TOLD = {"clean": INK, "claimed": CYCLE[1], "verified": CYCLE[0]}
 """The three accuracies that are told of a network, each with its colour."""
 
@@ -163,7 +168,7 @@ class Shown:
 
 
 def pictures(shown: Sequence[Shown], low: float = 0.0, high: float = 1.0) -> Figure:
-    """Clean images, adversarial images and |difference| (white to red, one scale), side by side;
+    """Clean images, adversarial images and |difference| (clear to red, one scale), side by side;
     black is `low`."""
     figure = Figure(figsize=(1.15 * len(shown), 3.7), layout="constrained")
     grid = figure.subplots(3, len(shown), squeeze=False)

@@ -121,6 +121,18 @@ def test_the_demo_knows_its_data(call):
     assert code == 3 and "the demo knows digits and mnist" in err and not out
 
 
+@pytest.mark.slow
+def test_the_page_says_once_that_it_is_your_turn_and_shows_cards_of_both_networks(ran):
+    text = ran.made.page.read_text()
+    assert (
+        text.lower().count(">now yours") == 1 and text.lower().count("now yours") == 2
+    )  # a link's
+    shown = [one for one in ran.made.networks if one.case is not None]
+    assert len(shown) > 2 and text.count('<details class="example"') == len(shown)
+    assert text.count("The margin: above 0") > 1
+    assert f"on {shown[1].name}: broken by attack" in text and "on plain: " in text
+
+
 @pytest.mark.parametrize("command", demo.YOURS)
 def test_what_to_try_next_is_said_as_the_commands_have_it(command):
     assert all(len(line) <= 78 for line in command.splitlines())

@@ -64,7 +64,7 @@ def demo(
     if detail:
         _print_detail(made)
     say(f"\n{made.summary}", wrap=True)
-    say(f"\n{WHOSE}", wrap=True)
+    say(f"\nNow yours. {WHOSE}", wrap=True)
     for command in YOURS:
         say(f"  {command}")
 

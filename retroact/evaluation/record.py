@@ -186,7 +186,7 @@ class Record:
         return radii.tolist(), [float(np.mean(self.right & (fell > r))) for r in radii]
 
     def pictures(self, most: int = 6) -> Figure:
-        """The kept images, clean, attacked, and what was changed (white to red, one scale); those
+        """The kept images, clean, attacked, and what was changed (clear to red, one scale); those
         that the attack broke first.
 
         Raises ValueError for a record that kept none, and for examples that are no images.

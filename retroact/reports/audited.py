@@ -29,7 +29,8 @@ from retroact.auditing.verdict import Mechanism
 from retroact.evaluation.metrics import wilson
 from retroact.figures import Figure
 from retroact.reports import plots
-from retroact.reports.fallen import Attacked, Boxed, Shown, Trail, show
+from retroact.reports.cards import Card, apart
+from retroact.reports.fallen import Case, Examined, show
 from retroact.reports.html import render
 from retroact.reports.tables import left_alone, markdown_table, plain, without_html
 
@@ -75,18 +76,12 @@ WHY: dict[Mechanism, str] = {
 }
 
 
-class Reported(Protocol):
+class Reported(Examined, Protocol):
     """What a report needs of an audit: its numbers, a data frame with a row for each example, and
     the examples that were broken before the change and after it."""
 
     def numbers(self) -> AuditNumbers: ...
     def frame(self) -> Any: ...
-    @property
-    def domain(self) -> Boxed: ...
-    @property
-    def sides(self) -> tuple[Attacked, Attacked]: ...
-    @property
-    def trails(self) -> Sequence[Trail]: ...
 
 
 class Learning(Protocol):
@@ -431,10 +426,9 @@ def _terms(numbers: AuditNumbers) -> list[str]:
     return [*TERMS, *said]
 
 
-def _examples(audit: Reported, numbers: AuditNumbers) -> list[Shown]:
+def _examples(audit: Reported, numbers: AuditNumbers) -> list[Card]:
     found = deciding(audit.sides, numbers.gain)
-    about = numbers.example, audit.domain, audit.sides, audit.trails
-    return [show(*about, example, side) for side, example in found]
+    return apart(show(numbers.example, Case(audit, example, side)) for side, example in found)
 
 
 def _ran(who: str, attacks: Sequence[AttackResult]) -> str:

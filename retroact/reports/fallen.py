@@ -1,4 +1,4 @@
-"""The examples on an audit's page: what every attack did to each, what moved, and its margin."""
+"""The examples that an audit broke, as cards: what every attack did to each, and its margin."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from numpy.typing import NDArray
 from retroact.auditing.deciding import Judged
 from retroact.auditing.numbers import AttackResult, Pair
 from retroact.reports import plots
+from retroact.reports.cards import BROKEN, Card, Fate, Fates, compare, decision
 
-WHEN = Pair("before", "after")
+WHERE = Pair("before the change", "after the change")
+"""The networks of an audit, as its page calls them."""
 Margins = tuple[float, ...]
 
 
@@ -73,84 +75,55 @@ class Boxed(Protocol):
     def high(self) -> float: ...
 
 
-class Fate(NamedTuple):
-    """What an attack did to an example: "withstood", "broke it", or why that is not known."""
-
-    attack: str
-    result: str
-
-
-class Fates(NamedTuple):
-    """All of one network, in the order in which they were run; `sums` says it in a line."""
-
-    network: str
-    sums: str
-    fates: list[Fate]
-
-
-class Shown(NamedTuple):
-    """An example as a page has it. `image`, `x_adv` and `moved` are addresses of pictures, empty
-    where it is none; `walks` the figure of its margins, empty where none was measured."""
-
-    name: str
-    row: int
-    label: int
-    decided: int
-    fell: str
-    beside: str
-    by: str
-    image: str
-    x_adv: str
-    moved: str
-    linf: float
-    l2: float
-    changed: float
-    both: list[Fates]
-    walks: Markup
+class Examined(Protocol):
+    """An audit, as far as the cards of its examples show it."""
 
     @property
-    def caption(self) -> str:
-        """What fooled the network, in a sentence: the text for whoever sees no picture."""
-        return (
-            f"{self.name} {self.row}, class {self.label}, taken for class {self.decided}"
-            f" {self.fell} ({self.beside}), broken by {self.by}, moved by at most {self.linf:.3f}"
-        )
+    def domain(self) -> Boxed: ...
+    @property
+    def sides(self) -> tuple[Attacked, Attacked]: ...
+    @property
+    def trails(self) -> Sequence[Trail]: ...
 
 
-def show(
-    word: str,
-    box: Boxed,
-    sides: tuple[Attacked, Attacked],
-    trails: Sequence[Trail],
-    found: Broken,
-    side: int,
-) -> Shown:
-    """What is known of an example that was broken on a side (0 before, 1 after)."""
-    drawn = plots.is_image(found.image)
-    change = (found.x_adv - found.image).astype(np.float64)
-    robust, clean = sides[1 - side].verified[found.row], sides[1 - side].clean[found.row]
-    other = WHEN[1 - side]
-    beside = f"robust {other} it" if robust else f"not robust {other} it"
-    return Shown(
-        name=word,
-        row=found.row,
-        label=found.label,
-        decided=found.decided,
-        fell=f"{WHEN[side]} the change",
-        beside=beside if clean else f"wrong {other} it without an attack",
+class Case(NamedTuple):
+    """An example that an audit broke on a `side` (0 before, 1 after), and what its networks are
+    called."""
+
+    audit: Examined
+    found: Broken
+    side: int
+    where: Pair[str] = WHERE
+
+
+def show(word: str, case: Case) -> Card:
+    """What is known of a case."""
+    audit, found, side, where = case
+    box = audit.domain.low, audit.domain.high
+    return Card(
+        name=f"{word}-{found.row}",
+        title=f"{word} {found.row}",
+        label=decision(found.label),
+        before=decision(found.label),  # what is wrong clean is not attacked
+        decided=decision(found.decided),
+        says=f"{where[side]}, {_say_beside(case)}",
         by="the claimed attack" if found.role == "claimed" else found.by,
-        image=plots.image(found.image, box.low, box.high) if drawn else "",
-        x_adv=plots.image(found.x_adv, box.low, box.high) if drawn else "",
-        moved=plots.moved(found.image, found.x_adv) if drawn else "",
-        linf=float(np.abs(change).max()),
-        l2=float(np.sqrt((change**2).sum())),
-        changed=float((change != 0).mean()),
-        both=[_tell(sides[i], WHEN[i], found.row) for i in (0, 1)],
-        walks=_draw_walks(trails, found.row),
+        change=compare(found.image, found.x_adv, box),
+        networks=[_tell(audit.sides[i], where[i], found.row) for i in (0, 1)],
+        walks=_draw_walks(audit.trails, found.row, where),
     )
 
 
-def _tell(side: Attacked, when: str, row: int) -> Fates:
+def _say_beside(case: Case) -> str:
+    """What the other network makes of the example."""
+    other, row = case.audit.sides[1 - case.side], case.found.row
+    where = case.where[1 - case.side]
+    if not other.clean[row]:
+        return f"wrong {where} without an attack"
+    return f"robust {where}" if other.verified[row] else f"not robust {where}"
+
+
+def _tell(side: Attacked, where: str, row: int) -> Fates:
     fates = list(_fates(side, row))
     withstood = sum(fate.result == "withstood" for fate in fates)
     turn = int(side.broken_by[row])
@@ -160,7 +133,7 @@ def _tell(side: Attacked, when: str, row: int) -> Fates:
         sums = f"withstands all: {withstood} attacks were tried on it"
     else:
         sums = f"broken by attack {turn + 1} of {len(side.attacks)}"
-    return Fates(when, sums, fates)
+    return Fates(where, sums, fates)
 
 
 def _fates(side: Attacked, row: int) -> Iterator[Fate]:
@@ -173,7 +146,7 @@ def _fates(side: Attacked, row: int) -> Iterator[Fate]:
         partly = attack.asked < left or attack.asked == sampled
         sampled = attack.asked if partly else 0
         if turn == broken:
-            result = "broke it"
+            result = BROKEN
         elif 0 <= broken < turn:
             result = "not asked: it was broken by then"
         elif partly:
@@ -183,7 +156,7 @@ def _fates(side: Attacked, row: int) -> Iterator[Fate]:
         yield Fate(attack.title, result)
 
 
-def _draw_walks(trails: Sequence[Trail], row: int) -> Markup:
+def _draw_walks(trails: Sequence[Trail], row: int, where: Pair[str]) -> Markup:
     trail = next((t for t in trails if t.row == row), None)
     if trail is None:
         return Markup("")
@@ -193,11 +166,11 @@ def _draw_walks(trails: Sequence[Trail], row: int) -> Markup:
         for margins, found in ((trail.usual, False), (trail.found, True))
     ]
     ends = ", ".join(
-        f"{WHEN[line.after]} the change on the way to what was found"
+        f"{where[line.after]} on the way to what was found"
         if line.found
-        else f"{WHEN[line.after]} the change along the usual attack"
+        else f"{where[line.after]} along the usual attack"
         for line in lines
         if line.margins[-1] < 0
     )
     says = f"The margin ends below 0 {ends or 'nowhere'}."
-    return Markup(plots.told(plots.walks(lines), says))
+    return Markup(plots.told(plots.walks(lines, where), says))

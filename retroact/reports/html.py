@@ -20,6 +20,7 @@ from retroact.evaluation.metrics import (
 )
 from retroact.reports import plots
 from retroact.reports.glossary import glossary
+from retroact.reports.kept import kept
 from retroact.reports.tables import Group, Line, group_lines, worst_cases, worst_of_each
 
 TERMS = (
@@ -28,9 +29,7 @@ TERMS = (
 )
 """Of the glossary, what every such page uses."""
 
-MOST_SHOWN = 6  # images of a picture
 MOST_NAMED = 3  # networks that a sentence names
-MOST_PICTURES = 8  # a page that loads at once; the store has the rest
 
 
 def page(
@@ -50,9 +49,8 @@ def page(
         summary=summary(lines),
         groups=[_group(group, members) for group, members in group_lines(lines)],
         curves=_curves(lines),
-        pictures=_pictures(lines),
+        kept=kept(lines),
         runs=lines,
-        undrawn=any(not plots.is_image(line.record.examples[0]) for line in _select_kept(lines)),
         clean_accuracy=clean_accuracy,
         robust_accuracy=robust_accuracy,
         rho=rho,
@@ -163,36 +161,3 @@ def _say_curve(members: Sequence[Line]) -> str:
         for line in members
     )
     return f"Accuracy against eps. {points}"
-
-
-def _pictures(lines: Sequence[Line]) -> list[dict[str, Any]]:
-    drawn = [line for line in _select_kept(lines) if plots.is_image(line.record.examples[0])]
-    return [
-        {
-            "line": line,
-            "figure": Markup(
-                plots.told(plots.pictures(line.record, MOST_SHOWN), _say_fooled(line))
-            ),
-        }
-        for line in drawn[:MOST_PICTURES]
-    ]
-
-
-def _say_fooled(line: Line) -> str:
-    """What fooled the network, for whoever cannot see the pictures."""
-    record = line.record
-    shown = record.broken_first(MOST_SHOWN)
-    fates = (
-        f"image {record.index[i]}, class {record.label[i]}, is taken for {record.adversarial[i]}"
-        if record.adversarial[i] != record.label[i]
-        else f"image {record.index[i]}, class {record.label[i]}, withstands"
-        for i in shown
-    )
-    return f"{line.network} under {line.attack}: {'; '.join(fates)}"
-
-
-def _select_kept(lines: Sequence[Line]) -> list[Any]:
-    """The lines whose records kept examples."""
-    return [
-        line for line in lines if line.record.examples is not None and len(line.record.examples)
-    ]

@@ -1,4 +1,5 @@
-"""Figures from stored records, as SVG or PNG text that goes straight into a page."""
+"""Figures from stored records, as SVG that goes straight into a page and follows its style sheet,
+and examples pixel by pixel, as PNG."""
 
 from __future__ import annotations
 
@@ -12,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 from numpy.typing import NDArray
@@ -20,23 +20,26 @@ from numpy.typing import NDArray
 from retroact import figures
 from retroact.auditing.numbers import Entries
 from retroact.evaluation.metrics import clean_accuracy, robust_accuracy
-from retroact.evaluation.record import Record
 from retroact.experiments.curves import draw_over_eps
 from retroact.figures import AFTER, BEFORE, CYCLE, FAINT, INK, laid_out, plain
+from retroact.figures import BLUES as BLUES
+from retroact.figures import BOTH_WAYS as BOTH_WAYS
 from retroact.figures import REDS as REDS
 from retroact.figures import draw_image as draw_image
 from retroact.figures import is_image as is_image
 from retroact.reports.tables import Line
 
-BOTH_WAYS = LinearSegmentedColormap.from_list("down-to-up", ["#2563a8", "#ffffff", "#b42318"])
 THEMED = {
     "#000000": "currentColor",
     INK: "currentColor",
     FAINT: "var(--line)",
     BEFORE: "var(--grey)",
     AFTER: "var(--blue)",
+    **{colour: f"var(--curve-{i})" for i, colour in enumerate(CYCLE) if colour != AFTER},
 }
 """Colours that follow the page's style sheet, and so the reader's choice of light or dark."""
+PUBLISHED, INTERVAL, ASKED = "published", "95 % interval", "asked for"
+_BESIDE = 24  # characters of a name, of which three have room in a legend
 _ABOVE = 60  # characters of a name above its bar
 
 
@@ -292,6 +295,72 @@ def gains(rows: Sequence[Gain]) -> str:
     return svg(plain(figure, axes))
 
 
+class Mark(NamedTuple):
+    """A number that a verdict rests on: in which `row` it stands (a network), `what` it is, its
+    95 % interval and the published number, where there are any."""
+
+    row: str
+    what: str
+    value: float
+    interval: tuple[float, float] | None = None
+    published: float | None = None
+
+    @property
+    def reach(self) -> list[float]:
+        """All of it that is drawn."""
+        published = [] if self.published is None else [self.published]
+        return [self.value, *(self.interval or ()), *published]
+
+
+def weighed(marks: Sequence[Mark], unit: str, asked: tuple[float, float] | None) -> str:
+    """What a verdict rests on: measured numbers (dots) beside published ones (rings), their
+    intervals as lines, and what is `asked` for, between two ends, as a band."""
+    rows, whats = (
+        list(dict.fromkeys(m.row for m in marks)),
+        list(dict.fromkeys(m.what for m in marks)),
+    )
+    height = 0.22 + 0.13 * len(whats)
+    figure = Figure(figsize=(4.4, 0.9 + height * len(rows)), layout="constrained")
+    axes = figure.add_subplot()
+    for i, row in enumerate(rows):
+        _write_above(axes, i - 0.08, row)
+    for mark in marks:
+        turn = whats.index(mark.what)
+        at = rows.index(mark.row) + 0.6 * (turn + 0.5) / len(whats) - 0.2
+        _draw_mark(axes, at, mark, CYCLE[turn % len(CYCLE)])
+    _draw_asked(axes, [v for m in marks for v in m.reach], asked)
+    axes.set_yticks([])
+    axes.set_ylim(len(rows) - 0.5, -0.7)
+    axes.set_xlabel(unit, fontsize=8)
+    handles, names = axes.get_legend_handles_labels()
+    named = dict(zip(names, handles, strict=True))
+    shown = [*whats, *(name for name in (PUBLISHED, INTERVAL, ASKED) if name in named)]
+    columns = 3 if max(map(len, shown)) < _BESIDE else 2
+    where: dict[str, Any] = {"loc": "outside upper center", "ncols": columns, "fontsize": 7}
+    figure.legend([named[name] for name in shown], shown, frameon=False, **where)
+    return svg(plain(figure, axes))
+
+
+def _draw_mark(axes: Axes, at: float, mark: Mark, colour: str) -> None:
+    if mark.interval is not None:
+        axes.plot(mark.interval, [at, at], color=colour, linewidth=1.5, label=INTERVAL)
+    if mark.published is not None:
+        ring: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": colour}
+        axes.plot([mark.published], [at], "o", markersize=5, label=PUBLISHED, **ring)
+    axes.plot([mark.value], [at], "o", markersize=4, color=colour, label=mark.what)
+
+
+def _draw_asked(axes: Axes, drawn: Sequence[float], asked: tuple[float, float] | None) -> None:
+    """The band, as far as the numbers go and a little farther."""
+    ends = [v for v in (*drawn, *(asked or ())) if np.isfinite(v)] or [0.0]
+    room = 0.06 * (max(ends) - min(ends)) or 1.0
+    low, high = min(ends) - room, max(ends) + room
+    axes.set_xlim(low, high)
+    if asked is not None:
+        band = max(low, asked[0]), min(high, asked[1])
+        axes.axvspan(*band, color=FAINT, alpha=0.45, linewidth=0, label=ASKED)
+
+
 class Walk(NamedTuple):
     """A line of `walks`: the margins along an attack, on the network before the change or `after`
     it: on the straight way to what was `found`, or along the usual attack."""
@@ -301,9 +370,9 @@ class Walk(NamedTuple):
     found: bool
 
 
-def walks(lines: Sequence[Walk]) -> str:
-    """Margins along attacks, over the largest that each network shows; below 0 the example is
-    decided wrongly."""
+def walks(lines: Sequence[Walk], where: tuple[str, str]) -> str:
+    """Margins along attacks, over the largest that each network shows, which are called `where`;
+    below 0 the example is decided wrongly."""
     figure = Figure(figsize=(4.4, 2.8), layout="constrained")
     axes = figure.add_subplot()
     axes.axhline(0, color=INK, linewidth=0.8)
@@ -311,7 +380,7 @@ def walks(lines: Sequence[Walk]) -> str:
         of_it = np.concatenate([np.asarray(w.margins) for w in lines if w.after == line.after])
         largest = float(np.abs(of_it[np.isfinite(of_it)]).max(initial=0.0))
         way = "to what was found" if line.found else "usual attack"
-        name = f"{'after' if line.after else 'before'}, {way}"
+        name = f"{where[line.after]}, {way}"
         style: dict[str, Any] = {"color": AFTER if line.after else BEFORE, "linewidth": 1.8}
         style |= {"linestyle": "-" if line.found else "--"}
         shares = np.asarray(line.margins) / max(largest, 1e-30)
@@ -325,7 +394,7 @@ def walks(lines: Sequence[Walk]) -> str:
 
 def moved(image: NDArray[np.float32], x_adv: NDArray[np.float32]) -> str:
     """What an attack added (red) and took (blue) pixel by pixel, the largest of the channels, as a
-    PNG in a data address; white is nothing, and the largest change has the full colour."""
+    PNG in a data address; clear is nothing, and the largest change has the full colour."""
     change = x_adv - image
     strongest = np.abs(change).argmax(0)
     shown = np.take_along_axis(change, strongest[None], 0)[0]
@@ -336,11 +405,9 @@ def moved(image: NDArray[np.float32], x_adv: NDArray[np.float32]) -> str:
 
 
 def told(drawn: str, says: str) -> str:
-    """A figure with what it shows in words, for whoever cannot see it: SVG, or an img element."""
+    """A figure, SVG, with what it shows in words, for whoever cannot see it."""
     text = escape(" ".join(says.split()))
-    if drawn.startswith("<svg"):
-        return drawn.replace("<svg", f'<svg role="img" aria-label="{text}"', 1)
-    return drawn.replace('alt=""', f'alt="{text}"', 1)
+    return drawn.replace("<svg", f'<svg role="img" aria-label="{text}"', 1)
 
 
 def image(pixels: NDArray[np.float32], low: float = 0.0, high: float = 1.0) -> str:
@@ -349,11 +416,6 @@ def image(pixels: NDArray[np.float32], low: float = 0.0, high: float = 1.0) -> s
     shown = laid_out(pixels, low, high)
     imsave(out, np.clip(shown, 0, 1), cmap="gray", vmin=0, vmax=1, format="png")
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
-
-
-def pictures(record: Record, most: int = 6) -> str:
-    """`record.pictures`, as PNG."""
-    return _png(record.pictures(most))
 
 
 def _panel() -> tuple[Figure, Axes]:
@@ -373,9 +435,3 @@ def svg(figure: Figure) -> str:
     for colour, themed in THEMED.items():
         text = text.replace(colour, themed)
     return text[text.index("<svg") :]
-
-
-def _png(figure: Figure) -> str:
-    out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=130)
-    return f'<img alt="" src="data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}">'

@@ -7,6 +7,7 @@ thin lines, nowhere else.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -110,19 +111,55 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of `plots` (SVG, or an img element) and what it shows."""
+    """A figure of `plots` and what it shows."""
 
     caption: str
     svg: str
 
 
 @dataclass(frozen=True)
+class Weighed:
+    """The numbers that a verdict rests on, in their unit, and what is `asked` for of them: to lie
+    between two ends, either of which may be infinite."""
+
+    marks: tuple[plots.Mark, ...]
+    unit: str
+    asked: tuple[float, float] | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.marks)
+
+    @property
+    def said(self) -> str:
+        """In a line how many of each kind are as asked for; where nothing is asked for, from where
+        to where they lie."""
+        kinds: dict[str, list[float]] = {}
+        for mark in self.marks:
+            kinds.setdefault(mark.what, []).append(mark.value)
+        if self.asked is None:
+            spans = (f"{what} {min(v):.3g} to {max(v):.3g}" for what, v in kinds.items())
+            return f"{self.unit}: {', '.join(spans)}"
+        low, high = self.asked
+        met = {what: sum(low < v < high for v in values) for what, values in kinds.items()}
+        counts = (f"{met[what]} of {len(values)} {what}" for what, values in kinds.items())
+        return f"{self.unit}, asked for {_say_between(low, high)}: {', '.join(counts)}"
+
+
+def _say_between(low: float, high: float) -> str:
+    if math.isinf(low):
+        return f"less than {high:g}"
+    return f"more than {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
+
+
+@dataclass(frozen=True)
 class Claim:
-    """What a measurement says of the claim filed under `about` in published.json."""
+    """What a measurement says of the claim filed under `about` in published.json; where that is
+    many numbers, they are `weighed` in a figure too."""
 
     about: str
     answer: Answer
     because: str
+    weighed: Weighed | None = None
 
 
 @dataclass(frozen=True)
@@ -259,7 +296,12 @@ def page(study: Study) -> str:
         rich=_rich,
         tally=_tally(study),
         draw=lambda figure: Markup(plots.told(figure.svg, plain(figure.caption))),
+        weigh=_weigh,
     )
+
+
+def _weigh(told: Weighed, says: str) -> Markup:
+    return Markup(plots.told(plots.weighed(told.marks, told.unit, told.asked), plain(says)))
 
 
 def _number(lines: Iterable[str]) -> str:
@@ -302,15 +344,9 @@ def _markdown_parts(item: Item, folder: str, figures: dict[str, str]) -> Iterabl
         if isinstance(part, Text):
             yield without_html(part.text)
         elif isinstance(part, Figure):
-            drawn = part.svg.startswith("<svg")
-            if drawn:
-                name = f"{item.name}-{1 + sum(n.startswith(f'{item.name}-') for n in figures)}.svg"
-                figures[name] = plots.standalone(part.svg)
-            yield (
-                f"![{plain(part.caption)}]({folder}/{name})\n\n{without_html(part.caption)}"
-                if drawn
-                else f"{without_html(part.caption)}: see the page"
-            )
+            name = f"{item.name}-{1 + sum(n.startswith(f'{item.name}-') for n in figures)}.svg"
+            figures[name] = plots.standalone(part.svg)
+            yield f"![{plain(part.caption)}]({folder}/{name})\n\n{without_html(part.caption)}"
         elif isinstance(part, Table):
             printed = markdown_table(part.head, part.texts())
             title = plain(part.title)

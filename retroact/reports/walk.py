@@ -5,16 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 from markupsafe import Markup
 
 from retroact.auditing.numbers import AttackResult, AuditNumbers, Pair
 from retroact.evaluation.metrics import wilson
-from retroact.reports import plots
 from retroact.reports.audited import WHY
-from retroact.reports.fallen import Attacked, Broken
+from retroact.reports.cards import apart
+from retroact.reports.fallen import Case, Examined, show
 from retroact.reports.html import render
 
 TERMS = (
@@ -27,14 +25,14 @@ TERMS = (
 @dataclass(frozen=True, eq=False)
 class Shown:
     """A network of the demo: its name, what was done to it, an audit beside the plain one and its
-    `side` there (0: it is the plain one), an example that an attack broke, and ρ₂ under the usual
-    attack, where it was measured."""
+    `side` there (0: it is the plain one), an example of it that an attack broke, and ρ₂ under the
+    usual attack, where it was measured."""
 
     name: str
     about: str
     numbers: AuditNumbers
     side: int
-    example: Broken | None = None
+    case: Case | None = None
     rho: float | None = None
 
     @property
@@ -137,13 +135,17 @@ def begin_line(name: str, looks: int) -> str:
     return f"{name}: looks like {looks}"
 
 
-def fooled(side: Attacked, taken: set[int]) -> Broken | None:
-    """The example that the last of the attacks broke, as those before could not, of a row that is
-    not `taken` yet; it is then. None where nothing was broken."""
-    left = [e for e in side.examples if e.row not in taken] or list(side.examples)
-    example = max(left, key=lambda e: (e.turn, -e.row), default=None)
-    taken |= set() if example is None else {example.row}
-    return example
+def fooled(audit: Examined, side: int, names: Pair[str], taken: set[int]) -> Case | None:
+    """The example of a side that the last of the attacks broke, as those before could not, of a row
+    that is not `taken` yet, if possible one whose margins were followed; it is then taken. None
+    where nothing was broken."""
+    examples, followed = audit.sides[side].examples, {trail.row for trail in audit.trails}
+    left = [e for e in examples if e.row not in taken] or list(examples)
+    found = max(left, key=lambda e: (e.row in followed, e.turn, -e.row), default=None)
+    if found is None:
+        return None
+    taken.add(found.row)
+    return Case(audit, found, side, Pair(*(f"on {name}" for name in names)))
 
 
 def legend(n: int) -> str:
@@ -190,7 +192,7 @@ def page(
         intro=intro,
         verdict=verdict(networks),
         networks=networks,
-        examples=[_draw(one) for one in networks if one.example is not None],
+        examples=apart(show("image", one.case) for one in networks if one.case is not None),
         figures=[(caption, Markup(figure)) for caption, figure in figures],
         whose=whose,
         commands=commands,
@@ -199,22 +201,3 @@ def page(
         terms=[*TERMS, "ρ₂"] if measured else TERMS,
         run=networks[0].numbers,
     )
-
-
-def _draw(one: Shown) -> dict[str, Any]:
-    """An image that was broken, before and after, and what there is to say of it."""
-    example = one.example
-    assert example is not None
-    failed = "" if example.role == "claimed" else ", where the usual one had failed"
-    by = "the usual one" if example.role == "claimed" else example.by
-    return {
-        "name": one.name,
-        "image": plots.image(example.image),
-        "x_adv": plots.image(example.x_adv),
-        "was": f"image {example.row} of the data, a {example.label}",
-        "became": f"the same after the attack on {one.name}, read as {example.decided}",
-        "label": example.label,
-        "decided": example.decided,
-        "by": f"{by}{failed}",
-        "moved": f"{float(np.abs(example.x_adv - example.image).max()):.2f}",
-    }

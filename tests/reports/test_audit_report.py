@@ -7,6 +7,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
+from importlib.resources import files
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from retroact.auditing.numbers import AttackResult, AuditNumbers, Pair
 from retroact.crafting.domain import Domain
 from retroact.experiments.store import Store
 from retroact.reports import audited, plots
-from retroact.reports.fallen import show
+from retroact.reports.fallen import Case, show
 from retroact.reports.report import report
 
 PNG = r'src="data:image/png;base64,([^"]+)"'
@@ -230,18 +231,44 @@ def test_the_images_that_were_broken_are_shown_pixel_by_pixel(told):
         np.abs(before / 255 - shown.image[0]).max() < 0.005
         and np.abs(after / 255 - shown.x_adv[0]).max() < 0.005
     )
-    caption = r"image 5: 7 → <span class=\"wrong\">1</span> after the change, robust before it"
-    assert re.search(caption + r"; moved by 0\.100<span class=.about.>APGD &lt;margin&gt;<", text)
-    says = "image 5, class 7, taken for class 1 after the change (robust before it), broken by APGD"
+    caption = (
+        r"image 5: 7 → <span class=\"wrong\">1</span> after the change, robust before the change;"
+    )
+    assert re.search(caption + r" moved by 0\.100<span class=.about.>APGD &lt;margin&gt;<", text)
+    says = "image 5, class 7, decided as 1 under APGD &lt;margin&gt; (after the change, robust"
     assert f'alt="{says}' in text and 'alt=""' not in text and 'id="image-5"' in text
     assert (moved < 255).all()  # every pixel has moved
+
+
+def colours_of(address: str) -> Any:
+    """The RGBA of a picture (h, w, 4)."""
+    return np.array(Image.open(io.BytesIO(base64.b64decode(address.split(",")[1]))).convert("RGBA"))
+
+
+def test_what_has_not_moved_is_clear_so_that_no_picture_is_white_in_the_dark():
+    image = np.full((1, 1, 3), 0.5, np.float32)
+    taken, still, added = colours_of(plots.moved(image, image + np.float32([-0.1, 0, 0.1])))[0]
+    assert still[3] == 0 and taken[3] == added[3] == 255
+    assert taken[2] > taken[0] and added[0] > added[2]
+    for colours in (plots.REDS, plots.BLUES):
+        assert colours(0)[3] == 0 and colours(255)[3] == 1
+
+
+def test_every_colour_of_a_curve_follows_the_style_sheet_in_light_and_dark():
+    style = files("retroact.reports").joinpath("style.css").read_text()
+    for colour in (*plots.CYCLE, plots.INK, plots.FAINT, plots.BEFORE, plots.AFTER):
+        name = plots.THEMED[colour].removeprefix("var(").removesuffix(")")
+        assert name == "currentColor" or style.count(f"{name}: #") == 3  # light, dark, on paper
+    series = [plots.Series(f"{i}", [1, 2], [i, i], colour=i) for i in range(len(plots.CYCLE))]
+    drawn = plots.panels([plots.Panel("p", series)])
+    assert not re.search(r"#[0-9a-f]{6}", drawn)
+    told = re.findall(r"#[0-9a-f]{6}", plots.standalone(drawn))  # where no style sheet reaches
+    assert set(told) == {*plots.CYCLE, plots.INK, plots.FAINT}
+
+
+def test_colour_stands_channel_by_channel():
     colours = plots.image(np.stack([np.full((2, 2), v, np.float32) for v in (1.0, 0.5, 0.0)]))
-    pixel = (
-        Image.open(io.BytesIO(base64.b64decode(colours.split(",")[1])))
-        .convert("RGB")
-        .getpixel((0, 0))
-    )
-    assert pixel == (255, 127, 0)
+    assert colours_of(colours)[0, 0].tolist() == [255, 127, 0, 255]
 
 
 def broken(row: int, turn: int) -> Example:
@@ -266,7 +293,9 @@ def test_the_examples_that_decide_most_are_on_one_network_alone_and_hard_to_find
     assert text.count(": 7 → <span") == SHOWN and "not robust" not in text
     after.examples, before.examples = [], [broken(9, 0)]
     text = audited.page(told)
-    assert "image 9: 7 →" in text and "before the change, not robust after it; moved" in text
+    assert (
+        "image 9: 7 →" in text and "before the change, not robust after the change; moved" in text
+    )
 
 
 def test_what_every_attack_did_to_an_example_is_told(told):
@@ -278,10 +307,11 @@ def test_what_every_attack_did_to_an_example_is_told(told):
     sides = before, after
     for side in sides:
         side.verified[[e.row for e in side.examples]] = False
-    shown = show("image", told.domain, sides, [], after.examples[2], 1)
-    (first, then) = shown.both
+    told.sides = sides
+    shown = show("image", Case(told, after.examples[2], 1))
+    (first, then) = shown.networks
     assert first.sums == "wrong without an attack" and first.fates == []
-    assert shown.beside == "wrong before it without an attack"
+    assert shown.says == "after the change, wrong before the change without an attack"
     assert [f.result.split(":")[0] for f in then.fates] == [
         "withstood",
         "withstood",
@@ -290,7 +320,7 @@ def test_what_every_attack_did_to_an_example_is_told(told):
         "broke it",
     ]
     assert then.sums == "broken by attack 5 of 5"
-    (first, then) = show("image", told.domain, sides, [], after.examples[0], 1).both
+    (first, then) = show("image", Case(told, after.examples[0], 1)).networks
     assert [f.result.split(":")[0] for f in then.fates] == ["broke it"] + 4 * ["not asked"]
     assert first.sums == "withstands all: 2 attacks were tried on it"
 
@@ -307,7 +337,7 @@ def test_margins_along_the_attack_are_drawn_and_said(told):
     told.trails = [Walked(5, Pair(up, up), Pair(up, down))]
     text = audited.page(told)
     assert "The margin ends below 0 after the change on the way to what was found." in text
-    assert text.count("<svg") == 5 and ">before, usual attack<" in text
+    assert text.count("<svg") == 5 and ">before the change, usual attack<" in text
     told.trails = [Walked(6, Pair(up, up), Pair(up, up))]
     assert "The margin ends" not in audited.page(told)
 

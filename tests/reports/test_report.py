@@ -14,6 +14,7 @@ from retroact.experiments.fields import CellFields
 from retroact.experiments.store import Store
 from retroact.files import write
 from retroact.reports import html, plots, tables
+from retroact.reports.kept import kept
 from retroact.reports.report import report
 from retroact.reports.tables import lines
 
@@ -110,7 +111,7 @@ def test_the_page_stands_on_its_own_and_says_what_was_run(store, tmp_path):
         "60.0 <span" in text
         and "100% of its gradients were exactly zero: this number is too good" in text
     )
-    assert "Accuracy against eps" in text and text.count("data:image/png;base64") == 1
+    assert "Accuracy against eps" in text and text.count("data:image/png;base64") == 3 * 6
     assert f"retroact {ra.__version__}, python 3, torch 2" in text  # which ran the cell
     assert f"UTC by retroact {ra.__version__} from stored records" in text  # which wrote the page
     for said in ("<code>a</code>", "python 3, torch 2", "worst case of these 2"):
@@ -179,9 +180,22 @@ def test_an_empty_report_is_refused_and_a_failed_write_leaves_the_old_page(
 
 def test_pictures_show_the_broken_first_and_need_kept_images(store):
     with pytest.raises(ValueError, match="kept no images"):
-        plots.pictures(record(3))
+        record(3).pictures()
     assert record(4, images=True).broken_first(6) == [4, 5, 0, 1, 2, 3]
-    assert plots.pictures(record(4, images=True)).startswith("<img")
+    assert record(4, images=True).pictures().axes
+
+
+def test_a_card_says_what_each_attack_of_the_page_did_to_the_image(store):
+    store.put("e", "Cell(e)", fields(attack="weak"), record(4))
+    store.put("f", "Cell(f)", fields(activation="SReLU(alpha=100.0)"), record(3))
+    (cell,) = kept(lines(store, images=True))  # the others kept none
+    assert [card.name for card in cell.cards] == [f"image-{i}-a" for i in range(6)]
+    card = cell.cards[5]
+    assert (card.before, card.decided, card.says) == ("5", "5", "withstood")
+    own, other = card.networks
+    assert own.where == "on net" and own.sums == "broken by 1 of 3 attacks"
+    assert [fate.result for fate in own.fates] == ["withstood", "withstood", "broke it"]
+    assert other.sums == "broken by 1 of 2 attacks, 1 of them blind" and not other.fates
 
 
 def test_figures_are_the_same_every_time(store):

@@ -3,8 +3,9 @@ that a phone or a reader without pictures would miss."""
 
 import re
 from collections import Counter
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from html import unescape
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 
 from retroact.auditing.numbers import AttackResult, AuditNumbers, AuditPedigree, Fingerprints, Pair
 from retroact.auditing.verdict import WORDS as CLAIMS
+from retroact.crafting.domain import Domain
 from retroact.reports import walk
+from retroact.reports.fallen import Case
 from retroact.reports.walk import Shown, fooled, legend, page, verdict
 
 
@@ -35,6 +38,30 @@ class Example:
 @dataclass
 class Side:
     examples: list[Example]
+    verified: Any = field(default_factory=lambda: np.ones(20, bool))
+    clean: Any = field(default_factory=lambda: np.ones(20, bool))
+    attacks: list[Any] = field(default_factory=list)
+
+    @property
+    def broken_by(self):
+        turns = np.full(20, -1)
+        for example in self.examples:
+            turns[example.row] = example.turn
+        return turns
+
+
+@dataclass
+class Examined:
+    sides: tuple[Side, Side]
+    trails: Any = ()
+    domain: Domain = field(default_factory=lambda: Domain((1, 4, 4)))
+
+
+def broken(row: int, turn: int, side: int, names: Pair[str]) -> Case:
+    example = Example(row, turn)
+    attacks = [AttackResult(f"attack {i}", "", "white box", 20, 0, 0, 0, 0, 0.5) for i in range(5)]
+    sides = tuple(Side([example] if i == side else [], attacks=attacks) for i in (0, 1))
+    return Case(Examined(sides), example, side, Pair(*(f"on {name}" for name in names)))
 
 
 PEDIGREE = AuditPedigree(
@@ -77,10 +104,11 @@ def numbers(really: int, looks: int, effect="INCONCLUSIVE", claim="HONEST", mech
 def networks(rho: float | None = None) -> list[Shown]:
     masked = {"claim": "MASKED, WEAK PROTOCOL", "mechanism": "saturation"}
     jump = {"effect": "HARMFUL", "claim": "MASKED", "mechanism": "jump"}
+    sloped, jumping = Pair("plain", "SReLU(100)"), Pair("plain", "JumpReLU(0.4)")
     made = [
-        Shown("plain", "As it was.", numbers(60, 99, **masked), 0, Example(1, 2)),
-        Shown("SReLU(100)", "Louder.", numbers(60, 99, **masked), 1, Example(2, 3)),
-        Shown("JumpReLU(0.4)", "It jumps.", numbers(44, 73, **jump), 1, Example(3, 4)),
+        Shown("plain", "As it was.", numbers(60, 99, **masked), 0, broken(1, 2, 0, sloped)),
+        Shown("SReLU(100)", "Louder.", numbers(60, 99, **masked), 1, broken(2, 3, 1, sloped)),
+        Shown("JumpReLU(0.4)", "It jumps.", numbers(44, 73, **jump), 1, broken(3, 4, 1, jumping)),
         Shown("hardened in 7 s", "<Trained>.", numbers(76, 86, effect="GENUINE"), 1, None),
     ]
     return [replace(one, rho=rho) for one in made]
@@ -142,10 +170,23 @@ def test_the_page_stands_on_its_own_and_says_its_pictures_in_words():
         r"<script [^>]*src|<(link|iframe)|(src|href)=.(?!data:|#)|@import|url\(", text
     )
     said = re.findall(r'<img alt="([^"]*)"', text)
-    assert len(said) == 2 * 3 and all(len(words) > 10 for words in said)
+    assert len(said) == 3 * 3 and all(len(words) > 10 for words in said)
     assert Counter(said).most_common(1)[0][1] == 1, "two pictures that say the same"
-    assert "read as 1" in said[1] and text.count('role="img"') == 2 * 4
-    assert "targeted <margin>, where the usual one had failed" in shown_text(text)
+    assert "decided as 1" in said[1] and text.count('role="img"') == 2 * 4
+
+
+def test_a_card_says_what_every_attack_did_on_both_networks():
+    text = page(networks(), title="t", intro="i")
+    cards = {f"image-{row}": card for row, card in zip((1, 2, 3), _cards(text), strict=True)}
+    assert all(card.startswith(f'id="{name}"') for name, card in cards.items())
+    assert "7 → 1 on SReLU(100), robust on plain" in shown_text(cards["image-2"])
+    assert "on SReLU(100): broken by attack 4 of 5" in shown_text(cards["image-2"])
+    fates = re.findall(r"<li[^>]*><b>(.*?)</b>", cards["image-3"])
+    assert fates == [*["withstood"] * 5, *["withstood"] * 4, "broke it"]
+
+
+def _cards(text: str) -> list[str]:
+    return text.split('<details class="example" ')[1:]
 
 
 def test_words_that_the_page_uses_are_explained_and_no_others():
@@ -161,10 +202,13 @@ def test_words_that_the_page_uses_are_explained_and_no_others():
 
 def test_each_network_shows_another_image_and_the_last_attack_that_broke_one():
     taken: set[int] = set()
-    side = Side([Example(4, 1), Example(9, 3), Example(2, 3)])
-    assert [fooled(side, taken).row for _ in range(3)] == [2, 9, 4]
-    assert fooled(side, taken).row == 2 and taken == {2, 4, 9}
-    assert fooled(Side([]), taken) is None
+    side, names = Side([Example(4, 1), Example(9, 3), Example(2, 3)]), Pair("plain", "b")
+    audit = Examined((side, Side([])))
+    assert [fooled(audit, 0, names, taken).found.row for _ in range(3)] == [2, 9, 4]
+    assert fooled(audit, 0, names, taken).found.row == 2 and taken == {2, 4, 9}
+    assert fooled(audit, 1, names, taken) is None
+    followed = replace(audit, trails=[SimpleNamespace(row=9)])
+    assert fooled(followed, 0, names, set()).found.row == 9
 
 
 def test_every_effect_and_mechanism_has_words():

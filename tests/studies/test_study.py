@@ -2,6 +2,9 @@
 
 import ast
 import json
+import math
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -17,7 +20,8 @@ from retroact.experiments.cell import Cell, Model
 from retroact.experiments.facts import locked_key
 from retroact.experiments.store import Store
 from retroact.reports import studied
-from retroact.reports.studied import Claim, Figure, Item, Study, Table, Takeaway, Text
+from retroact.reports.plots import Mark
+from retroact.reports.studied import Claim, Figure, Item, Study, Table, Takeaway, Text, Weighed
 from retroact.spec import key, spec
 from retroact.studies import study as studies
 from retroact.studies.desk import Desk, NotMeasuredError
@@ -114,6 +118,27 @@ def test_a_page_escapes_what_is_said_and_shows_every_part():
     assert named in page and "holds" in page
     assert f"UTC by retroact {ra.__version__}" in page
     assert page.index("because") < page.index('id="figure_1"') < page.rindex(">holds</span>")
+
+
+def test_a_claim_of_many_numbers_is_a_figure_beside_the_published_and_what_was_asked_for():
+    marks = (Mark("net a", "DF", 1.4, (1.2, 1.6), published=2.1), Mark("net b", "DF", 3.0))
+    claim = Claim("a", "holds", "net a 1.4", Weighed(marks, "times the noise", (1.5, math.inf)))
+    page = studied.page(made(claim))
+    table, item = page.split('<h2 id="figure_1"')
+    assert "times the noise, asked for more than 1.5: 1 of 2 DF" in table
+    assert "<details><summary>in numbers</summary>net a 1.4</details>" in table
+    (name,) = re.findall(r'href="#([^"]*)">figure<', table)
+    figure = item.split(f'id="{name}"')[1].split("</figure>")[0]
+    assert 'aria-label="net a 1.4"' in figure
+    told = re.findall(r">([^<>]+)</text>", figure)
+    for said in ("net a", "net b", "DF", "published", "95 % interval", "asked for"):
+        assert told.count(said) == 1, said
+    nothing = Weighed((Mark("net a", "DF", math.nan),), "times the noise", (-math.inf, 1.0))
+    drawn = studied.page(made(replace(claim, weighed=nothing)))
+    assert "asked for less than 1: 0 of 1 DF" in drawn and ">net a</text>" in drawn
+    assert Weighed(marks, "noise").said == "noise: DF 1.4 to 3"
+    plain = studied.page(made(replace(claim, weighed=Weighed((), "times the noise"))))
+    assert ">figure<" not in plain and "<svg" not in plain
 
 
 def test_columns_of_words_wrap_and_numbers_do_not():

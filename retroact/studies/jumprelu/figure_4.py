@@ -9,11 +9,12 @@ Table 2.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import pairwise
 
-from retroact.reports.plots import Panel, Series, panels
-from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value
+from retroact.reports.plots import Mark, Panel, Series, panels
+from retroact.reports.studied import Claim, Figure, Part, Table, Text, Value, Weighed
 from retroact.studies.desk import Desk, Facts
 from retroact.studies.jumprelu.clean import clean_curve
 from retroact.studies.jumprelu.crafted import Crafted, crafted
@@ -137,6 +138,7 @@ def _judge_monotone(desk: Desk, curves: dict[str, dict[float, Point]]) -> Claim:
     """More: each kappa of the figure needs more noise than the one before; truly: verified norms
     grow at kappa."""
     grows, protocol, truth, said = [], [], [], []
+    marks: list[Mark] = []
     for net in available(desk, PAPERS):
         grown = {a: _grows(curves[net.name], a) for a in DEEPFOOLS}
         grows += [f"{net.title}, {ATTACKS[a]}" for a, does in grown.items() if not does]
@@ -144,12 +146,14 @@ def _judge_monotone(desk: Desk, curves: dict[str, dict[float, Point]]) -> Claim:
         protocol.append(all(grown.values()))
         truth.append(low >= GROWS and low * GROWS <= high)
         said.append(f"{net.title} × {low:.2f} and × {high:.2f}")
+        marks += [Mark(net.title, "at kappa", low), Mark(net.title, f"at {FURTHER:g} kappa", high)]
     noise = f"noise does not grow throughout: {', '.join(grows)}" if grows else WHOLLY
     because = (
         f"{noise}; verified minimum norm at kappa and at {FURTHER:g} kappa, over that at 0:"
         f" {'; '.join(said)}{untested(desk, PAPERS)}"
     )
-    return Claim("kappa_monotone", answer_by_network(protocol, truth), because)
+    shown = Weighed(tuple(marks), "verified minimum norm over that at kappa 0", (GROWS, math.inf))
+    return Claim("kappa_monotone", answer_by_network(protocol, truth), because, shown)
 
 
 def _grows(points: dict[float, Point], name: str) -> bool:
@@ -161,6 +165,7 @@ def _judge_further(desk: Desk) -> Claim:
     """On robust nets 1.5 kappa needs more DeepFool and TR noise, and costs up to SLIGHTLY points
     clean."""
     protocol, truth, said = [], [], []
+    marks: list[Mark] = []
     for net in available(desk, tuple(net for net in PAPERS if net.robust)):
         facts = _further(desk, net)
         noise = [(100 * facts[a, 0]["noise"], 100 * facts[a, 1]["noise"]) for a in NOISES]
@@ -169,6 +174,11 @@ def _judge_further(desk: Desk) -> Claim:
         protocol.append(all(b > a for a, b in noise) and cost <= SLIGHTLY)
         truth.append(high >= GROWS * low)
         clean = round(-cost, 2) + 0.0  # never -0.00
+        grown = {
+            NOISES[a]: after / before for a, (before, after) in zip(NOISES, noise, strict=True)
+        }
+        grown["verified minimum norm"] = high / low
+        marks += [Mark(net.title, what, value) for what, value in grown.items()]
         changes = ", ".join(f"{a:.1f} → {b:.1f}" for a, b in noise)
         said.append(
             f"{net.title}, kappa {net.kappa:g} → {FURTHER * net.kappa:g}: noise of DF∞, DF₂, TR"
@@ -176,7 +186,9 @@ def _judge_further(desk: Desk) -> Claim:
             f" {high / low:.2f}"
         )
     because = "; ".join(said) + untested(desk, PAPERS)
-    return Claim("further_kappa_robust", answer_by_network(protocol, truth), because)
+    unit = f"at {FURTHER:g} kappa over that at kappa"
+    shown = Weighed(tuple(marks), unit, (1.0, math.inf))
+    return Claim("further_kappa_robust", answer_by_network(protocol, truth), because, shown)
 
 
 def _further(desk: Desk, net: Net) -> dict[tuple[str, int], Facts]:

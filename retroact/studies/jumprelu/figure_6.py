@@ -7,9 +7,11 @@ any pixel.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
-from retroact.reports.studied import Claim, Figure, Part, Text
+from retroact.reports.plots import Mark
+from retroact.reports.studied import Claim, Figure, Part, Text, Weighed
 from retroact.studies.desk import Desk
 from retroact.studies.jumprelu.crafted import crafted
 from retroact.studies.jumprelu.networks import (
@@ -62,7 +64,10 @@ def _lucid(desk: Desk) -> Claim:
     )
     seen = [v >= VISIBLE for v in pixels.values()]
     because += f"; asked for 8 at least{untested(desk, PAPERS)}"
-    return Claim("lucid", answer_by_network(seen, seen), because)
+    marks = tuple(Mark(title, ATTACKS[a], 255 * v) for (title, a), v in pixels.items())
+    unit = "mean L∞ of 5 % of noise, 255ths of a pixel"
+    shown = Weighed(marks, unit, (255 * VISIBLE, math.inf))
+    return Claim("lucid", answer_by_network(seen, seen), because, shown)
 
 
 def at_five_percent(desk: Desk, net: Net, name: str) -> float:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure as Canvas
 from numpy.typing import NDArray
 
 from retroact.reports import plots
-from retroact.reports.studied import Claim, Figure, Part, Takeaway, Text
+from retroact.reports.studied import Claim, Figure, Part, Takeaway, Text, Weighed
 from retroact.studies.desk import Desk
 from retroact.studies.jumprelu.crafted import Crafted
 from retroact.studies.jumprelu.networks import (
@@ -114,9 +114,9 @@ def heatmaps(nets: list[Net], matrices: dict[str, NDArray[np.float64]]) -> str:
     figure = Canvas(figsize=(3.3 * len(nets), 3.7), layout="constrained")
     for axes, net in zip(figure.subplots(1, len(nets), squeeze=False)[0], nets, strict=True):
         values, names = matrices[net.title], [f"{k:g}" for k in grid(net)]
-        axes.imshow(values, cmap="Blues", vmin=0, vmax=100)
+        axes.imshow(values, cmap=plots.BLUES, vmin=0, vmax=100)
         for i, j in np.ndindex(values.shape):
-            ink = "#ffffff" if values[i, j] > 55 else "#1d2734"  # on blue in a dark page as well
+            ink = "#ffffff" if values[i, j] > 55 else plots.INK
             axes.text(j, i, f"{values[i, j]:.0f}", ha="center", va="center", fontsize=9, color=ink)
         axes.set_xticks(range(len(names)), names, fontsize=8)
         axes.set_yticks(range(len(names)), names, fontsize=8)
@@ -150,6 +150,12 @@ def _judge_direction(
         for title, (a, b) in ways.items()
     )
     answer = answer_by_network(*([w[i][2] for w in ways.values()] for i in (0, 1)))
-    return Claim(
-        "unidirectional", answer, f"mean accuracy of the target: {said}{untested(desk, PANELS)}"
-    )
+    marks = [
+        plots.Mark(title, f"{way}{freezing}", value)
+        for title, both in ways.items()
+        for freezing, values in zip(("", ", without freezing"), both, strict=True)
+        for way, value in zip(("low → high", "high → low"), values[:2], strict=True)
+    ]
+    because = f"mean accuracy of the target: {said}{untested(desk, PANELS)}"
+    shown = Weighed(tuple(marks), "mean accuracy of the target, %")
+    return Claim("unidirectional", answer, because, shown)

@@ -9,6 +9,7 @@ network before the change, or those of a kernel at the jump, whichever breaks an
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Iterator
@@ -19,8 +20,8 @@ from numpy.typing import NDArray
 
 from retroact.experiments.cell import Cell, Model, all_locked
 from retroact.nets.data import data
-from retroact.reports.plots import Panel, Series, panels
-from retroact.reports.studied import Claim, Figure, Part, Table, Takeaway, Text, Value
+from retroact.reports.plots import Mark, Panel, Series, panels
+from retroact.reports.studied import Claim, Figure, Part, Table, Takeaway, Text, Value, Weighed
 from retroact.spec import Count, spec
 from retroact.studies.desk import Desk, Facts
 from retroact.studies.jumprelu.networks import (
@@ -192,6 +193,7 @@ def _iterations(desk: Desk, runs: dict[str, list[Outcomes]]) -> Iterator[Part]:
     take 10 % more."""
     by_title = {net.title: net for net in PANELS}
     protocol, truth, said = [], [], []
+    marks: list[Mark] = []
     for title, records in runs.items():
         last = budget(desk, by_title[title])
         rate, (low, high, best) = same_rate(
@@ -201,8 +203,11 @@ def _iterations(desk: Desk, runs: dict[str, list[Outcomes]]) -> Iterator[Part]:
         truth.append(best >= 1.1 * low)
         counts = f"{low} iterations at kappa 0, {high} at kappa, {best} adaptive"
         said.append(f"{title}, fool rate {100 * rate:.0f} %: {counts}")
+        marks += [Mark(title, "at kappa", high / low), Mark(title, "adaptive", best / low)]
     because = "; ".join(said) + untested(desk, PANELS)
-    yield Claim("iterations", answer_by_network(protocol, truth), because)
+    unit = "iterations for the same fool rate, over those at kappa 0"
+    shown = Weighed(tuple(marks), unit, (1.0, math.inf))
+    yield Claim("iterations", answer_by_network(protocol, truth), because, shown)
     yield Takeaway(
         6,
         f"More iterations are needed on {sum(protocol)} of {len(protocol)} networks by the jump's"
@@ -232,6 +237,15 @@ def _inference(desk: Desk) -> Iterator[Part]:
         "inference_time",
         answer,
         f"a forward pass on a CPU, over the ReLU network's: {said}{untested(desk, PAPERS)}",
+        Weighed(
+            tuple(
+                Mark(net.title, what, f[name])
+                for net, f in times.items()
+                for what, name in (("JumpReLU", "ratio"), ("ReLU against itself", "again"))
+            ),
+            "CPU time of a forward pass, over the ReLU network's",
+            (-math.inf, NOT_AFFECTED),
+        ),
     )
 
 

@@ -3,11 +3,13 @@ which other defences it is as good as."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 from retroact.attacks.carlini_wagner import CarliniWagner
-from retroact.reports.studied import Claim, Part, Table, Value
+from retroact.reports.plots import Mark
+from retroact.reports.studied import Claim, Part, Table, Value, Weighed
 from retroact.studies.desk import Desk, Facts, NotMeasuredError
 from retroact.studies.jumprelu.crafted import Crafted, crafted
 from retroact.studies.jumprelu.networks import (
@@ -31,6 +33,7 @@ LEFT = 0.01
 def judge_fooled(desk: Desk, by_net: dict[str, Runs]) -> Iterator[Part]:
     """DeepFool in seven steps, and TR in 1000: what stands, of images that are decided rightly."""
     rows, seven, thousand, missing = [], [], [], []
+    trusted: dict[Net, list[float]] = {}
     for net in available(desk):
         left = {a: _stand_after_seven(desk, net, by_net[net.name], a) for a in DEEPFOOLS}
         region = [_share(by_net[net.name][kappa]["trust_region"]) for kappa in (0.0, net.kappa)]
@@ -40,6 +43,7 @@ def judge_fooled(desk: Desk, by_net: dict[str, Runs]) -> Iterator[Part]:
             seven += [all(v <= LEFT for v in measured)] if len(measured) == len(values) else []
             missing += [net.title] if len(measured) < len(values) else []
             thousand.append(all(v <= LEFT for v in region))
+            trusted[net] = region
         percent = [None if v is None else 100 * v for v in (*values, *region)]
         rows.append((net.title, *percent))
     names = (*(f"{ATTACKS[a]}, {SEVEN} steps" for a in DEEPFOOLS), "TR, 1000 steps")
@@ -52,7 +56,13 @@ def judge_fooled(desk: Desk, by_net: dict[str, Runs]) -> Iterator[Part]:
     answer = answer_by_network(seven, seven, missing=len(missing))
     yield Claim("deepfool_7_iterations", answer, because)
     because = f"{asked}TR with a radius of 0.5, {_say(rows, 5, 7)}{untested(desk, PAPERS)}"
-    yield Claim("tr_1000_iterations", answer_by_network(thousand, thousand), because)
+    marks = [
+        Mark(net.title, where, 100 * share)
+        for net, region in trusted.items()
+        for where, share in zip(("at kappa 0", "at kappa"), region, strict=True)
+    ]
+    shown = Weighed(tuple(marks), "what stands against TR, %", (-math.inf, 100 * LEFT))
+    yield Claim("tr_1000_iterations", answer_by_network(thousand, thousand), because, shown)
 
 
 def _stand_after_seven(

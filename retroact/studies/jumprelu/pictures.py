@@ -1,5 +1,5 @@
 """Pictures of adversarial images as the paper shows them: clean, adversarial, and the difference
-from white to red."""
+from clear to red."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def show(axes: Axes, image: NDArray[np.float32], title: str) -> None:
 
 
 def reds(axes: Axes, difference: NDArray[np.float32], top: float, title: str) -> None:
-    """|difference|, the largest channel of each pixel, from white (0) to dark red (`top`, in
+    """|difference|, the largest channel of each pixel, from clear (0) to red (`top`, in
     pixels)."""
     axes.imshow(difference.max(0), cmap=plots.REDS, vmin=0, vmax=max(top, 1e-6))
     _bare(axes, title)

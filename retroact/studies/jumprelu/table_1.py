@@ -8,13 +8,15 @@ ResNet-20, as in the authors' code, and .01 elsewhere.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 
 from retroact.attacks.pgd import PGD
 from retroact.crafting.threat import Linf
 from retroact.nets.zoo import entry
-from retroact.reports.studied import Claim, Part, Table, Takeaway, Text, Value
+from retroact.reports.plots import Mark
+from retroact.reports.studied import Claim, Part, Table, Takeaway, Text, Value, Weighed
 from retroact.spec import show
 from retroact.studies.desk import Desk, Facts
 from retroact.studies.jumprelu.agreement import Shares, gray_cells
@@ -197,7 +199,14 @@ def _accuracy_cost(desk: Desk, clean: Shares) -> Claim:
     )
     moderate = [points <= MODERATE for points in cost.values()]
     because = f"at most {MODERATE:g} points of clean accuracy lost: {said}{untested(desk, PAPERS)}"
-    return Claim("accuracy_cost", answer_by_network(moderate, moderate), because)
+    marks = [Mark(net.title, "measured", v, None, _published_cost(net)) for net, v in cost.items()]
+    shown = Weighed(tuple(marks), "points of clean accuracy lost", (-math.inf, MODERATE))
+    return Claim("accuracy_cost", answer_by_network(moderate, moderate), because, shown)
+
+
+def _published_cost(net: Net) -> float | None:
+    plain, jumped = (net.published("1", "clean", kappa) for kappa in (0.0, net.kappa))
+    return None if plain is None or jumped is None else plain - jumped
 
 
 def _say_carried_on(desk: Desk, by_net: dict[str, dict[str, Facts]]) -> Takeaway:
@@ -232,4 +241,10 @@ def _residual(desk: Desk, by_net: dict[str, dict[str, Facts]]) -> Claim:
     columns = ", ".join(ATTACKS.values())
     because = f"gray-box accuracy of the retrofits ({columns}): {said}"
     because += untested(desk, (ALEX, WIDE, MOBILE))
-    return Claim("residual", answer_by_network(below, below), because)
+    marks = [
+        Mark(net.title, ATTACKS[a], value, None, net.published("1", a, net.kappa))
+        for net in nets
+        for a, value in zip(ATTACKS, share[net.title], strict=True)
+    ]
+    shown = Weighed(tuple(marks), "gray-box accuracy of the retrofit, %")
+    return Claim("residual", answer_by_network(below, below), because, shown)

@@ -33,17 +33,19 @@ from retroact.evaluation.evaluate import decide, evaluate
 from retroact.experiments.cell import Model
 from retroact.nets.data import DataSlice, data
 from retroact.nets.zoo import NETWORKS, names
-from retroact.reports.studied import Answer, Claim, Part, Table, Takeaway, Text, Value
+from retroact.reports.plots import Mark
+from retroact.reports.studied import Answer, Claim, Part, Table, Takeaway, Text, Value, Weighed
 from retroact.spec import Count, spec
 from retroact.studies.desk import Desk, Facts
 from retroact.studies.jumprelu.audited import beside
-from retroact.studies.jumprelu.networks import available
+from retroact.studies.jumprelu.networks import ATTACKS, NETS, available
 from retroact.studies.jumprelu.sizes import DETECTION
 from retroact.studies.published import published
 from retroact.studies.truth import answer_by_network
 
 SEEDS = (0, 1, 2)
 CLASSIFIERS: tuple[Literal["lr"], Literal["mlp"]] = ("lr", "mlp")
+SAID = {"lr": "logistic regression", "mlp": "perceptron"}
 FOLDS = 5
 BLOCK = 1000
 """Images whose LIDs are filed together, so that a stop loses minutes."""
@@ -197,6 +199,10 @@ class Row:
     error: float
 
     @property
+    def network(self) -> str:
+        return next(net.title for net in NETS if net.name == self.setting.net)
+
+    @property
     def difference(self) -> float:
         return self.jumprelu - self.relu
 
@@ -232,7 +238,7 @@ class Row:
     def values(self) -> tuple[Value, ...]:
         low, high = self.interval
         measured = (self.relu, self.jumprelu, self.difference, f"{low:+.1f} to {high:+.1f}")
-        start = (self.setting.net, self.attack, self.classifier, self.n)
+        start = (self.network, ATTACKS[self.attack], SAID[self.classifier], self.n)
         return *start, *measured, self.said, *self.published
 
 
@@ -319,6 +325,13 @@ def _blocks(net: nn.Module) -> tuple[str, ...]:
     )
 
 
+def _mark(row: Row) -> Mark:
+    relu, jumprelu = row.published
+    gain = None if relu is None or jumprelu is None else jumprelu - relu
+    name = f"{row.network}, {SAID[row.classifier]}"
+    return Mark(name, ATTACKS[row.attack], row.difference, row.interval, gain)
+
+
 def _judge(rows: list[Row]) -> Iterator[Part]:
     """Increased: on the CIFAR-10 networks every interval of the difference lies above 0; not, where
     every one excludes the paper's own gain."""
@@ -333,7 +346,8 @@ def _judge(rows: list[Row]) -> Iterator[Part]:
         f"of {len(asked)} rows on CIFAR-10 the AUC {said} (95 % intervals beside 0 and the paper's"
         f" gains of 1.7 to 4.8); differences from {least:+.1f} to {most:+.1f} points"
     )
-    yield Claim("lid", answer, because)
+    shown = Weighed(tuple(_mark(row) for row in asked), "points of AUC gained", (0.0, math.inf))
+    yield Claim("lid", answer, because, shown)
     yield Takeaway(
         9,
         f"Detection by LID (Table 3): the AUC changes by {least:+.1f} to {most:+.1f} points; of"

@@ -9,12 +9,14 @@ bound on both sides, and tighter than DeepFool's on either.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
-from retroact.reports.studied import Claim, Part, Table, Takeaway, Text, Value
+from retroact.reports.plots import Mark
+from retroact.reports.studied import Claim, Part, Table, Takeaway, Text, Value, Weighed
 from retroact.studies.desk import Desk
 from retroact.studies.jumprelu.audited import true_audit
 from retroact.studies.jumprelu.gray_box import SCALED, run_longer
@@ -36,9 +38,10 @@ from retroact.studies.jumprelu.networks import (
     available,
     untested,
 )
-from retroact.studies.jumprelu.white_box import Runs, ratios, runs
+from retroact.studies.jumprelu.white_box import Runs, published_ratio, ratios, runs
 from retroact.studies.truth import answer_by_network, audits, numbers
 
+GAINED = "points of accuracy that the retrofit gains"
 GREATLY = 5.0
 """Points of accuracy, the margin of an audit's verdict, that "greatly" asks for at least."""
 
@@ -168,10 +171,12 @@ def _robust_models(desk: Desk) -> Claim:
     """Greatly: on every robust network PGD's accuracy, white box, rises by 2 points and DeepFool's
     noise by half."""
     said, protocol, truth = [], [], []
+    marks: list[Mark] = []
     for net in available(desk, tuple(net for net in PAPERS if net.robust)):
         by_kappa = runs(desk, net)
         points, noise = _rise(net, by_kappa), min(ratios(by_kappa)[a] for a in DEEPFOOLS)
         gain, genuine = verify(desk, net)
+        marks += [Mark(net.title, "the paper's PGD", points), _mark_verified(desk, net)]
         protocol.append(points >= 2 and noise >= 1.5)
         truth.append(genuine and gain >= GREATLY)
         said.append(
@@ -179,7 +184,15 @@ def _robust_models(desk: Desk) -> Claim:
             " points"
         )
     because = f"{'; '.join(said)}{untested(desk, PAPERS)}"
-    return Claim("robust_models", answer_by_network(protocol, truth), because)
+    shown = Weighed(tuple(marks), GAINED, (2.0, math.inf))
+    return Claim("robust_models", answer_by_network(protocol, truth), because, shown)
+
+
+def _mark_verified(desk: Desk, net: Net) -> Mark:
+    """The points of verified accuracy with the audit's interval."""
+    outcome = numbers(desk, true_audit(desk, net))
+    low, high = outcome.interval
+    return Mark(net.title, "verified", 100 * outcome.gain, (100 * low, 100 * high))
 
 
 def _rise(net: Net, by_kappa: Runs) -> float:
@@ -192,6 +205,7 @@ def _agnostic(desk: Desk) -> Claim:
     """All attacks: every column of Table 2 is better at kappa than at 0 on every network; truly: so
     says the audit."""
     worse, gains, protocol, truth = [], [], [], []
+    marks: list[Mark] = []
     for net in available(desk, PAPERS):
         by_kappa = runs(desk, net)
         not_better = [] if _rise(net, by_kappa) > 0 else [f"{net.title} PGD"]
@@ -200,6 +214,8 @@ def _agnostic(desk: Desk) -> Claim:
         ]
         gain, genuine = verify(desk, net)
         gains.append(f"{net.title} {gain:+.1f}")
+        marks += [Mark(net.title, "the paper's PGD", _rise(net, by_kappa))]
+        marks += [_mark_verified(desk, net)]
         protocol.append(not not_better)
         truth.append(genuine)
         worse += not_better
@@ -209,7 +225,8 @@ def _agnostic(desk: Desk) -> Claim:
         else "better at kappa in every column of Table 2"
     )
     because = f"{columns}; verified accuracy, points: {', '.join(gains)}{untested(desk, PAPERS)}"
-    return Claim("agnostic", answer_by_network(protocol, truth), because)
+    shown = Weighed(tuple(marks), GAINED, (0.0, math.inf))
+    return Claim("agnostic", answer_by_network(protocol, truth), because, shown)
 
 
 def _deepfool(desk: Desk, about: str, among: tuple[Net, ...], factor: tuple[float, float]) -> Claim:
@@ -217,12 +234,27 @@ def _deepfool(desk: Desk, about: str, among: tuple[Net, ...], factor: tuple[floa
     much."""
     low, high = factor
     within, truth, said = [], [], []
+    marks: list[Mark] = []
     for net in available(desk, among):
-        growth = [ratios(runs(desk, net))[a] for a in DEEPFOOLS]
+        by_attack = ratios(runs(desk, net))
+        growth = [by_attack[a] for a in DEEPFOOLS]
         verified = median_ratio(desk, net, net.kappa)
+        marks += [
+            Mark(net.title, ATTACKS[a], by_attack[a], None, published_ratio(net, a))
+            for a in DEEPFOOLS
+        ]
+        marks += [_mark_norm(desk, net, verified)]
         within.append(all(low <= v <= high for v in growth))
         truth.append(verified >= low)
         noise = " and ".join(f"{v:.2f}" for v in growth)
         said.append(f"{net.title} × {noise}, verified minimum norm × {verified:.2f}")
     because = f"asked for {low:g} to {high:g}: {'; '.join(said)}{untested(desk, among)}"
-    return Claim(about, answer_by_network(within, truth), because)
+    shown = Weighed(tuple(marks), "noise at kappa over that at kappa 0", factor)
+    return Claim(about, answer_by_network(within, truth), because, shown)
+
+
+def _mark_norm(desk: Desk, net: Net, ratio: float) -> Mark:
+    """The ratio of the verified minimum norms with its interval."""
+    before, after = (found_norms(desk, net, kappa)[0] for kappa in (0.0, net.kappa))
+    both = (before > 0) & (after > 0)
+    return Mark(net.title, "verified minimum norm", ratio, _interval(before[both], after[both]))

@@ -35,3 +35,9 @@ def ratios(by_kappa: Runs) -> dict[str, float]:
         name: by_kappa[high][name]["noise"] / max(by_kappa[low][name]["noise"], 1e-12)
         for name in NOISES
     }
+
+
+def published_ratio(net: Net, name: str) -> float | None:
+    """The same ratio from the paper's own Table 2."""
+    before, after = (net.published("2", name, kappa) for kappa in (0.0, net.kappa))
+    return after / before if before and after else None

@@ -290,7 +290,7 @@ def _draw(by_net: list[Shown]) -> str:
 
 
 def _map(axes: Axes, values: NDArray[np.float64]) -> None:
-    axes.imshow(values, cmap="RdBu_r", vmin=-1, vmax=1, interpolation="nearest")
+    axes.imshow(values, cmap=plots.BOTH_WAYS, vmin=-1, vmax=1, interpolation="nearest")
     if not values.any():
         axes.imshow(np.full((*values.shape, 3), 0.87), interpolation="nearest")
         middle = (values.shape[1] - 1) / 2
