@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial, reduce
 from operator import getitem
 from typing import Any, Literal
@@ -265,9 +265,10 @@ def soften(traced: Traced, x: Tensor, width: float) -> Traced:
     found = _measure(soft, asked, traced.fill(x))
     spreads, leads = dict(zip(bases, found, strict=False)), found[len(bases) :]
     for number, chain in enumerate(chains):
-        steps = [width * spreads[base] for base in chain.bases]
-        if all(step > 0 for step in steps):
-            _replace(soft, chain, steps, f"chain_{number}")
+        live = tuple(base for base in chain.bases if spreads[base] > 0)  # the others are held
+        if live:
+            steps = [width * spreads[base] for base in live]
+            _replace(soft, replace(chain, bases=live), steps, f"chain_{number}")
     for number, (choice, lead) in enumerate(zip(choices, leads, strict=True)):
         # a softmax that is soft enough keeps its own derivative
         least = 1.0 if choice.index is None else 0.0
@@ -321,6 +322,8 @@ class _Chains:
         return known
 
     def take(self, node: fx.Node) -> None:
+        if node.target in _OF_A_SHAPE:
+            return  # the same for all values of what has the shape
         inputs = [n for n in node.all_input_nodes if n in self.moving]
         if node.op == "placeholder" or inputs:
             self.moving.add(node)
@@ -386,6 +389,11 @@ def _is_elementwise(node: fx.Node) -> bool:
     return torch.Tag.pointwise in node.target.tags or node.target in _UNTAGGED
 
 
+_OF_A_SHAPE = {
+    *(_ATEN.sym_size.int, _ATEN.sym_numel.default),
+    *(_ATEN.zeros_like.default, _ATEN.ones_like.default, _ATEN.full_like.default),
+    *(_ATEN.new_zeros.default, _ATEN.new_ones.default, _ATEN.new_full.default),
+}
 _MASKED = {_ATEN.index_put.default}
 _LOOKED_UP: dict[Any, int] = {
     _ATEN.bucketize.Tensor: 1,

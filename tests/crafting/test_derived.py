@@ -165,6 +165,33 @@ def test_a_difference_is_the_mean_over_four_widths():
     assert torch.allclose(gradient, torch.tensor([reached, [0.0, 0.0]]), rtol=1e-4)
 
 
+BLANKS = {
+    "zeros_like": torch.zeros_like,
+    "zeros": lambda z: torch.zeros(z.shape),
+    "new_zeros": lambda z: z.new_zeros(z.shape),
+    "full_like": lambda z: torch.full_like(z, 0.0),
+    "ones": lambda z: torch.ones_like(z) - 1.0,
+    "nothing of it": lambda z: z * 0.0,
+}
+
+
+@pytest.mark.parametrize("name", list(BLANKS))
+def test_a_blank_beside_a_jump_hides_none_of_it(name):
+    """z where it lies above a half, else a blank: just below, where its own derivative is 0, half
+    of z lies within reach."""
+
+    class Jumps(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.where(x > 0.5, x, BLANKS[name](x))
+
+    x = torch.tensor([[0.0, 1.0]]).repeat(8, 1)
+    traced = trace_forward(Jumps(), x)
+    leaf = torch.tensor([[0.45, 0.49]]).requires_grad_()
+    (own,) = torch.autograd.grad(traced(leaf).sum(), leaf)
+    (gradient,) = torch.autograd.grad(soften(traced, x, 0.3)(leaf).sum(), leaf)
+    assert (own == 0).all() and (gradient > 1).all()
+
+
 def test_beside_the_end_of_a_root_a_difference_has_one_side():
     class Root(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
