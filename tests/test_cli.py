@@ -90,7 +90,9 @@ def test_sweep_then_report(call, tmp_path):
     page = (tmp_path / "r.html").read_text()
     # nothing is fetched
     assert not re.search(r"<(link|iframe)|(src|href)=.(?!data:|#)|fetch", page)
-    assert page.count("data:image/png;base64") == 8 and "Accuracy against eps" in page
+    # of each cell one example: as it was, as it became, what moved
+    assert page.count('<details class="example"') == 8 and "Accuracy against eps" in page
+    assert page.count("data:image/png;base64") == 3 * 8
     assert (tmp_path / "r.md").read_text().count("SReLU(alpha=10.0)") >= 4
     assert len((tmp_path / "r.csv").read_text().splitlines()) == 9
     code, out, _ = call("report", "--cells", "*FGSM*", "--json")

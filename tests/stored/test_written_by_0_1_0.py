@@ -68,7 +68,9 @@ def test_its_cells_make_a_report(store, tmp_path, suffix):
     text = report(store, tmp_path / f"page.{suffix}").read_text()
     assert "digits-cnn" in text
     if suffix == "html":
-        assert text.count("data:image/png;base64") == 2  # two cells have kept images
+        # two cells have kept two images each: as it was, as it became, what moved
+        assert text.count('<details class="example"') == 4
+        assert text.count("data:image/png;base64") == 3 * 4
 
 
 def test_old_and_new_cells_stand_in_one_file(store, tmp_path):
