@@ -149,10 +149,10 @@ class Battery:
             run.file(attempt)
         dear = () if subject.alarms else [source.name for source in subject.derived]
 
-        def rank(i: int) -> int:  # the first of those that broke as many
+        def place(i: int) -> int:  # the first of those that broke as many
             return (_LEAD - 1) * (climbs[i].kernel in dear) - attempts[i].result.broken
 
-        return [climbs[i] for i in sorted(range(len(climbs)), key=rank)]
+        return [climbs[i] for i in sorted(range(len(climbs)), key=place)]
 
     def answer(
         self,

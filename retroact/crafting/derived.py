@@ -17,7 +17,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial, reduce
 from operator import getitem
 from typing import Any, Literal
@@ -265,10 +265,11 @@ def soften(traced: Traced, x: Tensor, width: float) -> Traced:
     found = _measure(soft, asked, traced.fill(x))
     spreads, leads = dict(zip(bases, found, strict=False)), found[len(bases) :]
     for number, chain in enumerate(chains):
-        live = tuple(base for base in chain.bases if spreads[base] > 0)  # the others are held
-        if live:
-            steps = [width * spreads[base] for base in live]
-            _replace(soft, replace(chain, bases=live), steps, f"chain_{number}")
+        # beside one that moves, what stands still on these images may move on others
+        widest = max(spreads[base] for base in chain.bases)
+        if widest > 0:
+            steps = [width * (spreads[base] or widest) for base in chain.bases]
+            _replace(soft, chain, steps, f"chain_{number}")
     for number, (choice, lead) in enumerate(zip(choices, leads, strict=True)):
         # a softmax that is soft enough keeps its own derivative
         least = 1.0 if choice.index is None else 0.0
@@ -394,6 +395,7 @@ _OF_A_SHAPE = {
     *(_ATEN.zeros_like.default, _ATEN.ones_like.default, _ATEN.full_like.default),
     *(_ATEN.new_zeros.default, _ATEN.new_ones.default, _ATEN.new_full.default),
 }
+"""What depends on the shape of its input alone."""
 _MASKED = {_ATEN.index_put.default}
 _LOOKED_UP: dict[Any, int] = {
     _ATEN.bucketize.Tensor: 1,

@@ -192,6 +192,21 @@ def test_a_blank_beside_a_jump_hides_none_of_it(name):
     assert (own == 0).all() and (gradient > 1).all()
 
 
+def test_what_stands_still_on_the_images_keeps_its_derivative_elsewhere():
+    """Beside a jump, what is 0 on all images that it was measured on, and not on others."""
+
+    class Asleep(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            a, b = -x @ torch.eye(2), (x - 5.0).relu() @ torch.eye(2)
+            return torch.where(a > 0.5, a, b)
+
+    x = torch.tensor([[0.0, 1.0]]).repeat(8, 1)
+    soft = soften(trace_forward(Asleep(), x), x, 0.3)
+    leaf = torch.tensor([[7.0, 9.0]]).requires_grad_()
+    (gradient,) = torch.autograd.grad(soft(leaf).sum(), leaf)
+    assert torch.allclose(gradient, torch.ones(1, 2), rtol=1e-3)
+
+
 def test_beside_the_end_of_a_root_a_difference_has_one_side():
     class Root(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
