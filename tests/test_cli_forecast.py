@@ -2,6 +2,7 @@
 
 import json
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,12 @@ from retroact.auditing.forecast import _LOOKED, _PREPARED
 from retroact.cli.planning import _Item, _sum_up
 from retroact.evaluation.trial import Trial, try_gradient
 from retroact.experiments import costs
+from retroact.experiments.carried import as_json
+from retroact.experiments.facts import locked_key
+from retroact.experiments.store import Store
 from retroact.experiments.tuning import ON_MARGIN, passes_of
+from retroact.spec import show
+from retroact.studies.study import plan
 from retroact.training.recipes import RECIPES
 
 LINF = ("--threat", "Linf(0.1)")
@@ -175,6 +181,22 @@ def test_a_study_says_which_items_lack_what(call, tmp_path, nothing_runs, monkey
         and " cells, about" in out
     )
     assert not list(tmp_path.iterdir())
+
+
+def test_a_forecast_of_a_study_knows_what_the_file_of_facts_has(call, tmp_path, nothing_runs):
+    words = ("study", "jumprelu", "--quick", "--only", "figure_2", "--store", "s.sqlite")
+    words += ("--facts", "facts.json", "--dry-run")
+    assert call(*words)[1].startswith("figure_2: 1 other measurements")
+    said = {"sites": 4, "parameters": 1, "same_at_0": True, "other_at_kappa": True}
+    with Store(":memory:") as there:
+        keys = set()
+        while lacks := plan("jumprelu", there, only=["figure_2"], quick=True)[0].lacks:
+            for what in lacks:
+                there.put_facts(locked_key(what), show(what), said, 1.0)
+                keys.add(locked_key(what))
+        Path("facts.json").write_text(as_json(there, keys))
+    assert len(keys) > 3 and call(*words)[1].startswith("figure_2: nothing is left to measure")
+    assert not Path("s.sqlite").exists()
 
 
 def test_words_for_times_and_bytes():

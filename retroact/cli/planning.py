@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from retroact.cli.console import about_seconds, say, tell_json
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
 def print_plan(
     paper: str,
     path: Path | None,
+    facts: Path | None,
     workers: int,
     as_json: bool,
     json_out: Path | None,
@@ -26,7 +29,7 @@ def print_plan(
     from retroact.experiments.costs import passes_of, seconds_of
     from retroact.studies.study import chunk_of, plan
 
-    with _opened_to_read(path) as opened:
+    with _opened_to_read(path, facts) as opened:
         planned = plan(paper, opened, **how)
     items = []
     for one in planned:
@@ -57,13 +60,26 @@ def _sum_up(items: Sequence[_Item]) -> str:
     return "; ".join(said)
 
 
-def _opened_to_read(path: Path | None) -> Store:
-    """A store from which is read alone; an empty one where there is none."""
+@contextmanager
+def _opened_to_read(path: Path | None, facts: Path | None) -> Iterator[Store]:
+    """A store from which is read alone, an empty one where there is none; with the measurements of
+    the file `facts`, a copy that has them too."""
+    from retroact.experiments.carried import read_json
+    from retroact.experiments.merging import merge
     from retroact.experiments.store import Store
 
-    if path is None or not path.exists():
-        return Store(":memory:")
-    return Store(path, readonly=True)
+    there = path if path is not None and path.exists() else None
+    if facts is None or not facts.exists():
+        with Store(there, readonly=True) if there else Store(":memory:") as opened:
+            yield opened
+        return
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy.sqlite"
+        if there:
+            merge(copy, there)
+        with Store(copy) as opened:
+            read_json(facts, opened)
+            yield opened
 
 
 @dataclass(frozen=True)

@@ -251,7 +251,8 @@ def study(
     if dry_run:
         if stored:
             raise CallError("expected --stored, which measures nothing, or --dry-run, got both")
-        return print_plan(paper, None if fresh else store, where.workers, as_json, json_out, how)
+        path = None if fresh else store
+        return print_plan(paper, path, facts, where.workers, as_json, json_out, how)
     how |= {"fresh": fresh, "stored": stored}
     truth = f"what was measured is in {store}; the same command goes on with the rest"
     with Store(store, wait=wait, tell=note) as opened, if_stopped(truth):

@@ -115,6 +115,7 @@ NETWORKS: dict[str, Network] = {
     "mnist-cnn": _mnist(MnistCNN(), 0.0, 1.0),
     "mnist-cnn-shifted": _mnist(MnistCNN(), 0.0, 1.0),
     "lenet-mnist": _mnist(LeNetLike(), 0.1307, 0.3081),
+    "lenet-mnist-steps": _mnist(LeNetLike(), 0.1307, 0.3081),
     "lenet-mnist-robust": _mnist(LeNetLike(), 0.1307, 0.3081),
     "lenet-mnist-robust-steps": _mnist(LeNetLike(), 0.1307, 0.3081),
     "cifar10-cnn1": Network(Cifar10CNN1(), "cifar10", (3, 32, 32)),

@@ -168,7 +168,7 @@ class Desk:
             fill(anew, self.store, **how, fresh=True)
         by_cell = {cell: self._earlier.record(cell, self.store, keep=keep) for cell in asked}
         todo = [cell for cell, record in by_cell.items() if record is None]
-        self._refuse([] if keep and not self._plans else todo)
+        self._refuse([] if keep and not self._plans else todo, keep=keep)
         fill(todo, self.store, **how)
         return by_cell
 
@@ -209,12 +209,14 @@ class Desk:
             progress=self._progress,
         )
 
-    def _find(self, what: Any) -> Record | Measured | None:
-        """What the store has of a cell, a measurement or derived facts; None where it lacks it."""
+    def _find(self, what: Any, *, keep: int = 0) -> Record | Measured | None:
+        """What the store has of a cell (with `keep` of its images), a measurement or derived facts;
+        None where it lacks it."""
         if isinstance(what, Cell):
             name = key(what.locked())
-            then = self._earlier.record(what, self.store)
-            return then or (self.store.read(name) if self.store.has(name) else None)
+            then = self._earlier.record(what, self.store, keep=keep)
+            here = self.store.has(name, keep=keep)
+            return then or (self.store.read(name) if here else None)
         found = self._look_up(what)
         if found is None and self.stored and getattr(what, "derived", False):
             try:  # of what is stored
@@ -230,11 +232,11 @@ class Desk:
         now = None if found is not None else self.store.read_facts(locked_key(what), show(what))
         return found if now is None else Measured(*now, stored=True)
 
-    def _refuse(self, todo: Sequence[Any]) -> None:
+    def _refuse(self, todo: Sequence[Any], *, keep: int = 0) -> None:
         """Raises NotMeasuredError where this desk makes nothing and the store lacks some of it."""
         if not (self.stored or self._plans):
             return
-        missing = [w for w in todo if self._plans or self._find(w) is None]
+        missing = [w for w in todo if self._find(w, keep=keep) is None]
         if missing:
             said = shorten(show(missing[0]))
             raise NotMeasuredError(f"{self.store.path} lacks {said}", missing)

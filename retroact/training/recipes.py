@@ -218,6 +218,8 @@ _MNIST_CNN = Standard(
     channels_last=True,
 )
 _LENET = Standard(epochs=45, lr=0.1, channels_last=True)
+_LENET_STEPS = Standard(epochs=90, schedule="steps", milestones=(30, 60, 80), channels_last=True)
+"""The paper's own."""
 _SHORT = Standard(epochs=10, lr=0.2, augment=True, bf16=True, channels_last=True)
 """What a large network gets on two CPU cores: the paper's 120 epochs take a GPU."""
 _CIFAR_EPS = 0.0062
@@ -235,12 +237,9 @@ RECIPES: dict[str, Recipe] = {
     "mnist-cnn": _MNIST_CNN,
     "mnist-cnn-shifted": Shifted(_MNIST_CNN),
     "lenet-mnist": _LENET,
+    "lenet-mnist-steps": _LENET_STEPS,
     "lenet-mnist-robust": MixedFGSM(_LENET, ratio=0.3, eps=0.3 * 0.3081),
-    "lenet-mnist-robust-steps": MixedFGSM(
-        Standard(epochs=90, schedule="steps", milestones=(30, 60, 80), channels_last=True),
-        ratio=0.3,
-        eps=0.3 * 0.3081,
-    ),
+    "lenet-mnist-robust-steps": MixedFGSM(_LENET_STEPS, ratio=0.3, eps=0.3 * 0.3081),
     "cifar10-cnn1": Standard(epochs=7, lr=0.02, batch=32, weight_decay=0.0, channels_last=True),
     "alexlike-cifar10": Standard(epochs=50, lr=0.05, augment=True, bf16=True, channels_last=True),
     "alexlike-cifar10-robust": _robust(

@@ -32,6 +32,7 @@ from retroact.studies.jumprelu import (
     gray_box,
     minimum_norms,
     networks,
+    reencoded,
     table_1,
     table_2,
     table_3,
@@ -46,6 +47,7 @@ from retroact.studies.jumprelu.networks import (
     ATTACKS,
     LENET,
     LENET_ROBUST,
+    LENET_ROBUST_STEPS,
     LENET_STEPS,
     MOBILE,
     NETS,
@@ -230,13 +232,13 @@ def test_attacks_are_the_papers():
     for net in NETS:
         assert net.std == zoo.NETWORKS[net.name].std and net.name in zoo.NETWORKS
         assert (net.published("2", "clean", net.kappa) is not None) == (
-            net in (*PAPERS, LENET_STEPS)
+            net in (*PAPERS, LENET_STEPS, LENET_ROBUST_STEPS)
         )
-    steps, ours = (RECIPES[net.name] for net in (LENET_STEPS, LENET_ROBUST))
-    assert (
-        steps == replace(ours, standard=replace(LENET_STEPS.schedule, channels_last=True))
-        and LENET_STEPS.robust
-    )
+    own = replace(LENET.schedule, channels_last=True)
+    assert RECIPES[LENET_STEPS.name] == own and not LENET_STEPS.robust
+    ours = RECIPES[LENET_ROBUST.name]
+    assert RECIPES[LENET_ROBUST_STEPS.name] == replace(ours, standard=own)
+    assert LENET_ROBUST_STEPS.robust and LENET_ROBUST_STEPS.schedule == LENET.schedule
 
 
 def test_audits_are_in_pixels_and_a_full_one_is_the_whole_battery(tmp_path):
@@ -376,7 +378,12 @@ def test_items_say_what_they_found_and_say_it_again_from_the_store(
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("net", "gain"),
-    [(LENET, 10), (LENET_ROBUST, 2), pytest.param(LENET_STEPS, 2, marks=pytest.mark.long)],
+    [
+        (LENET, 10),
+        (LENET_ROBUST, 2),
+        pytest.param(LENET_STEPS, 10, marks=pytest.mark.long),
+        pytest.param(LENET_ROBUST_STEPS, 2, marks=pytest.mark.long),
+    ],
 )
 def test_the_published_pattern_appears_on_lenet(net, gain, tmp_path, monkeypatch):
     try:
@@ -393,6 +400,35 @@ def test_the_published_pattern_appears_on_lenet(net, gain, tmp_path, monkeypatch
     ratios = white_box.ratios(found)
     assert all(1.35 < ratios[a] < 2.2 for a in ("deepfool_linf", "deepfool_l2"))
     assert 1.15 < ratios["trust_region"] < 1.45
+
+
+def test_the_training_images_are_the_originals_of_four_batches_as_they_are_or_as_jpeg():
+    try:
+        plain, again = reencoded.originals(20, 0), reencoded.originals(20, 75)
+    except DataError:
+        pytest.skip("CIFAR-10 is not here")
+    assert plain.index.tolist() == [b * 10_000 + i for b in range(4) for i in range(20)]
+    assert torch.equal(plain.labels, again.labels) and torch.equal(plain.index, again.index)
+    moved = 255 * (plain.images - again.images).abs().mean(dim=(1, 2, 3))
+    assert float(moved.min()) > 0.5 and 4 < float(moved.mean()) < 8
+    worse = reencoded.originals(20, 30).images
+    assert 255 * float((plain.images - worse).abs().mean()) > float(moved.mean())
+
+
+def test_networks_on_the_two_kinds_of_pixels_differ_by_the_pixels_alone(monkeypatch):
+    seen = []
+    monkeypatch.setattr(reencoded, "fit", lambda net, *given, **how: seen.append((net, given, how)))
+    monkeypatch.setattr(reencoded, "clean_accuracy_of", lambda net, held: len(held) / 1e4)
+    try:
+        said = [reencoded.OnOriginals(q, first=8, epochs=2, seed=3)() for q in (0, 75)]
+    except DataError:
+        pytest.skip("CIFAR-10 is not here")
+    assert said == [{"accuracy": [0.1017, 0.1017]}] * 2
+    (net, (images, plan), how), (other, (jpeg, same), alike) = seen
+    assert plan == same and plan.epochs == 2 and how == alike == {"seed": 3}
+    assert not torch.equal(images.images, jpeg.images)
+    pairs = zip(net.state_dict().values(), other.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
 
 
 def test_every_network_stands_beside_the_papers_accuracy_and_schedule():

@@ -253,6 +253,24 @@ def test_a_stored_desk_makes_nothing_and_takes_the_largest_that_is_there(tmp_pat
         assert stored.facts(small) == stored.again(small) and list(stored.keys) == list(quick.keys)
 
 
+def test_a_plan_lacks_what_the_store_lacks_and_no_more(tmp_path):
+    cells = [Cell(Model("digits-cnn"), f"digits[:{n}]", FGSM(), Linf(0.1)) for n in (8, 9)]
+    with Store(tmp_path / "s.sqlite") as store:
+        quick, planning = Desk(store, quick=True), Desk(store, plans=True)
+        quick.facts(Tallied("digits[:10]"))
+        quick.records(cells[:1], keep=2)
+        with pytest.raises(NotMeasuredError) as said:
+            planning.all_facts([Tallied("digits[:10]"), Tallied("digits[:20]")])
+        assert list(said.value.lacks) == [Tallied("digits[:20]")]
+        with pytest.raises(NotMeasuredError) as said:
+            planning.records(cells)
+        assert list(said.value.lacks) == cells[1:]
+        assert planning.facts(Tallied("digits[:10]")) == quick.facts(Tallied("digits[:10]"))
+        assert planning.records(cells[:1], keep=2)[0] == quick.records(cells[:1], keep=2)[0]
+        with pytest.raises(NotMeasuredError):
+            planning.records(cells[:1], keep=4)  # pictures of two are there
+
+
 @spec
 class Summed:
     data: str = "digits[:10]"

@@ -131,7 +131,8 @@ def test_a_name_without_a_recipe_is_refused() -> None:
 
 
 def test_fewer_epochs_keep_the_rest_of_a_recipe() -> None:
-    for name in ("lenet-mnist", "lenet-mnist-robust", "lenet-mnist-robust-steps"):
+    lenets = ("lenet-mnist", "lenet-mnist-steps", "lenet-mnist-robust", "lenet-mnist-robust-steps")
+    for name in lenets:
         shorter = home._shorten(RECIPES[name], 2)
         assert shorter.standard == replace(RECIPES[name].standard, epochs=2)
         if isinstance(shorter, MixedFGSM):

@@ -1,10 +1,11 @@
-"""Question: mixed batches or full ones, a kappa in training, and how sparse a jump makes a network
+"""Question: mixed batches or full ones, a kappa in training, a jump's zeros, and what JPEG costs
 
 The paper trains on batches of which 30 % are FGSM images, calls the result a little less robust
 than Madry's and more accurate when clean, and never trains with kappa above 0. Here LeNet-like
 networks from one seed, each with the paper's optimiser and a short one-cycle schedule, differ in
 the share of adversarial images or in the kappa they train with. (From scratch at kappa 0.5 such a
-network learns nothing: its first activations are all below the jump.)
+network learns nothing: its first activations are all below the jump.) Last, what the images cost
+that the zoo's networks for CIFAR-10 were trained on.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from retroact.retrofitting.installed import installed
 from retroact.retrofitting.surgery import retrofit
 from retroact.spec import AtLeast0, Count, Positive, UnitInterval, spec
 from retroact.studies.desk import Desk, Facts
+from retroact.studies.jumprelu.reencoded import compare_pixels
 from retroact.studies.truth import answer_claim, audited_facts, numbers, verdict
 from retroact.training.fit import fit
 from retroact.training.recipes import MixedFGSM, Standard
@@ -114,6 +116,7 @@ def make(desk: Desk) -> Iterator[Part]:
     yield from _compare_ratios(desk)
     yield from _train_with_kappa(desk)
     yield from _show_sparsity(desk)
+    yield from compare_pixels(desk)
 
 
 def _compare_ratios(desk: Desk) -> Iterator[Part]:
