@@ -29,7 +29,7 @@ from retroact.crafting.student import train_student
 from retroact.evaluation.proof import leave_as_is
 from retroact.spec import AtLeast0, Count, Within, spec
 
-VERSION = 9
+VERSION = 10
 """Counts the changes of what an audit runs and how it judges. It enters the keys of stored audits,
 so that no old one is served for a new one; tests/auditing/test_version.py says when to raise it.
 """

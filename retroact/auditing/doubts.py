@@ -224,8 +224,8 @@ class Doubts:
         moved = compare_movement(self.subject.net.network, rows, self.under)
         if moved < LOCAL:
             yield (
-                f"its features move {moved:.2g} times as far around these images as around mixtures"
-                " of them, so it may know them: audit it on others"
+                f"its features move {moved:.2g} times as far around these images as around images"
+                " mixed of them, so it may know them: audit it on others"
             )
 
     def _ask_planted(self, readings: Sequence[Reading]) -> str | None:

@@ -1,5 +1,6 @@
 """Planted examples are where they are said to be, and are found by attacks that see."""
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -15,10 +16,12 @@ from retroact.auditing.mechanisms.mechanism import Given, harden
 from retroact.auditing.planted import (
     DRAWS,
     ENOUGH,
+    LOCAL,
     Planted,
     PlantingError,
     Writable,
     _draw,
+    _mix,
     _plant,
     compare_movement,
     seek_planted,
@@ -231,11 +234,52 @@ def test_a_network_that_knows_the_images_is_seen_where_no_alarm_fires():
     assert not made.alarms and made.verdict.counts.interval[0] > 0
     (doubt,) = made.verdict.doubts
     assert made.verdict.effect == "ABSTAINED" and "so it may know them" in doubt
-    assert compare_movement(hardened(), torch.arange(40), Conditions(data(), EPS, 10)) > 0.67
+    assert compare_movement(hardened(), torch.arange(40), Conditions(data(), EPS, 10)) > 0.9
+
+
+class Staircase(nn.Module):
+    """Flat where pixels are black or white, steep where they are grey."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.net(x - (2 * torch.pi * x).sin() / (2 * torch.pi))
+        return out
+
+
+def test_a_network_that_is_calm_at_black_and_white_does_not_know_black_and_white_images():
+    black_and_white = replace(data(), images=data().images.round())
+    under = Conditions(black_and_white, EPS, 10)
+    moved = compare_movement(Staircase(), torch.arange(40), under)
+    assert moved > 0.9
+    x, other = black_and_white.images[:1], black_and_white.images[1]
+    here, grey = (_around(Staircase(), centre) for centre in (x, _mix(x, other)[0]))
+    assert here < LOCAL * grey  # mixtures alone would say that it does
+
+
+def _around(network: nn.Module, centre: Tensor) -> float:
+    d = EPS.eps * torch.sign(torch.randn(32, *centre.shape[1:], generator=generator()))
+    with torch.no_grad():
+        return float((network(centre + d) - network(centre)).norm(dim=1).mean())
+
+
+def generator() -> torch.Generator:
+    return torch.Generator().manual_seed(0)
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 4), (3, 6, 2), (2, 7, 7), (1,)])
+def test_examples_of_any_shape_are_mixed_and_stand_beside_each_other(shape):
+    x, other = torch.zeros(1, *shape), torch.ones(shape)
+    mixed, beside = _mix(x, other)
+    assert mixed.shape == beside.shape == x.shape and torch.allclose(mixed, torch.tensor(0.4))
+    longest = max(shape)
+    assert float(beside.mean()) == pytest.approx((longest - round(0.6 * longest)) / longest)
 
 
 def test_a_network_that_is_another_near_images_that_it_knows_is_not_freed_by_planted_ones():
     made = run(Trapdoor(ra.data("digits[:120]").images))
     assert made.verdict.counts.interval[0] > 0  # it looks like a gain
     assert made.verdict.effect == "ABSTAINED", str(made)
-    assert "times as far around these images as around mixtures" in str(made)
+    assert "times as far around these images as around images mixed of them" in str(made)
