@@ -169,11 +169,11 @@ RESNET = _cifar("ResNet-20", "resnet20-cifar10", 0.07, gray_step=0.031)
 RESNET_ROBUST = _cifar("robust ResNet-20", "resnet20-cifar10-robust", 0.07)
 
 PAPERS = (LENET, LENET_ROBUST, ALEX, ALEX_ROBUST, WIDE, WIDE_ROBUST, MOBILE, MOBILE_ROBUST)
-_STEPS = (LENET_STEPS, LENET_ROBUST_STEPS)
-NETS = (LENET, LENET_ROBUST, *_STEPS, *PAPERS[2:], RESNET, RESNET_ROBUST)
-"""Those that answer no claim stand beside: the LeNet-likes by the paper's own 90 epochs and seed,
-which show how much is one run, and ResNet-20, which is in the authors' code and not in the
-paper."""
+STEPS = (LENET_STEPS, LENET_ROBUST_STEPS)
+"""The LeNet-likes by the paper's own 90 epochs and seed."""
+NETS = (LENET, LENET_ROBUST, *STEPS, *PAPERS[2:], RESNET, RESNET_ROBUST)
+"""Those that answer no claim stand beside: `STEPS`, which show how much is a schedule, and
+ResNet-20, which is in the authors' code and not in the paper."""
 
 
 def available(desk: Desk, among: tuple[Net, ...] = NETS) -> list[Net]:

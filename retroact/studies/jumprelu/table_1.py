@@ -68,9 +68,9 @@ TRAINING = (
     " accuracy. MobileNetV2 and WideResNet stop at ten epochs of one cycle (robust: eight;"
     " MobileNetV2's from the base network's weights on), the first of them on smaller images"
     " where the recipe has `sizes`: what one CPU core gives in an hour or two. They are"
-    " underfit. The robust LeNet-like is there twice, by one cycle and by the paper's own"
-    " epochs, steps and seed: what lies between the two is a schedule and a training run, and"
-    " no claim rests on the second."
+    " underfit. The LeNet-likes are there twice, by one cycle and by the paper's own epochs,"
+    " steps and seed: what lies between the two is a schedule and a training run, and no claim"
+    " rests on the second."
 )
 
 

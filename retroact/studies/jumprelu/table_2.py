@@ -38,6 +38,7 @@ from retroact.studies.jumprelu.networks import (
     NETS,
     NOISES,
     PAPERS,
+    STEPS,
     Net,
     available,
     untested,
@@ -124,11 +125,15 @@ def _count_agreeing(
     )
     whole = [counts[net] for net in PAPERS if net in counts]
     agreeing, of = (sum(side) for side in zip(*whole, strict=True)) if whole else (0, 0)
-    said = ", ".join(f"{net.title} {a} of {b}" for net, (a, b) in counts.items() if net in PAPERS)
+    said, beside = (
+        ", ".join(f"{net.title} {a} of {b}" for net, (a, b) in counts.items() if net in among)
+        for among in (PAPERS, STEPS)
+    )
+    own = f"; trained as the paper says: {beside}" if beside else ""
     yield Takeaway(
         2,
         f"{agreeing} of {of} cells of the paper's Tables 1 and 2 come out as published ({asked}):"
-        f" {said}; our networks are not the paper's own.",
+        f" {said}; our networks are not the paper's own{own}.",
     )
 
 
