@@ -285,7 +285,7 @@ class FirstLook:
         if not self._draws:
             return self._gradient(x, margin, rows).gradient.flatten(1).gather(1, at)
         each = self._gradient(x.repeat_interleave(k, 0), margin, rows.repeat_interleave(k))
-        return each.gradient.flatten(1).gather(1, at.view(-1, 1)).view(m, k)
+        return each.gradient.flatten(1).gather(1, at.reshape(-1, 1)).view(m, k)
 
     @property
     def _moving(self) -> tuple[Tensor, Tensor]:

@@ -133,6 +133,18 @@ def test_alarms_do_not_hear_the_draws_and_hear_what_is_wrong_beside_them(n, monk
     assert heard(Dropped(plain, blind=False), data)
 
 
+def test_single_entries_of_a_net_that_draws_are_asked_of_images_of_any_size():
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(3 * 12 * 12, 4))
+    x, y = torch.rand(8, 3, 12, 12), torch.zeros(8).long()
+    mean = Expectation(NoisyLogits(plain, 0.5), 6)
+    look = FirstLook(leave_as_is(mean), x, y, torch.arange(8), ra.Linf(0.1))
+    at, found, foretold = look.entries
+    assert at.shape == found.shape and found.shape[1] < 3 * 12 * 12  # some of the entries
+    torch.testing.assert_close(found, foretold, atol=1e-3, rtol=1e-2)
+    assert look.missing == 0
+
+
 def test_draws_are_the_same_within_the_block_alone():
     mean = Expectation(NoisyLogits(nn.Linear(3, 2), 1.0), 3)
     x, y = torch.rand(2, 4, 3)
