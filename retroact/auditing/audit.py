@@ -247,6 +247,7 @@ class Audit:
             doubts=v.doubts,
             needs=v.needs,
             planted=v.planted,
+            reach=v.reach,
             moved=Pair(*v.moved),
             claimed_attack=self.claimed_attack,
             battery=show(self.battery),
@@ -636,7 +637,8 @@ class _Procedure:
 
 def _record(before: Doubts, after: Doubts) -> dict[str, Any]:
     """What was measured while doubts were looked for."""
-    return {"planted": after.record.planted, "moved": (before.record.moved, after.record.moved)}
+    on = after.record
+    return {"planted": on.planted, "reach": on.reach, "moved": (before.record.moved, on.moved)}
 
 
 def _alarm(subject: Subject, readings: tuple[Reading, ...], side: int) -> Subject:

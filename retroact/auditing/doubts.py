@@ -20,11 +20,13 @@ from retroact.auditing.indicators import SHARE, FirstLook, indicators
 from retroact.auditing.numbers import AttackResult, Reading
 from retroact.auditing.planted import LOCAL, Planted, compare_movement, seek_planted
 from retroact.auditing.subjects import Climb, Subject
-from retroact.crafting.domain import domain_of
+from retroact.crafting.domain import Domain, domain_of
 from retroact.crafting.expectation import Expectation
 from retroact.crafting.oracle import AccessError
+from retroact.crafting.reach import Reach, find_reaches, withstand
+from retroact.crafting.threat import Linf
 from retroact.evaluation.evaluate import decide, decided
-from retroact.evaluation.proof import Proved, craft_on
+from retroact.evaluation.proof import Proved, craft_on, leave_as_is
 from retroact.spec import show
 
 POINT = 0.01
@@ -39,17 +41,23 @@ lead somewhere."""
 ANSWERED = 0.05
 """Of what the other attacks left: what an answer to an alarm must have broken."""
 
+HELD = 0.95
+"""Of the images that stand: what must do so within all that a front end can give."""
+
 _TOLD, _FMN_STEPS = 32, 40
+_BOXED = 64  # images that are climbed in what a front end can give
 _TAMPERED = "gradient mismatch"  # an alarm that planted examples do not answer
 _MISLED = "misled margin"  # what is left by what goes around it alone is no proof
 
 
 @dataclass
 class Record:
-    """What was measured on the way: what came of planted examples, and by how much of accuracy
-    twice the steps moved the network (None: not asked)."""
+    """What was measured on the way: what came of planted examples, how many images stand within all
+    that a front end can give, and by how much of accuracy twice the steps moved the network (None:
+    not asked)."""
 
     planted: str = ""
+    reach: str = ""
     moved: float | None = None
 
 
@@ -68,19 +76,21 @@ class Doubts:
 
     def find(self, readings: Sequence[Reading], gain: float) -> list[str]:
         """The reasons, each as a clause, why the network after a change may be less robust."""
-        ask_planted = cache(partial(self._ask_planted, readings))  # one answer for both who ask
+        # one answer for all who ask
+        ask_planted = cache(partial(self._ask_planted, readings))
+        ask_reach = cache(partial(self._ask_reach, readings))
         reasons = [
-            *self._find_dead(),
+            *self._find_dead(ask_reach),
             *self._find_nonfinite(ask_planted),
             *self._find_by_controls(),
             *self._find_shared(),
             *self._find_unsettled(),
-            *self._find_unanswered(readings, gain, ask_planted),
+            *self._find_unanswered(readings, gain, ask_planted, ask_reach),
             *self._find_known(gain),
         ]
         if self.battery.queries:
             reasons += [*self._find_by_doubling(), *self._find_rising()]
-        return [*reasons, *self._find_unbounded()]
+        return [*reasons, *self._find_unbounded(ask_reach)]
 
     def find_lower(self) -> list[str]:
         """Signs that a network withstands even less than was verified, by what was run anyway: they
@@ -91,11 +101,13 @@ class Doubts:
         """The reasons why this network, the one before a change, may be less robust: by controls,
         by what fooled the other, by what was begun anew, by alarms of its own where it would
         withstand more by `loss`, and by doubling; nothing else is asked of it."""
+        ask_planted = partial(self._ask_planted, readings)
+        ask_reach = partial(self._ask_reach, readings)
         reasons = [
             *self._find_by_controls(),
             *self._find_shared(),
             *self._find_unsettled(),
-            *self._find_unanswered(readings, loss, partial(self._ask_planted, readings)),
+            *self._find_unanswered(readings, loss, ask_planted, ask_reach),
         ]
         if not self.battery.queries:
             return reasons
@@ -107,9 +119,10 @@ class Doubts:
         """What the targeted attack of the battery ran on, from its first kernel on."""
         return self.subject.through(self.subject.source(self.side.kernel))
 
-    def _find_dead(self) -> Iterator[str]:
+    def _find_dead(self, ask_reach: Callable[[], bool]) -> Iterator[str]:
         """Where the loss has no gradient at all, attacks that follow it see nothing, and robust
-        means nothing; unless what else was climbed, and broke what the others had left, has one."""
+        means nothing; unless what else was climbed, and broke what the others had left, has one, or
+        what stands does so in all that a front end can give."""
         sample = self._some(self.side.clean, self.battery.points)
         if sample is None:
             return
@@ -118,7 +131,7 @@ class Doubts:
         climbs = (self.subject.through(self.subject.source(k)) for k in kernels)
         dead = (self._look(climb.source or climb.on, sample).dead for climb in climbs)
         first = next(dead)
-        if first > DEAD and all(share > DEAD for share in dead):
+        if first > DEAD and all(share > DEAD for share in dead) and not ask_reach():
             yield (
                 f"the gradient is exactly zero at {100 * first:.0f} % of the points: give"
                 " surrogate="
@@ -194,21 +207,26 @@ class Doubts:
                 yield f"{attack.title} still broke {attack.broken} of {attack.asked}"
 
     def _find_unanswered(
-        self, readings: Sequence[Reading], gain: float, ask_planted: Callable[[], str | None]
+        self,
+        readings: Sequence[Reading],
+        gain: float,
+        ask_planted: Callable[[], str | None],
+        ask_reach: Callable[[], bool],
     ) -> Iterator[str]:
         """What is gained beside an alarm counts only where attacks that answer it broke what the
         others had left, more than one example. That an alarm is silent on what was attacked instead
         is no answer: the trace of a network is silent wherever its backward pass is what alarms.
         What an attack breaks when it is begun anew is no answer either, as any would break some.
         Where the margin misleads and no scores inside decide alike, nothing is an answer, and
-        nothing need be gained. Where there was nothing to break, planted examples are asked."""
+        nothing need be gained. Where there was nothing to break, it is asked what stands in all
+        that a front end can give, and whether planted examples are found."""
         blind = [r.title for r in readings if r.fired and r.mechanism != "saturation"]
         led = _MISLED in blind and not self.subject.inner
         if not blind or (gain <= 0 and not led):
             return
         answers = [a for a in self.side.attacks if a.kernel and not a.is_anew]
         broken, left = sum(a.broken for a in answers), max((a.asked for a in answers), default=0)
-        if broken >= 2 and broken >= ANSWERED * left and not led:
+        if not led and ((broken >= 2 and broken >= ANSWERED * left) or ask_reach()):
             return
         tried = "nothing that was derived answers it" if answers else "no kernel answers it"
         planted = "" if _TAMPERED in blind else ask_planted()
@@ -241,6 +259,48 @@ class Doubts:
         planted = self._seek_planted(quiet)
         self.record.planted = str(planted)
         return None if planted.are_found else str(planted)
+
+    def _ask_reach(self, readings: Sequence[Reading]) -> bool:
+        """Whether what stands does so within all that a front end can give, climbed behind it,
+        where no indicator fires. Steps of the front end, and whatever it does to gradients, have no
+        say there."""
+        some = self._some(self.side.verified, _BOXED)
+        if some is None or self.subject.draws or self.under.past_rejection:
+            return False
+        where = (self.under.threat, domain_of(self.under.data), self.under.seed)
+        for reach in find_reaches(self.subject.net.network, some.images, some.index, *where):
+            if self._fire_behind(reach, some, readings):
+                continue
+            held = withstand(reach, some.labels, some.index, self.under.seed)
+            self.record.reach = (
+                f"{int(held.sum())} of {len(held)} that stand do so within all that its front end"
+                " can give"
+            )
+            return float(held.float().mean()) >= HELD
+        return False
+
+    def _fire_behind(self, reach: Reach, some: Some, readings: Sequence[Reading]) -> bool:
+        """Whether an indicator fires on what stands behind a front end: one that fired on the whole
+        network, within a ball as large as the longest side of the box; another, within one that is
+        no larger than those that indicators were calibrated in."""
+        least, most = float(reach.low.min()), float(reach.high.max())
+        domain = Domain(tuple(reach.at.shape[1:]), least, max(most, least + 1e-6))
+        few = slice(0, self.battery.points)
+        points = (reach.at[few], some.labels[few], some.index[few])
+
+        def look(radius: float) -> FirstLook:
+            threat = Linf(radius, width=max(1.0, domain.width))
+            return FirstLook(leave_as_is(reach.behind), *points, threat, self.under.seed, domain)
+
+        eps = self.under.threat.eps
+        known = {r.title: r for r in readings}
+        near, far = look(min(reach.radius or eps, eps)), look(reach.radius or eps)
+        for indicator in (i for i in indicators() if i.mechanism != "steps"):
+            reading = known.get(indicator.title)
+            at = far if reading is not None and reading.fired else near
+            if indicator.fires_on(at, 0.0 if reading is None else reading.before):
+                return True
+        return False
 
     def _is_quiet(self, kernel: str, readings: Sequence[Reading]) -> bool:
         """Whether no indicator fires on a network with this backward pass."""
@@ -299,13 +359,13 @@ class Doubts:
                 f"{int(robust.sum())} of {len(robust)} that are broken at eps are robust at 1.5 eps"
             )
 
-    def _find_unbounded(self) -> Iterator[str]:
+    def _find_unbounded(self, ask_reach: Callable[[], bool]) -> Iterator[str]:
         sample = self._some(self.side.verified, self.battery.sample // 2)
         if sample is None:
             return
         whole = self.under.threat.whole(domain_of(self.under.data))
         robust = self._attack(replace(self.under, data=sample, threat=whole), self.battery)
-        if float(robust.mean()) > 1 / self.under.classes + 0.05:
+        if float(robust.mean()) > 1 / self.under.classes + 0.05 and not ask_reach():
             yield (
                 f"{int(robust.sum())} of {len(robust)} are robust at any eps, so the attacks do not"
                 " bite"

@@ -245,7 +245,8 @@ class AuditNumbers:
     needed none. `indicators`, `attacks` and `curves` are empty where they were not kept. `battery`
     is what was spent, `battery_version` counts the changes of what that means (0: not said).
     `example` is what an example is called. `planted` says how many planted examples the attacks
-    found, empty where nobody asked, `moved` what accuracy twice the steps took (None: not asked).
+    found, `reach` how many images stand in all that a front end can give, each empty where nobody
+    asked, `moved` what accuracy twice the steps took (None: not asked).
     `also` is the same audit where rejected counts as robust, where both were asked for.
     """
 
@@ -280,6 +281,7 @@ class AuditNumbers:
     fingerprints: Fingerprints | None = None
     example: str = "image"
     planted: str = ""
+    reach: str = ""
     moved: Pair[float | None] = UNMOVED
     also: AuditNumbers | None = None
 
@@ -345,7 +347,7 @@ class AuditNumbers:
             "needs": self.needs,
             "claimed_attack": self.claimed_attack,
             "battery": self.battery,
-            **({"planted": self.planted} if self.planted else {}),
+            **{w: said for w in ("planted", "reach") if (said := getattr(self, w))},
             **({"moved": list(self.moved)} if any(m is not None for m in self.moved) else {}),
             **self._details(),
             **self._origin(),
@@ -405,6 +407,7 @@ class AuditNumbers:
             "battery_version",
             "example",
             "planted",
+            "reach",
         )
         said: Json = {name: stored[name] for name in (*plain, *more) if name in stored}
         for what in ("clean", "claimed", "verified"):

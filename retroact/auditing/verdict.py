@@ -132,6 +132,7 @@ class Verdict:
     tells: str = ""  # a threat at which half of the examples would be robust; only at the floor
     first_look: bool = False  # by the quick battery
     planted: str = ""  # what attacks found of planted examples, where these were asked
+    reach: str = ""  # what stands in all that a front end can give, where that was asked
     moved: Moved = (
         None,
         None,
@@ -217,8 +218,8 @@ class Verdict:
         if self.first_look:
             said += "; a first look, by the quick battery"
         said += self._say_moved()
-        if self.planted and not self.doubts:
-            said += f"; {self.planted}"
+        if not self.doubts:
+            said += "".join(f"; {answer}" for answer in (self.planted, self.reach) if answer)
         return said + "".join(f"; {doubt}" for doubt in self.doubts)
 
     def _say_moved(self) -> str:
@@ -287,6 +288,7 @@ def judge(
     tells: str = "",
     first_look: bool = False,
     planted: str = "",
+    reach: str = "",
     moved: Moved = (None, None),
 ) -> Verdict:
     """The verdict from the counts, the mechanisms whose alarms fired, and the reasons to abstain.
@@ -323,7 +325,7 @@ def judge(
     mechanisms = tuple(dict.fromkeys(alarms)) if masked else ()
     needs = settling(counts, margin, rare) if effect == "INCONCLUSIVE" else 0
     said = tuple(reasons if effect == "ABSTAINED" else doubts)
-    how = (needs, tells, first_look, planted, moved)
+    how = (needs, tells, first_look, planted, reach, moved)
     return Verdict(effect, claim, mechanisms, counts, said, *how)
 
 

@@ -89,7 +89,7 @@ class StandIn(nn.Module):
         super().__init__()
         self.way, self.guide, self.reader = way, guide, reader
         self._made_of = (network,)  # in a tuple, so that its modules are not this one's
-        self.net = _patch(network, _pass)
+        self.net = patch(network, _pass)
 
     def __reduce__(self) -> tuple[Callable[..., StandIn], tuple[Any, ...]]:
         return StandIn, (self._made_of[0], self.way, self.guide, self.reader)
@@ -129,7 +129,7 @@ def _pass(path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> 
     """A module's call within a stand-in."""
     run = _RUN.get()
     with torch.set_grad_enabled(run.recorded or torch.is_grad_enabled()):
-        if path in run.way.entries and _is_batch(args, len(run.slope)):
+        if path in run.way.entries and is_batch(args, len(run.slope)):
             args = (_join(args[0], run.slope), *args[1:])
         out = forward(*args, **kwargs)
     if path in run.way.exits and isinstance(out, Tensor):
@@ -142,7 +142,7 @@ def _join(z: Tensor, slope: Tensor) -> Tensor:
     return z + slope.to(z.dtype) if z.shape == slope.shape else z
 
 
-def _is_batch(args: tuple[Any, ...], n: int) -> bool:
+def is_batch(args: tuple[Any, ...], n: int) -> bool:
     return (
         bool(args)
         and isinstance(args[0], Tensor)
@@ -152,7 +152,7 @@ def _is_batch(args: tuple[Any, ...], n: int) -> bool:
     )
 
 
-def _patch(
+def patch(
     network: nn.Module, call: Callable[..., Any], paths: Iterable[str] | None = None
 ) -> nn.Module:
     """A copy with the same weights whose modules, those at `paths` or all within it, are called
@@ -215,7 +215,7 @@ class _Survey:
         self.out: Tensor | None = None
 
     def call(self, path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        cut = path not in self.barred and _is_batch(args, self.n)
+        cut = path not in self.barred and is_batch(args, self.n)
         if cut and not args[0].requires_grad:
             leaf = args[0].detach().clone().requires_grad_()
             self.leaves.append((path, leaf))
@@ -260,7 +260,7 @@ def _survey(network: nn.Module, x: Tensor, shape: torch.Size) -> _Survey:
         seen = _Survey(len(x), barred)
         try:
             with torch.enable_grad():
-                seen.out = logits_in(_patch(network, seen.call)(x.detach().clone()), len(x))
+                seen.out = logits_in(patch(network, seen.call)(x.detach().clone()), len(x))
             return seen
         except Exception:
             refusing = seen.refusing()
@@ -352,7 +352,7 @@ class _Tap:
 
     def __init__(self, network: nn.Module, path: str) -> None:
         self._network, self._seen = network, list[Tensor]()
-        self._net = _patch(network, self._note, {path})
+        self._net = patch(network, self._note, {path})
 
     def _note(self, path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self._seen.append(args[0].detach().clone())

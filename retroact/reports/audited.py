@@ -162,7 +162,7 @@ def markdown(audit: Reported, *, title: str = "retroact audit") -> str:
         ),
         f"**{numbers.effect} · {numbers.claim}**: {numbers.plainly}",
         *(f"- Doubt: {doubt}" for doubt in numbers.doubts),
-        *([f"{numbers.planted}."] if numbers.planted else []),
+        *(f"{said}." for said in (numbers.planted, numbers.reach) if said),
         _accuracies(numbers),
         statistics(numbers),
         why(numbers),

@@ -33,6 +33,7 @@ from retroact.auditing.attack_run import Conditions
 from retroact.auditing.battery import QUICK, THOROUGH, VERSION, Battery
 from retroact.auditing.indicators import FirstLook
 from retroact.auditing.subjects import Climb, Subject
+from retroact.crafting import reach
 from retroact.crafting.threat import Linf
 from retroact.evaluation.proof import Proved, leave_as_is
 from retroact.nets.data import Images
@@ -98,9 +99,10 @@ def _constants() -> Iterator[str]:
         ),
         attack_run: ("_APART",),
         chance: ("SURE", "FINAL", "_LUCK"),
-        doubts: ("POINT", "RISING", "DEAD", "WITHIN", "ANSWERED"),
+        doubts: ("POINT", "RISING", "DEAD", "WITHIN", "ANSWERED", "HELD", "_BOXED"),
         indicators: ("STEPS", "SHARE"),
         planted: ("ENOUGH", "SHARE", "DRAWS", "DEPTH", "LOCAL"),
+        reach: ("DRAWS", "TARGETS", "SCHEDULE", "_DEEP"),
         verdict: ("MARGIN",),
     }
     for place, names in places.items():
