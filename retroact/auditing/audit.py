@@ -333,7 +333,10 @@ def audit(
     parts = parts_of(store, fresh, (*nets, own))
 
     untouched = Pair(*map(copy_of, nets))  # before anybody asks them anything
-    drawn = [is_random(n, images, radius, w, seed) for n, w in zip(nets, NAMES, strict=True)]
+    drawn = [
+        is_random(net, copy, images, radius, name, seed)
+        for net, copy, name in zip(nets, untouched, NAMES, strict=True)
+    ]
 
     def run(draws: int) -> Audit:
         asked: Pair[Network] = nets

@@ -52,13 +52,54 @@ def check(nets: Pair[Network], data: Examples, threat: ThreatModel) -> int:
     return classes
 
 
-def is_random(net: Network, data: Examples, threat: ThreatModel, name: str, seed: int = 0) -> bool:
+def is_random(
+    net: Network,
+    fresh: Network | None,
+    data: Examples,
+    threat: ThreatModel,
+    name: str,
+    seed: int = 0,
+) -> bool:
     """Whether a network gives other logits to the same examples each time it is asked, as they are
-    or moved by half of eps. ValueError for one that fails on them."""
+    or moved by half of eps. ValueError for one that fails on them, or that does so because it
+    remembers: `fresh` is a copy of it that was asked nothing yet, None where it cannot be copied.
+    """
     at = data.images[:_FIRST], _move(data, threat, seed)
     # twice, as each may draw for itself, and a few often, as one draw may be for all of them
     asked = [(2, x) for x in at] + [(_OFTEN, x[:_FEW]) for x in at]
-    return not all(_answers_alike(net, x, times, name) for times, x in asked)
+    random = not all(_answers_alike(net, x, times, name) for times, x in asked)
+    if random and fresh is not None:
+        _check_memory(fresh, asked, domain_of(data), name)
+    return random
+
+
+def _check_memory(
+    fresh: Network, asked: list[tuple[int, Tensor]], domain: Domain, name: str
+) -> None:
+    """ValueError where what a network says, with the same seeds, depends on which images it was
+    asked about before, and not on how often alone."""
+    negative = [(times, domain.low + domain.high - x) for times, x in asked]
+    x = asked[-1][1]  # those that it was asked about most
+    one, again, other = (
+        _answer_after(copy_of(fresh) or fresh, before, x) for before in (asked, asked, negative)
+    )
+    # what answers otherwise after the same questions cannot be asked twice, which is said elsewhere
+    if not _differ(one, again) and _differ(one, other):
+        raise ValueError(_say_remembers(name, domain.word))
+
+
+def _answer_after(net: Network, before: list[tuple[int, Tensor]], x: Tensor) -> Tensor:
+    for times, others in before:
+        for _ in range(times):
+            _answer(net, others)
+    return _answer(net, x)
+
+
+def _say_remembers(name: str, word: str) -> str:
+    return (
+        f"{name} remembers: it answers {word}s otherwise once it has been asked about others, so no"
+        " attack on it can be repeated; audit it without its memory"
+    )
 
 
 def _answers_alike(net: Network, x: Tensor, times: int, name: str) -> bool:
@@ -136,10 +177,7 @@ class Witness:
 
     def _compare(self, answers: Tensor) -> None:
         if _differ(self._answers, answers):
-            raise ValueError(
-                f"{self._name} remembers: it answers {self._word}s otherwise once it has been asked"
-                " about others, so no attack on it can be repeated; audit it without its memory"
-            )
+            raise ValueError(_say_remembers(self._name, self._word))
 
     def _check_company(self, net: Network) -> None:
         """Alone, in another order, and beside others: an answer is the image's own."""

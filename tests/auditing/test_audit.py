@@ -19,6 +19,7 @@ import retroact as ra
 from retroact.auditing.audit import Audit, audit
 from retroact.auditing.battery import Battery
 from retroact.auditing.checks import is_random
+from retroact.auditing.mechanisms.state import Remembering
 from retroact.auditing.numbers import AuditNumbers
 from retroact.crafting.threat import L2, Linf
 
@@ -454,8 +455,8 @@ def test_one_draw_for_a_whole_batch_is_heard_however_often_it_is_the_same():
 
     for seed in range(20):
         random.seed(seed)
-        assert is_random(Turned(), ra.data("digits[:40]"), Linf(0.1), "it")
-    assert not is_random(small(), ra.data("digits[:40]"), Linf(0.1), "it")
+        assert is_random(Turned(), None, ra.data("digits[:40]"), Linf(0.1), "it")
+    assert not is_random(small(), small(), ra.data("digits[:40]"), Linf(0.1), "it")
 
 
 def test_a_network_that_draws_where_no_seed_reaches_is_refused():
@@ -519,6 +520,29 @@ def test_a_network_that_remembers_is_refused(after, brief_alarms):
     for how in ({}, {"draws": 3}):  # not even where a mean is asked for
         with pytest.raises(ValueError, match="after the change remembers"):
             run_small(Cached(after), 12, **DRAWN, **how)
+
+
+@pytest.mark.parametrize("after", [3, 8])
+def test_one_that_remembers_what_it_was_asked_about_often_does_not_pass_for_one_that_draws(after):
+    data = ra.data("digits[:40]")
+    made = [Remembering(small(), near=0.2, honest=0.01, after=after) for _ in range(2)]
+    with pytest.raises(ValueError, match="it remembers: it answers images otherwise"):
+        is_random(*made, data, Linf(0.1), "it")
+    # without a copy that was asked nothing nobody can tell
+    assert is_random(Remembering(small(), 0.2, 0.01, after), None, data, Linf(0.1), "it")
+
+
+def test_one_that_draws_from_a_generator_of_its_own_remembers_nothing():
+    class Own(Noisy):
+        def __init__(self) -> None:
+            super().__init__()
+            self.own = torch.Generator().manual_seed(1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.net(x + 0.3 * torch.rand(x.shape, generator=self.own))
+            return out
+
+    assert is_random(Own(), Own(), ra.data("digits[:40]"), Linf(0.1), "it")
 
 
 def test_a_network_that_looks_at_its_batch_is_refused():
