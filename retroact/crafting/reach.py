@@ -73,6 +73,7 @@ def find_reaches(
         return
     with evaluating(network), torch.no_grad():
         images = x.to(device_of(network), dtype_of(network) or x.dtype)
+        index = index.to(images.device)
         try:
             split = _Split(network)
             # at drawn points, as rounding leaves images as they are that are made of its steps
