@@ -218,19 +218,19 @@ class Doubts:
         is no answer: the trace of a network is silent wherever its backward pass is what alarms.
         What an attack breaks when it is begun anew is no answer either, as any would break some.
         Where the margin misleads and no scores inside decide alike, nothing is an answer, and
-        nothing need be gained. Where there was nothing to break, it is asked what stands in all
-        that a front end can give, and whether planted examples are found."""
+        nothing need be gained. Where there was nothing to break, it is asked whether planted
+        examples are found, and what stands in all that a front end can give."""
         blind = [r.title for r in readings if r.fired and r.mechanism != "saturation"]
         led = _MISLED in blind and not self.subject.inner
         if not blind or (gain <= 0 and not led):
             return
         answers = [a for a in self.side.attacks if a.kernel and not a.is_anew]
         broken, left = sum(a.broken for a in answers), max((a.asked for a in answers), default=0)
-        if not led and ((broken >= 2 and broken >= ANSWERED * left) or ask_reach()):
+        if broken >= 2 and broken >= ANSWERED * left and not led:
             return
         tried = "nothing that was derived answers it" if answers else "no kernel answers it"
         planted = "" if _TAMPERED in blind else ask_planted()
-        if planted is not None:
+        if planted is not None and (led or not ask_reach()):
             said = f" ({planted})" if planted else ""
             yield f"{' and '.join(blind)} fired and {tried}{said}: give surrogate="
 
