@@ -109,7 +109,7 @@ def _hold(reach: Reach, rows: Tensor, labels: Tensor, index: Tensor, seed: int) 
     behind, y = reach.behind, labels.to(at.device)
     with evaluating(behind):
         logits = in_float(behind, at).detach()
-        held = logits.argmax(1) == y
+        held = _is_right(logits, y)
         near = logits.scatter(1, y[:, None], -torch.inf).argsort(1, descending=True)
         targets = near[:, : min(TARGETS, logits.shape[1] - 1)].T
         drawn = uniform(tuple(at.shape[1:]), index, seed, _STREAM).to(at)
@@ -126,11 +126,16 @@ def _climb(behind: nn.Module, u: Tensor, low: Tensor, high: Tensor, aim: Aim) ->
     for share, steps in SCHEDULE:
         for _ in range(steps):
             leaf, logits = with_graph(behind, u)
-            held &= logits.detach().argmax(1) == aim.labels
+            held &= _is_right(logits.detach(), aim.labels)
             (slope,) = torch.autograd.grad(margin(logits, aim).sum(), leaf)
             u = (leaf.detach() + share * (high - low) * slope.sign()).clamp(low, high)
     with torch.no_grad():
-        return held & (in_float(behind, u).argmax(1) == aim.labels)
+        return held & _is_right(in_float(behind, u), aim.labels)
+
+
+def _is_right(logits: Tensor, labels: Tensor) -> Tensor:
+    """Bool (n,): the true class is decided, by numbers."""
+    return (logits.argmax(1) == labels) & logits.isfinite().all(1)
 
 
 # -------------------------------------------------------------------------------- where it is split
@@ -250,7 +255,7 @@ def _bound(
     low, high, way = torch.minimum(least, most), torch.maximum(least, most), (most - least).sign()
     behind = Behind(split, place, x[:1])
     slack = _SLACK * float(torch.maximum(low.abs(), high.abs()).max())
-    for point, raised in points:
+    for point, raised in ((x, x), *points):
         u, more = (split.give(place, p) for p in (point, raised))
         outside = (u < low - slack) | (u > high + slack)
         if bool((outside | (way * (more - u) < -slack)).any()):
@@ -264,7 +269,8 @@ def _draw(
     x: Tensor, index: Tensor, threat: ThreatModel, domain: Domain, seed: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Points of the cube around each image, one drawn evenly, one of its corners, and so on; and
-    each with half of its entries, or a few, raised."""
+    each with half of its entries, or a few, raised. Every second pair is of bytes, as images are
+    that somebody sends: a front end may be another where all pixels are."""
     for k in range(DRAWS):
         stream = _STREAM + 1 + 2 * k
         point = threat.start(x, domain, index, seed, stream).to(x)
@@ -273,7 +279,20 @@ def _draw(
             point = threat.project(x + threat.eps * corner, x, domain)
         drawn = uniform(domain.shape, index, seed, stream + 1).to(x)
         higher = point + threat.eps * drawn * (drawn > (0.5 if k % 4 < 2 else 0.95))
-        yield point, threat.project(higher, x, domain)
+        raised = threat.project(higher, x, domain)
+        if k % 4 >= 2:
+            point, raised = (_as_bytes(p, x, threat.eps, domain) for p in (point, raised))
+        yield point, raised
+
+
+def _as_bytes(point: Tensor, x: Tensor, eps: float, domain: Domain) -> Tensor:
+    """The point with all entries on the 256 levels of the box, none further than eps from the
+    image's."""
+    per = 255 / domain.width
+    level = ((point - domain.low) * per).round()
+    away = domain.low + level / per - x
+    level = level - away.sign() * (away.abs() > eps)
+    return domain.low + level / per
 
 
 def _follows(logits: Tensor, answer: Tensor) -> bool:

@@ -43,6 +43,10 @@ def smoothed(x):  # a low pass with small lobes: random points stay within its c
     return F.conv2d(x, kernel, padding=2)
 
 
+def on_bytes(x):
+    return bool(((255 * x).round() / 255 == x).all())
+
+
 MONOTONE = {
     "rounded": lambda x: (4 * x).round() / 4,
     "detached": lambda x: ((4 * x).round() / 4).detach(),
@@ -55,6 +59,7 @@ OTHERS = {
     "sharpened": sharpened,
     "smoothed": smoothed,
     "sine": lambda x: x + 0.3 * (30 * x).sin(),
+    "other on bytes": lambda x: x if on_bytes(x) else (x > 0.5).float(),
     "standardised": lambda x: (x - x.mean((2, 3), keepdim=True)) / x.std((2, 3), keepdim=True),
 }
 
@@ -137,3 +142,15 @@ def test_what_is_climbed_is_found_where_it_is():
     held = withstand(reach, data.labels, data.index)
     plain = ra.evaluate(net(), data, ra.APGD(loss="margin"), EPS)
     assert abs(float(held.float().mean()) - ra.robust_accuracy(plain)) < 0.05
+
+
+def test_what_is_no_number_is_not_held():
+    class Nan(nn.Module):
+        def forward(self, u: Tensor) -> Tensor:
+            return torch.where(u < 0.45, torch.nan, 0.0) + torch.tensor([1.0, 0.0]) * u
+
+    at = torch.full((3, 1), 0.5)
+    reach = Reach(Nan(), at, at - 0.1, at + 0.1)
+    assert not withstand(reach, torch.zeros(3).long(), torch.arange(3)).any()
+    far = Reach(Nan(), at + 0.3, at + 0.2, at + 0.4)
+    assert withstand(far, torch.zeros(3).long(), torch.arange(3)).all()
