@@ -166,11 +166,13 @@ class _Giving:
         return (self.u, *args[1:]) if given and args[0].shape == self.u.shape else args
 
 
-_RUN: ContextVar[_Watching | _Giving] = ContextVar("the pass of a split network, in this thread")
+_RUN: ContextVar[_Watching | _Giving | None] = ContextVar("the pass of a split net", default=None)
 
 
 def _meet(path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     run = _RUN.get()
+    if run is None:  # the network calls it in a thread of its own
+        return forward(*args, **kwargs)
     args = run.meet(path, args)
     graph = isinstance(run, _Giving) and run.u.requires_grad
     with torch.set_grad_enabled(graph or torch.is_grad_enabled()):

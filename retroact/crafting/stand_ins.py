@@ -122,12 +122,16 @@ class _Run:
     recorded: bool
 
 
-_RUN: ContextVar[_Run] = ContextVar("the forward pass of a stand-in, in this thread")
+_RUN: ContextVar[_Run | None] = ContextVar(
+    "forward pass of a stand-in, in this thread", default=None
+)
 
 
 def _pass(path: str, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """A module's call within a stand-in."""
     run = _RUN.get()
+    if run is None:  # the network calls it in a thread of its own, where nobody is followed
+        return forward(*args, **kwargs)
     with torch.set_grad_enabled(run.recorded or torch.is_grad_enabled()):
         if path in run.way.entries and is_batch(args, len(run.slope)):
             args = (_join(args[0], run.slope), *args[1:])

@@ -4,6 +4,7 @@ lost."""
 import pickle
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 import retroact as ra
 from retroact.auditing.battery import Battery
 from retroact.crafting.domain import Domain
+from retroact.crafting.reach import find_reaches
 from retroact.crafting.stand_ins import StandIn, Way, find_ways, fit_front, learn_reader
 
 DOMAIN = Domain((1, 8, 8))
@@ -287,3 +289,17 @@ def test_logits_in_a_larger_output_are_found_there(plain, output):
     found = ra.audit(plain, Wrapped(plain, rounded), data, ra.Linf(0.1), battery=little)
     assert found.verdict.effect != "GENUINE"
     assert found.verdict.counts.verified[1] < found.verdict.counts.clean[1]
+
+
+def test_a_network_that_calls_its_parts_in_threads_is_answered_as_it_is(plain, x):
+    def in_threads(net: nn.Module, x: Tensor) -> Tensor:
+        rounded = torch.round(31 * x) / 31
+        with ThreadPoolExecutor(2) as pool:
+            votes = list(pool.map(net, (rounded, rounded)))
+        return votes[0] + votes[1]
+
+    net = Wrapped(plain, in_threads)
+    followed = StandIn(net, Way(("net",), (), alike=True, changed=True, single=False))
+    assert torch.equal(followed(x), net(x))
+    data, threat = ra.data("digits/validation[:20]"), ra.Linf(0.1)
+    assert not list(find_reaches(net, data.images, data.index, threat, DOMAIN))
