@@ -426,7 +426,8 @@ KeepOption = Annotated[
 LearnOption = Annotated[
     str | None,
     typer.Option(
-        help="shifts (the default), kappa, slopes, early, norms, ends, or all (with --budget)"
+        help="shifts (the default), kappa, slopes, early, norms, ends, low-rank, or all (with"
+        " --budget)"
     ),
 ]
 StepsOption = Annotated[

@@ -67,6 +67,7 @@ from retroact.training.learnable import (
     Learnable,
     LearnedActivation,
     install_numbers,
+    install_products,
 )
 from retroact.training.resuming import (
     FILE,
@@ -112,9 +113,9 @@ class Hardening:
 
     The adversarial half comes from `attack_steps` steps of the margin loss at `eps_factor` times
     the threat's eps. `lr` is in units of a pre-activation for shifts and kappa, of the weights for
-    the rest; 0 is what suits `learn`: 0.03 for shifts, kappa, slopes, early and ends (whose weights
-    take 0.3 of it), 0.01 for norms, 0.001 for all. `bf16`: forward passes and the adversarial
-    images in bfloat16, faster on a processor that has it.
+    the rest; 0 is what suits `learn`: 0.03 for shifts, kappa, slopes, early, ends and low-rank
+    (whose weights take 0.3 of it), 0.01 for norms, 0.001 for all. `bf16`: forward passes and the
+    adversarial images in bfloat16, faster on a processor that has it.
 
     Over the first `ramp` of all steps eps grows from 0. Over the last `average` of them the rate
     stays what it is by then, and the mean of what was learned after each is what is kept (Izmailov
@@ -525,6 +526,8 @@ class _Learner:
         learned = part.parameters_of(self.work, example)
         self.weights = {name: p for name, p in learned.items() if name not in frozen}
         self._before = {name: p.detach().clone() for name, p in self.weights.items()}
+        products = part.products_of(self.work, example, frozen) if part.most else ()
+        self.products = install_products(self.work, products)
         if not self.tensors:
             raise ValueError(
                 f"{type(net).__name__} has nothing to learn as {recipe.learn!r}"
@@ -559,12 +562,14 @@ class _Learner:
 
     @property
     def tensors(self) -> list[nn.Parameter]:
-        return [a.value for a in self.activations.values()] + list(self.weights.values())
+        return list(self._named.values())
 
     @property
     def _named(self) -> dict[str, nn.Parameter]:
-        numbers = {f"{site}.number": a.value for site, a in self.activations.items()}
-        return numbers | self.weights
+        named = {f"{site}.number": a.value for site, a in self.activations.items()} | self.weights
+        for path, product in self.products.items():
+            named |= {f"{path}.a": product.a, f"{path}.b": product.b}
+        return named
 
     @property
     def count(self) -> int:
@@ -579,6 +584,9 @@ class _Learner:
             for name, learned in self.weights.items():
                 before = self._before[name]
                 named[name].copy_(before + dose * (learned.detach() - before))
+            for path, product in self.products.items():
+                weight = named[f"{path}.weight"]
+                weight.add_(product.value.view(weight.shape), alpha=dose)
         number = self._recipe.learnable.number
         if number is None:
             return self._call(built)

@@ -3,13 +3,16 @@
 Of every activation a number: one *shift* per channel, ReLU(z + b), which equals moving the biases
 and so folds to no cost; one *kappa*, or one *slope*. Or weights: the affine parameters of the
 *norms*; these and the *ends*, the layer that sees the example and the one that gives the logits; or
-*all*. *Early* is the shifts and the first layer's weights. The logits' biases always belong to it.
+*all*. *Early* is the shifts and the first layer's weights. *Low-rank* is the norms, all biases, the
+first layer and, of those after it, as many as fit into two per cent of the network, by a matrix of
+rank one that is added to their weights. The logits' biases always belong to it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
@@ -17,6 +20,7 @@ from typing import ClassVar, Literal, Protocol
 import torch
 from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization
 from torch.utils.hooks import RemovableHandle
 
 from retroact.activations.activation import Activation
@@ -29,7 +33,7 @@ from retroact.crafting.oracle import in_float
 from retroact.retrofitting.installed import installed
 from retroact.training.channels import channels_of
 
-Learn = Literal["shifts", "kappa", "slopes", "early", "norms", "ends", "all"]
+Learn = Literal["shifts", "kappa", "slopes", "early", "norms", "ends", "low-rank", "all"]
 
 SHARPNESS = 8.0
 """beta · kappa of the smoothed backward of a jump: within [4, 16], where it sees the jump and is
@@ -38,6 +42,9 @@ not misled by it."""
 ENDS_SHARE = 0.3
 """The weights of the first and last layer, which are small numbers and many, take this share of the
 norms' rate."""
+
+MOST = 0.02
+"""The share of the network's numbers that `low-rank` may learn."""
 
 _NORMS = (
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
@@ -51,19 +58,40 @@ class Learnable:
     """The weights that are learned, by name, and the number of each activation, where one is.
 
     `rate` is that of the first step where the recipe says none; weights that are no vectors take
-    the share `slow` of it.
+    the share `slow` of it. Where `most` is not 0, as many of the other layers as fit into that
+    share of the network are learned by a product.
     """
 
     rate: float
     weights: Callable[[nn.Module, Tensor], set[str]]
     number: Number | None = None
     slow: float = 1.0
+    most: float = 0.0
 
     def parameters_of(self, net: nn.Module, example: Tensor) -> dict[str, nn.Parameter]:
         """The parameters of `net` that are learned; it is run on `example` (n, …) to see its
         layers."""
         names = self.weights(net, example)
         return {name: p for name, p in net.named_parameters() if name in names}
+
+    def products_of(
+        self, net: nn.Module, example: Tensor, frozen: Container[str] = ()
+    ) -> list[str]:
+        """The layers that are learned by a product, in the order in which they run, as long as
+        there is room; not those whose weights are learned, `frozen` or another layer's as well."""
+        learned, own = self.parameters_of(net, example), _unshared(net)
+        room = self.most * sum(p.numel() for p in net.parameters())
+        room -= sum(p.numel() for name, p in learned.items() if name not in frozen)
+        found: list[str] = []
+        for path in dict.fromkeys(layers_of(net, example)):
+            name = f"{path}.weight"
+            if name not in own or name in learned or name in frozen:
+                continue
+            room -= len(own[name]) + own[name][0].numel()
+            if room < 0:
+                break
+            found.append(path)
+        return found
 
     def share(self, parameter: nn.Parameter) -> float:
         """The share of the rate that a learned parameter takes."""
@@ -173,7 +201,47 @@ def install_numbers(
     return learned
 
 
+# ----------------------------------------------------------------------------------------- products
+
+
+class Product(nn.Module):
+    """w + a bᵀ: of the weights w (m, …) of a layer the m numbers of a and as many of b as a row of
+    w has are learned (Hu et al. 2021, arXiv:2106.09685). a is 0 before the first step."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        drawn = torch.randn(weight[0].numel(), generator=torch.Generator().manual_seed(0))
+        self.a = nn.Parameter(torch.zeros(len(weight), 1))
+        self.b = nn.Parameter(0.1 * drawn[None])
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return weight + self.value.view(weight.shape)
+
+    @property
+    def value(self) -> Tensor:
+        """a bᵀ, (m, numbers of a row)."""
+        return self.a @ self.b
+
+
+def install_products(net: nn.Module, paths: Iterable[str]) -> dict[str, Product]:
+    """Adds a product to the weights of each of these layers of `net`, by path."""
+    made = {}
+    for path in paths:
+        layer = net.get_submodule(path)
+        assert isinstance(layer.weight, Tensor)
+        made[path] = Product(layer.weight).to(layer.weight)
+        register_parametrization(layer, "weight", made[path])
+    return made
+
+
 # ------------------------------------------------------------------------------------------ weights
+
+
+def _unshared(net: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that have one name only."""
+    named = list(net.named_parameters(remove_duplicate=False))
+    times = Counter(id(p) for _, p in named)
+    return {name: p for name, p in named if times[id(p)] == 1}
 
 
 def _every(net: nn.Module, example: Tensor) -> set[str]:
@@ -193,6 +261,11 @@ def _norms(net: nn.Module, example: Tensor) -> set[str]:
 def _ends(net: nn.Module, example: Tensor) -> set[str]:
     layers = layers_of(net, example)
     return _norms(net, example) | _affine(layers[:1] + layers[-1:])
+
+
+def _vectors_and_first(net: nn.Module, example: Tensor) -> set[str]:
+    layers = layers_of(net, example)
+    return _norms(net, example) | _affine(layers[:1]) | {f"{path}.bias" for path in layers}
 
 
 def _early(net: nn.Module, example: Tensor) -> set[str]:
@@ -234,6 +307,7 @@ LEARNABLE: dict[Learn, Learnable] = {
     "early": Learnable(0.03, _early, Shift(), slow=ENDS_SHARE),
     "norms": Learnable(0.01, _norms),
     "ends": Learnable(0.03, _ends, slow=ENDS_SHARE),
+    "low-rank": Learnable(0.03, _vectors_and_first, slow=ENDS_SHARE, most=MOST),
     "all": Learnable(0.001, _every),
 }
 """What each word of `Hardening.learn` means."""

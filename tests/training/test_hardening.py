@@ -22,7 +22,7 @@ from retroact.evaluation.trial import Trial
 from retroact.files import CheckpointError
 from retroact.retrofitting.copying import deep_copy
 from retroact.training.budget import within
-from retroact.training.hardening import Hardening, harden
+from retroact.training.hardening import Hardening, _Checkpoints, _Learner, harden
 from retroact.training.learnable import LEARNABLE, Kappa, Learn
 from retroact.training.resuming import FILE, read_checkpoint
 
@@ -166,6 +166,60 @@ def test_early_learns_the_shifts_and_the_first_layer(net, train):
     assert moved == ["module.conv1.weight", "module.fc2.bias"]
     assert hardened.net.retrofit.activation.sha256
     assert hardened.learned - before["module.conv1.weight"].numel() == 16 + 32 + 64 + 10
+
+
+def test_low_rank_learns_under_two_per_cent_and_changes_layers_by_rank_one(net, train):
+    made = harden(net, train, THREAT, replace(BRIEF, learn="low-rank"))
+    before, after = dict(net.named_parameters()), dict(made.net.named_parameters())
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    vectors = {name for name, p in before.items() if p.dim() == 1}
+    assert moved == vectors | {"module.conv1.weight", "module.conv2.weight"}
+    change = (after["module.conv2.weight"] - before["module.conv2.weight"]).flatten(1)
+    strengths = torch.linalg.svdvals(change)
+    assert strengths[0] > 1e4 * strengths[1]
+    product = sum(change.shape)
+    first = before["module.conv1.weight"].numel()
+    assert made.learned == sum(before[name].numel() for name in vectors) + first + product
+    assert made.share < 0.02
+    # a layer that is left has no room: its product would take more than two per cent
+    left = before["module.fc1.weight"]
+    assert made.learned + sum(left.shape) > 0.02 * made.parameters
+
+
+def test_half_a_dose_is_half_a_product_and_of_none_nothing_is_left(net, train):
+    learner = _Learner(net, replace(BRIEF, learn="low-rank"), train, THREAT)
+    learner.learn(0, _Checkpoints.of(None, {}, fresh=False), None)
+    none, half, whole = (learner.build(dose).module.conv2.weight for dose in (0.0, 0.5, 1.0))
+    assert torch.equal(none, net.module.conv2.weight)
+    torch.testing.assert_close(half - none, (whole - none) / 2)
+    assert torch.equal(decide(learner.work, train.images), decide(learner.build(1), train.images))
+
+
+def test_weights_of_two_layers_and_frozen_ones_get_no_product(train):
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.flat = nn.Conv2d(1, 4, 3), nn.Flatten()
+            self.middle, self.other = nn.Linear(144, 144), nn.Linear(144, 144)
+            self.frozen, self.last = nn.Linear(144, 144), nn.Linear(144, 10)
+            self.other.weight = self.middle.weight
+
+        def forward(self, x):
+            z = self.flat(self.first(x).relu())
+            for layer in (self.middle, self.other, self.frozen):
+                z = layer(z).relu()
+            return self.last(z)
+
+    torch.manual_seed(0)
+    net = Twice()
+    net.frozen.requires_grad_(False)
+    made = harden(net, train, THREAT, replace(BRIEF, learn="low-rank")).net
+    before, after = dict(net.named_parameters()), dict(made.named_parameters())
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved == {"first.weight", "last.weight"} | {
+        f"{layer}.bias" for layer in ("first", "middle", "other", "last")
+    }
+    assert made.other.weight is made.middle.weight
 
 
 def test_eps_grows_over_the_ramp_and_the_rate_stays_where_the_mean_begins():
@@ -447,9 +501,10 @@ def weights(made):
 @pytest.mark.parametrize(
     "recipe",
     [
-        Hardening(learn="ends"),
+        Hardening(learn="low-rank"),
         Hardening(ramp=0.5, average=0.6, pull=0.5),
-        # shifts without the rest that the second has
+        # parts of what the first and the second have
+        pytest.param(Hardening(learn="ends"), marks=pytest.mark.long),
         pytest.param(Hardening(), marks=pytest.mark.long),
     ],
     ids=str,
