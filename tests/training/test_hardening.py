@@ -195,6 +195,20 @@ def test_half_a_dose_is_half_a_product_and_of_none_nothing_is_left(net, train):
     assert torch.equal(decide(learner.work, train.images), decide(learner.build(1), train.images))
 
 
+def test_steps_attack_the_products_as_learned_also_where_norms_are_folded(train):
+    torch.manual_seed(0)
+    layers = nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 16, 3), nn.BatchNorm2d(16), nn.ReLU()
+    layers = *layers, nn.Flatten(), nn.Linear(256, 60), nn.Linear(60, 10)
+    net = ra.Classifier(nn.Sequential(*layers), shape=(1, 8, 8)).eval()
+    learner = _Learner(net, replace(BRIEF, learn="low-rank"), train, THREAT)
+    learner.learn(0, _Checkpoints.of(None, {}, fresh=False), None)
+    assert "module.2" in learner.products and learner.attacked is not learner.work
+    with torch.no_grad():
+        plain, learned, attacked = (f(train.images) for f in (net, learner.work, learner.attacked))
+    torch.testing.assert_close(attacked, learned)
+    assert float((learned - plain).abs().max()) > 0.01
+
+
 def test_weights_of_two_layers_and_frozen_ones_get_no_product(train):
     class Twice(nn.Module):
         def __init__(self):
